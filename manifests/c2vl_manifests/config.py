@@ -1,0 +1,506 @@
+"""Recipes: TOML presets validated into frozen models, overridden by `--set a.b=value`, fingerprinted.
+
+A knob belongs to the part that owns it; commands take a recipe, paths and `--set`, and no flag a field. The
+resolved recipe is saved as JSON beside every artefact it made.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.manifest import fingerprint
+
+QUESTION = (
+    "Is he/she or are they holding anything in the hand? Is he/she or are they standing or sitting? "
+    "What is he/she or are they trying to do? Answer the questions concisely"
+)
+"""The paper's question, verbatim (Section III-A)."""
+
+Aspect = Literal["pad", "center_crop", "squash"]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# ---------------------------------------------------------------------------------------------- pipeline
+
+
+class SkeletonsConfig(_Model):
+    """Assembly of skeleton files into joints."""
+
+    second_body: Literal["zeros", "copy"] = "zeros"
+    """What stands for the second body of a one-person clip (the field's NTU60 and NTU120 scripts differ)."""
+    max_frames: int = Field(default=300, ge=1)
+    pku_norm: Literal["aimclr", "first_frame_joint2", "none"] = "first_frame_joint2"
+
+
+class CropConfig(_Model):
+    """Vision prompts: one person crop a planned frame."""
+
+    engine: EngineSpec
+    query: str = "person"
+    margin: float = Field(default=0.1, ge=0, le=1)
+    """Added on every side, as a share of the box's own width and height."""
+    max_people: int = Field(default=2, ge=1)
+    """*Reading:* the crop is the union of at most this many people, since the question says "they"."""
+    max_side: int = Field(default=672, ge=32)
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
+
+
+class CaptionConfig(_Model):
+    """Language prompts: one answer a crop."""
+
+    engine: EngineSpec
+    question: str = QUESTION
+    aspect: Aspect = "pad"
+    """How a crop becomes the square that the model sees; LLaVA-1.5 was trained with pad."""
+
+
+class EmbedConfig(_Model):
+    """Vectors of crops and captions."""
+
+    engine: EngineSpec
+    aspect: Aspect = "pad"
+
+
+class PipelineConfig(_Model):
+    """The prompt factory."""
+
+    frames: int = Field(default=16, ge=1)
+    """Frames a sample: the centres of this many equal segments. The authors' captions have 16."""
+    shard_samples: int = Field(default=512, ge=1)
+    skeletons: SkeletonsConfig = SkeletonsConfig()
+    crop: CropConfig
+    caption: CaptionConfig
+    embed: EmbedConfig
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+
+class EncoderConfig(_Model):
+    """The skeleton encoder by name, and what may be varied in it."""
+
+    name: str = "stgcn"
+    blocks: tuple[tuple[int, int], ...] | None = None
+    """(channels, stride) a block; the encoder's own where not given."""
+    graph: Literal["stgcn", "proper"] = "stgcn"
+    temporal_kernel: int = Field(default=9, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+
+class Constant(_Model):
+    """alpha stays at one value."""
+
+    schedule: Literal["constant"] = "constant"
+    value: float = Field(default=0.5, ge=0, le=1)
+    """*Reading:* the paper gives no value for its ablation without progression."""
+
+
+class Cosine(_Model):
+    """alpha falls by cosine annealing, refreshed each epoch."""
+
+    schedule: Literal["cosine"] = "cosine"
+    start: float = Field(default=0.9, ge=0, le=1)
+    end: float = Field(default=0.1, ge=0, le=1)
+
+
+Alpha = Annotated[Constant | Cosine, Field(discriminator="schedule")]
+
+
+class Hard(_Model):
+    """InfoNCE: the identity as target (Eq. 2-3)."""
+
+    kind: Literal["hard"] = "hard"
+
+
+class _Soft(_Model):
+    temperature: float | None = Field(default=None, gt=0, le=1)
+    """tau of the targets; the student's own where not given (the paper's)."""
+
+
+class Intra(_Soft):
+    """Self-similarity targets on every row (Eq. 4-6)."""
+
+    kind: Literal["intra"] = "intra"
+    beta: float = Field(default=0.2, ge=0, le=1)
+
+
+class _Inter(_Soft):
+    inter_hard: float = Field(default=0.0, ge=0, le=1)
+    """Share of the identity mixed into Q; the paper's is 0."""
+    average: bool = False
+    """Divide Q's sum by its number of terms; the paper does not."""
+
+
+class Inter(_Inter):
+    """Cross-consistency targets on every row (Eq. 7-10)."""
+
+    kind: Literal["inter"] = "inter"
+
+
+class Blend(_Inter):
+    """Both targets on every row, weighted alpha and 1 - alpha."""
+
+    kind: Literal["blend"] = "blend"
+    beta: float = Field(default=0.2, ge=0, le=1)
+    alpha: Alpha = Cosine()
+
+
+class Partition(_Inter):
+    """The first floor(alpha B) rows use P, the rest Q (Eq. 12-13): with cosine alpha, the paper's objective."""
+
+    kind: Literal["partition"] = "partition"
+    beta: float = Field(default=0.2, ge=0, le=1)
+    alpha: Alpha = Cosine()
+
+
+def _targets_from_name(value: Any) -> Any:
+    """Accept Table VII's rows by name: `hard`, `blend(cosine)`, `partition(0.5)`."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(
+        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9.]+)\))?", value.strip()
+    )
+    if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
+        raise ValueError(f"{value!r} is none of {', '.join(TABLE_VII)}")
+    if match[2] is None:
+        return {"kind": match[1]}
+    if match[2] in {"cosine", "constant"}:
+        return {"kind": match[1], "alpha": {"schedule": match[2]}}
+    return {"kind": match[1], "alpha": {"schedule": "constant", "value": float(match[2])}}
+
+
+Targets = Annotated[
+    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")],
+    BeforeValidator(_targets_from_name),
+]
+
+TABLE_VII = (
+    "hard",
+    "intra",
+    "inter",
+    "blend(constant)",
+    "partition(constant)",
+    "blend(cosine)",
+    "partition(cosine)",
+)
+"""The rows of the paper's Table VII as values of `training.targets`."""
+
+
+def targets_name(targets: Hard | Intra | Inter | Blend | Partition) -> str:
+    """Return the short name of a `targets` value, as Table VII's rows are called here."""
+    if isinstance(targets, (Blend, Partition)):
+        return f"{targets.kind}({targets.alpha.schedule})"
+    return targets.kind
+
+
+class Temperature(_Model):
+    """tau of the student's logits."""
+
+    mode: Literal["fixed", "learnable", "raw"] = "learnable"
+    """`raw` stores ln(1/tau) and multiplies by it without exp, as the code the paper builds on does."""
+    tau: float = Field(default=0.07, gt=0, le=1)
+    lr: float = Field(default=1e-3, ge=0)
+    """Its own parameter group, without weight decay; tau is clamped to [0.01, 1]."""
+
+
+class Optimiser(_Model):
+    """SGD with warm-up and steps."""
+
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup_epochs: int = Field(default=5, ge=0)
+    milestones: tuple[int, ...] = (130, 140)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+
+
+class Augmentation(_Model):
+    """What a training clip goes through; a test clip is the central `test_window`, not rotated."""
+
+    window: tuple[float, float] = (0.5, 1.0)
+    """Share of the valid frames kept, drawn uniformly."""
+    rotation: float = Field(default=0.3, ge=0)
+    """Each of three angles is drawn from (-rotation, rotation) radians."""
+    test_window: float = Field(default=0.95, gt=0, le=1)
+
+
+class InputConfig(_Model):
+    """How a stored skeleton becomes a clip."""
+
+    stream: Literal["joint", "bone", "motion"] = "joint"
+    frames: int = Field(default=64, ge=4)
+    augmentation: Augmentation = Augmentation()
+
+
+class PretrainConfig(_Model):
+    """Cross-modal pre-training (Section III-D)."""
+
+    knowledge: Literal["vision", "language", "both"] = "both"
+    pooling: Literal["mean", "random", "ordered"] = "mean"
+    """16 vectors to one: their mean; a random frame each epoch; or the means of four consecutive quarters
+    side by side, which keeps the order in time."""
+    standardise: bool = False
+    """Centre and scale each knowledge dimension by the training split (for engines that are not CLIP)."""
+    pairs: Literal["true", "shuffled"] = "true"
+    """`shuffled`: each skeleton gets another sample's knowledge, the control that must not help."""
+    projector_dim: int = Field(default=512, ge=1)
+    targets: Targets = Partition()
+    teacher: Literal["self", "previous_epoch", "ema"] = "self"
+    ema: float = Field(default=0.99, gt=0, lt=1)
+    temperature: Temperature = Temperature()
+    optimiser: Optimiser = Optimiser()
+    epochs: int = Field(default=150, ge=1)
+    batch_size: int = Field(default=400, ge=2)
+
+
+class SupervisedConfig(_Model):
+    """The ceiling: the same encoder trained with labels."""
+
+    optimiser: Optimiser = Optimiser(milestones=(50, 70), weight_decay=1e-4)
+    epochs: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+
+
+class TrainingConfig(_Model):
+    """The trainer."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    input: InputConfig = InputConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
+    precision: Literal["float32", "bfloat16"] = "float32"
+    device: str = "auto"
+    checkpoint_every: int = Field(default=5, ge=1)
+    """Epochs between two checkpoints; the last epoch always leaves one."""
+
+
+# -------------------------------------------------------------------------------------------- evaluation
+
+
+class LinearConfig(_Model):
+    """One fully connected layer on frozen features."""
+
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    milestones: tuple[int, ...] = (80,)
+    lrs: tuple[float, ...] = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0)
+    """Swept on a held-out part of the training split, never on test."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+
+
+class KnnConfig(_Model):
+    """Nearest neighbours by cosine in the encoder's own feature."""
+
+    k: int = Field(default=1, ge=1)
+
+
+class EvaluationConfig(_Model):
+    """The protocols."""
+
+    linear: LinearConfig = LinearConfig()
+    knn: KnnConfig = KnnConfig()
+
+
+class Recipe(_Model):
+    """Everything a run needs to know."""
+
+    name: str
+    title: str = ""
+    pipeline: PipelineConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _roles(self) -> Recipe:
+        for stage, role in (("crop", "detector"), ("caption", "captioner"), ("embed", "encoder")):
+            spec: EngineSpec = getattr(self.pipeline, stage).engine
+            if spec.role != role:
+                raise ValueError(
+                    f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}"
+                )
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of the resolved recipe."""
+        return fingerprint(self.model_dump(mode="json"))
+
+
+# ----------------------------------------------------------------------------------------------- loading
+
+
+def _names(folder: str) -> list[str]:
+    files = (resources.files("c2vl_manifests") / "data" / folder).iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    return _names("recipes")
+
+
+def engine_names() -> list[str]:
+    """Names of the built-in engine presets."""
+    return _names("engines")
+
+
+def _near(word: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _read_toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML ({error})") from error
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`; tables merge, except that another `kind` replaces the table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            tags = ("kind", "schedule", "backend")
+            if all(old.get(tag) == value.get(tag, old.get(tag)) for tag in tags):
+                merged[key] = _merge(old, value)
+                continue
+        merged[key] = value
+    return merged
+
+
+def engine_preset(name: str) -> dict[str, Any]:
+    """Return the table of a built-in engine preset (`data/engines/<name>.toml`)."""
+    if name not in engine_names():
+        raise ConfigError(
+            f"unknown engine {name!r}; use one of {', '.join(engine_names())}{_near(name, engine_names())}"
+        )
+    path = resources.files("c2vl_manifests") / "data" / "engines" / f"{name}.toml"
+    return _read_toml(path.read_text("utf-8"), name)
+
+
+def _raw_recipe(name: str) -> dict[str, Any]:
+    """Read a recipe by name or path, following `extends` and naming engines in full."""
+    if name in recipe_names():
+        text = (resources.files("c2vl_manifests") / "data" / "recipes" / f"{name}.toml").read_text("utf-8")
+        table = _read_toml(text, f"recipe {name}")
+    elif name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(
+                f"recipe file {name} does not exist; give the path of a TOML file or one of {', '.join(recipe_names())}"
+            )
+        table = {"name": path.stem} | _read_toml(path.read_text("utf-8"), name)
+    else:
+        raise ConfigError(
+            f"unknown recipe {name!r}; use one of {', '.join(recipe_names())} or the path of a TOML file{_near(name, recipe_names())}"
+        )
+    parent = table.pop("extends", None)
+    stages = table.get("pipeline", {})
+    for stage in ("crop", "caption", "embed"):
+        engine = stages.get(stage, {}).get("engine") if isinstance(stages, dict) else None
+        if isinstance(engine, str):
+            stages[stage]["engine"] = engine_preset(engine)
+    return _merge(_raw_recipe(parent), table) if parent else table
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _override(table: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"--set {assignment!r} is not of the form section.key=value, e.g. training.pretrain.epochs=30"
+        )
+    *sections, last = key.strip().split(".")
+    at = table
+    for section in sections:
+        inner = at.get(section)
+        if isinstance(inner, str) and section == "targets":
+            inner = _targets_from_name(inner)
+        at[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        at = at[section]
+    parsed = _parse_value(value.strip())
+    if last == "engine" and isinstance(parsed, str):
+        parsed = engine_preset(parsed)
+    at[last] = parsed
+
+
+def _members(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models an annotation admits (through Optional, unions and Annotated)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in {Union, types.UnionType, Annotated}:
+        return [model for inner in get_args(annotation) for model in _members(inner)]
+    return []
+
+
+def _fields_at(location: tuple[int | str, ...]) -> list[str]:
+    """Return the keys allowed at the place where a validation error points."""
+    models: list[type[BaseModel]] = [Recipe]
+    for step in location[:-1]:
+        found = [
+            m
+            for model in models
+            if step in model.model_fields
+            for m in _members(model.model_fields[str(step)].annotation)
+        ]
+        models = found or models  # a union's tag is a step of the location and no field
+    return sorted({name for model in models for name in model.model_fields})
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """Turn pydantic's first complaint into one line: place, value, expectation, near name."""
+    first = error.errors()[0]
+    location = tuple(first["loc"])
+    place = ".".join(str(step) for step in location)
+    if first["type"] == "extra_forbidden":
+        allowed = _fields_at(location)
+        key = str(location[-1])
+        return f"recipe {source}: unknown key {place!r}{_near(key, allowed) or '; known here: ' + ', '.join(allowed)}"
+    if first["type"] == "missing":
+        return f"recipe {source}: {place} is missing; set it in the recipe or by --set {place}=…"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not location:
+        return f"recipe {source}: {message}"
+    return f"recipe {source}: {place} = {first['input']!r}: {message}"
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        name: a built-in recipe or the path of a TOML file (which may say `extends = "paper"`).
+        overrides: assignments `section.key=value`; values are TOML, or bare strings.
+
+    Raises:
+        ConfigError: in one line, with the nearest name for an unknown key.
+    """
+    table = _raw_recipe(name)
+    for assignment in overrides:
+        _override(table, assignment)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, name)) from error

@@ -1,0 +1,183 @@
+"""Datasets as data: ids and their fields, classes, benchmarks and splits, and how many samples are promised.
+
+Each built-in dataset is one TOML file under `data/datasets`; own sets use `generic` with a table of samples.
+A benchmark is one rule about one field of the id, so splits are computed, never shipped as lists of names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib import resources
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import ConfigError, DataError
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, Split] = ("train", "test")
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Benchmark(_Table):
+    """One rule: a sample trains if its `field` is in `train`, or is not in `test` where that is given."""
+
+    field: Literal["subject", "view", "setup", "video"]
+    train: tuple[int, ...] | None = None
+    test: tuple[int, ...] | None = None
+    range: bool = False
+    """`test` is (first, last), both included, rather than a list."""
+
+    def split(self, fields: Mapping[str, int]) -> Split:
+        """Return the split of a sample with these id fields."""
+        value = fields[self.field]
+        if self.train is not None:
+            return "train" if value in self.train else "test"
+        assert self.test is not None
+        tests = range(self.test[0], self.test[1] + 1) if self.range else self.test
+        return "test" if value in tests else "train"
+
+
+class Expected(_Table):
+    """What the dataset's authors promise, for the check before work."""
+
+    samples: int
+    usable: int | None = None
+    """Samples whose skeleton is not on the list of missing ones."""
+    videos: int | None = None
+    splits: dict[str, tuple[int, int]] = Field(default_factory=dict)
+    """benchmark -> (train, test) among the usable samples."""
+
+
+class Sessions(_Table):
+    """Which subjects were recorded in which setup, every one with all repeats, views and actions."""
+
+    repeats: tuple[int, ...]
+    views: tuple[int, ...]
+    actions: tuple[int, int]
+    later_setups: int | None = None
+    """From this setup on, `later_actions` were recorded instead of `actions`."""
+    later_actions: tuple[int, int] | None = None
+    subjects: dict[int, tuple[int, ...]]
+
+
+class Detector(_Table):
+    """The embedded person finder that suits this dataset's videos."""
+
+    backend: Literal["skeleton", "motion"]
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Dataset(_Table):
+    """One dataset as its TOML file describes it."""
+
+    name: str
+    title: str
+    reader: Literal["ntu", "pku", "utd", "synthetic", "generic"]
+    layout: str
+    bodies: int
+    fps: int
+    id_pattern: str
+    video_suffixes: tuple[str, ...]
+    skeleton_suffixes: tuple[str, ...]
+    default_recipe: str
+    embedded_detector: Detector
+    classes: tuple[str, ...] = ()
+    missing_list: str | None = None
+    lost: tuple[str, ...] = ()
+    expected: Expected | None = None
+    benchmarks: dict[str, Benchmark] = Field(default_factory=dict)
+    sessions: Sessions | None = None
+
+    @field_validator("benchmarks")
+    @classmethod
+    def _one_rule(cls, benchmarks: dict[str, Benchmark]) -> dict[str, Benchmark]:
+        for name, rule in benchmarks.items():
+            if (rule.train is None) == (rule.test is None):
+                raise ValueError(f"benchmark {name!r} must give exactly one of `train` and `test`")
+        return benchmarks
+
+    def parse_id(self, sample_id: str) -> dict[str, int]:
+        """Return the numeric fields of an id: subject, view, setup, repeat, action, as far as it has them.
+
+        Raises DataError for an id of another dataset.
+        """
+        match = re.fullmatch(self.id_pattern, sample_id)
+        if match is None:
+            raise DataError(
+                f"{sample_id!r} is not an id of {self.title}; expected the form {self.id_pattern}"
+            )
+        fields = {k: int(v) for k, v in match.groupdict().items() if v is not None and v.isdigit()}
+        side = match.groupdict().get("side")
+        if side is not None:
+            fields["view"] = "LMR".index(side) + 1
+        return fields
+
+    def splits(self, fields: Mapping[str, int]) -> dict[str, Split]:
+        """Return benchmark -> split of a sample with these id fields."""
+        return {name: rule.split(fields) for name, rule in self.benchmarks.items()}
+
+    def known_missing(self) -> frozenset[str]:
+        """Ids whose skeletons the dataset's authors list as missing or incomplete."""
+        if self.missing_list is None:
+            return frozenset()
+        text = (resources.files("c2vl_manifests") / "data" / "datasets" / self.missing_list).read_text(
+            "ascii"
+        )
+        return frozenset(text.split())
+
+    def promised_ids(self) -> Iterator[str]:
+        """Yield every id that `sessions` (NTU) or the class, subject and trial counts (UTD) promise, in order."""
+        if self.sessions is not None:
+            s = self.sessions
+            for setup, subjects in s.subjects.items():
+                later = s.later_setups is not None and setup >= s.later_setups
+                first, last = s.later_actions if later and s.later_actions else s.actions
+                for view in s.views:
+                    for subject in subjects:
+                        for repeat in s.repeats:
+                            for action in range(first, last + 1):
+                                yield f"S{setup:03d}C{view:03d}P{subject:03d}R{repeat:03d}A{action:03d}"
+        elif self.reader == "utd":
+            for action in range(1, len(self.classes) + 1):
+                for subject in range(1, 9):
+                    for repeat in range(1, 5):
+                        if (name := f"a{action}_s{subject}_t{repeat}") not in self.lost:
+                            yield name
+
+
+def dataset_names() -> list[str]:
+    """Names of the built-in datasets."""
+    folder = resources.files("c2vl_manifests") / "data" / "datasets"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+@lru_cache
+def load_dataset(name: str) -> Dataset:
+    """Return a built-in dataset by name.
+
+    Raises ConfigError, naming the near ones, for an unknown name.
+    """
+    names = dataset_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"unknown dataset {name!r}; use one of {', '.join(names)}{hint}")
+    text = (resources.files("c2vl_manifests") / "data" / "datasets" / f"{name}.toml").read_text("utf-8")
+    return Dataset.model_validate(tomllib.loads(text))
+
+
+def resolve_detector(spec: EngineSpec, dataset: Dataset) -> EngineSpec:
+    """Replace the back-end `dataset` by the embedded detector that suits the dataset's videos."""
+    if spec.backend != "dataset":
+        return spec
+    chosen = dataset.embedded_detector
+    return spec.model_copy(update={"backend": chosen.backend, "options": {**chosen.options, **spec.options}})

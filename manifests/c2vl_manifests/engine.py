@@ -1,0 +1,35 @@
+"""`EngineSpec`: the small serialisable choice of a back-end that travels to workers and into manifests."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Role = Literal["detector", "captioner", "encoder"]
+
+
+class EngineSpec(BaseModel):
+    """Which back-end plays a role, with which weights, how. Loaded by `c2vl_pipeline.engines.load`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    role: Role
+    backend: str
+    """`hf`, or one of the embedded ones: `skeleton`, `motion`, `posecode`, `classical`. `dataset`: whichever
+    embedded detector the dataset's description names."""
+    model: str | None = None
+    """Hub id or local folder; engines without weights have none."""
+    revision: str | None = None
+    """Branch, tag or commit asked for; the resolved commit is written to the stage's manifest."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: str = "auto"
+    """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1`."""
+    batch_size: int = Field(default=8, ge=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Knobs of this back-end alone; each engine names and checks its own."""
+
+    def key(self) -> str:
+        """Canonical JSON: equal specs have equal keys."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

@@ -1,0 +1,37 @@
+"""What long-running work says while it runs: plain values that a command line draws or logs.
+
+Library code never prints. It takes an `Emit` and calls it; `c2vl_manifests.terminal` turns the events into a
+progress bar on a terminal and into JSON lines elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`done` of `total` units of `task`; `info` are figures worth showing beside the bar (loss, no_person)."""
+
+    task: str
+    done: int
+    total: int
+    unit: str = "samples"
+    info: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One sentence for the user (`level`: info or warning)."""
+
+    text: str
+    level: str = "info"
+
+
+Event = Progress | Note
+Emit = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """Swallow an event: the default of every function that takes an `Emit`."""

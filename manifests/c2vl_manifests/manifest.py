@@ -1,0 +1,260 @@
+"""Commit protocol of the factory: how a shard becomes durable, and how a later run knows that it is.
+
+1. the table is written to a hidden temporary file in the same folder, with page checksums;
+2. it is synced, reopened and checked (rows, schema, stage key in its footer);
+3. `os.replace` puts it in place and the folder is synced;
+4. the shard's manifest (sha256, bytes, rows, status counts, key) is written the same way.
+
+**The manifest is the commit**: data without one is an orphan and is made again. A shard counts as done only if
+its manifest carries the key that this run would give it, so a changed recipe never reuses stale rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from c2vl_manifests.errors import DataError
+
+KEY_FIELD = b"c2vl.key"
+_VOLATILE = frozenset({"attempts"})
+"""Columns that may differ between two runs that made the same thing."""
+
+
+class ShardManifest(BaseModel):
+    """The commit of one shard."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    key: str
+    """Hash of all that determined the rows: see `fingerprint`."""
+    rows: int
+    bytes: int
+    sha256: str
+    digest: str
+    """Of the logical content: equal for equal rows, whatever wrote them."""
+    statuses: dict[str, int]
+    seconds: float = 0.0
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+class StageManifest(BaseModel):
+    """A whole stage: what made it, and (once `complete`) what it holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    key: str
+    inputs: dict[str, Any]
+    """Everything hashed into `key`: upstream key, resolved configuration, engine, schema version."""
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    """Engine as loaded (weights revision asked and resolved) and the versions of the libraries."""
+    shards: int
+    expected_rows: int
+    complete: bool = False
+    rows: int = 0
+    statuses: dict[str, int] = Field(default_factory=dict)
+    digest: str = ""
+    seconds: float = 0.0
+
+
+def canonical(value: Any) -> str:
+    """Return JSON in one fixed form, the thing that fingerprints hash."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
+
+
+def fingerprint(value: Any) -> str:
+    """Return the first 32 hex digits of the sha256 of a value's canonical JSON."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def commit_file(
+    path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None
+) -> None:
+    """Write a file so that it is either complete or absent.
+
+    `write` fills a hidden temporary path, `check` may refuse it by raising. OSError (a full disk) passes through
+    after the temporary file is removed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    try:
+        write(temporary)
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        if check is not None:
+            check(temporary)
+        temporary.replace(path)
+        sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def commit_text(path: Path, text: str) -> None:
+    """Write a text file atomically and durably."""
+    commit_file(path, lambda temporary: _write_text(temporary, text))
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def digest(table: pa.Table) -> str:
+    """Return a hash of a table's rows that does not depend on chunks, compression or who wrote them."""
+    columns = [name for name in table.column_names if name not in _VOLATILE]
+    plain = table.select(columns).replace_schema_metadata(None).combine_chunks()
+    sink = hashlib.sha256()
+    for batch in plain.to_batches():
+        sink.update(batch.serialize())
+    sink.update(str(plain.schema).encode())
+    return sink.hexdigest()[:32]
+
+
+def file_sha256(path: Path) -> str:
+    """Hash a file without loading it whole."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def commit_table(
+    path: Path,
+    table: pa.Table,
+    *,
+    key: str,
+    row_group: int,
+    seconds: float = 0.0,
+    byte_stream_split: tuple[str, ...] = (),
+    extra: Mapping[str, Any] | None = None,
+) -> ShardManifest:
+    """Write one shard and its manifest by the commit protocol and return the manifest.
+
+    Args:
+        path: `<stage>/shard-00000.parquet`; the manifest goes beside it as `.json`.
+        table: all rows of the shard.
+        key: what a later run must present to reuse the shard; also written into the footer.
+        row_group: rows a row group (small for images, thousands for vectors).
+        seconds: time spent, for the report.
+        byte_stream_split: float columns that compress better split by byte.
+        extra: further facts for the manifest.
+    """
+    stamped = table.replace_schema_metadata({KEY_FIELD: key.encode()})
+
+    def write(temporary: Path) -> None:
+        pq.write_table(
+            stamped,
+            temporary,
+            row_group_size=row_group,
+            compression="zstd",
+            compression_level=1,
+            use_dictionary=[
+                c for c in table.column_names if c in {"status", "error_class", "caption", "sample_id"}
+            ],
+            column_encoding=dict.fromkeys(
+                (f"{c}.list.element" for c in byte_stream_split), "BYTE_STREAM_SPLIT"
+            ),
+            write_page_checksum=True,
+            dictionary_pagesize_limit=64 << 20,
+        )
+
+    def check(temporary: Path) -> None:
+        problem = footer_problem(temporary, key, table.num_rows, table.schema)
+        if problem:
+            raise OSError(
+                f"{path}: written but unreadable ({problem}); check the disk and run the stage again"
+            )
+
+    commit_file(path, write, check)
+    statuses = table.column("status").to_pylist() if "status" in table.column_names else []
+    manifest = ShardManifest(
+        file=path.name,
+        key=key,
+        rows=table.num_rows,
+        bytes=path.stat().st_size,
+        sha256=file_sha256(path),
+        digest=digest(table),
+        statuses=dict(sorted(Counter(statuses).items())),
+        seconds=round(seconds, 3),
+        extra=dict(extra or {}),
+    )
+    commit_text(path.with_suffix(".json"), manifest.model_dump_json(indent=1) + "\n")
+    return manifest
+
+
+def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = None) -> str | None:
+    """Return what is wrong with a shard's footer, or None: cheap enough to ask of every shard at every start."""
+    try:
+        metadata = pq.read_metadata(path)
+        found = metadata.schema.to_arrow_schema()
+    except (OSError, pa.ArrowException) as error:
+        return str(error).splitlines()[0]
+    if metadata.num_rows != rows:
+        return f"{metadata.num_rows} rows, expected {rows}"
+    if (found.metadata or {}).get(KEY_FIELD, b"").decode() != key:
+        return "written under another configuration"
+    if schema is not None and not found.remove_metadata().equals(schema.remove_metadata()):
+        return "another schema"
+    return None
+
+
+def read_shard_manifest(path: Path) -> ShardManifest | None:
+    """Read the manifest of a shard, or None if there is none or it is damaged (the shard is then made again)."""
+    try:
+        return ShardManifest.model_validate_json(path.with_suffix(".json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def finished_shard(path: Path, key: str) -> ShardManifest | None:
+    """Return the manifest of a shard that is committed under `key` and whose file is whole, else None."""
+    manifest = read_shard_manifest(path)
+    if manifest is None or manifest.key != key:
+        return None
+    try:
+        if path.stat().st_size != manifest.bytes:
+            return None
+    except OSError:
+        return None
+    return manifest if footer_problem(path, key, manifest.rows) is None else None
+
+
+def read_stage_manifest(folder: Path) -> StageManifest | None:
+    """Read `stage.json` of a stage folder, or None where there is none.
+
+    Raises DataError for a damaged one.
+    """
+    path = folder / "stage.json"
+    if not path.is_file():
+        return None
+    try:
+        return StageManifest.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: damaged stage manifest ({first}); delete it and run the stage again"
+        ) from error
+
+
+def write_stage_manifest(folder: Path, manifest: StageManifest) -> None:
+    """Commit `stage.json`."""
+    commit_text(folder / "stage.json", manifest.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,67 @@
+"""`packed.json`: what the trainer is told about the arrays it reads. Written last by `c2vl-pipeline pack`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.layouts import Layout
+
+FILE = "packed.json"
+
+
+class PackedManifest(BaseModel):
+    """Facts about one packed dataset."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    title: str
+    fingerprint: str
+    """Of the logical content: equal for equal samples, joints and vectors."""
+    layout: dict[str, Any]
+    classes: tuple[str, ...]
+    samples: int
+    frames: int
+    bodies: int
+    slots: int
+    vision_dim: int
+    language_dim: int
+    engines: dict[str, dict[str, Any]]
+    """Which engine made crops, captions and embeddings, as its manifest says."""
+    second_body: str
+
+    def joint_layout(self) -> Layout:
+        """The joint layout, rebuilt from its names and parents."""
+        lay = self.layout
+        return Layout(lay["name"], tuple(lay["names"]), tuple(lay["parents"]), int(lay["dims"]))
+
+    def derived_from_joints(self, kind: str) -> bool:
+        """Whether a kind of knowledge (`vision`, `language`) is a function of the encoder's own input.
+
+        Crops by the skeleton engine are still pixels; captions by `posecode` are joints in words.
+        """
+        return kind == "language" and self.engines["captions"].get("derived_from") == "joints"
+
+
+def read_packed_manifest(folder: Path) -> PackedManifest:
+    """Read `packed.json`.
+
+    Raises:
+        StageError: the folder holds none (the pack stage did not run or did not finish).
+        DataError: it is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise StageError(
+            f"{folder} holds no packed data; run `c2vl-pipeline pack --work {folder.parent}` first"
+        )
+    try:
+        return PackedManifest.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise DataError(
+            f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `c2vl-pipeline pack` again"
+        ) from error

@@ -1,0 +1,121 @@
+"""Arrow schemas of everything that crosses a stage boundary, and the statuses a row can have.
+
+Every expected (sample, frame) has exactly one row in crops, captions and embeddings; every sample has exactly
+one row in samples and skeletons. Nothing is dropped: a row that could not be made says why.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+"""Part of every stage key: raise it when the meaning of a column changes."""
+
+
+class Status(StrEnum):
+    """What became of one row."""
+
+    OK = "ok"
+    NO_PERSON = "no_person"
+    """The frame was read and the detector found nobody in it."""
+    TRUNCATED_VIDEO = "truncated_video"
+    """The video ends before this planned frame."""
+    MISSING_VIDEO = "missing_video"
+    MISSING_SKELETON = "missing_skeleton"
+    """There is no skeleton file, it holds no body, or no joints at this instant."""
+    DECODE_ERROR = "decode_error"
+    """The file is there and cannot be read as what it claims to be."""
+    FAILED = "failed"
+    """Our own engine failed on this row; `error` holds its words."""
+
+
+_STATUS = [
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("error_class", pa.string()),
+    pa.field("error", pa.string()),
+    pa.field("attempts", pa.int16(), nullable=False),
+]
+_KEY = [pa.field("sample_id", pa.string(), nullable=False), pa.field("slot", pa.int16(), nullable=False)]
+
+SAMPLES = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("label", pa.int16(), nullable=False),  # 0-based class, -1 where unknown
+        pa.field("subject", pa.int16()),
+        pa.field("view", pa.int16()),
+        pa.field("setup", pa.int16()),
+        pa.field("repeat", pa.int16()),
+        pa.field("camera", pa.string(), nullable=False),  # videos of one camera share a background
+        pa.field("video", pa.string()),  # relative to the raw folder
+        pa.field("skeleton", pa.string()),
+        pa.field("start_frame", pa.int32()),  # of a longer video: [start, end)
+        pa.field("end_frame", pa.int32()),
+        pa.field("known_missing", pa.bool_(), nullable=False),  # on the dataset's list of missing skeletons
+        pa.field("problem", pa.string()),  # why nothing can be made of this sample
+        pa.field("splits", pa.map_(pa.string(), pa.string()), nullable=False),  # benchmark -> train | test
+    ]
+)
+
+SKELETONS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        *_STATUS,
+        pa.field("frames", pa.int32(), nullable=False),  # valid frames T kept
+        pa.field("frames_in_file", pa.int32(), nullable=False),
+        pa.field("bodies", pa.int16(), nullable=False),  # bodies with any non-zero joint
+        pa.field("frame_index", pa.list_(pa.int32()), nullable=False),  # file frame of each kept frame
+        pa.field("joints", pa.large_binary(), nullable=False),  # float32, C order, (T, M, V, C), metres
+    ]
+)
+
+CROPS = pa.schema(
+    [
+        *_KEY,
+        *_STATUS,
+        pa.field("frame_index", pa.int32()),  # planned frame of the video
+        pa.field("box", pa.list_(pa.float32())),  # x0, y0, x1, y1 in pixels of the frame, margin included
+        pa.field("score", pa.float32()),
+        pa.field("people", pa.int16(), nullable=False),  # boxes that the crop unites
+        pa.field("frame_width", pa.int32()),
+        pa.field("frame_height", pa.int32()),
+        pa.field("frames_advertised", pa.int32()),  # by the container
+        pa.field("frames_decoded", pa.int32()),  # in fact read, up to the last planned frame
+        pa.field("jpeg", pa.binary()),
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        *_KEY,
+        *_STATUS,
+        pa.field("caption", pa.string()),
+        pa.field("tokens", pa.int32()),
+    ]
+)
+
+
+def embeddings(image_dim: int, text_dim: int) -> pa.Schema:
+    """Schema of the embed stage for vectors of these widths.
+
+    Vectors are L2-normalised float16, all zero where their status is not ok. `status` is ok if either is.
+    """
+
+    def vector(name: str, dim: int) -> pa.Field:
+        return pa.field(
+            name, pa.list_(pa.field("element", pa.float16(), nullable=False), dim), nullable=False
+        )
+
+    return pa.schema(
+        [
+            *_KEY,
+            *_STATUS,
+            pa.field("vision_status", pa.string(), nullable=False),
+            vector("vision", image_dim),
+            pa.field("language_status", pa.string(), nullable=False),
+            vector("language", text_dim),
+            pa.field("tokens", pa.int32()),  # of the caption, before truncation
+            pa.field("truncated", pa.bool_(), nullable=False),
+        ]
+    )

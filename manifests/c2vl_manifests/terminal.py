@@ -1,0 +1,207 @@
+"""What the three command lines share: one red line for an error, a progress bar, JSON lines elsewhere.
+
+Only this module and the `cli` modules import typer and rich.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.events import Event, Note, Progress
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+    from rich.progress import TaskID
+
+_JSON_EVERY = 2.0
+"""Seconds between two JSON lines about the same task."""
+
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", help="Built-in recipe (paper, small, embedded, debug) or a TOML file.", show_default=False
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override one value of the recipe; may be repeated.",
+        show_default=False,
+    ),
+]
+
+
+def application(help_text: str) -> typer.Typer:
+    """Return a typer application of the house: no completion commands, plain tracebacks never shown."""
+    return typer.Typer(
+        help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+    )
+
+
+def main(app: typer.Typer) -> None:
+    """Run an application; what users can mend becomes one red line and exit code 1 (usage errors: 2)."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    try:
+        app()
+    except C2VLError as error:
+        _refuse(str(error))
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            _refuse(
+                f"the disk is full ({error.filename or error}); free some space and run the same command again: finished shards are kept"
+            )
+        elif error.errno in {
+            errno.EACCES,
+            errno.EROFS,
+            errno.ENOENT,
+            errno.ENOTDIR,
+            errno.EISDIR,
+            errno.EDQUOT,
+            errno.EFBIG,
+        }:
+            _refuse(f"{error.strerror}: {error.filename}; check the path and its permissions")
+        else:
+            _refuse(
+                f"{type(error).__name__}: {error}; nothing that was finished is lost, run the same command again"
+            )
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    from rich.console import Console
+
+    line = " ".join(message.split())
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", style="red", markup=False)
+    sys.exit(1)
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
+    """Print a table; numbers (all columns but the first) to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    # a pipe or a log file has no width of its own
+    (console if console.is_terminal else Console(width=140)).print(table)
+
+
+def say(text: str) -> None:
+    """Print one line of result."""
+    print(text, flush=True)
+
+
+class Reporter:
+    """Draws events: `with Reporter() as emit: run(…, emit=emit)`."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._bars: Bars | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._last: dict[str, float] = {}
+        self._started: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> Reporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Receive one event."""
+        if isinstance(event, Note):
+            self._note(event)
+        elif self._live:
+            self._draw(event)
+        else:
+            self._log(event)
+
+    def _note(self, event: Note) -> None:
+        if not self._live:
+            say(json.dumps({"event": event.level, "text": event.text}, ensure_ascii=False))
+            return
+        from rich.console import Console
+
+        console = self._bars.console if self._bars is not None else Console()
+        console.print(
+            event.text, style="yellow" if event.level == "warning" else None, markup=False, highlight=False
+        )
+
+    def _log(self, event: Progress) -> None:
+        now = time.monotonic()
+        first = event.task not in self._started
+        began, at = self._started.setdefault(event.task, (now, event.done))
+        finished = event.done >= event.total
+        if not (first or finished or now - self._last.get(event.task, 0.0) >= _JSON_EVERY):
+            return
+        self._last[event.task] = now
+        line: dict[str, Any] = {
+            "event": "progress",
+            "task": event.task,
+            "done": event.done,
+            "total": event.total,
+            "unit": event.unit,
+        }
+        rate = (event.done - at) / (now - began) if now > began else 0.0
+        if rate > 0:
+            line |= {"rate": round(rate, 2), "eta_s": round((event.total - event.done) / rate, 1)}
+        say(json.dumps(line | {k: _short(v) for k, v in event.info.items()}, ensure_ascii=False))
+
+    def _draw(self, event: Progress) -> None:
+        if self._bars is None:
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                TextColumn,
+                TimeElapsedColumn,
+                TimeRemainingColumn,
+            )
+            from rich.progress import Progress as RichProgress
+
+            self._bars = RichProgress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[info]}", style="dim"),
+            )
+            self._bars.start()
+        if event.task not in self._tasks:
+            self._tasks[event.task] = self._bars.add_task(
+                event.task, total=event.total, completed=event.done, rate="", info=""
+            )
+        speed = self._bars.tasks[self._bars.task_ids.index(self._tasks[event.task])].speed
+        self._bars.update(
+            self._tasks[event.task],
+            completed=event.done,
+            total=event.total,
+            rate=f"{speed:.1f} {event.unit}/s" if speed else event.unit,
+            info="  ".join(f"{k} {_short(v)}" for k, v in event.info.items()),
+        )
+
+
+def _short(value: float | int | str) -> float | int | str:
+    return float(f"{value:.4g}") if isinstance(value, float) else value
