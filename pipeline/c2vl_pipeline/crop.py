@@ -1,0 +1,291 @@
+"""`c2vl-pipeline crop`: 16 person crops a sample, stored as JPEG: the vision prompts (Section III-A).
+
+*Reading:* the paper crops "person" with Grounding DINO and shows one crop; the authors' captions come sixteen a
+sample and speak of "they" for two-person actions, so a crop is the union of the best (at most two) people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from c2vl_manifests.config import CropConfig, Recipe
+from c2vl_manifests.datasets import resolve_detector
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.events import Emit, Progress
+from c2vl_manifests.schema import CROPS, Status
+from c2vl_pipeline import skeletons
+from c2vl_pipeline.engines import Box, Frame, Image
+from c2vl_pipeline.index import Index
+from c2vl_pipeline.runner import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.video import Video, encode_jpeg, plan_frames
+
+Row = dict[str, Any]
+
+
+def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the crop of the best boxes, margin added, within the frame: whole pixels (x0, y0, x1, y1)."""
+    best = boxes[: config.max_people]
+    x0, y0 = min(b.x0 for b in best), min(b.y0 for b in best)
+    x1, y1 = max(b.x1 for b in best), max(b.y1 for b in best)
+    dx, dy = config.margin * (x1 - x0), config.margin * (y1 - y0)
+    left, top = int(np.clip(x0 - dx, 0, width - 1)), int(np.clip(y0 - dy, 0, height - 1))
+    right, bottom = (
+        int(np.ceil(np.clip(x1 + dx, left + 1, width))),
+        int(np.ceil(np.clip(y1 + dy, top + 1, height))),
+    )
+    return left, top, right, bottom
+
+
+def _limit_side(image: Image, most: int) -> Image:
+    side = max(image.shape[:2])
+    if side <= most:
+        return image
+    size = (max(1, round(image.shape[1] * most / side)), max(1, round(image.shape[0] * most / side)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _empty(sample: Row, slot: int) -> Row:
+    row: Row = dict.fromkeys(CROPS.names)
+    row.update(sample_id=sample["sample_id"], slot=slot, people=0)
+    return row
+
+
+class _ShardCrops:
+    """Collects the rows of one shard: each video is opened once and serves all its samples."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.config = shard.recipe.pipeline.crop
+        self.slots = shard.recipe.pipeline.frames
+        self.rows: dict[tuple[str, int], Row] = {}
+        self.waiting: list[tuple[list[Row], Frame]] = []
+        self.backgrounds: dict[str, Image | None] = {}
+
+    def give_up(self, sample: Row, status: Row) -> None:
+        for slot in range(self.slots):
+            self.rows.setdefault((sample["sample_id"], slot), _empty(sample, slot) | status)
+
+    def video(self, relative: str, samples: list[Row]) -> None:
+        """Read one video for all samples cut from it."""
+        try:
+            with Video(self.shard.index.root / relative) as video:
+                self._read(video, samples)
+        except DataError as error:
+            for sample in samples:
+                self.give_up(sample, failure(error, Status.DECODE_ERROR))
+        except FileNotFoundError as error:
+            for sample in samples:
+                self.give_up(sample, failure(error, Status.MISSING_VIDEO))
+
+    def _read(self, video: Video, samples: list[Row]) -> None:
+        wanted: dict[int, list[Row]] = {}
+        readers: dict[str, Any] = {}
+        for sample in samples:
+            total = video.count()
+            start, end = (
+                sample["start_frame"] or 0,
+                sample["end_frame"] if sample["end_frame"] is not None else total,
+            )
+            planned = plan_frames(start, end, self.slots)
+            if not planned:
+                self.give_up(
+                    sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
+                )
+            elif (
+                "joints" in self.shard.engine.needs and (error := self._skeleton(sample, readers)) is not None
+            ):
+                self.give_up(sample, error)
+            else:
+                for slot, number in enumerate(planned):
+                    row = _empty(sample, slot) | {
+                        "frame_index": number,
+                        "frames_advertised": video.advertised,
+                    }
+                    wanted.setdefault(number, []).append(row)
+        cameras = {s["sample_id"]: s["camera"] for s in samples}
+        for number, image in video.frames(wanted):
+            for row in wanted[number]:
+                row.update(frame_height=image.shape[0], frame_width=image.shape[1])
+            # rows that share a frame of one sample (a clip shorter than the slots) share its detection
+            for sample_id, group in groupby(wanted.pop(number), key=lambda r: str(r["sample_id"])):
+                rows = list(group)
+                file = readers.get(sample_id)
+                self.waiting.append(
+                    (
+                        rows,
+                        Frame(
+                            image=image,
+                            sample_id=sample_id,
+                            slot=rows[0]["slot"],
+                            camera=cameras[sample_id],
+                            joints=skeletons.projected(file, number) if file else None,
+                            background=self._background(cameras[sample_id]),
+                        ),
+                    )
+                )
+            if len(self.waiting) >= self._batch:
+                self.detect()
+        self.detect()
+        for rows in wanted.values():
+            for row in rows:
+                text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
+                self.rows[row["sample_id"], row["slot"]] = row | row_status(
+                    Status.TRUNCATED_VIDEO, "truncated", text
+                )
+        for (sample_id, _), row in self.rows.items():
+            if sample_id in cameras and row["frames_advertised"] is not None:
+                row["frames_decoded"] = video.decoded
+
+    @property
+    def _batch(self) -> int:
+        assert self.shard.spec is not None
+        return self.shard.spec.batch_size
+
+    def _skeleton(self, sample: Row, readers: dict[str, Any]) -> Row | None:
+        """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
+        if sample["skeleton"] is None:
+            return row_status(
+                Status.MISSING_SKELETON, "missing", "the skeleton engine needs the skeleton file"
+            )
+        try:
+            readers[sample["sample_id"]] = skeletons.read_ntu(self.shard.index.root / sample["skeleton"])
+        except DataError as error:
+            return failure(error, Status.DECODE_ERROR)
+        except OSError as error:
+            return failure(error, Status.MISSING_SKELETON)
+        return None
+
+    def _background(self, camera: str) -> Image | None:
+        if "background" not in self.shard.engine.needs:
+            return None
+        if camera not in self.backgrounds:
+            stored = cv2.imread(str(background_path(self.shard.folder, camera)))
+            self.backgrounds[camera] = (
+                None if stored is None else np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
+            )
+        return self.backgrounds[camera]
+
+    def detect(self) -> None:
+        """Find people in the waiting frames and store their crops."""
+        query = self.config.query
+        for (rows, frame), found in in_batches(
+            self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
+        ):
+            made = self._crop(frame, found)
+            for row in rows:
+                self.rows[row["sample_id"], row["slot"]] = row | made
+        self.waiting = []
+
+    def _crop(self, frame: Frame, found: list[Box] | Exception) -> Row:
+        if isinstance(found, Exception):
+            return failure(found, attempts=2)
+        if not found:
+            return row_status(Status.NO_PERSON)
+        height, width = frame.image.shape[:2]
+        left, top, right, bottom = union(found, self.config, width, height)
+        crop = _limit_side(frame.image[top:bottom, left:right], self.config.max_side)
+        return row_status(Status.OK) | {
+            "box": [float(left), float(top), float(right), float(bottom)],
+            "score": found[0].score,
+            "people": min(len(found), self.config.max_people),
+            "jpeg": encode_jpeg(crop, self.config.jpeg_quality),
+        }
+
+
+def process(shard: Shard) -> pa.Table:
+    """Make one shard: a row a (sample, slot)."""
+    crops = _ShardCrops(shard)
+    for relative, group in groupby(shard.samples, key=lambda s: s["video"]):
+        samples = []
+        for sample in group:
+            if sample["problem"]:
+                crops.give_up(sample, row_status(Status.FAILED, "problem", sample["problem"]))
+            elif relative is None:
+                crops.give_up(sample, row_status(Status.MISSING_VIDEO, "missing", "no video file"))
+            else:
+                samples.append(sample)
+        if samples:
+            crops.video(relative, samples)
+    rows = [crops.rows[s["sample_id"], slot] for s in shard.samples for slot in range(crops.slots)]
+    return pa.Table.from_pylist(rows, schema=CROPS)
+
+
+# ------------------------------------------------------------------------------------------ background
+
+_BACKGROUND_FRAMES = 32
+_BACKGROUND_CLIPS = 8
+
+
+def background_path(folder: Path, camera: str) -> Path:
+    """Where the empty scene of a camera is kept."""
+    safe = "".join(c if c.isalnum() else "-" for c in camera) or "camera"
+    return folder / "background" / f"{safe}.png"
+
+
+def _camera_frames(index: Index, samples: list[Row]) -> Iterator[Image]:
+    """Yield about 32 frames of one camera, spread over its clips and over each clip."""
+    step = max(len(samples) // _BACKGROUND_CLIPS, 1)
+    chosen = samples[::step][:_BACKGROUND_CLIPS]
+    for sample in chosen:
+        try:
+            with Video(index.root / sample["video"]) as video:
+                end = sample["end_frame"] if sample["end_frame"] is not None else video.count()
+                for _, image in video.frames(
+                    plan_frames(sample["start_frame"] or 0, end, _BACKGROUND_FRAMES // len(chosen))
+                ):
+                    yield image
+        except (DataError, OSError):
+            continue  # its own rows will say so
+
+
+def prepare(index: Index, folder: Path, spec: EngineSpec, emit: Emit) -> Mapping[str, Any]:
+    """Build the background of each camera (the median of many frames) where the engine needs one."""
+    from c2vl_manifests.manifest import commit_file, file_sha256
+    from c2vl_pipeline import engines
+
+    if "background" not in engines.load(spec).needs:
+        return {}
+    cameras: dict[str, list[Row]] = {}
+    for sample in index.table.to_pylist():
+        if sample["video"] is not None and not sample["problem"]:
+            cameras.setdefault(sample["camera"], []).append(sample)
+    made = {}
+    for number, (camera, samples) in enumerate(sorted(cameras.items())):
+        emit(Progress("backgrounds", number, len(cameras), "cameras"))
+        path = background_path(folder, camera)
+        if not path.is_file():
+            images = list(_camera_frames(index, samples))
+            if not images:
+                continue
+            same = [i for i in images if i.shape == images[0].shape]
+            median = np.median(np.stack(same), axis=0).astype(np.uint8)
+            data = cv2.imencode(".png", cv2.cvtColor(median, cv2.COLOR_RGB2BGR))[1].tobytes()
+            commit_file(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
+        made[camera] = file_sha256(path)
+    if cameras:
+        emit(Progress("backgrounds", len(cameras), len(cameras), "cameras"))
+    return {"backgrounds": made}
+
+
+def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+    return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
+
+
+STAGE = Stage(
+    name="crops",
+    command="crop",
+    process=process,
+    upstream=lambda recipe: (),
+    row_group=128,
+    per_frame=True,
+    engine=_engine,
+    prepare=prepare,
+)

@@ -1,0 +1,157 @@
+"""Back-ends without weights: real signals from the data at hand, so that the whole road runs on a laptop.
+
+They are named as what they are in every manifest and report, and stand in for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import EngineError
+from c2vl_pipeline.engines import Array, Box, Frame, Image, TextVectors
+
+
+def _options(spec: EngineSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an engine's options over its defaults; raises EngineError for one it does not have."""
+    unknown = sorted(set(spec.options) - set(defaults))
+    if unknown:
+        raise EngineError(
+            f"the {spec.role} engine {spec.backend!r} has no option {unknown[0]!r}; its options are {', '.join(defaults) or 'none'}"
+        )
+    return {**defaults, **spec.options}
+
+
+class SkeletonDetector:
+    """Boxes around the joints projected into the colour image, which NTU's files carry: exact, and no model.
+
+    Joints end at the wrist of a hand and the middle of the head, so each box grows by `grow` of its height.
+    """
+
+    needs = frozenset({"joints"})
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._options = _options(spec, {"grow": 0.08})
+
+    def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
+        """Return a box a body, the largest first; the query is not needed."""
+        return [self._boxes(frame) for frame in frames]
+
+    def _boxes(self, frame: Frame) -> list[Box]:
+        height, width = frame.image.shape[:2]
+        boxes = []
+        for joints in frame.joints if frame.joints is not None else ():
+            seen = joints[np.isfinite(joints).all(axis=1)]
+            if len(seen) < 2:
+                continue
+            grow = self._options["grow"] * np.ptp(seen[:, 1])
+            (x0, y0), (x1, y1) = seen.min(axis=0) - grow, seen.max(axis=0) + grow
+            x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
+            if x1 - x0 >= 2 and y1 - y0 >= 2:
+                boxes.append(Box(float(x0), float(y0), float(x1), float(y1), 1.0))
+        return sorted(boxes, key=lambda b: -(b.x1 - b.x0) * (b.y1 - b.y0))
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the manifest says of this engine."""
+        return {"backend": "skeleton", "derived_from": "joints", **self._options}
+
+
+class MotionDetector:
+    """Foreground of a fixed camera.
+
+    `background = "camera"`: what differs from the median of many frames of the camera. `background = "black"`:
+    what is not black, for recordings of a person on plain black (a median over such a clip would absorb a person
+    who stands still).
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._options = _options(spec, {"background": "camera", "threshold": 28, "min_area": 0.004})
+        if self._options["background"] not in {"camera", "black"}:
+            raise EngineError(
+                f"the motion engine's background is {self._options['background']!r}; use camera or black"
+            )
+        self.needs = frozenset({"background"} if self._options["background"] == "camera" else ())
+
+    def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
+        """Return boxes of the foreground's components, the largest first; the query is not needed."""
+        return [self._boxes(frame) for frame in frames]
+
+    def _boxes(self, frame: Frame) -> list[Box]:
+        image = frame.image
+        if frame.background is not None and frame.background.shape == image.shape:
+            difference = cv2.absdiff(image, frame.background).max(axis=2)
+        else:
+            difference = image.max(axis=2)
+        height, width = difference.shape
+        mask = (cv2.GaussianBlur(difference, (5, 5), 0) > self._options["threshold"]).astype(np.uint8)
+        reach = max(3, height // 40) | 1
+        mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
+        # clothes of the background's colour split a person; closing upright joins the parts
+        mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3 * reach, reach), np.uint8))
+        _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
+        least = self._options["min_area"] * height * width
+        blobs = sorted(
+            (s for s in stats[1:] if s[cv2.CC_STAT_AREA] >= least), key=lambda s: -s[cv2.CC_STAT_AREA]
+        )
+        # a second person is of the first one's size; specks are not people
+        return [
+            Box(float(x), float(y), float(x + w), float(y + h), float(min(1.0, area / (w * h))))
+            for x, y, w, h, area in blobs
+            if area >= 0.25 * blobs[0][cv2.CC_STAT_AREA]
+        ]
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the manifest says of this engine."""
+        return {"backend": "motion", **self._options}
+
+
+class Classical:
+    """HOG of the crop and hashed word n-grams of the caption, both without any training.
+
+    The histogram of oriented gradients of the crop at 64 x 64 (1,764 values) is brought to `image_dim` by a fixed
+    random projection, which keeps inner products; n-grams of one and two words are hashed into `text_dim`.
+    """
+
+    _SIDE = 64
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._options = _options(spec, {"image_dim": 256, "text_dim": 256, "seed": 0})
+        self.image_dim, self.text_dim = int(self._options["image_dim"]), int(self._options["text_dim"])
+        side = (self._SIDE, self._SIDE)
+        self._hog = cv2.HOGDescriptor(side, (16, 16), (8, 8), (8, 8), 9)
+        rng = np.random.default_rng(self._options["seed"])
+        shape = (int(self._hog.getDescriptorSize()), self.image_dim)
+        self._projection = (rng.standard_normal(shape) / np.sqrt(self.image_dim)).astype(np.float32)
+
+    def encode_images(self, images: Sequence[Image]) -> Array:
+        """Shape: n images -> (n, image_dim), L2-normalised."""
+        if not images:
+            return np.zeros((0, self.image_dim), np.float32)
+        small = [cv2.resize(i, (self._SIDE, self._SIDE), interpolation=cv2.INTER_AREA) for i in images]
+        grey = [cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in small]
+        descriptors = np.stack([np.asarray(self._hog.compute(i)).reshape(-1) for i in grey])
+        return _normalised(descriptors @ self._projection)
+
+    def encode_texts(self, texts: Sequence[str]) -> TextVectors:
+        """Shape: n texts -> (n, text_dim), L2-normalised; tokens are words and nothing is truncated."""
+        from sklearn.feature_extraction.text import HashingVectorizer
+
+        words = np.array([len(t.split()) for t in texts], np.int32)
+        if not texts:
+            return TextVectors(np.zeros((0, self.text_dim), np.float32), words, np.zeros(0, bool))
+        hashed = HashingVectorizer(n_features=self.text_dim, ngram_range=(1, 2)).transform(texts)
+        return TextVectors(_normalised(hashed.toarray()), words, np.zeros(len(texts), bool))
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the manifest says of this engine."""
+        return {"backend": "classical", **self._options}
+
+
+def _normalised(vectors: npt.NDArray[Any]) -> Array:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.maximum(norms, 1e-12), np.float32)

@@ -1,0 +1,187 @@
+"""`posecode`: sentences by rule from the joints, in the form of an answer to the paper's question.
+
+Standing or sitting, where each hand is, what moves and where to. A function of the encoder's own input, and so
+labelled "derived from joints" in every manifest and report: good for running the road, no evidence for language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import EngineError
+from c2vl_manifests.layouts import Layout
+from c2vl_pipeline.engines import Array, Caption, Crop, Pose
+
+_ROLES: dict[str, tuple[str, ...]] = {
+    "pelvis": ("spine_base", "hip_centre", "pelvis"),
+    "chest": ("spine_shoulder", "shoulder_centre", "neck"),
+    "head": ("head", "nose"),
+    **{
+        f"{joint}_{side}": (f"{joint}_{side}", f"{fallback}_{side}")
+        for side in ("left", "right")
+        for joint, fallback in (
+            ("hand", "wrist"),
+            ("shoulder", "shoulder"),
+            ("hip", "hip"),
+            ("knee", "knee"),
+            ("ankle", "ankle"),
+        )
+    },
+}
+_SPAN = 4
+"""Frames before and after the instant over which motion is judged (about a quarter of a second at 30 fps)."""
+
+
+def roles(layout: Layout) -> dict[str, int]:
+    """Return the joints the rules speak of; raises EngineError naming what a layout lacks."""
+    found = {role: layout.index(*names) for role, names in _ROLES.items()}
+    lacking = [role for role, joint in found.items() if joint is None]
+    if lacking:
+        raise EngineError(
+            f"posecode needs joints that layout {layout.name!r} does not name: {', '.join(lacking)}; choose another captioner"
+        )
+    return {role: joint for role, joint in found.items() if joint is not None}
+
+
+def _angle(a: Array, b: Array, c: Array) -> float:
+    """Angle at b in degrees."""
+    u, v = a - b, c - b
+    cosine = float(u @ v) / max(float(np.linalg.norm(u) * np.linalg.norm(v)), 1e-9)
+    return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+
+
+class _Person:
+    """One body at one instant: joints in units of the torso, in the body's own directions."""
+
+    def __init__(self, clip: Array, at: int, layout: Layout) -> None:
+        self.j = roles(layout)
+        now = clip[at]
+        self.torso = max(float(np.linalg.norm(now[self.j["chest"]] - now[self.j["pelvis"]])), 1e-3)
+        across = now[self.j["shoulder_right"]] - now[self.j["shoulder_left"]]
+        across[1] = 0
+        self.right = across / max(float(np.linalg.norm(across)), 1e-9)
+        self.now = now
+        self.before, self.after = clip[max(at - _SPAN, 0)], clip[min(at + _SPAN, len(clip) - 1)]
+
+    def at(self, role: str) -> Array:
+        return np.asarray(self.now[self.j[role]], np.float32)
+
+    def height(self, role: str) -> float:
+        """Height above the pelvis in torsos."""
+        return float(self.at(role)[1] - self.at("pelvis")[1]) / self.torso
+
+    def moved(self, role: str) -> Array:
+        """Displacement over the span in torsos."""
+        return np.asarray((self.after[self.j[role]] - self.before[self.j[role]]) / self.torso, np.float32)
+
+    def posture(self) -> str:
+        bent = [
+            _angle(self.at(f"hip_{s}"), self.at(f"knee_{s}"), self.at(f"ankle_{s}"))
+            for s in ("left", "right")
+        ]
+        trunk = self.at("chest") - self.at("pelvis")
+        lean = _angle(trunk, np.zeros_like(trunk), np.eye(len(trunk), dtype=np.float32)[1])
+        words = "sitting" if max(bent) < 125 else "crouching" if min(bent) < 105 else "standing"
+        return words + (" and bending over" if lean > 40 else "")
+
+    def hand(self, side: str) -> str:
+        other = "left" if side == "right" else "right"
+        place = self.at(f"hand_{side}")
+        height, head = self.height(f"hand_{side}"), self.height("head")
+        if np.linalg.norm(place - self.at("head")) < 0.55 * self.torso:
+            return "near the face"
+        if height > head + 0.15:
+            return "raised above the head"
+        if np.linalg.norm(place - self.at(f"hand_{other}")) < 0.45 * self.torso and height > 0.1:
+            return f"together with the {other} hand"
+        level = (
+            "at head height"
+            if height > head - 0.35
+            else "at chest height"
+            if height > 0.55
+            else "at waist height"
+            if height > 0.05
+            else "down"
+        )
+        outward = (
+            float((place - self.at(f"shoulder_{side}")) @ self.right)
+            / self.torso
+            * (1 if side == "right" else -1)
+        )
+        where = " out to the side" if outward > 0.55 else " across the body" if outward < -0.35 else ""
+        return level + where
+
+    def movement(self) -> str:
+        """Say what moves most, and which way."""
+        body = self.moved("pelvis")
+        whole = float(np.linalg.norm(body))
+        if abs(float(body[1])) > 0.25:
+            return "getting up" if body[1] > 0 else "going down"
+        parts = {f"the {s} hand": self.moved(f"hand_{s}") - body for s in ("left", "right")}
+        parts |= {f"the {s} foot": self.moved(f"ankle_{s}") - body for s in ("left", "right")}
+        sizes = {part: float(np.linalg.norm(by)) for part, by in parts.items()}
+        most = max(sizes, key=lambda part: sizes[part])
+        if whole > 0.45 and sizes[most] < 2 * whole:
+            return "walking"
+        if sizes[most] < 0.18:
+            return "holding still"
+        hands = [sizes["the left hand"], sizes["the right hand"]]
+        if most.endswith("hand") and min(hands) > 0.6 * max(hands):
+            together = parts["the left hand"] + parts["the right hand"]
+            return f"moving both hands {self._direction(np.asarray(together / 2, np.float32))}"
+        speed = "quickly " if sizes[most] > 0.9 else ""
+        return f"{speed}moving {most} {self._direction(parts[most])}"
+
+    def _direction(self, by: Array) -> str:
+        up, across = float(by[1]), float(by @ self.right)
+        if abs(up) >= 0.7 * float(np.linalg.norm(by)):
+            return "up" if up > 0 else "down"
+        if abs(across) >= 0.7 * float(np.linalg.norm(by)):
+            return "to the right" if across > 0 else "to the left"
+        return "back and forth"
+
+
+class PoseCode:
+    """Describes the joints around each crop's instant."""
+
+    needs = frozenset({"pose"})
+
+    def __init__(self, spec: EngineSpec) -> None:
+        if spec.options:
+            raise EngineError(
+                f"the captioner engine 'posecode' has no option {next(iter(spec.options))!r}; it has none"
+            )
+
+    def caption(self, crops: Sequence[Crop], question: str) -> list[Caption]:
+        """Return a few sentences a crop; the question is not read, its three parts shape the answer."""
+        return [self._describe(crop.pose) for crop in crops]
+
+    def _describe(self, pose: Pose | None) -> Caption:
+        if pose is None:
+            raise ValueError("posecode was given a crop without a pose")
+        bodies = [b for b in range(pose.clip.shape[1]) if pose.clip[pose.at, b].any()]
+        people = [_Person(np.array(pose.clip[:, b]), pose.at, pose.layout) for b in bodies]
+        if not people:
+            people = [_Person(np.array(pose.clip[:, 0]), pose.at, pose.layout)]
+        first = people[0]
+        sentences = []
+        if len(people) > 1:
+            apart = float(np.linalg.norm(people[0].at("pelvis") - people[1].at("pelvis"))) / first.torso
+            near = "touching distance" if apart < 1.3 else "arm's length" if apart < 2.2 else "a distance"
+            sentences.append(f"They are two people at {near}.")
+        for who, person in zip(("The person", "The other person"), people, strict=False):
+            sentences.append(f"{who} is {person.posture()}.")
+            sentences.append(
+                f"The right hand is {person.hand('right')} and the left hand is {person.hand('left')}."
+            )
+            sentences.append(f"{who} is {person.movement()}.")
+        text = " ".join(sentences)
+        return Caption(text, len(text.split()))
+
+    def describe(self) -> Mapping[str, Any]:
+        """What the manifest says of this engine."""
+        return {"backend": "posecode", "derived_from": "joints"}
