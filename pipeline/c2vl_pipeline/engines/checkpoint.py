@@ -1,0 +1,275 @@
+"""Finding, checking and loading a transformers checkpoint for one role.
+
+A checkpoint is a local folder or a hub id; a hub id is resolved to its folder in the cache first, so that
+what is loaded and what `describe` records are one thing. Nothing loads half: a missing file, another
+architecture or a weight without a place is refused in one line. Images always go through transformers' PIL
+processors, so that vectors do not depend on whether torchvision happens to be installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import EngineError
+
+HUB_TIMEOUT = 5.0
+"""Seconds the hub may take to answer at all: without a network an engine fails at once and does not retry."""
+
+_tf: Any = transformers  # its annotations are partial
+_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
+_BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
+
+
+class _Options(BaseModel):
+    """`EngineSpec.options` that every role has."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    allow_unexpected_weights: bool = False
+
+
+class _DetectorOptions(_Options):
+    threshold: float = Field(default=0.35, ge=0, le=1)
+    text_threshold: float = Field(default=0.25, ge=0, le=1)
+    shortest_edge: int | None = Field(default=None, ge=32)
+    longest_edge: int | None = Field(default=None, ge=32)
+
+
+class _CaptionerOptions(_Options):
+    max_new_tokens: int = Field(default=64, ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Need:
+    """What one role asks of a checkpoint, and how to speak of it."""
+
+    name: str
+    model_type: str
+    classes: tuple[str, str]
+    """Of transformers: model, processor."""
+    options: type[_Options]
+    setting: str
+    example: str
+
+
+_DINO = ("GroundingDinoForObjectDetection", "GroundingDinoProcessor")
+_LLAVA = ("LlavaForConditionalGeneration", "LlavaProcessor")
+_CLIP = ("CLIPModel", "CLIPProcessor")
+# fmt: off
+NEEDS = {
+    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, _DetectorOptions, "pipeline.crop.engine",
+                      "IDEA-Research/grounding-dino-tiny"),
+    "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "pipeline.caption.engine",
+                       "llava-hf/llava-1.5-7b-hf"),
+    "encoder": _Need("CLIP", "clip", _CLIP, _Options, "pipeline.embed.engine",
+                     "openai/clip-vit-large-patch14-336"),
+}
+# fmt: on
+
+
+def _line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": ")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the weight files `from_pretrained` would read, whether or not they exist."""
+    for whole in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{whole}.index.json"
+        if index.is_file() and not (folder / whole).is_file():
+            return [
+                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            ]
+        if (folder / whole).is_file():
+            return [folder / whole]
+    return [folder / "model.safetensors"]
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence progress bars and load reports: what matters in them becomes an EngineError."""
+    log = _tf.utils.logging
+    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
+    log.set_verbosity_error()
+    log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        log.set_verbosity(level)
+        if bars:
+            log.enable_progress_bar()
+
+
+def _refusal(spec: EngineSpec, what: str, wanted: str = "") -> EngineError:
+    need = NEEDS[spec.role]
+    return EngineError(
+        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {what}; get one "
+        f"with `hf download {wanted or need.example} --local-dir /path/to/folder` on a machine with "
+        f"network and point to it with `--set {need.setting}.model=/path/to/folder`"
+    )
+
+
+def locate(spec: EngineSpec) -> Path:
+    """Return the local folder of a checkpoint, with its weight files and the right architecture.
+
+    Raises:
+        EngineError: One line, for a checkpoint that is absent or of another architecture.
+    """
+    model = spec.model or ""
+    folder = Path(model).expanduser()
+    if not model:
+        raise _refusal(spec, "expected a hub id or a local folder")
+    if not folder.is_dir():
+        if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.is_file():
+            raise _refusal(spec, "no such folder")
+        folder = _find_on_hub(spec, model)
+    try:
+        found = json.loads((folder / "config.json").read_text()).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise _refusal(spec, f"not a checkpoint, its config.json cannot be read ({_line(error)})") from error
+    wanted = NEEDS[spec.role].model_type
+    if found != wanted:
+        raise _refusal(spec, f"holds a {found!r} model, expected {wanted!r}")
+    missing = [file.name for file in _weight_files(folder) if not file.is_file()]
+    if missing:
+        raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} beside config.json")
+    return folder
+
+
+def _find_on_hub(spec: EngineSpec, model: str) -> Path:
+    """Return the cache's folder if it is complete, else download it, else fail within seconds."""
+    revision, why = spec.revision, "HF_HUB_OFFLINE forbids asking the hub"
+    fetch = huggingface_hub.snapshot_download
+    try:
+        cached = Path(fetch(model, revision=revision, local_files_only=True, allow_patterns="config.json"))
+        if all(file.is_file() for file in (cached / "config.json", *_weight_files(cached))):
+            return cached
+    except (OSError, ValueError):  # not in the cache; no valid hub id
+        pass
+    try:
+        if not huggingface_hub.is_offline_mode():
+            info = huggingface_hub.HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
+            safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or [])
+            wanted = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
+            return Path(fetch(model, revision=revision, allow_patterns=wanted))
+    except hub_errors.RevisionNotFoundError:
+        why = f"the hub has no revision {revision!r} of it"
+    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
+        why = "the hub has no such model (or it is private or gated: `hf auth login`)"
+    except Exception as error:  # whatever the network stack raises, the remedy is the same
+        why = f"the hub does not answer ({_line(error)})"
+    wanted_id = f"{model} --revision {revision}" if revision else model
+    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", wanted_id)
+
+
+def revision(folder: Path) -> str:
+    """Return the commit of a hub snapshot, else SHA-256 over names and bytes of the files that are loaded."""
+    if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
+        return folder.name
+    small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}
+    files = sorted(small.union(_weight_files(folder)))
+    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
+
+
+@lru_cache(maxsize=8)
+def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
+    """Hash files once, as long as sizes and times stay what they are: weights can be many gigabytes."""
+    digest = hashlib.sha256()
+    for path, _, _ in files:
+        with path.open("rb") as file:
+            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    return f"sha256:{digest.hexdigest()}"
+
+
+class Checkpoint:
+    """One loaded checkpoint: model in eval mode on its device, processor, validated options.
+
+    Raises:
+        EngineError: One line, for an unknown option, an unusable device, and a checkpoint that is absent,
+            damaged, of another architecture, or does not fill the model exactly.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        self.need = need = NEEDS[spec.role]
+        try:
+            self.options = need.options.model_validate(spec.options).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise EngineError(
+                f"{need.setting}.options.{first['loc'][0]} = {first['input']!r}: {first['msg']}; the options "
+                f"are {', '.join(need.options.model_fields)}"
+            ) from error
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(auto if spec.device == "auto" else spec.device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise EngineError(
+                f"{need.setting}.device = {spec.device!r}: torch cannot use it ({_line(error)}); "
+                f"expected auto, cpu or one of the {torch.cuda.device_count()} GPUs it sees"
+            ) from error
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        self.folder = locate(spec)
+        self.model, self.processor = self._load()
+
+    def _load(self) -> tuple[Any, Any]:
+        model_class, processor_class = (getattr(_tf, name) for name in self.need.classes)
+        try:
+            with _quiet():
+                model, report = model_class.from_pretrained(
+                    self.folder,
+                    dtype=self.dtype,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # refused below, by name
+                )
+                processor = processor_class.from_pretrained(self.folder, local_files_only=True)
+                processor.image_processor = _tf.AutoImageProcessor.from_pretrained(
+                    self.folder, local_files_only=True, backend="pil"
+                )
+        except Exception as error:  # safetensors, pickle, json and tokenizers each have a family of their own
+            raise _refusal(self.spec, f"damaged or incomplete, cannot be loaded ({_line(error)})") from error
+        for kind in ("missing", "mismatched", "unexpected"):
+            names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
+            names = [name for name in names if not _BUFFERS.search(name)]
+            if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
+                hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
+                raise _refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
+        return model.eval().to(self.device), processor
+
+    def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
+        """Move a processor's output to the device; floating tensors take the model's dtype."""
+        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in moved.items()}
+
+    def parts(self, n: int) -> Iterator[slice]:
+        """Cut n items into batches."""
+        return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the stage's manifest says of this checkpoint."""
+        return {
+            "backend": "hf",
+            "model": self.spec.model,
+            "revision_asked": self.spec.revision,
+            "revision_resolved": revision(self.folder),
+            "dtype": self.spec.dtype,
+            "device": str(self.device),
+            "options": dict(self.options),
+            "transformers": transformers.__version__,
+        }
