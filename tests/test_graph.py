@@ -1,0 +1,73 @@
+"""Adjacency: the partition's counts, its normalisation, and the published algorithm computed naively."""
+
+import numpy as np
+import pytest
+
+from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
+from c2vl_training.graph import adjacency, hops_from_centre
+
+CHAIN = Layout("chain", ("a", "b", "c", "d"), (0, 0, 1, 2))
+ALONE = Layout("alone", ("a",), (0,))
+LAYOUTS = [KINECT_V1, KINECT_V2, CHAIN, ALONE]
+KINDS = ["stgcn", "proper"]
+
+
+def naive(layout: Layout, kind: str) -> np.ndarray:
+    """Follow the text: distances, column sums, then every pair of linked joints by its two distances."""
+    V = layout.joints
+    far = 10**6
+    distance = np.full(V, far)
+    for joint in range(V):
+        at, steps = joint, 0
+        while at != layout.centre:
+            at, steps = layout.parents[at], steps + 1
+        if kind == "proper" or steps <= 1:
+            distance[joint] = steps
+    linked = {(j, j) for j in range(V)} | set(layout.bones) | {(p, c) for c, p in layout.bones}
+    A = np.zeros((3, V, V))
+    for source, target in linked:
+        weight = 1 / sum((other, target) in linked for other in range(V))
+        outward = distance[source] < distance[target]
+        A[0 if source == target else 1 + outward, source, target] = weight
+    return A
+
+
+@pytest.mark.parametrize(("kind", "counts"), [("stgcn", [25, 40, 8]), ("proper", [25, 24, 24])])
+def test_subsets_of_the_25_joints_have_the_published_sizes(kind, counts):
+    assert [np.count_nonzero(A) for A in adjacency(KINECT_V2, kind)] == counts
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_matches_naive_reference(layout, kind):
+    A = adjacency(layout, kind)
+    assert A.dtype == np.float32
+    np.testing.assert_allclose(A, naive(layout, kind), rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_columns_sum_to_one_and_subsets_do_not_overlap(layout, kind):
+    A = adjacency(layout, kind)
+    np.testing.assert_allclose(A.sum(axis=(0, 1)), 1.0, rtol=1e-6)
+    assert (np.count_nonzero(A, axis=0) <= 1).all()
+    assert np.count_nonzero(A) == layout.joints + 2 * len(layout.bones)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_both_kinds_hold_the_same_graph(layout):
+    np.testing.assert_array_equal(adjacency(layout, "stgcn").sum(0), adjacency(layout, "proper").sum(0))
+
+
+def test_centripetal_messages_come_from_further_out():
+    hops = hops_from_centre(KINECT_V2)
+    A = adjacency(KINECT_V2, "proper")
+    for subset, sign in ((1, 1), (2, -1)):
+        source, target = np.nonzero(A[subset])
+        assert (hops[source] - hops[target] == sign).all()
+
+
+def test_unknown_kind_names_the_known_ones():
+    with pytest.raises(ConfigError, match="unknown graph 'spatial'; use one of stgcn, proper"):
+        adjacency(KINECT_V2, "spatial")

@@ -1,0 +1,1 @@
+"""Pre-training of skeleton encoders on packed arrays, and the supervised control."""

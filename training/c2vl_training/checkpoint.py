@@ -1,0 +1,148 @@
+"""What a run leaves on disk, and how it is read again: safetensors only, no pickle is ever loaded.
+
+run.json                what was run: recipe, seed, data fingerprint, samples, versions, seconds
+checkpoint.safetensors  weights, optimiser and teacher of the last checkpoint: a killed run goes on from it
+encoder.safetensors     the trained encoder; its presence means the run is finished
+metrics.jsonl           one line an epoch
+left_out.csv            samples that could not take part, and why
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from c2vl_manifests.config import EncoderConfig, InputConfig
+from c2vl_manifests.errors import CheckpointError
+from c2vl_manifests.layouts import Layout
+from c2vl_manifests.manifest import commit_file
+from c2vl_training import encoders
+
+CHECKPOINT = "checkpoint.safetensors"
+ENCODER = "encoder.safetensors"
+
+
+def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors and JSON facts atomically in one file."""
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    commit_file(path, lambda temporary: save_file(plain, temporary, {"c2vl": json.dumps(facts)}))
+
+
+def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save` wrote.
+
+    Raises:
+        CheckpointError: the file is absent, damaged, or not one of ours.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist; give the folder of a finished run (it holds {path.name})"
+        )
+    try:
+        with safe_open(path, framework="pt") as handle:
+            facts = json.loads((handle.metadata() or {})["c2vl"])
+            return {name: handle.get_tensor(name) for name in handle.keys()}, facts  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this program ({type(error).__name__}: {str(error)[:100]}); delete it and train again"
+        ) from error
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the momentum buffers by position of their parameter."""
+    found = {}
+    for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        buffer = optimiser.state.get(parameter, {}).get("momentum_buffer")
+        if buffer is not None:
+            found[f"optimiser.{number}"] = buffer
+    return found
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Put momentum buffers back."""
+    for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
+        if (buffer := tensors.get(f"optimiser.{number}")) is not None:
+            optimiser.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+
+
+def restore(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: Path) -> None:
+    """Load `prefix.*` into a module; every tensor must fit.
+
+    Raises:
+        CheckpointError: naming the first tensor that is missing, unexpected or of another shape.
+    """
+    wanted = module.state_dict()
+    given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    for name in sorted({*wanted, *given}):
+        if name not in given:
+            raise CheckpointError(
+                f"{source}: lacks the tensor {name!r} that this model has; it is of another model"
+            )
+        if name not in wanted:
+            raise CheckpointError(
+                f"{source}: holds the tensor {name!r} that this model lacks; it is of another model"
+            )
+        if wanted[name].shape != given[name].shape:
+            raise CheckpointError(
+                f"{source}: {name} has the shape {tuple(given[name].shape)}, this model's is {tuple(wanted[name].shape)}; it is of another model"
+            )
+    module.load_state_dict(given)
+
+
+@dataclass(frozen=True)
+class TrainedEncoder:
+    """A frozen encoder with what it must be fed."""
+
+    module: nn.Module
+    layout: Layout
+    input: InputConfig
+    facts: dict[str, Any]
+
+
+def save_encoder(folder: Path, module: nn.Module, facts: dict[str, Any]) -> None:
+    """Write the encoder of a finished run."""
+    save(folder / ENCODER, module.state_dict(), facts)
+
+
+def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
+    """Build the encoder of a finished run, in eval mode and without gradients.
+
+    Raises:
+        CheckpointError: the run is unfinished, damaged, or of another model.
+    """
+    path = folder / ENCODER
+    if not path.is_file() and (folder / CHECKPOINT).is_file():
+        raise CheckpointError(
+            f"{folder} is an unfinished run; run the same c2vl-train command again to finish it"
+        )
+    tensors, facts = load(path)
+    try:
+        lay, config = facts["layout"], EncoderConfig.model_validate(facts["encoder"])
+        layout = Layout(lay["name"], tuple(lay["names"]), tuple(lay["parents"]), int(lay["dims"]))
+        module = build_encoder(config, layout, int(facts["bodies"]))
+        inputs = InputConfig.model_validate(facts["input"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: does not say which encoder it holds ({str(error)[:100]})") from error
+    restore(module, tensors, "", path)
+    module.eval().requires_grad_(False).to(device)
+    return TrainedEncoder(module, layout, inputs, facts)
+
+
+def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> encoders.Encoder:
+    """Build the encoder that a recipe describes."""
+    return encoders.build(
+        config.name,
+        layout,
+        bodies=bodies,
+        blocks=config.blocks,
+        graph=config.graph,
+        temporal_kernel=config.temporal_kernel,
+        dropout=config.dropout,
+    )

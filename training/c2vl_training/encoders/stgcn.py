@@ -1,0 +1,173 @@
+"""ST-GCN (Yan et al. 2018): graph convolution over joints, temporal convolution over frames, ten blocks.
+
+Array order: (N, C, T, V, M) at the door, (N*M, C, T, V) inside, kept channels-last in memory. There the
+weighted sum over neighbours is one batched product whose result already is the input of the 1x1 convolution,
+so nothing is copied between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from c2vl_manifests.errors import ConfigError
+
+Blocks = Sequence[tuple[int, int]]
+"""(channels, temporal stride) of every block."""
+
+FULL: Blocks = (*[(64, 1)] * 4, (128, 2), *[(128, 1)] * 2, (256, 2), *[(256, 1)] * 2)
+"""The published widths: 3.08 M parameters (3.10 M with a head for 60 classes), 3.6 GMACs a clip of two
+bodies with 64 frames and 25 joints."""
+
+SLIM: Blocks = (*[(16, 1)] * 4, (32, 2), *[(32, 1)] * 2, (64, 2), (64, 1), (256, 1))
+"""A quarter of the widths but 256 at the end, as in CrosSCLR and its successors: 0.82 M parameters (0.84 M
+with a head for 60 classes), 0.59 GMACs a clip of two bodies with 50 frames."""
+
+
+class GraphConvolution(nn.Module):
+    """One 1x1 convolution a subset, each summed over its neighbours: Y = sum_k (W_k X + b_k) A_k.
+
+    The sum over neighbours comes first, so that it runs over C_in instead of 3 C_out channels; layers here
+    never narrow. Linearity makes that exact if the bias goes through the graph as well: a joint receives b_k
+    as often as column v of A_k says, hence a map of shape (C_out, V), sum_k b_k (column sums of A_k), which
+    differs between joints and which the normalisation that follows does not remove.
+    """
+
+    def __init__(self, c_in: int, c_out: int, subsets: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(c_in, subsets * c_out, kernel_size=1)
+        self.subsets = subsets
+
+    def forward(self, x: Tensor, A: Tensor) -> Tensor:
+        """Convolve over the graph.
+
+        Args:
+            x: Shape (N, C_in, T, V), best channels-last.
+            A: weights `A[k, source, target]`. Shape (K, V, V).
+
+        Returns:
+            Shape (N, C_out, T, V), channels-last.
+        """
+        N, C, T, V = x.shape
+        K = self.subsets
+        gather = A.permute(2, 0, 1).reshape(V * K, V)
+        heard = torch.bmm(gather.expand(N * T, V * K, V), x.permute(0, 2, 3, 1).reshape(N * T, V, C))
+        weight = self.conv.weight.view(K, -1, C).transpose(0, 1).reshape(-1, K * C, 1, 1)
+        bias = cast("Tensor", self.conv.bias).view(K, -1).T @ A.sum(dim=1)
+        y = F.conv2d(heard.view(N, T, V, K * C).permute(0, 3, 1, 2), weight)
+        return y.add_(bias[:, None, :])
+
+
+class Block(nn.Module):
+    """Graph convolution, temporal convolution, residual.
+
+    Args:
+        c_in: channels coming in.
+        c_out: channels going out.
+        stride: stride in time.
+        A: the graph. Shape (K, V, V).
+        kernel: frames a temporal kernel, odd.
+        dropout: after the temporal convolution.
+        residual: False for the first block of a network.
+    """
+
+    graph: Tensor
+
+    def __init__(
+        self, c_in: int, c_out: int, stride: int, A: Tensor, *, kernel: int, dropout: float, residual: bool
+    ) -> None:
+        super().__init__()
+        self.register_buffer("graph", A, persistent=False)
+        self.importance = nn.Parameter(torch.ones_like(A))
+        self.spatial = GraphConvolution(c_in, c_out, A.shape[0])
+        self.spatial_norm = nn.BatchNorm2d(c_out)
+        self.temporal = nn.Conv2d(c_out, c_out, (kernel, 1), (stride, 1), (kernel // 2, 0))
+        self.temporal_norm = nn.BatchNorm2d(c_out)
+        self.dropout = nn.Dropout(dropout, inplace=True)
+        self.residual = residual
+        self.shortcut: nn.Sequential | None = None
+        if residual and (c_in != c_out or stride != 1):
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, (stride, 1)), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the block.
+
+        Shape: (N, C_in, T, V) -> (N, C_out, ceil(T / stride), V)
+        """
+        y = F.relu_(self.spatial_norm(self.spatial(x, self.graph * self.importance)))
+        y = self.dropout(self.temporal_norm(self.temporal(y)))
+        if self.residual:
+            y = y + (x if self.shortcut is None else self.shortcut(x))
+        return F.relu_(y)
+
+
+class STGCN(nn.Module):
+    """Spatial temporal graph convolutional network without its classifier.
+
+    *Reading:* the paper says "ST-GCN" and no more. Its fine-tuned accuracies are reached by full-width
+    models only, so `FULL` is the default; `SLIM` is what comparable self-supervised work uses. Data
+    normalisation is over V*C with both bodies counted as samples (the original's), hence swapping the bodies
+    changes nothing.
+
+    Args:
+        blocks: (channels, stride) of every block.
+        graph: the graph from `c2vl_training.graph.adjacency`. Shape (K, V, V).
+        channels: coordinates a joint.
+        temporal_kernel: frames a temporal kernel, odd.
+        dropout: probability after every temporal convolution but the first.
+
+    Attributes:
+        dim: length of the feature vector.
+
+    Raises:
+        ConfigError: no blocks, an even kernel.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        graph: NDArray[np.float32],
+        *,
+        channels: int = 3,
+        temporal_kernel: int = 9,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not blocks:
+            raise ConfigError("an ST-GCN of no blocks; give at least one pair [channels, stride]")
+        if temporal_kernel % 2 == 0:
+            raise ConfigError(f"temporal_kernel = {temporal_kernel} is even; give an odd number of frames")
+        A = torch.as_tensor(graph)
+        widths = [channels, *(width for width, _ in blocks)]
+        self.dim: int = widths[-1]
+        self.data_norm = nn.BatchNorm1d(A.shape[-1] * channels)
+        self.blocks = nn.ModuleList(
+            Block(
+                widths[i],
+                width,
+                stride,
+                A,
+                kernel=temporal_kernel,
+                dropout=dropout if i else 0.0,
+                residual=i > 0,
+            )
+            for i, (width, stride) in enumerate(blocks)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encode clips.
+
+        Shape: (N, C, T, V, M) -> (N, D)
+        """
+        N, C, T, V, M = x.shape
+        rows = x.permute(0, 4, 2, 3, 1).reshape(N * M * T, V * C)
+        h: Tensor = self.data_norm(rows).view(N * M, T, V, C).permute(0, 3, 1, 2)
+        for block in self.blocks:
+            h = block(h)
+        return h.mean(dim=(2, 3)).view(N, M, self.dim).mean(dim=1)
