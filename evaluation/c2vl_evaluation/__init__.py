@@ -1,0 +1,1 @@
+"""Protocols on frozen features, the controls beside them, and the report."""

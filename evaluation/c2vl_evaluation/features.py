@@ -1,0 +1,92 @@
+"""Frozen features of a split: computed once a run, cached beside it, bound to the encoder and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from c2vl_manifests.errors import CheckpointError, DataError
+from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
+from c2vl_training import checkpoint
+from c2vl_training.data import Clips, Packed
+from c2vl_training.trainer import device_of
+
+Array = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features (N, D) float32 before the projector, and 0-based labels (N,), of one split."""
+
+    values: Array
+    labels: Labels
+    rows: Labels
+    left_out: int
+
+    def sample_ids(self, packed: Packed) -> list[str]:
+        """Ids of the rows."""
+        return [str(packed.index[int(r)]["sample_id"]) for r in self.rows]
+
+
+def extract(
+    run: Path, packed: Packed, benchmark: str, split: str, device: str = "auto", batch_size: int = 128
+) -> Features:
+    """Encode a split with the frozen encoder of a run, in eval mode, central window, no rotation.
+
+    Raises:
+        CheckpointError: no finished run there, or its encoder is of another joint layout.
+        DataError: samples without a label.
+    """
+    selection = packed.select(benchmark, split)
+    labels = packed.labels()[selection.rows]
+    if (labels < 0).any():
+        first = packed.index[int(selection.rows[int(np.argmax(labels < 0))])]["sample_id"]
+        raise DataError(
+            f"{int((labels < 0).sum())} of {len(labels)} {split} samples of {benchmark} have no label (first: {first}); evaluation needs all of them"
+        )
+    where = device_of(device)
+    weights = run / checkpoint.ENCODER
+    encoder = checkpoint.load_encoder(run, where)
+    if encoder.layout.names != packed.layout.names:
+        raise CheckpointError(
+            f"{run} was trained on the joints of layout {encoder.layout.name!r} ({encoder.layout.joints}), "
+            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same layout"
+        )
+    key = fingerprint(
+        {
+            "encoder": file_sha256(weights),
+            "data": packed.manifest.fingerprint,
+            "benchmark": benchmark,
+            "split": split,
+        }
+    )
+    cache = run / "features" / f"{benchmark}-{split}.safetensors"
+    values = _cached(cache, key)
+    if values is None or len(values) != len(selection.rows):
+        clips = Clips(packed, selection.rows, encoder.input, where)
+        with torch.inference_mode():
+            places = torch.arange(len(clips), device=where).split(batch_size)
+            values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
+        kept = values
+        commit_file(cache, lambda path: save_file({"features": kept}, path, {"key": key}))
+    return Features(values, labels, selection.rows, len(selection.left_out))
+
+
+def _cached(path: Path, key: str) -> Array | None:
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="np") as handle:
+            if (handle.metadata() or {}).get("key") != key:
+                return None
+            values: Array = handle.get_tensor("features")
+            return values
+    except (SafetensorError, OSError):
+        return None  # damaged: made again
