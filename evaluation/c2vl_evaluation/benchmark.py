@@ -110,7 +110,7 @@ def run_table(
                     name=line.name,
                     role=line.role,
                     seed=seed,
-                    run=str(folder),
+                    run=folder.relative_to(out).as_posix(),
                     knowledge=knowledge,
                     derived_from_joints=knowledge in {"language", "both"}
                     and packed.manifest.derived_from_joints("language"),

@@ -151,7 +151,7 @@ def _show(results: Results) -> None:
 def _report(results: Results, work: Path, out: Path) -> Path:
     from c2vl_evaluation.report import build, main_run
 
-    return build(results, out / "report.html", work=work, main=main_run(results, work))
+    return build(results, out / "report.html", work=work, main=main_run(results, work, out))
 
 
 def main() -> None:

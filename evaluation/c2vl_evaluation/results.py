@@ -25,7 +25,7 @@ class Row(BaseModel):
     role: Role
     seed: int
     run: str
-    """Folder of the run."""
+    """Folder of the run, relative to the table's, so that a table can be moved."""
     knowledge: str = ""
     derived_from_joints: bool = False
     """Its language prompts are a function of the encoder's own input."""

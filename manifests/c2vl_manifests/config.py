@@ -172,7 +172,8 @@ def _targets_from_name(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     match = re.fullmatch(
-        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9.]+)\))?", value.strip()
+        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?",
+        value.strip(),
     )
     if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
         raise ValueError(f"{value!r} is none of {', '.join(TABLE_VII)}")
@@ -238,6 +239,12 @@ class Augmentation(_Model):
     rotation: float = Field(default=0.3, ge=0)
     """Each of three angles is drawn from (-rotation, rotation) radians."""
     test_window: float = Field(default=0.95, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Augmentation:
+        if not 0 < self.window[0] <= self.window[1] <= 1:
+            raise ValueError(f"window = {self.window}: expected two shares, 0 < first <= second <= 1")
+        return self
 
 
 class InputConfig(_Model):
@@ -395,8 +402,10 @@ def engine_preset(name: str) -> dict[str, Any]:
     return _read_toml(path.read_text("utf-8"), name)
 
 
-def _raw_recipe(name: str) -> dict[str, Any]:
+def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     """Read a recipe by name or path, following `extends` and naming engines in full."""
+    if name in above:
+        raise ConfigError(f"recipe {above[0]}: extends itself ({' -> '.join((*above, name))})")
     if name in recipe_names():
         text = (resources.files("c2vl_manifests") / "data" / "recipes" / f"{name}.toml").read_text("utf-8")
         table = _read_toml(text, f"recipe {name}")
@@ -406,18 +415,31 @@ def _raw_recipe(name: str) -> dict[str, Any]:
             raise ConfigError(
                 f"recipe file {name} does not exist; give the path of a TOML file or one of {', '.join(recipe_names())}"
             )
-        table = {"name": path.stem} | _read_toml(path.read_text("utf-8"), name)
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name}: not TOML ({error})") from error
+        table = {"name": path.stem} | _read_toml(text, name)
     else:
         raise ConfigError(
             f"unknown recipe {name!r}; use one of {', '.join(recipe_names())} or the path of a TOML file{_near(name, recipe_names())}"
         )
     parent = table.pop("extends", None)
-    stages = table.get("pipeline", {})
+    stages = table.get("pipeline")
     for stage in ("crop", "caption", "embed"):
-        engine = stages.get(stage, {}).get("engine") if isinstance(stages, dict) else None
-        if isinstance(engine, str):
-            stages[stage]["engine"] = engine_preset(engine)
-    return _merge(_raw_recipe(parent), table) if parent else table
+        part = stages.get(stage) if isinstance(stages, dict) else None
+        if isinstance(part, dict) and isinstance(part.get("engine"), str):
+            part["engine"] = engine_preset(part["engine"])
+    if parent is None:
+        return table
+    if not isinstance(parent, str):
+        raise ConfigError(
+            f"recipe {name}: extends = {parent!r}; give the name of a recipe or the path of a TOML file"
+        )
+    beside = Path(name).parent / parent
+    if parent.endswith(".toml") and beside.is_file():  # as seen from the file that says so
+        parent = str(beside)
+    return _merge(_raw_recipe(parent, (*above, name)), table)
 
 
 def _parse_value(text: str) -> Any:
@@ -456,27 +478,37 @@ def _members(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def _fields_at(location: tuple[int | str, ...]) -> list[str]:
-    """Return the keys allowed at the place where a validation error points."""
+def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Return the key where a validation error points, as `--set` takes it, and the keys allowed beside it."""
     models: list[type[BaseModel]] = [Recipe]
-    for step in location[:-1]:
-        found = [
+    steps: list[str] = []
+    for number, step in enumerate(location):
+        last = number == len(location) - 1
+        tagged = [
             m
-            for model in models
-            if step in model.model_fields
-            for m in _members(model.model_fields[str(step)].annotation)
+            for m in models
+            if any(m.model_fields[t].default == step for t in ("kind", "schedule") if t in m.model_fields)
         ]
-        models = found or models  # a union's tag is a step of the location and no field
-    return sorted({name for model in models for name in model.model_fields})
+        if tagged and len(models) > 1 and not last:  # a union's tag is a step of the location and no key
+            models = tagged
+            continue
+        steps.append(str(step))
+        if not last:
+            models = [
+                m
+                for model in models
+                if step in model.model_fields
+                for m in _members(model.model_fields[str(step)].annotation)
+            ] or models
+    return ".".join(steps), sorted({name for model in models for name in model.model_fields})
 
 
 def _explain(error: ValidationError, source: str) -> str:
     """Turn pydantic's first complaint into one line: place, value, expectation, near name."""
     first = error.errors()[0]
     location = tuple(first["loc"])
-    place = ".".join(str(step) for step in location)
+    place, allowed = _place(location)
     if first["type"] == "extra_forbidden":
-        allowed = _fields_at(location)
         key = str(location[-1])
         return f"recipe {source}: unknown key {place!r}{_near(key, allowed) or '; known here: ' + ', '.join(allowed)}"
     if first["type"] == "missing":

@@ -161,9 +161,12 @@ def load_layout(name: str, folder: Path | None = None) -> Layout:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
         names = tuple(str(n) for n in table["names"])
+        if strangers := [str(p) for p in table["parents"] if str(p) not in names]:
+            raise ValueError(f"the parent {strangers[0]!r} is not one of the names")
         parents = tuple(names.index(str(p)) for p in table["parents"])
-    except (tomllib.TOMLDecodeError, KeyError, ValueError, UnicodeDecodeError) as error:
+        dims = int(table.get("dims", 3))
+    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise ConfigError(
             f"{path}: not a joint layout ({error}); give `names` and `parents`, by joint name"
         ) from error
-    return Layout(path.stem, names, parents, int(table.get("dims", 3)))
+    return Layout(path.stem, names, parents, dims)

@@ -92,12 +92,13 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
     """Print a table; numbers (all columns but the first) to the right."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # plain: names may hold brackets
     console = Console()
     # a pipe or a log file has no width of its own
     (console if console.is_terminal else Console(width=140)).print(table)

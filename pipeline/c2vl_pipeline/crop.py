@@ -20,9 +20,11 @@ from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Emit, Progress
+from c2vl_manifests.manifest import commit_file, file_sha256
 from c2vl_manifests.schema import CROPS, Status
-from c2vl_pipeline import skeletons
+from c2vl_pipeline import engines, skeletons
 from c2vl_pipeline.engines import Box, Frame, Image
+from c2vl_pipeline.engines.embedded import empty_scene
 from c2vl_pipeline.index import Index
 from c2vl_pipeline.runner import Shard, Stage, failure, in_batches, row_status
 from c2vl_pipeline.video import Video, encode_jpeg, plan_frames
@@ -220,8 +222,8 @@ def process(shard: Shard) -> pa.Table:
 
 # ------------------------------------------------------------------------------------------ background
 
-_BACKGROUND_FRAMES = 32
-_BACKGROUND_CLIPS = 8
+_BACKGROUND_FRAMES = 64
+_BACKGROUND_CLIPS = 16
 
 
 def background_path(folder: Path, camera: str) -> Path:
@@ -231,7 +233,7 @@ def background_path(folder: Path, camera: str) -> Path:
 
 
 def _camera_frames(index: Index, samples: list[Row]) -> Iterator[Image]:
-    """Yield about 32 frames of one camera, spread over its clips and over each clip."""
+    """Yield about 64 frames of one camera, spread over its clips and over each clip."""
     step = max(len(samples) // _BACKGROUND_CLIPS, 1)
     chosen = samples[::step][:_BACKGROUND_CLIPS]
     for sample in chosen:
@@ -247,10 +249,7 @@ def _camera_frames(index: Index, samples: list[Row]) -> Iterator[Image]:
 
 
 def prepare(index: Index, folder: Path, spec: EngineSpec, emit: Emit) -> Mapping[str, Any]:
-    """Build the background of each camera (the median of many frames) where the engine needs one."""
-    from c2vl_manifests.manifest import commit_file, file_sha256
-    from c2vl_pipeline import engines
-
+    """Build the empty scene of each camera where the engine needs one."""
     if "background" not in engines.load(spec).needs:
         return {}
     cameras: dict[str, list[Row]] = {}
@@ -266,8 +265,7 @@ def prepare(index: Index, folder: Path, spec: EngineSpec, emit: Emit) -> Mapping
             if not images:
                 continue
             same = [i for i in images if i.shape == images[0].shape]
-            median = np.median(np.stack(same), axis=0).astype(np.uint8)
-            data = cv2.imencode(".png", cv2.cvtColor(median, cv2.COLOR_RGB2BGR))[1].tobytes()
+            data = cv2.imencode(".png", cv2.cvtColor(empty_scene(same), cv2.COLOR_RGB2BGR))[1].tobytes()
             commit_file(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
         made[camera] = file_sha256(path)
     if cameras:

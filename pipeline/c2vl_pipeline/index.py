@@ -8,6 +8,7 @@ only by evaluation.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import tomllib
 from collections.abc import Iterator
@@ -171,16 +172,24 @@ def _pku_rows(dataset: Dataset, root: Path) -> Iterator[dict[str, Any]]:
                 continue
             try:
                 label, start, end = (int(float(v)) for v in line.split(",")[:3])
-            except ValueError as error:
+            except (ValueError, OverflowError) as error:
                 raise DataError(
                     f"{root / labels[video]}:{number}: expected `class,start,end,confidence`, found {line!r}"
                 ) from error
+            if not 1 <= label <= len(dataset.classes):
+                raise DataError(
+                    f"{root / labels[video]}:{number}: class {label}; expected 1 to {len(dataset.classes)}"
+                )
             head = (
                 f"A{fields['setup']:03d}N{fields['subject']:03d}"
                 if "setup" in fields
                 else f"A{fields['video']:04d}"
             )
-            problem = f"label row {number}: start {start} is after end {end}" if start > end else None
+            problem = None
+            if start > end:
+                problem = f"label row {number}: start {start} is after end {end}"
+            elif start < 1:
+                problem = f"label row {number}: start {start} is before the first frame, 1"
             yield _row(
                 f"{head}V{fields['view']:03d}C{label:03d}L{number:03d}",
                 label=label - 1,
@@ -208,15 +217,18 @@ def _generic_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
         )
     try:
         if path.suffix == ".parquet":
-            entries = pq.read_table(path).to_pylist()
+            numbered = list(enumerate(pq.read_table(path).to_pylist(), 1))
         else:
-            with path.open(newline="", encoding="utf-8") as handle:
-                entries = list(csv.DictReader(handle))
+            with path.open(
+                newline="", encoding="utf-8-sig"
+            ) as handle:  # spreadsheets write a byte order mark
+                reader = csv.DictReader(handle)
+                numbered = [(reader.line_num, entry) for entry in reader]
     except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a table of samples ({error})") from error
-    labels = {str(e["label"]).strip() for e in entries if e.get("label") not in (None, "")}
+    labels = {label for _, entry in numbered if (label := _label(entry))}
     ordered = sorted(labels, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
-    rows = [_generic_row(path, number, entry, ordered) for number, entry in enumerate(entries, 2)]
+    rows = [_generic_row(path, number, entry, ordered) for number, entry in numbered]
     twice = [r["sample_id"] for r in rows]
     if len(set(twice)) != len(twice):
         double = next(s for i, s in enumerate(twice) if s in twice[:i])
@@ -226,13 +238,21 @@ def _generic_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     )
 
 
+def _label(entry: dict[str, Any]) -> str:
+    """Return a label as text, empty where there is none; pandas writes whole numbers beside gaps as 3.0."""
+    value = entry.get("label")
+    if isinstance(value, float):
+        return "" if math.isnan(value) else str(int(value)) if value.is_integer() else str(value)
+    return "" if value is None else str(value).strip()
+
+
 def _generic_row(path: Path, number: int, entry: dict[str, Any], labels: list[str]) -> dict[str, Any]:
     def whole(column: str) -> int | None:
         value = entry.get(column)
         if value in (None, ""):
             return None
         try:
-            return int(str(value))
+            return int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
         except ValueError as error:
             raise DataError(f"{path}:{number}: {column} = {value!r} is not a whole number") from error
 
@@ -246,16 +266,16 @@ def _generic_row(path: Path, number: int, entry: dict[str, Any], labels: list[st
                 raise DataError(f"{path}:{number}: {column} = {value!r}; use train, test or leave it empty")
             splits.append((column.removeprefix("split_"), str(value)))
     start, end = whole("start_frame"), whole("end_frame")
-    problem = (
-        f"start_frame {start} is not before end_frame {end}"
-        if start is not None and end is not None and start >= end
-        else None
-    )
-    label = entry.get("label")
+    problem = None
+    if start is not None and end is not None and start >= end:
+        problem = f"start_frame {start} is not before end_frame {end}"
+    elif start is not None and start < 0:
+        problem = f"start_frame {start} is negative; the first frame is 0"
+    label = _label(entry)
     view = whole("view")
     return _row(
         sample_id,
-        label=labels.index(str(label).strip()) if label not in (None, "") else -1,
+        label=labels.index(label) if label else -1,
         subject=whole("subject"),
         view=view,
         camera=str(entry.get("camera") or (f"view{view}" if view is not None else entry.get("video") or "")),
@@ -375,7 +395,16 @@ def build(
     if only_present:
         rows = [r for r in rows if r["video"] or r["skeleton"]]
         findings.missing_videos, findings.missing_skeletons = [], []
-    rows = rows[:limit]
+    if limit is not None:
+        rows = rows[:limit]
+        kept, files = (
+            {r["sample_id"] for r in rows},
+            {r[what] for r in rows for what in ("video", "skeleton")},
+        )
+        findings.missing_videos = [s for s in findings.missing_videos if s in kept]
+        findings.missing_skeletons = [s for s in findings.missing_skeletons if s in kept]
+        findings.problems = [s for s in findings.problems if s in kept]
+        findings.empty = [f for f in findings.empty if f in files]
     if not rows:
         raise DataError(
             f"{root} holds no sample of {dataset.title}; expected files ending in {', '.join((*dataset.video_suffixes, *dataset.skeleton_suffixes))} somewhere below it"

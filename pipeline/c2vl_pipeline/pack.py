@@ -13,6 +13,7 @@ A folder without `packed.json` is unfinished: it is written last.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,14 @@ import pyarrow.parquet as pq
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Progress, silent
-from c2vl_manifests.manifest import commit_file, commit_text, fingerprint, read_stage_manifest, sync_folder
+from c2vl_manifests.manifest import (
+    StageManifest,
+    commit_file,
+    commit_text,
+    fingerprint,
+    read_stage_manifest,
+    sync_folder,
+)
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.index import Index, load
@@ -46,7 +54,7 @@ INDEX = pa.schema(
 STAGES = ("skeletons", "crops", "captions", "embeddings")
 
 
-def _needed(index: Index) -> dict[str, Any]:
+def _needed(index: Index) -> dict[str, StageManifest]:
     """Return the manifests of the stages that pack reads; raises StageError where one is missing or unfinished."""
     manifests = {}
     for name in STAGES:
@@ -64,6 +72,15 @@ def _needed(index: Index) -> dict[str, Any]:
     return manifests
 
 
+def content_key(index: Index, stages: Mapping[str, StageManifest]) -> str:
+    """Fingerprint of the rows that the arrays are made of: skeletons, vectors and the index.
+
+    Crops and captions are named in `packed.json` for provenance only.
+    """
+    digests = {name: stages[name].digest for name in ("skeletons", "embeddings")}
+    return fingerprint({"samples": index.manifest.digest, **digests})
+
+
 def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
     """Pack a work folder whose stages are complete; a folder already packed from the same rows is left alone.
 
@@ -74,16 +91,13 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
     index = load(work)
     stages = _needed(index)
     folder = work / "packed"
-    # skeletons, vectors and the index are what the arrays are made of; crops and captions are named for provenance
-    content = {
-        "samples": index.manifest.digest,
-        **{name: stages[name].digest for name in ("skeletons", "embeddings")},
-    }
-    key = fingerprint(content)
+    key = content_key(index, stages)
     if (folder / FILE).is_file() and read_packed_manifest(folder).fingerprint == key:
         emit(Progress("pack", index.table.num_rows, index.table.num_rows))
         return read_packed_manifest(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for orphan in folder.glob(".*.tmp"):
+        orphan.unlink(missing_ok=True)
     (folder / FILE).unlink(missing_ok=True)
     sync_folder(folder)
     rows, total = _pack_skeletons(index, folder)

@@ -337,12 +337,11 @@ def run(
     _predecessors(stage, index, recipe)
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
-    for orphan in folder.glob(".*.tmp"):
+    for orphan in folder.rglob(".*.tmp"):
         orphan.unlink(missing_ok=True)
     spec = stage.engine(recipe, index) if stage.engine else None
     prepared = stage.prepare(index, folder, spec, emit) if stage.prepare and spec else {}
     plan = make_plan(stage, index, recipe, prepared)
-    _no_gaps_upstream(stage, index, recipe, limit)
     started = time.monotonic()
     done = dict(plan.done)
     todo = [n for n in range(len(plan.keys)) if n not in done]
@@ -354,6 +353,7 @@ def run(
                 wanted.add(n)
                 covered += b - a
         todo = [n for n in todo if n in wanted]
+    _no_gaps_upstream(stage, index, recipe, limit, todo)
     previous = read_stage_manifest(folder)
     provenance = dict(previous.provenance) if previous and previous.key == plan.manifest.key else {}
     write_stage_manifest(folder, _summary(plan, done, provenance, 0.0))
@@ -386,8 +386,8 @@ def run(
     return summary
 
 
-def _no_gaps_upstream(stage: Stage, index: Index, recipe: Recipe, limit: int | None) -> None:
-    """Refuse to run over an unfinished predecessor, unless only the first samples are asked for."""
+def _no_gaps_upstream(stage: Stage, index: Index, recipe: Recipe, limit: int | None, todo: list[int]) -> None:
+    """Refuse to run over an unfinished predecessor, unless only first samples that it has are asked for."""
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
         if manifest is not None and not manifest.complete and limit is None:
@@ -395,6 +395,13 @@ def _no_gaps_upstream(stage: Stage, index: Index, recipe: Recipe, limit: int | N
                 f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows are there; "
                 f"run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again, or take the first ones with --limit"
             )
+        for number in todo:
+            path = shard_path(index.work, name, number)
+            shard = read_shard_manifest(path)
+            if shard is None or finished_shard(path, shard.key) is None:
+                raise StageError(
+                    f"{stage.command} needs {path}, which is absent or damaged; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again"
+                )
 
 
 def _summary(

@@ -86,7 +86,7 @@ def read_ntu(path: Path) -> NtuFile:
 
     def count(what: str, most: int) -> int:
         text = line(what).strip()
-        if not text.isdigit() or int(text) > most:
+        if not text.isdigit() or len(text) > 9 or int(text) > most:
             raise DataError(f"{path}:{at}: {what} is {text[:40]!r}; expected a whole number up to {most}")
         return int(text)
 
@@ -102,15 +102,20 @@ def read_ntu(path: Path) -> NtuFile:
             first = at
             block = [line("a joint line").split() for _ in range(25)]
             try:
-                values = np.array([row[:7] for row in block], dtype=np.float32)
-                if values.shape != (25, 7):
+                values = np.array(block, dtype=np.float32)
+                if values.shape != (25, 12) or not np.isfinite(values[:, :3]).all():
                     raise ValueError
             except ValueError:
-                bad = next((i for i, row in enumerate(block) if not _numbers(row)), 0)
+                bad = next((i for i, row in enumerate(block) if not _joint(row)), 0)
                 raise DataError(
-                    f"{path}:{first + bad + 1}: joint line is {' '.join(block[bad])[:60]!r}; expected 12 numbers"
+                    f"{path}:{first + bad + 1}: joint line is {' '.join(block[bad])[:60]!r}; expected 12 numbers, the first three finite"
                 ) from None
-            seen.setdefault(fields[0], []).append((frame, values))
+            track = seen.setdefault(fields[0], [])
+            if track and track[-1][0] == frame:
+                raise DataError(
+                    f"{path}:{first - 1}: body {fields[0][:40]} stands twice in frame {frame + 1}"
+                )
+            track.append((frame, values))
     tracks = {
         body: BodyTrack(
             np.array([f for f, _ in rows], np.int32),
@@ -122,9 +127,9 @@ def read_ntu(path: Path) -> NtuFile:
     return NtuFile(frames, tracks)
 
 
-def _numbers(row: list[str]) -> bool:
+def _joint(row: list[str]) -> bool:
     try:
-        return len([float(v) for v in row]) >= 7
+        return len(row) == 12 and bool(np.isfinite(np.array(row, np.float32)[:3]).all())
     except ValueError:
         return False
 
@@ -247,9 +252,17 @@ def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
     """
     try:
         loaded = np.load(path, allow_pickle=False)
-        array = loaded if isinstance(loaded, np.ndarray) else loaded[loaded.files[0]]
-    except (OSError, ValueError, EOFError, IndexError) as error:
+        if isinstance(loaded, np.ndarray):
+            array = loaded
+        else:
+            with loaded:
+                array = loaded[loaded.files[0]]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # numpy, zip and zlib raise a dozen kinds on damaged files
         raise DataError(f"{path}: not a numpy array ({str(error)[:100]})") from error
+    if array.dtype.kind not in "iuf":
+        raise DataError(f"{path}: holds {array.dtype}; expected numbers, in metres")
     if array.ndim == 3:
         array = array[:, None]
     if array.ndim != 4 or array.shape[2:] != (layout.joints, layout.dims) or array.shape[1] < 1:

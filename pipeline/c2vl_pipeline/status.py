@@ -12,6 +12,7 @@ from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_pipeline import caption, crop, embed, skeletons
 from c2vl_pipeline.index import load
+from c2vl_pipeline.pack import STAGES, content_key
 from c2vl_pipeline.runner import make_plan
 
 
@@ -75,7 +76,14 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     total = index.table.num_rows
     if (work / "packed" / FILE).is_file():
         packed = read_packed_manifest(work / "packed")
-        found.append(StageStatus("packed", "complete", 1, 1, packed.samples, total))
+        manifests = {name: m for name in STAGES if (m := read_stage_manifest(work / name)) is not None}
+        fresh = (
+            len(manifests) == len(STAGES)
+            and all(m.complete for m in manifests.values())
+            and content_key(index, manifests) == packed.fingerprint
+        )
+        state, done = ("complete", 1) if fresh else ("stale", 0)
+        found.append(StageStatus("packed", state, done, 1, packed.samples, total))
     else:
         found.append(StageStatus("packed", "missing", 0, 1, 0, total))
     return found

@@ -64,7 +64,7 @@ class SkeletonDetector:
 class MotionDetector:
     """Foreground of a fixed camera.
 
-    `background = "camera"`: what differs from the median of many frames of the camera. `background = "black"`:
+    `background = "camera"`: what differs from the camera's empty scene (`empty_scene`, built once from many frames). `background = "black"`:
     what is not black, for recordings of a person on plain black (a median over such a clip would absorb a person
     who stands still).
     """
@@ -108,6 +108,46 @@ class MotionDetector:
     def describe(self) -> Mapping[str, Any]:
         """What the manifest says of this engine."""
         return {"backend": "motion", **self._options}
+
+
+def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -> Image:
+    """Return what a fixed camera sees when nobody is there: at each place, what keeps coming back.
+
+    A median fails where somebody stands for more than half of the time. But every visitor covers a place once,
+    and between any two visitors the background returns; so of all values a place ever had, the one with the most
+    separate returns is chosen (then the one seen most often), and the frames that agree with it are averaged by
+    their median.
+
+    Args:
+        frames: in order of time, one shape (H, W, 3); some tens of them.
+        tolerance: grey levels within which two values are the same.
+        side: pixels of the longer side at which the choice is made.
+    """
+    height, width = frames[0].shape[:2]
+    scale = min(1.0, side / max(height, width))
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    small = [cv2.resize(f, size, interpolation=cv2.INTER_AREA) for f in frames]
+    count = len(small)
+    best = np.full(small[0].shape[:2], -1, np.int32)
+    chosen = np.zeros((count, *best.shape), bool)
+    for frame in small:
+        same = np.stack([cv2.blur(cv2.absdiff(frame, s).max(axis=2), (5, 5)) <= tolerance for s in small])
+        # two frames without the value end a visit; one is a flicker at somebody's edge
+        begins = same.copy()
+        begins[1:] &= ~same[:-1]
+        begins[2:] &= ~same[:-2]
+        score = begins.sum(axis=0) * count + same.sum(axis=0)
+        better = score > best
+        best[better] = score[better]
+        chosen[:, better] = same[:, better]
+    rows = np.minimum(np.arange(height) * size[1] // height, size[1] - 1)
+    columns = np.minimum(np.arange(width) * size[0] // width, size[0] - 1)
+    scene = np.empty_like(frames[0])
+    for top in range(0, height, 32):  # in strips, to bound the memory of a masked median
+        strip = np.stack([f[top : top + 32] for f in frames]).astype(np.float32)
+        strip[~chosen[:, rows[top : top + 32]][:, :, columns]] = np.nan
+        scene[top : top + 32] = np.nanmedian(strip, axis=0)
+    return scene
 
 
 class Classical:

@@ -1,0 +1,70 @@
+# C2VL: `make demo` and `make test` set everything up in .venv; the rest is in `make help`.
+
+PYTHON    ?= python3
+VENV      ?= .venv
+BIN       := $(VENV)/bin
+WORKROOT  ?= work
+RUNROOT   ?= runs
+DATASET   ?=
+BENCHMARK ?=
+DATA      ?= $(if $(C2VL_DATA),$(C2VL_DATA)/$(DATASET))
+WORK      ?= $(WORKROOT)/$(DATASET)
+OUT       ?= $(RUNROOT)/$(DATASET)-$(BENCHMARK)
+RECIPE    ?=
+SEEDS     ?= 3
+ARGS      ?=
+recipe    := $(if $(RECIPE),--recipe $(RECIPE))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo prompts reproduce table test lint bench clean need-dataset need-benchmark
+
+help: ## Say what can be made
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|synthetic|generic   BENCHMARK=xsub|xview|xset"
+	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|embedded|debug|file.toml"
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another with make PYTHON=python3.12"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) (a few minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.core ## Synthetic videos to an evaluated encoder and a report, in about 4 minutes on 2 cores
+	@$(BIN)/c2vl-pipeline synth --out $(WORKROOT)/demo-raw
+	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(WORKROOT)/demo-raw --work $(WORKROOT)/demo
+	@$(BIN)/c2vl-eval benchmark --data $(WORKROOT)/demo --benchmark xsub --out $(RUNROOT)/demo $(ARGS)
+
+need-dataset:
+	@test -n "$(DATASET)" || { echo "say which dataset, e.g. make prompts DATASET=ntu120 DATA=/data/ntu"; exit 2; }
+	@test -n "$(DATA)" || { echo "say where the raw data of $(DATASET) is: DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(DATASET)/"; exit 2; }
+
+need-benchmark: need-dataset
+	@test -n "$(BENCHMARK)" || { echo "say which benchmark, e.g. make reproduce DATASET=$(DATASET) BENCHMARK=xsub"; exit 2; }
+
+prompts: need-dataset $(VENV)/.core ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
+	@$(BIN)/c2vl-pipeline prompts --dataset $(DATASET) --data $(DATA) --work $(WORK) $(recipe) $(ARGS)
+
+reproduce: need-benchmark prompts ## From raw data to the report with controls, one seed: DATASET=… BENCHMARK=…
+	@$(BIN)/c2vl-eval benchmark --data $(WORK) --benchmark $(BENCHMARK) --out $(OUT) $(recipe)
+
+table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over SEEDS=3, vision only, with controls
+	@$(BIN)/c2vl-eval benchmark --data $(WORK) --benchmark $(BENCHMARK) --out $(OUT)-table $(recipe) --seeds $(SEEDS) \
+		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision $(ARGS)
+
+test: $(VENV)/.dev ## Run the tests
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.dev ## Ruff and mypy --strict
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+bench: $(VENV)/.core ## Measure; what it prints is explained in benchmarks/README.md
+	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+clean: ## Remove the virtual environment and what demo made
+	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(RUNROOT)/demo

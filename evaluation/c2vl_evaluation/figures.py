@@ -1,0 +1,349 @@
+"""The report's figures as small SVG texts: arrays and numbers in, one string out, nothing read or written.
+
+Made to lie inside a page or to stand alone: the background is transparent, text stays text, axes are drawn in
+`currentColor` (mid-grey unless the page says otherwise) and colours are ones that colour-blind readers can tell
+apart on white and on black; where there are more series than colours, the dash or the marker changes too.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import statistics
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from c2vl_evaluation.results import Results, Role, mean_std
+
+Metrics = Mapping[str, float]
+Curves = Mapping[str, Sequence[Sequence[Metrics]]]
+"""Name -> its runs (one a seed) -> their epochs."""
+
+SHOWN = 10  # classes of a t-SNE
+GREY = "#808890"
+COLOURS = ("#2f86c9", "#dd8a1a", "#169b74", "#c4513a", "#a772c4")
+_DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
+_ROUND = re.compile(r"(\.\d\d)\d+")
+_SIDE = {"floor": "right", "ceiling": "left"}
+_MARKERS = ("o", "^")
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
+_WIDTH = 4.6  # inches: at a phone's width the text is still about 10 px high
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 9,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": GREY,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9,
+    "text.color": GREY,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "legend.frameon": False,
+}
+
+
+def _svg(label: str, height: float, paint: Callable[[Figure], None]) -> str:
+    """Paint a figure of a height in inches and return it as SVG with the reader's text `label`."""
+    slug = re.sub(r"[^a-z]+", "-", label.lower()).strip("-")
+    settings: Any = _STYLE | {"svg.hashsalt": slug}
+    with mpl.rc_context(settings):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        paint(figure)
+        buffer = io.StringIO()
+        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _tidy(buffer.getvalue(), label, slug)
+
+
+def _tidy(svg: str, label: str, slug: str) -> str:
+    """Make matplotlib's SVG fit to lie beside others in a page: no prologue, no clashing ids, inherited colour."""
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{slug}-{m[1]}"' if m[1] in used else "", svg)
+    svg = re.sub(r'(url\(#|href="#)', rf"\1{slug}-", svg)
+    svg = re.sub(r"font: ([\d.]+)px [^;\"]+", rf"font: \1px {_FONT}", svg)
+    svg = re.sub(r'(?<= d=")[^"]+|(?<= [xy]=")[^"]+', lambda m: _ROUND.sub(r"\1", m[0]), svg)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
+    svg = svg.replace(GREY, "currentColor")
+    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
+    svg = re.sub(
+        r'<svg ([^>]*?)height="[^"]*"',
+        rf'<svg \1color="{GREY}" stroke-linejoin="round" role="img" aria-label="{label}"',
+        svg,
+        count=1,
+    )
+    return re.sub(r"\n\s*", "\n", svg)
+
+
+def _line(index: int) -> dict[str, Any]:
+    """Colour and dash of a series."""
+    dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
+    return {"color": COLOURS[index % len(COLOURS)], "linestyle": dash}
+
+
+def _legend(figure: Figure, entries: Iterable[tuple[str, dict[str, Any]]], columns: int = 1) -> None:
+    lines = [
+        (textwrap.shorten(name, 60, placeholder="…"), Line2D([], [], **style)) for name, style in entries
+    ]
+    figure.legend([line for _, line in lines], [n for n, _ in lines], loc="outside lower left", ncols=columns)
+
+
+def _plot(ax: Axes, epochs: Sequence[Metrics], key: str, **style: Any) -> None:
+    kept = [epoch for epoch in epochs if key in epoch]
+    dot = "." if len(kept) == 1 else ""
+    ax.plot([e["epoch"] for e in kept], [e[key] for e in kept], linewidth=1.3, marker=dot, **style)
+
+
+def _epoch_axes(figure: Figure, titles: Sequence[str]) -> list[Axes]:
+    grid = figure.subplots(len(titles), 1, sharex=True, squeeze=False)[:, 0]
+    for ax, title in zip(grid, titles, strict=True):
+        ax.set_title(title)
+        ax.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.5)
+    grid[-1].set_xlabel("epoch")
+    grid[-1].xaxis.get_major_locator().set_params(integer=True)
+    return list(grid)
+
+
+def training_curves(curves: Curves) -> str:
+    """Draw loss and alpha over the epochs, one axis each: a colour a name, a thin line a seed.
+
+    Raises:
+        ValueError: there is no epoch of any run.
+    """
+    _need(curves, ("loss",))
+
+    def paint(figure: Figure) -> None:
+        loss, alpha = _epoch_axes(figure, ("loss", "alpha: share of intra-modal targets"))
+        for i, runs in enumerate(curves.values()):
+            for epochs in runs:
+                _plot(loss, epochs, "loss", alpha=0.55 if len(runs) > 1 else 1, **_line(i))
+                _plot(alpha, epochs, "alpha", **_line(i))
+        alpha.set_ylim(-0.03, 1.03)
+        _legend(figure, ((name, _line(i)) for i, name in enumerate(curves)))
+
+    return _svg("loss and alpha over epochs", 3.5 + 0.17 * len(curves), paint)
+
+
+def similarity_curves(curves: Curves) -> str:
+    """Draw the mean cosine of matching (solid) and other pairs (dotted), an axis a knowledge, a colour a name.
+
+    Raises:
+        ValueError: no run recorded similarities.
+    """
+    kinds = [k for k in ("vision", "language") if any(f"{k}/positive" in e for e in _epochs(curves))]
+    _need(curves, [f"{k}/positive" for k in kinds])
+
+    def paint(figure: Figure) -> None:
+        axes = _epoch_axes(figure, [f"cosine of skeleton and {kind}" for kind in kinds])
+        for i, runs in enumerate(curves.values()):
+            style = {"color": COLOURS[i % len(COLOURS)], "alpha": 0.6 if len(runs) > 1 else 1}
+            for epochs in runs:
+                for ax, kind in zip(axes, kinds, strict=True):
+                    _plot(ax, epochs, f"{kind}/positive", linestyle="-", **style)
+                    _plot(ax, epochs, f"{kind}/negative", linestyle=_DASHES[2], **style)
+        pairs = (("of the same sample", "-"), ("of other samples", _DASHES[2]))
+        entries = [
+            (f"{name}, {what}", {"color": COLOURS[i % len(COLOURS)], "linestyle": dash})
+            for i, name in enumerate(curves)
+            for what, dash in pairs
+        ]
+        _legend(figure, entries)
+
+    return _svg("similarity of pairs over epochs", 0.4 + 1.55 * len(kinds) + 0.34 * len(curves), paint)
+
+
+def _epochs(curves: Curves) -> list[Metrics]:
+    return [epoch for runs in curves.values() for epochs in runs for epoch in epochs]
+
+
+def _need(curves: Curves, keys: Sequence[str]) -> None:
+    if not any(key in epoch for epoch in _epochs(curves) for key in keys):
+        raise ValueError(f"no epoch records {' or '.join(keys) or 'similarities'}; there is no curve to draw")
+
+
+def confusion_counts(
+    labels: npt.NDArray[np.int64], predictions: npt.NDArray[np.int64], classes: int
+) -> npt.NDArray[np.int64]:
+    """Count how often class i was called class j; unlabelled samples (-1) are passed over.
+
+    Shape: (N,), (N,) -> (classes, classes), rows are the truth.
+    """
+    known = labels >= 0
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (labels[known], predictions[known]), 1)
+    return counts
+
+
+def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str:
+    """Draw counts (K, K) normalised by row: hits on the diagonal in blue, mistakes in orange, zeros left empty.
+
+    Each cell says in a tooltip what it counts; with up to 12 classes the percent is written in it.
+    Written without matplotlib, which knows no tooltips.
+    """
+    K = len(names)
+    if counts.shape != (K, K):
+        raise ValueError(f"counts of shape {counts.shape} for {K} class names; expected ({K}, {K})")
+    cell = 34 if K <= 12 else 18 if K <= 30 else 13
+    font = 12 if K <= 12 else 11 if K <= 30 else 10
+    short = [textwrap.shorten(name, 30, placeholder="…") for name in names]
+    edge = int(max((len(name) for name in short), default=0) * font * 0.56) + 10
+    side, totals = K * cell, counts.sum(axis=1)
+    width, height = edge + side + 4, side + edge + 4
+    frame = f'<rect x="{edge}" y="2" width="{side}" height="{side}" fill="none"'
+    out = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" color="{GREY}" '
+        f'fill="currentColor" font-family="{_FONT}" font-size="{font}" role="img" aria-label="confusion matrix">',
+        f'{frame} stroke="currentColor" stroke-opacity="0.4"/>',
+    ]
+    for i, name in enumerate(short):
+        at = (i + 0.5) * cell
+        for place in (
+            f"translate({edge - 6} {at + 2:g})",
+            f"translate({edge + at:g} {side + 8}) rotate(-90)",
+        ):
+            style = f'transform="{place}" text-anchor="end" dominant-baseline="central"'
+            out.append(f"<text {style}>{escape(name)}</text>")
+    for i, j in zip(*(axis.tolist() for axis in np.nonzero(counts)), strict=True):
+        share, hit = counts[i, j] / totals[i], i == j
+        said = names[i] if hit else f"{names[i]} taken for {names[j]}"
+        x, y = edge + j * cell, 2 + i * cell
+        place = f'x="{x}.5" y="{y}.5" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
+        fill = f'fill="{COLOURS[0 if hit else 1]}" fill-opacity="{0.15 + 0.85 * share:.2f}"'
+        tip = f"<title>{escape(said)}: {counts[i, j]} of {totals[i]}</title>"
+        out.append(f"<rect {place} {fill}>{tip}</rect>")
+        if K <= 12:
+            middle = f'x="{x + cell / 2:g}" y="{y + cell / 2:g}" text-anchor="middle"'
+            out.append(f'<text class="in" {middle} dominant-baseline="central">{100 * share:.0f}</text>')
+    return "\n".join([*out, "</svg>"])
+
+
+@dataclass(frozen=True)
+class Projection:
+    """Points of a t-SNE and what made them."""
+
+    points: npt.NDArray[np.float32]
+    """Shape: (n, 2)."""
+    labels: npt.NDArray[np.int64]
+    """Shape: (n,)."""
+    classes: tuple[int, ...]
+    """Shown classes, the most frequent first."""
+    perplexity: float
+    seed: int
+
+
+def project(
+    features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], *, seed: int = 0, limit: int = 1500
+) -> Projection:
+    """Lay out unit-length features in the plane by t-SNE; the layout depends on nothing but the arguments.
+
+    Only samples of the ten most frequent classes (ties by id) take part, drawn at random if more than `limit`.
+    Shape: (N, D), (N,) -> points (n, 2).
+
+    Raises:
+        ValueError: fewer than five labelled samples, or features that are not finite.
+    """
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+    ids, count = np.unique(labels[labels >= 0], return_counts=True)
+    chosen = ids[np.lexsort((ids, -count))][:SHOWN]
+    at = np.flatnonzero(np.isin(labels, chosen))
+    at = np.sort(np.random.default_rng(seed).permutation(at)[:limit])
+    picked = np.asarray(features[at], np.float32)
+    if len(at) < 5 or not np.isfinite(picked).all():
+        raise ValueError(
+            f"t-SNE needs at least five labelled samples with finite features; there are {len(at)}"
+        )
+    picked = picked / np.maximum(np.linalg.norm(picked, axis=1, keepdims=True), 1e-12)
+    perplexity = min(30.0, (len(at) - 1) / 3)
+    layout = TSNE(perplexity=perplexity, init="pca", random_state=seed)
+    with threadpool_limits(1):  # sums in a fixed order; more threads gain little on this many points
+        points = np.asarray(layout.fit_transform(picked), np.float32)
+    return Projection(points, labels[at], tuple(int(c) for c in chosen), perplexity, seed)
+
+
+def scatter(projection: Projection, names: Sequence[str]) -> str:
+    """Draw a projection, a colour and marker a class."""
+
+    def paint(figure: Figure) -> None:
+        ax = figure.subplots()
+        entries = []
+        size = 14 if len(projection.points) < 500 else 7
+        for i, label in enumerate(projection.classes):
+            colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % len(_MARKERS)]
+            x, y = projection.points[projection.labels == label].T
+            ax.scatter(x, y, s=size, marker=marker, color=colour, alpha=0.8, linewidths=0)
+            style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 4.5}
+            entries.append((textwrap.shorten(names[label], 32, placeholder="…"), style))
+        ax.set(xticks=[], yticks=[], aspect="equal")
+        ax.spines[:].set_visible(False)
+        _legend(figure, entries, columns=2)
+
+    return _svg("t-SNE of test features", 4.0 + 0.17 * -(-len(projection.classes) // 2), paint)
+
+
+def accuracy_bars(results: Results) -> str:
+    """Draw kNN and linear accuracy of every name: mean and deviation over seeds; floor, ceiling and chance."""
+    groups = [(name, results.of(name)) for name in results.names()]
+    paints: dict[Role, str] = {
+        "pretrained": COLOURS[0],
+        "shuffled": COLOURS[1],
+        "floor": GREY,
+        "ceiling": GREY,
+    }
+    lines = [textwrap.fill(name, 22) for name, _ in groups]
+    top = 106 * max(max(row.knn, row.linear) for row in results.rows)
+    height = sum(0.2 + 0.15 * (line.count("\n") + 1) for line in lines)
+
+    def paint(figure: Figure) -> None:
+        panels = figure.subplots(2, 1, sharex=True)
+        panels[1].set_xlabel("top-1 accuracy on the test split, %")
+        for ax, title, measure in zip(
+            panels, ("kNN", "linear probe, last epoch"), ("knn", "linear"), strict=True
+        ):
+            ax.set_title(f"{title}\n", linespacing=1.2)
+            marks = [("chance", results.chance, (0, (1, 2)))]
+            for y, (_, rows) in enumerate(groups):
+                values = [getattr(row, measure) for row in rows]
+                mean, role = 100 * statistics.mean(values), rows[0].role
+                error = 100 * statistics.stdev(values) if len(values) > 1 else None
+                bar = {"height": 0.62, "color": paints[role], "alpha": 0.85, "error_kw": {"elinewidth": 0.9}}
+                ax.barh(y, mean, xerr=error, ecolor=GREY, capsize=2 if error else 0, **bar)
+                if role in {"floor", "ceiling"}:
+                    marks.append((role, mean / 100, (0, (4, 2))))
+            for text, at, dash in marks:
+                ax.axvline(100 * at, color=GREY, linewidth=0.8, linestyle=dash, zorder=3)
+                if text in _SIDE:
+                    place = {
+                        "xytext": (0, 2),
+                        "textcoords": "offset points",
+                        "fontsize": 8,
+                        "ha": _SIDE[text],
+                    }
+                    ax.annotate(text, (100 * at, 1), xycoords=ax.get_xaxis_transform(), **place)
+            ax.set_yticks(range(len(groups)), lines)
+            ax.tick_params(axis="y", length=0)
+            ax.invert_yaxis()
+            ax.set_xlim(0, top)
+            right = ax.twinx()
+            right.set_yticks(
+                range(len(groups)), [mean_std([getattr(r, measure) for r in rows]) for _, rows in groups]
+            )
+            right.tick_params(axis="y", length=0)
+            right.set_ylim(ax.get_ylim())
+
+    return _svg("accuracy of all rows", 1.7 + 2 * height, paint)

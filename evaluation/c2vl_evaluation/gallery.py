@@ -1,0 +1,167 @@
+"""The report's gallery: a dozen samples with some of their crops, as small data URIs, and their captions.
+
+Reads what the crops and captions stages wrote and nothing else. A shard that cannot be read is passed over, with
+a note; a row that is not ok is shown as such.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from c2vl_manifests.schema import Status
+
+SAMPLES, SLOTS, HEIGHT = 12, 4, 160
+
+
+@dataclass
+class Gallery:
+    """Crops and captions of some samples."""
+
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Why something that could stand here does not."""
+
+
+def read(work: Path, classes: Sequence[str]) -> Gallery:
+    """Choose samples spread evenly over the crops of a work folder and read some slots of each.
+
+    The choice depends on the shards alone. If any row is not ok, one such row is among those shown.
+
+    Args:
+        work: folder that holds `crops/`, `captions/` and, for the names of the actions, `samples.parquet`.
+        classes: names of the classes.
+    """
+    gallery = Gallery()
+    where: dict[str, Path] = {}
+    slots: dict[str, list[int]] = defaultdict(list)
+    bad: dict[str, int] = {}
+    tables: dict[str, list[Path]] = {}
+    for stage in ("crops", "captions"):
+        tables[stage] = []
+        for path in sorted((work / stage).glob("shard-*.parquet")):
+            columns = _read(path, gallery, columns=["sample_id", "slot", "status"])
+            if columns is None:
+                continue
+            tables[stage].append(path)
+            for key, slot, status in zip(
+                *(columns[c].to_pylist() for c in columns.column_names), strict=True
+            ):
+                if stage == "crops":
+                    where.setdefault(key, path)
+                    slots[key].append(slot)
+                if status != Status.OK:
+                    bad.setdefault(key, slot)
+        if not tables[stage]:
+            gallery.notes.append(f"The work folder holds no readable {stage}.")
+    ids = list(where)
+    picked = sorted({round(i) for i in np.linspace(0, len(ids) - 1, min(SAMPLES, len(ids)))})
+    shown = {ids[i]: _spread(slots[ids[i]]) for i in picked}
+    first_bad = next((key for key in ids if key in bad), None)
+    if first_bad is not None and not any(bad.get(key) in chosen for key, chosen in shown.items()):
+        if first_bad not in shown:
+            at = ids.index(first_bad)
+            shown.pop(ids[min(picked, key=lambda i: abs(i - at))])
+        others = [slot for slot in slots[first_bad] if slot != bad[first_bad]]
+        shown[first_bad] = sorted([*_spread(others, SLOTS - 1), bad[first_bad]])
+    rows = {stage: _rows(tables[stage], shown, gallery) for stage in tables}
+    titles = _class_of(work, classes)
+    gallery.samples = [
+        {"id": key, "title": titles.get(key, ""), **_sample(key, shown[key], rows)}
+        for key in ids
+        if key in shown
+    ]
+    gallery.notes = list(dict.fromkeys(gallery.notes))
+    return gallery
+
+
+def _read(path: Path, gallery: Gallery, **options: Any) -> pa.Table | None:
+    try:
+        return pq.read_table(path, **options)
+    except (OSError, pa.ArrowException, KeyError) as error:
+        reason = clean(str(error).splitlines()[0])
+        gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read and is passed over ({reason}).")
+        return None
+
+
+def _spread(slots: Sequence[int], count: int = SLOTS) -> list[int]:
+    ordered = sorted(slots)
+    return [ordered[round(i)] for i in np.linspace(0, len(ordered) - 1, min(count, len(ordered)))]
+
+
+def _rows(
+    paths: Sequence[Path], shown: dict[str, list[int]], gallery: Gallery
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """Read the rows of the samples shown, by (sample, slot)."""
+    found = {}
+    for path in paths if shown else ():
+        table = _read(path, gallery, filters=[("sample_id", "in", list(shown))])
+        for row in table.to_pylist() if table is not None else ():
+            found[row["sample_id"], row["slot"]] = row
+    return found
+
+
+def _class_of(work: Path, classes: Sequence[str]) -> dict[str, str]:
+    try:
+        table = pq.read_table(work / "samples.parquet", columns=["sample_id", "label"])
+    except (OSError, pa.ArrowException):
+        return {}
+    pairs = zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    return {key: classes[label] for key, label in pairs if 0 <= label < len(classes)}
+
+
+def _sample(
+    key: str, slots: Sequence[int], rows: dict[str, dict[tuple[str, int], dict[str, Any]]]
+) -> dict[str, Any]:
+    crops, said = [], []
+    for slot in slots:
+        crop, caption = rows["crops"].get((key, slot), {}), rows["captions"].get((key, slot), {})
+        image, text = _thumbnail(crop.get("jpeg")), caption.get("caption") or ""
+        crops.append(
+            {"slot": slot, "image": image, "alt": text or "no caption", **_status(crop, image is not None)}
+        )
+        said.append((text, _status(caption, bool(text)), slot))
+    captions = [
+        {"slots": ", ".join(str(slot) for *_, slot in group), "text": text, **status}
+        for (text, status), group in groupby(said, key=lambda entry: entry[:2])
+    ]
+    return {"crops": crops, "captions": captions}
+
+
+def _status(row: dict[str, Any], usable: bool) -> dict[str, Any]:
+    """Return the status of a row, which is ok only if there is something to show."""
+    status = row.get("status", "no row")
+    if status == Status.OK and not usable:
+        status = "unreadable"
+    return {"status": status, "ok": status == Status.OK, "error": clean(row.get("error") or "")}
+
+
+def _thumbnail(jpeg: bytes | None) -> str | None:
+    """Return a JPEG of at most HEIGHT pixels as a data URI, None if it cannot be decoded."""
+    if not jpeg:
+        return None
+    try:
+        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
+    except (OSError, ValueError):
+        return None
+    image.thumbnail((2 * HEIGHT, HEIGHT))
+    small = io.BytesIO()
+    image.save(small, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
+
+
+def clean(text: str) -> str:
+    """Shorten paths to their last part: a report travels, its folders do not."""
+    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text)
