@@ -16,9 +16,10 @@ import pytest
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Progress
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_pipeline import synth
-from c2vl_pipeline.synth import action_names, camera, generate
+from c2vl_pipeline import synth, synth_render
+from c2vl_pipeline.synth import action_names, generate
 from c2vl_pipeline.synth_actions import ACTIONS, Person, perform
+from c2vl_pipeline.synth_render import camera
 
 TINY: dict[str, Any] = {
     "classes": 8, "subjects": 1, "views": 2, "repeats": 1, "seed": 3, "size": (64, 48), "frames": (8, 12),
@@ -215,7 +216,7 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(
 def test_a_video_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
     images = iter([np.zeros((48, 64, 3), np.uint8)])
     with pytest.raises(OSError, match="cannot be written as Motion JPEG"):
-        synth._write_video(tmp_path / "absent" / "x_rgb.avi", images, (64, 48))
+        synth_render.write_video(tmp_path / "absent" / "x_rgb.avi", images, (64, 48))
 
 
 def test_faults_are_rare_and_short() -> None:
