@@ -238,3 +238,20 @@ def test_networks_that_cannot_be_are_refused():
         build("stgcn", KINECT_V2, blocks=())
     with pytest.raises(ConfigError, match="temporal_kernel = 4 is even"):
         STGCN(SMALL, adjacency(HAND, "proper"), temporal_kernel=4)
+
+
+def test_skipping_empty_bodies_equals_encoding_only_those_who_are_there() -> None:
+    torch.manual_seed(0)
+    network = build("stgcn", KINECT_V2, blocks=[(8, 1), (8, 2)], skip_empty=True).double().eval()
+    clips = torch.randn(4, 3, 16, 25, 2, dtype=torch.float64)
+    clips[1, ..., 1] = 0
+    clips[2, ..., 0] = 0
+    clips[3] = 0
+    features = network(clips)
+    alone = build("stgcn", KINECT_V2, blocks=[(8, 1), (8, 2)]).double().eval()
+    alone.load_state_dict(network.state_dict())
+    torch.testing.assert_close(features[0], alone(clips[:1])[0])
+    torch.testing.assert_close(features[1], alone(clips[1:2, ..., :1])[0])
+    # the first body is always encoded, so that a clip of nobody has a feature
+    torch.testing.assert_close(features[2], alone(clips[2:3])[0])
+    torch.testing.assert_close(features[3], alone(clips[3:, ..., :1])[0])

@@ -41,12 +41,16 @@ def entries(recipe: str, overrides: Sequence[str], targets: Sequence[str]) -> li
     """Return the lines of a table: each `targets` value (the recipe's own where none is given) and three controls."""
     base = load_recipe(recipe, overrides)
     chosen = targets or [targets_name(base.training.pretrain.targets)]
-    found = []
+    found: list[Entry] = []
     for name in chosen:
         # a value named as the recipe's own keeps the recipe's numbers (beta, temperature of the targets, ...)
         same = name == targets_name(base.training.pretrain.targets)
         one = base if same else load_recipe(recipe, [*overrides, f"training.pretrain.targets={name}"])
-        found.append(Entry(targets_name(one.training.pretrain.targets), "pretrained", "pretrain", one))
+        if any(entry.recipe == one for entry in found):
+            continue  # the same values under another name would share a folder and count as a seed
+        # a number keeps partition(0.3) and partition(0.7) apart
+        label = name if any(c.isdigit() for c in name) else targets_name(one.training.pretrain.targets)
+        found.append(Entry(label, "pretrained", "pretrain", one))
     control = found[0].recipe
     pretrain = control.training.pretrain.model_copy(update={"pairs": "shuffled"})
     shuffled = control.model_copy(

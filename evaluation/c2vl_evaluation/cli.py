@@ -32,12 +32,12 @@ def _one(
     from c2vl_evaluation.benchmark import evaluate
     from c2vl_manifests.config import load_recipe
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_training.checkpoint import ENCODER, load
+    from c2vl_training.checkpoint import load_finished
     from c2vl_training.data import Packed
 
     packed = Packed(data)
     resolved = load_recipe(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or ())
-    facts = load(run / ENCODER)[1] if (run / ENCODER).is_file() else {}
+    facts = load_finished(run)[1]
     nearest, probe, gallery, query = evaluate(
         run, packed, benchmark or facts.get("benchmark", ""), resolved, int(facts.get("seed", 0))
     )

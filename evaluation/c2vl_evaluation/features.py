@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
@@ -74,9 +75,12 @@ def extract(
         with torch.inference_mode():
             places = torch.arange(len(clips), device=where).split(batch_size)
             values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
-        kept = values
-        commit_file(cache, lambda path: save_file({"features": kept}, path, {"key": key}))
+        commit_file(cache, partial(_write, data=serialise({"features": values}, {"key": key})))
     return Features(values, labels, selection.rows, len(selection.left_out))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def _cached(path: Path, key: str) -> Array | None:

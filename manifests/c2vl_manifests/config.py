@@ -15,7 +15,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
@@ -94,11 +102,13 @@ class EncoderConfig(_Model):
     """The skeleton encoder by name, and what may be varied in it."""
 
     name: str = "stgcn"
-    blocks: tuple[tuple[int, int], ...] | None = None
+    blocks: tuple[tuple[PositiveInt, PositiveInt], ...] | None = None
     """(channels, stride) a block; the encoder's own where not given."""
     graph: Literal["stgcn", "proper"] = "stgcn"
     temporal_kernel: int = Field(default=9, ge=1)
     dropout: float = Field(default=0.0, ge=0, lt=1)
+    skip_empty: bool = False
+    """Leave out bodies that are zero throughout a clip (one-person clips), instead of encoding zeros."""
 
 
 class Constant(_Model):
@@ -264,7 +274,9 @@ class PretrainConfig(_Model):
     side by side, which keeps the order in time."""
     standardise: bool = False
     """Centre and scale each knowledge dimension by the training split (for engines that are not CLIP)."""
-    pairs: Literal["true", "shuffled"] = "true"
+    pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = (
+        "true"
+    )
     """`shuffled`: each skeleton gets another sample's knowledge, the control that must not help."""
     projector_dim: int = Field(default=512, ge=1)
     targets: Targets = Partition()

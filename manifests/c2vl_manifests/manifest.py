@@ -134,8 +134,10 @@ def digest(table: pa.Table) -> str:
         for batch in part.take(pa.array(range(part.num_rows))).combine_chunks().to_batches():
             sink.update(batch.serialize())
     # Parquet renames the inner fields of lists and maps
-    types = re.sub(r"(?<!size_)list<element: ", "list<item: ", re.sub(r" \('\w+'\)", "", str(plain.schema)))
-    sink.update(types.encode())
+    types = [f"{f.name}: {f.type}{'' if f.nullable else ' not null'}" for f in plain.schema]
+    sink.update(
+        re.sub(r"list<element: ", "list<item: ", re.sub(r" \('\w+'\)", "", "\n".join(types))).encode()
+    )
     return sink.hexdigest()[:32]
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _JSON_EVERY = 2.0
 """Seconds between two JSON lines about the same task."""
 
+_INTERRUPTED = 130
+
 RecipeOption = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +56,10 @@ def main(app: typer.Typer) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         app()
+    except SystemExit as ended:
+        if ended.code == _INTERRUPTED:  # typer's answer to Ctrl-C
+            print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        raise
     except C2VLError as error:
         _refuse(str(error))
     except OSError as error:
@@ -75,9 +81,6 @@ def main(app: typer.Typer) -> None:
             _refuse(
                 f"{type(error).__name__}: {error}; nothing that was finished is lost, run the same command again"
             )
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on from here", file=sys.stderr)
-        sys.exit(130)
 
 
 def _refuse(message: str) -> None:

@@ -137,6 +137,7 @@ def _index(
         work,
         config,
         recipe=name,
+        overrides=set_ or (),
         layout=layout,
         allow_missing=allow_missing,
         only_present=only_present,
@@ -172,7 +173,7 @@ def _recipe(
     engine: str | None = None,
     stage: str | None = None,
 ) -> Recipe:
-    """Resolve the recipe of a stage: as given, else the one `index` was called with."""
+    """Resolve the recipe of a stage: as given, else as `index` was called, overrides included."""
     from c2vl_manifests.config import engine_names, load_recipe
     from c2vl_pipeline.index import load
 
@@ -180,7 +181,10 @@ def _recipe(
     if engine is not None:
         key = "engine" if engine in engine_names() else "engine.backend"
         overrides.insert(0, f"pipeline.{stage}.{key}={engine}")
-    return load_recipe(recipe or load(work).recipe, overrides)
+    if recipe is None:
+        index = load(work)
+        recipe, overrides = index.recipe, [*index.overrides, *overrides]
+    return load_recipe(recipe, overrides)
 
 
 def _stage(

@@ -11,7 +11,7 @@ import csv
 import math
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,11 @@ class Index:
     def recipe(self) -> str:
         """Recipe that `index` was called with: the default of the later stages."""
         return str(self.manifest.extra["recipe"])
+
+    @property
+    def overrides(self) -> list[str]:
+        """The `--set` assignments of that call."""
+        return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
 
     def shard(self, number: int) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries."""
@@ -229,10 +234,12 @@ def _generic_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     labels = {label for _, entry in numbered if (label := _label(entry))}
     ordered = sorted(labels, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
     rows = [_generic_row(path, number, entry, ordered) for number, entry in numbered]
-    twice = [r["sample_id"] for r in rows]
-    if len(set(twice)) != len(twice):
-        double = next(s for i, s in enumerate(twice) if s in twice[:i])
-        raise DataError(f"{path}: sample_id {double!r} stands twice; ids must be unique")
+    seen: dict[str, int] = {}
+    for (number, _), row in zip(numbered, rows, strict=True):
+        if (first := seen.setdefault(row["sample_id"], number)) != number:
+            raise DataError(
+                f"{path}:{number}: sample_id {row['sample_id']!r} stands in {first} already; ids must be unique"
+            )
     return tuple(ordered), sorted(
         rows, key=lambda r: (r["video"] or "", r["start_frame"] or 0, r["sample_id"])
     )
@@ -354,6 +361,7 @@ def build(
     config: PipelineConfig,
     *,
     recipe: str,
+    overrides: Sequence[str] = (),
     layout: str | None = None,
     allow_missing: bool = False,
     only_present: bool = False,
@@ -367,6 +375,7 @@ def build(
         work: where the stages write.
         config: for the size of a shard.
         recipe: name that later stages default to.
+        overrides: `--set` assignments that later stages default to.
         layout: joint layout of own data, by name or TOML file; the dataset's where not given.
         allow_missing: go on where files are missing; their rows will say so.
         only_present: promise only what is there, for a part of a dataset.
@@ -425,6 +434,7 @@ def build(
         "dataset": dataset.name,
         "root": str(root),
         "recipe": recipe,
+        "overrides": list(overrides),
         "layout": {
             "name": found_layout.name,
             "names": found_layout.names,

@@ -116,14 +116,16 @@ def in_batches(
     for start in range(0, len(items), size):
         batch = items[start : start + size]
         try:
-            yield from zip(batch, call(batch), strict=True)
-            continue
+            answered = list(zip(batch, call(batch), strict=True))
         except (C2VLError, OSError, MemoryError):
             raise
         except Exception as error:
             if len(batch) == 1:
                 yield batch[0], error
                 continue
+        else:
+            yield from answered
+            continue
         for item in batch:
             try:
                 yield item, call([item])[0]

@@ -134,7 +134,7 @@ def _joint(row: list[str]) -> bool:
         return False
 
 
-@dataclass
+@dataclass(eq=False)
 class _Body:
     """A track during assembly: `start` and `end` count frames in which anybody is seen."""
 
@@ -168,14 +168,15 @@ def assemble_ntu(file: NtuFile, config: SkeletonsConfig) -> Assembled:
         joints[: len(bodies[0].joints), 0] = bodies[0].joints
     elif bodies:
         _two_actors(joints, _denoise(bodies))
-    kept = joints.reshape(len(joints), -1).sum(axis=1) != 0
-    joints, valid = joints[kept][: config.max_frames], valid[kept][: config.max_frames]
+    kept = joints.reshape(len(joints), 150).sum(axis=1) != 0
+    joints, valid = joints[kept], valid[kept]
     if len(joints):
         present = _present(joints)
         first = int(np.argmax(present[:, 0]))
         joints = np.where(present[:, :, None, None], joints - joints[first, 0, 1], np.float32(0))
         if config.second_body == "copy" and not present[:, 1].any():
             joints[:, 1] = joints[:, 0]
+    joints, valid = joints[: config.max_frames], valid[: config.max_frames]
     return Assembled(np.ascontiguousarray(joints, np.float32), valid, file.frames)
 
 

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from c2vl_manifests.config import Recipe
-from c2vl_manifests.manifest import read_stage_manifest
+from c2vl_manifests.manifest import read_shard_manifest, read_stage_manifest
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_pipeline import caption, crop, embed, skeletons
 from c2vl_pipeline.index import load
 from c2vl_pipeline.pack import STAGES, content_key
-from c2vl_pipeline.runner import make_plan
+from c2vl_pipeline.runner import Plan, make_plan, shard_path
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage: `state` is complete, unfinished, stale (made under another configuration) or missing."""
+    """One stage: `state` is complete, unfinished, stale (made under another configuration or from other rows) or missing."""
 
     stage: str
     state: str
@@ -36,6 +36,12 @@ class StageStatus:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
+
+
+def _superseded(work: Path, plan: Plan) -> bool:
+    """Whether a shard is there that was made from other upstream rows."""
+    found = (read_shard_manifest(shard_path(work, plan.stage.name, n)) for n in range(len(plan.keys)))
+    return any(m is not None and m.key != key for m, key in zip(found, plan.keys, strict=True))
 
 
 def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
@@ -58,8 +64,10 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
             state = "complete"
         elif written is None:
             state = "missing"
+        elif written.key != plan.manifest.key or (written.complete and _superseded(work, plan)):
+            state = "stale"
         else:
-            state = "unfinished" if written.key == plan.manifest.key else "stale"
+            state = "unfinished"
         seconds = sum(s.seconds for s in plan.done.values())
         found.append(
             StageStatus(

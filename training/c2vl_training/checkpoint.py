@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from c2vl_manifests.config import EncoderConfig, InputConfig
@@ -32,7 +32,13 @@ ENCODER = "encoder.safetensors"
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON facts atomically in one file."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    commit_file(path, lambda temporary: save_file(plain, temporary, {"c2vl": json.dumps(facts)}))
+    # bytes, not save_file: a full disk is then an OSError as everywhere else
+    data = serialise(plain, {"c2vl": json.dumps(facts)})
+    commit_file(path, lambda temporary: _write(temporary, data))
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -111,6 +117,19 @@ def save_encoder(folder: Path, module: nn.Module, facts: dict[str, Any]) -> None
     save(folder / ENCODER, module.state_dict(), facts)
 
 
+def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read the encoder file of a finished run.
+
+    Raises:
+        CheckpointError: the run is unfinished, damaged, or there is none.
+    """
+    if not (folder / ENCODER).is_file() and (folder / CHECKPOINT).is_file():
+        raise CheckpointError(
+            f"{folder} is an unfinished run; run the same c2vl-train command again to finish it"
+        )
+    return load(folder / ENCODER)
+
+
 def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
     """Build the encoder of a finished run, in eval mode and without gradients.
 
@@ -118,11 +137,7 @@ def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
         CheckpointError: the run is unfinished, damaged, or of another model.
     """
     path = folder / ENCODER
-    if not path.is_file() and (folder / CHECKPOINT).is_file():
-        raise CheckpointError(
-            f"{folder} is an unfinished run; run the same c2vl-train command again to finish it"
-        )
-    tensors, facts = load(path)
+    tensors, facts = load_finished(folder)
     try:
         lay, config = facts["layout"], EncoderConfig.model_validate(facts["encoder"])
         layout = Layout(lay["name"], tuple(lay["names"]), tuple(lay["parents"]), int(lay["dims"]))
@@ -145,4 +160,5 @@ def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> encoder
         graph=config.graph,
         temporal_kernel=config.temporal_kernel,
         dropout=config.dropout,
+        skip_empty=config.skip_empty,
     )

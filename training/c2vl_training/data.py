@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from c2vl_manifests.config import InputConfig, PretrainConfig
 from c2vl_manifests.errors import ConfigError, DataError
@@ -43,21 +45,33 @@ class Packed:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "packed.json").is_file() and (folder / "packed").is_dir():
+        if folder.name != "packed" and not (folder / "packed.json").is_file():
             folder = folder / "packed"
         self.folder = folder
         self.manifest: PackedManifest = read_packed_manifest(folder)
         self.layout: Layout = self.manifest.joint_layout()
-        self.index: list[dict[str, Any]] = pq.read_table(folder / "index.parquet").to_pylist()
+        self.index = self._index()
         m = self.manifest
         self.offsets = self._array("offsets.npy", (m.samples + 1,))
         self.joints = self._array("joints.npy", (m.frames, m.bodies, self.layout.joints, self.layout.dims))
+
+    def _index(self) -> list[dict[str, Any]]:
+        path = self.folder / "index.parquet"
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
+        if len(rows) != self.manifest.samples:
+            raise DataError(
+                f"{path}: {len(rows)} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
+            )
+        return rows
 
     def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         path = self.folder / name
         try:
             array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
         if array.shape != shape:
             raise DataError(f"{path}: shape {array.shape}, expected {shape}; run `c2vl-pipeline pack` again")
@@ -85,7 +99,7 @@ class Packed:
         `<benchmark>-val` divides the *training* split alone: a quarter of its subjects, the last ones, stand in
         for the test subjects, so that settings can be chosen without looking at the test split.
         """
-        base = benchmark.removesuffix("-val")
+        base = benchmark if benchmark in self.benchmarks() else benchmark.removesuffix("-val")
         if base not in self.benchmarks():
             have = (
                 ", ".join(self.benchmarks()) or "none; give split_<benchmark> columns in the table of samples"
@@ -190,7 +204,9 @@ class Clips:
             raise DataError(
                 f"{packed.folder}: sample {packed.index[bad]['sample_id']} holds NaN or infinite joints; run the skeletons stage again"
             )
-        self._frames = torch.from_numpy(frames.reshape(len(frames), -1)).to(device)
+        # planar, (frames, C M V): one gather reads a frame, and a rotation mixes three contiguous planes
+        planes = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).reshape(len(frames), -1)
+        self._frames = torch.from_numpy(planes).to(device)
         self._shape = frames.shape[1:]
         self._length = torch.tensor([b - a for a, b in spans], device=device)
         self._first = torch.cumsum(self._length, 0) - self._length
@@ -216,7 +232,10 @@ class Clips:
         window = (draws.window.to(device) * length).to(torch.int64).clamp(min=self.config.frames)
         window = torch.minimum(window, length)
         start = (draws.start.to(device) * (length - window + 1)).to(torch.int64)
-        return self._clip(at, start, window, rotations(draws.angles.to(device)))
+        angles = draws.angles.to(device)
+        if self.layout.dims == 2:  # in the plane of the image alone
+            angles = angles * torch.tensor([0.0, 0.0, 1.0], device=device)
+        return self._clip(at, start, window, rotations(angles))
 
     def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor | None) -> Tensor:
         """Cut, resize in time with half-pixel centres, rotate, and take the stream."""
@@ -226,23 +245,42 @@ class Clips:
         source = ((steps[None] + 0.5) * (window[:, None] / T) - 0.5).clamp(min=0)
         low = torch.minimum(source.to(torch.int64), window[:, None] - 1)
         high = torch.minimum(low + 1, window[:, None] - 1)
-        weight = (source - low).clamp(max=1)[..., None]
+        weight = (source - low).clamp(max=1)
         base = (self._first[at] + start)[:, None]
-        clip = torch.lerp(self._frames[base + low], self._frames[base + high], weight).view(-1, T, M, V, C)
+        # a bag of two frames and their weights: gather and interpolation in one pass
+        pairs = torch.stack([base + low, base + high], dim=-1).view(-1, 2)
+        shares = torch.stack([1 - weight, weight], dim=-1).view(-1, 2)
+        clip = F.embedding_bag(pairs, self._frames, per_sample_weights=shares, mode="sum").view(
+            -1, T, C, M, V
+        )
         if rotation is not None:
-            turn = rotation if C == 3 else rotation[:, :2, :2]
-            clip = (clip.view(len(clip), -1, C) @ turn.transpose(1, 2)).view(clip.shape)
-        return self._stream(clip).permute(0, 4, 1, 3, 2).contiguous()
+            clip = _rotate(clip, rotation)
+        return self._stream(clip).permute(0, 2, 1, 4, 3)
 
     def _stream(self, clip: Tensor) -> Tensor:
-        """Shape: (N, T, M, V, C) -> the same."""
+        """Shape: (N, T, C, M, V) -> the same."""
         if self.config.stream == "bone":
-            return clip - clip[:, :, :, list(self.layout.parents)]
+            return clip - clip[..., list(self.layout.parents)]
         if self.config.stream == "motion":
             moved = torch.zeros_like(clip)
             moved[:, :-1] = clip[:, 1:] - clip[:, :-1]
             return moved
         return clip
+
+
+def _rotate(clip: Tensor, rotation: Tensor) -> Tensor:
+    """Multiply by one matrix a clip, written out: a batched 3 x 3 product costs several times more on a CPU.
+
+    Shape: (N, T, C, M, V), (N, 3, 3) -> (N, T, C, M, V)
+    """
+    turned = torch.empty_like(clip)
+    factors = rotation[:, :, :, None, None, None]
+    for row in range(clip.shape[2]):
+        plane = turned[:, :, row]
+        torch.mul(clip[:, :, 0], factors[:, row, 0], out=plane)
+        for column in range(1, clip.shape[2]):
+            plane.addcmul_(clip[:, :, column], factors[:, row, column])
+    return turned
 
 
 # ------------------------------------------------------------------------------------------- knowledge
@@ -265,7 +303,7 @@ class Knowledge:
     def __init__(self, packed: Packed, rows: Rows, kind: str, config: PretrainConfig) -> None:
         vectors, usable = packed.knowledge(kind)
         self._ok = np.asarray(usable[rows])
-        self._vectors = _unit(np.asarray(vectors[rows], np.float32)) * self._ok[..., None]
+        self._vectors = _unit(np.where(self._ok[..., None], vectors[rows], 0).astype(np.float32))
         self._pooling = config.pooling
         self._fixed = None if config.pooling == "random" else self._pool()
         self._centre, self._scale = np.float32(0), np.float32(1)

@@ -82,14 +82,23 @@ def device_of(name: str) -> torch.device:
     """Resolve `auto`; raises ConfigError for a device this machine lacks."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"training.device = {name!r} is no device; use auto, cpu, cuda or cuda:<number>"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"training.device = {name!r} and this machine has no CUDA device; use auto or cpu")
     return device
 
 
+def _key(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) % (1 << 63)
+
+
 def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed((seed * 1_000_003 + epoch) % (1 << 63))
+    return torch.Generator().manual_seed(_key(seed, epoch))
 
 
 # ------------------------------------------------------------------------------------------------ loop
@@ -112,7 +121,9 @@ class _Learner:
     """A teacher: checkpointed, not optimised."""
 
 
-def fit(run: Run, learner: _Learner, clips: Clips, device: torch.device, emit: Emit) -> Metrics:
+def fit(
+    run: Run, learner: _Learner, clips: Clips, selection: Selection, device: torch.device, emit: Emit
+) -> Metrics:
     """Train to the last epoch, from the last checkpoint if there is one. Returns the last epoch's figures.
 
     Raises:
@@ -140,6 +151,7 @@ def fit(run: Run, learner: _Learner, clips: Clips, device: torch.device, emit: E
         generator = _generator(run.seed, epoch)
         order = torch.randperm(total, generator=generator)
         draws = draw(total, config.input, generator)
+        torch.manual_seed(_key(run.seed, epoch))  # dropout draws from the global generator
         learner.begin_epoch(epoch, generator)
         learner.model.train()
         sums: dict[str, float] = {}
@@ -155,7 +167,7 @@ def fit(run: Run, learner: _Learner, clips: Clips, device: torch.device, emit: E
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
                 loss, figures = learner.loss(batch, rows, epoch)
             if not torch.isfinite(loss):
-                _stop(run, epoch, step, order[at])
+                _stop(run, epoch, step, selection, order[at])
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if o.clip_norm is not None:
@@ -167,9 +179,11 @@ def fit(run: Run, learner: _Learner, clips: Clips, device: torch.device, emit: E
         metrics = {name: value / steps for name, value in sums.items()}
         metrics |= {"lr": rate, "seconds": time.monotonic() - started}
         last = epoch + 1 == learner.epochs
+        log.write(epoch, metrics)  # before the checkpoint: a resume drops lines of epochs it repeats
         if last or (epoch + 1) % config.checkpoint_every == 0:
+            if not _finite(learner.model):  # the last step broke them after its loss was seen
+                _stop(run, epoch, steps - 1, selection, order[at])
             _save(run, learner, optimiser, epoch + 1)
-        log.write(epoch, metrics)
         emit(
             Progress(
                 label,
@@ -183,12 +197,17 @@ def fit(run: Run, learner: _Learner, clips: Clips, device: torch.device, emit: E
     return metrics
 
 
-def _stop(run: Run, epoch: int, step: int, rows: Tensor) -> None:
-    ids = ", ".join(str(int(r)) for r in rows[:5])
+def _finite(model: nn.Module) -> bool:
+    return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values())
+
+
+def _stop(run: Run, epoch: int, step: int, selection: Selection, places: Tensor) -> None:
+    rows = selection.rows[places[:5].numpy()]
+    ids = ", ".join(str(run.packed.index[int(row)]["sample_id"]) for row in rows)
     kept = run.out / checkpoint.CHECKPOINT
     good = f"the last good checkpoint is {kept}" if kept.is_file() else "there is no checkpoint yet"
     raise C2VLError(
-        f"the loss became NaN or infinite in epoch {epoch}, step {step} (samples {ids}, … of the split); {good}; "
+        f"the loss or the weights became NaN or infinite in epoch {epoch}, step {step} (samples {ids}, …); {good}; "
         f"lower the learning rate, e.g. --set training.{run.kind}.optimiser.lr=0.03, or clip gradients by optimiser.clip_norm=1"
     )
 
@@ -240,9 +259,9 @@ class _Log:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._path = folder / "metrics.jsonl"
-        kept = self._path.read_text("utf-8").splitlines()[:first] if self._path.is_file() else []
-        commit_text(self._path, "".join(line + "\n" for line in kept))
-        self.last: Metrics = json.loads(kept[-1]) if kept else {}
+        kept = [line for line in read_metrics(folder) if line["epoch"] < first]
+        commit_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        self.last: Metrics = {k: v for k, v in kept[-1].items() if k != "epoch"} if kept else {}
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
 
     def write(self, epoch: int, metrics: Metrics) -> None:
@@ -291,12 +310,17 @@ def train(run: Run, emit: Emit = silent) -> Result:
     epochs, last = 0, {}
     if run.kind == "pretrain":
         learner = _pretraining(run, encoder, selection, kinds, device)
-        epochs, last = learner.epochs, fit(run, learner, clips, device, emit)
+        epochs, last = learner.epochs, fit(run, learner, clips, selection, device, emit)
     elif run.kind == "supervised":
         learner = _supervision(run, encoder, selection, device)
-        epochs, last = learner.epochs, fit(run, learner, clips, device, emit)
+        epochs, last = learner.epochs, fit(run, learner, clips, selection, device, emit)
     result = Result(
-        run.out, epochs, time.monotonic() - started, len(selection.rows), len(selection.left_out), last
+        run.out,
+        epochs,
+        round(time.monotonic() - started, 2),
+        len(selection.rows),
+        len(selection.left_out),
+        last,
     )
     _write_run(run, result, encoder)
     checkpoint.save_encoder(run.out, encoder, run.facts())
@@ -322,7 +346,7 @@ def _write_run(run: Run, result: Result, encoder: nn.Module) -> None:
         "samples": result.samples,
         "left_out": result.left_out,
         "epochs": result.epochs,
-        "seconds": round(result.seconds, 2),
+        "seconds": result.seconds,
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "device": str(device_of(run.recipe.training.device)),
         "threads": torch.get_num_threads(),
@@ -339,7 +363,7 @@ def _read_result(run: Run) -> Result:
         return Result(
             run.out, facts["epochs"], facts["seconds"], facts["samples"], facts["left_out"], facts["last"]
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{run.out / 'run.json'} is damaged ({error}); delete the folder and train again"
         ) from error
@@ -464,6 +488,12 @@ def describe(run: Run) -> str:
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Return the epochs of a run's metrics.jsonl."""
+    """Return the epochs of a run's metrics.jsonl; a line that a kill tore is skipped."""
     path = folder / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.is_file() else []
+    found: list[Metrics] = []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found

@@ -29,6 +29,7 @@ def _stgcn(
     graph: GraphKind,
     temporal_kernel: int,
     dropout: float,
+    skip_empty: bool,
 ) -> STGCN:
     return STGCN(
         default if blocks is None else blocks,
@@ -36,6 +37,7 @@ def _stgcn(
         channels=channels,
         temporal_kernel=temporal_kernel,
         dropout=dropout,
+        skip_empty=skip_empty,
     )
 
 
@@ -56,6 +58,7 @@ def build(
     graph: GraphKind = "stgcn",
     temporal_kernel: int = 9,
     dropout: float = 0.0,
+    skip_empty: bool = False,
 ) -> Encoder:
     """Build an encoder with fresh weights.
 
@@ -68,6 +71,7 @@ def build(
         graph: see `c2vl_training.graph.adjacency`.
         temporal_kernel: frames a temporal kernel, odd.
         dropout: within the encoder.
+        skip_empty: leave out bodies that are zero throughout a clip.
 
     Raises:
         ConfigError: the name is unknown, or the values do not make a network.
@@ -84,4 +88,5 @@ def build(
         graph=graph,
         temporal_kernel=temporal_kernel,
         dropout=dropout,
+        skip_empty=skip_empty,
     )

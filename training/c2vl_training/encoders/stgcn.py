@@ -121,6 +121,8 @@ class STGCN(nn.Module):
         channels: coordinates a joint.
         temporal_kernel: frames a temporal kernel, odd.
         dropout: probability after every temporal convolution but the first.
+        skip_empty: leave out bodies that are zero throughout a clip, from normalisation, computation and the mean
+            over bodies; otherwise (the original's way) they are encoded like anybody.
 
     Attributes:
         dim: length of the feature vector.
@@ -137,6 +139,7 @@ class STGCN(nn.Module):
         channels: int = 3,
         temporal_kernel: int = 9,
         dropout: float = 0.0,
+        skip_empty: bool = False,
     ) -> None:
         super().__init__()
         if not blocks:
@@ -146,6 +149,7 @@ class STGCN(nn.Module):
         A = torch.as_tensor(graph)
         widths = [channels, *(width for width, _ in blocks)]
         self.dim: int = widths[-1]
+        self.skip_empty = skip_empty
         self.data_norm = nn.BatchNorm1d(A.shape[-1] * channels)
         self.blocks = nn.ModuleList(
             Block(
@@ -166,8 +170,19 @@ class STGCN(nn.Module):
         Shape: (N, C, T, V, M) -> (N, D)
         """
         N, C, T, V, M = x.shape
-        rows = x.permute(0, 4, 2, 3, 1).reshape(N * M * T, V * C)
-        h: Tensor = self.data_norm(rows).view(N * M, T, V, C).permute(0, 3, 1, 2)
+        bodies = x.permute(0, 4, 2, 3, 1).reshape(N * M, T, V, C)
+        if self.skip_empty and M > 1:
+            there = bodies.flatten(1).any(dim=1)
+            there[::M] = True  # a clip of nobody still has a feature
+            features = self._encode(bodies[there])
+            summed = features.new_zeros(N, self.dim).index_add(0, there.nonzero()[:, 0] // M, features)
+            return summed / there.view(N, M).sum(dim=1, keepdim=True)
+        return self._encode(bodies).view(N, M, self.dim).mean(dim=1)
+
+    def _encode(self, bodies: Tensor) -> Tensor:
+        """Encode bodies one by one. Shape: (B, T, V, C) -> (B, D)."""
+        B, T, V, C = bodies.shape
+        h: Tensor = self.data_norm(bodies.reshape(B * T, V * C)).view(B, T, V, C).permute(0, 3, 1, 2)
         for block in self.blocks:
             h = block(h)
-        return h.mean(dim=(2, 3)).view(N, M, self.dim).mean(dim=1)
+        return h.mean(dim=(2, 3))

@@ -1,0 +1,248 @@
+"""Packing: arrays equal to the shards, counted gaps with their reasons, nothing done twice, nothing stale."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from c2vl_manifests.config import Recipe, load_recipe
+from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.layouts import KINECT_V2
+from c2vl_manifests.manifest import commit_text, read_stage_manifest, write_stage_manifest
+from c2vl_manifests.packed import FILE, read_packed_manifest
+from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons, synth
+from c2vl_pipeline.skeletons import stored_joints
+
+FILES = {
+    "index.parquet", "joints.npy", "offsets.npy", "vision.npy", "vision_ok.npy", "language.npy",
+    "language_ok.npy", "labels.npy", FILE,
+}  # fmt: skip
+
+
+def table(work: Path, stage: str) -> list[dict[str, Any]]:
+    return [r for p in sorted((work / stage).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    return {f.stem: np.load(f) for f in folder.glob("*.npy")}
+
+
+def times(folder: Path) -> dict[str, int]:
+    return {f.name: f.stat().st_mtime_ns for f in folder.iterdir()}
+
+
+@pytest.fixture
+def copy(work: Path, tmp_path: Path) -> Path:
+    """A work folder with every stage complete, to be written into."""
+    shutil.copytree(work, tmp_path / "w")
+    return tmp_path / "w"
+
+
+# ---------------------------------------------------------------------------------------------- arrays
+
+
+def test_the_packed_arrays_are_the_shards_rows(work: Path, recipe: Recipe) -> None:
+    folder = work / "packed"
+    assert {f.name for f in folder.iterdir()} == FILES
+    manifest, packed = read_packed_manifest(folder), arrays(folder)
+    samples = index.load(work).table.to_pylist()
+    bodies, vectors = table(work, "skeletons"), table(work, "embeddings")
+    slots = recipe.pipeline.frames
+    assert (manifest.samples, manifest.slots) == (len(samples), slots) == (32, 4)
+    assert packed["offsets"].tolist() == np.cumsum([0, *(b["frames"] for b in bodies)]).tolist()
+    assert len(packed["joints"]) == manifest.frames == packed["offsets"][-1]
+    assert packed["joints"].dtype == np.float32
+    for n, body in enumerate(bodies):
+        mine = packed["joints"][packed["offsets"][n] : packed["offsets"][n + 1]]
+        np.testing.assert_array_equal(mine, stored_joints(body, KINECT_V2)[:, : manifest.bodies])
+        assert not stored_joints(body, KINECT_V2)[:, manifest.bodies :].any()
+    for kind, width in (("vision", manifest.vision_dim), ("language", manifest.language_dim)):
+        stored = np.array([r[kind] for r in vectors], np.float16).reshape(32, slots, width)
+        assert packed[kind].dtype == np.float16
+        np.testing.assert_array_equal(packed[kind], stored)
+        good = np.array([r[f"{kind}_status"] == "ok" for r in vectors]).reshape(32, slots)
+        np.testing.assert_array_equal(packed[f"{kind}_ok"], good)
+        norms = np.linalg.norm(packed[kind].astype(np.float32), axis=2)
+        np.testing.assert_allclose(norms[good], 1, atol=2e-3)
+    assert packed["labels"].tolist() == [s["label"] for s in samples]
+
+
+def test_the_packed_index_is_in_row_order_and_counts_rows(work: Path) -> None:
+    rows = pq.read_table(work / "packed" / "index.parquet").to_pylist()
+    samples = index.load(work).table.to_pylist()
+    for row, sample in zip(rows, samples, strict=True):
+        for column in ("sample_id", "subject", "view", "splits"):
+            assert row[column] == sample[column]
+        assert (row["skeleton_status"], row["vision_rows"], row["language_rows"]) == ("ok", 4, 4)
+        assert row["reason"] is None
+    assert "label" not in rows[0]
+
+
+def test_the_manifest_says_what_was_packed(work: Path) -> None:
+    manifest = read_packed_manifest(work / "packed")
+    assert manifest.joint_layout() == KINECT_V2
+    assert (manifest.dataset, manifest.title) == ("synthetic", "Synthetic (NTU format)")
+    assert len(manifest.classes) == 4
+    assert manifest.engines["captions"]["backend"] == "posecode"
+    assert manifest.derived_from_joints("language")
+    assert not manifest.derived_from_joints("vision")
+    assert manifest.second_body == "zeros"
+
+
+def test_one_person_data_is_stored_with_one_body_and_two_person_data_with_two(work: Path) -> None:
+    found = max(b["bodies"] for b in table(work, "skeletons"))
+    joints = np.load(work / "packed" / "joints.npy", mmap_mode="r")
+    assert joints.shape[1:] == (max(1, found), 25, 3)
+
+
+# --------------------------------------------------------------------------------------------- refusal
+
+
+@pytest.mark.parametrize("stage", pack.STAGES)
+def test_a_missing_or_unfinished_stage_is_refused_with_its_command(
+    copy: Path, recipe: Recipe, stage: str
+) -> None:
+    command = f"run `c2vl-pipeline {runner.COMMANDS[stage]} --work {copy}` first"
+    before = times(copy / "packed")
+    manifest = read_stage_manifest(copy / stage)
+    assert manifest is not None
+    write_stage_manifest(copy / stage, manifest.model_copy(update={"complete": False, "rows": 8}))
+    with pytest.raises(StageError) as caught:
+        pack.run(copy, recipe)
+    assert (
+        str(caught.value)
+        == f"pack needs the {stage} of {copy}, which are unfinished (8 of {manifest.expected_rows} rows); {command}"
+    )
+    (copy / stage / "stage.json").unlink()
+    with pytest.raises(StageError) as caught:
+        pack.run(copy, recipe)
+    assert str(caught.value) == f"pack needs the {stage} of {copy}, which do not exist; {command}"
+    assert times(copy / "packed") == before
+
+
+def test_a_folder_that_is_not_packed_or_damaged_says_what_to_do(copy: Path, recipe: Recipe) -> None:
+    folder = copy / "packed"
+    commit_text(folder / FILE, "{")
+    with pytest.raises(DataError) as caught:
+        pack.run(copy, recipe)
+    assert str(caught.value).startswith(f"{folder / FILE}: damaged (")
+    assert str(caught.value).endswith("; delete it and run `c2vl-pipeline pack` again")
+    (folder / FILE).unlink()
+    with pytest.raises(StageError) as caught_too:
+        read_packed_manifest(folder)
+    assert (
+        str(caught_too.value)
+        == f"{folder} holds no packed data; run `c2vl-pipeline pack --work {copy}` first"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- resume
+
+
+def test_packing_twice_leaves_every_file_alone(copy: Path, recipe: Recipe) -> None:
+    before = times(copy / "packed")
+    assert pack.run(copy, recipe) == read_packed_manifest(copy / "packed")
+    assert times(copy / "packed") == before
+
+
+def test_changed_vectors_are_packed_again(copy: Path, recipe: Recipe) -> None:
+    old, before = read_packed_manifest(copy / "packed"), arrays(copy / "packed")
+    other = load_recipe("debug", ["pipeline.embed.engine.options.image_dim=64"])
+    runner.run(embed.STAGE, copy, other)
+    made = pack.run(copy, other)
+    after = arrays(copy / "packed")
+    assert made.fingerprint != old.fingerprint
+    assert (made.vision_dim, after["vision"].shape) == (64, (32, 4, 64))
+    np.testing.assert_array_equal(after["joints"], before["joints"])
+    np.testing.assert_array_equal(after["language"], before["language"])
+
+
+def test_arrays_do_not_depend_on_how_the_shards_were_cut(
+    work: Path, raw: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    other = load_recipe("debug", ["pipeline.shard_samples=32"])
+    index.build(load_dataset("synthetic"), raw, tmp_path / "w", other.pipeline, recipe="debug")
+    for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
+        runner.run(stage, tmp_path / "w", other)
+    pack.run(tmp_path / "w", other)
+    for name in FILES - {FILE, "index.parquet"}:
+        assert (tmp_path / "w" / "packed" / name).read_bytes() == (work / "packed" / name).read_bytes()
+
+
+def test_a_full_disk_leaves_the_folder_unpacked_and_without_temporary_files(
+    copy: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = arrays(copy / "packed")
+    (copy / "packed" / FILE).unlink()
+    (copy / "packed" / ".joints.npy.0123.tmp").write_bytes(b"left by a kill")
+
+    def full(handle: Any, array: np.ndarray) -> None:
+        handle.write(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pack.np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        pack.run(copy, recipe)
+    monkeypatch.undo()
+    assert list((copy / "packed").glob(".*")) == []
+    with pytest.raises(StageError, match="holds no packed data"):
+        read_packed_manifest(copy / "packed")
+    pack.run(copy, recipe)
+    for name, array in arrays(copy / "packed").items():
+        np.testing.assert_array_equal(array, whole[name])
+
+
+# ------------------------------------------------------------------------------------------------ gaps
+
+
+def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path) -> None:
+    root, work = tmp_path / "raw", tmp_path / "w"
+    synth.generate(
+        root, classes=4, subjects=2, views=1, repeats=1, seed=1, size=(128, 96), frames=(12, 14), workers=1
+    )
+    no_body, no_video, nothing = (f"S001C001P001R001A00{n}" for n in (1, 2, 3))
+    for name in (f"{no_body}.skeleton", f"{no_video}_rgb.avi", f"{nothing}_rgb.avi", f"{nothing}.skeleton"):
+        next(root.rglob(name)).unlink()
+    empty = "S001C001P001R001A004"
+    next(root.rglob(f"{empty}.skeleton")).write_text("3\n0\n0\n0\n")
+    recipe = load_recipe("debug", ["pipeline.crop.engine=motion"])
+    index.build(load_dataset("synthetic"), root, work, recipe.pipeline, recipe="debug", allow_missing=True)
+    for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
+        assert runner.run(stage, work, recipe).complete
+    manifest = pack.run(work, recipe)
+    assert manifest.samples == 8
+    rows = {r["sample_id"]: r for r in pq.read_table(work / "packed" / "index.parquet").to_pylist()}
+    found = {
+        name: (
+            r["frames"] > 0,
+            r["skeleton_status"],
+            r["vision_rows"] > 0,
+            r["language_rows"] > 0,
+            r["reason"],
+        )
+        for name, r in rows.items()
+    }
+    assert found[no_body] == (False, "missing_skeleton", True, False, "no skeleton file")
+    assert found[no_video] == (True, "ok", False, False, "no video file")
+    assert found[nothing] == (False, "missing_skeleton", False, False, "no skeleton file")
+    assert found[empty] == (False, "missing_skeleton", True, False, "no body in any frame")
+    assert sum(r["frames"] == 0 for r in rows.values()) == 3
+    packed = arrays(work / "packed")
+    names = list(rows)
+    for name in (no_video, nothing):
+        assert not packed["vision"][names.index(name)].any()
+        assert not packed["vision_ok"][names.index(name)].any()
+    assert packed["vision_ok"][names.index(no_body)].any()
+    at = names.index(no_body)
+    assert packed["offsets"][at] == packed["offsets"][at + 1]
+    whole = [r for n, r in rows.items() if n not in {no_body, no_video, nothing, empty}]
+    assert all(r["reason"] is None and r["language_rows"] == r["vision_rows"] for r in whole)
+    assert json.loads((work / "packed" / FILE).read_text())["frames"] == packed["offsets"][-1]

@@ -1,0 +1,405 @@
+"""The runner: one row for everything expected, resume after kills and full disks, staleness, workers, status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from c2vl_manifests import manifest as protocol
+from c2vl_manifests.config import Recipe, load_recipe
+from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.errors import EngineError, StageError
+from c2vl_manifests.events import Event, Note, Progress
+from c2vl_manifests.manifest import StageManifest, read_shard_manifest, read_stage_manifest
+from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons
+from c2vl_pipeline.engines.posecode import PoseCode
+from c2vl_pipeline.runner import in_batches, shard_path
+from c2vl_pipeline.status import survey
+
+STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
+
+
+def start(raw: Path, work: Path, shard_samples: int = 4) -> Path:
+    config = load_recipe("debug", [f"pipeline.shard_samples={shard_samples}"]).pipeline
+    index.build(load_dataset("synthetic"), raw, work, config, recipe="debug")
+    return work
+
+
+def road(work: Path, recipe: Recipe, stages: Sequence[runner.Stage] = STAGES) -> list[StageManifest]:
+    return [runner.run(stage, work, recipe) for stage in stages]
+
+
+def times(work: Path, stage: str) -> dict[str, int]:
+    """Inode-independent proof that a shard was not written again: its data file's time of change."""
+    return {f.name: f.stat().st_mtime_ns for f in (work / stage).glob("shard-*.parquet")}
+
+
+def states(work: Path, recipe: Recipe) -> dict[str, str]:
+    return {s.stage: s.state for s in survey(work, recipe)}
+
+
+def table(work: Path, stage: str) -> list[dict[str, Any]]:
+    return [r for p in sorted((work / stage).glob("*.parquet")) for r in pq.read_table(p).to_pylist()]
+
+
+@pytest.fixture
+def begun(raw: Path, tmp_path: Path) -> Path:
+    """An index of 32 samples in 8 shards."""
+    return start(raw, tmp_path / "w")
+
+
+@pytest.fixture(scope="module")
+def clean(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The stages up to captions of 32 samples in 32 shards, never interrupted; not to be written into."""
+    work = start(raw, tmp_path_factory.mktemp("clean"), 1)
+    road(work, recipe, STAGES[:3])
+    return work
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_every_expected_row_is_there_exactly_once_and_in_order(work: Path, recipe: Recipe) -> None:
+    samples = index.load(work).table.column("sample_id").to_pylist()
+    assert [r["sample_id"] for r in table(work, "skeletons")] == samples
+    expected = [(s, slot) for s in samples for slot in range(recipe.pipeline.frames)]
+    for stage in ("crops", "captions", "embeddings"):
+        assert [(r["sample_id"], r["slot"]) for r in table(work, stage)] == expected
+        manifest = read_stage_manifest(work / stage)
+        assert manifest is not None
+        assert manifest.complete
+        assert manifest.rows == manifest.expected_rows == len(expected)
+        assert sum(manifest.statuses.values()) == len(expected)
+        assert manifest.statuses == dict(sorted(Counter(r["status"] for r in table(work, stage)).items()))
+
+
+def test_a_finished_stage_is_left_alone_and_says_so(begun: Path, recipe: Recipe) -> None:
+    (first,) = road(begun, recipe, STAGES[:1])
+    before = times(begun, "skeletons")
+    events: list[Event] = []
+    again = runner.run(skeletons.STAGE, begun, recipe, emit=events.append)
+    assert times(begun, "skeletons") == before
+    assert again == first
+    assert events == [Note("skeletons: 8 of 8 shards are already done"), Progress("skeletons", 32, 32)]
+
+
+def test_progress_counts_samples_up_to_the_total(begun: Path, recipe: Recipe) -> None:
+    events: list[Event] = []
+    runner.run(skeletons.STAGE, begun, recipe, emit=events.append)
+    assert [(e.done, e.total) for e in events if isinstance(e, Progress)] == [
+        (n, 32) for n in range(0, 33, 4)
+    ]
+
+
+def test_the_manifest_names_engine_and_libraries(work: Path) -> None:
+    manifest = read_stage_manifest(work / "captions")
+    assert manifest is not None
+    assert manifest.inputs["engine"]["backend"] == "posecode"
+    assert manifest.provenance["derived_from"] == "joints"
+    assert {"numpy", "pyarrow", "opencv-python"} <= set(manifest.provenance["libraries"])
+
+
+# ----------------------------------------------------------------------------------------------- kills
+
+
+def kill_at(work: Path, shards: int) -> int:
+    """Start `c2vl-pipeline crop`, kill it when so many shards are committed; returns how many then were."""
+    folder = work / "crops"
+    process = subprocess.Popen(
+        [Path(sys.executable).parent / "c2vl-pipeline", "crop", "--work", work, "--workers", "1"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(list(folder.glob("shard-*.json"))) < shards:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "the stage ended before it could be killed"
+    return len(list(folder.glob("shard-*.json")))
+
+
+def test_rows_add_up_after_kills_and_finished_shards_are_not_made_again(
+    raw: Path, clean: Path, recipe: Recipe, tmp_path: Path
+) -> None:
+    work = start(raw, tmp_path / "w", 1)
+    kept: dict[str, int] = {}
+    for shards in (3, 14):
+        done = kill_at(work, shards)
+        assert shards <= done < 32
+        now = times(work, "crops")
+        assert {k: now[k] for k in kept} == kept
+        kept = {
+            name: when for name, when in now.items() if read_shard_manifest(work / "crops" / name) is not None
+        }
+        assert len(kept) == done
+        manifest = read_stage_manifest(work / "crops")
+        assert manifest is not None
+        assert not manifest.complete
+    assert states(work, recipe)["crops"] == "unfinished"
+    (work / "crops" / ".shard-00031.parquet.0123.tmp").write_bytes(b"half")
+    final = runner.run(crop.STAGE, work, recipe)
+    reference = read_stage_manifest(clean / "crops")
+    assert reference is not None
+    assert (final.complete, final.rows, final.digest) == (True, 128, reference.digest)
+    assert final.statuses == reference.statuses
+    now = times(work, "crops")
+    assert len(now) == 32
+    assert {k: now[k] for k in kept} == kept
+    assert list((work / "crops").rglob(".*")) == []
+
+
+@pytest.mark.parametrize("damage", ["delete data", "delete manifest", "truncate", "other key"])
+def test_only_the_damaged_shard_is_made_again(begun: Path, recipe: Recipe, damage: str) -> None:
+    (first,) = road(begun, recipe, STAGES[:1])
+    path = shard_path(begun, "skeletons", 3)
+    if damage == "delete data":
+        path.unlink()
+    elif damage == "delete manifest":
+        path.with_suffix(".json").unlink()
+    elif damage == "truncate":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        text = path.with_suffix(".json").read_text()
+        path.with_suffix(".json").write_text(text.replace('"key": "', '"key": "0'))
+    before = times(begun, "skeletons")
+    assert states(begun, recipe)["skeletons"] in {"unfinished", "stale"}
+    (again,) = road(begun, recipe, STAGES[:1])
+    assert (again.digest, again.rows, again.complete) == (first.digest, 32, True)
+    after = times(begun, "skeletons")
+    assert {n for n in after if after[n] != before.get(n)} == {path.name}
+
+
+def test_a_full_disk_leaves_the_finished_shards_and_the_stage_goes_on_from_there(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = pq.write_table, []
+
+    def full(data: Any, where: Path, **options: Any) -> None:
+        calls.append(where)
+        if len(calls) > 3:
+            where.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(data, where, **options)
+
+    monkeypatch.setattr(protocol.pq, "write_table", full)
+    with pytest.raises(OSError, match="No space left"):
+        runner.run(skeletons.STAGE, begun, recipe)
+    monkeypatch.undo()
+    before = times(begun, "skeletons")
+    assert sorted(before) == [f"shard-0000{n}.parquet" for n in range(3)]
+    assert list((begun / "skeletons").glob(".*")) == []
+    status = survey(begun, recipe)[0]
+    assert (status.state, status.shards_done, status.rows) == ("unfinished", 3, 12)
+    (done,) = road(begun, recipe, STAGES[:1])
+    assert done.complete
+    after = times(begun, "skeletons")
+    assert {n: after[n] for n in before} == before
+
+
+# ------------------------------------------------------------------------------------------- staleness
+
+
+def test_a_changed_value_makes_its_stage_stale_and_redone_and_no_other(begun: Path, recipe: Recipe) -> None:
+    before = road(begun, recipe, STAGES[:3])
+    other = load_recipe("debug", ["pipeline.crop.jpeg_quality=60"])
+    assert states(begun, recipe) | {"embeddings": "", "packed": ""} == {
+        "skeletons": "complete", "crops": "complete", "captions": "complete", "embeddings": "", "packed": "",
+    }  # fmt: skip
+    assert states(begun, other)["crops"] == "stale"
+    assert states(begun, other)["skeletons"] == "complete"
+    old = {stage: times(begun, stage) for stage in ("skeletons", "crops")}
+    after = road(begun, other, STAGES[:2])
+    assert times(begun, "skeletons") == old["skeletons"]
+    assert all(times(begun, "crops")[n] != when for n, when in old["crops"].items())
+    assert after[1].digest != before[1].digest
+    # captions were made from other crops: stale although their own configuration is the same
+    assert states(begun, other)["captions"] == "stale"
+    (captions,) = road(begun, other, STAGES[2:3])
+    assert captions.digest == before[2].digest
+    assert states(begun, other)["captions"] == "complete"
+
+
+def test_a_change_upstream_that_leaves_the_rows_as_they_were_costs_nothing_below(
+    begun: Path, recipe: Recipe
+) -> None:
+    road(begun, recipe, STAGES[:3])
+    other = load_recipe("debug", ["pipeline.crop.max_side=600"])  # no crop is that large
+    captions = times(begun, "captions")
+    assert states(begun, other)["crops"] == "stale"
+    road(begun, other, STAGES[:3])
+    assert times(begun, "captions") == captions
+
+
+def test_batches_and_devices_do_not_make_a_stage_stale(begun: Path, recipe: Recipe) -> None:
+    road(begun, recipe, STAGES[:2])
+    other = load_recipe("debug", ["pipeline.crop.engine.batch_size=3", "pipeline.crop.engine.device=cpu"])
+    assert states(begun, other)["crops"] == "complete"
+    other = load_recipe("debug", ["pipeline.crop.engine.options.grow=0.2"])
+    assert states(begun, other)["crops"] == "stale"
+
+
+# ------------------------------------------------------------------------------------------------ order
+
+
+def test_a_stage_before_its_predecessor_names_the_command(begun: Path, recipe: Recipe) -> None:
+    for stage, needs, command in (
+        (caption.STAGE, "crops", "crop"),
+        (embed.STAGE, "crops", "crop"),
+    ):
+        with pytest.raises(StageError) as caught:
+            runner.run(stage, begun, recipe)
+        assert str(caught.value) == (
+            f"{stage.command} needs the {needs} of {begun}, which do not exist; run `c2vl-pipeline {command} --work {begun}` first"
+        )
+    road(begun, recipe, STAGES[1:2])
+    with pytest.raises(StageError, match=r"caption needs the skeletons of .* run `c2vl-pipeline skeletons "):
+        runner.run(caption.STAGE, begun, recipe)
+    assert not (begun / "captions").exists()
+
+
+def test_a_limit_makes_the_first_shards_and_leaves_the_stage_unfinished(begun: Path, recipe: Recipe) -> None:
+    road(begun, recipe, STAGES[:1])
+    part = runner.run(crop.STAGE, begun, recipe, limit=5)
+    assert (part.complete, part.rows, part.expected_rows, part.digest) == (False, 32, 128, "")
+    assert sorted(times(begun, "crops")) == ["shard-00000.parquet", "shard-00001.parquet"]
+    with pytest.raises(StageError) as caught:
+        runner.run(caption.STAGE, begun, recipe)
+    assert str(caught.value) == (
+        f"caption needs all crops of {begun}: 32 of 128 rows are there; run `c2vl-pipeline crop --work {begun}` again, "
+        "or take the first ones with --limit"
+    )
+    assert runner.run(caption.STAGE, begun, recipe, limit=8).rows == 32
+    with pytest.raises(StageError) as caught:
+        runner.run(caption.STAGE, begun, recipe, limit=9)
+    assert str(caught.value) == (
+        f"caption needs {shard_path(begun, 'crops', 2)}, which is absent or damaged; run `c2vl-pipeline crop --work {begun}` again"
+    )
+    before = times(begun, "crops")
+    assert runner.run(crop.STAGE, begun, recipe).complete
+    assert {n: t for n, t in times(begun, "crops").items() if n in before} == before
+    assert runner.run(caption.STAGE, begun, recipe).complete
+
+
+def test_a_shard_lost_upstream_is_named_before_work_begins(begun: Path, recipe: Recipe) -> None:
+    road(begun, recipe, STAGES[:2])
+    shard_path(begun, "crops", 6).unlink()
+    with pytest.raises(
+        StageError, match=r"crops/shard-00006.parquet, which is absent or damaged; run `c2vl-"
+    ):
+        runner.run(caption.STAGE, begun, recipe)
+    road(begun, recipe, STAGES[1:2])
+    assert runner.run(caption.STAGE, begun, recipe).complete
+
+
+# --------------------------------------------------------------------------------------------- poison
+
+
+def test_a_poisonous_sample_costs_only_its_own_rows(
+    begun: Path, recipe: Recipe, clean: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    road(begun, recipe, STAGES[:2])
+    describe, sizes = PoseCode.caption, []
+
+    def poisoned(self: PoseCode, crops: Sequence[Any], question: str) -> list[Any]:
+        sizes.append(len(crops))
+        if any(c.sample_id == "S001C002P001R001A002" and c.slot == 3 for c in crops):
+            raise RuntimeError("poison " + "x" * 400)
+        return describe(self, crops, question)
+
+    monkeypatch.setattr(PoseCode, "caption", poisoned)
+    manifest = runner.run(caption.STAGE, begun, recipe)
+    assert manifest.statuses == {"failed": 1, "ok": 127}
+    assert manifest.complete
+    rows = table(begun, "captions")
+    (bad,) = [r for r in rows if r["status"] == "failed"]
+    assert (bad["sample_id"], bad["slot"], bad["attempts"]) == ("S001C002P001R001A002", 3, 2)
+    assert (bad["error_class"], len(bad["error"]), bad["caption"]) == ("RuntimeError", 300, None)
+    whole = {(r["sample_id"], r["slot"]): r["caption"] for r in table(clean, "captions")}
+    assert all(r["caption"] == whole[r["sample_id"], r["slot"]] for r in rows if r is not bad)
+    assert max(sizes) == 8
+    assert sizes.count(1) == 8  # one batch of eight was taken apart
+
+
+def test_batches_isolate_errors_and_pass_on_what_is_not_about_a_row() -> None:
+    def call(batch: list[int]) -> list[int]:
+        if 3 in batch:
+            raise ValueError("three")
+        return [10 * n for n in batch]
+
+    found = list(in_batches(list(range(7)), 3, call))
+    assert [item for item, _ in found] == list(range(7))
+    assert [r for _, r in found if not isinstance(r, Exception)] == [0, 10, 20, 40, 50, 60]
+    assert [(item, str(r)) for item, r in found if isinstance(r, ValueError)] == [(3, "three")]
+    for error in (EngineError("x"), OSError(errno.ENOSPC, "full"), MemoryError()):
+
+        def fails(batch: list[int], error: BaseException = error) -> list[int]:
+            raise error
+
+        with pytest.raises(type(error)):
+            list(in_batches([1, 2], 2, fails))
+
+
+def test_an_answer_too_few_is_no_silent_loss() -> None:
+    assert list(in_batches([1, 2, 3], 3, lambda batch: batch[:1])) == [(1, 1), (2, 2), (3, 3)]
+    ((item, error),) = in_batches([1], 3, lambda batch: [])
+    assert item == 1
+    assert isinstance(error, ValueError)
+
+
+# --------------------------------------------------------------------------------------------- workers
+
+
+def test_two_workers_give_what_one_gives(begun: Path, recipe: Recipe) -> None:
+    (alone,) = road(begun, recipe, STAGES[1:2])
+    for path in (begun / "crops").iterdir():
+        path.unlink()
+    together = runner.run(crop.STAGE, begun, recipe, workers=2)
+    assert (together.digest, together.rows, together.complete) == (alone.digest, 128, True)
+    assert together.provenance == alone.provenance
+
+
+# ---------------------------------------------------------------------------------------------- status
+
+
+def test_the_survey_tells_missing_unfinished_complete_and_stale(begun: Path, recipe: Recipe) -> None:
+    assert set(states(begun, recipe).values()) == {"missing"}
+    road(begun, recipe, STAGES[:1])
+    runner.run(crop.STAGE, begun, recipe, limit=4)
+    found = {s.stage: s for s in survey(begun, recipe)}
+    assert [found[s].state for s in ("skeletons", "crops", "captions", "embeddings", "packed")] == [
+        "complete", "unfinished", "missing", "missing", "missing",
+    ]  # fmt: skip
+    crops = found["crops"]
+    assert (crops.shards_done, crops.shards, crops.rows, crops.expected_rows) == (1, 8, 16, 128)
+    assert crops.counts() == "ok 16"
+    assert found["skeletons"].as_dict()["statuses"] == {"ok": 32}
+    road(begun, recipe)
+    pack.run(begun, recipe)
+    assert set(states(begun, recipe).values()) == {"complete"}
+    other = load_recipe("debug", ["pipeline.embed.engine.options.seed=3"])
+    assert states(begun, other)["embeddings"] == "stale"
+    road(begun, other)
+    assert states(begun, other) | {"packed": ""} == dict.fromkeys(
+        ("skeletons", "crops", "captions", "embeddings"), "complete"
+    ) | {"packed": ""}
+    assert states(begun, other)["packed"] == "stale"
+    pack.run(begun, other)
+    assert states(begun, other)["packed"] == "complete"
+
+
+def test_a_survey_without_an_index_names_the_command(tmp_path: Path, recipe: Recipe) -> None:
+    with pytest.raises(StageError, match="holds no index; run `c2vl-pipeline index --dataset NAME"):
+        survey(tmp_path, recipe)
