@@ -126,7 +126,7 @@ def test_motion_before_a_camera_finds_who_differs_from_the_empty_scene() -> None
 def test_motion_finds_two_people_and_no_specks() -> None:
     scene = room()
     image = person(person(scene, 20), 110)
-    image[5:9, 80:84] = 255
+    image[50:62, 70:86] = 255
     boxes = detector("motion").detect([frame(image, background=scene)], "person")[0]
     assert sorted(round(b.x0 / 10) for b in boxes) == [2, 11]
 

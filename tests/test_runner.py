@@ -348,8 +348,9 @@ def test_batches_isolate_errors_and_pass_on_what_is_not_about_a_row() -> None:
         def fails(batch: list[int], error: BaseException = error) -> list[int]:
             raise error
 
-        with pytest.raises(type(error)):
-            list(in_batches([1, 2], 2, fails))
+        for items in ([1], [1, 2]):
+            with pytest.raises(type(error)):
+                list(in_batches(items, 2, fails))
 
 
 def test_an_answer_too_few_is_no_silent_loss() -> None:

@@ -342,6 +342,33 @@ def test_wide_bodies_go_and_partly_wide_ones_lose_motion(tmp_path: Path) -> None
     np.testing.assert_array_equal(joints[:, 0], first - first[0, 1])
 
 
+def test_the_motion_of_a_partly_wide_body_never_rises(tmp_path: Path) -> None:
+    rng = np.random.default_rng(8)
+    frames = empty(20)
+    shape, lying = body(rng, scale=0), body(rng, scale=0, wide=True)
+    for number, rows in enumerate(frames):
+        side = 1 if number % 2 else -1
+        rows["noisy"] = lying.copy() if number < 6 else shape.copy()
+        rows["noisy"][:, 2] += 0 if number < 6 else side
+        rows["person"] = shape.copy()
+        rows["person"][:, 2] += 0.97 * side
+    every, good = ([f["noisy"][:, :3] for f in frames[start:]] for start in (0, 6))
+    person = [f["person"][:, :3] for f in frames]
+    assert variance(every) < variance(person) < variance(good)
+    joints = agrees(frames, tmp_path)
+    np.testing.assert_array_equal(joints[:, 0], np.stack(person) - person[0][1])
+
+
+def test_the_interval_of_the_second_actor_begins_at_the_first_frame(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    frames = empty(40)
+    track(frames, "a", rng, range(40), scale=3.0)
+    track(frames, "b", rng, range(25, 40), scale=1.0)
+    track(frames, "c", rng, range(3, 18), scale=0.1)  # free of b, and yet dropped: the public script's quirk
+    joints = agrees(frames, tmp_path)
+    assert np.flatnonzero(joints[:, 1].any(axis=(1, 2))).tolist() == list(range(25, 40))
+
+
 def test_overlap_of_one_frame_passes_and_the_later_write_wins(tmp_path: Path) -> None:
     rng = np.random.default_rng(6)
     frames = empty(30)
