@@ -119,11 +119,9 @@ def in_batches(
             answered = list(zip(batch, call(batch), strict=True))
         except (C2VLError, OSError, MemoryError):
             raise
-        except Exception as error:
-            if len(batch) == 1:
-                yield batch[0], error
-                continue
-        else:
+        except Exception:
+            answered = []
+        if answered:
             yield from answered
             continue
         for item in batch:
