@@ -126,11 +126,13 @@ def in_batches(
             continue
         for item in batch:
             try:
-                yield item, call([item])[0]
+                (answer,) = call([item])
             except (C2VLError, OSError, MemoryError):
                 raise
             except Exception as error:
                 yield item, error
+            else:
+                yield item, answer
 
 
 # ------------------------------------------------------------------------------------------------ plan
