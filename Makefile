@@ -16,7 +16,8 @@ ARGS      ?=
 # the demo trains for half as long as the embedded recipe does, to be done in minutes
 SHORT     := --set training.pretrain.epochs=24 --set 'training.pretrain.optimiser.milestones=[18,22]' \
              --set training.supervised.epochs=24 --set 'training.supervised.optimiser.milestones=[16,21]'
-recipe    := $(if $(RECIPE),--recipe $(RECIPE))
+SET       ?=
+recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo prompts reproduce table test lint bench clean need-dataset need-benchmark
@@ -26,6 +27,7 @@ help: ## Say what can be made
 	@echo
 	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|synthetic|generic   BENCHMARK=xsub|xview|xset"
 	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|embedded|debug|file.toml"
+	@echo "  SET='training.pretrain.epochs=30 pipeline.frames=8': values of the recipe   ARGS: further options of prompts"
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another with make PYTHON=python3.12"; exit 1; }
@@ -39,7 +41,7 @@ $(VENV)/.dev: $(VENV)/.core
 	@touch $@
 
 demo: $(VENV)/.core ## Synthetic videos to an evaluated encoder and a report, in about 4 minutes on 2 cores
-	@$(BIN)/c2vl-pipeline synth --out $(WORKROOT)/demo-raw
+	@$(BIN)/c2vl-pipeline synth --out "$(WORKROOT)/demo-raw"
 	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(WORKROOT)/demo-raw --work $(WORKROOT)/demo
 	@$(BIN)/c2vl-eval benchmark --data $(WORKROOT)/demo --benchmark xsub --out $(RUNROOT)/demo $(SHORT) $(ARGS)
 
@@ -51,14 +53,14 @@ need-benchmark: need-dataset
 	@test -n "$(BENCHMARK)" || { echo "say which benchmark, e.g. make reproduce DATASET=$(DATASET) BENCHMARK=xsub"; exit 2; }
 
 prompts: need-dataset $(VENV)/.core ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
-	@$(BIN)/c2vl-pipeline prompts --dataset $(DATASET) --data $(DATA) --work $(WORK) $(recipe) $(ARGS)
+	@$(BIN)/c2vl-pipeline prompts --dataset $(DATASET) --data "$(DATA)" --work "$(WORK)" $(recipe) $(ARGS)
 
 reproduce: need-benchmark prompts ## From raw data to the report with controls, one seed: DATASET=… BENCHMARK=…
-	@$(BIN)/c2vl-eval benchmark --data $(WORK) --benchmark $(BENCHMARK) --out $(OUT) $(recipe)
+	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)" $(recipe)
 
 table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over SEEDS=3, vision only, with controls
-	@$(BIN)/c2vl-eval benchmark --data $(WORK) --benchmark $(BENCHMARK) --out $(OUT)-table $(recipe) --seeds $(SEEDS) \
-		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision $(ARGS)
+	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-table" $(recipe) --seeds $(SEEDS) \
+		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision
 
 test: $(VENV)/.dev ## Run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)

@@ -53,6 +53,7 @@ def test_synthetic_videos_become_a_table_with_controls_and_a_report(work: Path, 
         "random encoder",
         "supervised",
         "shuffled pairs",
+        "raw joints",
     ]
     assert all(0 <= row["knn"] <= 1 and 0 <= row["linear"] <= 1 for row in results["rows"])
     for row in results["rows"]:

@@ -255,7 +255,10 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path, config: Pipeline
         ("sample_id,view\na,1\n\nb,x\n", "samples.csv:4: view = 'x' is not a whole number"),
         ("sample_id,start_frame\na,1.5\n", "samples.csv:2: start_frame = '1.5' is not a whole number"),
         ("sample_id,label\na,1\n,2\n", "samples.csv:3: no sample_id; every row needs one"),
-        ("name,label\na,1\n", "samples.csv:2: no sample_id; every row needs one"),
+        ("foo,label\na,1\n", "samples.csv:1: unknown column 'foo'; known: sample_id, video, start_frame, end_frame, skeleton, label, subject, view, camera, split_<benchmark>"),
+        ("sample_id,vido\na,v\n", "samples.csv:1: unknown column 'vido'; did you mean 'video'?"),
+        ("sample_id,subject\na,100000\n", "samples.csv:2: subject = 100000 is out of range; expected less than 32768"),
+        ("sample_id,end_frame\na,99999999999\n", "samples.csv:2: end_frame = 99999999999 is out of range; expected less than 2147483648"),
         ("sample_id,split_x\na,train\nb,val\n", "samples.csv:3: split_x = 'val'; use train, test or leave it empty"),
         ("sample_id\na\nb\na\n", "samples.csv:4: sample_id 'a' stands in 2 already; ids must be unique"),
     ],
@@ -304,7 +307,11 @@ def test_missing_own_files_are_noted_and_impossible_spans_become_problem_rows(
     root = own(tmp_path / "own", entries, "csv")
     (root / "v.avi").write_bytes(b"x")
     (root / "e.npy").write_bytes(b"")
-    index, found = indexed("generic", root, tmp_path / "w", config)
+    with pytest.raises(
+        StageError, match=r"1 videos missing \(gone\); 1 skeletons missing .* go on with --allow-missing"
+    ):
+        indexed("generic", root, tmp_path / "w", config)
+    index, found = indexed("generic", root, tmp_path / "w", config, allow_missing=True)
     assert found.missing_videos == found.missing_skeletons == ["gone"]
     assert found.empty == ["e.npy"]
     assert found.doubts()[-1] == "2 impossible samples (early, …)"

@@ -16,10 +16,11 @@ from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_manifests.manifest import commit_text, read_stage_manifest, write_stage_manifest
+from c2vl_manifests.manifest import commit_text, read_shard, read_stage_manifest, write_stage_manifest
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons, synth
 from c2vl_pipeline.skeletons import stored_joints
+from conftest import run_factory
 
 FILES = {
     "index.parquet", "joints.npy", "offsets.npy", "vision.npy", "vision_ok.npy", "language.npy",
@@ -247,3 +248,101 @@ def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path)
     whole = [r for n, r in rows.items() if n not in {no_body, no_video, nothing, empty}]
     assert all(r["reason"] is None and r["language_rows"] == r["vision_rows"] for r in whole)
     assert json.loads((work / "packed" / FILE).read_text())["frames"] == packed["offsets"][-1]
+
+
+# ------------------------------------------------------------------ what binds rows to the files they came from
+
+
+def _folder(tmp_path: Path, names: str = "abcd") -> Path:
+    folder = tmp_path / "own"
+    folder.mkdir(exist_ok=True)
+    rng = np.random.default_rng(0)
+    for n, name in enumerate(names):
+        np.save(folder / f"{name}.npy", rng.standard_normal((12 + n, 25, 3)).astype(np.float32))
+    _table(folder, [f"{name},{name}.npy,{n % 2},train" for n, name in enumerate(names)])
+    return folder
+
+
+def _table(folder: Path, lines: list[str]) -> None:
+    (folder / "samples.csv").write_text("\n".join(["sample_id,skeleton,label,split_mine", *lines]) + "\n")
+
+
+def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> index.Index:
+    made, _ = index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", **how)  # type: ignore[arg-type]
+    return made
+
+
+def test_a_changed_file_costs_its_shard_and_no_other(tmp_path: Path) -> None:
+    recipe = load_recipe("debug", ["pipeline.shard_samples=2"])
+    folder, work = _folder(tmp_path), tmp_path / "work"
+    _index(folder, work, recipe)
+    runner.run(skeletons.STAGE, work, recipe)
+    before = [runner.shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
+    np.save(folder / "d.npy", np.ones((40, 25, 3), np.float32))
+    _index(folder, work, recipe)
+    runner.run(skeletons.STAGE, work, recipe)
+    after = [runner.shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
+    assert after[0] == before[0]
+    assert after[1] > before[1]
+    assert read_shard(runner.shard_path(work, "skeletons", 1)).column("frames").to_pylist() == [14, 40]
+
+
+def test_rows_of_an_older_table_are_never_packed_under_new_ids(tmp_path: Path) -> None:
+    recipe = load_recipe("debug")
+    folder = _folder(tmp_path)
+    work = run_factory(folder, tmp_path / "work", recipe, "generic")
+    _table(folder, [f"new-{name},{name}.npy,{n % 2},train" for n, name in enumerate("dcba")])
+    _index(folder, work, recipe)
+    with pytest.raises(
+        StageError,
+        match="was made from other samples or files than the index names now; run `c2vl-pipeline skeletons",
+    ):
+        pack.run(work, recipe)
+
+
+def test_new_labels_are_packed_without_making_a_stage_again(tmp_path: Path) -> None:
+    recipe = load_recipe("debug")
+    folder = _folder(tmp_path)
+    work = run_factory(folder, tmp_path / "work", recipe, "generic")
+    stamp = runner.shard_path(work, "skeletons", 0).stat().st_mtime_ns
+    _table(folder, [f"{name},{name}.npy,sit,train" for name in "abcd"])
+    _index(folder, work, recipe)
+    for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
+        runner.run(stage, work, recipe)
+    assert pack.run(work, recipe).classes == ("sit",)
+    assert np.load(work / "packed" / "labels.npy").tolist() == [0, 0, 0, 0]
+    assert runner.shard_path(work, "skeletons", 0).stat().st_mtime_ns == stamp
+
+
+def test_another_layout_makes_the_joints_again(tmp_path: Path) -> None:
+    recipe = load_recipe("debug")
+    folder, work = _folder(tmp_path), tmp_path / "work"
+    names = [f"j{n}" for n in range(25)]
+    (folder / "mine.toml").write_text(f"names = {names!r}\nparents = {[names[0]] * 25!r}\n".replace("'", '"'))
+    _index(folder, work, recipe)
+    first = runner.run(skeletons.STAGE, work, recipe)
+    _index(folder, work, recipe, layout="mine.toml")
+    assert runner.run(skeletons.STAGE, work, recipe).key != first.key
+
+
+def test_a_flipped_bit_in_a_shard_is_refused(tmp_path: Path) -> None:
+    recipe = load_recipe("debug")
+    work = run_factory(_folder(tmp_path), tmp_path / "work", recipe, "generic")
+    (work / "packed" / "packed.json").unlink()
+    path = runner.shard_path(work, "skeletons", 0)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 3] ^= 4
+    path.write_bytes(bytes(data))
+    with pytest.raises(DataError, match=r"damaged or absent .* delete it and run its stage again"):
+        pack.run(work, recipe)
+
+
+def test_the_label_derived_from_joints_survives_a_lost_stage_manifest(tmp_path: Path) -> None:
+    recipe = load_recipe("debug")
+    work = run_factory(_folder(tmp_path), tmp_path / "work", recipe, "generic")
+    (work / "captions" / "stage.json").unlink()
+    (work / "packed" / "packed.json").unlink()
+    runner.run(caption.STAGE, work, recipe)
+    packed = pack.run(work, recipe)
+    assert packed.derived_from_joints("language")
+    assert packed.engines["captions"]["derived_from"] == "joints"

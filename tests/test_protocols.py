@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from c2vl_evaluation import benchmark, knn, linear
-from c2vl_evaluation.features import Features, extract
+from c2vl_evaluation.features import Features, extract, raw_joints
 from c2vl_evaluation.results import Results, load, mean_std
 from c2vl_manifests.config import LinearConfig
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
@@ -367,18 +367,32 @@ def table(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     return out, benchmark.run_table(data, "xsub", lines("hard"), range(2), out)
 
 
+def test_raw_joints_are_the_flattened_input_and_need_no_run(table, data, tmp_path):
+    _, results = table
+    row = results.rows[-1]
+    assert (row.name, row.run, row.epochs) == ("raw joints", "", 0)
+    config = lines("hard")[0].recipe.training.input
+    gallery, query = (raw_joints(data, "xsub", split, config) for split in ("train", "test"))
+    clip = Clips(
+        data, gallery.rows, config.model_copy(update={"frames": min(16, config.frames)}), torch.device("cpu")
+    )
+    assert np.allclose(gallery.values[0], clip.test(torch.tensor([0]))[0].reshape(-1).numpy())
+    assert row.knn == knn.accuracy(knn.predict(gallery, query), query.labels)
+
+
 def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
     out, results = table
     roles = [(row.role, row.seed) for row in results.rows]
     assert roles == [
-        (role, seed) for role in ("pretrained", "floor", "ceiling", "shuffled") for seed in (0, 1)
+        *((role, seed) for role in ("pretrained", "floor", "ceiling", "shuffled") for seed in (0, 1)),
+        ("baseline", 0),
     ]
     assert (results.train, results.test, results.chance) == (12, 4, pytest.approx(1 / 3))
     assert results.majority == benchmark.majority(
         data.labels()[data.select("xsub", "train").rows], data.labels()[data.select("xsub", "test").rows]
     )
     assert load(out) == results
-    pretrained, floor, ceiling, shuffled = (results.of(name)[0] for name in results.names())
+    pretrained, floor, ceiling, shuffled, _ = (results.of(name)[0] for name in results.names())
     assert [row.epochs for row in (pretrained, floor, ceiling, shuffled)] == [4, 0, 4, 4]
     assert [row.knowledge for row in (pretrained, floor, ceiling, shuffled)] == ["both", "", "", "both"]
     assert [row.derived_from_joints for row in (pretrained, floor)] == [True, False]
@@ -401,7 +415,7 @@ def test_a_table_made_again_trains_nothing_and_grows_by_lines(table, data):
     assert len(stamps) == 8 + 6  # every encoder; a checkpoint for all but the floors
     again = benchmark.run_table(data, "xsub", lines("hard", "intra"), range(2), out)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
-    assert again.names() == ["hard", "intra", "random encoder", "supervised", "shuffled pairs"]
+    assert again.names() == ["hard", "intra", "random encoder", "supervised", "shuffled pairs", "raw joints"]
     assert again.of("hard") == results.of("hard")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from c2vl_evaluation import knn, linear
-from c2vl_evaluation.features import Features, extract
+from c2vl_evaluation.features import Features, extract, raw_joints
 from c2vl_evaluation.results import Results, Role, Row, save
 from c2vl_manifests.config import Recipe, load_recipe, targets_name
 from c2vl_manifests.events import Emit, Note, silent
@@ -76,9 +76,16 @@ def evaluate(
     device = recipe.training.device
     gallery = extract(run, packed, benchmark, "train", device)
     query = extract(run, packed, benchmark, "test", device)
+    return *protocols(gallery, query, packed, recipe, seed), gallery, query
+
+
+def protocols(
+    gallery: Features, query: Features, packed: Packed, recipe: Recipe, seed: int
+) -> tuple[float, linear.Probe]:
+    """Run both protocols on the features of a training (gallery) and a test split (query)."""
     nearest = knn.accuracy(knn.predict(gallery, query, recipe.evaluation.knn.k), query.labels)
     classes = max(len(packed.manifest.classes), int(max(gallery.labels.max(), query.labels.max())) + 1)
-    return nearest, linear.probe(gallery, query, classes, recipe.evaluation.linear, seed), gallery, query
+    return nearest, linear.probe(gallery, query, classes, recipe.evaluation.linear, seed)
 
 
 def run_table(
@@ -133,6 +140,7 @@ def run_table(
             )
     m = packed.manifest
     recipe = lines[0].recipe
+    rows.append(_baseline(packed, benchmark, recipe))
     results = Results(
         dataset=m.dataset,
         title=m.title,
@@ -154,6 +162,28 @@ def run_table(
     )
     save(out, results)
     return results
+
+
+def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> Row:
+    """Run the protocols on the joints themselves: what a representation has to beat, if it is to be worth its training."""
+    gallery, query = (
+        raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test")
+    )
+    nearest, probe = protocols(gallery, query, packed, recipe, 0)
+    return Row(
+        name="raw joints",
+        role="baseline",
+        seed=0,
+        run="",
+        knn=nearest,
+        linear=probe.accuracy,
+        linear_best=probe.best,
+        linear_lr=probe.lr,
+        epochs=0,
+        seconds=0.0,
+        samples=len(gallery.labels),
+        left_out=gallery.left_out,
+    )
 
 
 def _engine_name(described: dict[str, object]) -> str:

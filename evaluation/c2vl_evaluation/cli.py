@@ -117,11 +117,17 @@ def report(
 ) -> None:
     """Draw the report again from a finished table."""
     from c2vl_evaluation.results import load
+    from c2vl_manifests.errors import DataError
     from c2vl_training.data import Packed
 
     results = load(out)
+    packed = Packed(data)
+    if packed.manifest.fingerprint != results.data_fingerprint:
+        raise DataError(
+            f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` into a new folder"
+        )
     _show(results)
-    path = _report(results, Packed(data).folder.parent, out)
+    path = _report(results, packed.folder.parent, out)
     say(f"report: {path.resolve()}")
 
 
@@ -131,7 +137,8 @@ def _show(results: Results) -> None:
     rows = []
     for name in results.names():
         of = results.of(name)
-        label = f"{name} ({of[0].role})" if of[0].role != "pretrained" else name
+        role = {"pretrained": "", "shuffled": " (control)"}.get(of[0].role, f" ({of[0].role})")
+        label = name + role
         if of[0].derived_from_joints:
             label += " [derived from joints]"
         cells = [mean_std([getattr(r, column) for r in of]) for column in ("knn", "linear", "linear_best")]

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
+from c2vl_manifests.config import InputConfig
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
 from c2vl_training import checkpoint
@@ -81,6 +82,18 @@ def extract(
 
 def _write(path: Path, data: bytes) -> None:
     path.write_bytes(data)
+
+
+def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) -> Features:
+    """Return what an encoder is fed, flattened: the baseline that needs no encoder at all.
+
+    Centred joints of the central window, not rotated, at 16 frames at most; (N, T V C M).
+    """
+    config = config.model_copy(update={"frames": min(config.frames, 16)})
+    selection = packed.select(benchmark, split)
+    clips = Clips(packed, selection.rows, config, torch.device("cpu"))
+    values = torch.cat([clips.test(at).flatten(1) for at in torch.arange(len(clips)).split(128)]).numpy()
+    return Features(values, packed.labels()[selection.rows], selection.rows, len(selection.left_out))
 
 
 def _cached(path: Path, key: str) -> Array | None:

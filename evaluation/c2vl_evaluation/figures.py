@@ -304,6 +304,7 @@ def accuracy_bars(results: Results) -> str:
         "shuffled": COLOURS[1],
         "floor": GREY,
         "ceiling": GREY,
+        "baseline": GREY,
     }
     lines = [textwrap.fill(name, 22) for name, _ in groups]
     top = 106 * max(max(row.knn, row.linear) for row in results.rows)

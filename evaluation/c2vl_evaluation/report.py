@@ -26,7 +26,13 @@ from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text
 
-_ROLES = {"pretrained": "pre-trained", "floor": "floor", "ceiling": "ceiling", "shuffled": "control"}
+_ROLES = {
+    "pretrained": "pre-trained",
+    "floor": "floor",
+    "ceiling": "ceiling",
+    "shuffled": "control",
+    "baseline": "baseline",
+}
 _KINDS = {"knn": "kNN", "linear": "linear"}
 
 

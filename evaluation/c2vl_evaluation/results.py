@@ -12,7 +12,7 @@ from c2vl_manifests.errors import DataError
 from c2vl_manifests.manifest import commit_text
 
 FILE = "results.json"
-Role = Literal["pretrained", "floor", "ceiling", "shuffled"]
+Role = Literal["pretrained", "baseline", "floor", "ceiling", "shuffled"]
 
 
 class Row(BaseModel):

@@ -318,7 +318,9 @@ class LinearConfig(_Model):
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=1024, ge=1)
     milestones: tuple[int, ...] = (80,)
-    lrs: tuple[float, ...] = (0.01, 0.1, 1.0, 3.0, 10.0, 30.0)
+    lrs: tuple[Annotated[float, Field(gt=0, le=1e4)], ...] = Field(
+        default=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0), min_length=1
+    )
     """Swept on a held-out part of the training split, never on test."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
 

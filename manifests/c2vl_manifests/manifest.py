@@ -17,7 +17,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +225,20 @@ def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = N
     if schema is not None and not found.remove_metadata().equals(schema.remove_metadata()):
         return "another schema"
     return None
+
+
+def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a shard with its page checksums verified.
+
+    Raises:
+        DataError: it is absent or damaged, by so much as a bit.
+    """
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=None if columns is None else list(columns))
+    except (OSError, pa.ArrowException) as error:
+        first = str(error).splitlines()[0]
+        raise DataError(f"{path}: damaged or absent ({first}); delete it and run its stage again") from error
 
 
 def read_shard_manifest(path: Path) -> ShardManifest | None:

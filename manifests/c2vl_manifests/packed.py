@@ -44,7 +44,7 @@ class PackedManifest(BaseModel):
 
         Crops by the skeleton engine are still pixels; captions by `posecode` are joints in words.
         """
-        return kind == "language" and self.engines["captions"].get("derived_from") == "joints"
+        return kind == "language" and self.engines["captions"].get("backend") == "posecode"
 
 
 def read_packed_manifest(folder: Path) -> PackedManifest:

@@ -50,6 +50,8 @@ SAMPLES = pa.schema(
         pa.field("camera", pa.string(), nullable=False),  # videos of one camera share a background
         pa.field("video", pa.string()),  # relative to the raw folder
         pa.field("skeleton", pa.string()),
+        pa.field("video_bytes", pa.int64()),  # sizes bind shards to the files they were made from
+        pa.field("skeleton_bytes", pa.int64()),
         pa.field("start_frame", pa.int32()),  # of a longer video: [start, end)
         pa.field("end_frame", pa.int32()),
         pa.field("known_missing", pa.bool_(), nullable=False),  # on the dataset's list of missing skeletons

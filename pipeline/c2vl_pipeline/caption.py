@@ -50,7 +50,7 @@ def process(shard: Shard) -> pa.Table:
             body = skeletons[crop["sample_id"]]
             if body["status"] != Status.OK:
                 row |= row_status(
-                    Status.MISSING_SKELETON,
+                    Status(body["status"]),
                     body["error_class"],
                     f"this captioner describes joints: {body['error']}",
                 )
@@ -92,5 +92,6 @@ STAGE = Stage(
     upstream=_upstream,
     row_group=8192,
     per_frame=True,
+    reads_joints=True,
     engine=_engine,
 )

@@ -20,7 +20,7 @@ from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Emit, Progress
-from c2vl_manifests.manifest import commit_file, file_sha256
+from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines, skeletons
 from c2vl_pipeline.engines import Box, Frame, Image
@@ -70,6 +70,7 @@ class _ShardCrops:
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
         self.backgrounds: dict[str, Image | None] = {}
+        self.cameras: dict[str, list[Row]] | None = None
 
     def give_up(self, sample: Row, status: Row) -> None:
         for slot in range(self.slots):
@@ -169,7 +170,10 @@ class _ShardCrops:
         if "background" not in self.shard.engine.needs:
             return None
         if camera not in self.backgrounds:
-            stored = cv2.imread(str(background_path(self.shard.folder, camera)))
+            if self.cameras is None:
+                self.cameras = _by_camera(self.shard.index)
+            path = background_path(self.shard.folder, camera, self.cameras[camera])
+            stored = cv2.imread(str(path))
             self.backgrounds[camera] = (
                 None if stored is None else np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
             )
@@ -226,16 +230,31 @@ _BACKGROUND_FRAMES = 64
 _BACKGROUND_CLIPS = 16
 
 
-def background_path(folder: Path, camera: str) -> Path:
-    """Where the empty scene of a camera is kept."""
+def background_path(folder: Path, camera: str, samples: list[Row]) -> Path:
+    """Where the empty scene of a camera is kept; the name is bound to the files it is made from."""
     safe = "".join(c if c.isalnum() else "-" for c in camera) or "camera"
-    return folder / "background" / f"{safe}.png"
+    columns = ("sample_id", "video", "video_bytes", "start_frame", "end_frame")
+    key = fingerprint([[sample[c] for c in columns] for sample in _chosen(samples)])
+    return folder / "background" / f"{safe}-{key[:12]}.png"
+
+
+def _chosen(samples: list[Row]) -> list[Row]:
+    """A few of a camera's clips, spread over all of them."""
+    step = max(len(samples) // _BACKGROUND_CLIPS, 1)
+    return samples[::step][:_BACKGROUND_CLIPS]
+
+
+def _by_camera(index: Index) -> dict[str, list[Row]]:
+    cameras: dict[str, list[Row]] = {}
+    for sample in index.table.to_pylist():
+        if sample["video"] is not None and not sample["problem"]:
+            cameras.setdefault(sample["camera"], []).append(sample)
+    return cameras
 
 
 def _camera_frames(index: Index, samples: list[Row]) -> Iterator[Image]:
     """Yield about 64 frames of one camera, spread over its clips and over each clip."""
-    step = max(len(samples) // _BACKGROUND_CLIPS, 1)
-    chosen = samples[::step][:_BACKGROUND_CLIPS]
+    chosen = _chosen(samples)
     for sample in chosen:
         try:
             with Video(index.root / sample["video"]) as video:
@@ -252,14 +271,11 @@ def prepare(index: Index, folder: Path, spec: EngineSpec, emit: Emit) -> Mapping
     """Build the empty scene of each camera where the engine needs one."""
     if "background" not in engines.load(spec).needs:
         return {}
-    cameras: dict[str, list[Row]] = {}
-    for sample in index.table.to_pylist():
-        if sample["video"] is not None and not sample["problem"]:
-            cameras.setdefault(sample["camera"], []).append(sample)
+    cameras = _by_camera(index)
     made = {}
     for number, (camera, samples) in enumerate(sorted(cameras.items())):
         emit(Progress("backgrounds", number, len(cameras), "cameras"))
-        path = background_path(folder, camera)
+        path = background_path(folder, camera, samples)
         if not path.is_file():
             images = list(_camera_frames(index, samples))
             if not images:

@@ -8,11 +8,13 @@ only by evaluation.
 from __future__ import annotations
 
 import csv
+import difflib
 import math
 import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
 )
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
+
+_NO_INPUT = frozenset({"label", "subject", "view", "setup", "repeat", "splits"})
+"""Columns that no stage's rows depend on."""
+
+_INT16, _INT32 = 1 << 15, 1 << 31
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,13 @@ class Index:
     def overrides(self) -> list[str]:
         """The `--set` assignments of that call."""
         return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
+
+    @cached_property
+    def shard_keys(self) -> tuple[str, ...]:
+        """For each shard, a fingerprint of the samples and files its rows are made of; labels and splits are not."""
+        columns = [c for c in SAMPLES.names if c not in _NO_INPUT]
+        rows = self.table.select(columns).to_pylist()
+        return tuple(fingerprint(rows[start:stop]) for start, stop in self.plan)
 
     def shard(self, number: int) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries."""
@@ -212,6 +226,11 @@ def _pku_rows(dataset: Dataset, root: Path) -> Iterator[dict[str, Any]]:
             )
 
 
+_COLUMNS = (
+    "sample_id", "video", "start_frame", "end_frame", "skeleton", "label", "subject", "view", "camera",
+)  # fmt: skip
+
+
 def _generic_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
     """Classes and rows of a table of own samples: samples.csv or samples.parquet."""
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
@@ -231,6 +250,15 @@ def _generic_rows(root: Path) -> tuple[tuple[str, ...], list[dict[str, Any]]]:
                 numbered = [(reader.line_num, entry) for entry in reader]
     except (OSError, pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: not a table of samples ({error})") from error
+    for column in numbered[0][1] if numbered else ():
+        if column not in _COLUMNS and not str(column).startswith("split_"):
+            near = difflib.get_close_matches(str(column), _COLUMNS, n=1)
+            hint = (
+                f"; did you mean {near[0]!r}?"
+                if near
+                else f"; known: {', '.join(_COLUMNS)}, split_<benchmark>"
+            )
+            raise DataError(f"{path}:1: unknown column {column!r}{hint}")
     labels = {label for _, entry in numbered if (label := _label(entry))}
     ordered = sorted(labels, key=lambda v: (not v.isdigit(), int(v) if v.isdigit() else 0, v))
     rows = [_generic_row(path, number, entry, ordered) for number, entry in numbered]
@@ -259,9 +287,13 @@ def _generic_row(path: Path, number: int, entry: dict[str, Any], labels: list[st
         if value in (None, ""):
             return None
         try:
-            return int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
+            found = int(value) if isinstance(value, float) and value.is_integer() else int(str(value))
         except ValueError as error:
             raise DataError(f"{path}:{number}: {column} = {value!r} is not a whole number") from error
+        most = _INT32 if column.endswith("_frame") else _INT16
+        if not -most <= found < most:
+            raise DataError(f"{path}:{number}: {column} = {found} is out of range; expected less than {most}")
+        return found
 
     sample_id = str(entry.get("sample_id") or "").strip()
     if not sample_id:
@@ -274,8 +306,8 @@ def _generic_row(path: Path, number: int, entry: dict[str, Any], labels: list[st
             splits.append((column.removeprefix("split_"), str(value)))
     start, end = whole("start_frame"), whole("end_frame")
     problem = None
-    if start is not None and end is not None and start >= end:
-        problem = f"start_frame {start} is not before end_frame {end}"
+    if end is not None and (start or 0) >= end:
+        problem = f"start_frame {start or 0} is not before end_frame {end}"
     elif start is not None and start < 0:
         problem = f"start_frame {start} is negative; the first frame is 0"
     label = _label(entry)
@@ -309,7 +341,9 @@ def _locate(dataset: Dataset, root: Path, rows: list[dict[str, Any]], findings: 
                 if not path.is_file():
                     missing.append(row["sample_id"])
                     row[what] = None
-                elif path.stat().st_size == 0:
+                    continue
+                row[f"{what}_bytes"] = path.stat().st_size
+                if row[f"{what}_bytes"] == 0:
                     findings.empty.append(row[what])
         return
     found: dict[str, dict[str, tuple[int, str]]] = {"video": {}, "skeleton": {}}
@@ -329,6 +363,7 @@ def _locate(dataset: Dataset, root: Path, rows: list[dict[str, Any]], findings: 
             wanted[kind].add(stem)
             size, relative = found[kind].get(stem, (-1, ""))
             row[kind] = relative or None
+            row[f"{kind}_bytes"] = size if size >= 0 else None
             if size < 0 and not (kind == "skeleton" and row["known_missing"]):
                 missing.append(row["sample_id"])
             elif size == 0:
@@ -423,7 +458,7 @@ def build(
     findings.with_skeleton = sum(r["skeleton"] is not None for r in rows)
     findings.known_missing = sum(r["known_missing"] for r in rows)
     blocking = findings.missing_videos or findings.missing_skeletons or findings.empty
-    if blocking and not (allow_missing or only_present) and dataset.reader != "generic":
+    if blocking and not (allow_missing or only_present):
         raise StageError(
             f"{root}: {'; '.join(findings.doubts())}; of {len(rows):,} promised samples of {dataset.title}. Complete the download, "
             "or go on with --allow-missing (rows will say what is missing) or --only-present (promise only what is there)"

@@ -22,20 +22,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from c2vl_manifests.config import Recipe
-from c2vl_manifests.errors import StageError
+from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.events import Emit, Progress, silent
 from c2vl_manifests.manifest import (
     StageManifest,
     commit_file,
     commit_text,
     fingerprint,
+    read_shard,
     read_stage_manifest,
     sync_folder,
 )
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.index import Index, load
-from c2vl_pipeline.runner import COMMANDS, shard_path
+from c2vl_pipeline.runner import COMMANDS, check_shards, shard_path
 from c2vl_pipeline.skeletons import stored_joints
 
 INDEX = pa.schema(
@@ -68,6 +69,7 @@ def _needed(index: Index) -> dict[str, StageManifest]:
             raise StageError(
                 f"pack needs the {name} of {index.work}, which {have}; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` first"
             )
+        check_shards(index, name, range(len(index.plan)), "pack")
         manifests[name] = manifest
     return manifests
 
@@ -78,7 +80,8 @@ def content_key(index: Index, stages: Mapping[str, StageManifest]) -> str:
     Crops and captions are named in `packed.json` for provenance only.
     """
     digests = {name: stages[name].digest for name in ("skeletons", "embeddings")}
-    return fingerprint({"samples": index.manifest.digest, **digests})
+    names = {"layout": index.manifest.extra["layout"], "classes": index.classes}
+    return fingerprint({"samples": index.manifest.digest, **digests, **names})
 
 
 def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
@@ -107,6 +110,12 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
         else stages["embeddings"].rows // index.table.num_rows
     )
     dims = _pack_vectors(index, folder, slots, rows, emit)
+    if total == 0 and not any(row["vision_rows"] or row["language_rows"] for row in rows):
+        reason = next((row["reason"] for row in rows if row["reason"]), "nobody was found in any frame")
+        raise DataError(
+            f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the first: {reason}. "
+            "Check the paths, the layout and `c2vl-pipeline status`"
+        )
     splits = index.table.column("splits").to_pylist()
     subjects, views = index.table.column("subject").to_pylist(), index.table.column("view").to_pylist()
     for row, pairs, subject, view in zip(rows, splits, subjects, views, strict=True):
@@ -155,7 +164,7 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
     """Write joints.npy and offsets.npy; returns the beginning of each sample's index row, and the frames."""
     columns = ["sample_id", "status", "error", "frames", "bodies"]
     shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.plan))]
-    heads = [row for path in shards for row in pq.read_table(path, columns=columns).to_pylist()]
+    heads = [row for path in shards for row in read_shard(path, columns).to_pylist()]
     offsets = np.concatenate([[0], np.cumsum([h["frames"] for h in heads])]).astype(np.int64)
     total = int(offsets[-1])
     # one-person datasets are stored with one body; a second, empty one would double every computation
@@ -168,7 +177,7 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
                 handle, {"descr": "<f4", "fortran_order": False, "shape": shape}
             )
             for path in shards:
-                for row in pq.read_table(path, columns=["frames", "joints"]).to_pylist():
+                for row in read_shard(path, ["frames", "joints"]).to_pylist():
                     if row["frames"]:
                         joints = stored_joints(row, index.layout)
                         if joints.shape[1] < bodies:
@@ -199,7 +208,7 @@ def _pack_vectors(
     good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}
     at = 0
     for number, (start, stop) in enumerate(index.plan):
-        table = pq.read_table(shard_path(index.work, "embeddings", number)).combine_chunks()
+        table = read_shard(shard_path(index.work, "embeddings", number)).combine_chunks()
         count = stop - start
         for kind, width in widths.items():
             flat = table.column(kind).chunk(0).flatten().to_numpy(zero_copy_only=False)

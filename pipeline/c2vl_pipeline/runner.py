@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.engine import EngineSpec
@@ -30,6 +29,7 @@ from c2vl_manifests.manifest import (
     commit_table,
     fingerprint,
     finished_shard,
+    read_shard,
     read_shard_manifest,
     read_stage_manifest,
     write_stage_manifest,
@@ -58,6 +58,8 @@ class Stage:
     """A row for each (sample, frame) rather than each sample."""
     engine: Callable[[Recipe, Index], EngineSpec] | None = None
     byte_stream_split: tuple[str, ...] = ()
+    reads_joints: bool = False
+    """Whether the names and order of the joints matter to it."""
     prepare: Callable[[Index, Path, EngineSpec, Emit], Mapping[str, Any]] | None = None
     """Work done once in the driver before the shards; what it returns is part of the stage key."""
 
@@ -85,7 +87,7 @@ class Shard:
 
     def upstream(self, stage: str) -> pa.Table:
         """Read the same shard of an earlier stage."""
-        return pq.read_table(shard_path(self.index.work, stage, self.number))
+        return read_shard(shard_path(self.index.work, stage, self.number))
 
 
 def shard_path(work: Path, stage: str, number: int) -> Path:
@@ -165,8 +167,7 @@ def stage_inputs(
     return {
         "schema": SCHEMA_VERSION,
         "stage": stage.name,
-        "samples": index.manifest.digest,
-        "plan": index.plan,
+        "layout": index.manifest.extra["layout"] if stage.reads_joints else None,
         "frames": recipe.pipeline.frames if stage.per_frame else None,
         "config": configs[stage.name],
         "engine": engine,
@@ -186,19 +187,19 @@ def _predecessors(stage: Stage, index: Index, recipe: Recipe) -> None:
 def make_plan(stage: Stage, index: Index, recipe: Recipe, prepared: Mapping[str, Any]) -> Plan:
     """Compute the keys of all shards and find which are committed under them.
 
-    A shard's key binds the stage's inputs, its sample range and the digests of the upstream shards, so that a
-    change upstream that leaves the rows as they were costs nothing here.
+    A shard's key binds the stage's inputs, its samples and the sizes of their files, and the digests of the
+    upstream shards: a repaired video costs its shard, a change upstream that leaves the rows as they were nothing.
     """
     spec = stage.engine(recipe, index) if stage.engine else None
     inputs = stage_inputs(stage, index, recipe, spec, prepared)
     key = fingerprint(inputs)
     keys = []
-    for number, span in enumerate(index.plan):
+    for number, samples in enumerate(index.shard_keys):
         digests: list[str | None] = []
         for name in stage.upstream(recipe):
             shard = read_shard_manifest(shard_path(index.work, name, number))
             digests.append(shard.digest if shard else None)
-        keys.append(fingerprint({"stage": key, "span": span, "upstream": digests}))
+        keys.append(fingerprint({"stage": key, "samples": samples, "upstream": digests}))
     done = {
         n: m
         for n, k in enumerate(keys)
@@ -257,9 +258,12 @@ def run_shard(job: Job) -> dict[str, Any]:
         row_group=stage.row_group,
         seconds=time.monotonic() - started,
         byte_stream_split=stage.byte_stream_split,
+        extra={
+            "samples": shard.index.shard_keys[job.number],
+            "provenance": dict(shard.engine.describe()) if shard.spec else {},
+        },
     )
-    provenance = dict(shard.engine.describe()) if shard.spec else {}
-    return {"number": job.number, "manifest": manifest.model_dump_json(), "provenance": provenance}
+    return {"number": job.number, "manifest": manifest.model_dump_json()}
 
 
 def _in_process(jobs: list[Job]) -> Iterator[dict[str, Any]]:
@@ -344,7 +348,6 @@ def run(
     spec = stage.engine(recipe, index) if stage.engine else None
     prepared = stage.prepare(index, folder, spec, emit) if stage.prepare and spec else {}
     plan = make_plan(stage, index, recipe, prepared)
-    started = time.monotonic()
     done = dict(plan.done)
     todo = [n for n in range(len(plan.keys)) if n not in done]
     if limit is not None:
@@ -356,9 +359,8 @@ def run(
                 covered += b - a
         todo = [n for n in todo if n in wanted]
     _no_gaps_upstream(stage, index, recipe, limit, todo)
-    previous = read_stage_manifest(folder)
-    provenance = dict(previous.provenance) if previous and previous.key == plan.manifest.key else {}
-    write_stage_manifest(folder, _summary(plan, done, provenance, 0.0))
+    _drop_shards_beyond(folder, len(plan.keys))
+    write_stage_manifest(folder, _summary(plan, done))
     jobs = [
         Job(
             module=stage.process.__module__,
@@ -379,39 +381,68 @@ def run(
     for receipt in _on_cluster(jobs, workers) if workers > 1 and len(jobs) > 1 else _in_process(jobs):
         manifest = ShardManifest.model_validate_json(receipt["manifest"])
         done[receipt["number"]] = manifest
-        provenance |= receipt["provenance"]
         finished += samples[receipt["number"]]
         statuses.update(manifest.statuses)
         emit(Progress(stage.name, finished, total, info={k: v for k, v in statuses.items() if k != "ok"}))
-    summary = _summary(plan, done, provenance, time.monotonic() - started)
+    summary = _summary(plan, done)
     write_stage_manifest(folder, summary)
     return summary
 
 
 def _no_gaps_upstream(stage: Stage, index: Index, recipe: Recipe, limit: int | None, todo: list[int]) -> None:
-    """Refuse to run over an unfinished predecessor, unless only first samples that it has are asked for."""
+    """Refuse to run over a predecessor that is unfinished or of other samples, unless only first ones are asked for."""
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
-        if manifest is not None and not manifest.complete and limit is None:
+        if manifest is None:
+            continue
+        if not manifest.complete and limit is None:
             raise StageError(
                 f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows are there; "
                 f"run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again, or take the first ones with --limit"
             )
-        for number in todo:
-            path = shard_path(index.work, name, number)
-            shard = read_shard_manifest(path)
-            if shard is None or finished_shard(path, shard.key) is None:
-                raise StageError(
-                    f"{stage.command} needs {path}, which is absent or damaged; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again"
-                )
+        frames = manifest.inputs.get("frames")
+        if frames is not None and frames != recipe.pipeline.frames:
+            raise StageError(
+                f"{name} of {index.work} have {frames} frames a sample, this recipe asks for {recipe.pipeline.frames}; "
+                f"give both stages the same pipeline.frames"
+            )
+        check_shards(index, name, todo, stage.command)
 
 
-def _summary(
-    plan: Plan, done: Mapping[int, ShardManifest], provenance: Mapping[str, Any], seconds: float
-) -> StageManifest:
+def check_shards(index: Index, name: str, numbers: Iterable[int], reader: str) -> None:
+    """Refuse shards that are absent, damaged, or made from other samples or files than the present index names.
+
+    Raises:
+        StageError: naming the shard and the command that makes it again.
+    """
+    for number in numbers:
+        path = shard_path(index.work, name, number)
+        shard = read_shard_manifest(path)
+        if shard is None or finished_shard(path, shard.key) is None:
+            problem = "is absent or damaged"
+        elif shard.extra.get("samples") != index.shard_keys[number]:
+            problem = "was made from other samples or files than the index names now"
+        else:
+            continue
+        raise StageError(
+            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again"
+        )
+
+
+def _drop_shards_beyond(folder: Path, count: int) -> None:
+    """Remove shards of an earlier, longer plan: nothing may read them again."""
+    for path in folder.glob("shard-*.*"):
+        number = path.stem.removeprefix("shard-")
+        if number.isdigit() and int(number) >= count:
+            path.unlink(missing_ok=True)
+
+
+def _summary(plan: Plan, done: Mapping[int, ShardManifest]) -> StageManifest:
     statuses: Counter[str] = Counter()
+    provenance: dict[str, Any] = {}
     for manifest in done.values():
         statuses.update(manifest.statuses)
+        provenance |= manifest.extra.get("provenance", {})
     complete = len(done) == len(plan.keys)
     libraries = {name: version(name) for name in ("c2vl", "numpy", "pyarrow", "opencv-python")}
     return plan.manifest.model_copy(

@@ -394,7 +394,12 @@ def process(shard: Shard) -> pa.Table:
 
 
 STAGE = Stage(
-    name="skeletons", command="skeletons", process=process, upstream=lambda recipe: (), row_group=256
+    name="skeletons",
+    command="skeletons",
+    process=process,
+    upstream=lambda recipe: (),
+    row_group=256,
+    reads_joints=True,
 )
 
 

@@ -88,6 +88,8 @@ def device_of(name: str) -> torch.device:
         raise ConfigError(
             f"training.device = {name!r} is no device; use auto, cpu, cuda or cuda:<number>"
         ) from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"training.device = {name!r}: training runs on cpu and cuda; use auto, cpu or cuda")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"training.device = {name!r} and this machine has no CUDA device; use auto or cpu")
     return device
