@@ -78,31 +78,35 @@ def test_every_expected_row_of_every_stage_is_accounted_for(work: Path, recipe: 
         assert sum(manifest.statuses.values()) == len(keys)
 
 
-def test_tiny_random_checkpoints_of_the_real_architectures_run_the_whole_factory(
-    raw: Path, tmp_path: Path
-) -> None:
-    checkpoints.tiny_grounding_dino(tmp_path / "dino")
-    checkpoints.tiny_llava(tmp_path / "llava")
-    checkpoints.tiny_clip(tmp_path / "clip")
-    recipe = load_recipe(
+def tiny_recipe(folder: Path) -> Recipe:
+    """The hf engines of all three roles on tiny random checkpoints of the true architectures, two frames a sample."""
+    checkpoints.tiny_grounding_dino(folder / "dino")
+    checkpoints.tiny_llava(folder / "llava")
+    checkpoints.tiny_clip(folder / "clip")
+    return load_recipe(
         "debug",
         [
             "pipeline.frames=2",
             "pipeline.crop.engine=hf-groundingdino-tiny",
-            f"pipeline.crop.engine.model={tmp_path / 'dino'}",
+            f"pipeline.crop.engine.model={folder / 'dino'}",
             "pipeline.crop.engine.dtype=float32",
             "pipeline.crop.engine.options.threshold=0.2",
             "pipeline.crop.engine.options.text_threshold=0.1",
             "pipeline.caption.engine=hf-llava-1.5-7b",
-            f"pipeline.caption.engine.model={tmp_path / 'llava'}",
+            f"pipeline.caption.engine.model={folder / 'llava'}",
             "pipeline.caption.engine.dtype=float32",
             "pipeline.caption.engine.options.max_new_tokens=4",
             "pipeline.embed.engine=hf-clip-vit-l-14-336",
-            f"pipeline.embed.engine.model={tmp_path / 'clip'}",
+            f"pipeline.embed.engine.model={folder / 'clip'}",
             "pipeline.embed.engine.dtype=float32",
         ],
     )
-    work = run_factory(raw, tmp_path / "work", recipe)
+
+
+def test_tiny_random_checkpoints_of_the_real_architectures_run_the_whole_factory(
+    raw: Path, tmp_path: Path
+) -> None:
+    work = run_factory(raw, tmp_path / "work", tiny_recipe(tmp_path))
     rows = statuses(work, "crops")
     assert sum(rows.values()) == 32 * 2
     assert rows["ok"] > 0
@@ -202,3 +206,20 @@ def test_a_video_without_skeletons_is_accounted_for_and_leaves_pretraining(
         "c2vl-train", "pretrain", "--data", work, "--benchmark", "mine", "--out", tmp_path / "run", code=1
     )
     assert "no usable train samples in mine; the first was left out because of missing_skeleton" in text
+
+
+def test_tiny_checkpoints_account_for_every_row_of_three_real_colour_videos(
+    shared: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    videos = sorted(p for p in (shared / "videos").iterdir() if p.suffix in {".mp4", ".mkv"})
+    assert len(videos) == 3
+    for video in videos:
+        (folder / video.name).symlink_to(video)
+    (folder / "samples.csv").write_text("sample_id,video\n" + "".join(f"{v.stem},{v.name}\n" for v in videos))
+    work = run_factory(folder, tmp_path / "work", tiny_recipe(tmp_path), "generic")
+    crops, captions, vectors = (statuses(work, stage) for stage in ("crops", "captions", "embeddings"))
+    assert sum(crops.values()) == sum(captions.values()) == sum(vectors.values()) == 3 * 2
+    assert set(crops) <= {"ok", "no_person"}
+    assert captions["ok"] == crops["ok"] > 0
