@@ -421,3 +421,16 @@ def test_verdict_names_the_control_that_is_missing(role, words):
     assert report.verdict(table({key: value for key, value in BASE.items() if key[1] != role})).endswith(
         words
     )
+
+
+def test_the_verdict_names_joints_without_an_encoder():
+    results = table()
+    assert "raw joints" not in report.verdict(results)
+    raw = results.rows[0].model_copy(
+        update={"name": "raw joints", "role": "baseline", "knn": 0.9, "linear": 0.5}
+    )
+    spoken = report.verdict(results.model_copy(update={"rows": (*results.rows, raw)}))
+    assert (
+        spoken
+        == f"{report.verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
+    )

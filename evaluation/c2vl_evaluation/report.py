@@ -63,7 +63,15 @@ class Figure:
 
 
 def verdict(results: Results) -> str:
-    """Say in one sentence what the table shows: the main row against the floor and against shuffled pairs."""
+    """Say what the table shows: the main row against the floor, shuffled pairs, and joints without an encoder."""
+    baseline = [row for row in results.rows if row.role == "baseline"]
+    if not baseline:
+        return _against_floor(results)
+    reached = " and ".join(f"{100 * getattr(baseline[0], k):.1f} % {kind}" for k, kind in _KINDS.items())
+    return f"{_against_floor(results)} The raw joints, without any encoder, reach {reached}."
+
+
+def _against_floor(results: Results) -> str:
     main = results.of(results.main_run().name)
     name, role = main[0].name, main[0].role
     reached = " and ".join(
