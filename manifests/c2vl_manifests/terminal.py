@@ -45,9 +45,16 @@ SetOption = Annotated[
 
 
 def application(help_text: str) -> typer.Typer:
-    """Return a typer application of the house: no completion commands, plain tracebacks never shown."""
+    """Return a typer application of the house: no completion commands, no tracebacks, help without rich.
+
+    Importing rich to draw a help page doubles its time; plain text answers in a tenth of a second.
+    """
     return typer.Typer(
-        help=help_text, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False
+        help=help_text,
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
     )
 
 
