@@ -73,10 +73,14 @@ def evaluate(
     run: Path, packed: Packed, benchmark: str, recipe: Recipe, seed: int
 ) -> tuple[float, linear.Probe, Features, Features]:
     """Run kNN and the linear probe on a finished run's frozen features."""
-    device = recipe.training.device
-    gallery = extract(run, packed, benchmark, "train", device)
-    query = extract(run, packed, benchmark, "test", device)
+    gallery, query = features_of(run, packed, benchmark, recipe)
     return *protocols(gallery, query, packed, recipe, seed), gallery, query
+
+
+def features_of(run: Path, packed: Packed, benchmark: str, recipe: Recipe) -> tuple[Features, Features]:
+    """Return a finished run's frozen features of the training and of the test split."""
+    device = recipe.training.device
+    return extract(run, packed, benchmark, "train", device), extract(run, packed, benchmark, "test", device)
 
 
 def protocols(
@@ -84,8 +88,15 @@ def protocols(
 ) -> tuple[float, linear.Probe]:
     """Run both protocols on the features of a training (gallery) and a test split (query)."""
     nearest = knn.accuracy(knn.predict(gallery, query, recipe.evaluation.knn.k), query.labels)
+    return nearest, linear_probe(gallery, query, packed, recipe, seed)
+
+
+def linear_probe(
+    gallery: Features, query: Features, packed: Packed, recipe: Recipe, seed: int
+) -> linear.Probe:
+    """Run the linear protocol over all classes that the dataset names or the labels hold."""
     classes = max(len(packed.manifest.classes), int(max(gallery.labels.max(), query.labels.max())) + 1)
-    return nearest, linear.probe(gallery, query, classes, recipe.evaluation.linear, seed)
+    return linear.probe(gallery, query, classes, recipe.evaluation.linear, seed)
 
 
 def run_table(

@@ -29,7 +29,8 @@ BenchmarkOption = Annotated[
 def _one(
     run: Path, data: Path, benchmark: str | None, recipe: str | None, set_: list[str] | None, protocol: str
 ) -> None:
-    from c2vl_evaluation.benchmark import evaluate
+    from c2vl_evaluation import knn as nearest
+    from c2vl_evaluation.benchmark import features_of, linear_probe
     from c2vl_manifests.config import load_recipe
     from c2vl_manifests.datasets import load_dataset
     from c2vl_training.checkpoint import load_finished
@@ -38,13 +39,14 @@ def _one(
     packed = Packed(data)
     resolved = load_recipe(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or ())
     facts = load_finished(run)[1]
-    nearest, probe, gallery, query = evaluate(
-        run, packed, benchmark or facts.get("benchmark", ""), resolved, int(facts.get("seed", 0))
-    )
+    gallery, query = features_of(run, packed, benchmark or facts.get("benchmark", ""), resolved)
     sizes = f"{len(gallery.labels):,} training and {len(query.labels):,} test samples"
     if protocol == "knn":
-        say(f"kNN (k = {resolved.evaluation.knn.k}): {100 * nearest:.2f} % top-1 over {sizes}")
+        k = resolved.evaluation.knn.k
+        accuracy = nearest.accuracy(nearest.predict(gallery, query, k), query.labels)
+        say(f"kNN (k = {k}): {100 * accuracy:.2f} % top-1 over {sizes}")
     else:
+        probe = linear_probe(gallery, query, packed, resolved, int(facts.get("seed", 0)))
         say(
             f"linear: {100 * probe.accuracy:.2f} % top-1 at the last epoch ({100 * probe.best:.2f} % at the best, an oracle), lr {probe.lr:g}, over {sizes}"
         )

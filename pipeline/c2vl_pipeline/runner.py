@@ -229,6 +229,8 @@ class Job:
     spec: str | None
     number: int
     key: str
+    samples: str
+    """`Index.shard_keys` of the shard: computed once by the driver, not once a shard."""
 
 
 def run_shard(job: Job) -> dict[str, Any]:
@@ -259,7 +261,7 @@ def run_shard(job: Job) -> dict[str, Any]:
         seconds=time.monotonic() - started,
         byte_stream_split=stage.byte_stream_split,
         extra={
-            "samples": shard.index.shard_keys[job.number],
+            "samples": job.samples,
             "provenance": dict(shard.engine.describe()) if shard.spec else {},
         },
     )
@@ -286,7 +288,7 @@ def _on_cluster(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
     from distributed import Client, KilledWorker, LocalCluster, as_completed
 
     logging.getLogger("distributed").setLevel(logging.ERROR)
-    # workers must be able to have children of their own (a killable decoder), which daemons cannot
+    # daemons cannot have children, and an engine may want to start a process of its own
     settings = {"distributed.worker.daemon": False, "distributed.admin.system-monitor.gil.enabled": False}
     with (
         dask.config.set(settings),
@@ -369,6 +371,7 @@ def run(
             spec=spec.model_dump_json() if spec else None,
             number=n,
             key=plan.keys[n],
+            samples=index.shard_keys[n],
         )
         for n in todo
     ]
