@@ -200,9 +200,9 @@ def test_the_pipeline_touches_torch_in_engines_only():
     assert offenders("c2vl_pipeline", "torch", "safetensors", allowed=engines) == []
 
 
-def test_only_the_runner_knows_workers():
+def test_only_workers_knows_dask():
     # the synthetic dataset is made by a pool of its own: it is no stage
-    allowed = ("c2vl_pipeline.runner", "c2vl_pipeline.synth", "c2vl_pipeline.synth_render")
+    allowed = ("c2vl_pipeline.workers", "c2vl_pipeline.synth", "c2vl_pipeline.synth_render")
     assert offenders(None, "dask", "distributed", allowed=allowed) == []
 
 
@@ -256,6 +256,7 @@ HEAVY = (
     "sklearn",
     "dask",
     "distributed",
+    "numba",
     "matplotlib",
     "tensorboard",
 )

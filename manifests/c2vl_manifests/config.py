@@ -65,6 +65,8 @@ class CropConfig(_Model):
     """*Reading:* the crop is the union of at most this many people, since the question says "they"."""
     max_side: int = Field(default=672, ge=32)
     jpeg_quality: int = Field(default=95, ge=1, le=100)
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds that opening a video, or reading on to the next planned frame, may take before the file is given up."""
 
 
 class CaptionConfig(_Model):
@@ -463,8 +465,21 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+_ROLES = {"detector": "crop", "captioner": "caption"}
+
+
+def _in_full(key: str) -> str:
+    """Spell out the short form of an engine's value: `captioner.base_url` is an option of the caption stage's engine."""
+    role, *rest = key.split(".")
+    if role not in _ROLES:
+        return key
+    own = rest and rest[0] not in EngineSpec.model_fields
+    return ".".join([f"pipeline.{_ROLES[role]}.engine", *(["options"] if own else []), *rest])
+
+
 def _override(table: dict[str, Any], assignment: str) -> None:
     key, equals, value = assignment.partition("=")
+    key = _in_full(key.strip())
     if not equals or not key.strip():
         raise ConfigError(
             f"--set {assignment!r} is not of the form section.key=value, e.g. training.pretrain.epochs=30"

@@ -30,6 +30,8 @@ from c2vl_manifests.errors import DataError
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
 """Columns that may differ between two runs that made the same thing."""
+_CHECK = "check"
+"""Entry of a shard's manifest file that is the fingerprint of all others: one flipped bit would otherwise be believed."""
 _DIGEST_ROWS = 8192
 """Rows hashed at once: bounds the copy that a digest makes."""
 
@@ -207,7 +209,9 @@ def commit_table(
         seconds=round(seconds, 3),
         extra=dict(extra or {}),
     )
-    commit_text(path.with_suffix(".json"), manifest.model_dump_json(indent=1) + "\n")
+    facts = json.loads(manifest.model_dump_json())
+    text = json.dumps(facts | {_CHECK: fingerprint(facts)}, indent=1)
+    commit_text(path.with_suffix(".json"), text + "\n")
     return manifest
 
 
@@ -244,9 +248,12 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 def read_shard_manifest(path: Path) -> ShardManifest | None:
     """Read the manifest of a shard, or None if there is none or it is damaged (the shard is then made again)."""
     try:
-        return ShardManifest.model_validate_json(path.with_suffix(".json").read_bytes())
-    except (OSError, ValidationError):
+        facts = json.loads(path.with_suffix(".json").read_bytes())
+        check = facts.pop(_CHECK, None) if isinstance(facts, dict) else None
+        manifest = ShardManifest.model_validate(facts)
+    except (OSError, ValueError):  # pydantic's and json's errors are ValueErrors
         return None
+    return manifest if check in {None, fingerprint(facts)} else None
 
 
 def finished_shard(path: Path, key: str) -> ShardManifest | None:

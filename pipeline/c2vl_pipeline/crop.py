@@ -6,8 +6,11 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from itertools import groupby
+from contextlib import nullcontext
+from functools import partial
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,8 @@ from c2vl_pipeline import engines, skeletons
 from c2vl_pipeline.engines import Box, Frame, Image
 from c2vl_pipeline.engines.embedded import empty_scene
 from c2vl_pipeline.index import Index
-from c2vl_pipeline.runner import Shard, Stage, failure, in_batches, row_status
-from c2vl_pipeline.video import Video, encode_jpeg, plan_frames
+from c2vl_pipeline.stage import Shard, Stage, failure, hang_mark, in_batches, row_status
+from c2vl_pipeline.video import Deadline, Guard, Video, encode_jpeg, plan_frames
 
 Row = dict[str, Any]
 
@@ -38,12 +41,9 @@ def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tupl
     x0, y0 = min(b.x0 for b in best), min(b.y0 for b in best)
     x1, y1 = max(b.x1 for b in best), max(b.y1 for b in best)
     dx, dy = config.margin * (x1 - x0), config.margin * (y1 - y0)
-    left, top = int(np.clip(x0 - dx, 0, width - 1)), int(np.clip(y0 - dy, 0, height - 1))
-    right, bottom = (
-        int(np.ceil(np.clip(x1 + dx, left + 1, width))),
-        int(np.ceil(np.clip(y1 + dy, top + 1, height))),
-    )
-    return left, top, right, bottom
+    left, top = int(min(max(x0 - dx, 0), width - 1)), int(min(max(y0 - dy, 0), height - 1))
+    right, bottom = min(max(x1 + dx, left + 1), width), min(max(y1 + dy, top + 1), height)
+    return left, top, math.ceil(right), math.ceil(bottom)
 
 
 def _limit_side(image: Image, most: int) -> Image:
@@ -70,7 +70,18 @@ class _ShardCrops:
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
         self.backgrounds: dict[str, Image | None] = {}
-        self.cameras: dict[str, list[Row]] | None = None
+        # whole frames are then never converted nor kept: only what is stored of them
+        self.lent = "shape" in shard.engine.needs
+        self.deadline: Deadline | None = None
+        if shard.killable:
+            self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
+
+    def __enter__(self) -> _ShardCrops:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.deadline is not None:
+            self.deadline.close()
 
     def give_up(self, sample: Row, status: Row) -> None:
         for slot in range(self.slots):
@@ -78,8 +89,11 @@ class _ShardCrops:
 
     def video(self, relative: str, samples: list[Row]) -> None:
         """Read one video for all samples cut from it."""
+        guard: Guard = nullcontext
+        if self.deadline is not None:
+            guard = partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
         try:
-            with Video(self.shard.index.root / relative) as video:
+            with Video(self.shard.index.root / relative, guard) as video:
                 self._read(video, samples)
         except DataError as error:
             for sample in samples:
@@ -114,7 +128,7 @@ class _ShardCrops:
                     }
                     wanted.setdefault(number, []).append(row)
         cameras = {s["sample_id"]: s["camera"] for s in samples}
-        for number, image in video.frames(wanted):
+        for number, image in video.frames(wanted, lent=self.lent):
             for row in wanted[number]:
                 row.update(frame_height=image.shape[0], frame_width=image.shape[1])
             # rows that share a frame of one sample (a clip shorter than the slots) share its detection
@@ -137,20 +151,23 @@ class _ShardCrops:
             if len(self.waiting) >= self._batch:
                 self.detect()
         self.detect()
+        if any(sample["end_frame"] is None for sample in samples):
+            video.drain()  # a few frames more; what is there against what was advertised
         for rows in wanted.values():
             for row in rows:
                 text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
                 self.rows[row["sample_id"], row["slot"]] = row | row_status(
                     Status.TRUNCATED_VIDEO, "truncated", text
                 )
-        for (sample_id, _), row in self.rows.items():
-            if sample_id in cameras and row["frames_advertised"] is not None:
-                row["frames_decoded"] = video.decoded
+        for key in product(cameras, range(self.slots)):
+            if self.rows[key]["frames_advertised"] is not None:
+                self.rows[key]["frames_decoded"] = video.decoded
 
     @property
     def _batch(self) -> int:
         assert self.shard.spec is not None
-        return self.shard.spec.batch_size
+        # without a model nothing is gained by a batch, and waiting frames are 6 MB each
+        return self.shard.spec.batch_size if engines.has_weights(self.shard.spec) else 1
 
     def _skeleton(self, sample: Row, readers: dict[str, Any]) -> Row | None:
         """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
@@ -170,9 +187,7 @@ class _ShardCrops:
         if "background" not in self.shard.engine.needs:
             return None
         if camera not in self.backgrounds:
-            if self.cameras is None:
-                self.cameras = _by_camera(self.shard.index)
-            path = background_path(self.shard.folder, camera, self.cameras[camera])
+            path = background_path(self.shard.folder, camera, self.shard.index.cameras[camera])
             stored = cv2.imread(str(path))
             self.backgrounds[camera] = (
                 None if stored is None else np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
@@ -202,26 +217,29 @@ class _ShardCrops:
             "box": [float(left), float(top), float(right), float(bottom)],
             "score": found[0].score,
             "people": min(len(found), self.config.max_people),
-            "jpeg": encode_jpeg(crop, self.config.jpeg_quality),
+            "jpeg": encode_jpeg(crop, self.config.jpeg_quality, bgr=self.lent),
         }
 
 
 def process(shard: Shard) -> pa.Table:
     """Make one shard: a row a (sample, slot)."""
-    crops = _ShardCrops(shard)
-    for relative, group in groupby(shard.samples, key=lambda s: s["video"]):
-        samples = []
-        for sample in group:
-            if sample["problem"]:
-                crops.give_up(sample, row_status(Status.FAILED, "problem", sample["problem"]))
-            elif relative is None:
-                crops.give_up(sample, row_status(Status.MISSING_VIDEO, "missing", "no video file"))
-            else:
-                samples.append(sample)
-        if samples:
-            crops.video(relative, samples)
-    rows = [crops.rows[s["sample_id"], slot] for s in shard.samples for slot in range(crops.slots)]
-    return pa.Table.from_pylist(rows, schema=CROPS)
+    tables = [CROPS.empty_table()]
+    with _ShardCrops(shard) as crops:
+        for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
+            group, samples = list(of_video), []
+            for sample in group:
+                if sample["problem"]:
+                    crops.give_up(sample, row_status(Status.FAILED, "problem", sample["problem"]))
+                elif relative is None:
+                    crops.give_up(sample, row_status(Status.MISSING_VIDEO, "missing", "no video file"))
+                else:
+                    samples.append(sample)
+            if samples:
+                crops.video(relative, samples)
+            # at once: a shard's JPEGs are half a gigabyte, and would be held twice
+            rows = [crops.rows.pop((s["sample_id"], slot)) for s in group for slot in range(crops.slots)]
+            tables.append(pa.Table.from_pylist(rows, schema=CROPS))
+    return pa.concat_tables(tables)
 
 
 # ------------------------------------------------------------------------------------------ background
@@ -244,14 +262,6 @@ def _chosen(samples: list[Row]) -> list[Row]:
     return samples[::step][:_BACKGROUND_CLIPS]
 
 
-def _by_camera(index: Index) -> dict[str, list[Row]]:
-    cameras: dict[str, list[Row]] = {}
-    for sample in index.table.to_pylist():
-        if sample["video"] is not None and not sample["problem"]:
-            cameras.setdefault(sample["camera"], []).append(sample)
-    return cameras
-
-
 def _camera_frames(index: Index, samples: list[Row]) -> Iterator[Image]:
     """Yield about 64 frames of one camera, spread over its clips and over each clip."""
     chosen = _chosen(samples)
@@ -271,7 +281,7 @@ def prepare(index: Index, folder: Path, spec: EngineSpec, emit: Emit) -> Mapping
     """Build the empty scene of each camera where the engine needs one."""
     if "background" not in engines.load(spec).needs:
         return {}
-    cameras = _by_camera(index)
+    cameras = index.cameras
     made = {}
     for number, (camera, samples) in enumerate(sorted(cameras.items())):
         emit(Progress("backgrounds", number, len(cameras), "cameras"))
@@ -301,5 +311,6 @@ STAGE = Stage(
     row_group=128,
     per_frame=True,
     engine=_engine,
+    raw="video",
     prepare=prepare,
 )

@@ -16,7 +16,7 @@ from c2vl_manifests.config import Recipe
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.schema import Status, embeddings
 from c2vl_pipeline.index import Index
-from c2vl_pipeline.runner import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.stage import Shard, Stage, failure, in_batches, row_status
 from c2vl_pipeline.video import decode_jpeg, shape_image
 
 Row = dict[str, Any]

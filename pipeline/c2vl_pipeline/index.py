@@ -29,14 +29,21 @@ from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.manifest import (
     ShardManifest,
     commit_table,
+    digest,
     fingerprint,
     finished_shard,
     read_shard_manifest,
 )
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
 
-_NO_INPUT = frozenset({"label", "subject", "view", "setup", "repeat", "splits"})
-"""Columns that no stage's rows depend on."""
+_SKELETON = ("skeleton", "skeleton_bytes", "start_frame", "end_frame", "known_missing", "problem")
+READS: dict[str, tuple[str, ...]] = {
+    "skeletons": ("sample_id", *_SKELETON),
+    "crops": ("sample_id", "camera", "video", "video_bytes", *_SKELETON),
+    "captions": ("sample_id",),
+    "embeddings": ("sample_id",),
+}
+"""What of a sample each stage's rows depend on; never labels or splits. Later stages read the rows of earlier ones."""
 
 _INT16, _INT32 = 1 << 15, 1 << 31
 
@@ -55,6 +62,7 @@ class Index:
     bodies: int
     plan: tuple[tuple[int, int], ...]
     """Rows [start, stop) of each shard; samples of one video are never split."""
+    _keys: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def recipe(self) -> str:
@@ -66,12 +74,29 @@ class Index:
         """The `--set` assignments of that call."""
         return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
 
+    def shard_keys(self, stage: str) -> tuple[str, ...]:
+        """For each shard, a fingerprint of what a stage reads of its samples (see `READS`)."""
+        if stage not in self._keys:
+            rows = self.table.select(list(READS[stage]))
+            self._keys[stage] = tuple(digest(rows.slice(start, stop - start)) for start, stop in self.plan)
+        return self._keys[stage]
+
+    def reads(self, stage: str, number: int) -> list[dict[str, Any]]:
+        """Return of each sample of a shard what a stage reads of it."""
+        start, stop = self.plan[number]
+        table = self.table.select(list(READS[stage])).slice(start, stop - start)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+
     @cached_property
-    def shard_keys(self) -> tuple[str, ...]:
-        """For each shard, a fingerprint of the samples and files its rows are made of; labels and splits are not."""
-        columns = [c for c in SAMPLES.names if c not in _NO_INPUT]
-        rows = self.table.select(columns).to_pylist()
-        return tuple(fingerprint(rows[start:stop]) for start, stop in self.plan)
+    def cameras(self) -> dict[str, list[dict[str, Any]]]:
+        """Samples with a video by camera: what each camera's empty scene is made from."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        columns = ["sample_id", "video", "video_bytes", "start_frame", "end_frame", "camera", "problem"]
+        for sample in self.table.select(columns).to_pylist():
+            if sample["video"] is not None and not sample["problem"]:
+                found.setdefault(sample["camera"], []).append(sample)
+        return found
 
     def shard(self, number: int) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries."""

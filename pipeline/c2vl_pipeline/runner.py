@@ -1,35 +1,33 @@
-"""Runs a stage over its shards: plan, resume, workers, per-row status. The only module that knows workers.
+"""Runs a stage over its shards: what is still to make, in which order, and when the stage is complete.
 
-A stage is a function from a shard of samples to a table. Here it is decided which shards are still to make
-(`finished_shard`), where they run (this process, or Dask's LocalCluster), and when the stage is complete. Tasks
-carry a shard number and return a small receipt; the manifests on disk are the only truth.
+A shard is made again unless it is committed under the key that this run would give it (`finished_shard`). Jobs
+carry a shard number to `shards.run_shard`, here or in `workers`, and bring back a small receipt; the manifests on
+disk are the only truth, so that any process may die at any moment.
 """
 
 from __future__ import annotations
 
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+import fcntl
+import os
+import socket
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from c2vl_manifests.config import Recipe
-from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import C2VLError, StageError
+from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
-    commit_table,
+    commit_text,
     fingerprint,
     finished_shard,
-    read_shard,
     read_shard_manifest,
     read_stage_manifest,
     write_stage_manifest,
@@ -37,140 +35,49 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.schema import SCHEMA_VERSION, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.index import Index, load
+from c2vl_pipeline.shards import Job, Receipt, run_shard
+from c2vl_pipeline.stage import COMMANDS, Stage, hang_mark, shard_path
 
-COMMANDS = {"skeletons": "skeletons", "crops": "crop", "captions": "caption", "embeddings": "embed"}
-"""Stage folder -> the command that fills it."""
+if TYPE_CHECKING:
+    from c2vl_pipeline.workers import Workers
 
-MAX_ERROR = 300
-"""Characters of an error text that a row keeps."""
+MAX_FAILURES = 0.05
+"""Share of rows that an engine may fail on before the stage stops: then it is the engine, not the rows."""
 
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the road: `process` makes a shard's table; `upstream(recipe)` are the stages whose shards it reads."""
-
-    name: str
-    command: str
-    process: Callable[[Shard], pa.Table]
-    upstream: Callable[[Recipe], tuple[str, ...]]
-    row_group: int
-    per_frame: bool = False
-    """A row for each (sample, frame) rather than each sample."""
-    engine: Callable[[Recipe, Index], EngineSpec] | None = None
-    byte_stream_split: tuple[str, ...] = ()
-    reads_joints: bool = False
-    """Whether the names and order of the joints matter to it."""
-    prepare: Callable[[Index, Path, EngineSpec, Emit], Mapping[str, Any]] | None = None
-    """Work done once in the driver before the shards; what it returns is part of the stage key."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What a stage's `process` is given."""
-
-    index: Index
-    recipe: Recipe
-    number: int
-    spec: EngineSpec | None = None
-    folder: Path = field(default=Path())
-
-    @cached_property
-    def samples(self) -> list[dict[str, Any]]:
-        """Rows of the index."""
-        return self.index.shard(self.number)
-
-    @cached_property
-    def engine(self) -> Any:
-        """The stage's engine, loaded once a process."""
-        assert self.spec is not None
-        return engines.load(self.spec)
-
-    def upstream(self, stage: str) -> pa.Table:
-        """Read the same shard of an earlier stage."""
-        return read_shard(shard_path(self.index.work, stage, self.number))
-
-
-def shard_path(work: Path, stage: str, number: int) -> Path:
-    """Path of a shard; its manifest lies beside it."""
-    return work / stage / f"shard-{number:05d}.parquet"
-
-
-def row_status(
-    status: Status, error_class: str | None = None, error: str | None = None, attempts: int = 1
-) -> dict[str, Any]:
-    """Return the status columns of a row."""
-    return {"status": str(status), "error_class": error_class, "error": error, "attempts": attempts}
-
-
-def failure(error: BaseException, status: Status = Status.FAILED, attempts: int = 1) -> dict[str, Any]:
-    """Return the status columns of a row that an exception befell."""
-    return row_status(status, type(error).__name__, str(error)[:MAX_ERROR], attempts)
-
-
-def in_batches(
-    items: list[Any], size: int, call: Callable[[list[Any]], list[Any]]
-) -> Iterator[tuple[Any, Any]]:
-    """Yield (item, result or exception) of a batched engine call, isolating the items that break it.
-
-    A batch that raises is tried again one item at a time, so a poisonous row costs one row. Our own errors, a
-    full disk and exhausted memory are not about one row and pass through.
-    """
-    for start in range(0, len(items), size):
-        batch = items[start : start + size]
-        try:
-            answered = list(zip(batch, call(batch), strict=True))
-        except (C2VLError, OSError, MemoryError):
-            raise
-        except Exception:
-            answered = []
-        if answered:
-            yield from answered
-            continue
-        for item in batch:
-            try:
-                (answer,) = call([item])
-            except (C2VLError, OSError, MemoryError):
-                raise
-            except Exception as error:
-                yield item, error
-            else:
-                yield item, answer
-
+FEW_FAILURES = 100
+"""Failed rows that never stop a stage: a share of very few rows says little."""
 
 # ------------------------------------------------------------------------------------------------ plan
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a stage would do now: keys of all shards, and which are done."""
+    """What a stage would do now: keys of all shards and what they are made of, and which are done."""
 
     stage: Stage
     manifest: StageManifest
     keys: tuple[str, ...]
+    facts: tuple[dict[str, Any], ...]
     done: dict[int, ShardManifest]
 
 
 def stage_inputs(
-    stage: Stage, index: Index, recipe: Recipe, spec: EngineSpec | None, prepared: Mapping[str, Any]
+    stage: Stage, index: Index, recipe: Recipe, engine: Mapping[str, Any] | None, prepared: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return everything that determines a stage's rows beside its upstream shards; hashed into its key."""
     configs: dict[str, Any] = {
         "skeletons": recipe.pipeline.skeletons.model_dump(mode="json"),
-        "crops": recipe.pipeline.crop.model_dump(mode="json", exclude={"engine"}),
+        "crops": recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
         "captions": recipe.pipeline.caption.model_dump(mode="json", exclude={"engine"}),
         "embeddings": recipe.pipeline.embed.model_dump(mode="json", exclude={"engine"}),
     }
-    engine = None
-    if spec is not None:
-        # where and in which batches a model runs does not change what it says
-        engine = spec.model_dump(mode="json", exclude={"device", "batch_size"}) | engines.identity(spec)
     return {
         "schema": SCHEMA_VERSION,
         "stage": stage.name,
         "layout": index.manifest.extra["layout"] if stage.reads_joints else None,
         "frames": recipe.pipeline.frames if stage.per_frame else None,
         "config": configs[stage.name],
-        "engine": engine,
+        "engine": None if engine is None else dict(engine),
         "prepared": dict(prepared),
     }
 
@@ -184,22 +91,40 @@ def _predecessors(stage: Stage, index: Index, recipe: Recipe) -> None:
             )
 
 
-def make_plan(stage: Stage, index: Index, recipe: Recipe, prepared: Mapping[str, Any]) -> Plan:
+def lasting_engine(stage: Stage, index: Index, recipe: Recipe) -> dict[str, Any] | None:
+    """Return what of a stage's engine is part of its key; raises EngineError where its checkpoint is not there."""
+    return engines.lasting(stage.engine(recipe, index)) if stage.engine else None
+
+
+def make_plan(
+    stage: Stage,
+    index: Index,
+    recipe: Recipe,
+    prepared: Mapping[str, Any],
+    engine: Mapping[str, Any] | None = None,
+) -> Plan:
     """Compute the keys of all shards and find which are committed under them.
 
     A shard's key binds the stage's inputs, its samples and the sizes of their files, and the digests of the
     upstream shards: a repaired video costs its shard, a change upstream that leaves the rows as they were nothing.
+
+    Args:
+        stage: which one.
+        index: of the work folder.
+        recipe: resolved.
+        prepared: what the stage's preparation returned.
+        engine: what of the engine is part of the key, where it is known already (see `lasting_engine`).
     """
-    spec = stage.engine(recipe, index) if stage.engine else None
-    inputs = stage_inputs(stage, index, recipe, spec, prepared)
+    inputs = stage_inputs(stage, index, recipe, engine or lasting_engine(stage, index, recipe), prepared)
     key = fingerprint(inputs)
-    keys = []
-    for number, samples in enumerate(index.shard_keys):
-        digests: list[str | None] = []
-        for name in stage.upstream(recipe):
-            shard = read_shard_manifest(shard_path(index.work, name, number))
-            digests.append(shard.digest if shard else None)
-        keys.append(fingerprint({"stage": key, "samples": samples, "upstream": digests}))
+    facts = []
+    for number, samples in enumerate(index.shard_keys(stage.name)):
+        above = {
+            name: read_shard_manifest(shard_path(index.work, name, number)) for name in stage.upstream(recipe)
+        }
+        upstream = {name: shard.digest if shard else None for name, shard in above.items()}
+        facts.append({"stage": key, "samples": samples, "upstream": upstream})
+    keys = tuple(fingerprint(fact) for fact in facts)
     done = {
         n: m
         for n, k in enumerate(keys)
@@ -213,105 +138,40 @@ def make_plan(stage: Stage, index: Index, recipe: Recipe, prepared: Mapping[str,
         shards=len(keys),
         expected_rows=index.table.num_rows * per_sample,
     )
-    return Plan(stage, manifest, tuple(keys), done)
+    return Plan(stage, manifest, keys, tuple(facts), done)
+
+
+def inputs_path(folder: Path, key: str) -> Path:
+    """Where the inputs behind a stage key are kept, so that `status --why` can name the field that changed."""
+    return folder / "inputs" / f"{key}.json"
+
+
+def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
+    """Return how many processes suit a stage here: one a core, but one a GPU for engines that load weights."""
+    cores = os.cpu_count() or 1
+    if stage.engine is None:
+        return cores
+    return max(1, len(engines.gpus())) if engines.has_weights(stage.engine(recipe, load(work))) else cores
 
 
 # ------------------------------------------------------------------------------------------------- run
 
 
-@dataclass(frozen=True)
-class Job:
-    """What travels to a worker."""
-
-    module: str
-    work: str
-    recipe: str
-    spec: str | None
-    number: int
-    key: str
-    samples: str
-    """`Index.shard_keys` of the shard: computed once by the driver, not once a shard."""
-
-
-def run_shard(job: Job) -> dict[str, Any]:
-    """Make and commit one shard; runs in a worker. Returns a receipt."""
-    import importlib
-
-    stage: Stage = importlib.import_module(job.module).STAGE
-    started = time.monotonic()
-    shard = Shard(
-        index=load(Path(job.work)),
-        recipe=Recipe.model_validate_json(job.recipe),
-        number=job.number,
-        spec=EngineSpec.model_validate_json(job.spec) if job.spec else None,
-        folder=Path(job.work) / stage.name,
-    )
-    table = stage.process(shard)
-    per_sample = shard.recipe.pipeline.frames if stage.per_frame else 1
-    expected = len(shard.samples) * per_sample
-    if table.num_rows != expected:
-        raise StageError(
-            f"{stage.name} shard {job.number} made {table.num_rows} rows for {expected} expected; this is a bug, please report it"
-        )
-    manifest = commit_table(
-        shard_path(shard.index.work, stage.name, job.number),
-        table,
-        key=job.key,
-        row_group=stage.row_group,
-        seconds=time.monotonic() - started,
-        byte_stream_split=stage.byte_stream_split,
-        extra={
-            "samples": job.samples,
-            "provenance": dict(shard.engine.describe()) if shard.spec else {},
-        },
-    )
-    return {"number": job.number, "manifest": manifest.model_dump_json()}
-
-
-def _in_process(jobs: list[Job]) -> Iterator[dict[str, Any]]:
-    for job in jobs:
-        yield run_shard(job)
-
-
-def _worker_setup() -> None:
-    """Make a worker decode and compute on its one core: the workers are the parallelism."""
-    import cv2
-
-    cv2.setNumThreads(1)
-
-
-def _on_cluster(jobs: list[Job], workers: int) -> Iterator[dict[str, Any]]:
-    """Run jobs on a LocalCluster with about two a worker in flight."""
-    import logging
-
-    import dask
-    from distributed import Client, KilledWorker, LocalCluster, as_completed
-
-    logging.getLogger("distributed").setLevel(logging.ERROR)
-    # daemons cannot have children, and an engine may want to start a process of its own
-    settings = {"distributed.worker.daemon": False, "distributed.admin.system-monitor.gil.enabled": False}
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-        ) as cluster,
-        Client(cluster) as client,
-    ):
-        client.run(_worker_setup)
-        waiting = iter(jobs)
-        running = as_completed(
-            [client.submit(run_shard, job, pure=False) for job in islice(waiting, 2 * workers)]
-        )
-        for future in running:
-            try:
-                yield future.result()
-            except KilledWorker as error:
-                raise StageError(
-                    f"a worker died again and again on one shard ({error}); look for memory or a poisonous file, then run the stage again"
-                ) from error
-            following = next(waiting, None)
-            if following is not None:
-                running.add(client.submit(run_shard, following, pure=False))
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock: two runs of one stage would do the work twice. Dies with this process."""
+    with (folder / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            handle.seek(0)
+            raise StageError(
+                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for it or stop it"
+            ) from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        yield
 
 
 def run(
@@ -319,8 +179,11 @@ def run(
     work: Path,
     recipe: Recipe,
     *,
-    workers: int = 1,
+    workers: Workers | None = None,
     limit: int | None = None,
+    only: frozenset[int] | None = None,
+    redo: Mapping[int, frozenset[str]] | None = None,
+    max_failures: float = MAX_FAILURES,
     emit: Emit = silent,
 ) -> StageManifest:
     """Run a stage: make every shard that is not committed under its present key.
@@ -329,15 +192,19 @@ def run(
         stage: which one.
         work: folder of the index and all stages.
         recipe: resolved.
-        workers: 1 runs in this process, more on a local Dask cluster.
+        workers: processes to make shards in; None makes them in this process, where a sample that kills its
+            process or hangs for ever takes the run with it.
         limit: stop after the shards that hold this many samples; the stage stays incomplete.
+        only: numbers of the shards that may be made; the others stay as they are.
+        redo: shard number -> samples to make again although their shard is committed.
+        max_failures: share of `failed` rows above which the stage stops, finished shards kept.
         emit: receives progress and notes.
 
     Returns:
         The stage's manifest, complete unless `limit` cut it short.
 
     Raises:
-        StageError: a predecessor is missing, or workers died.
+        StageError: a predecessor is missing, another run is at work, too many rows fail, or workers die.
         EngineError: the engine cannot be loaded.
         OSError: the disk is full; what is committed stays.
     """
@@ -345,60 +212,100 @@ def run(
     _predecessors(stage, index, recipe)
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
-    for orphan in folder.rglob(".*.tmp"):
-        orphan.unlink(missing_ok=True)
-    spec = stage.engine(recipe, index) if stage.engine else None
-    prepared = stage.prepare(index, folder, spec, emit) if stage.prepare and spec else {}
-    plan = make_plan(stage, index, recipe, prepared)
-    done = dict(plan.done)
-    todo = [n for n in range(len(plan.keys)) if n not in done]
-    if limit is not None:
-        covered = 0
-        wanted = set()
-        for n, (a, b) in enumerate(index.plan):
-            if covered < limit:
-                wanted.add(n)
-                covered += b - a
-        todo = [n for n in todo if n in wanted]
-    _no_gaps_upstream(stage, index, recipe, limit, todo)
-    _drop_shards_beyond(folder, len(plan.keys))
-    write_stage_manifest(folder, _summary(plan, done))
-    jobs = [
-        Job(
-            module=stage.process.__module__,
-            work=str(work),
-            recipe=recipe.model_dump_json(),
-            spec=spec.model_dump_json() if spec else None,
-            number=n,
-            key=plan.keys[n],
-            samples=index.shard_keys[n],
-        )
-        for n in todo
-    ]
-    samples = [b - a for a, b in index.plan]
-    finished, total = sum(samples[n] for n in done), sum(samples)
-    if done:
-        emit(Note(f"{stage.name}: {len(done)} of {len(samples)} shards are already done"))
-    emit(Progress(stage.name, finished, total))
-    statuses: Counter[str] = Counter()
-    for receipt in _on_cluster(jobs, workers) if workers > 1 and len(jobs) > 1 else _in_process(jobs):
-        manifest = ShardManifest.model_validate_json(receipt["manifest"])
-        done[receipt["number"]] = manifest
-        finished += samples[receipt["number"]]
-        statuses.update(manifest.statuses)
-        emit(Progress(stage.name, finished, total, info={k: v for k, v in statuses.items() if k != "ok"}))
-    summary = _summary(plan, done)
-    write_stage_manifest(folder, summary)
-    return summary
+    with _alone(folder):
+        for orphan in folder.rglob(".*.tmp"):
+            orphan.unlink(missing_ok=True)
+        spec = stage.engine(recipe, index) if stage.engine else None
+        prepared = stage.prepare(index, folder, spec, emit) if stage.prepare and spec else {}
+        plan = make_plan(stage, index, recipe, prepared)
+        todo = [n for n in _todo(plan, index, limit, redo or {}) if only is None or n in only]
+        _no_gaps_upstream(stage, index, recipe, limit is None and only is None, todo)
+        _drop_leftovers(folder, plan)
+        commit_text(inputs_path(folder, plan.manifest.key), plan.manifest.model_dump_json(include={"inputs"}))
+        done = dict(plan.done)
+        write_stage_manifest(folder, _summary(plan, done))
+        jobs = [
+            Job(
+                module=stage.process.__module__,
+                work=str(work),
+                index=index.manifest.key,
+                recipe=recipe.model_dump_json(),
+                spec=spec.model_dump_json() if spec else None,
+                number=n,
+                key=plan.keys[n],
+                facts=plan.facts[n],
+                redo=(redo or {}).get(n, frozenset()) if n in plan.done else frozenset(),
+            )
+            for n in todo
+        ]
+        samples = [b - a for a, b in index.plan]
+        finished, total = sum(samples[n] for n in done if n not in todo), sum(samples)
+        if finished:
+            count = len(done.keys() - set(todo))
+            emit(Note(f"{stage.name}: {count} of {len(samples)} shards are already done"))
+        emit(Progress(stage.name, finished, total))
+        statuses: Counter[str] = Counter()
+        for receipt in _carry_out(jobs, index, folder, workers, emit):
+            assert receipt.manifest is not None
+            done[receipt.number] = receipt.manifest
+            finished += samples[receipt.number]
+            statuses.update(receipt.manifest.statuses)
+            emit(Progress(stage.name, finished, total, info={k: v for k, v in statuses.items() if k != "ok"}))
+            if statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES):
+                write_stage_manifest(folder, _summary(plan, done))
+                raise StageError(
+                    f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than {max_failures:.0%}; "
+                    f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, mend the cause, then `c2vl-pipeline retry-failed --work {work}`, "
+                    "or allow more with --max-failures"
+                )
+        summary = _summary(plan, done)
+        write_stage_manifest(folder, summary)
+        return summary
 
 
-def _no_gaps_upstream(stage: Stage, index: Index, recipe: Recipe, limit: int | None, todo: list[int]) -> None:
+def _todo(plan: Plan, index: Index, limit: int | None, redo: Mapping[int, frozenset[str]]) -> list[int]:
+    """Return the shards to make: those not done or with samples to make again, within the limit."""
+    todo = [n for n in range(len(plan.keys)) if n not in plan.done or redo.get(n)]
+    if limit is None:
+        return todo
+    starts = {n for n, (start, _) in enumerate(index.plan) if start < limit}
+    return [n for n in todo if n in starts]
+
+
+def _carry_out(
+    jobs: list[Job], index: Index, folder: Path, workers: Workers | None, emit: Emit
+) -> Iterator[Receipt]:
+    """Yield a receipt for each shard, through whatever dies on the way."""
+    if workers is None or not jobs:
+        yield from map(run_shard, jobs)
+        return
+    from c2vl_pipeline.workers import Death, Recovery
+
+    def names(number: int) -> list[str]:
+        start, stop = index.plan[number]
+        found: list[str] = index.table.column("sample_id").slice(start, stop - start).to_pylist()
+        return found
+
+    recovery = Recovery(names, lambda number: hang_mark(folder, number))
+    waiting = deque(jobs)
+    for job, outcome in workers.run(waiting, index.work):
+        if isinstance(outcome, Death):
+            part = f"samples {job.span[0]} to {job.span[1]} of " if job.span else ""
+            emit(Note(f"a worker died over {part}{folder.name} shard {job.number}; going on", "warning"))
+            waiting.extendleft(reversed(recovery.died(job)))
+        elif outcome.manifest is not None:
+            yield outcome
+        else:
+            waiting.extendleft(recovery.finished(job))
+
+
+def _no_gaps_upstream(stage: Stage, index: Index, recipe: Recipe, whole: bool, todo: list[int]) -> None:
     """Refuse to run over a predecessor that is unfinished or of other samples, unless only first ones are asked for."""
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
         if manifest is None:
             continue
-        if not manifest.complete and limit is None:
+        if not manifest.complete and whole:
             raise StageError(
                 f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows are there; "
                 f"run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again, or take the first ones with --limit"
@@ -423,7 +330,7 @@ def check_shards(index: Index, name: str, numbers: Iterable[int], reader: str) -
         shard = read_shard_manifest(path)
         if shard is None or finished_shard(path, shard.key) is None:
             problem = "is absent or damaged"
-        elif shard.extra.get("samples") != index.shard_keys[number]:
+        elif shard.extra.get("samples") != index.shard_keys(name)[number]:
             problem = "was made from other samples or files than the index names now"
         else:
             continue
@@ -432,12 +339,21 @@ def check_shards(index: Index, name: str, numbers: Iterable[int], reader: str) -
         )
 
 
-def _drop_shards_beyond(folder: Path, count: int) -> None:
-    """Remove shards of an earlier, longer plan: nothing may read them again."""
+def _drop_leftovers(folder: Path, plan: Plan) -> None:
+    """Remove shards of an earlier, longer plan, marks, and pieces and journals of other keys or of shards that are done."""
     for path in folder.glob("shard-*.*"):
         number = path.stem.removeprefix("shard-")
-        if number.isdigit() and int(number) >= count:
+        if number.isdigit() and int(number) >= len(plan.keys):
             path.unlink(missing_ok=True)
+    for mark in folder.glob(".shard-*.hang"):
+        mark.unlink(missing_ok=True)
+    kept = {f".shard-{n:05d}-{key[:12]}" for n, key in enumerate(plan.keys) if n not in plan.done}
+    for leftover in [*folder.glob(".shard-*.piece"), *folder.glob(".shard-*.journal")]:
+        if "-".join(leftover.name.split("-")[:3]) not in kept:
+            leftover.unlink(missing_ok=True)
+
+
+_version = cache(version)  # reads a file
 
 
 def _summary(plan: Plan, done: Mapping[int, ShardManifest]) -> StageManifest:
@@ -447,7 +363,7 @@ def _summary(plan: Plan, done: Mapping[int, ShardManifest]) -> StageManifest:
         statuses.update(manifest.statuses)
         provenance |= manifest.extra.get("provenance", {})
     complete = len(done) == len(plan.keys)
-    libraries = {name: version(name) for name in ("c2vl", "numpy", "pyarrow", "opencv-python")}
+    libraries = {name: _version(name) for name in ("c2vl", "numpy", "pyarrow", "opencv-python")}
     return plan.manifest.model_copy(
         update={
             "provenance": {"libraries": libraries, **provenance},

@@ -1,13 +1,12 @@
 """`c2vl-pipeline skeletons`: skeleton files to joints, (T, M, V, C) float32, valid frames only.
 
-One reader a file format (NTU `.skeleton`, UTD-MHAD `.mat`, PKU-MMD text, plain arrays), then the assembly the
-field uses. Malformed files raise DataError with file and line; the stage turns that into a row.
+One reader a file format: NTU `.skeleton` (`ntu.py`), UTD-MHAD `.mat`, PKU-MMD text, plain arrays. Malformed files
+raise DataError with file and line; the stage turns that into a row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,210 +19,25 @@ from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.schema import SKELETONS, Status
 from c2vl_pipeline.index import Index
-from c2vl_pipeline.runner import Shard, Stage, failure, row_status
+from c2vl_pipeline.ntu import Array, Assembled, NtuFile, assemble_ntu, projected, read_ntu
+from c2vl_pipeline.stage import Shard, Stage, failure, row_status
 
-Array = npt.NDArray[np.float32]
+__all__ = [
+    "STAGE",
+    "Assembled",
+    "NtuFile",
+    "assemble_ntu",
+    "process",
+    "projected",
+    "read_array",
+    "read_ntu",
+    "read_pku",
+    "read_sample",
+    "read_utd",
+    "stored_joints",
+]
 
-_MAX_FRAMES_IN_FILE = 200_000
-"""A count above this in a header is damage, not a recording; it also bounds what a hostile file can allocate."""
-
-
-@dataclass(frozen=True)
-class BodyTrack:
-    """One tracked person: frames of the file, joints (n, 25, 3) metres, colour-image pixels (n, 25, 2)."""
-
-    frames: npt.NDArray[np.int32]
-    joints: Array
-    pixels: Array
-
-
-@dataclass(frozen=True)
-class NtuFile:
-    """A parsed `.skeleton` file: tracks by body id in order of appearance."""
-
-    frames: int
-    tracks: dict[str, BodyTrack]
-
-
-@dataclass(frozen=True)
-class Assembled:
-    """Joints of one sample, (T, M, V, C) float32, and the file frame of each kept frame, (T,)."""
-
-    joints: Array
-    frame_index: npt.NDArray[np.int32]
-    frames_in_file: int
-
-    @property
-    def bodies(self) -> int:
-        """Bodies that are not all zero."""
-        return int(self.joints.any(axis=(0, 2, 3)).sum())
-
-
-# ------------------------------------------------------------------------------------------ NTU RGB+D
-
-
-def read_ntu(path: Path) -> NtuFile:
-    """Parse a `.skeleton` file.
-
-    Format: number of frames; per frame number of bodies; per body one line of 10 fields (body id first), a line
-    with the number of joints, 25 lines of 12 values (x y z, depth x y, colour x y, orientation, state).
-
-    Raises:
-        DataError: `file:line: reason`.
-    """
-    try:
-        lines = path.read_text("ascii").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as text ({error})") from error
-    at = 0
-
-    def line(what: str) -> str:
-        nonlocal at
-        if at >= len(lines) or (at == len(lines) - 1 and not lines[at].strip()):
-            raise DataError(f"{path}:{at + 1}: file ends where {what} should stand; download it again")
-        at += 1
-        return lines[at - 1]
-
-    def count(what: str, most: int) -> int:
-        text = line(what).strip()
-        if not text.isdigit() or len(text) > 9 or int(text) > most:
-            raise DataError(f"{path}:{at}: {what} is {text[:40]!r}; expected a whole number up to {most}")
-        return int(text)
-
-    frames = count("the number of frames", _MAX_FRAMES_IN_FILE)
-    seen: dict[str, list[tuple[int, Array]]] = {}
-    for frame in range(frames):
-        for _ in range(count("the number of bodies", 100)):
-            fields = line("a body line").split()
-            if len(fields) != 10:
-                raise DataError(f"{path}:{at}: body line has {len(fields)} fields; expected 10")
-            if count("the number of joints", 25) != 25:
-                raise DataError(f"{path}:{at}: expected 25 joints")
-            first = at
-            block = [line("a joint line").split() for _ in range(25)]
-            try:
-                values = np.array(block, dtype=np.float32)
-                if values.shape != (25, 12) or not np.isfinite(values[:, :3]).all():
-                    raise ValueError
-            except ValueError:
-                bad = next((i for i, row in enumerate(block) if not _joint(row)), 0)
-                raise DataError(
-                    f"{path}:{first + bad + 1}: joint line is {' '.join(block[bad])[:60]!r}; expected 12 numbers, the first three finite"
-                ) from None
-            track = seen.setdefault(fields[0], [])
-            if track and track[-1][0] == frame:
-                raise DataError(
-                    f"{path}:{first - 1}: body {fields[0][:40]} stands twice in frame {frame + 1}"
-                )
-            track.append((frame, values))
-    tracks = {
-        body: BodyTrack(
-            np.array([f for f, _ in rows], np.int32),
-            np.stack([v[:, :3] for _, v in rows]),
-            np.stack([v[:, 5:7] for _, v in rows]),
-        )
-        for body, rows in seen.items()
-    }
-    return NtuFile(frames, tracks)
-
-
-def _joint(row: list[str]) -> bool:
-    try:
-        return len(row) == 12 and bool(np.isfinite(np.array(row, np.float32)[:3]).all())
-    except ValueError:
-        return False
-
-
-@dataclass(eq=False)
-class _Body:
-    """A track during assembly: `start` and `end` count frames in which anybody is seen."""
-
-    joints: Array
-    start: int
-    motion: float
-
-    @property
-    def end(self) -> int:
-        # A body that vanishes and returns is stitched contiguous, as the public scripts do: the interval
-        # continues from the previous index, not from the frame of return.
-        return self.start + len(self.joints) - 1
-
-
-def assemble_ntu(file: NtuFile, config: SkeletonsConfig) -> Assembled:
-    """Pick two actors and put the origin at the first actor's spine, as CTR-GCN's scripts do.
-
-    Source: CTR-GCN's NTU preprocessing, on which GAP and so the paper build. Empty frames are dropped; of two
-    or more bodies the short (<= 11 frames) and the wide ones go; the rest is ordered by motion, later bodies
-    fill gaps of actor 1, then of actor 2. *Reading:* where every body is short the public script fails; the
-    longest is kept.
-    """
-    anybody = np.zeros(file.frames, bool)
-    for track in file.tracks.values():
-        anybody[track.frames] = True
-    valid = np.flatnonzero(anybody).astype(np.int32)
-    position = np.cumsum(anybody) - 1
-    bodies = [_Body(t.joints, int(position[t.frames[0]]), _motion(t.joints)) for t in file.tracks.values()]
-    joints = np.zeros((len(valid), 2, 25, 3), np.float32)
-    if len(bodies) == 1:
-        joints[: len(bodies[0].joints), 0] = bodies[0].joints
-    elif bodies:
-        _two_actors(joints, _denoise(bodies))
-    kept = joints.reshape(len(joints), 150).sum(axis=1) != 0
-    joints, valid = joints[kept], valid[kept]
-    if len(joints):
-        present = _present(joints)
-        first = int(np.argmax(present[:, 0]))
-        joints = np.where(present[:, :, None, None], joints - joints[first, 0, 1], np.float32(0))
-        if config.second_body == "copy" and not present[:, 1].any():
-            joints[:, 1] = joints[:, 0]
-    joints, valid = joints[: config.max_frames], valid[: config.max_frames]
-    return Assembled(np.ascontiguousarray(joints, np.float32), valid, file.frames)
-
-
-def _present(joints: Array) -> npt.NDArray[np.bool_]:
-    """Which bodies are there in which frame. Shape: (T, M, V, C) -> (T, M)."""
-    return np.asarray(joints.any(axis=(2, 3)), np.bool_)
-
-
-def _motion(joints: Array) -> float:
-    return float(joints.reshape(-1, 3).var(axis=0).sum())
-
-
-def _denoise(bodies: list[_Body]) -> list[_Body]:
-    """Drop short and wide bodies, lower the motion of partly wide ones, order by motion."""
-    longest = max(bodies, key=lambda b: len(b.joints))
-    bodies = [b for b in bodies if len(b.joints) > 11] or [longest]
-    for body in list(bodies):
-        if len(bodies) == 1:
-            break
-        width, height = np.ptp(body.joints[:, :, 0], axis=1), np.ptp(body.joints[:, :, 1], axis=1)
-        good = width <= np.float32(0.8) * height
-        if 1 - good.mean() >= 0.69754:
-            bodies.remove(body)
-        else:
-            body.motion = min(body.motion, _motion(body.joints[good]))
-    return sorted(bodies, key=lambda b: -b.motion)
-
-
-def _two_actors(joints: Array, bodies: list[_Body]) -> None:
-    """Fill (T, 2, 25, 3): actor 1 moves most; a later body joins the first actor whose interval it does not overlap."""
-    intervals: list[tuple[int, int]] = [(bodies[0].start, bodies[0].end), (0, 0)]
-    joints[bodies[0].start : bodies[0].end + 1, 0] = bodies[0].joints
-    for body in bodies[1:]:
-        for actor, (start, end) in enumerate(intervals):
-            if min(end, body.end) - max(start, body.start) <= 0:
-                joints[body.start : body.end + 1, actor] = body.joints
-                intervals[actor] = (min(start, body.start), max(end, body.end))
-                break
-
-
-def projected(file: NtuFile, frame: int) -> Array | None:
-    """Return the joints of every body seen in a frame as pixels of the colour image, (bodies, 25, 2), or None."""
-    rows = [t.pixels[at[0]] for t in file.tracks.values() if len(at := np.flatnonzero(t.frames == frame))]
-    return np.stack(rows) if rows else None
-
-
-# ------------------------------------------------------------------------------- UTD, PKU, plain arrays
+# --------------------------------------------------------------------------------------------- readers
 
 _UTD_TO_KINECT_V1 = [3, 2, 1, 0, *range(4, 20)]
 
@@ -275,7 +89,13 @@ def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
 
 
 def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assembled:
-    """Read frames [start, end) of a PKU-MMD file: one line a frame, 150 numbers, two bodies of 25 joints."""
+    """Read frames [start, end) of a PKU-MMD file: one line a frame, 150 numbers, two bodies of 25 joints.
+
+    Numbers that are not finite become zero; an `end` behind the last line ends there.
+
+    *Reading:* with `aimclr` each frame is turned here, before the resize to 64 frames; the authors' public code
+    resizes first. A clip of more than `max_frames` is cut in its centre after its origin is set.
+    """
     rows = []
     with path.open(encoding="ascii", errors="replace") as handle:
         for number, text in enumerate(handle):
@@ -305,6 +125,11 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assem
         cut = (len(joints) - config.max_frames) // 2
         joints, index = joints[cut : cut + config.max_frames], index[cut : cut + config.max_frames]
     return Assembled(np.ascontiguousarray(joints, np.float32), index, end - start)
+
+
+def _present(joints: Array) -> npt.NDArray[np.bool_]:
+    """Which bodies are there in which frame. Shape: (T, M, V, C) -> (T, M)."""
+    return np.asarray(joints.any(axis=(2, 3)), np.bool_)
 
 
 def _face_front(joints: Array) -> Array:
@@ -342,7 +167,7 @@ def read_sample(index: Index, sample: dict[str, Any], config: SkeletonsConfig) -
     """
     path = index.root / sample["skeleton"]
     if index.dataset.reader in {"ntu", "synthetic"}:
-        return assemble_ntu(read_ntu(path), config)
+        return assemble_ntu(read_ntu(path, pixels=False), config)
     if index.dataset.reader == "utd":
         return read_utd(path)
     if index.dataset.reader == "pku":
@@ -400,6 +225,7 @@ STAGE = Stage(
     upstream=lambda recipe: (),
     row_group=256,
     reads_joints=True,
+    raw="skeleton",
 )
 
 

@@ -1,19 +1,32 @@
-"""`c2vl-pipeline status`: what each stage holds, counted from the shards' manifests, under the present recipe."""
+"""`c2vl-pipeline status`: what each stage holds, counted from the shards' manifests, under the present recipe.
+
+With reasons: why a shard is not done is told from what its manifest says it was made of.
+"""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from c2vl_manifests.config import Recipe
-from c2vl_manifests.manifest import read_shard_manifest, read_stage_manifest
+from c2vl_manifests.errors import DataError, EngineError
+from c2vl_manifests.manifest import (
+    ShardManifest,
+    StageManifest,
+    footer_problem,
+    read_shard_manifest,
+    read_stage_manifest,
+)
 from c2vl_manifests.packed import FILE, read_packed_manifest
-from c2vl_pipeline import caption, crop, embed, skeletons
-from c2vl_pipeline.index import load
+from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.pack import STAGES, content_key
-from c2vl_pipeline.runner import Plan, make_plan, shard_path
+from c2vl_pipeline.runner import Plan, inputs_path, lasting_engine, make_plan
+from c2vl_pipeline.stage import Stage, shard_path
+from c2vl_pipeline.verify import stages
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,8 @@ class StageStatus:
     expected_rows: int
     statuses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    why: dict[str, int] = field(default_factory=dict)
+    """Reason -> shards that are not done for it."""
 
     def counts(self) -> str:
         """Say the statuses in one line."""
@@ -38,60 +53,140 @@ class StageStatus:
         return asdict(self)
 
 
-def _superseded(work: Path, plan: Plan) -> bool:
-    """Whether a shard is there that was made from other upstream rows."""
-    found = (read_shard_manifest(shard_path(work, plan.stage.name, n)) for n in range(len(plan.keys)))
-    return any(m is not None and m.key != key for m, key in zip(found, plan.keys, strict=True))
-
-
 def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     """Return the status of every stage of a work folder; reads manifests and footers, no rows.
 
     Raises StageError where there is no index.
     """
     index = load(work)
-    found = []
-    for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
-        written = read_stage_manifest(work / stage.name)
-        # what was prepared (backgrounds) is taken as it was: status must not decode videos
-        prepared = written.inputs.get("prepared", {}) if written else {}
-        plan = make_plan(stage, index, recipe, prepared)
-        statuses: Counter[str] = Counter()
-        for shard in plan.done.values():
-            statuses.update(shard.statuses)
-        rows = sum(s.rows for s in plan.done.values())
-        if len(plan.done) == len(plan.keys):
-            state = "complete"
-        elif written is None:
-            state = "missing"
-        elif written.key != plan.manifest.key or (written.complete and _superseded(work, plan)):
-            state = "stale"
-        else:
-            state = "unfinished"
-        seconds = sum(s.seconds for s in plan.done.values())
-        found.append(
-            StageStatus(
-                stage.name,
-                state,
-                len(plan.done),
-                len(plan.keys),
-                rows,
-                plan.manifest.expected_rows,
-                dict(sorted(statuses.items())),
-                seconds,
-            )
-        )
-    total = index.table.num_rows
-    if (work / "packed" / FILE).is_file():
-        packed = read_packed_manifest(work / "packed")
-        manifests = {name: m for name in STAGES if (m := read_stage_manifest(work / name)) is not None}
-        fresh = (
-            len(manifests) == len(STAGES)
-            and all(m.complete for m in manifests.values())
-            and content_key(index, manifests) == packed.fingerprint
-        )
-        state, done = ("complete", 1) if fresh else ("stale", 0)
-        found.append(StageStatus("packed", state, done, 1, packed.samples, total))
+    found = [_stage_status(stage, index, recipe) for stage in stages()]
+    return [*found, _packed_status(index)]
+
+
+def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
+    written = read_stage_manifest(index.work / stage.name)
+    # what was prepared (backgrounds) is taken as it was: status must not decode videos
+    prepared = written.inputs.get("prepared", {}) if written else {}
+    plan = make_plan(stage, index, recipe, prepared, _engine(stage, index, recipe, written))
+    statuses: Counter[str] = Counter()
+    for shard in plan.done.values():
+        statuses.update(shard.statuses)
+    why: Counter[str] = Counter()
+    if written is not None:
+        for number in range(len(plan.keys)):
+            if number not in plan.done:
+                why.update(reasons(index.work, plan, number))
+    made_otherwise = any(reason not in _UNMADE for reason in why)
+    if len(plan.done) == len(plan.keys):
+        state = "complete"
+    elif written is None:
+        state = "missing"
     else:
-        found.append(StageStatus("packed", "missing", 0, 1, 0, total))
-    return found
+        state = (
+            "stale"
+            if made_otherwise and (written.key != plan.manifest.key or written.complete)
+            else "unfinished"
+        )
+    return StageStatus(
+        stage.name,
+        state,
+        len(plan.done),
+        len(plan.keys),
+        sum(s.rows for s in plan.done.values()),
+        plan.manifest.expected_rows,
+        dict(sorted(statuses.items())),
+        sum(s.seconds for s in plan.done.values()),
+        dict(why.most_common()),
+    )
+
+
+def _engine(
+    stage: Stage, index: Index, recipe: Recipe, written: StageManifest | None
+) -> Mapping[str, Any] | None:
+    """Return what of the engine is part of the key; where its checkpoint is not on this machine, as it was written.
+
+    Rows that were made elsewhere can be surveyed without the gigabytes that made them.
+    """
+    try:
+        return lasting_engine(stage, index, recipe)
+    except EngineError:
+        old = written.inputs.get("engine") if written else None
+        spec = stage.engine(recipe, index).model_dump(mode="json") if stage.engine else {}
+        same = ("backend", "model", "revision", "dtype")
+        if old is None or any(old.get(name) != spec.get(name) for name in same):
+            raise
+        kept: Mapping[str, Any] = old
+        return kept
+
+
+# ------------------------------------------------------------------------------------------------ reasons
+
+_UNMADE = frozenset({"not made yet", "written but not committed"})
+
+
+def reasons(work: Path, plan: Plan, number: int) -> list[str]:
+    """Say why a shard is not done: never made, damaged, or made of something else (each field that differs)."""
+    path = shard_path(work, plan.stage.name, number)
+    shard = read_shard_manifest(path)
+    if shard is None:
+        return ["written but not committed" if path.is_file() else "not made yet"]
+    if shard.key == plan.keys[number]:
+        if not path.is_file():
+            return ["the data file is gone"]
+        if path.stat().st_size != shard.bytes:
+            return ["the data file has another size than was committed"]
+        return [f"the data file is damaged ({footer_problem(path, shard.key, shard.rows)})"]
+    return list(_differences(work, plan, number, shard)) or ["made under another key"]
+
+
+def _differences(work: Path, plan: Plan, number: int, shard: ShardManifest) -> Iterator[str]:
+    now, then = plan.facts[number], shard.extra
+    if then.get("samples") != now["samples"]:
+        yield "its samples, or the sizes of their files, are others"
+    for name, digest in now["upstream"].items():
+        if then.get("upstream", {}).get(name) != digest:
+            yield f"the {name} it was made from changed"
+    if then.get("stage") != now["stage"]:
+        try:
+            old = json.loads(inputs_path(work / plan.stage.name, str(then.get("stage"))).read_text("utf-8"))
+        except (OSError, ValueError):
+            yield "the configuration changed (the former one is not on record)"
+            return
+        yield from changes(old["inputs"], plan.manifest.inputs)
+
+
+def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Yield `place: old -> new` for every value in which two nested tables differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from changes(old.get(key), new.get(key), f"{place}.{key}".removeprefix("."))
+    elif old != new:
+        yield f"{place}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
+# ------------------------------------------------------------------------------------------------- packed
+
+
+def _packed_status(index: Index) -> StageStatus:
+    work, total = index.work, index.table.num_rows
+    if not (work / "packed" / FILE).is_file():
+        return StageStatus("packed", "missing", 0, 1, 0, total)
+    try:
+        packed = read_packed_manifest(work / "packed")
+    except DataError as error:
+        return StageStatus("packed", "stale", 0, 1, 0, total, why={str(error): 1})
+    manifests = {name: m for name in STAGES if (m := read_stage_manifest(work / name)) is not None}
+    fresh = (
+        len(manifests) == len(STAGES)
+        and all(m.complete for m in manifests.values())
+        and content_key(index, manifests) == packed.fingerprint
+    )
+    why = {} if fresh else {"the rows it was packed from changed": 1}
+    return StageStatus(
+        "packed", "complete" if fresh else "stale", int(fresh), 1, packed.samples, total, why=why
+    )

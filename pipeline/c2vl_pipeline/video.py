@@ -7,7 +7,12 @@ decoder could not give it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -15,6 +20,10 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
+
+# damaged files are our rows' business; OpenCV and FFmpeg would write a line of their own for every one
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
 Image = npt.NDArray[np.uint8]
 
@@ -29,45 +38,108 @@ def plan_frames(start: int, end: int, slots: int) -> list[int]:
     return [start + min(int((slot + 0.5) * span / slots), span - 1) for slot in range(slots)] if span else []
 
 
+class Deadline:
+    """Kills this process when a call into the decoder takes too long: nothing gentler ends a native call.
+
+    For worker processes, which are started again. Before it strikes it leaves word of what hung.
+
+    Args:
+        seconds: a single call (opening, reading on to the next planned frame) may take.
+        mark: file that receives the seconds, the video's name and the sample ids, a line each.
+    """
+
+    _POLL = 0.2
+
+    def __init__(self, seconds: float, mark: Path) -> None:
+        self._seconds, self._mark = seconds, mark
+        self._due: tuple[float, list[str]] | None = None
+        self._stop = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    @contextmanager
+    def over(self, name: str, samples: Iterable[str]) -> Iterator[None]:
+        """Let the clock run while a call lasts."""
+        self._due = time.monotonic() + self._seconds, [f"{self._seconds:g}", name, *samples]
+        try:
+            yield
+        finally:
+            self._due = None
+
+    def close(self) -> None:
+        """End the watching thread."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._POLL):
+            due = self._due
+            if due is not None and time.monotonic() > due[0]:
+                self._mark.write_text("\n".join(due[1]) + "\n", encoding="utf-8")
+                os.kill(os.getpid(), signal.SIGKILL)
+
+
+Guard = Callable[[], AbstractContextManager[None]]
+
+
 class Video:
     """One opened video, read forward once.
+
+    Args:
+        path: of the file.
+        guard: makes the context in which each call into the decoder runs (see `Deadline.over`).
 
     Raises:
         DataError: the file is not a video that OpenCV can open.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        # One thread: workers are the parallelism, and hidden decoder threads would spoil their scaling.
-        self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+    def __init__(self, path: Path, guard: Guard = nullcontext) -> None:
+        self.path, self._guard = path, guard
+        with guard():
+            # One thread: workers are the parallelism, and hidden decoder threads would spoil their scaling.
+            self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise DataError(
                 f"{path}: OpenCV cannot open it as a video ({path.stat().st_size} bytes); download it again"
             )
         self.advertised = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
         self.decoded = 0
+        self._decoded_bgr: Image | None = None
 
     def count(self) -> int:
         """Return how many frames to plan over: what the container says, or a full count where it says nothing."""
         if self.advertised == 0:
-            with Video(self.path) as other:
-                while other._capture.grab():
-                    other.decoded += 1
-                self.advertised = other.decoded
+            with Video(self.path, self._guard) as other:
+                self.advertised = other.drain()
         return self.advertised
 
-    def frames(self, wanted: Iterable[int]) -> Iterator[tuple[int, Image]]:
-        """Yield (number, uint8 RGB (H, W, 3)) of the wanted frames in order; stops where the video ends."""
+    def drain(self) -> int:
+        """Read on to the end and return how many frames the decoder gave in all."""
+        with self._guard():
+            while self._capture.grab():
+                self.decoded += 1
+        return self.decoded
+
+    def frames(self, wanted: Iterable[int], *, lent: bool = False) -> Iterator[tuple[int, Image]]:
+        """Yield (number, uint8 RGB (H, W, 3)) of the wanted frames in order; stops where the video ends.
+
+        `lent` yields the decoder's own BGR instead, each good until the next one is asked for: for those who need
+        only a part of a frame, since a conversion of all of it costs as much as decoding a fifth of a frame.
+        """
         numbers = sorted(set(wanted))
         for number in numbers:
-            while self.decoded <= number:
-                if not self._capture.grab():
-                    return
-                self.decoded += 1
-            ok, image = self._capture.retrieve()
+            with self._guard():
+                while self.decoded <= number:
+                    if not self._capture.grab():
+                        return
+                    self.decoded += 1
+                # one buffer for all frames: fresh pages for 6 MB cost more than filling them
+                ok, image = self._capture.retrieve(self._decoded_bgr)
             if not ok:
                 return
-            yield number, np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+            self._decoded_bgr = np.asarray(image, np.uint8)
+            yield (
+                number,
+                self._decoded_bgr if lent else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8),
+            )
 
     def __enter__(self) -> Video:
         return self
@@ -93,11 +165,10 @@ def shape_image(image: Image, aspect: str) -> Image:
     return square
 
 
-def encode_jpeg(image: Image, quality: int) -> bytes:
-    """Encode RGB pixels as JPEG."""
-    ok, data = cv2.imencode(
-        ".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
-    )
+def encode_jpeg(image: Image, quality: int, *, bgr: bool = False) -> bytes:
+    """Encode RGB (or BGR) pixels as JPEG."""
+    pixels = image if bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    ok, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not ok:
         raise DataError(f"OpenCV could not encode a crop of shape {image.shape}")
     return bytes(data.tobytes())

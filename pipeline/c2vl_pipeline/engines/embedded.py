@@ -33,7 +33,7 @@ class SkeletonDetector:
     Joints end at the wrist of a hand and the middle of the head, so each box grows by `grow` of its height.
     """
 
-    needs = frozenset({"joints"})
+    needs = frozenset({"joints", "shape"})
 
     def __init__(self, spec: EngineSpec) -> None:
         self._options = _options(spec, {"grow": 0.08})
@@ -166,7 +166,7 @@ class Classical:
         self._hog = cv2.HOGDescriptor(side, (16, 16), (8, 8), (8, 8), 9)
         rng = np.random.default_rng(self._options["seed"])
         shape = (int(self._hog.getDescriptorSize()), self.image_dim)
-        self._projection = (rng.standard_normal(shape) / np.sqrt(self.image_dim)).astype(np.float32)
+        self._projection = rng.standard_normal(shape) / np.sqrt(self.image_dim)
 
     def encode_images(self, images: Sequence[Image]) -> Array:
         """Shape: n images -> (n, image_dim), L2-normalised."""
@@ -174,8 +174,9 @@ class Classical:
             return np.zeros((0, self.image_dim), np.float32)
         small = [cv2.resize(i, (self._SIDE, self._SIDE), interpolation=cv2.INTER_AREA) for i in images]
         grey = [cv2.cvtColor(i, cv2.COLOR_RGB2GRAY) for i in small]
-        descriptors = np.stack([np.asarray(self._hog.compute(i)).reshape(-1) for i in grey])
-        return _normalised(descriptors @ self._projection)
+        descriptors = [np.asarray(self._hog.compute(i)).reshape(-1) for i in grey]
+        # row by row: a product of matrices rounds by the number of rows, and a row must not depend on its batch
+        return _normalised(np.stack([d @ self._projection for d in descriptors]))
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
         """Shape: n texts -> (n, text_dim), L2-normalised; tokens are words and nothing is truncated."""

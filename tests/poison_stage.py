@@ -1,0 +1,30 @@
+"""The skeletons stage, except that named samples kill the process that touches them: for tests of dying workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+
+from c2vl_pipeline import skeletons
+from c2vl_pipeline.stage import Shard
+
+
+def process(shard: Shard) -> pa.Table:
+    work = shard.index.work
+    with (work / "processes.txt").open("a") as handle:
+        handle.write(f"{os.getpid()} {shard.number} {len(shard.samples)}\n")
+    once = Path(work / "once.txt")
+    if once.exists() and any(s["sample_id"] == once.read_text() for s in shard.samples):
+        once.unlink()
+        os.kill(os.getpid(), signal.SIGKILL)
+    poison = (work / "poison.txt").read_text().split() if (work / "poison.txt").exists() else []
+    if any(s["sample_id"] in poison for s in shard.samples):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return skeletons.process(shard)
+
+
+STAGE = replace(skeletons.STAGE, process=process)

@@ -1,0 +1,459 @@
+"""Real worker processes: they are killed, they hang, they are of another machine, and no row is lost or doubled."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import poison_stage
+from c2vl_manifests.config import Recipe, load_recipe
+from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.errors import StageError
+from c2vl_manifests.events import Event, Note, Progress
+from c2vl_manifests.manifest import StageManifest, read_shard, read_shard_manifest, read_stage_manifest
+from c2vl_pipeline import crop, engines, index, runner, skeletons
+from c2vl_pipeline.shards import Job, killed
+from c2vl_pipeline.stage import hang_mark, shard_path
+from c2vl_pipeline.workers import AGAIN, MOST_DEATHS, Death, Recovery, Workers, WorkerSetup
+
+IDS = [f"S001C001P001R001A{n:03d}" for n in range(8)]
+
+
+def start(raw: Path, work: Path, shard_samples: int = 8) -> Path:
+    config = load_recipe("debug", [f"pipeline.shard_samples={shard_samples}"]).pipeline
+    index.build(load_dataset("synthetic"), raw, work, config, recipe="debug", allow_missing=True)
+    return work
+
+
+def rows(work: Path, stage: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in sorted((work / stage).glob("shard-*.parquet")):
+        found += read_shard(path).to_pylist()
+    return found
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Workers]:
+    """Two worker processes for the tests that leave them alive or have them started again."""
+    with Workers(2) as workers:
+        yield workers
+
+
+@pytest.fixture(scope="module")
+def reference(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> StageManifest:
+    """The skeletons stage of the 32 samples, made in one go in this process."""
+    work = start(raw, tmp_path_factory.mktemp("reference"))
+    return runner.run(skeletons.STAGE, work, recipe)
+
+
+# ------------------------------------------------------------------------------------------- recovery
+
+
+class Fleet:
+    """Runs jobs in order in a world where some samples kill; counts what was made."""
+
+    def __init__(self, poison: set[int], samples: int = 8, chance: int = 0) -> None:
+        self.recovery = Recovery(lambda n: IDS[:samples], lambda n: Path("/nonexistent"))
+        self.poison, self.samples, self.chance, self.deaths = poison, samples, chance, 0
+        self.made: Counter[str] = Counter()
+        self.left_out: set[str] = set()
+
+    def run(self) -> None:
+        job = Job("m", "w", "i", "r", None, 0, "key", {})
+        waiting = deque([job])
+        pieces: dict[str, str] = {}
+        while waiting:
+            job = waiting.popleft()
+            ids = IDS[slice(*job.span)] if job.span else IDS[: self.samples]
+            todo = [s for s in ids if s not in pieces]
+            spoiled = [s for s in todo if IDS.index(s) in self.poison and s not in (job.poison or {})]
+            if spoiled or self.chance > 0:
+                self.chance -= 1
+                self.deaths += 1
+                waiting.extendleft(reversed(self.recovery.died(job)))
+                continue
+            if job.span is None:
+                for sample in ids:
+                    self.made[sample] += 1
+                    if pieces.get(sample) == "left out" or sample in (job.poison or {}):
+                        self.left_out.add(sample)
+                return
+            pieces |= {s: "left out" if s in (job.poison or {}) else "made" for s in todo}
+            waiting.extendleft(self.recovery.finished(job))
+        raise AssertionError("the shard was never finished")
+
+
+@pytest.mark.parametrize("poison", [set(), {0}, {7}, {3, 4}, {0, 2, 5}, set(range(8))], ids=str)
+def test_bisection_finds_exactly_the_samples_that_kill(poison: set[int]) -> None:
+    fleet = Fleet(poison)
+    fleet.run()
+    assert fleet.left_out == {IDS[n] for n in poison}
+    assert fleet.made == Counter(IDS)
+
+
+@pytest.mark.parametrize("chance", [1, 2, 3, 5])
+def test_deaths_by_chance_leave_no_sample_out(chance: int) -> None:
+    fleet = Fleet(set(), chance=chance)
+    fleet.run()
+    assert fleet.left_out == set()
+    assert fleet.deaths == chance
+
+
+def test_a_lone_sample_is_tried_again_before_it_is_left_out() -> None:
+    fleet = Fleet({0}, samples=1)
+    fleet.run()
+    assert fleet.deaths == AGAIN
+    spared = Fleet(set(), samples=1, chance=AGAIN - 1)
+    spared.run()
+    assert spared.left_out == set()
+
+
+def test_workers_that_always_die_end_the_run() -> None:
+    recovery = Recovery(lambda n: IDS, lambda n: Path("/nonexistent"))
+    job = Job("m", "w", "i", "r", None, 5, "key", {})
+    for _ in range(MOST_DEATHS):
+        recovery.died(job)
+    with pytest.raises(StageError, match=f"workers died {MOST_DEATHS} times over shard 5.*fewer --workers"):
+        recovery.died(job)
+
+
+def test_a_mark_of_a_hanging_file_leaves_out_its_samples_at_once(tmp_path: Path) -> None:
+    mark = hang_mark(tmp_path, 3)
+    mark.write_text(f"2.5\nvideo.avi\n{IDS[1]}\n{IDS[2]}\n")
+    recovery = Recovery(lambda n: IDS, lambda n: mark)
+    (again,) = recovery.died(Job("m", "w", "i", "r", None, 3, "key", {}))
+    assert again.span is None
+    text = "reading video.avi took more than 2.5 s and was given up"
+    assert again.poison == dict.fromkeys(IDS[1:3], ("decode_error", "Timeout", text))
+    assert not mark.exists()
+
+
+# --------------------------------------------------------------------------------------- real deaths
+
+
+def test_a_sample_that_kills_its_worker_costs_only_its_own_row(
+    raw: Path, tmp_path: Path, recipe: Recipe, two: Workers
+) -> None:
+    work = start(raw, tmp_path / "w", 4)
+    samples = index.load(work).table.column("sample_id").to_pylist()
+    (work / "poison.txt").write_text(samples[5])
+    events: list[Event] = []
+    manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two, emit=events.append)
+    assert manifest.complete
+    assert manifest.statuses == {"failed": 1, "ok": 31}
+    made = rows(work, "skeletons")
+    assert [r["sample_id"] for r in made] == samples
+    bad = {r["sample_id"]: r for r in made if r["status"] != "ok"}
+    assert set(bad) == {samples[5]}
+    for row in bad.values():
+        assert (row["error_class"], row["frames"], row["joints"], row["frame_index"]) == (
+            "WorkerDied",
+            0,
+            b"",
+            [],
+        )
+        assert row["error"].endswith("try it again with retry-failed")
+    assert any(isinstance(e, Note) and "a worker died over" in e.text for e in events)
+    assert [e.done for e in events if isinstance(e, Progress)] == list(range(0, 33, 4))
+    assert sorted(p.name for p in (work / "skeletons").glob(".*")) == [".lock"]
+    # mended, and tried again: only those two
+    (work / "poison.txt").unlink()
+    (work / "processes.txt").unlink()
+    redo = {1: frozenset({samples[5]})}
+    again = runner.run(poison_stage.STAGE, work, recipe, workers=two, redo=redo)
+    assert again.statuses == {"ok": 32}
+    (line,) = (work / "processes.txt").read_text().splitlines()
+    assert line.split()[1:] == ["1", "1"]
+    attempts = {r["sample_id"]: r["attempts"] for r in rows(work, "skeletons")}
+    assert {s for s, n in attempts.items() if n > 1} == {samples[5]}
+
+
+def test_a_worker_killed_by_chance_costs_nothing_but_time(
+    raw: Path, tmp_path: Path, recipe: Recipe, two: Workers, reference: StageManifest
+) -> None:
+    work = start(raw, tmp_path / "w")
+    (work / "once.txt").write_text(index.load(work).table.column("sample_id")[9].as_py())
+    manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two)
+    assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
+
+
+def test_a_video_that_hangs_is_given_up_and_named(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
+    folder = tmp_path / "raw"
+    for path in sorted(raw.rglob("*")):
+        target = folder / path.relative_to(raw)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(path)
+    video = sorted(folder.rglob("*_rgb.avi"))[6]
+    video.unlink()
+    os.mkfifo(video)  # opening it waits for a writer, for ever
+    work = start(folder, tmp_path / "w")
+    config = recipe.pipeline.model_copy(
+        update={"crop": recipe.pipeline.crop.model_copy(update={"timeout": 1.0})}
+    )
+    with Workers(1) as one:
+        manifest = runner.run(crop.STAGE, work, recipe.model_copy(update={"pipeline": config}), workers=one)
+    assert manifest.statuses == {"decode_error": 4, "ok": 124}
+    bad = [r for r in rows(work, "crops") if r["status"] != "ok"]
+    assert {r["sample_id"] for r in bad} == {video.name.removesuffix("_rgb.avi")}
+    relative = video.relative_to(folder)
+    assert {r["error"] for r in bad} == {f"reading {relative} took more than 1 s and was given up"}
+    assert [r["slot"] for r in bad] == [0, 1, 2, 3]
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from c2vl_manifests.config import load_recipe
+from c2vl_pipeline import crop, runner
+from c2vl_pipeline.workers import Workers
+if __name__ == "__main__":
+    with Workers(2) as workers:
+        runner.run(crop.STAGE, Path(sys.argv[1]), load_recipe("debug"), workers=workers)
+"""
+
+
+def test_a_killed_driver_takes_its_workers_along_and_the_next_run_goes_on(
+    raw: Path, tmp_path: Path, recipe: Recipe, two: Workers
+) -> None:
+    work = start(raw, tmp_path / "w", 1)
+    script = tmp_path / "driver.py"
+    script.write_text(DRIVER)
+    driver = subprocess.Popen([sys.executable, str(script), str(work)])
+    deadline = time.monotonic() + 60
+    while len(list((work / "crops").glob("shard-*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    gone, alive = psutil.wait_procs(children, timeout=20)
+    assert gone
+    assert alive == []
+    before = {p.name: p.stat().st_mtime_ns for p in (work / "crops").glob("shard-*.json")}
+    assert len(before) >= 3
+    manifest = runner.run(crop.STAGE, work, recipe, workers=two)
+    assert (manifest.complete, manifest.rows) == (True, 128)
+    after = {p.name: p.stat().st_mtime_ns for p in (work / "crops").glob("shard-*.json")}
+    assert {name: after[name] for name in before} == before
+
+
+def test_two_runs_of_one_stage_do_not_share_a_folder(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
+    work = start(raw, tmp_path / "w")
+    seen: list[str] = []
+
+    def second(event: Event) -> None:
+        if not seen:
+            with pytest.raises(StageError) as caught:
+                runner.run(skeletons.STAGE, work, recipe)
+            seen.append(str(caught.value))
+
+    assert runner.run(skeletons.STAGE, work, recipe, emit=second).complete
+    assert seen[0].startswith(
+        f"{work / 'skeletons'} is being filled by another run (process {os.getpid()} on "
+    )
+    assert runner.run(skeletons.STAGE, work, recipe).complete
+
+
+# -------------------------------------------------------------------------------------- what workers are
+
+
+def test_an_engine_is_loaded_once_a_worker(raw: Path, tmp_path: Path, recipe: Recipe, two: Workers) -> None:
+    work = start(raw, tmp_path / "w", 2)
+    runner.run(poison_stage.STAGE, work, recipe, workers=two)
+    processes = {line.split()[0] for line in (work / "processes.txt").read_text().splitlines()}
+    assert len(processes) == 2  # sixteen shards
+    assert os.getpid() not in {int(p) for p in processes}
+    engines._load.cache_clear()
+    spec = recipe.pipeline.caption.engine
+    assert engines.load(spec) is engines.load(spec)
+
+
+def test_each_worker_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, 5")
+    assert engines.gpus() == ("GPU-a", "5")
+    with Workers(3) as workers:
+        seen = workers.client(tmp_path).run(os.getenv, "CUDA_VISIBLE_DEVICES")
+        threads = workers.client(tmp_path).run(os.getenv, "OMP_NUM_THREADS")
+    assert Counter(seen.values()) == Counter({"GPU-a": 2, "5": 1})
+    assert set(threads.values()) == {str(max(1, (os.cpu_count() or 1) // 3))}
+
+
+def test_without_gpus_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    setup = WorkerSetup(())
+    setup.setup(None)
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path) -> Iterator[str]:
+    """A scheduler and two workers of their own on loopback, as `dask scheduler` and `dask worker` start them."""
+    dask = [sys.executable, "-m", "dask"]
+    address = "tcp://127.0.0.1:18786"
+    processes = [
+        subprocess.Popen(
+            [*dask, "scheduler", "--host", "127.0.0.1", "--port", "18786", "--no-dashboard"],
+            stderr=subprocess.DEVNULL,
+        )
+    ]
+    processes += [
+        subprocess.Popen(
+            [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--resources", "GPU=1",
+             "--local-directory", str(tmp_path / f"dask{n}")],
+            stderr=subprocess.DEVNULL,
+        )
+        for n in range(2)
+    ]  # fmt: skip
+    yield address
+    for process in processes:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            child.kill()
+        process.kill()
+        process.wait()
+
+
+def test_a_scheduler_of_its_own_makes_the_same_rows_while_its_workers_are_killed(
+    raw: Path, tmp_path: Path, recipe: Recipe, scheduler: str, reference: StageManifest
+) -> None:
+    work = start(raw, tmp_path / "w")
+    (work / "once.txt").write_text(index.load(work).table.column("sample_id")[17].as_py())
+    with Workers(scheduler=scheduler, resources={"GPU": 1}) as workers:
+        manifest = runner.run(poison_stage.STAGE, work, recipe, workers=workers)
+    assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
+    assert not (work / "once.txt").exists()
+
+
+def test_an_impossible_resource_is_refused_before_it_waits_for_ever(
+    raw: Path, tmp_path: Path, recipe: Recipe, scheduler: str
+) -> None:
+    work = start(raw, tmp_path / "w")
+    with Workers(scheduler=scheduler, resources={"GPU": 2}) as workers, pytest.raises(StageError) as caught:
+        runner.run(skeletons.STAGE, work, recipe, workers=workers)
+    assert "no worker of tcp://127.0.0.1:18786 offers {'GPU': 2} (the best offers {'GPU': 1" in str(
+        caught.value
+    )
+    assert "--resources 'GPU=2'" in str(caught.value)
+    with Workers(resources={"GPU": 1}) as workers, pytest.raises(StageError, match="give --scheduler too"):
+        workers.client(work)
+
+
+def test_a_scheduler_that_is_not_there_is_named(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
+    work = start(raw, tmp_path / "w")
+    with (
+        Workers(scheduler="tcp://127.0.0.1:1") as workers,
+        pytest.raises(StageError, match=r"no Dask scheduler answers at tcp://127.0.0.1:1 .*`dask scheduler`"),
+    ):
+        runner.run(skeletons.STAGE, work, recipe, workers=workers)
+
+
+def test_no_more_than_two_jobs_a_worker_are_in_flight(two: Workers, tmp_path: Path) -> None:
+    client = two.client(tmp_path)
+    most = 0
+    submit = client.submit
+    running: set[Any] = set()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal most
+        future = submit(*args, **kwargs)
+        running.add(future)
+        most = max(most, sum(not f.done() for f in running))
+        return future
+
+    job = Job("no_such_module", str(tmp_path), "i", "r", None, 0, "key", {})
+    two._client = _Client(client, counted)
+    try:
+        waiting = deque(replace(job, number=n) for n in range(40))
+        with pytest.raises(ModuleNotFoundError):
+            list(two.run(waiting, tmp_path))
+    finally:
+        two._client = client
+    assert 0 < most <= 4
+    assert len(waiting) >= 35
+
+
+class _Client:
+    """A client whose `submit` is watched."""
+
+    def __init__(self, client: Any, submit: Any) -> None:
+        self._client, self.submit = client, submit
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def test_what_was_made_before_a_driver_died_is_found_again(
+    raw: Path, tmp_path: Path, recipe: Recipe, two: Workers
+) -> None:
+    """A poison is looked for, the driver dies in the middle, the next one uses the pieces."""
+    work = start(raw, tmp_path / "w", 32)
+    samples = index.load(work).table.column("sample_id").to_pylist()
+    (work / "poison.txt").write_text(samples[3])
+
+    def stop(event: Event) -> None:
+        if isinstance(event, Note) and "samples 0 to 8" in event.text:
+            raise RuntimeError("the driver dies here")
+
+    with pytest.raises(RuntimeError, match="the driver dies here"):
+        runner.run(poison_stage.STAGE, work, recipe, workers=two, emit=stop)
+    time.sleep(1)  # let what is in flight end
+    pieces = list((work / "skeletons").glob(".*.piece"))
+    assert pieces
+    kept = {s for p in pieces for s in read_shard(p).column("sample_id").to_pylist()}
+    (work / "poison.txt").unlink()
+    (work / "processes.txt").unlink()
+    manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two)
+    assert manifest.statuses == {"ok": 32}
+    (line,) = (work / "processes.txt").read_text().splitlines()
+    assert int(line.split()[2]) == 32 - len(kept)
+    assert not list((work / "skeletons").glob(".*.piece"))
+
+
+def test_blank_rows_of_a_killer_have_every_stages_schema(work: Path) -> None:
+    import pyarrow as pa
+
+    from c2vl_pipeline.stage import blank_rows, row_status
+
+    for stage in ("skeletons", "crops", "captions", "embeddings"):
+        schema = read_shard(shard_path(work, stage, 0)).schema
+        slots = None if stage == "skeletons" else 4
+        status = row_status(*killed("x"))  # type: ignore[arg-type]
+        table = pa.Table.from_pylist(blank_rows(schema, "a", slots, status), schema=schema)
+        table.validate(full=True)
+        assert table.num_rows == (slots or 1)
+        assert set(table.column("status").to_pylist()) == {"failed"}
+        if stage == "embeddings":
+            assert set(table.column("vision_status").to_pylist()) == {"failed"}
+
+
+def test_a_job_lost_with_its_receipt_is_not_made_again(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
+    work = start(raw, tmp_path / "w", 32)
+    runner.run(poison_stage.STAGE, work, recipe)
+    manifest = read_shard_manifest(shard_path(work, "skeletons", 0))
+    stage = read_stage_manifest(work / "skeletons")
+    assert manifest is not None
+    assert stage is not None
+    from c2vl_pipeline.shards import run_shard
+
+    job = Job(
+        "poison_stage", str(work), index.load(work).manifest.key, recipe.model_dump_json(), None, 0,
+        manifest.key, {k: manifest.extra[k] for k in ("stage", "samples", "upstream")},
+    )  # fmt: skip
+    (work / "processes.txt").unlink()
+    assert run_shard(job).manifest == manifest
+    assert not (work / "processes.txt").exists()
+    assert isinstance(Death(), Death)
+    assert threading.active_count() >= 1
