@@ -9,13 +9,16 @@ Arrays: images are uint8 RGB, (H, W, 3); boxes are pixels of that image, (x0, y0
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
@@ -23,6 +26,7 @@ from c2vl_manifests.layouts import Layout
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
+_Form = TypeVar("_Form", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,8 @@ class Crop:
     sample_id: str
     slot: int
     pose: Pose | None = None
+    frames: int | None = None
+    """Slots a sample has in this run, where known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +97,8 @@ class Detector(Protocol):
     """Finds people. Returns one list of boxes a frame, best first; an empty list means nobody is there."""
 
     needs: frozenset[str]
-    """What frames must carry beside the image: `joints`, `background`."""
+    """What frames must carry beside the image: `joints`, `background`; `shape` says that of the image only its shape
+    is looked at: its colours may then be in any order."""
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
         """Return the people of each frame."""
@@ -103,12 +110,20 @@ class Detector(Protocol):
 
 
 class Captioner(Protocol):
-    """Answers the question about each crop. `needs` may hold `pose`."""
+    """Answers the question about each crop.
+
+    `needs` may hold `pose`, or `nothing`: the captioner looks at no pixels and is asked about every planned frame,
+    whether or not there is a crop.
+    """
 
     needs: frozenset[str]
 
-    def caption(self, crops: Sequence[Crop], question: str) -> list[Caption]:
-        """Return an answer a crop."""
+    def caption(self, crops: Sequence[Crop], question: str) -> Sequence[Caption | Exception]:
+        """Return an answer a crop, in order; an exception in its place says why this one crop has none.
+
+        Raises:
+            EngineError: One line, when the engine and not a crop is at fault: it stops the stage.
+        """
         ...
 
     def describe(self) -> Mapping[str, Any]:
@@ -145,7 +160,13 @@ _BACKENDS: dict[tuple[str, str], _Backend] = {
     ("detector", "hf"): _Backend("c2vl_pipeline.engines.hf:GroundingDino", ("torch", "transformers")),
     ("detector", "skeleton"): _Backend("c2vl_pipeline.engines.embedded:SkeletonDetector"),
     ("detector", "motion"): _Backend("c2vl_pipeline.engines.embedded:MotionDetector"),
+    ("detector", "groundingdino-py"): _Backend(
+        "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", ("torch", "transformers")
+    ),
     ("captioner", "hf"): _Backend("c2vl_pipeline.engines.hf:Llava", ("torch", "transformers")),
+    ("captioner", "llava"): _Backend("c2vl_pipeline.engines.llava_original:OriginalLlava", ("torch",)),
+    ("captioner", "openai"): _Backend("c2vl_pipeline.engines.openai_server:Served", ("openai",)),
+    ("captioner", "released"): _Backend("c2vl_pipeline.engines.released:Released"),
     ("captioner", "posecode"): _Backend("c2vl_pipeline.engines.posecode:PoseCode"),
     ("encoder", "hf"): _Backend("c2vl_pipeline.engines.hf:Clip", ("torch", "transformers")),
     ("encoder", "classical"): _Backend("c2vl_pipeline.engines.embedded:Classical"),
@@ -155,6 +176,27 @@ _BACKENDS: dict[tuple[str, str], _Backend] = {
 def backends(role: str) -> list[str]:
     """Names of the back-ends that can play `role`."""
     return [name for r, name in _BACKENDS if r == role]
+
+
+def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
+    """Validate `spec.options`.
+
+    Raises:
+        EngineError: One line: an unknown option with the known ones, a missing one, or a wrong value.
+    """
+    try:
+        return form.model_validate(spec.options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        stage = {"detector": "crop", "captioner": "caption", "encoder": "embed"}[spec.role]
+        name = f"pipeline.{stage}.engine.options.{first['loc'][0]}"
+        if first["type"] == "missing":
+            raise EngineError(
+                f"{name} is missing; the {spec.role} engine {spec.backend!r} needs it: set it by `--set {name}=…`"
+            ) from error
+        raise EngineError(
+            f"{name} = {first['input']!r}: {first['msg']}; the options are {', '.join(form.model_fields)}"
+        ) from error
 
 
 def _module(spec: EngineSpec) -> tuple[Any, str]:
@@ -176,7 +218,7 @@ def _module(spec: EngineSpec) -> tuple[Any, str]:
         ) from error
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=1)  # a worker serves one stage after the other: the last model makes room
 def _load(key: str) -> Any:
     spec = EngineSpec.model_validate_json(key)
     module, name = _module(spec)
@@ -192,6 +234,30 @@ def identity(spec: EngineSpec) -> dict[str, Any]:
     module, _ = _module(spec)
     identify: Callable[[EngineSpec], dict[str, Any]] | None = getattr(module, "identify", None)
     return identify(spec) if identify else {}
+
+
+def lasting(spec: EngineSpec) -> dict[str, Any]:
+    """Return what of a spec determines the rows: where, in which batches and how patiently it runs does not."""
+    module, _ = _module(spec)
+    volatile: frozenset[str] = getattr(module, "VOLATILE_OPTIONS", frozenset())
+    plain = spec.model_dump(mode="json", exclude={"device", "batch_size"})
+    plain["options"] = {name: value for name, value in plain["options"].items() if name not in volatile}
+    return plain | identity(spec)
+
+
+def has_weights(spec: EngineSpec) -> bool:
+    """Whether every process of an engine holds a model of its own (or a server's attention)."""
+    backend = _BACKENDS.get((spec.role, spec.backend))
+    return backend is not None and bool(backend.needs_packages)
+
+
+def gpus() -> tuple[str, ...]:
+    """Return the names under which CUDA shows this machine's GPUs, without loading torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip())
+    folder = Path("/proc/driver/nvidia/gpus")
+    return tuple(str(number) for number in range(len(list(folder.iterdir())))) if folder.is_dir() else ()
 
 
 def load(spec: EngineSpec) -> Any:

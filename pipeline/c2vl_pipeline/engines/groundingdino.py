@@ -1,0 +1,318 @@
+"""The `groundingdino-py` back-end: the original Grounding DINO package and its `.pth` checkpoints.
+
+It finds what the `hf` back-end finds on the same weights, and shares with it everything around the network:
+the query's wording, the frames' pixels, the thresholds. The package needs torchvision, hence the CUDA build of
+torch even on a CPU, so it is an extra and loaded when the engine is built. Its deformable attention is plain
+PyTorch: no extension is compiled.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import hashlib
+import importlib
+import importlib.metadata
+import io
+import warnings
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from pydantic import ValidationError
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import EngineError
+from c2vl_pipeline.engines import Image
+from c2vl_pipeline.engines.checkpoint import HUB_TIMEOUT, _DetectorOptions, _line
+from c2vl_pipeline.engines.checkpoint import _quiet as _quiet_transformers
+from c2vl_pipeline.engines.hf import GroundingDino
+
+_tf: Any = transformers  # its annotations are partial
+_SETTING = "pipeline.crop.engine"
+_UNUSED = {"label_enc.weight", "bert.embeddings.position_ids"}
+"""In the published checkpoints, and in no model: a training head and a buffer of old transformers."""
+
+
+class _Options(_DetectorOptions):
+    """`EngineSpec.options` of this back-end."""
+
+    config: str | None = None
+    """Path of the model's .py file; default: GroundingDINO_SwinT_OGC of the package."""
+    text_encoder: str = "google-bert/bert-base-uncased"
+    """Local folder or hub id: its configuration and tokenizer; its weights are in the .pth."""
+
+
+def _refusal(spec: EngineSpec, what: str) -> EngineError:
+    return EngineError(
+        f"detector checkpoint {spec.model!r} (original Grounding DINO): {what}; get one with `hf download "
+        f"ShilongLiu/GroundingDINO groundingdino_swint_ogc.pth --local-dir /path/to/folder` on a machine with "
+        f"network and point to it with `--set {_SETTING}.model=/path/to/folder/groundingdino_swint_ogc.pth`"
+    )
+
+
+def _locate(spec: EngineSpec) -> Path:
+    file = Path(spec.model or "").expanduser()
+    if not spec.model:
+        raise _refusal(spec, "expected the path of a .pth file")
+    if not file.is_file():
+        raise _refusal(spec, "no such file")
+    return file
+
+
+@lru_cache(maxsize=8)
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """Hash a file once, as long as its size and time stay what they are."""
+    with file.open("rb") as opened:
+        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
+
+
+def identify(spec: EngineSpec) -> dict[str, Any]:
+    """Return the SHA-256 of the .pth file, without loading it.
+
+    Raises:
+        EngineError: One line, where there is no such file.
+    """
+    file = _locate(spec)
+    return {"revision_resolved": _sha256(file, file.stat().st_size, file.stat().st_mtime_ns)}
+
+
+@contextlib.contextmanager
+def _bert_shim() -> Iterator[None]:
+    """Give BertModel back what the package copies from it, until the model is built.
+
+    The package's BERT wrapper takes three bound methods from a BertModel. transformers 5.0 dropped
+    `get_head_mask`, 5.17 the other two. The wrapper keeps what it was given, so nothing stays on the class; a
+    method that transformers still has is left alone.
+
+    `get_extended_attention_mask` turns a mask of ones and zeros, (n, L) or (n, L, L), into what is added to
+    attention scores: 0 and the dtype's lowest number, (n, 1, L or 1, L). `get_head_mask` says that no head is
+    masked. `invert_attention_mask` serves decoders only and is never called.
+    """
+
+    def extended(self: Any, mask: torch.Tensor, shape: Any = None, device: Any = None) -> torch.Tensor:
+        mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
+        return (1.0 - mask.to(self.dtype)) * torch.finfo(self.dtype).min
+
+    def heads(self: Any, mask: None, layers: int) -> list[None]:
+        return [None] * layers
+
+    methods = {
+        "get_extended_attention_mask": extended,
+        "invert_attention_mask": extended,
+        "get_head_mask": heads,
+    }
+    absent = {name: method for name, method in methods.items() if not hasattr(_tf.BertModel, name)}
+    for name, method in absent.items():
+        setattr(_tf.BertModel, name, method)
+    try:
+        yield
+    finally:
+        for name in absent:
+            delattr(_tf.BertModel, name)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the package prints, and warnings about its age."""
+    with _quiet_transformers(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _import(name: str) -> Any:
+    try:
+        with _quiet():
+            return importlib.import_module(name)
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision of another build raises RuntimeError
+        raise EngineError(
+            f"the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, and "
+            f"they cannot be imported ({_line(error)}); `pip install 'c2vl[groundingdino]'`, which pulls "
+            f"torchvision and with it the CUDA build of torch"
+        ) from error
+
+
+def _read_config(asked: str | None) -> dict[str, Any]:
+    """Read a model's .py file, which is assignments of plain values, without running it."""
+    file = Path(_import("groundingdino").__file__).parent / "config" / "GroundingDINO_SwinT_OGC.py"
+    file = Path(asked).expanduser() if asked else file
+    try:
+        lines = ast.parse(file.read_text("utf-8")).body
+        return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}  # type: ignore[attr-defined]
+    except (OSError, SyntaxError, ValueError, AttributeError) as error:
+        raise EngineError(
+            f"{_SETTING}.options.config = {str(file)!r}: expected a file of `name = value` lines "
+            f"({_line(error)}); leave it out for the package's GroundingDINO_SwinT_OGC.py"
+        ) from error
+
+
+def _find_text_encoder(asked: str) -> Path:
+    """Return the folder with BERT's configuration and tokenizer: given, in the hub's cache, or downloaded."""
+    why, folder = "expected config.json, and vocab.txt or tokenizer.json", Path(asked).expanduser()
+    for cached in (True, False):
+        if not folder.is_dir():
+            try:
+                if not cached:  # asked first, because it fails at once where there is no network
+                    huggingface_hub.HfApi().model_info(asked, timeout=HUB_TIMEOUT)
+                fetch = huggingface_hub.snapshot_download
+                found = Path(fetch(asked, allow_patterns=["*.json", "*.txt"], local_files_only=cached))
+            except Exception as error:  # whatever the network stack raises, the remedy is the same
+                why = _line(error)
+                continue
+        else:
+            found = folder
+        if (found / "config.json").is_file() and any(
+            (found / name).is_file() for name in ("vocab.txt", "tokenizer.json")
+        ):
+            return found
+    raise EngineError(
+        f"{_SETTING}.options.text_encoder = {asked!r}: no BERT configuration and tokenizer there ({why}); get "
+        f"them with `hf download google-bert/bert-base-uncased --include '*.json' '*.txt' --local-dir "
+        f"/path/to/folder` and point to that folder"
+    )
+
+
+class _Package:
+    """The original model, filled exactly by its .pth, and what turns frames and text into its inputs."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec = spec
+        try:
+            self.options = _Options.model_validate(spec.options).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise EngineError(
+                f"{_SETTING}.options.{first['loc'][0]} = {first['input']!r}: {first['msg']}; the options are "
+                f"{', '.join(_Options.model_fields)}"
+            ) from error
+        if spec.dtype != "float32":
+            raise EngineError(
+                f"{_SETTING}.dtype = {spec.dtype!r}: the original package computes in float32; expected float32, "
+                f"or take the `hf` engine"
+            )
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(auto if spec.device == "auto" else spec.device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise EngineError(
+                f"{_SETTING}.device = {spec.device!r}: torch cannot use it ({_line(error)}); expected auto, cpu or "
+                f"one of the {torch.cuda.device_count()} GPUs it sees"
+            ) from error
+        self.file = _locate(spec)
+        self.model = self._fill(self._build())
+        size = {edge: self.options[edge] or default for edge, default in _EDGES.items()}
+        self.processor = _tf.GroundingDinoProcessor(
+            _tf.GroundingDinoImageProcessorPil(size=size), self.model.tokenizer
+        )
+
+    def _build(self) -> Any:
+        """Build the model without weights."""
+        package, names = _import("groundingdino.models"), _import("groundingdino.util.get_tokenlizer")
+        config = _read_config(self.options["config"])
+        text_encoder = _find_text_encoder(self.options["text_encoder"])
+        # checkpointing saves memory in training alone
+        config |= {
+            "use_checkpoint": False, "use_transformer_ckpt": False, "text_encoder_type": str(text_encoder),
+        }  # fmt: skip
+        theirs = names.get_pretrained_language_model
+        names.get_pretrained_language_model = lambda folder: _tf.BertModel(
+            _tf.BertConfig.from_pretrained(folder, local_files_only=True)
+        )
+        try:
+            with _quiet(), _bert_shim():
+                return package.build_model(SimpleNamespace(**config))
+        except Exception as error:  # a config of another model fails anywhere
+            raise EngineError(
+                f"{_SETTING}.options.config = {self.options['config']!r}, text_encoder = {str(text_encoder)!r}: the "
+                f"package cannot build a model from them ({_line(error)}); expected a configuration of "
+                f"groundingdino-py and a BERT folder"
+            ) from error
+        finally:
+            names.get_pretrained_language_model = theirs
+
+    def _fill(self, model: Any) -> Any:
+        try:
+            stored = torch.load(self.file, map_location="cpu", weights_only=True)
+            weights = {name.removeprefix("module."): t for name, t in stored.get("model", stored).items()}
+            weights = {name: tensor for name, tensor in weights.items() if name not in _UNUSED}
+            report = model.load_state_dict(weights, strict=False)
+        except Exception as error:  # zip, pickle and shapes each have a family of their own
+            raise _refusal(
+                self.spec,
+                f"damaged, not only tensors, or of another config, cannot be loaded ({_line(error)})",
+            ) from error
+        for kind in ("missing", "unexpected"):
+            names = sorted(getattr(report, f"{kind}_keys"))
+            if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
+                hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
+                raise _refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
+        return model.eval().to(self.device)
+
+    def parts(self, n: int) -> Iterator[slice]:
+        """Cut n items into batches."""
+        return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what the stage's manifest says of this checkpoint."""
+        return {
+            "backend": "groundingdino-py",
+            "model": self.spec.model,
+            "revision_asked": self.spec.revision,
+            **identify(self.spec),
+            "dtype": self.spec.dtype,
+            "device": str(self.device),
+            "options": dict(self.options),
+            **{
+                name: importlib.metadata.version(name)
+                for name in ("groundingdino-py", "torchvision", "transformers")
+            },
+        }
+
+
+_EDGES = {"shortest_edge": 800, "longest_edge": 1333}
+"""What the package's own demonstration resizes an image to, in pixels."""
+
+
+class GroundingDinoPy(GroundingDino):
+    """Finds people with the original Grounding DINO package.
+
+    Options: those of the `hf` detector, and `config` (the model's .py file; default: the package's
+    GroundingDINO_SwinT_OGC) and `text_encoder` (folder or hub id with BERT's configuration and tokenizer). The
+    spec's `model` is the path of the .pth file, which is loaded as tensors only.
+
+    Reading: frames are resized by transformers' PIL processor, so that both back-ends see the same pixels. They
+    equal the package's own transforms wherever both choose one size, as they do at the usual video sizes. Where
+    `longest_edge` limits a frame, the package rounds twice, and its long edge may differ by up to five pixels.
+
+    Raises:
+        EngineError: One line, from building it: for a missing package, an unknown option, an unusable device or
+            dtype, a config or text encoder that cannot be read, and a .pth that is absent, damaged, or does not
+            fill the model exactly.
+    """
+
+    _at: Any
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._at = _Package(spec)
+        size = self._at.processor.image_processor.size
+        self._size = {edge: size[edge] for edge in _EDGES}
+
+    def _run(self, images: list[Image], query: str) -> list[Mapping[str, Any]]:
+        processor, options, texts = self._at.processor, self._at.options, [self.text(query)] * len(images)
+        pixels = processor.image_processor(images, input_data_format="channels_last", return_tensors="pt")
+        with _quiet():
+            outputs = self._at.model(pixels["pixel_values"].to(self._at.device), captions=texts)
+        results: list[Mapping[str, Any]] = processor.post_process_grounded_object_detection(
+            SimpleNamespace(logits=outputs["pred_logits"], pred_boxes=outputs["pred_boxes"]),
+            processor.tokenizer(texts)["input_ids"],
+            threshold=options["threshold"],
+            text_threshold=options["text_threshold"],
+            target_sizes=[image.shape[:2] for image in images],
+        )
+        return results

@@ -1,0 +1,273 @@
+"""`openai`: LLaVA behind any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp).
+
+One request a crop, many under way at once; a JPEG of the crop travels as a data URL. The SDK repeats what may pass
+by itself (429, 5xx, time-outs, broken connections) with growing pauses, or after the pause a server asks for.
+What remains is told apart by whom it is about. A crop that the server refuses, or does not answer while it answers
+others, costs one row. A server that is not there, does not let us in, does not serve the model or answers nothing
+at all stops the stage: what is done stays, and running the stage again goes on from there.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
+from urllib.parse import urlsplit
+
+import cv2
+import numpy as np
+import openai
+from pydantic import BaseModel, ConfigDict, Field
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import EngineError
+from c2vl_pipeline.engines import Caption, Crop, Image, checked_options
+from c2vl_pipeline.video import encode_jpeg
+
+VOLATILE_OPTIONS = frozenset({"base_url", "api_key_env", "concurrency", "timeout", "retries"})
+"""Where the model is served and how patiently it is asked; no row depends on it."""
+
+CONNECT_TIMEOUT = 10.0
+"""Seconds a server may take to accept a connection; an answer may take `timeout`."""
+
+LONGEST_PAUSE = 8.0
+
+_NOT_THERE = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"})
+"""Causes of the SDK's connection error, by name: the HTTP library below it changes with its version."""
+
+_AGAIN = "what is done stays: run `c2vl-pipeline caption` again"
+
+
+class RefusedError(Exception):
+    """The server answers, and does not take this crop."""
+
+
+class UnansweredError(Exception):
+    """No usable answer to this crop came, however often it was asked."""
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    base_url: str
+    api_key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
+    concurrency: int = Field(default=16, ge=1)
+    timeout: float = Field(default=120, gt=0)
+    retries: int = Field(default=6, ge=0)
+    max_new_tokens: int = Field(default=64, ge=1)
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
+    max_side: int | None = Field(default=None, ge=32)
+
+
+def _options(spec: EngineSpec) -> _Options:
+    options = checked_options(spec, _Options)
+    url = urlsplit(options.base_url)
+    if url.username or url.password:
+        raise EngineError(
+            "pipeline.caption.engine.options.base_url holds a user name or password, which manifests would keep; "
+            "leave it out and name an environment variable in options.api_key_env"
+        )
+    if url.scheme not in {"http", "https"} or not url.hostname:
+        raise EngineError(
+            f"pipeline.caption.engine.options.base_url = {options.base_url!r} is no address; expected one like "
+            "http://localhost:8000/v1"
+        )
+    return options
+
+
+def _client(options: _Options) -> openai.OpenAI:
+    """Connect to nothing yet. Without a key in the environment the word that servers without keys expect is sent."""
+    return openai.OpenAI(
+        base_url=options.base_url,
+        api_key=os.environ.get(options.api_key_env, "").strip() or "EMPTY",
+        timeout=openai.Timeout(options.timeout, connect=min(options.timeout, CONNECT_TIMEOUT)),
+        max_retries=options.retries,
+    )
+
+
+def _line(error: BaseException) -> str:
+    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    cause = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
+    return said + cause
+
+
+def _stop(error: Exception, options: _Options, model: str | None) -> EngineError | None:
+    """Return the error that stops the stage if `error` is about the server, None if it may be about the crop."""
+    server, status = f"the captioner's server at {options.base_url}", getattr(error, "status_code", None)
+    if status in {401, 403}:
+        return EngineError(
+            f"{server} refuses the key ({_line(error)}); expected one in the environment variable "
+            f"{options.api_key_env} (options.api_key_env names it); {_AGAIN}"
+        )
+    if status == 404:
+        return EngineError(
+            f"{server} has no model {model!r}, or no chat completions under this address ({_line(error)}); expected "
+            f"a served model in pipeline.caption.engine.model and an address that ends in /v1; {_AGAIN}"
+        )
+    if status == 429:
+        return EngineError(
+            f"{server} is still busy after {options.retries} repetitions ({_line(error)}); expected an answer; lower "
+            f"options.concurrency ({options.concurrency}); {_AGAIN}"
+        )
+    if isinstance(error, openai.APIConnectionError) and type(error.__cause__).__name__ in _NOT_THERE:
+        return EngineError(
+            f"{server} is not there ({_line(error)}); start it, or name another in "
+            f"pipeline.caption.engine.options.base_url; {_AGAIN}"
+        )
+    return None
+
+
+def _only_model(options: _Options) -> str:
+    """Return the one model the server serves."""
+    try:
+        found = [model.id for model in _client(options).models.list().data]
+    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        raise _stop(error, options, None) or EngineError(
+            f"the captioner's server at {options.base_url} does not say what it serves ({_line(error)}); name the "
+            "model in pipeline.caption.engine.model"
+        ) from error
+    if len(found) != 1:
+        raise EngineError(
+            f"the captioner's server at {options.base_url} serves {len(found)} models ({', '.join(found)}), expected "
+            "one; choose by pipeline.caption.engine.model"
+        )
+    return found[0]
+
+
+def identify(spec: EngineSpec) -> dict[str, Any]:
+    """Return the served model's name. A server's weights cannot be verified: name and revision are taken on trust.
+
+    Only a spec that names no model needs the server for this.
+    """
+    options = _options(spec)
+    return {"model_served": spec.model or _only_model(options)}
+
+
+class Served:
+    """Asks a served model about each crop, greedily (temperature 0).
+
+    Options: `base_url` (required, e.g. http://localhost:8000/v1), `api_key_env` (the environment variable that
+    holds the key; the key itself is kept nowhere), `concurrency` (16 requests under way at once in each worker),
+    `timeout` (120 seconds an answer), `retries` (6), `max_new_tokens` (64), `jpeg_quality` (95) and `max_side`
+    (pixels; a larger crop is reduced, None sends it as it is).
+
+    Raises:
+        EngineError: One line: an option that does not hold, or a server that is at fault.
+    """
+
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec, self._options = spec, _options(spec)
+        self._model = spec.model or _only_model(self._options)
+        self._client = _client(self._options)
+
+    def caption(self, crops: Sequence[Crop], question: str) -> list[Caption | Exception]:
+        """Answer `question` about each crop, in order; a crop without an answer has the reason in its place.
+
+        When none of the crops is answered, a plain grey picture of the first one's size is tried. If that fails
+        as well the server is at fault; else it has come back, or dislikes these very crops: they are asked once
+        more, and what fails then costs its rows.
+
+        Raises:
+            EngineError: One line, when the server and not a crop is at fault.
+        """
+        images = [crop.image for crop in crops]
+        answers = self._ask_all(images, question)
+        if not answers or not all(isinstance(answer, Exception) for answer in answers):
+            return answers
+        (plain,) = self._ask_all([np.full_like(images[0], 127)], question)
+        if isinstance(plain, Exception):
+            raise EngineError(
+                f"the captioner's server at {self._options.base_url} answered none of {len(answers)} crops, nor a "
+                f"plain grey picture ({type(plain).__name__}: {plain}); expected answers from a model that sees "
+                f"pictures; {_AGAIN}"
+            )
+        return self._ask_all(images, question)
+
+    def _ask_all(self, images: Sequence[Image], question: str) -> list[Caption | Exception]:
+        pool = ThreadPoolExecutor(max_workers=self._options.concurrency)
+        try:
+            asked = [pool.submit(self._ask, image, question) for image in images]
+            wait(asked, return_when=FIRST_EXCEPTION)
+            raised = (error for future in asked if future.done() and (error := future.exception()))
+            if (error := next(raised, None)) is not None:
+                raise error
+            return [future.result() for future in asked]
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _ask(self, image: Image, question: str) -> Caption | Exception:
+        """Return the answer, or what the row is to say; raises EngineError for what is not about this crop."""
+        content = [
+            {"type": "image_url", "image_url": {"url": self.data_url(image)}},
+            {"type": "text", "text": question},
+        ]
+        body: dict[str, Any] = {
+            "model": self._model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._options.max_new_tokens,
+            "temperature": 0,
+        }
+        malformed: Exception | None = None
+        for attempt in range(self._options.retries + 1):
+            try:
+                return _read(self._client.chat.completions.create(**body))
+            except openai.OpenAIError as error:
+                if (stop := _stop(error, self._options, self._model)) is not None:
+                    raise stop from error
+                status = getattr(error, "status_code", None)
+                refused = isinstance(status, int) and 400 <= status < 500 and status not in {408, 409}
+                return (RefusedError if refused else UnansweredError)(_line(error))
+            except (
+                ValueError,
+                TypeError,
+                AttributeError,
+                LookupError,
+            ) as error:  # the SDK does not repeat these
+                malformed = error
+                if attempt < self._options.retries:
+                    time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
+        assert malformed is not None
+        return UnansweredError(f"the answer is no chat completion ({_line(malformed)})")
+
+    def data_url(self, image: Image) -> str:
+        """Return pixels (H, W, 3) as the JPEG data URL that is sent."""
+        scale = (self._options.max_side or 0) / max(image.shape[:2])
+        if 0 < scale < 1:
+            height, width = (max(round(side * scale), 1) for side in image.shape[:2])
+            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+        jpeg = encode_jpeg(image, self._options.jpeg_quality)
+        return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+
+    def describe(self) -> Mapping[str, Any]:
+        """Return model and server as asked, and that the weights are the server's word, for the stage's manifest."""
+        return {
+            "backend": "openai",
+            "model": self._spec.model,
+            "model_served": self._model,
+            "revision_asked": self._spec.revision,
+            "weights": "as served: they and their revision cannot be verified from here",
+            "base_url": self._options.base_url,
+            "options": self._options.model_dump(exclude=set(VOLATILE_OPTIONS)),
+            "openai": openai.__version__,
+        }
+
+
+def _read(reply: Any) -> Caption:
+    """Return the first choice's text, cut short or not, and its tokens (words where the server does not count).
+
+    An empty text is an answer too: a picture can leave a model silent, and asking again changes nothing.
+
+    Raises:
+        ValueError, TypeError, AttributeError, LookupError: not a chat completion.
+    """
+    text = reply.choices[0].message.content
+    if not isinstance(text, str | None):
+        raise TypeError(f"content is {type(text).__name__}, expected text")
+    text = (text or "").strip()
+    counted = getattr(reply.usage, "completion_tokens", None)
+    return Caption(text, counted if isinstance(counted, int) else len(text.split()))
