@@ -1,17 +1,23 @@
-"""Batched augmentation against the per-sample way, on random clips of 40 to 300 frames, one thread."""
+"""Batched augmentation against the per-sample way, on random clips of NTU's lengths, one thread.
+
+Three times: against a feeder as the field publishes it (clips padded to 300 frames, frames counted by sums, resized
+as an image, a rotation matrix for every frame), against the same feeder when it is told the number of frames, and
+against the same sum written with care (ragged store, one matrix a clip).
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from timing import compare
+from timing import compare, keep_memory
 from torch.nn import functional as F
+from torch.utils.data import default_collate
 
 from c2vl_manifests.config import InputConfig
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_training.data import Clips, draw
 
-BATCH = 400
+BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300
 
 
 class _Packed:
@@ -20,47 +26,88 @@ class _Packed:
     layout = KINECT_V2
 
     def __init__(self, rng: np.random.Generator) -> None:
-        lengths = rng.integers(40, 301, 1000)
+        lengths = np.clip(30 + rng.gamma(3, 15, CLIPS), 20, LONGEST).astype(np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
-        self.joints = rng.standard_normal((int(self.offsets[-1]), 2, 25, 3)).astype(np.float32)
+        self.joints = rng.standard_normal((int(self.offsets[-1]), 3, 2, 25)).astype(np.float32)
+        alone = np.repeat(rng.random(CLIPS) < 0.8, lengths)
+        self.joints[alone, :, 1] = 0
+
+    def padded(self) -> np.ndarray:
+        """The same clips as (N, C, T, V, M), as feeders keep them: transposed views of (N, T, M V C)."""
+        whole = np.zeros((CLIPS, LONGEST, 2, 25, 3), np.float32)
+        for n, (a, b) in enumerate(zip(self.offsets[:-1], self.offsets[1:], strict=True)):
+            whole[n, : b - a] = self.joints[a:b].transpose(0, 2, 3, 1)
+        return whole.transpose(0, 4, 1, 3, 2)
 
 
-def per_sample(clip: np.ndarray, rng: np.random.Generator, frames: int = 64) -> torch.Tensor:
-    """One clip, (T, M, V, C) -> (C, frames, V, M), as a Dataset's __getitem__ does it."""
-    total = len(clip)
-    keep = min(max(int(np.floor(rng.uniform(0.5, 1.0) * total)), 64), total)
-    start = rng.integers(0, total - keep + 1)
-    data = torch.from_numpy(np.ascontiguousarray(clip[start : start + keep].transpose(3, 2, 1, 0))).reshape(
-        1, -1, keep
-    )
-    data = F.interpolate(data, size=frames, mode="linear", align_corners=False)
-    data = data.view(3, 25, 2, frames).permute(0, 3, 1, 2)
-    x, y, z = rng.uniform(-0.3, 0.3, 3)
-    turn = (
-        np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
-        @ np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
-        @ np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
-    )
-    return (torch.from_numpy(turn.astype(np.float32)) @ data.reshape(3, -1)).view(data.shape)
+def _window(total: int, rng: np.random.Generator) -> slice:
+    keep = min(max(int(rng.uniform(0.5, 1) * total), FRAMES), total)
+    start = int(rng.integers(0, total - keep + 1))
+    return slice(start, start + keep)
+
+
+def feeder(clip: np.ndarray, rng: np.random.Generator, total: int | None = None) -> np.ndarray:
+    """One padded clip, (C, 300, V, M) -> (C, frames, V, M), step by step as public feeders do it."""
+    clip = np.array(clip)
+    if total is None:
+        total = int((clip.sum(axis=0).sum(axis=-1).sum(axis=-1) != 0).sum())
+    part = torch.tensor(clip[:, _window(total, rng)])
+    C, kept, V, M = part.shape
+    image = part.permute(0, 2, 3, 1).reshape(1, 1, C * V * M, kept)
+    image = F.interpolate(image, size=(C * V * M, FRAMES), mode="bilinear", align_corners=False)
+    resized = image.view(C, V, M, FRAMES).permute(3, 0, 1, 2).reshape(FRAMES, C, V * M)
+    turns = _matrix(rng).expand(FRAMES, 3, 3)
+    return (turns @ resized).view(FRAMES, C, V, M).permute(1, 0, 2, 3).contiguous().numpy()
+
+
+def _matrix(rng: np.random.Generator) -> torch.Tensor:
+    """A random Rz Ry Rx."""
+    angles = rng.uniform(-0.3, 0.3, 3)
+    (sx, sy, sz), (cx, cy, cz) = np.sin(angles), np.cos(angles)
+    rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]], np.float32)
+    ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]], np.float32)
+    rz = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]], np.float32)
+    return torch.from_numpy(rz @ ry @ rx)
+
+
+def lean(clip: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
+    """One ragged clip, (T, C, M, V) -> (C, frames, M, V), with no step that could be left out."""
+    part = clip[_window(len(clip), rng)]
+    series = torch.from_numpy(np.ascontiguousarray(part.reshape(len(part), -1).T))[None]
+    resized = F.interpolate(series, size=FRAMES, mode="linear", align_corners=False)
+    return (_matrix(rng) @ resized.view(3, -1)).view(3, 2, 25, FRAMES).permute(0, 3, 1, 2).contiguous()
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    keep_memory()
     rng = np.random.default_rng(0)
-    packed = _Packed(rng)
-    config = InputConfig()
-    clips = Clips(packed, np.arange(1000), config, torch.device("cpu"))  # type: ignore[arg-type]
+    packed, config = _Packed(rng), InputConfig(frames=FRAMES)
+    clips = Clips(packed, np.arange(CLIPS), config, torch.device("cpu"))  # type: ignore[arg-type]
+    padded, offsets = packed.padded(), packed.offsets
     generator = torch.Generator().manual_seed(0)
-    rows = torch.arange(BATCH)
+    rows = torch.randperm(CLIPS, generator=generator)[:BATCH]
 
     def ours() -> torch.Tensor:
         return clips.train(rows, draw(BATCH, config, generator))
 
-    def usual() -> torch.Tensor:
-        o = packed.offsets
-        return torch.stack([per_sample(packed.joints[o[r] : o[r + 1]], rng) for r in range(BATCH)])
+    def published() -> list[torch.Tensor]:
+        found: list[torch.Tensor] = default_collate([(feeder(padded[r], rng), int(r)) for r in rows])
+        return found
 
-    compare(f"augmentation of {BATCH} clips", ours, usual)
+    def told() -> list[torch.Tensor]:
+        lengths = np.diff(offsets)
+        found: list[torch.Tensor] = default_collate(
+            [(feeder(padded[r], rng, int(lengths[r])), int(r)) for r in rows]
+        )
+        return found
+
+    def careful() -> torch.Tensor:
+        return torch.stack([lean(packed.joints[offsets[r] : offsets[r + 1]], rng) for r in rows])
+
+    compare(f"augmentation of {BATCH} clips, against a feeder as published", ours, published, 9)
+    compare(f"augmentation of {BATCH} clips, against a feeder told the lengths", ours, told, 9)
+    compare(f"augmentation of {BATCH} clips, against a careful loop", ours, careful, 9)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import statistics
 import time
 from collections.abc import Callable
@@ -25,3 +26,14 @@ def compare(name: str, ours: Callable[[], object], usual: Callable[[], object], 
         f"{name}: ours {1000 * a:.1f} ms, the usual way {1000 * b:.1f} ms, "
         f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {pairs} pairs)"
     )
+
+
+def keep_memory() -> None:
+    """Let glibc keep freed memory, as a process in the middle of training does; without glibc, nothing happens.
+
+    A new batch otherwise costs a page fault every 4 KB, at the whim of what ran before it.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not given back

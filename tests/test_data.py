@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest
 from c2vl_pipeline.pack import INDEX
-from c2vl_training.data import Clips, Draws, Knowledge, Packed, draw, rotations
+from c2vl_training.data import Clips, Draws, Knowledge, Packed, draw, resident, rotations
 from c2vl_training.trainer import _generator
 
 STICK = Layout("stick", ("hip", "chest", "head", "hand", "foot"), (1, 1, 1, 1, 0))
@@ -27,6 +28,11 @@ FLAT = Layout("flat", STICK.names, STICK.parents, 2)
 T = 8
 LENGTHS = (1, 2, 5, 7, 8, 9, 13, 16, 40)
 CPU = torch.device("cpu")
+DEVICES = [
+    pytest.param(
+        torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+    ),
+]
 
 
 def write_packed(
@@ -43,7 +49,7 @@ def write_packed(
     splits: Sequence[dict[str, str]] | None = None,
     reasons: dict[int, str] | None = None,
 ) -> Path:
-    """Write what `c2vl-pipeline pack` writes, from arrays: joints[n] is (T, M, V, C)."""
+    """Write what `c2vl-pipeline pack` writes, from arrays: joints[n] is (T, M, V, C) here, planar on disk."""
     folder.mkdir(parents=True)
     count = len(joints)
     rng = np.random.default_rng(0)
@@ -54,7 +60,8 @@ def write_packed(
         "language": np.ones(language.shape[:2], bool) if language_ok is None else language_ok,
     }
     frames = [len(j) for j in joints]
-    np.save(folder / "joints.npy", np.concatenate(joints).astype(np.float32))
+    planes = np.concatenate(joints).astype(np.float32).transpose(0, 3, 1, 2)
+    np.save(folder / "joints.npy", np.ascontiguousarray(planes))
     np.save(folder / "offsets.npy", np.concatenate([[0], np.cumsum(frames)]).astype(np.int64))
     for name, vectors in (("vision", vision), ("language", language)):
         np.save(folder / f"{name}.npy", vectors.astype(np.float16))
@@ -141,21 +148,27 @@ def naive_resize(joints: np.ndarray, frames: int) -> np.ndarray:
 
 
 def naive_clip(
-    joints: np.ndarray, start: int, length: int, angles: Sequence[float] | None, stream: str, layout: Layout
+    joints: np.ndarray,
+    start: int,
+    length: int,
+    angles: Sequence[float] | None,
+    stream: str,
+    layout: Layout,
+    frames: int = T,
 ) -> np.ndarray:
-    clip = naive_resize(joints[start : start + length], T)
+    clip = naive_resize(joints[start : start + length], frames)
     if angles is not None:
         R = about(2, angles[2]) @ about(1, angles[1]) @ about(0, angles[0])
         if layout.dims == 2:
             R = about(2, angles[2])[:2, :2]
         clip = np.einsum("ij,tmvj->tmvi", R, clip)
     out = clip.copy()
-    for t in range(T):
+    for t in range(frames):
         for v in range(layout.joints):
             if stream == "bone":
                 out[t, :, v] = clip[t, :, v] - clip[t, :, layout.parents[v]]
             elif stream == "motion":
-                out[t, :, v] = clip[t + 1, :, v] - clip[t, :, v] if t + 1 < T else 0
+                out[t, :, v] = clip[t + 1, :, v] - clip[t, :, v] if t + 1 < frames else 0
     return out.transpose(3, 0, 2, 1)
 
 
@@ -202,6 +215,21 @@ def test_the_fields_test_window_is_cut_alike_for_every_length_up_to_300(tmp_path
         cut = int((1 - 0.95) * n / 2)
         wanted = naive_resize(ramps[n - 1][cut : n - cut], T)[:, 0, 0, 0]
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [50, 64])
+def test_long_clips_match_a_reference_in_double_precision_to_1e_5(tmp_path, frames):
+    lengths = (1, 20, 64, 65, 127, 211, 299, 300, 2, 1)  # one frame at the very end of the store
+    joints = [np.random.default_rng(n).normal(size=(n, 2, 5, 3)).astype(np.float32) for n in lengths]
+    config = InputConfig(frames=frames)
+    clips = clips_of(write_packed(tmp_path / "packed", joints), config)
+    draws = draw(len(lengths), config, torch.Generator().manual_seed(1))
+    batch = clips.train(torch.arange(len(lengths)), draws)
+    for n, count in enumerate(lengths):
+        length = min(max(int(draws.window[n].item() * count), frames), count)
+        start = int(draws.start[n].item() * (count - length + 1))
+        wanted = naive_clip(joints[n], start, length, draws.angles[n].tolist(), "joint", STICK, frames)
+        assert np.abs(batch[n].numpy() - wanted).max() < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -253,26 +281,96 @@ def test_draws_are_uniform_over_their_ranges():
     assert draws.start.max().item() < 1
 
 
-def test_draws_are_keyed_by_seed_and_epoch():
-    def angles(seed, epoch):
-        return draw(5, InputConfig(), _generator(seed, epoch)).angles
+def epoch_of(clips: Clips, seed: int, epoch: int) -> tuple[torch.Tensor, Draws]:
+    """The order and the draws of an epoch, as the trainer makes them."""
+    generator = _generator(seed, epoch)
+    return torch.randperm(len(clips), generator=generator), draw(len(clips), clips.config, generator)
 
-    torch.testing.assert_close(angles(3, 7), angles(3, 7), rtol=0, atol=0)
-    keys = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)]
-    assert len({tuple(angles(*key).flatten().tolist()) for key in keys}) == len(keys)
+
+def test_draws_never_repeat_between_seeds_epochs_places_or_workers(tmp_path):
+    clips = clips_of(write_packed(tmp_path / "packed", random_joints([30] * 64, 1, STICK)), InputConfig())
+    seen = []
+    for seed in range(3):
+        for epoch in range(5):
+            _, draws = epoch_of(clips, seed, epoch)
+            for worker in range(4):  # each takes its part of the epoch, as a process of several would
+                part = draws.take(slice(worker * 16, (worker + 1) * 16))
+                seen += torch.cat([part.window[:, None], part.start[:, None], part.angles], dim=1).tolist()
+    assert len(seen) == len({tuple(row) for row in seen}) == 3 * 5 * 64
+    angles = [row[2] for row in seen]
+    assert len(set(angles)) > 0.999 * len(angles)  # 24 bits: a collision is luck, a repeated stream is not
+
+
+def test_the_same_seed_gives_the_same_batches_whatever_the_batch_size(tmp_path):
+    folder = write_packed(tmp_path / "packed", random_joints([10, 20, 30, 40] * 8, 2, STICK))
+    config = InputConfig(frames=T)
+
+    def batches(seed: int, epoch: int, size: int) -> torch.Tensor:
+        clips = clips_of(folder, config)
+        order, draws = epoch_of(clips, seed, epoch)
+        places = [slice(at, at + size) for at in range(0, len(clips), size)]
+        return torch.cat([clips.train(order[at], draws.take(at)) for at in places])
+
+    first = batches(1, 2, 8)
+    assert torch.equal(first, batches(1, 2, 8))
+    assert torch.equal(first, batches(1, 2, 16))
+    assert not torch.equal(first, batches(1, 3, 8))
+    assert not torch.equal(first, batches(2, 2, 8))
+
+
+# ------------------------------------------------------------------------------------------------- store
+
+
+def test_on_a_cpu_the_mapped_file_itself_is_read(tmp_path):
+    packed = Packed(write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK)))
+    assert isinstance(packed.joints, np.memmap)
+    clips = Clips(packed, np.array([3, 5]), InputConfig(), CPU)
+    assert clips._planes.data_ptr() == packed.joints.ctypes.data
+
+
+def test_resident_frames_are_those_of_the_rows_in_their_order(tmp_path):
+    joints = random_joints(LENGTHS, 2, STICK)
+    packed = Packed(write_packed(tmp_path / "packed", joints))
+    rows = np.array([8, 0, 3, 3, 5])
+    for at_once in (2, 1024):
+        frames, first = resident(packed, rows, CPU, at_once)
+        assert len(frames) == sum(LENGTHS[r] for r in rows)
+        for place, r in enumerate(rows):
+            found = frames[first[place] : first[place] + LENGTHS[r]].numpy()
+            np.testing.assert_array_equal(found, joints[r].transpose(0, 3, 1, 2))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_resident_clips_are_the_mapped_clips(tmp_path, device):
+    packed = Packed(write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK)))
+    rows, config = np.array([8, 0, 3, 5, 1, 2]), InputConfig(frames=T)
+    mapped = Clips(packed, rows, config, CPU)
+    held = Clips(packed, rows, config, device)
+    at, draws = torch.arange(6), draw(6, config, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(held.test(at.to(device)).cpu(), mapped.test(at))
+    torch.testing.assert_close(
+        held.train(at.to(device), draws).cpu(), mapped.train(at, draws), atol=1e-5, rtol=0
+    )
+
+
+def test_sample_ids_are_those_of_the_rows(tmp_path):
+    packed = Packed(write_packed(tmp_path / "packed", random_joints((5, 6, 7), 1, STICK)))
+    assert packed.sample_ids(np.array([2, 0])) == ["s02", "s00"]
 
 
 # -------------------------------------------------------------------------------------------- refusals
 
 
-def test_nan_joints_are_refused_naming_the_sample(tmp_path):
-    joints = random_joints((5, 6, 7), 1, STICK)
-    joints[1][3, 0, 2, 1] = np.nan
-    folder = write_packed(tmp_path / "packed", joints)
+def test_a_folder_of_an_older_format_names_the_command(tmp_path):
+    folder = write_packed(tmp_path / "work" / "packed", random_joints((5,), 1, STICK))
+    facts = json.loads((folder / "packed.json").read_text())
+    del facts["format"]
+    (folder / "packed.json").write_text(json.dumps(facts))
     with pytest.raises(
-        DataError, match="sample s01 holds NaN or infinite joints; run the skeletons stage again"
+        StageError,
+        match=f"packed in format 1, expected 2; run `c2vl-pipeline pack --work {tmp_path / 'work'}` again",
     ):
-        clips_of(folder, InputConfig())
+        Packed(tmp_path / "work")
 
 
 def test_the_work_folder_will_do_and_a_folder_without_arrays_names_the_command(tmp_path):

@@ -20,6 +20,7 @@ from c2vl_manifests.manifest import commit_text, read_shard, read_stage_manifest
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons, synth
 from c2vl_pipeline.skeletons import stored_joints
+from c2vl_pipeline.stage import COMMANDS, shard_path
 from conftest import run_factory
 
 FILES = {
@@ -63,7 +64,8 @@ def test_the_packed_arrays_are_the_shards_rows(work: Path, recipe: Recipe) -> No
     assert packed["joints"].dtype == np.float32
     for n, body in enumerate(bodies):
         mine = packed["joints"][packed["offsets"][n] : packed["offsets"][n + 1]]
-        np.testing.assert_array_equal(mine, stored_joints(body, KINECT_V2)[:, : manifest.bodies])
+        wanted = stored_joints(body, KINECT_V2)[:, : manifest.bodies]
+        np.testing.assert_array_equal(mine, wanted.transpose(0, 3, 1, 2))
         assert not stored_joints(body, KINECT_V2)[:, manifest.bodies :].any()
     for kind, width in (("vision", manifest.vision_dim), ("language", manifest.language_dim)):
         stored = np.array([r[kind] for r in vectors], np.float16).reshape(32, slots, width)
@@ -101,7 +103,7 @@ def test_the_manifest_says_what_was_packed(work: Path) -> None:
 def test_one_person_data_is_stored_with_one_body_and_two_person_data_with_two(work: Path) -> None:
     found = max(b["bodies"] for b in table(work, "skeletons"))
     joints = np.load(work / "packed" / "joints.npy", mmap_mode="r")
-    assert joints.shape[1:] == (max(1, found), 25, 3)
+    assert joints.shape[1:] == (3, max(1, found), 25)
 
 
 # --------------------------------------------------------------------------------------------- refusal
@@ -111,7 +113,7 @@ def test_one_person_data_is_stored_with_one_body_and_two_person_data_with_two(wo
 def test_a_missing_or_unfinished_stage_is_refused_with_its_command(
     copy: Path, recipe: Recipe, stage: str
 ) -> None:
-    command = f"run `c2vl-pipeline {runner.COMMANDS[stage]} --work {copy}` first"
+    command = f"run `c2vl-pipeline {COMMANDS[stage]} --work {copy}` first"
     before = times(copy / "packed")
     manifest = read_stage_manifest(copy / stage)
     assert manifest is not None
@@ -152,6 +154,15 @@ def test_packing_twice_leaves_every_file_alone(copy: Path, recipe: Recipe) -> No
     before = times(copy / "packed")
     assert pack.run(copy, recipe) == read_packed_manifest(copy / "packed")
     assert times(copy / "packed") == before
+
+
+def test_a_folder_of_an_older_format_is_packed_again(copy: Path, recipe: Recipe) -> None:
+    path, whole = copy / "packed" / FILE, arrays(copy / "packed")
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in facts.items() if name != "format"}))
+    np.save(copy / "packed" / "joints.npy", whole["joints"].transpose(0, 2, 3, 1))
+    assert pack.run(copy, recipe) == read_packed_manifest(copy / "packed")
+    np.testing.assert_array_equal(arrays(copy / "packed")["joints"], whole["joints"])
 
 
 def test_changed_vectors_are_packed_again(copy: Path, recipe: Recipe) -> None:
@@ -277,14 +288,14 @@ def test_a_changed_file_costs_its_shard_and_no_other(tmp_path: Path) -> None:
     folder, work = _folder(tmp_path), tmp_path / "work"
     _index(folder, work, recipe)
     runner.run(skeletons.STAGE, work, recipe)
-    before = [runner.shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
+    before = [shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
     np.save(folder / "d.npy", np.ones((40, 25, 3), np.float32))
     _index(folder, work, recipe)
     runner.run(skeletons.STAGE, work, recipe)
-    after = [runner.shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
+    after = [shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
     assert after[0] == before[0]
     assert after[1] > before[1]
-    assert read_shard(runner.shard_path(work, "skeletons", 1)).column("frames").to_pylist() == [14, 40]
+    assert read_shard(shard_path(work, "skeletons", 1)).column("frames").to_pylist() == [14, 40]
 
 
 def test_rows_of_an_older_table_are_never_packed_under_new_ids(tmp_path: Path) -> None:
@@ -304,14 +315,14 @@ def test_new_labels_are_packed_without_making_a_stage_again(tmp_path: Path) -> N
     recipe = load_recipe("debug")
     folder = _folder(tmp_path)
     work = run_factory(folder, tmp_path / "work", recipe, "generic")
-    stamp = runner.shard_path(work, "skeletons", 0).stat().st_mtime_ns
+    stamp = shard_path(work, "skeletons", 0).stat().st_mtime_ns
     _table(folder, [f"{name},{name}.npy,sit,train" for name in "abcd"])
     _index(folder, work, recipe)
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
         runner.run(stage, work, recipe)
     assert pack.run(work, recipe).classes == ("sit",)
     assert np.load(work / "packed" / "labels.npy").tolist() == [0, 0, 0, 0]
-    assert runner.shard_path(work, "skeletons", 0).stat().st_mtime_ns == stamp
+    assert shard_path(work, "skeletons", 0).stat().st_mtime_ns == stamp
 
 
 def test_another_layout_makes_the_joints_again(tmp_path: Path) -> None:
@@ -329,12 +340,33 @@ def test_a_flipped_bit_in_a_shard_is_refused(tmp_path: Path) -> None:
     recipe = load_recipe("debug")
     work = run_factory(_folder(tmp_path), tmp_path / "work", recipe, "generic")
     (work / "packed" / "packed.json").unlink()
-    path = runner.shard_path(work, "skeletons", 0)
+    path = shard_path(work, "skeletons", 0)
     data = bytearray(path.read_bytes())
     data[len(data) // 3] ^= 4
     path.write_bytes(bytes(data))
     with pytest.raises(DataError, match=r"damaged or absent .* delete it and run its stage again"):
         pack.run(work, recipe)
+
+
+def test_nan_joints_are_refused_naming_the_sample(
+    copy: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / "packed" / FILE).unlink()
+    stored = pack.stored_joints
+
+    def damaged(row: dict[str, Any], layout: Any) -> np.ndarray:
+        joints = stored(row, layout).copy()
+        if row["sample_id"] == "S001C001P002R001A001":
+            joints[3, 0, 2, 1] = np.nan
+        return joints
+
+    monkeypatch.setattr(pack, "stored_joints", damaged)
+    with pytest.raises(
+        DataError, match=r"sample S001C001P002R001A001 holds NaN or infinite joints; .* again"
+    ):
+        pack.run(copy, recipe)
+    with pytest.raises(StageError, match="holds no packed data"):
+        read_packed_manifest(copy / "packed")
 
 
 def test_the_label_derived_from_joints_survives_a_lost_stage_manifest(tmp_path: Path) -> None:

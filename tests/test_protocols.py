@@ -222,6 +222,19 @@ def test_features_are_those_of_the_frozen_encoder_on_central_windows(data, floor
             np.testing.assert_allclose(found.values[place], wanted, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("stream", ["bone", "motion"])
+def test_a_run_is_evaluated_on_its_own_stream(data, tmp_path, stream):
+    train(run(data.folder, tmp_path / "own", f"training.input.stream={stream}", kind="random"))
+    loaded = checkpoint.load_encoder(tmp_path / "own", torch.device("cpu"))
+    found = extract(tmp_path / "own", data, "xsub", "test", "cpu")
+    for name in ("joint", stream):
+        config = loaded.input.model_copy(update={"stream": name})
+        clips = Clips(data, found.rows, config, torch.device("cpu")).test(torch.arange(4))
+        with torch.no_grad():
+            wanted = loaded.module(clips).numpy()
+        assert np.allclose(found.values, wanted, rtol=1e-4, atol=1e-6) == (name == stream)
+
+
 def test_features_are_cached(data, floor):
     first = extract(floor, data, "xsub", "train")
     stamp = cache(floor).stat().st_mtime_ns

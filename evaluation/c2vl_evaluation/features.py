@@ -34,7 +34,7 @@ class Features:
 
     def sample_ids(self, packed: Packed) -> list[str]:
         """Ids of the rows."""
-        return [str(packed.index[int(r)]["sample_id"]) for r in self.rows]
+        return packed.sample_ids(self.rows)
 
 
 def extract(
@@ -49,7 +49,7 @@ def extract(
     selection = packed.select(benchmark, split)
     labels = packed.labels()[selection.rows]
     if (labels < 0).any():
-        first = packed.index[int(selection.rows[int(np.argmax(labels < 0))])]["sample_id"]
+        first = packed.sample_ids(selection.rows[labels < 0][:1])[0]
         raise DataError(
             f"{int((labels < 0).sum())} of {len(labels)} {split} samples of {benchmark} have no label (first: {first}); evaluation needs all of them"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import Layout
 
 FILE = "packed.json"
+FORMAT = 2
+"""Of the arrays beside it: 2 keeps joints planar, (frames, C, M, V)."""
 
 
 class PackedManifest(BaseModel):
@@ -18,6 +21,7 @@ class PackedManifest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    format: int = FORMAT
     dataset: str
     title: str
     fingerprint: str
@@ -51,7 +55,7 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
     """Read `packed.json`.
 
     Raises:
-        StageError: the folder holds none (the pack stage did not run or did not finish).
+        StageError: the folder holds none (the pack stage did not run or did not finish), or one of another format.
         DataError: it is damaged.
     """
     path = folder / FILE
@@ -60,8 +64,13 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
             f"{folder} holds no packed data; run `c2vl-pipeline pack --work {folder.parent}` first"
         )
     try:
-        return PackedManifest.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        content = json.loads(path.read_bytes())
+        if isinstance(content, dict) and (found := content.get("format", 1)) != FORMAT:
+            raise StageError(
+                f"{path}: packed in format {found}, expected {FORMAT}; run `c2vl-pipeline pack --work {folder.parent}` again"
+            )
+        return PackedManifest.model_validate(content)
+    except (ValidationError, ValueError, OSError) as error:
         raise DataError(
             f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `c2vl-pipeline pack` again"
         ) from error

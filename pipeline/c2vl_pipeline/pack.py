@@ -2,7 +2,8 @@
 
     packed/
       index.parquet    sample_id, frames, subject, view, splits, usable vision and language rows; in row order
-      joints.npy       (all frames, M, V, C) float32: valid frames of all samples, one after the other
+      joints.npy       (all frames, C, M, V) float32: valid frames of all samples, one after the other; planar, so
+                       that the trainer reads batches from the mapped file as it lies
       offsets.npy      (N + 1,) int64: frames of sample n are joints[offsets[n] : offsets[n + 1]]
       vision.npy       (N, slots, D) float16 and vision_ok.npy (N, slots) bool; the same for language
       labels.npy       (N,) int16: opened by the supervised control and by evaluation, never by pre-training
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.events import Emit, Progress, silent
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import (
     StageManifest,
     commit_file,
@@ -36,8 +38,9 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.index import Index, load
-from c2vl_pipeline.runner import COMMANDS, check_shards, shard_path
+from c2vl_pipeline.runner import check_shards
 from c2vl_pipeline.skeletons import stored_joints
+from c2vl_pipeline.stage import COMMANDS, shard_path
 
 INDEX = pa.schema(
     [
@@ -95,9 +98,9 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
     stages = _needed(index)
     folder = work / "packed"
     key = content_key(index, stages)
-    if (folder / FILE).is_file() and read_packed_manifest(folder).fingerprint == key:
+    if (packed := _packed_already(folder, key)) is not None:
         emit(Progress("pack", index.table.num_rows, index.table.num_rows))
-        return read_packed_manifest(folder)
+        return packed
     folder.mkdir(parents=True, exist_ok=True)
     for orphan in folder.glob(".*.tmp"):
         orphan.unlink(missing_ok=True)
@@ -148,6 +151,14 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
     return manifest
 
 
+def _packed_already(folder: Path, key: str) -> PackedManifest | None:
+    try:
+        found = read_packed_manifest(folder)
+    except StageError:  # nothing there, or in an older format
+        return None
+    return found if found.fingerprint == key else None
+
+
 def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
@@ -157,7 +168,7 @@ def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
 
 
 def _bodies(folder: Path) -> int:
-    return int(np.load(folder / "joints.npy", mmap_mode="r").shape[1])
+    return int(np.load(folder / "joints.npy", mmap_mode="r").shape[2])
 
 
 def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], int]:
@@ -169,7 +180,7 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
     total = int(offsets[-1])
     # one-person datasets are stored with one body; a second, empty one would double every computation
     bodies = max(1, min(index.bodies, max((h["bodies"] for h in heads), default=1)))
-    shape = (total, bodies, index.layout.joints, index.layout.dims)
+    shape = (total, index.layout.dims, bodies, index.layout.joints)
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
@@ -177,12 +188,9 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
                 handle, {"descr": "<f4", "fortran_order": False, "shape": shape}
             )
             for path in shards:
-                for row in read_shard(path, ["frames", "joints"]).to_pylist():
+                for row in read_shard(path, ["sample_id", "frames", "joints"]).to_pylist():
                     if row["frames"]:
-                        joints = stored_joints(row, index.layout)
-                        if joints.shape[1] < bodies:
-                            joints = np.pad(joints, ((0, 0), (0, bodies - joints.shape[1]), (0, 0), (0, 0)))
-                        handle.write(np.ascontiguousarray(joints[:, :bodies]).tobytes())
+                        handle.write(_planes(row, index.layout, bodies).tobytes())
 
     commit_file(folder / "joints.npy", write)
     _save(folder / "offsets.npy", offsets)
@@ -196,6 +204,17 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
         for h in heads
     ]
     return rows, total
+
+
+def _planes(row: dict[str, Any], layout: Layout, bodies: int) -> np.ndarray[Any, Any]:
+    """Return the joints of a row of the skeletons as they are packed. Shape: (T, C, M, V)."""
+    joints = stored_joints(row, layout)[:, :bodies]
+    if not np.isfinite(joints).all():
+        raise DataError(
+            f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons stage again"
+        )
+    absent = bodies - joints.shape[1]
+    return np.pad(joints, ((0, 0), (0, absent), (0, 0), (0, 0))).transpose(0, 3, 1, 2)
 
 
 def _pack_vectors(

@@ -1,13 +1,15 @@
-"""Packed arrays to augmented batches: the whole split on the device, one batched augmentation, no DataLoader.
+"""Packed arrays to augmented batches: one batched augmentation over the store, no DataLoader.
 
-Array order on disk (T, M, V, C), in batches (N, C, T, V, M). Draws are keyed by seed and epoch alone, so a
-resumed epoch sees what the interrupted one saw. Labels lie in a file of their own that `Packed.labels` opens:
-pre-training never calls it.
+Array order on disk (T, C, M, V), in batches (N, C, T, V, M). On a CPU batches are read from the mapped file, which
+is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and place in
+the epoch, so a resumed epoch sees what the interrupted one saw. Labels lie in a file of their own that
+`Packed.labels` opens: pre-training never calls it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
@@ -50,22 +53,27 @@ class Packed:
         self.folder = folder
         self.manifest: PackedManifest = read_packed_manifest(folder)
         self.layout: Layout = self.manifest.joint_layout()
-        self.index = self._index()
+        self._index = self._read_index()
         m = self.manifest
         self.offsets = self._array("offsets.npy", (m.samples + 1,))
-        self.joints = self._array("joints.npy", (m.frames, m.bodies, self.layout.joints, self.layout.dims))
+        self.joints = self._array("joints.npy", (m.frames, self.layout.dims, m.bodies, self.layout.joints))
 
-    def _index(self) -> list[dict[str, Any]]:
+    def _read_index(self) -> pa.Table:
         path = self.folder / "index.parquet"
         try:
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+            table = pq.read_table(path).combine_chunks()
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
-        if len(rows) != self.manifest.samples:
+        if table.num_rows != self.manifest.samples:
             raise DataError(
-                f"{path}: {len(rows)} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
+                f"{path}: {table.num_rows} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
             )
-        return rows
+        return table
+
+    def sample_ids(self, rows: Iterable[int]) -> list[str]:
+        """Return the ids of some rows."""
+        ids: list[str] = self._index.column("sample_id").take(pa.array(rows, pa.int64())).to_pylist()
+        return ids
 
     def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         path = self.folder / name
@@ -89,11 +97,14 @@ class Packed:
         """Return 0-based classes (N,), -1 where unknown: for the supervised control and evaluation only."""
         return self._array("labels.npy", (self.manifest.samples,)).astype(np.int64)
 
+    def _splits(self) -> pa.MapArray:
+        return self._index.column("splits").chunk(0)
+
     def benchmarks(self) -> list[str]:
         """Names of the benchmarks that any sample belongs to."""
-        return sorted({name for row in self.index for name, _ in row["splits"]})
+        return sorted(self._splits().keys.unique().to_pylist())
 
-    def _members(self, benchmark: str, split: str) -> list[int]:
+    def _members(self, benchmark: str, split: str) -> Rows:
         """Return all rows of a split.
 
         `<benchmark>-val` divides the *training* split alone: a quarter of its subjects, the last ones, stand in
@@ -108,17 +119,23 @@ class Packed:
                 f"{self.manifest.title} has no benchmark {benchmark!r}; it has {have} (and each as <name>-val)"
             )
         if base == benchmark:
-            return [n for n, row in enumerate(self.index) if dict(row["splits"]).get(base) == split]
-        training = [n for n, row in enumerate(self.index) if dict(row["splits"]).get(base) == "train"]
-        subjects = sorted(
-            {self.index[n]["subject"] for n in training if self.index[n]["subject"] is not None}
-        )
+            return self._rows_of(base, split)
+        training = self._rows_of(base, "train")
+        subject = self._index.column("subject").fill_null(-1).to_numpy()[training]
+        subjects = np.unique(subject[subject >= 0])
         if len(subjects) < 2:
             raise ConfigError(
                 f"{benchmark!r} holds out subjects of the training split, which names {len(subjects)}; at least 2 are needed"
             )
-        held = set(subjects[-max(1, len(subjects) // 4) :])
-        return [n for n in training if (self.index[n]["subject"] in held) == (split == "test")]
+        held = np.isin(subject, subjects[-max(1, len(subjects) // 4) :])
+        return training[held if split == "test" else ~held]
+
+    def _rows_of(self, benchmark: str, split: str) -> Rows:
+        pairs = self._splits()
+        rows = np.repeat(np.arange(len(pairs)), np.diff(pairs.offsets.to_numpy()))
+        wanted = pc.and_(pc.equal(pairs.keys, benchmark), pc.equal(pairs.items, split))
+        members: Rows = rows[wanted.to_numpy(zero_copy_only=False)]
+        return members
 
     def select(self, benchmark: str, split: str, knowledge: Sequence[str] = ()) -> Selection:
         """Return the usable rows of a split: a skeleton, and at least one usable vector of each knowledge asked for.
@@ -127,34 +144,30 @@ class Packed:
             ConfigError: no such benchmark.
             DataError: nothing usable is left.
         """
-        rows, left_out = [], []
-        for n in self._members(benchmark, split):
-            row = self.index[n]
-            lacking = [kind for kind in knowledge if row[f"{kind}_rows"] == 0]
-            if row["frames"] == 0:
-                left_out.append(
-                    (row["sample_id"], f"{row['skeleton_status']}: {row['reason'] or 'no skeleton'}")
-                )
-            elif lacking:
-                left_out.append(
-                    (
-                        row["sample_id"],
-                        f"no usable {' and '.join(lacking)} rows: {row['reason'] or 'nobody found in any frame'}",
-                    )
-                )
-            else:
-                rows.append(n)
-        if not rows:
+        rows = self._members(benchmark, split)
+        needed = ("frames", *(f"{kind}_rows" for kind in knowledge))
+        usable = np.all([self._index.column(name).to_numpy()[rows] > 0 for name in needed], axis=0)
+        left_out = tuple(
+            (row["sample_id"], _lack(row, knowledge)) for row in self._index.take(rows[~usable]).to_pylist()
+        )
+        if not usable.any():
             why = f"; the first was left out because of {left_out[0][1]}" if left_out else ""
             raise DataError(
                 f"{self.folder}: no usable {split} samples in {benchmark}{why}. See `c2vl-pipeline status`"
             )
-        return Selection(np.array(rows, np.int64), tuple(left_out))
+        return Selection(rows[usable], left_out)
+
+
+def _lack(row: dict[str, Any], knowledge: Sequence[str]) -> str:
+    if row["frames"] == 0:
+        return f"{row['skeleton_status']}: {row['reason'] or 'no skeleton'}"
+    lacking = " and ".join(kind for kind in knowledge if row[f"{kind}_rows"] == 0)
+    return f"no usable {lacking} rows: {row['reason'] or 'nobody found in any frame'}"
 
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of one epoch, one row a sample in the order of the epoch."""
+    """Random numbers of one epoch, one row a place in the order of the epoch."""
 
     window: Tensor  # share of the frames kept, before clipping
     start: Tensor  # where the window lies, in [0, 1)
@@ -188,42 +201,34 @@ def rotations(angles: Tensor) -> Tensor:
 
 
 class Clips:
-    """The frames of some rows of a packed set on a device, and the batched augmentation over them."""
+    """Some rows of a packed set, and the batched augmentation over them.
+
+    On a CPU the planes are the mapped file itself: nothing is copied, and the system keeps in memory what fits. Any
+    other device holds the frames of the rows, 4 M V C bytes each (600 of two Kinect bodies: 1.9 GB for 40,000 clips
+    of 80 frames).
+    """
 
     def __init__(self, packed: Packed, rows: Rows, config: InputConfig, device: torch.device) -> None:
         self.config = config
         self.layout = packed.layout
-        spans = [(int(packed.offsets[r]), int(packed.offsets[r + 1])) for r in rows]
-        frames = np.concatenate([packed.joints[a:b] for a, b in spans])
-        if not np.isfinite(frames).all():
-            bad = next(
-                int(r)
-                for r, (a, b) in zip(rows, spans, strict=True)
-                if not np.isfinite(packed.joints[a:b]).all()
-            )
-            raise DataError(
-                f"{packed.folder}: sample {packed.index[bad]['sample_id']} holds NaN or infinite joints; run the skeletons stage again"
-            )
-        # planar, (frames, C M V): one gather reads a frame, and a rotation mixes three contiguous planes
-        planes = np.ascontiguousarray(frames.transpose(0, 3, 1, 2)).reshape(len(frames), -1)
-        self._frames = torch.from_numpy(planes).to(device)
-        self._shape = frames.shape[1:]
-        self._length = torch.tensor([b - a for a, b in spans], device=device)
-        self._first = torch.cumsum(self._length, 0) - self._length
+        self._shape = packed.joints.shape[1:]
+        if device.type == "cpu":
+            frames, first = _mapped(packed.joints), packed.offsets[rows]
+        else:
+            frames, first = resident(packed, rows, device)
+        self._planes = frames.view(-1, self._shape[1] * self._shape[2])
+        self._first = torch.from_numpy(first).to(device)
+        self._length = torch.from_numpy(np.diff(packed.offsets)[rows]).to(device)
 
     def __len__(self) -> int:
         return len(self._length)
-
-    @property
-    def bytes(self) -> int:
-        """Memory of the resident frames."""
-        return self._frames.numel() * self._frames.element_size()
 
     def test(self, at: Tensor) -> Tensor:
         """Return the central window of clips, not rotated. Shape: (N,) -> (N, C, T, V, M)."""
         length = self._length[at]
         cut = ((1 - self.config.augmentation.test_window) * length / 2).to(torch.int64)
-        return self._clip(at, cut, length - 2 * cut, None)
+        still = torch.eye(3, device=at.device).expand(len(at), 3, 3)
+        return self._clip(at, cut, length - 2 * cut, still)
 
     def train(self, at: Tensor, draws: Draws) -> Tensor:
         """Return augmented clips: a random window, resized in time, rotated. Shape: (N,) -> (N, C, T, V, M)."""
@@ -237,50 +242,66 @@ class Clips:
             angles = angles * torch.tensor([0.0, 0.0, 1.0], device=device)
         return self._clip(at, start, window, rotations(angles))
 
-    def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor | None) -> Tensor:
-        """Cut, resize in time with half-pixel centres, rotate, and take the stream."""
-        T = self.config.frames
-        M, V, C = self._shape
-        steps = torch.arange(T, device=at.device, dtype=torch.float32)
-        source = ((steps[None] + 0.5) * (window[:, None] / T) - 0.5).clamp(min=0)
-        low = torch.minimum(source.to(torch.int64), window[:, None] - 1)
-        high = torch.minimum(low + 1, window[:, None] - 1)
-        weight = (source - low).clamp(max=1)
-        base = (self._first[at] + start)[:, None]
-        # a bag of two frames and their weights: gather and interpolation in one pass
-        pairs = torch.stack([base + low, base + high], dim=-1).view(-1, 2)
-        shares = torch.stack([1 - weight, weight], dim=-1).view(-1, 2)
-        clip = F.embedding_bag(pairs, self._frames, per_sample_weights=shares, mode="sum").view(
-            -1, T, C, M, V
-        )
-        if rotation is not None:
-            clip = _rotate(clip, rotation)
-        return self._stream(clip).permute(0, 2, 1, 4, 3)
+    def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor) -> Tensor:
+        """Cut, resize in time, rotate, and take the stream."""
+        C, M, V = self._shape
+        planes, weights = _bags(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
+        planes.clamp_(max=len(self._planes) - 1)
+        clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum")
+        return self._stream(clip.view(len(at), C, -1, M, V)).transpose(3, 4)
 
     def _stream(self, clip: Tensor) -> Tensor:
-        """Shape: (N, T, C, M, V) -> the same."""
+        """Shape: (N, C, T, M, V) -> the same."""
         if self.config.stream == "bone":
             return clip - clip[..., list(self.layout.parents)]
         if self.config.stream == "motion":
             moved = torch.zeros_like(clip)
-            moved[:, :-1] = clip[:, 1:] - clip[:, :-1]
+            torch.sub(clip[:, :, 1:], clip[:, :, :-1], out=moved[:, :, :-1])
             return moved
         return clip
 
 
-def _rotate(clip: Tensor, rotation: Tensor) -> Tensor:
-    """Multiply by one matrix a clip, written out: a batched 3 x 3 product costs several times more on a CPU.
+def _mapped(joints: npt.NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(joints)  # read alone
 
-    Shape: (N, T, C, M, V), (N, 3, 3) -> (N, T, C, M, V)
+
+def resident(packed: Packed, rows: Rows, device: torch.device, at_once: int = 1024) -> tuple[Tensor, Rows]:
+    """Copy the frames of some rows to a device, a thousand clips at a time.
+
+    Returns:
+        The frames, (frames, C, M, V), and where each row begins among them, (N,).
     """
-    turned = torch.empty_like(clip)
-    factors = rotation[:, :, :, None, None, None]
-    for row in range(clip.shape[2]):
-        plane = turned[:, :, row]
-        torch.mul(clip[:, :, 0], factors[:, row, 0], out=plane)
-        for column in range(1, clip.shape[2]):
-            plane.addcmul_(clip[:, :, column], factors[:, row, column])
-    return turned
+    first = np.concatenate([[0], np.cumsum(np.diff(packed.offsets)[rows])])
+    frames = torch.empty((int(first[-1]), *packed.joints.shape[1:]), device=device)
+    for n in range(0, len(rows), at_once):
+        some = rows[n : n + at_once]
+        part = np.concatenate([packed.joints[packed.offsets[r] : packed.offsets[r + 1]] for r in some])
+        frames[first[n] : first[n + len(some)]] = torch.from_numpy(part)
+    return frames, first[:-1]
+
+
+def _bags(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Say which planes of the store, with which weights, add up to each plane of each clip.
+
+    A plane is one coordinate of one frame, C planes a frame. Resizing in time mixes a frame and the next one, a
+    rotation mixes the planes of a frame; both are linear, so each plane of a clip is one weighted sum of 2 C planes:
+    sum_k R[c, k] ((1 - w) x_k[low] + w x_k[low + 1]). One pass over memory instead of one each.
+
+    Shape: (N,), (N,), (N, C, C) -> (N C T, 2 C), (N C T, 2 C)
+    """
+    C, device = rotation.shape[1], rotation.device
+    # half-pixel centres in whole numbers: frame t lies at ((2 t + 1) window - frames) / (2 frames)
+    centre = ((2 * torch.arange(frames, device=device) + 1) * window[:, None] - frames).clamp_(min=0)
+    low = centre // (2 * frames)
+    share = (centre - 2 * frames * low) / (2 * frames)
+    share *= low < window[:, None] - 1  # the last frame has no next one
+    planes = (C * (first[:, None] + low))[..., None] + torch.arange(2 * C, device=device)
+    planes = planes.view(-1, 1, frames * 2 * C).expand(-1, C, -1).reshape(-1, 2 * C)
+    here = torch.cat([rotation, torch.zeros_like(rotation)], dim=2)[:, :, None]
+    change = torch.cat([-rotation, rotation], dim=2)[:, :, None]
+    return planes, torch.addcmul(here, share[:, None, :, None], change).view(-1, 2 * C)
 
 
 # ------------------------------------------------------------------------------------------- knowledge

@@ -205,7 +205,7 @@ def _finite(model: nn.Module) -> bool:
 
 def _stop(run: Run, epoch: int, step: int, selection: Selection, places: Tensor) -> None:
     rows = selection.rows[places[:5].numpy()]
-    ids = ", ".join(str(run.packed.index[int(row)]["sample_id"]) for row in rows)
+    ids = ", ".join(run.packed.sample_ids(rows))
     kept = run.out / checkpoint.CHECKPOINT
     good = f"the last good checkpoint is {kept}" if kept.is_file() else "there is no checkpoint yet"
     raise C2VLError(

@@ -1,0 +1,119 @@
+"""Open a packed set of NTU RGB+D 120's size, 113,945 clips, and take random batches of 400: time and memory.
+
+The joints are a sparse file of zeros (5 GB long, next to nothing on disk), so that the bench runs anywhere; what is
+timed is the mapping, the system's page cache and the augmentation, not a disk.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from timing import keep_memory
+
+from c2vl_manifests.config import InputConfig
+from c2vl_manifests.layouts import KINECT_V2
+from c2vl_manifests.packed import FILE, PackedManifest
+from c2vl_pipeline.pack import INDEX
+from c2vl_training.data import Clips, Packed, draw
+
+CLIPS, BATCH, BATCHES = 113_945, 400, 200
+
+
+def write(folder: Path) -> None:
+    """Write a packed folder of random lengths."""
+    rng = np.random.default_rng(0)
+    lengths = np.clip(30 + rng.gamma(3, 15, CLIPS), 20, 300).astype(np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(folder / "offsets.npy", offsets)
+    shape = (int(offsets[-1]), 3, 2, KINECT_V2.joints)
+    with (folder / "joints.npy").open("wb") as handle:
+        np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        handle.truncate(handle.tell() + 4 * int(np.prod(shape)))
+    number = np.arange(CLIPS)
+    columns = {
+        "sample_id": [f"clip{n:06d}" for n in number],
+        "frames": lengths,
+        "skeleton_status": ["ok"] * CLIPS,
+        "vision_rows": [1] * CLIPS,
+        "language_rows": [1] * CLIPS,
+        "reason": [None] * CLIPS,
+        "subject": number % 106,
+        "view": number % 3,
+        "splits": [[("xsub", "train" if n % 2 else "test")] for n in number],
+    }
+    pq.write_table(pa.table(columns, schema=INDEX), folder / "index.parquet", compression="zstd")
+    manifest = PackedManifest(
+        dataset="synthetic",
+        title="113,945 clips",
+        fingerprint="0",
+        layout={
+            "name": KINECT_V2.name,
+            "names": KINECT_V2.names,
+            "parents": KINECT_V2.parents,
+            "dims": 3,
+        },
+        classes=(),
+        samples=CLIPS,
+        frames=shape[0],
+        bodies=2,
+        slots=1,
+        vision_dim=1,
+        language_dim=1,
+        engines={},
+        second_body="zeros",
+    )
+    (folder / FILE).write_text(manifest.model_dump_json())
+
+
+def peak() -> float:
+    """Most memory held so far, mapped pages of files included, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def opened(folder: Path) -> tuple[Clips, float]:
+    """Open the folder and choose the training split; returns the seconds too."""
+    started = time.perf_counter()
+    packed = Packed(folder)
+    rows = packed.select("xsub", "train", ("vision", "language")).rows
+    clips = Clips(packed, rows, InputConfig(), torch.device("cpu"))
+    return clips, time.perf_counter() - started
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    keep_memory()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        writer = multiprocessing.get_context("spawn").Process(target=write, args=(folder,))
+        writer.start()  # its memory is not ours
+        writer.join()
+        size = (folder / "joints.npy").stat().st_size / 2**20
+        before = peak()
+        seconds = statistics.median(opened(folder)[1] for _ in range(5))
+        clips, _ = opened(folder)
+        print(
+            f"opening {CLIPS:,} clips ({size:,.0f} MB): {1000 * seconds:.0f} ms, {peak() - before:.0f} MB more memory"
+        )
+        generator = torch.Generator().manual_seed(0)
+        times: list[float] = []
+        for _ in range(BATCHES):
+            rows = torch.randperm(len(clips), generator=generator)[:BATCH]
+            draws = draw(BATCH, clips.config, generator)
+            started = time.perf_counter()
+            clips.train(rows, draws)
+            times.append(1000 * (time.perf_counter() - started))
+        warm = times[BATCHES // 2 :]
+        print(f"a random batch of {BATCH}, read and augmented: {statistics.median(warm):.1f} ms warm")
+
+
+if __name__ == "__main__":
+    main()
