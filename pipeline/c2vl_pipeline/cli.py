@@ -374,14 +374,27 @@ def embed(
 
 
 @app.command()
-def pack(work: WorkOption, recipe: RecipeOption = None, set_: SetOption = None) -> None:
+def pack(
+    work: WorkOption,
+    recipe: RecipeOption = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            "--layout",
+            help="Pack joints in this layout instead, into packed-<layout>: for transfer across sensors.",
+            show_default=False,
+        ),
+    ] = None,
+    set_: SetOption = None,
+) -> None:
     """Write the memory-mapped arrays that training reads."""
     from c2vl_pipeline import pack as stage
 
     with Reporter() as emit:
-        manifest = stage.run(work, _recipe(work, recipe, set_), emit)
+        manifest = stage.run(work, _recipe(work, recipe, set_), emit, layout)
     say(
-        f"packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies in {work / 'packed'}"
+        f"packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies "
+        f"of {manifest.joint_layout().joints} joints in {stage.folder_of(work, layout)}"
     )
 
 
@@ -407,7 +420,7 @@ def prompts(
     with _Run(work, workers, scheduler, resource, max_failures) as run:
         for module in MODULES:
             run.stage(module, resolved)
-    pack(work, name, set_)
+    pack(work, name, set_=set_)
 
 
 @app.command()
@@ -651,7 +664,9 @@ def chaos(
             keep=keep,
             emit=emit,
         )
-    title = f"{len(report.kills)} kills, {report.damages.total()} damages, {len(report.garbage)} files of garbage"
+    title = (
+        f"{len(report.kills)} kills, {report.damages.total()} damages, {len(report.garbage)} files of garbage"
+    )
     show_table(title, list(storm.TABLE), report.table())
     for line in report.lines():
         say(line)
@@ -678,7 +693,9 @@ def inspect(
     sample: Annotated[
         list[str] | None, typer.Option(help="Id, or a pattern with * and ?; may be repeated.")
     ] = None,
-    label: Annotated[str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")] = None,
+    label: Annotated[
+        str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")
+    ] = None,
     split: Annotated[str | None, typer.Option(help="Such as xsub:test.")] = None,
     subject: int | None = None,
     camera: Annotated[str | None, typer.Option(help="Camera of the index, or the number of a view.")] = None,
@@ -733,9 +750,13 @@ def audit(
     out: OutOption = None,
     released: Annotated[
         Path | None,
-        typer.Option(help="Captions the authors released (.json or .zip), to compare with.", show_default=False),
+        typer.Option(
+            help="Captions the authors released (.json or .zip), to compare with.", show_default=False
+        ),
     ] = None,
-    check: Annotated[int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")] = 2000,
+    check: Annotated[
+        int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")
+    ] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of their choice, and of the shuffled control.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
