@@ -1,47 +1,178 @@
-"""The crop stage with the `skeleton` engine against a bare OpenCV loop over the same frames, one process each."""
+"""The crop stage with the `skeleton` engine on 2 workers against 2 simultaneous bare OpenCV loops.
+
+Same 1920 x 1080 MPEG-4 clips, same frames, one decoder thread a process. Both sides are warm: the workers have
+made every shard once, the bare loops have read every clip once, and neither's start is in the time. Both decode each
+clip to its end: the crop stage compares what is there with what the container advertises. Beside the wall time
+stands the ratio of the processor time of all processes concerned, which other work on the machine disturbs less.
+"""
 
 from __future__ import annotations
 
+import argparse
+import os
 import shutil
+import statistics
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import IO
 
 import cv2
-from timing import compare
+import psutil
 
-from c2vl_manifests.config import load_recipe
+from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_pipeline import crop, index, runner, synth
 from c2vl_pipeline.video import plan_frames
+from c2vl_pipeline.workers import Workers
+
+PROCESSES = 2
+
+
+def make_clips(raw: Path, clips: int) -> None:
+    """Write `clips` clips in NTU's naming, size and kind of codec; every eighth is rendered, the rest are copies."""
+    made = raw.parent / "made"
+    synth.generate(
+        made, classes=4, subjects=1, views=2, repeats=1, size=(1920, 1080), frames=(90, 90), workers=2
+    )
+    raw.mkdir()
+    for video in sorted((made / "nturgb+d_rgb").iterdir()):
+        source, target = cv2.VideoCapture(str(video)), raw / video.name
+        writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"XVID"), 30, (1920, 1080))
+        while (frame := source.read())[0]:
+            writer.write(frame[1])
+        writer.release()
+        skeleton = made / "nturgb+d_skeletons" / video.name.replace("_rgb.avi", ".skeleton")
+        shutil.copy(skeleton, raw)
+        for copy in range(2, clips // 8 + 1):
+            for path in (target, raw / skeleton.name):
+                shutil.copy(path, raw / path.name.replace("P001", f"P{copy:03d}"))
+    shutil.rmtree(made)
+
+
+def bare(videos: Sequence[str], slots: int) -> None:
+    """Read the videos once for each line on standard input and answer with a line: the child's side."""
+    cv2.setNumThreads(1)
+    for _ in sys.stdin:
+        for path in videos:
+            capture = cv2.VideoCapture(path, cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
+            wanted = set(plan_frames(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), slots))
+            number = 0
+            while capture.grab():
+                if number in wanted:
+                    capture.retrieve()
+                number += 1
+            capture.release()
+        print("read", flush=True)
+
+
+class BareLoops:
+    """Processes that each hold a part of the videos and read it when told to."""
+
+    def __init__(self, videos: Sequence[Path], slots: int) -> None:
+        self._children = [
+            subprocess.Popen(
+                [sys.executable, __file__, "--bare", str(slots), *map(str, videos[part::PROCESSES])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for part in range(PROCESSES)
+        ]
+
+    def __call__(self) -> None:
+        """Read all videos once."""
+        for child in self._children:
+            _pipe(child.stdin).write("\n")
+            _pipe(child.stdin).flush()
+        for child in self._children:
+            if not _pipe(child.stdout).readline():
+                raise RuntimeError("a bare loop died")
+
+    def close(self) -> None:
+        """End the processes."""
+        for child in self._children:
+            _pipe(child.stdin).close()
+            child.wait()
+
+
+def _pipe(pipe: IO[str] | None) -> IO[str]:
+    assert pipe is not None
+    return pipe
+
+
+def _processor_time() -> dict[int, float]:
+    """Seconds that this process and its children have computed."""
+    own = psutil.Process()
+    times = {process.pid: process.cpu_times() for process in (own, *own.children(recursive=True))}
+    return {pid: t.user + t.system for pid, t in times.items()}
+
+
+def seconds(function: Callable[[], object]) -> tuple[float, float]:
+    """Wall time and processor time of a call."""
+    before, started = _processor_time(), time.perf_counter()
+    function()
+    wall, after = time.perf_counter() - started, _processor_time()
+    return wall, sum(spent - before.get(pid, 0.0) for pid, spent in after.items())
+
+
+def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
+    """Time the stage and the bare loops in turn and print medians and the ratio of each pair."""
+    built, _ = index.build(
+        load_dataset("ntu60"), raw, work, recipe.pipeline, recipe=recipe.name, only_present=True
+    )
+    videos = [raw / name for name in built.table.column("video").to_pylist()]
+    usual = BareLoops(videos, recipe.pipeline.frames)
+    with Workers(PROCESSES) as workers:
+
+        def ours() -> None:
+            runner.run(crop.STAGE, work, recipe, workers=workers)
+
+        def clear() -> None:
+            shutil.rmtree(work / "crops", ignore_errors=True)
+
+        times = []
+        for pair in range(pairs + 1):
+            clear()
+            times.append((seconds(ours), seconds(usual)))
+            if pair == 0:
+                times.clear()  # that one warmed both
+    usual.close()
+    a, b = (statistics.median(wall for wall, _ in column) for column in zip(*times, strict=True))
+    ratios = sorted(x[0] / y[0] for x, y in times)
+    computing = sorted(x[1] / y[1] for x, y in times)
+    print(
+        f"crop stage, {len(videos)} clips of 1920 x 1080, crops up to {recipe.pipeline.crop.max_side} pixels, "
+        f"{PROCESSES} workers: {a:.2f} s, {PROCESSES} bare loops {b:.2f} s, "
+        f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); processor time "
+        f"{statistics.median(computing):.3f} ({computing[0]:.3f} to {computing[-1]:.3f}); "
+        f"{pairs} pairs, load {os.getloadavg()[0]:.1f}"
+    )
 
 
 def main() -> None:
-    cv2.setNumThreads(1)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clips", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument(
+        "--max-side", type=int, nargs="+", default=[224, 672], help="of a stored crop, pixels"
+    )
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        raw, work = Path(name) / "raw", Path(name) / "work"
-        synth.generate(raw, classes=4, subjects=4, views=2, repeats=1, size=(960, 540))
-        recipe = load_recipe("embedded")
-        built, _ = index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="embedded")
-        videos = [raw / row["video"] for row in built.table.to_pylist()]
-
-        def ours() -> None:
-            shutil.rmtree(work / "crops", ignore_errors=True)
-            runner.run(crop.STAGE, work, recipe)
-
-        def usual() -> None:
-            for path in videos:
-                capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
-                wanted = set(
-                    plan_frames(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), recipe.pipeline.frames)
-                )
-                for number in range(max(wanted) + 1):
-                    capture.grab()
-                    if number in wanted:
-                        capture.retrieve()
-                capture.release()
-
-        compare(f"crop stage, {len(videos)} clips of 960 x 540", ours, usual)
+        raw = Path(name) / "raw"
+        make_clips(raw, options.clips)
+        for side in options.max_side:
+            settings = [f"pipeline.crop.max_side={side}", "pipeline.shard_samples=4"]
+            measure(raw, Path(name) / f"work-{side}", load_recipe("embedded", settings), options.pairs)
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["--bare"]:
+        bare(sys.argv[3:], int(sys.argv[2]))
+    else:
+        main()

@@ -18,6 +18,7 @@ from c2vl_manifests.config import SkeletonsConfig
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.schema import SKELETONS, Status
+from c2vl_pipeline import msr
 from c2vl_pipeline.index import Index
 from c2vl_pipeline.ntu import Array, Assembled, NtuFile, assemble_ntu, projected, read_ntu
 from c2vl_pipeline.stage import Shard, Stage, failure, row_status
@@ -63,7 +64,7 @@ def read_utd(path: Path) -> Assembled:
 def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
     """Read own joints: `.npy` or the first array of an `.npz`, (T, V, C) or (T, M, V, C), metres.
 
-    The layout's centre in the first frame becomes the origin.
+    The layout's origin (its centre, unless it says otherwise) in the first frame becomes zero.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -85,7 +86,7 @@ def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
             f"{path}: shape {array.shape}; layout {layout.name!r} needs (T, {layout.joints}, {layout.dims}) or "
             f"(T, M, {layout.joints}, {layout.dims})"
         )
-    return _anchored(array[:, :bodies].astype(np.float32), path, anchor=layout.centre)
+    return _anchored(array[:, :bodies].astype(np.float32), path, anchor=layout.anchor)
 
 
 def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assembled:
@@ -170,6 +171,9 @@ def read_sample(index: Index, sample: dict[str, Any], config: SkeletonsConfig) -
         return assemble_ntu(read_ntu(path, pixels=False), config)
     if index.dataset.reader == "utd":
         return read_utd(path)
+    if index.dataset.reader == "msr":
+        clip = msr.read_clip(path, sample["start_frame"], sample["end_frame"])
+        return _anchored(clip[:, None], path, anchor=index.layout.anchor)
     if index.dataset.reader == "pku":
         return read_pku(path, sample["start_frame"], sample["end_frame"], config)
     return read_array(path, index.layout, index.bodies)
