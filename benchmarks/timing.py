@@ -36,4 +36,4 @@ def keep_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: which is not given back
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: which is never given back, at more than 2 GB either

@@ -263,6 +263,7 @@ HEAVY = (
 COMMANDS = {
     "c2vl_pipeline": (
         "synth", "index", "skeletons", "crop", "caption", "embed", "pack", "prompts", "status",
+        "plan", "verify", "repair", "retry-failed", "inspect", "explain", "audit", "chaos",
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": ("knn", "linear", "benchmark", "report"),

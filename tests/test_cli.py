@@ -205,7 +205,7 @@ def test_a_malformed_override_is_one_line_with_what_would_do(cli, data, tmp_path
 def test_an_unknown_dataset_names_the_nearest(cli, tmp_path):
     refused(
         cli("c2vl-pipeline", "index", "--dataset", "ntu06", "--data", tmp_path, "--work", tmp_path / "w"),
-        "unknown dataset 'ntu06'; use one of generic, ntu120, ntu60",
+        "unknown dataset 'ntu06'; use one of generic, msr-action3d, ntu120, ntu60",
         "did you mean 'ntu60'?",
     )
 

@@ -162,7 +162,7 @@ def test_a_key_of_another_kind_of_target_is_not_offered_to_itself() -> None:
     [
         ("training.pretrain.epochs=x", "training.pretrain.epochs = 'x': Input should be a valid integer"),
         ("training.pretrain.epochs=0", "training.pretrain.epochs = 0: Input should be greater than or equal to 1"),
-        ("training.precision=half", "training.precision = 'half': Input should be 'float32' or 'bfloat16'"),
+        ("training.precision=half", "training.precision = 'half': Input should be 'float32', 'bfloat16' or 'float64'"),
         ("pipeline.crop.engine.batch_size=true", "pipeline.crop.engine.batch_size = True: Input should be a valid integer"),
         (
             "training.pretrain.targets=blend(7)",

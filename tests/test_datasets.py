@@ -256,10 +256,10 @@ def test_an_own_layout_is_read_from_toml(tmp_path: Path) -> None:
         ('names = ["a", "b"]\nparents = ["a"]', "layout 'own' names 2 joints but gives 1 parents; give one parent a joint"),
         ('names = ["a", "a"]\nparents = ["a", "a"]', "layout 'own' names a twice; joint names must be unique"),
         ('names = ["a"]\nparents = ["a"]\ndims = 4', "layout 'own' has dims = 4; 2 or 3 coordinates are possible"),
-        ('names = ["a"]\nparents = ["z"]', "own.toml: not a joint layout (the parent 'z' is not one of the names); give `names` and `parents`, by joint name"),
+        ('names = ["a"]\nparents = ["z"]', "own.toml: not a joint layout (the parent 'z' is not one of the names); give a table `joints`"),
         ('names = ["a"]', "own.toml: not a joint layout ('parents'); give"),
-        ("names = 3\nparents = 3", "own.toml: not a joint layout ('int' object is not iterable); give"),
-        ('names = ["a"]\nparents = ["a"]\ndims = "x"', "own.toml: not a joint layout (invalid literal"),
+        ("names = 3\nparents = 3", "own.toml: not a joint layout (`names` and `parents` are no lists); give"),
+        ('names = ["a"]\nparents = ["a"]\ndims = "x"', "own.toml: not a joint layout (dims = 'x' is no whole number)"),
         ("names = [", "own.toml: not a joint layout (Invalid value"),
     ],
 )  # fmt: skip
@@ -275,5 +275,6 @@ def test_an_unknown_layout_names_the_known_ones() -> None:
         load_layout("kinect")
     assert (
         str(caught.value)
-        == "unknown joint layout 'kinect'; use one of kinect_v2, kinect_v1 or the path of a TOML file"
+        == "unknown joint layout 'kinect'; use one of azure_kinect, coco_17, kinect_v1, kinect_v2, mediapipe_33 "
+        "(with _2d or _3d for that many coordinates) or the path of a TOML file"
     )

@@ -343,9 +343,9 @@ def test_an_engine_is_built_once_a_process() -> None:
 @pytest.mark.parametrize(
     ("role", "backend", "options", "expected"),
     [
-        ("detector", "yolo", {}, "no detector engine is called 'yolo'; the detector engines are hf, skeleton, motion"),
-        ("detector", "posecode", {}, "no detector engine is called 'posecode'; the detector engines are hf, skeleton, motion"),
-        ("captioner", "gpt", {}, "no captioner engine is called 'gpt'; the captioner engines are hf, posecode"),
+        ("detector", "yolo", {}, "no detector engine is called 'yolo'; the detector engines are hf, skeleton, motion, groundingdino-py"),
+        ("detector", "posecode", {}, "no detector engine is called 'posecode'; the detector engines are hf, skeleton, motion, groundingdino-py"),
+        ("captioner", "gpt", {}, "no captioner engine is called 'gpt'; the captioner engines are hf, llava, openai, released, posecode"),
         ("detector", "skeleton", {"grwo": 1}, "the detector engine 'skeleton' has no option 'grwo'; its options are grow"),
         ("detector", "motion", {"x": 1}, "the detector engine 'motion' has no option 'x'; its options are background, threshold, min_area"),
         ("detector", "motion", {"background": "white"}, "the motion engine's background is 'white'; use camera or black"),

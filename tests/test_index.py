@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
+import zipfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,12 @@ import pytest
 from c2vl_manifests.config import PipelineConfig, Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError, DataError, StageError
-from c2vl_pipeline.index import Findings, Index, build, load, split_counts
+from c2vl_pipeline.index import DoubtfulError, Findings, Index, build, load, split_counts
+from c2vl_pipeline.rawfiles import sign
+
+AVI = b"RIFF\x04\0\0\0AVI "
+MP4 = b"\0\0\0\x08ftyp\0\0\0\x08mdat\0\0\0\x08moov"
+"""The smallest files whose first bytes say nothing of damage."""
 
 
 @pytest.fixture
@@ -127,10 +135,11 @@ def test_unexpected_files_are_named_and_do_not_stop(
     root = tmp_path / "raw"
     shutil.copytree(raw, root)
     (root / "deep").mkdir()
-    (root / "deep" / "S009C001P001R001A001_rgb.avi").write_bytes(b"x")
+    (root / "deep" / "S009C001P001R001A001_rgb.avi").write_bytes(AVI)
     (root / "notes.txt").write_text("x")
     _, found = indexed("synthetic", root, tmp_path / "w", config)
-    assert found.doubts() == ["1 unexpected files (deep/S009C001P001R001A001_rgb.avi)"]
+    assert found.doubts() == []
+    assert found.notes() == ["1 unexpected files (deep/S009C001P001R001A001_rgb.avi)"]
 
 
 def test_a_folder_without_a_sample_or_no_folder_says_what_was_expected(
@@ -153,7 +162,7 @@ def test_a_part_of_ntu_keeps_known_missing_skeletons_apart(tmp_path: Path, confi
     root = tmp_path / "raw"
     root.mkdir()
     for name in ("S001C002P005R002A008", "S001C001P001R001A001"):
-        (root / f"{name}_rgb.avi").write_bytes(b"x")
+        (root / f"{name}_rgb.avi").write_bytes(AVI)
     (root / "S001C001P001R001A001.skeleton").write_text("0\n")
     index, found = indexed("ntu60", root, tmp_path / "w", config, only_present=True)
     assert (found.promised, found.known_missing) == (2, 1)
@@ -223,7 +232,7 @@ def test_an_own_table_becomes_rows(tmp_path: Path, config: PipelineConfig, kind:
         {"sample_id": "c", "video": None, "start_frame": None, "end_frame": None, "skeleton": "b.npy", "label": None, "subject": 1, "view": None, "split_mine": None},
     ]  # fmt: skip
     root = own(tmp_path / "own", entries, kind)
-    (root / "v.avi").write_bytes(b"x")
+    (root / "v.avi").write_bytes(AVI)
     np.save(root / "b.npy", np.zeros((3, 25, 3)))
     index, found = indexed("generic", root, tmp_path / "w", config)
     assert found.doubts() == []
@@ -305,7 +314,7 @@ def test_missing_own_files_are_noted_and_impossible_spans_become_problem_rows(
         {"sample_id": "early", "video": "v.avi", "start_frame": -3, "end_frame": 5, "skeleton": "e.npy"},
     ]
     root = own(tmp_path / "own", entries, "csv")
-    (root / "v.avi").write_bytes(b"x")
+    (root / "v.avi").write_bytes(AVI)
     (root / "e.npy").write_bytes(b"")
     with pytest.raises(
         StageError, match=r"1 videos missing \(gone\); 1 skeletons missing .* go on with --allow-missing"
@@ -314,7 +323,7 @@ def test_missing_own_files_are_noted_and_impossible_spans_become_problem_rows(
     index, found = indexed("generic", root, tmp_path / "w", config, allow_missing=True)
     assert found.missing_videos == found.missing_skeletons == ["gone"]
     assert found.empty == ["e.npy"]
-    assert found.doubts()[-1] == "2 impossible samples (early, …)"
+    assert found.notes()[-1] == "2 impossible samples (early, …)"
     made = rows(index)
     assert (made["gone"]["video"], made["gone"]["skeleton"]) == (None, None)
     assert made["back"]["problem"] == "start_frame 5 is not before end_frame 5"
@@ -341,12 +350,13 @@ def pku(tmp_path: Path) -> Path:
     for name, text in labels.items():
         (root / "Train_Label_PKU_final" / f"{name}.txt").write_text(text)
         (root / "PKU_Skeleton" / f"{name}.txt").write_text("0 " * 150 + "\n")
-        (root / "RGB" / f"{name}.avi").write_bytes(b"x")
+        (root / "RGB" / f"{name}.avi").write_bytes(AVI)
     return root
 
 
 def test_pku_rows_are_cut_from_label_files(pku: Path, tmp_path: Path, config: PipelineConfig) -> None:
-    index, found = indexed("pku-mmd-2", pku, tmp_path / "w", config)
+    index, found = indexed("pku-mmd-2", pku, tmp_path / "w", config, allow_missing=True)
+    assert found.doubts() == ["1,007 label files missing (A01N01-L.txt, …)"]
     made = rows(index)
     assert list(made) == [
         "A001N001V002C001L001", "A001N001V002C002L002",
@@ -362,6 +372,31 @@ def test_pku_rows_are_cut_from_label_files(pku: Path, tmp_path: Path, config: Pi
     assert made["A001N002V001C005L002"]["problem"] == "label row 2: start 40 is after end 20"
     assert made["A001N001V002C001L001"]["problem"] == "label row 1: start 0 is before the first frame, 1"
     assert made["A001N002V001C051L004"]["problem"] is None
+
+
+def test_pku_1_promises_what_its_label_files_say_and_names_the_impossible_row(
+    tmp_path: Path, config: PipelineConfig
+) -> None:
+    root = tmp_path / "pku"
+    for folder in ("Label_PKU", "Skeleton", "RGB"):
+        (root / folder).mkdir(parents=True)
+    for name in ("0043-L", "0043-M", "0060-M", "0291-R"):  # of recording 60 there is no left view
+        last = "7,3100,3000,2\n" if name == "0043-L" else "7,3000,3100,2\n"
+        (root / "Label_PKU" / f"{name}.txt").write_text(
+            "".join(f"{n},{100 * n},{100 * n + 60},2\n" for n in range(1, 21)) + last
+        )
+        (root / "Skeleton" / f"{name}.txt").write_text("0 " * 150 + "\n")
+        (root / "RGB" / f"{name}.avi").write_bytes(AVI)
+    index, found = indexed("pku-mmd-1", root, tmp_path / "w", config, allow_missing=True)
+    assert found.doubts() == ["4 of 1,076 label files"]
+    made = rows(index)
+    assert len(made) == 4 * 21
+    assert found.problems == ["A0043V001C007L021"]
+    assert made["A0043V001C007L021"]["problem"] == "label row 21: start 3100 is after end 3000"
+    assert not [name for name in made if name.startswith("A0060V001")]
+    assert made["A0043V002C007L021"]["problem"] is None
+    assert dict(made["A0291V003C001L001"]["splits"]) == {"xsub": "test", "xview": "train"}
+    assert dict(made["A0043V001C001L001"]["splits"]) == {"xsub": "train", "xview": "test"}
 
 
 @pytest.mark.parametrize(
@@ -409,9 +444,9 @@ def test_the_colour_video_is_preferred_to_the_depth_video(tmp_path: Path, config
     for folder in ("Depth_video", "RGB", "Skeleton"):
         (root / folder).mkdir(parents=True)
     for name in ("a1_s1_t1", "a1_s2_t1"):
-        (root / "Depth_video" / f"{name}_depth.mp4").write_bytes(b"x")
+        (root / "Depth_video" / f"{name}_depth.mp4").write_bytes(MP4)
         (root / "Skeleton" / f"{name}_skeleton.mat").write_bytes(b"x")
-    (root / "RGB" / "a1_s1_t1_color.avi").write_bytes(b"x")
+    (root / "RGB" / "a1_s1_t1_color.avi").write_bytes(AVI)
     index, found = indexed("utd-mhad", root, tmp_path / "w", config, only_present=True)
     assert rows(index)["a1_s1_t1"]["video"] == "RGB/a1_s1_t1_color.avi"
     assert rows(index)["a1_s2_t1"]["video"] == "Depth_video/a1_s2_t1_depth.mp4"
@@ -438,7 +473,7 @@ def test_shards_cover_all_samples_and_never_split_a_video(tmp_path: Path, size: 
     ]
     root = own(tmp_path / "own", entries, "csv")
     for n in range(6):
-        (root / f"v{n}.avi").write_bytes(b"x")
+        (root / f"v{n}.avi").write_bytes(AVI)
     config = load_recipe("debug", [f"pipeline.shard_samples={size}"]).pipeline
     index, _ = indexed("generic", root, tmp_path / "w", config)
     assert index.plan[0][0] == 0
@@ -452,3 +487,274 @@ def test_shards_cover_all_samples_and_never_split_a_video(tmp_path: Path, size: 
             if sample["video"]:
                 assert owner.setdefault(sample["video"], number) == number
     assert len(owner) == 6
+
+
+# ------------------------------------------------------------------------------------ damaged and misplaced
+
+
+def doubtful(dataset: str, root: Path, config: PipelineConfig, **how: Any) -> Findings:
+    """Return what an index that must stop has found."""
+    with pytest.raises(DoubtfulError) as caught:
+        indexed(dataset, root, root.parent / "refused", config, **how)
+    assert not (root.parent / "refused").exists()
+    assert "\n" not in str(caught.value)
+    assert all(doubt in str(caught.value) for doubt in caught.value.findings.doubts())
+    return caught.value.findings
+
+
+@pytest.fixture
+def whole(raw: Path, tmp_path: Path) -> Path:
+    """A copy of the synthetic folder, 4 classes x 4 subjects x 2 views, in which nothing is wrong."""
+    return Path(shutil.copytree(raw, tmp_path / "raw"))
+
+
+def test_what_is_missing_is_counted_by_camera_subject_and_class(whole: Path, config: PipelineConfig) -> None:
+    for path in whole.rglob("S001C002P00[12]R001A00[34]_rgb.avi"):
+        path.unlink()
+    found = doubtful("synthetic", whole, config)
+    assert len(found.missing_videos) == 4
+    assert found.lacks == [
+        ("videos", "camera", "C002: 4 of 16"),
+        ("videos", "subject", "P001: 2 of 8; P002: 2 of 8"),
+        ("videos", "class", "class 2: 2 of 8; class 3: 2 of 8"),
+    ]
+
+
+def test_a_whole_missing_setup_is_said_and_long_lists_are_cut(tmp_path: Path, config: PipelineConfig) -> None:
+    root = tmp_path / "raw"
+    root.mkdir()
+    dataset = load_dataset("ntu60")
+    assert dataset.sessions is not None
+    sessions = dataset.sessions.model_copy(update={"actions": (1, 2)})
+    dataset = dataset.model_copy(update={"sessions": sessions})
+    lost = [n for n in dataset.promised_ids() if n.startswith("S007") and n not in dataset.known_missing()]
+    for name in dataset.promised_ids():
+        if not name.startswith("S007"):
+            (root / f"{name}.skeleton").write_text("0\n")
+    with pytest.raises(DoubtfulError) as caught:
+        build(dataset, root, tmp_path / "w", config, recipe="debug")
+    found = caught.value.findings
+    assert found.missing_skeletons == lost
+    lacks = {(kinds, by): text for kinds, by, text in found.lacks}
+    assert lacks["skeletons", "setup"] == f"S007: {len(lost)} of {len(lost)}"
+    assert lacks["videos", "setup"] == "all of all 17"
+    assert lacks["skeletons", "subject"].startswith("P026: 12 of 12; P028: ")
+    assert lacks["skeletons", "subject"].endswith("; and 6 more")
+    assert lacks["skeletons", "class"].startswith("A00")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"RIFF\xe8\x03\0\0AVI LIST", "16 of 1,008 bytes"),
+        (b"<html>404 Not Found</html>", "not a video; it begins with b'<html>404 No'"),
+        (b"\0" * 64, "not a video; it begins with b'"),
+        (b"RI", "not a video; it begins with b'RI'"),
+    ],
+)
+def test_an_avi_that_is_cut_or_none_is_doubted(
+    whole: Path, config: PipelineConfig, content: bytes, why: str
+) -> None:
+    path = next(whole.rglob("S001C001P001R001A001_rgb.avi"))
+    path.write_bytes(content)
+    found = doubtful("synthetic", whole, config)
+    assert [line.startswith(f"{path.relative_to(whole)}: {why}") for line in found.truncated] == [True]
+    assert (found.small, found.empty, found.missing_videos) == ([], [], [])
+
+
+def test_every_cut_of_a_real_avi_is_doubted(whole: Path) -> None:
+    path = next(whole.rglob("*_rgb.avi"))
+    size = path.stat().st_size
+    assert sign(str(path), size) is None
+    data = path.read_bytes()
+    for share in (0.01, 0.3, 0.6, 0.9, 0.99):
+        path.write_bytes(data[: int(size * share)])
+        assert sign(str(path), path.stat().st_size) == f"{int(size * share):,} of {size:,} bytes"
+
+
+def test_every_cut_of_a_real_mp4_is_doubted(shared: Path, tmp_path: Path) -> None:
+    for path in sorted((shared / "utd_mhad" / "Depth_video").iterdir())[:3]:
+        data = path.read_bytes()
+        assert sign(str(path), len(data)) is None
+        for share in (0.01, 0.3, 0.6, 0.9, 0.999):
+            cut = tmp_path / "cut.mp4"
+            cut.write_bytes(data[: int(len(data) * share)])
+            assert sign(str(cut), cut.stat().st_size) is not None
+
+
+def test_a_file_far_below_its_cameras_median_is_doubted(whole: Path, config: PipelineConfig) -> None:
+    path = next(whole.rglob("S001C001P001R001A001.skeleton"))
+    text = path.read_text()
+    path.write_text(text[:40])
+    found = doubtful("synthetic", whole, config)
+    assert [line.split(": ")[0] for line in found.small] == [str(path.relative_to(whole))]
+    path.write_text(text[: len(text) // 4])  # clips differ in length
+    _, found = indexed("synthetic", whole, whole.parent / "w", config)
+    assert found.doubts() == []
+
+
+def test_deep_reads_skeleton_files_to_their_end(whole: Path, config: PipelineConfig) -> None:
+    path = next(whole.rglob("S001C001P001R001A001.skeleton"))
+    text = path.read_text()
+    path.write_text(text[: len(text) * 3 // 4])
+    _, found = indexed("synthetic", whole, whole.parent / "w", config)
+    assert found.doubts() == []
+    found = doubtful("synthetic", whole, config, deep=True)
+    assert [line.split(":")[0] for line in found.truncated] == [str(path.relative_to(whole))]
+    path.write_text(text)
+    assert indexed("synthetic", whole, whole.parent / "w", config, deep=True)[1].doubts() == []
+
+
+def test_archives_are_looked_into(whole: Path, config: PipelineConfig) -> None:
+    gone = sorted(whole.rglob("S001C001P00?R001A001_rgb.avi"))
+    good, cut, foreign = (whole / name for name in ("rgb.zip", "cut.zip", "thesis.zip"))
+    with zipfile.ZipFile(good, "w") as archive:
+        for path in gone:
+            archive.write(path, f"nturgb+d_rgb/{path.name}")
+            path.unlink()
+    cut.write_bytes(good.read_bytes()[: good.stat().st_size * 6 // 10])
+    with zipfile.ZipFile(foreign, "w") as archive:
+        archive.writestr("chapter.txt", "x")
+    (whole / "rest.zip.part").write_bytes(b"x")
+    found = doubtful("synthetic", whole, config)
+    assert found.packed == [f"rgb.zip: holds {len(gone)} missing files; unpack it"]
+    assert found.damaged == ["cut.zip: File is not a zip file"]
+    assert found.unfinished == ["rest.zip.part"]
+    data = bytearray(good.read_bytes())
+    data[len(data) // 2] ^= 255
+    good.write_bytes(data)
+    assert len(doubtful("synthetic", whole, config).damaged) == 1
+    assert any("does not match its checksum" in line or "rgb.zip" in line for line in doubtful("synthetic", whole, config, deep=True).damaged)  # fmt: skip
+    assert len(doubtful("synthetic", whole, config, deep=True).damaged) == 2
+
+
+def test_a_doubt_is_passed_by_both_permissions(whole: Path, config: PipelineConfig) -> None:
+    next(whole.rglob("S001C001P001R001A001_rgb.avi")).write_bytes(b"RIFF\xe8\x03\0\0AVI LIST")
+    for how in ("allow_missing", "only_present"):
+        index, found = indexed("synthetic", whole, whole.parent / how, config, **{how: True})
+        assert index.table.num_rows == 32
+        assert found.doubts()[0].startswith("1 truncated files (")
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "hint"),
+    [
+        ("ntu60", ("RGB/0002-L.avi", "RGB/0003-M.avi"), "This looks like PKU-MMD I, not NTU RGB+D 60: 2 files are named so; try --dataset pku-mmd-1."),
+        ("utd-mhad", ("A01N01-L.avi",), "This looks like PKU-MMD II, not UTD-MHAD: 1 files are named so; try --dataset pku-mmd-2."),
+        ("ntu120", ("v/a1_s1_t1_color.avi",), "This looks like UTD-MHAD, not NTU RGB+D 120: 1 files are named so; try --dataset utd-mhad."),
+        ("ntu60", ("S001C001P001R001A001.avi", "S001C001P001R001A002.avi"), "2 files end with '.avi' after the id; videos must end with _rgb.avi."),
+        ("ntu60", ("nturgbd.tar.gz",), "Nturgbd.tar.gz may hold what is missing: unpack it."),
+    ],
+)  # fmt: skip
+def test_another_dataset_or_ending_is_recognised(
+    tmp_path: Path, config: PipelineConfig, asked: str, names: tuple[str, ...], hint: str
+) -> None:
+    root = tmp_path / "raw"
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(AVI)
+    assert hint in refused(asked, root, config)
+
+
+def test_pku_of_the_other_phase_is_recognised(pku: Path, config: PipelineConfig) -> None:
+    text = refused("pku-mmd-1", pku, config)
+    assert text.endswith(
+        "; this looks like PKU-MMD II, not PKU-MMD I: 6 files are named so; try --dataset pku-mmd-2"
+    )
+
+
+def test_a_folder_one_level_too_deep_names_its_neighbour(whole: Path, config: PipelineConfig) -> None:
+    for kind, pattern in (("rgb", "*_rgb.avi"), ("skeletons", "*.skeleton")):
+        (whole / "split" / kind).mkdir(parents=True)
+        for path in list(whole.rglob(pattern)):
+            path.rename(whole / "split" / kind / path.name)
+    shutil.copy(whole / "synthetic.toml", whole / "split" / "skeletons")
+    assert doubtful("synthetic", whole / "split" / "skeletons", config).hints == [
+        f"the videos lie in rgb: give --data {whole / 'split'}"
+    ]
+
+
+def test_links_are_followed_once_and_links_to_nowhere_are_missing(
+    whole: Path, config: PipelineConfig
+) -> None:
+    (whole / "again").symlink_to(whole)
+    (whole / "S001C001P009R001A001_rgb.avi").symlink_to(whole / "nowhere")
+    _, found = indexed("synthetic", whole, whole.parent / "w", config)
+    assert found.doubts() == found.notes() == []
+
+
+def test_a_second_copy_of_a_file_is_a_note(whole: Path, config: PipelineConfig) -> None:
+    path = next(whole.rglob("S001C001P001R001A001_rgb.avi"))
+    (whole / "zz").mkdir()
+    shutil.copy(path, whole / "zz")
+    _, found = indexed("synthetic", whole, whole.parent / "w", config)
+    assert found.notes() == [f"1 unexpected files (zz/{path.name}: as {path.relative_to(whole)})"]
+
+
+# --------------------------------------------------------------------------------- PKU-MMD, its real lists
+
+
+def pku_labels(root: Path, samples: dict[str, list[int]]) -> None:
+    """Label files of so many recordings; each class stands in the row that the sample's id names."""
+    (root / "Label").mkdir(parents=True)
+    for video, classes in samples.items():
+        text = "".join(f"{c},{100 * n + 1},{100 * n + 50},2\n" for n, c in enumerate(classes))
+        (root / "Label" / f"{video}.txt").write_text(text)
+
+
+def test_pku_2_of_the_real_lists_has_the_published_counts(
+    shared: Path, tmp_path: Path, config: PipelineConfig
+) -> None:
+    with zipfile.ZipFile(shared / "captions" / "pkuv2_language.zip") as archive:
+        keys = sorted(json.loads(archive.read(archive.namelist()[0])))
+    videos: dict[str, dict[int, int]] = {}
+    for key in keys:
+        fields = [int(key[at : at + 3]) for at in (1, 5, 9, 13, 17)]
+        name = f"A{fields[0]:02d}N{fields[1]:02d}-{'LMR'[fields[2] - 1]}"
+        videos.setdefault(name, {})[fields[4]] = fields[3]
+    root = tmp_path / "pku"
+    pku_labels(root, {v: [rows.get(n, 1) for n in range(1, max(rows) + 1)] for v, rows in videos.items()})
+    dataset = load_dataset("pku-mmd-2")
+    assert sorted(dataset.promised_recordings()) == sorted(videos)
+    index, found = indexed("pku-mmd-2", root, tmp_path / "w", config, allow_missing=True)
+    assert (found.labels, found.too_few) == ([], "")
+    made = index.table.column("sample_id").to_pylist()
+    assert sorted(made) == keys
+    assert dataset.expected is not None
+    assert split_counts(index) == {
+        name: {"train": train, "test": test} for name, (train, test) in dataset.expected.splits.items()
+    }
+    assert split_counts(index)["xsub"] == {"train": 5_339, "test": 1_613}
+    labels = {label + 1 for label in index.table.column("label").to_pylist()}
+    assert set(range(1, 52)) - labels == {12, 14, 16, 18, 21, 24, 26, 27, 29, 38}
+    drops = set((shared / "pku" / "part2_published_drops.txt").read_text().split())
+    kept = [s for s in index.table.select(["sample_id", "splits"]).to_pylist() if s["sample_id"] not in drops]
+    counts = Counter(dict(s["splits"])["xsub"] for s in kept)
+    assert (len(drops), counts) == (47, {"train": 5_295, "test": 1_610})
+
+
+def test_a_pku_label_file_too_few_or_a_row_too_few_is_doubted(tmp_path: Path, config: PipelineConfig) -> None:
+    names = list(load_dataset("pku-mmd-2").promised_recordings())
+    root = tmp_path / "pku"
+    pku_labels(root, dict.fromkeys(names, [1] * 6))
+    assert doubtful("pku-mmd-2", root, config).too_few == (
+        "6,054 rows in all label files, 6,952 were published"
+    )
+    (root / "Label" / f"{names[7]}.txt").unlink()
+    assert doubtful("pku-mmd-2", root, config).labels == [f"{names[7]}.txt"]
+
+
+def test_two_label_files_of_one_recording_must_agree(
+    pku: Path, tmp_path: Path, config: PipelineConfig
+) -> None:
+    first = pku / "Train_Label_PKU_final" / "A01N01-M.txt"
+    other = pku / "old_labels" / "A01N01-M.txt"
+    other.parent.mkdir()
+    shutil.copy(first, other)
+    indexed("pku-mmd-2", pku, tmp_path / "w", config, allow_missing=True)
+    other.write_text("1,2,9,2\n")
+    text = refused("pku-mmd-2", pku, config)
+    assert "labels the same recording; keep one of them" in text
+    other.write_bytes(b"1,2,9,2\n" * 200_000)
+    shutil.rmtree(first.parent)
+    assert "1,600,000 bytes; a label file has some hundred" in refused("pku-mmd-2", pku, config)

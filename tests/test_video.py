@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
 from c2vl_pipeline import crop, index, runner
 from c2vl_pipeline.engines import Box
+from c2vl_pipeline.engines.embedded import SkeletonDetector
 from c2vl_pipeline.video import Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
 
 FRAMES = 60
@@ -228,6 +230,32 @@ def test_samples_of_one_video_get_their_own_frames(tmp_path: Path) -> None:
     assert [r["frame_index"] for r in rows] == plan_frames(0, 40, 8) + plan_frames(20, 60, 8)
 
 
+def test_lent_frames_are_the_same_pixels_in_the_decoders_order(raw: Path) -> None:
+    path = next((raw / "nturgb+d_rgb").iterdir())
+    with Video(path) as own_copy, Video(path) as lent:
+        for (n, rgb), (m, bgr) in zip(
+            own_copy.frames([2, 5, 9]), lent.frames([2, 5, 9], lent=True), strict=True
+        ):
+            assert n == m
+            assert not np.array_equal(rgb, bgr)
+            np.testing.assert_array_equal(rgb, bgr[..., ::-1])
+
+
+def test_an_engine_that_looks_at_no_pixels_gets_the_same_crops_stored(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe("debug", ["pipeline.crop.engine=skeleton"])
+
+    def digests(work: Path) -> list[str]:
+        index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug")
+        assert runner.run(crop.STAGE, work, recipe).statuses.keys() == {"ok"}
+        return [json.loads(p.read_text())["digest"] for p in sorted((work / "crops").glob("shard-*.json"))]
+
+    lent = digests(tmp_path / "lent")
+    monkeypatch.setattr(SkeletonDetector, "needs", frozenset({"joints"}))
+    assert digests(tmp_path / "converted") == lent
+
+
 # --------------------------------------------------------------------------------------------- shaping
 
 
@@ -236,8 +264,8 @@ def test_pad_centres_the_image_on_clips_mean_colour() -> None:
     square = shape_image(image, "pad")
     assert square.shape == (10, 10, 3)
     np.testing.assert_array_equal(square[3:7], image)
-    np.testing.assert_array_equal(square[:3], np.full((3, 10, 3), (123, 117, 104)))
-    np.testing.assert_array_equal(square[7:], np.full((3, 10, 3), (123, 117, 104)))
+    np.testing.assert_array_equal(square[:3], np.full((3, 10, 3), (122, 116, 104)))
+    np.testing.assert_array_equal(square[7:], np.full((3, 10, 3), (122, 116, 104)))
     np.testing.assert_array_equal(
         shape_image(image.transpose(1, 0, 2).copy(), "pad"), square.transpose(1, 0, 2)
     )

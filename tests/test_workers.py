@@ -24,6 +24,7 @@ from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.manifest import StageManifest, read_shard, read_shard_manifest, read_stage_manifest
 from c2vl_pipeline import crop, engines, index, runner, skeletons
+from c2vl_pipeline import workers as workers_module
 from c2vl_pipeline.shards import Job, killed
 from c2vl_pipeline.stage import hang_mark, shard_path
 from c2vl_pipeline.workers import AGAIN, MOST_DEATHS, Death, Recovery, Workers, WorkerSetup
@@ -275,7 +276,7 @@ def test_an_engine_is_loaded_once_a_worker(raw: Path, tmp_path: Path, recipe: Re
     work = start(raw, tmp_path / "w", 2)
     runner.run(poison_stage.STAGE, work, recipe, workers=two)
     processes = {line.split()[0] for line in (work / "processes.txt").read_text().splitlines()}
-    assert len(processes) == 2  # sixteen shards
+    assert len(processes) <= 2  # sixteen shards; a busy machine may let one worker make them all
     assert os.getpid() not in {int(p) for p in processes}
     engines._load.cache_clear()
     spec = recipe.pipeline.caption.engine
@@ -303,18 +304,21 @@ def test_without_gpus_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None
 def scheduler(tmp_path: Path) -> Iterator[str]:
     """A scheduler and two workers of their own on loopback, as `dask scheduler` and `dask worker` start them."""
     dask = [sys.executable, "-m", "dask"]
+    # the stage that kills is a module of the tests
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     address = "tcp://127.0.0.1:18786"
     processes = [
         subprocess.Popen(
             [*dask, "scheduler", "--host", "127.0.0.1", "--port", "18786", "--no-dashboard"],
             stderr=subprocess.DEVNULL,
+            env=environment,
         )
     ]
     processes += [
         subprocess.Popen(
             [*dask, "worker", address, "--nthreads", "1", "--no-dashboard", "--resources", "GPU=1",
              "--local-directory", str(tmp_path / f"dask{n}")],
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, env=environment,
         )
         for n in range(2)
     ]  # fmt: skip
@@ -407,9 +411,8 @@ def test_what_was_made_before_a_driver_died_is_found_again(
         if isinstance(event, Note) and "samples 0 to 8" in event.text:
             raise RuntimeError("the driver dies here")
 
-    with pytest.raises(RuntimeError, match="the driver dies here"):
-        runner.run(poison_stage.STAGE, work, recipe, workers=two, emit=stop)
-    time.sleep(1)  # let what is in flight end
+    with Workers(2) as lost, pytest.raises(RuntimeError, match="the driver dies here"):
+        runner.run(poison_stage.STAGE, work, recipe, workers=lost, emit=stop)
     pieces = list((work / "skeletons").glob(".*.piece"))
     assert pieces
     kept = {s for p in pieces for s in read_shard(p).column("sample_id").to_pylist()}
@@ -457,3 +460,31 @@ def test_a_job_lost_with_its_receipt_is_not_made_again(raw: Path, tmp_path: Path
     assert not (work / "processes.txt").exists()
     assert isinstance(Death(), Death)
     assert threading.active_count() >= 1
+
+
+def test_a_cluster_whose_workers_stay_away_is_started_again(
+    raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, reference: StageManifest
+) -> None:
+    monkeypatch.setattr(workers_module, "STUCK_AFTER", 1.0)
+    monkeypatch.setattr(workers_module, "HEAL_EVERY", 0.5)
+    monkeypatch.setattr(Workers, "_heal", lambda self, client: None)
+    work = start(raw, tmp_path / "w")
+    with Workers(1) as workers:
+        client = workers.client(work)
+        assert workers._cluster is not None
+        (nanny,) = workers._cluster.workers.values()
+        workers._cluster.sync(nanny.close)  # nobody will start its worker again
+        manifest = runner.run(skeletons.STAGE, work, recipe, workers=workers)
+        assert workers._client is not client
+    assert (manifest.digest, manifest.complete) == (reference.digest, True)
+
+
+def test_a_worker_that_its_nanny_forgot_is_started_again(tmp_path: Path) -> None:
+    with Workers(1) as workers:
+        client = workers.client(tmp_path)
+        assert workers._cluster is not None
+        (nanny,) = workers._cluster.workers.values()
+        workers._cluster.sync(nanny.kill)
+        assert not nanny.is_alive()
+        workers._heal(client)
+        assert nanny.is_alive()

@@ -21,6 +21,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    Strict,
     ValidationError,
     model_validator,
 )
@@ -39,7 +40,13 @@ Aspect = Literal["pad", "center_crop", "squash"]
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    """Strict: `true` is no number, nor is a word, nor is 3.0 a whole number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+Listed = Strict(strict=False)
+"""TOML and JSON know lists and no tuples; their items are as strict as everything else."""
 
 
 # ---------------------------------------------------------------------------------------------- pipeline
@@ -101,16 +108,31 @@ class PipelineConfig(_Model):
 
 
 class EncoderConfig(_Model):
-    """The skeleton encoder by name, and what may be varied in it."""
+    """The skeleton encoder by name, and what may be varied in it; a value that an encoder has no use for is refused."""
 
     name: str = "stgcn"
-    blocks: tuple[tuple[PositiveInt, PositiveInt], ...] | None = None
-    """(channels, stride) a block; the encoder's own where not given."""
+    """stgcn, stgcn_slim, ctrgcn, msg3d, bigru or transformer (the paper's Table VIII)."""
+    blocks: Annotated[tuple[Annotated[tuple[PositiveInt, PositiveInt], Listed], ...], Listed] | None = None
+    """(channels, stride) a block of the graph networks; the encoder's own where not given."""
     graph: Literal["stgcn", "proper"] = "stgcn"
-    temporal_kernel: int = Field(default=9, ge=1)
+    """Partition of ST-GCN."""
+    temporal_kernel: int | None = Field(default=None, ge=1)
+    """Frames, odd; the encoder's own where not given (ST-GCN 9, CTR-GCN 5, MS-G3D 3)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    skip_empty: bool = False
-    """Leave out bodies that are zero throughout a clip (one-person clips), instead of encoding zeros."""
+    """Within ST-GCN."""
+    width: int | None = Field(default=None, ge=1)
+    """Hidden units of bigru and transformer; 1024 where not given."""
+    empty_bodies: Literal["compute", "exact_skip", "leave_out"] = "exact_skip"
+    """Bodies that are zero throughout a clip (one-person clips): `compute` them like anybody; `exact_skip`, the same
+    result with one computed for all of them (with dropout: `compute`); or `leave_out`, another network."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "skip_empty" in values:
+            now = "leave_out" if values["skip_empty"] else "compute"
+            raise ValueError(f"skip_empty = {values['skip_empty']!r} is now empty_bodies = {now!r}; rename it")
+        return values
 
 
 class Constant(_Model):
@@ -238,7 +260,7 @@ class Optimiser(_Model):
     nesterov: bool = True
     weight_decay: float = Field(default=5e-4, ge=0)
     warmup_epochs: int = Field(default=5, ge=0)
-    milestones: tuple[int, ...] = (130, 140)
+    milestones: Annotated[tuple[int, ...], Listed] = (130, 140)
     gamma: float = Field(default=0.1, gt=0, le=1)
     clip_norm: float | None = Field(default=None, gt=0)
 
@@ -246,7 +268,7 @@ class Optimiser(_Model):
 class Augmentation(_Model):
     """What a training clip goes through; a test clip is the central `test_window`, not rotated."""
 
-    window: tuple[float, float] = (0.5, 1.0)
+    window: Annotated[tuple[float, float], Listed] = (0.5, 1.0)
     """Share of the valid frames kept, drawn uniformly."""
     rotation: float = Field(default=0.3, ge=0)
     """Each of three angles is drawn from (-rotation, rotation) radians."""
@@ -305,7 +327,8 @@ class TrainingConfig(_Model):
     input: InputConfig = InputConfig()
     pretrain: PretrainConfig = PretrainConfig()
     supervised: SupervisedConfig = SupervisedConfig()
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """`bfloat16` is autocast; `float64` is for comparing runs to the last digits."""
     device: str = "auto"
     checkpoint_every: int = Field(default=5, ge=1)
     """Epochs between two checkpoints; the last epoch always leaves one."""
@@ -319,8 +342,8 @@ class LinearConfig(_Model):
 
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=1024, ge=1)
-    milestones: tuple[int, ...] = (80,)
-    lrs: tuple[Annotated[float, Field(gt=0, le=1e4)], ...] = Field(
+    milestones: Annotated[tuple[int, ...], Listed] = (80,)
+    lrs: Annotated[tuple[Annotated[float, Field(gt=0, le=1e4)], ...], Listed] = Field(
         default=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0), min_length=1
     )
     """Swept on a held-out part of the training split, never on test."""
@@ -333,11 +356,83 @@ class KnnConfig(_Model):
     k: int = Field(default=1, ge=1)
 
 
+Rate = Annotated[float, Field(gt=0, le=1e4)]
+
+
+class FinetuneConfig(_Model):
+    """The whole network with a fresh fully connected layer."""
+
+    optimiser: Optimiser = Optimiser(weight_decay=1e-4, milestones=(50, 70))
+    lrs: Annotated[tuple[Rate, ...], Listed] = ()
+    """Swept on a held-out part of the training split, never on test; `optimiser.lr` alone where empty."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    epochs: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each block learns at this share of the rate of the block after it; 1 for one rate throughout."""
+    augment: bool = True
+    """Random windows and rotations, as in pre-training; otherwise central windows."""
+
+
+class SemiConfig(_Model):
+    """A share of the labels: the paper's 1, 5 and 10 %.
+
+    *Reading:* "finetuning the classifier" leaves open whether the encoder learns too, and the paper does not say how
+    labels are drawn; both of both are reported.
+    """
+
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Listed] = Field(
+        default=(0.01, 0.05, 0.1), min_length=1
+    )
+    sampling: Annotated[tuple[Literal["stratified", "random"], ...], Listed] = Field(
+        default=("stratified", "random"), min_length=1
+    )
+    """`stratified`: the share of each class, rounded; `random`: the share of the split, rounded down."""
+    encoder: Annotated[tuple[Literal["frozen", "tuned"], ...], Listed] = Field(
+        default=("frozen", "tuned"), min_length=1
+    )
+    draws: int = Field(default=5, ge=1)
+    """Drawn anew so many times; equal draws for every encoder, so that encoders can be compared."""
+    lr: Rate = 0.1
+    """Of the layer on a frozen encoder where a class has one label: nothing can be held out for a sweep."""
+    tune: FinetuneConfig = FinetuneConfig(
+        optimiser=Optimiser(lr=0.01, weight_decay=0.0, milestones=(50, 70)), batch_size=64
+    )
+
+
+class TransferConfig(_Model):
+    """An encoder of one dataset on another one."""
+
+    encoder: Annotated[tuple[Literal["frozen", "tuned"], ...], Listed] = Field(
+        default=("frozen", "tuned"), min_length=1
+    )
+    """`frozen`: the linear protocol; `tuned`: the paper's."""
+    tune: FinetuneConfig = FinetuneConfig(
+        optimiser=Optimiser(lr=0.01, weight_decay=1e-4, milestones=(50, 70)), batch_size=64
+    )
+
+
+class EnsembleConfig(_Model):
+    """Scores of three streams added up, with weights fixed in advance (and with equal ones)."""
+
+    protocol: Annotated[tuple[Literal["linear", "finetune"], ...], Listed] = Field(
+        default=("linear",), min_length=1
+    )
+    """Whose scores are added."""
+    joint: float = Field(default=0.6, ge=0)
+    bone: float = Field(default=0.6, ge=0)
+    motion: float = Field(default=0.4, ge=0)
+
+
 class EvaluationConfig(_Model):
     """The protocols."""
 
     linear: LinearConfig = LinearConfig()
     knn: KnnConfig = KnnConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    semi: SemiConfig = SemiConfig()
+    transfer: TransferConfig = TransferConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
 
 
 class Recipe(_Model):

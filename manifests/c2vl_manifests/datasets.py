@@ -14,7 +14,7 @@ from functools import lru_cache
 from importlib import resources
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError, DataError
@@ -69,6 +69,22 @@ class Sessions(_Table):
     subjects: dict[int, tuple[int, ...]]
 
 
+class Trials(_Table):
+    """Every class, done by every subject so many times: ids of the form `form`, less the dataset's `lost` ones."""
+
+    form: str
+    subjects: int
+    repeats: int
+
+
+class Recordings(_Table):
+    """Long recordings `form` of every setup and subject from three sides, less the dataset's `lost` ones."""
+
+    form: str
+    setups: int
+    subjects: int
+
+
 class Detector(_Table):
     """The embedded person finder that suits this dataset's videos."""
 
@@ -81,7 +97,7 @@ class Dataset(_Table):
 
     name: str
     title: str
-    reader: Literal["ntu", "pku", "utd", "synthetic", "generic"]
+    reader: Literal["ntu", "pku", "utd", "msr", "synthetic", "generic"]
     layout: str
     bodies: int
     fps: int
@@ -96,6 +112,13 @@ class Dataset(_Table):
     expected: Expected | None = None
     benchmarks: dict[str, Benchmark] = Field(default_factory=dict)
     sessions: Sessions | None = None
+    trials: Trials | None = None
+    recordings: Recordings | None = None
+
+    @property
+    def has_videos(self) -> bool:
+        """Whether videos are promised at all; a set of joints alone names no ending for them."""
+        return self.reader == "generic" or bool(self.video_suffixes)
 
     @field_validator("benchmarks")
     @classmethod
@@ -103,7 +126,25 @@ class Dataset(_Table):
         for name, rule in benchmarks.items():
             if (rule.train is None) == (rule.test is None):
                 raise ValueError(f"benchmark {name!r} must give exactly one of `train` and `test`")
+            if rule.range and (rule.test is None or len(rule.test) != 2):
+                raise ValueError(
+                    f"benchmark {name!r} is a range; `test` must be its first and its last number"
+                )
         return benchmarks
+
+    @model_validator(mode="after")
+    def _rules_of_known_fields(self) -> Dataset:
+        try:
+            known = set(re.compile(self.id_pattern).groupindex)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"id_pattern is no regular expression ({error})") from error
+        known |= {"view"} if "side" in known else set()
+        for name, rule in self.benchmarks.items():
+            if rule.field not in known:
+                raise ValueError(
+                    f"benchmark {name!r} splits by {rule.field!r}, which id_pattern does not name; it names {', '.join(sorted(known)) or 'nothing'}"
+                )
+        return self
 
     def parse_id(self, sample_id: str) -> dict[str, int]:
         """Return the numeric fields of an id: subject, view, setup, repeat, action, as far as it has them.
@@ -135,7 +176,7 @@ class Dataset(_Table):
         return frozenset(text.split())
 
     def promised_ids(self) -> Iterator[str]:
-        """Yield every id that `sessions` (NTU) or the class, subject and trial counts (UTD) promise, in order."""
+        """Yield every id that `sessions` (NTU) or `trials` (UTD-MHAD, MSRAction3D) promise, in order."""
         if self.sessions is not None:
             s = self.sessions
             for setup, subjects in s.subjects.items():
@@ -146,11 +187,24 @@ class Dataset(_Table):
                         for repeat in s.repeats:
                             for action in range(first, last + 1):
                                 yield f"S{setup:03d}C{view:03d}P{subject:03d}R{repeat:03d}A{action:03d}"
-        elif self.reader == "utd":
+        elif self.trials is not None:
+            t = self.trials
             for action in range(1, len(self.classes) + 1):
-                for subject in range(1, 9):
-                    for repeat in range(1, 5):
-                        if (name := f"a{action}_s{subject}_t{repeat}") not in self.lost:
+                for subject in range(1, t.subjects + 1):
+                    for repeat in range(1, t.repeats + 1):
+                        name = t.form.format(action=action, subject=subject, repeat=repeat)
+                        if name not in self.lost:
+                            yield name
+
+    def promised_recordings(self) -> Iterator[str]:
+        """Yield the name of every long recording that `recordings` (PKU-MMD II) promises, in order."""
+        if self.recordings is not None:
+            r = self.recordings
+            for setup in range(1, r.setups + 1):
+                for subject in range(1, r.subjects + 1):
+                    for side in "LMR":
+                        name = r.form.format(setup=setup, subject=subject, side=side)
+                        if name not in self.lost:
                             yield name
 
 
@@ -172,7 +226,24 @@ def load_dataset(name: str) -> Dataset:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown dataset {name!r}; use one of {', '.join(names)}{hint}")
     text = (resources.files("c2vl_manifests") / "data" / "datasets" / f"{name}.toml").read_text("utf-8")
-    return Dataset.model_validate(tomllib.loads(text))
+    return parse_dataset(text, f"{name}.toml")
+
+
+def parse_dataset(text: str, source: str) -> Dataset:
+    """Return the dataset that a TOML text describes; `source` is the file that messages name.
+
+    Raises:
+        ConfigError: it describes none, or its rules do not hold together.
+    """
+    try:
+        return Dataset.model_validate(tomllib.loads(text))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        where = ".".join(str(part)[:60] for part in first["loc"])
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+    raise ConfigError(f"{source}: not a description of a dataset ({reason[:300]})")
 
 
 def resolve_detector(spec: EngineSpec, dataset: Dataset) -> EngineSpec:

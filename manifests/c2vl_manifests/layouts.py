@@ -1,18 +1,28 @@
-"""Joint layouts: one table of joints and parents from which bones, graphs and poses derive.
+"""Joint layouts: one table of joints and parents from which bones, graphs, poses and mappings derive.
 
-A layout is written once, as names and the parent of each joint. The 25-joint table reproduces the published
-bone pairs of NTU RGB+D (1-based: (1,2) (2,21) (3,21) (4,3) (5,21) ... (25,12)); joint 21, the middle of the
-shoulders, is its own parent and the graph's centre. Own layouts come as TOML: `c2vl_manifests.datasets`.
+A layout is written once, as names and the parent of each joint: the built-in ones are the TOML files under
+`data/layouts`, own ones are files of the same form. The 25-joint table reproduces the published bone pairs of NTU
+RGB+D (1-based: (1,2) (2,21) (3,21) (4,3) (5,21) ... (25,12)); joint 21, the middle of the shoulders, is its own
+parent and the graph's centre.
 """
 
 from __future__ import annotations
 
+import difflib
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from c2vl_manifests.errors import ConfigError
+
+_MOST_JOINTS = 1000
+_MOST_BYTES = 1 << 20
+
+Sources = tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -26,6 +36,10 @@ class Layout:
     names: tuple[str, ...]
     parents: tuple[int, ...]
     dims: int = 3
+    origin: int | None = None
+    """Joint of the first body that lies at zero in a clip's first frame; the centre where not given."""
+    sources: Sources = field(default=(), compare=False, repr=False)
+    """(joint, ways): how `Layout.mapping_to` makes a joint that the other layout names differently."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.parents):
@@ -40,27 +54,38 @@ class Layout:
             )
         if self.dims not in {2, 3}:
             raise ConfigError(f"layout {self.name!r} has dims = {self.dims}; 2 or 3 coordinates are possible")
+        if self.origin is not None and not 0 <= self.origin < len(self.names):
+            raise ConfigError(
+                f"layout {self.name!r} has the origin {self.origin}; expected one of its joints"
+            )
         centres = [j for j, p in enumerate(self.parents) if p == j]
         if len(centres) != 1:
             raise ConfigError(
                 f"layout {self.name!r} has {len(centres)} joints that are their own parent; "
                 "exactly one, the centre, must be"
             )
+        ends = {centres[0]}  # joints known to reach the centre
         for joint in range(len(self.names)):
-            seen, at = set(), joint
-            while at != centres[0]:
-                if at in seen:
+            chain, at = set[int](), joint
+            while at not in ends:
+                if at in chain:
                     raise ConfigError(
                         f"layout {self.name!r}: the parents of joint {self.names[joint]!r} form a ring; "
                         f"every chain of parents must end at the centre {self.names[centres[0]]!r}"
                     )
-                seen.add(at)
+                chain.add(at)
                 at = self.parents[at]
+            ends |= chain
 
     @cached_property
     def centre(self) -> int:
         """Index of the joint that is its own parent."""
         return next(j for j, p in enumerate(self.parents) if p == j)
+
+    @property
+    def anchor(self) -> int:
+        """Index of the joint that lies at zero in a clip's first frame."""
+        return self.centre if self.origin is None else self.origin
 
     @cached_property
     def bones(self) -> tuple[tuple[int, int], ...]:
@@ -76,97 +101,166 @@ class Layout:
         """Index of the first of `candidates` that this layout has, or None."""
         return next((self.names.index(c) for c in candidates if c in self.names), None)
 
+    def mapping_to(self, other: Layout) -> tuple[tuple[int, ...], ...]:
+        """For each joint of `other`, the joints of this layout whose mean it is.
 
-def _layout(name: str, table: str) -> Layout:
-    """Build a layout from lines `joint parent`."""
-    rows = [line.split() for line in table.strip().splitlines()]
-    names = tuple(row[0] for row in rows)
-    return Layout(name, names, tuple(names.index(row[1]) for row in rows))
+        A joint of the same name is taken as it is, else the first way of `other.sources` of which this layout has
+        all joints. Joints of this layout that nobody asks for are left out.
+
+        Raises:
+            ConfigError: this layout cannot give a joint, or has another number of coordinates.
+        """
+        if self.dims != other.dims:
+            raise ConfigError(
+                f"layout {self.name!r} has {self.dims} coordinates a joint, {other.name!r} has {other.dims}; "
+                "joints are mapped among layouts of the same number"
+            )
+        ways = dict(other.sources)
+        mapping: list[tuple[int, ...]] = []
+        for name in other.names:
+            way = next((w for w in ((name,), *ways.get(name, ())) if set(w) <= set(self.names)), None)
+            mapping.append(tuple(map(self.names.index, way or ())))
+        if lacking := [name for name, found in zip(other.names, mapping, strict=True) if not found]:
+            raise ConfigError(
+                f"layout {self.name!r} cannot be mapped to {other.name!r}: it has nothing for {', '.join(lacking[:6])}"
+                f"{', …' if len(lacking) > 6 else ''}; choose a layout whose joints it has"
+            )
+        return tuple(mapping)
+
+    def as_dict(self) -> dict[str, Any]:
+        """What manifests keep of a layout."""
+        kept: dict[str, Any] = {
+            "name": self.name,
+            "names": self.names,
+            "parents": self.parents,
+            "dims": self.dims,
+        }
+        return kept if self.origin is None else kept | {"origin": self.origin}
+
+    @classmethod
+    def from_dict(cls, kept: Mapping[str, Any]) -> Layout:
+        """Rebuild a layout from `as_dict`.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is something else.
+        """
+        origin = kept.get("origin")
+        return cls(
+            kept["name"],
+            tuple(kept["names"]),
+            tuple(kept["parents"]),
+            int(kept["dims"]),
+            None if origin is None else int(origin),
+        )
 
 
-KINECT_V2 = _layout(
-    "kinect_v2",
+def parse_layout(text: str, name: str, source: str) -> Layout:
+    """Return the layout that a TOML text describes; `source` is the file that messages name.
+
+    Either a table `[joints]` of `joint = "parent"`, or the lists `names` and `parents`; then, as far as wanted, `dims`,
+    `origin` (a joint) and `[sources]` (joint -> ways to make it from other layouts, `+` for a mean).
+
+    Raises:
+        ConfigError: it does not describe a tree of joints.
     """
-    spine_base      spine_mid
-    spine_mid       spine_shoulder
-    neck            spine_shoulder
-    head            neck
-    shoulder_left   spine_shoulder
-    elbow_left      shoulder_left
-    wrist_left      elbow_left
-    hand_left       wrist_left
-    shoulder_right  spine_shoulder
-    elbow_right     shoulder_right
-    wrist_right     elbow_right
-    hand_right      wrist_right
-    hip_left        spine_base
-    knee_left       hip_left
-    ankle_left      knee_left
-    foot_left       ankle_left
-    hip_right       spine_base
-    knee_right      hip_right
-    ankle_right     knee_right
-    foot_right      ankle_right
-    spine_shoulder  spine_shoulder
-    hand_tip_left   thumb_left
-    thumb_left      hand_left
-    hand_tip_right  thumb_right
-    thumb_right     hand_right
-    """,
-)
-"""The 25 joints of NTU RGB+D and PKU-MMD, in file order."""
+    try:
+        table = tomllib.loads(text)
+        if strange := set(table) - {"joints", "names", "parents", "dims", "origin", "sources"}:
+            first = min(strange)
+            near = difflib.get_close_matches(
+                first, ("joints", "names", "parents", "dims", "origin", "sources"), 1
+            )
+            raise ValueError(f"unknown key {first!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        if "joints" in table:
+            if not isinstance(table["joints"], dict):
+                raise ValueError("`joints` is no table of joint = parent")
+            names, over = list(table["joints"]), list(table["joints"].values())
+        else:
+            names, over = table["names"], table["parents"]
+        if not isinstance(names, list) or not isinstance(over, list):
+            raise ValueError("`names` and `parents` are no lists")
+        if strangers := [str(n)[:40] for n in (*names, *over) if not isinstance(n, str)]:
+            raise ValueError(f"{strangers[0]} is no name of a joint")
+        if not 1 <= len(names) <= _MOST_JOINTS:
+            raise ValueError(f"{len(names):,} joints; 1 to {_MOST_JOINTS:,} are possible")
+        place = {n: j for j, n in enumerate(names)}
+        if outside := [p for p in over if p not in place]:
+            raise ValueError(f"the parent {outside[0][:40]!r} is not one of the names")
+        dims = table.get("dims", 3)
+        if type(dims) is not int:
+            raise ValueError(f"dims = {str(dims)[:20]!r} is no whole number")
+        origin = table.get("origin")
+        if origin is not None and origin not in names:
+            raise ValueError(f"the origin {str(origin)[:40]!r} is not one of the names")
+        where = None if origin is None else place[origin]
+        sources = _sources(table.get("sources", {}), place)
+        parents = tuple(place[p] for p in over)
+    except KeyError as error:
+        raise ConfigError(f"{source}: not a joint layout ({error}); give a table `joints`") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f'{source}: not a joint layout ({_one_line(error)}); give a table `joints` of joint = "parent"'
+        ) from error
+    try:
+        return Layout(name, tuple(names), parents, dims, where, sources)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
 
-KINECT_V1 = _layout(
-    "kinect_v1",
-    """
-    hip_centre       spine
-    spine            shoulder_centre
-    shoulder_centre  shoulder_centre
-    head             shoulder_centre
-    shoulder_left    shoulder_centre
-    elbow_left       shoulder_left
-    wrist_left       elbow_left
-    hand_left        wrist_left
-    shoulder_right   shoulder_centre
-    elbow_right      shoulder_right
-    wrist_right      elbow_right
-    hand_right       wrist_right
-    hip_left         hip_centre
-    knee_left        hip_left
-    ankle_left       knee_left
-    foot_left        ankle_left
-    hip_right        hip_centre
-    knee_right       hip_right
-    ankle_right      knee_right
-    foot_right       ankle_right
-    """,
-)
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _sources(table: Any, place: Mapping[str, int]) -> Sources:
+    if not isinstance(table, dict):
+        raise ValueError("`sources` is no table of joint = [ways]")
+    found = []
+    for joint, ways in table.items():
+        if joint not in place:
+            raise ValueError(f"sources of {joint[:40]!r}, which is not one of the names")
+        if not isinstance(ways, list) or not all(isinstance(way, str) for way in ways):
+            raise ValueError(f"the sources of {joint[:40]!r} are no list of names")
+        found.append((joint, tuple(tuple(part.strip() for part in way.split("+")) for way in ways)))
+    return tuple(found)
+
+
+def _built_in() -> dict[str, Layout]:
+    folder = resources.files("c2vl_manifests") / "data" / "layouts"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    names = [f.name.removesuffix(".toml") for f in files]
+    return {n: parse_layout(f.read_text("utf-8"), n, f.name) for n, f in zip(names, files, strict=True)}
+
+
+LAYOUTS: dict[str, Layout] = _built_in()
+KINECT_V1 = LAYOUTS["kinect_v1"]
 """The 20 joints of the first Kinect: UTD-MHAD and MSRAction3D after reordering."""
-
-LAYOUTS: dict[str, Layout] = {layout.name: layout for layout in (KINECT_V2, KINECT_V1)}
+KINECT_V2 = LAYOUTS["kinect_v2"]
+"""The 25 joints of NTU RGB+D and PKU-MMD, in file order."""
 
 
 def load_layout(name: str, folder: Path | None = None) -> Layout:
-    """Return a built-in layout by name, or read a TOML file (`names`, `parents` by name, optional `dims`).
+    """Return a built-in layout by name, or read a TOML file (see `parse_layout`).
 
-    Raises ConfigError for an unknown name or a file that does not describe a tree.
+    `<name>_2d` and `<name>_3d` are the joints of a built-in layout with that many coordinates.
+
+    Raises:
+        ConfigError: an unknown name, or a file that does not describe a tree.
     """
+    stem, _, dims = name.rpartition("_")
     if name in LAYOUTS:
         return LAYOUTS[name]
+    if stem in LAYOUTS and dims in {"2d", "3d"}:
+        return replace(LAYOUTS[stem], name=name, dims=int(dims[0]))
     path = Path(name) if folder is None else folder / name
-    if not name.endswith(".toml") or not path.is_file():
-        raise ConfigError(
-            f"unknown joint layout {name!r}; use one of {', '.join(LAYOUTS)} or the path of a TOML file"
-        )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        names = tuple(str(n) for n in table["names"])
-        if strangers := [str(p) for p in table["parents"] if str(p) not in names]:
-            raise ValueError(f"the parent {strangers[0]!r} is not one of the names")
-        parents = tuple(names.index(str(p)) for p in table["parents"])
-        dims = int(table.get("dims", 3))
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: not a joint layout ({error}); give `names` and `parents`, by joint name"
-        ) from error
-    return Layout(path.stem, names, parents, dims)
+        if not name.endswith(".toml") or not path.is_file():
+            raise ConfigError(
+                f"unknown joint layout {name!r}; use one of {', '.join(LAYOUTS)} (with _2d or _3d for that many "
+                "coordinates) or the path of a TOML file"
+            )
+        if path.stat().st_size > _MOST_BYTES:
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; a joint layout has some hundred")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a joint layout ({error}); give a TOML file in UTF-8") from error
+    return parse_layout(text, path.stem, str(path))

@@ -32,7 +32,7 @@ _VOLATILE = frozenset({"attempts"})
 """Columns that may differ between two runs that made the same thing."""
 _CHECK = "check"
 """Entry of a shard's manifest file that is the fingerprint of all others: one flipped bit would otherwise be believed."""
-_DIGEST_ROWS = 8192
+_DIGEST_ROWS = 512
 """Rows hashed at once: bounds the copy that a digest makes."""
 
 

@@ -37,11 +37,14 @@ class PackedManifest(BaseModel):
     engines: dict[str, dict[str, Any]]
     """Which engine made crops, captions and embeddings, as its manifest says."""
     second_body: str
+    recipe: str | None = None
+    """Recipe that the work folder was made with: what the trainer defaults to."""
+    overrides: tuple[str, ...] = ()
+    """The `--set` assignments beside it."""
 
     def joint_layout(self) -> Layout:
         """The joint layout, rebuilt from its names and parents."""
-        lay = self.layout
-        return Layout(lay["name"], tuple(lay["names"]), tuple(lay["parents"]), int(lay["dims"]))
+        return Layout.from_dict(self.layout)
 
     def derived_from_joints(self, kind: str) -> bool:
         """Whether a kind of knowledge (`vision`, `language`) is a function of the encoder's own input.

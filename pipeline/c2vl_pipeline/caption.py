@@ -86,7 +86,7 @@ class Journal:
     def _read(data: bytes) -> Iterable[tuple[tuple[str, int], Caption]]:
         for line in data.split(b"\n"):
             checksum, _, text = line.partition(b" ")
-            if checksum != b"%08x" % zlib.crc32(text):
+            if not text or checksum != b"%08x" % zlib.crc32(text):
                 continue
             sample_id, slot, answer, tokens = json.loads(text)
             yield (sample_id, slot), Caption(answer, tokens)
@@ -153,9 +153,10 @@ def _process(shard: Shard, journal: Journal) -> pa.Table:
     def call(batch: list[tuple[Row, _Asked]]) -> list[Caption | Exception]:
         crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
         answers: list[Caption | Exception] = shard.engine.caption(crops, config.question)
-        journal.write(
-            (c, a) for c, a in zip(crops, answers, strict=True) if isinstance(a, Caption) and a.text.strip()
-        )
+        answered = list(
+            zip(crops, answers, strict=True)
+        )  # one too few would be noted for its neighbour's crop
+        journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
     for (row, _), answer in in_batches(asked, shard.spec.batch_size, call):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from c2vl_manifests.config import Recipe
     from c2vl_manifests.events import Emit
     from c2vl_manifests.manifest import StageManifest
+    from c2vl_pipeline.findings import Findings
     from c2vl_pipeline.plan import StagePlan
     from c2vl_pipeline.stage import Stage
     from c2vl_pipeline.status import StageStatus
@@ -141,10 +142,14 @@ def index(
     allow_missing: AllowMissing = False,
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
+    deep: Annotated[
+        bool,
+        typer.Option("--deep", help="Also read archives and skeleton files whole: minutes, not seconds."),
+    ] = False,
     set_: SetOption = None,
 ) -> None:
     """Check the raw folder against what the dataset promises and write one row a sample."""
-    _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
+    _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_, deep)
 
 
 def _index(
@@ -157,6 +162,7 @@ def _index(
     only_present: bool,
     limit: int | None,
     set_: list[str] | None,
+    deep: bool = False,
 ) -> str:
     from c2vl_manifests.config import load_recipe
     from c2vl_manifests.datasets import load_dataset
@@ -165,18 +171,23 @@ def _index(
     spec = load_dataset(dataset)
     name = recipe or spec.default_recipe
     config = load_recipe(name, set_ or ()).pipeline
-    made, found = stage.build(
-        spec,
-        data,
-        work,
-        config,
-        recipe=name,
-        overrides=set_ or (),
-        layout=layout,
-        allow_missing=allow_missing,
-        only_present=only_present,
-        limit=limit,
-    )
+    try:
+        made, found = stage.build(
+            spec,
+            data,
+            work,
+            config,
+            recipe=name,
+            overrides=set_ or (),
+            layout=layout,
+            allow_missing=allow_missing,
+            only_present=only_present,
+            limit=limit,
+            deep=deep,
+        )
+    except stage.DoubtfulError as error:
+        _show_doubts(error.findings)
+        raise
     rows = [
         ["samples promised", f"{found.promised:,}"],
         ["  with video", f"{found.with_video:,}"],
@@ -195,9 +206,23 @@ def _index(
         )
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
-    for doubt in found.doubts():
-        say(f"note: {doubt}")
+    _show_doubts(found)
+    for note in [*found.doubts(), *found.hints]:
+        say(f"note: {note}")
     return name
+
+
+def _show_doubts(found: Findings) -> None:
+    """Say where most is missing, and name the first files of every kind of doubt."""
+    if found.lacks:
+        show_table("What is missing", ["", "by", "most"], [list(line) for line in found.lacks])
+    for kind, names in found.named().items():
+        for name in names[:5]:
+            say(f"{kind}: {name}")
+        if len(names) > 5:
+            say(f"{kind}: … and {len(names) - 5:,} more")
+    for note in found.notes():
+        say(f"note: {note}")
 
 
 def _recipe(
@@ -563,11 +588,13 @@ def verify(
     else:
         for damage in found:
             say(f"{damage.stage}: {damage.path} {damage.problem}")
-        say(
-            f"{len(found)} damaged; mend with: c2vl-pipeline repair --work {work}{' --raw' if raw else ''}"
-            if found
-            else f"{work}: everything is as it was committed"
-        )
+        if any(damage.stage == "index" for damage in found):
+            say(f"{len(found)} damaged; run `c2vl-pipeline index` again first, then verify again")
+        elif found:
+            mend = f"c2vl-pipeline repair --work {work}{' --raw' if raw else ''}"
+            say(f"{len(found)} damaged; mend with: {mend}")
+        else:
+            say(f"{work}: everything is as it was committed")
     if found:
         raise typer.Exit(1)
 
@@ -591,10 +618,13 @@ def repair(
         say(f"{work}: everything is as it was committed")
         return
     resolved = _recipe(work, recipe, set_)
-    condemned = checks.condemn(work, found)
     with _Run(work, workers) as run:
-        for command, numbers in checks.to_repair(work, condemned):
-            run.stage(command, resolved, only=numbers)
+        checks.repair(
+            work,
+            resolved,
+            found,
+            lambda command, only, redo: run.stage(command, resolved, only=only, redo=redo),
+        )
     left = checks.verify(work, raw=raw)
     for damage in left:
         say(f"still damaged: {damage.path} {damage.problem}")
@@ -617,13 +647,20 @@ def retry_failed(
 
     resolved = _recipe(work, recipe, set_)
     with _Run(work, workers, scheduler, None, max_failures) as run:
-        tried = checks.retry(work, lambda command, redo: run.stage(command, resolved, redo=redo))
-    if not any(tried.values()):
+        tried = checks.retry(work, resolved, lambda command, redo: run.stage(command, resolved, redo=redo))
+    if not tried:
         say(f"{work}: no row has failed or could not be decoded; nothing to try again")
         return
     for stage, samples in tried.items():
         left = sum(len(ids) for ids in checks.failed_samples(work, stage).values())
-        say(f"{stage}: {samples:,} samples tried again, {left:,} still without all their rows")
+        fate = f"{left:,} failed again" if left else "none failed again"
+        say(
+            f"{stage}: {samples:,} sample{'s' if samples > 1 else ''} tried again, {fate}"
+            if samples
+            else f"{stage}: brought up to date"
+        )
+    if (work / "packed").is_dir():
+        say(f"`c2vl-pipeline status --work {work}` says whether to pack again")
 
 
 @app.command()
@@ -650,6 +687,7 @@ def chaos(
     """
     from c2vl_manifests.manifest import commit_text
     from c2vl_pipeline import chaos as storm
+    from c2vl_pipeline.chaos_report import TABLE
 
     with Reporter() as emit:
         report = storm.run(
@@ -667,7 +705,7 @@ def chaos(
     title = (
         f"{len(report.kills)} kills, {report.damages.total()} damages, {len(report.garbage)} files of garbage"
     )
-    show_table(title, list(storm.TABLE), report.table())
+    show_table(title, list(TABLE), report.table())
     for line in report.lines():
         say(line)
     if out is not None:

@@ -79,7 +79,7 @@ def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
             vector = error
     if isinstance(vector, Exception):
         row[column] = str(Status.FAILED)
-        row |= {k: v for k, v in failure(vector, attempts=2).items() if k != "status"}
+        row |= failure(vector, attempts=2)  # though the other kind may be well
     else:
         vectors[at] = vector
 
@@ -94,7 +94,7 @@ def process(shard: Shard) -> pa.Table:
     language = _texts(shard, rows, captions)
     for row, crop, caption in zip(rows, crops, captions, strict=True):
         if Status.OK not in {row["vision_status"], row["language_status"]}:
-            row["status"] = row["vision_status"]
+            row["status"] = row["vision_status"] if row["status"] == Status.OK else row["status"]
             row["error_class"] = row["error_class"] or crop["error_class"] or caption["error_class"]
             row["error"] = row["error"] or crop["error"] or caption["error"]
     schema = embeddings(vision.shape[1], language.shape[1])

@@ -9,7 +9,8 @@
       labels.npy       (N,) int16: opened by the supervised control and by evaluation, never by pre-training
       packed.json      dataset, layout, classes, fingerprint, and the engines that made the knowledge
 
-A folder without `packed.json` is unfinished: it is written last.
+A folder without `packed.json` is unfinished: it is written last. Joints can be packed in another layout
+(`packed-<layout>/`), so that an encoder trained on one sensor meets another's data: see `mapped`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.events import Emit, Progress, silent
-from c2vl_manifests.layouts import Layout
+from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.manifest import (
     StageManifest,
     commit_file,
@@ -55,6 +56,7 @@ INDEX = pa.schema(
         pa.field("splits", pa.map_(pa.string(), pa.string()), nullable=False),
     ]
 )
+Joints = np.ndarray[Any, Any]
 STAGES = ("skeletons", "crops", "captions", "embeddings")
 
 
@@ -77,28 +79,63 @@ def _needed(index: Index) -> dict[str, StageManifest]:
     return manifests
 
 
-def content_key(index: Index, stages: Mapping[str, StageManifest]) -> str:
+def content_key(index: Index, stages: Mapping[str, StageManifest], target: Layout | None = None) -> str:
     """Fingerprint of the rows that the arrays are made of: skeletons, vectors and the index.
 
     Crops and captions are named in `packed.json` for provenance only.
     """
     digests = {name: stages[name].digest for name in ("skeletons", "embeddings")}
-    names = {"layout": index.manifest.extra["layout"], "classes": index.classes}
+    names: dict[str, Any] = {"layout": index.manifest.extra["layout"], "classes": index.classes}
+    if target is not None:
+        names["mapped"] = {"to": target.as_dict(), "mapping": index.layout.mapping_to(target)}
     return fingerprint({"samples": index.manifest.digest, **digests, **names})
 
 
-def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
+def folder_of(work: Path, layout: str | None = None) -> Path:
+    """Where the joints of a layout are packed; None is the data's own."""
+    return work / ("packed" if layout is None else f"packed-{Path(layout).stem}")
+
+
+def mapped(joints: Joints, source: Layout, target: Layout) -> Joints:
+    """Return joints in another layout (`Layout.mapping_to`), with that layout's origin. Shape: (T, M, V, C) -> (T, M, W, C).
+
+    Joints are taken by name, some are means; absent bodies stay zero. The target's origin of the first body becomes
+    zero in the first frame that shows it, as every reader does.
+    """
+    ways = source.mapping_to(target)
+    out = np.stack([joints[:, :, list(way)].mean(axis=2) for way in ways], axis=2)
+    there = np.asarray(joints.any(axis=(2, 3)))
+    if there[:, 0].any():
+        first = int(np.argmax(there[:, 0]))
+        out = np.where(there[:, :, None, None], out - out[first, 0, target.anchor], 0)
+    return np.asarray(out, joints.dtype)
+
+
+def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = None) -> PackedManifest:
     """Pack a work folder whose stages are complete; a folder already packed from the same rows is left alone.
 
+    Args:
+        work: where the stages wrote.
+        recipe: for the slots of samples without vectors.
+        emit: hears of progress.
+        layout: pack the joints in this layout, by name or TOML file, into `packed-<layout>`; the data's own where
+            not given.
+
     Raises:
+        ConfigError: the joints cannot be mapped to that layout.
         StageError: a stage is missing or unfinished (which command to run).
         OSError: the disk is full.
     """
     index = load(work)
     stages = _needed(index)
-    folder = work / "packed"
-    key = content_key(index, stages)
+    folder = folder_of(work, layout)
+    target = None if layout is None else load_layout(layout, index.root)
+    key = content_key(index, stages, target)
     if (packed := _packed_already(folder, key)) is not None:
+        told = {"recipe": index.recipe, "overrides": tuple(index.overrides)}
+        if (now := packed.model_copy(update=told)) != packed:
+            commit_text(folder / FILE, now.model_dump_json(indent=1) + "\n")
+            packed = now
         emit(Progress("pack", index.table.num_rows, index.table.num_rows))
         return packed
     folder.mkdir(parents=True, exist_ok=True)
@@ -106,7 +143,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
         orphan.unlink(missing_ok=True)
     (folder / FILE).unlink(missing_ok=True)
     sync_folder(folder)
-    rows, total = _pack_skeletons(index, folder)
+    rows, total = _pack_skeletons(index, folder, target)
     slots = (
         recipe.pipeline.frames
         if stages["embeddings"].rows == 0
@@ -133,7 +170,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
         dataset=index.dataset.name,
         title=index.dataset.title,
         fingerprint=key,
-        layout=index.manifest.extra["layout"],
+        layout=index.manifest.extra["layout"] if target is None else target.as_dict(),
         classes=index.classes,
         samples=len(rows),
         frames=total,
@@ -146,6 +183,8 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent) -> PackedManifest:
             for name in ("crops", "captions", "embeddings")
         },
         second_body=stages["skeletons"].inputs["config"]["second_body"],
+        recipe=index.recipe,
+        overrides=tuple(index.overrides),
     )
     commit_text(folder / FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest
@@ -171,7 +210,7 @@ def _bodies(folder: Path) -> int:
     return int(np.load(folder / "joints.npy", mmap_mode="r").shape[2])
 
 
-def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], int]:
+def _pack_skeletons(index: Index, folder: Path, target: Layout | None) -> tuple[list[dict[str, Any]], int]:
     """Write joints.npy and offsets.npy; returns the beginning of each sample's index row, and the frames."""
     columns = ["sample_id", "status", "error", "frames", "bodies"]
     shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.plan))]
@@ -180,7 +219,7 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
     total = int(offsets[-1])
     # one-person datasets are stored with one body; a second, empty one would double every computation
     bodies = max(1, min(index.bodies, max((h["bodies"] for h in heads), default=1)))
-    shape = (total, index.layout.dims, bodies, index.layout.joints)
+    shape = (total, index.layout.dims, bodies, (target or index.layout).joints)
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
@@ -190,7 +229,7 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
             for path in shards:
                 for row in read_shard(path, ["sample_id", "frames", "joints"]).to_pylist():
                     if row["frames"]:
-                        handle.write(_planes(row, index.layout, bodies).tobytes())
+                        handle.write(_planes(row, index.layout, bodies, target).tobytes())
 
     commit_file(folder / "joints.npy", write)
     _save(folder / "offsets.npy", offsets)
@@ -206,13 +245,15 @@ def _pack_skeletons(index: Index, folder: Path) -> tuple[list[dict[str, Any]], i
     return rows, total
 
 
-def _planes(row: dict[str, Any], layout: Layout, bodies: int) -> np.ndarray[Any, Any]:
+def _planes(row: dict[str, Any], layout: Layout, bodies: int, target: Layout | None) -> Joints:
     """Return the joints of a row of the skeletons as they are packed. Shape: (T, C, M, V)."""
     joints = stored_joints(row, layout)[:, :bodies]
     if not np.isfinite(joints).all():
         raise DataError(
             f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons stage again"
         )
+    if target is not None:
+        joints = mapped(joints, layout, target)
     absent = bodies - joints.shape[1]
     return np.pad(joints, ((0, 0), (0, absent), (0, 0), (0, 0))).transpose(0, 3, 1, 2)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Progress, silent
-from c2vl_manifests.manifest import commit_table, commit_text, fingerprint, read_shard_manifest
+from c2vl_manifests.manifest import (
+    commit_table,
+    commit_text,
+    fingerprint,
+    read_shard_manifest,
+    read_stage_manifest,
+)
 from c2vl_pipeline import engines, runner
 from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.stage import Stage, shard_path
@@ -112,15 +118,19 @@ def estimate(
             f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to probe; run `c2vl-pipeline index` on the complete folder"
         )
     road = stages()
-    found = []
+    found: list[StagePlan] = []
+    todo: dict[str, set[int]] = {}
     with tempfile.TemporaryDirectory(prefix="plan-", dir=work) as name:
         probe = _Probe(work, index, recipe, Path(name))
         emit(Progress("probe", 0, len(road), "stages"))
         # 48 samples spread over everything; a stage reads what the one before made of them
-        chosen = usable[:: max(1, len(usable) // 48)][:48]
+        count = min(48, len(usable))
+        chosen = [usable[n * len(usable) // count] for n in range(count)]
         for number, stage in enumerate(road):
+            todo[stage.name] = _todo(probe, stage, todo)
+            left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in todo[stage.name])
             plan, chosen = _probe(probe, stage, chosen, seconds / len(road), workers)
-            found.append(plan)
+            found.append(plan.model_copy(update={"samples": left}))
             emit(Progress("probe", number + 1, len(road), "stages"))
     made = Estimate(
         stages=tuple(found), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
@@ -154,7 +164,7 @@ def _probe(
             load_seconds=round(max(first - each, 0.0), 3),
             sample_seconds=each,
             sample_bytes=size / done,
-            samples=_left(probe, stage),
+            samples=0,
             workers=workers or runner.default_workers(stage, probe.work, probe.recipe),
             on_gpu=spec is not None and engines.has_weights(spec) and bool(engines.gpus()),
         ),
@@ -162,13 +172,13 @@ def _probe(
     )
 
 
-def _left(probe: _Probe, stage: Stage) -> int:
-    """Samples of the real work folder whose shards have no manifest yet."""
-    return sum(
-        stop - start
-        for n, (start, stop) in enumerate(probe.index.plan)
-        if read_shard_manifest(shard_path(probe.work, stage.name, n)) is None
-    )
+def _todo(probe: _Probe, stage: Stage, above: Mapping[str, set[int]]) -> set[int]:
+    """Return the shards of the real work folder that a run would make: not there, stale, or below such a one."""
+    written = read_stage_manifest(probe.work / stage.name)
+    prepared = written.inputs.get("prepared", {}) if written else {}
+    plan = runner.make_plan(stage, probe.index, probe.recipe, prepared)
+    below = (above.get(name, set()) for name in stage.upstream(probe.recipe))
+    return set(range(len(plan.keys))) - plan.done.keys() | set().union(*below)
 
 
 def _subset(probe: _Probe, chosen: Sequence[int]) -> None:

@@ -37,6 +37,7 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.shards import Job, Receipt, run_shard
 from c2vl_pipeline.stage import COMMANDS, Stage, hang_mark, shard_path
+from c2vl_pipeline.video import FILL
 
 if TYPE_CHECKING:
     from c2vl_pipeline.workers import Workers
@@ -79,6 +80,7 @@ def stage_inputs(
         "config": configs[stage.name],
         "engine": None if engine is None else dict(engine),
         "prepared": dict(prepared),
+        **({"padding": list(FILL)} if configs[stage.name].get("aspect") == "pad" else {}),
     }
 
 
@@ -220,7 +222,7 @@ def run(
         plan = make_plan(stage, index, recipe, prepared)
         todo = [n for n in _todo(plan, index, limit, redo or {}) if only is None or n in only]
         _no_gaps_upstream(stage, index, recipe, limit is None and only is None, todo)
-        _drop_leftovers(folder, plan)
+        _drop_leftovers(folder, plan, todo)
         commit_text(inputs_path(folder, plan.manifest.key), plan.manifest.model_dump_json(include={"inputs"}))
         done = dict(plan.done)
         write_stage_manifest(folder, _summary(plan, done))
@@ -234,7 +236,7 @@ def run(
                 number=n,
                 key=plan.keys[n],
                 facts=plan.facts[n],
-                redo=(redo or {}).get(n, frozenset()) if n in plan.done else frozenset(),
+                redo=(redo or {}).get(n, frozenset()),
             )
             for n in todo
         ]
@@ -339,8 +341,11 @@ def check_shards(index: Index, name: str, numbers: Iterable[int], reader: str) -
         )
 
 
-def _drop_leftovers(folder: Path, plan: Plan) -> None:
-    """Remove shards of an earlier, longer plan, marks, and pieces and journals of other keys or of shards that are done."""
+def _drop_leftovers(folder: Path, plan: Plan, todo: list[int]) -> None:
+    """Remove shards of an earlier, longer plan, marks, and pieces and journals of other keys or of shards that are done.
+
+    Journals of a shard that is done but has samples to make again stay: their answers came when that was last tried.
+    """
     for path in folder.glob("shard-*.*"):
         number = path.stem.removeprefix("shard-")
         if number.isdigit() and int(number) >= len(plan.keys):
@@ -348,8 +353,10 @@ def _drop_leftovers(folder: Path, plan: Plan) -> None:
     for mark in folder.glob(".shard-*.hang"):
         mark.unlink(missing_ok=True)
     kept = {f".shard-{n:05d}-{key[:12]}" for n, key in enumerate(plan.keys) if n not in plan.done}
+    again = {f".shard-{n:05d}-{plan.keys[n][:12]}" for n in todo}
     for leftover in [*folder.glob(".shard-*.piece"), *folder.glob(".shard-*.journal")]:
-        if "-".join(leftover.name.split("-")[:3]) not in kept:
+        stem = "-".join(leftover.name.split("-")[:3])
+        if stem not in kept and not (stem in again and leftover.suffix == ".journal"):
             leftover.unlink(missing_ok=True)
 
 

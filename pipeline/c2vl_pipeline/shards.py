@@ -34,7 +34,6 @@ from c2vl_manifests.manifest import (
     file_sha256,
     fingerprint,
     finished_shard,
-    footer_problem,
     read_shard,
     read_shard_manifest,
 )
@@ -113,7 +112,8 @@ def run_shard(job: Job) -> Receipt:
     )
     per_sample = recipe.pipeline.frames if stage.per_frame else 1
     keys = _sample_keys(stage, shard, job)
-    table, seconds = _rows(stage, shard, job, keys, per_sample)
+    before = read_shard_manifest(path)
+    table, kept, seconds = _rows(stage, shard, job, keys, per_sample)
     if job.span is not None:
         _write_piece(path, job, table)
         return Receipt(job.number, None)
@@ -133,7 +133,7 @@ def run_shard(job: Job) -> Receipt:
         extra={
             **job.facts,
             "provenance": provenance,
-            "files": _raw_files(stage, shard),
+            "files": _raw_files(stage, shard, kept, before.extra.get("files", {}) if before else {}),
             "parts": {
                 sample: [key, digest(table.slice(n * per_sample, per_sample))[:_SHORT]]
                 for n, (sample, key) in enumerate(keys.items())
@@ -163,10 +163,10 @@ def _sample_keys(stage: Stage, shard: Shard, job: Job) -> dict[str, str]:
 
 def _rows(
     stage: Stage, shard: Shard, job: Job, keys: Mapping[str, str], per_sample: int
-) -> tuple[pa.Table, float]:
-    """Return the rows a job asks for, made now or taken from what is there, and the seconds spent earlier."""
+) -> tuple[pa.Table, frozenset[str], float]:
+    """Return the rows a job asks for, the samples whose rows stayed as committed, and the seconds spent earlier."""
     path = shard_path(shard.index.work, stage.name, shard.number)
-    parts, seconds = _kept(path, job, keys)
+    parts, kept, seconds = _kept(path, job, keys)
     known = {sample for part in parts for sample in part.column("sample_id").unique().to_pylist()}
     samples = [s["sample_id"] for s in shard.samples]
     wanted = samples if job.span is None else samples[slice(*job.span)]
@@ -183,7 +183,7 @@ def _rows(
             f"{stage.name} shard {shard.number} made {fresh.num_rows} rows for {len(healthy) * per_sample} expected; this is a bug, please report it"
         )
     if job.redo:
-        fresh = _count_attempts(path, fresh)
+        fresh = _count_attempts(path, fresh, job.redo)
     slots = per_sample if stage.per_frame else None
     blank = [
         row
@@ -194,8 +194,8 @@ def _rows(
     if blank:
         parts.append(pa.Table.from_pylist(blank, schema=fresh.schema))
     if job.span is not None:
-        return pa.concat_tables([fresh, *parts[-1:]] if blank else [fresh]), seconds
-    return _in_order([fresh, *parts], samples), seconds
+        return pa.concat_tables([fresh, *parts[-1:]] if blank else [fresh]), kept, seconds
+    return _in_order([fresh, *parts], samples), kept, seconds
 
 
 def _in_order(tables: Sequence[pa.Table], samples: Sequence[str]) -> pa.Table:
@@ -211,30 +211,42 @@ def _in_order(tables: Sequence[pa.Table], samples: Sequence[str]) -> pa.Table:
     return whole.take(order)
 
 
-def _count_attempts(path: Path, fresh: pa.Table) -> pa.Table:
-    """Add the attempts that rows made again have behind them."""
-    old = read_shard(path, ["sample_id", "attempts"]).group_by("sample_id").aggregate([("attempts", "max")])
-    before = dict(
-        zip(old.column("sample_id").to_pylist(), old.column("attempts_max").to_pylist(), strict=True)
-    )
+def _count_attempts(path: Path, fresh: pa.Table, redo: frozenset[str]) -> pa.Table:
+    """Add the attempts that rows made again have behind them, row by row."""
+    try:
+        names = [name for name in ("sample_id", "slot") if name in fresh.column_names]
+        old = read_shard(path, [*names, "attempts"])
+    except DataError:
+        return fresh
+
+    def rows(table: pa.Table) -> list[tuple[Any, ...]]:
+        return list(zip(*(table.column(name).to_pylist() for name in names), strict=True))
+
+    before = dict(zip(rows(old), old.column("attempts").to_pylist(), strict=True))
     attempts = [
-        now + before.get(sample, 0)
-        for sample, now in zip(
-            fresh.column("sample_id").to_pylist(), fresh.column("attempts").to_pylist(), strict=True
-        )
+        now + (before.get(row, 0) if row[0] in redo else 0)
+        for row, now in zip(rows(fresh), fresh.column("attempts").to_pylist(), strict=True)
     ]
     at = fresh.schema.get_field_index("attempts")
     return fresh.set_column(at, fresh.schema.field(at), pa.array(attempts, fresh.schema.field(at).type))
 
 
-def _raw_files(stage: Stage, shard: Shard) -> dict[str, str]:
-    """Hash the raw files a shard was made of (they were read a moment ago): relative path -> sha256."""
+def _raw_files(stage: Stage, shard: Shard, kept: frozenset[str], before: Mapping[str, str]) -> dict[str, str]:
+    """Return the hashes of the raw files a shard was made of: relative path -> sha256.
+
+    Files of rows made now are hashed now (they were read a moment ago); those of rows that stayed keep the hash of
+    the bytes that were read then, or a change since would never be noticed.
+    """
     if stage.raw is None:
         return {}
     found = {}
-    for relative in dict.fromkeys(s[stage.raw] for s in shard.samples if s[stage.raw] is not None):
+    samples = [s for s in shard.samples if s[stage.raw] is not None]
+    fresh = {s[stage.raw] for s in samples if s["sample_id"] not in kept}
+    for relative in dict.fromkeys(s[stage.raw] for s in samples):
         path = shard.index.root / relative
-        if path.is_file():  # a pipe would never end
+        if relative not in fresh and relative in before:
+            found[relative] = before[relative]
+        elif path.is_file():  # a pipe would never end
             found[relative] = file_sha256(path)
     return found
 
@@ -242,20 +254,21 @@ def _raw_files(stage: Stage, shard: Shard) -> dict[str, str]:
 # ------------------------------------------------------------------------------------------------ pieces
 
 
-def _kept(path: Path, job: Job, keys: Mapping[str, str]) -> tuple[list[pa.Table], float]:
-    """Return rows that need not be made again, without overlaps, and the seconds they took."""
+def _kept(path: Path, job: Job, keys: Mapping[str, str]) -> tuple[list[pa.Table], frozenset[str], float]:
+    """Return rows that need not be made again, without overlaps, whose of them were committed, and their seconds."""
     tables: list[pa.Table] = []
+    kept: frozenset[str] = frozenset()
     seconds = 0.0
     manifest = read_shard_manifest(path)
     if manifest is not None:
         parts = manifest.extra.get("parts", {})
         same = [s for s, key in keys.items() if parts.get(s, [None])[0] == key and s not in job.redo]
         # a kill between data and manifest leaves rows that this manifest does not speak of
-        if same and path.is_file() and footer_problem(path, manifest.key, manifest.rows) is None:
+        if same and path.is_file() and file_sha256(path) == manifest.sha256:
             with suppress(DataError):
                 old = read_shard(path)
                 tables.append(old.filter(pc.is_in(old.column("sample_id"), pa.array(same, pa.string()))))
-                seconds = manifest.seconds
+                kept, seconds = frozenset(same), manifest.seconds
     seen = {s for table in tables for s in table.column("sample_id").unique().to_pylist()}
     for piece in pieces(path, job.key):
         try:
@@ -267,7 +280,7 @@ def _kept(path: Path, job: Job, keys: Mapping[str, str]) -> tuple[list[pa.Table]
         if seen.isdisjoint(names):
             tables.append(table.replace_schema_metadata(None))
             seen.update(names)
-    return tables, seconds
+    return tables, kept, seconds
 
 
 def pieces(path: Path, key: str | None = None) -> list[Path]:

@@ -22,6 +22,7 @@ from c2vl_manifests.manifest import (
     read_stage_manifest,
 )
 from c2vl_manifests.packed import FILE, read_packed_manifest
+from c2vl_pipeline import engines
 from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.pack import STAGES, content_key
 from c2vl_pipeline.runner import Plan, inputs_path, lasting_engine, make_plan
@@ -76,7 +77,7 @@ def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
         for number in range(len(plan.keys)):
             if number not in plan.done:
                 why.update(reasons(index.work, plan, number))
-    made_otherwise = any(reason not in _UNMADE for reason in why)
+    made_otherwise = any(reason not in _UNMADE and not reason.startswith(_DAMAGED) for reason in why)
     if len(plan.done) == len(plan.keys):
         state = "complete"
     elif written is None:
@@ -105,23 +106,24 @@ def _engine(
 ) -> Mapping[str, Any] | None:
     """Return what of the engine is part of the key; where its checkpoint is not on this machine, as it was written.
 
-    Rows that were made elsewhere can be surveyed without the gigabytes that made them.
+    Rows that were made elsewhere can be surveyed without the gigabytes that made them; under an engine that is asked
+    for otherwise they are stale, whatever its checkpoint would turn out to be.
     """
     try:
         return lasting_engine(stage, index, recipe)
     except EngineError:
-        old = written.inputs.get("engine") if written else None
-        spec = stage.engine(recipe, index).model_dump(mode="json") if stage.engine else {}
-        same = ("backend", "model", "revision", "dtype")
-        if old is None or any(old.get(name) != spec.get(name) for name in same):
+        spec = stage.engine(recipe, index) if stage.engine else None
+        if spec is None or spec.backend not in engines.backends(spec.role):
             raise
-        kept: Mapping[str, Any] = old
-        return kept
+        asked = engines.stated(spec)
+        old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
+        return old if all(name in old and old[name] == value for name, value in asked.items()) else asked
 
 
 # ------------------------------------------------------------------------------------------------ reasons
 
 _UNMADE = frozenset({"not made yet", "written but not committed"})
+_DAMAGED = "the data file "
 
 
 def reasons(work: Path, plan: Plan, number: int) -> list[str]:
@@ -132,10 +134,10 @@ def reasons(work: Path, plan: Plan, number: int) -> list[str]:
         return ["written but not committed" if path.is_file() else "not made yet"]
     if shard.key == plan.keys[number]:
         if not path.is_file():
-            return ["the data file is gone"]
+            return [f"{_DAMAGED}is gone"]
         if path.stat().st_size != shard.bytes:
-            return ["the data file has another size than was committed"]
-        return [f"the data file is damaged ({footer_problem(path, shard.key, shard.rows)})"]
+            return [f"{_DAMAGED}has another size than was committed"]
+        return [f"{_DAMAGED}is damaged ({footer_problem(path, shard.key, shard.rows)})"]
     return list(_differences(work, plan, number, shard)) or ["made under another key"]
 
 
@@ -144,7 +146,9 @@ def _differences(work: Path, plan: Plan, number: int, shard: ShardManifest) -> I
     if then.get("samples") != now["samples"]:
         yield "its samples, or the sizes of their files, are others"
     for name, digest in now["upstream"].items():
-        if then.get("upstream", {}).get(name) != digest:
+        if digest is None:
+            yield f"the {name} it was made from are gone"
+        elif then.get("upstream", {}).get(name) != digest:
             yield f"the {name} it was made from changed"
     if then.get("stage") != now["stage"]:
         try:

@@ -148,10 +148,17 @@ class Video:
         self._capture.release()
 
 
+FILL = (122, 116, 104)
+"""CLIP's mean of (0.48145466, 0.4578275, 0.40821073) in grey levels, rounded down."""
+
+
 def shape_image(image: Image, aspect: str) -> Image:
     """Apply an aspect policy: `pad` and `squash` give a square, `center_crop` leaves the cut to the model's processor.
 
-    `pad` fills with CLIP's mean colour, which becomes zero after normalisation.
+    `pad` fills with CLIP's mean colour, which becomes all but zero after normalisation.
+
+    *Reading:* the paper does not say how a crop becomes a square. LLaVA-1.5 was trained with this padding, and its
+    mean colour is rounded down: (122, 116, 104), not the nearest (123, 117, 104).
     """
     height, width = image.shape[:2]
     side = max(height, width)
@@ -159,7 +166,7 @@ def shape_image(image: Image, aspect: str) -> Image:
         return image
     if aspect == "squash":
         return np.asarray(cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA), np.uint8)
-    square = np.full((side, side, 3), (123, 117, 104), np.uint8)
+    square = np.full((side, side, 3), FILL, np.uint8)
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image
     return square

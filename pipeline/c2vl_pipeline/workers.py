@@ -36,6 +36,9 @@ WAIT_FOR_WORKERS = 600.0
 HEAL_EVERY = 2.0
 """Seconds without a finished job after which it is looked whether all workers are still there."""
 
+STUCK_AFTER = 30.0
+"""Seconds in which no worker holds a job, although there are jobs, until a local cluster is started again."""
+
 AGAIN = 3
 """Times a lone sample may take its worker with it before it is left out: a chance kill is no proof."""
 
@@ -167,6 +170,7 @@ class Workers:
                         "or a broken installation, then run the stage again: finished shards are kept"
                     ) from error
                 self._stack.push(stack.pop_all())
+                self._cluster = cluster
                 return client
         raise AssertionError
 
@@ -230,6 +234,7 @@ class Workers:
         client = self.client(work)
         running: dict[Future[Any], Job] = {}
         done: SimpleQueue[Future[Any]] = SimpleQueue()
+        idle = 0.0
         while waiting or running:
             while waiting and len(running) < 2 * self._size(client):
                 job = replace(waiting.popleft(), killable=True)
@@ -240,7 +245,17 @@ class Workers:
                 future = done.get(timeout=HEAL_EVERY)
             except Empty:
                 self._heal(client)
+                # no worker holds a job although there are jobs: start the cluster again and hand them out anew
+                idle = 0.0 if any(client.processing().values()) else idle + HEAL_EVERY
+                if idle >= STUCK_AFTER and self._cluster is not None:
+                    self.__exit__(None, None, None)
+                    client, idle = self.client(work), 0.0
+                    waiting.extendleft(running.values())
+                    running.clear()
                 continue
+            if future not in running:
+                continue  # of a cluster that was started again
+            idle = 0.0
             job = running.pop(future)
             try:
                 outcome: Receipt | Death = future.result()

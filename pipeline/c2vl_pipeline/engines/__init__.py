@@ -239,10 +239,14 @@ def identity(spec: EngineSpec) -> dict[str, Any]:
 def lasting(spec: EngineSpec) -> dict[str, Any]:
     """Return what of a spec determines the rows: where, in which batches and how patiently it runs does not."""
     module, _ = _module(spec)
-    volatile: frozenset[str] = getattr(module, "VOLATILE_OPTIONS", frozenset())
+    return stated(spec, getattr(module, "VOLATILE_OPTIONS", frozenset())) | identity(spec)
+
+
+def stated(spec: EngineSpec, volatile: frozenset[str] = frozenset()) -> dict[str, Any]:
+    """Return what a spec itself says of the rows: the engine need not be on this machine."""
     plain = spec.model_dump(mode="json", exclude={"device", "batch_size"})
     plain["options"] = {name: value for name, value in plain["options"].items() if name not in volatile}
-    return plain | identity(spec)
+    return plain
 
 
 def has_weights(spec: EngineSpec) -> bool:

@@ -115,8 +115,8 @@ class OriginalLlava:
     it is stacked as it is, and no padding, left or right, can touch an answer.
 
     *Reading:* the package pads a crop to a square with CLIP's mean colour rounded down; crops that
-    `pipeline.caption.aspect = "pad"` has padded already (rounded to the nearest grey level) pass through it
-    unchanged. `center_crop` hands it the crop as stored, to be padded by the package's own code.
+    `pipeline.caption.aspect = "pad"` has padded already (in the same way) pass through it unchanged. `center_crop`
+    hands it the crop as stored, to be padded by the package's own code.
 
     Raises:
         EngineError: One line, from building it: the package or the checkpoint is absent or does not work, an

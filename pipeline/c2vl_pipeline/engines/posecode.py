@@ -17,8 +17,8 @@ from c2vl_manifests.layouts import Layout
 from c2vl_pipeline.engines import Array, Caption, Crop, Pose
 
 _ROLES: dict[str, tuple[str, ...]] = {
-    "pelvis": ("spine_base", "hip_centre", "pelvis"),
-    "chest": ("spine_shoulder", "shoulder_centre", "neck"),
+    "pelvis": ("spine_base", "hip_centre", "pelvis", "hip_left+hip_right"),
+    "chest": ("spine_shoulder", "shoulder_centre", "neck", "shoulder_left+shoulder_right"),
     "head": ("head", "nose"),
     **{
         f"{joint}_{side}": (f"{joint}_{side}", f"{fallback}_{side}")
@@ -36,15 +36,18 @@ _SPAN = 4
 """Frames before and after the instant over which motion is judged (about a quarter of a second at 30 fps)."""
 
 
-def roles(layout: Layout) -> dict[str, int]:
-    """Return the joints the rules speak of; raises EngineError naming what a layout lacks."""
-    found = {role: layout.index(*names) for role, names in _ROLES.items()}
-    lacking = [role for role, joint in found.items() if joint is None]
+def roles(layout: Layout) -> dict[str, list[int]]:
+    """Return the joints whose mean the rules speak of; raises EngineError naming what a layout lacks."""
+    found: dict[str, list[int]] = {}
+    for role, ways in _ROLES.items():
+        whole = (w.split("+") for w in ways if set(w.split("+")) <= set(layout.names))
+        found[role] = [layout.names.index(name) for name in next(whole, [])]
+    lacking = [role for role, joints in found.items() if not joints]
     if lacking:
         raise EngineError(
             f"posecode needs joints that layout {layout.name!r} does not name: {', '.join(lacking)}; choose another captioner"
         )
-    return {role: joint for role, joint in found.items() if joint is not None}
+    return found
 
 
 def _angle(a: Array, b: Array, c: Array) -> float:
@@ -59,16 +62,18 @@ class _Person:
 
     def __init__(self, clip: Array, at: int, layout: Layout) -> None:
         self.j = roles(layout)
-        now = clip[at]
-        self.torso = max(float(np.linalg.norm(now[self.j["chest"]] - now[self.j["pelvis"]])), 1e-3)
-        across = now[self.j["shoulder_right"]] - now[self.j["shoulder_left"]]
+        self.now = clip[at]
+        self.torso = max(float(np.linalg.norm(self.at("chest") - self.at("pelvis"))), 1e-3)
+        across = self.at("shoulder_right") - self.at("shoulder_left")
         across[1] = 0
         self.right = across / max(float(np.linalg.norm(across)), 1e-9)
-        self.now = now
         self.before, self.after = clip[max(at - _SPAN, 0)], clip[min(at + _SPAN, len(clip) - 1)]
 
     def at(self, role: str) -> Array:
-        return np.asarray(self.now[self.j[role]], np.float32)
+        return self._joint(self.now, role)
+
+    def _joint(self, frame: Array, role: str) -> Array:
+        return np.asarray(frame[self.j[role]].mean(axis=0), np.float32)
 
     def height(self, role: str) -> float:
         """Height above the pelvis in torsos."""
@@ -76,7 +81,8 @@ class _Person:
 
     def moved(self, role: str) -> Array:
         """Displacement over the span in torsos."""
-        return np.asarray((self.after[self.j[role]] - self.before[self.j[role]]) / self.torso, np.float32)
+        moved = self._joint(self.after, role) - self._joint(self.before, role)
+        return np.asarray(moved / self.torso, np.float32)
 
     def posture(self) -> str:
         bent = [

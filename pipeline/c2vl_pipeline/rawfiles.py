@@ -1,0 +1,145 @@
+"""Raw folders as names, sizes and first bytes: one walk, and what a video's head or a zip's directory says of damage."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from c2vl_manifests.errors import DataError
+
+_ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".filepart", ".!qb")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file whose name ends as the dataset's do."""
+
+    stem: str
+    suffix: str
+    size: int
+    relative: str
+
+
+@dataclass
+class Scan:
+    """All files below a folder, by what their names say."""
+
+    files: list[File] = field(default_factory=list)
+    zips: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+def scan(root: Path, suffixes: tuple[str, ...]) -> Scan:
+    """Walk a folder once; links to folders are followed, once each.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    found = Scan()
+    pending, seen = [str(root)], set[tuple[int, int]]()
+    while pending:
+        folder = pending.pop()
+        try:
+            at = os.stat(folder)
+            if (at.st_dev, at.st_ino) in seen:
+                continue
+            seen.add((at.st_dev, at.st_ino))
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda e: e.name)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be read ({error.strerror}); mend its permissions") from error
+        inside, folders = os.path.relpath(folder, root), []
+        for entry in listed:
+            relative = entry.name if inside == "." else os.path.join(inside, entry.name)
+            if entry.is_dir():
+                folders.append(entry.path)
+            else:
+                _sort_in(found, entry, relative, suffixes)
+        pending += reversed(folders)
+    return found
+
+
+def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str, ...]) -> None:
+    lower = entry.name.lower()
+    if lower.endswith(".zip"):
+        found.zips.append(relative)
+    elif lower.endswith(_ARCHIVES):
+        found.archives.append(relative)
+    elif lower.endswith(_UNFINISHED):
+        found.unfinished.append(relative)
+    suffix = next((s for s in suffixes if entry.name.endswith(s)), None)
+    if suffix is None:
+        found.others.append(relative)
+        return
+    try:
+        size = entry.stat().st_size
+    except OSError:  # a link to nowhere is no file
+        return
+    found.files.append(File(entry.name[: -len(suffix)], suffix, size, relative))
+
+
+# ------------------------------------------------------------------------------------------- broken files
+
+
+def sign(path: str, size: int) -> str | None:
+    """Say what the first bytes of a video reveal of damage, or None; endings other than these are not judged."""
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}:
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            return _sign(handle, size)
+        finally:
+            os.close(handle)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+
+
+def _sign(handle: int, size: int) -> str | None:
+    head = os.read(handle, 16)
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        announced = int.from_bytes(head[4:8], "little")
+        # a recorder that never finished leaves 0 or all ones; such a file may still be read
+        whole = announced in {0, 0xFFFFFFFF} or announced + 8 <= size + 1
+        return None if whole else f"{size:,} of {announced + 8:,} bytes"
+    if head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}:
+        return _boxes(handle, size)
+    return None if head[:4] == b"\x1aE\xdf\xa3" else f"not a video; it begins with {head[:12]!r}"
+
+
+def _boxes(handle: int, size: int) -> str | None:
+    """Walk the outermost boxes of an MP4 file: all must end within it, and one must be the table of its frames."""
+    at, kinds = 0, set[bytes]()
+    while at + 8 <= size and len(kinds) < 64:
+        os.lseek(handle, at, os.SEEK_SET)
+        head = os.read(handle, 16)
+        length, kind = int.from_bytes(head[:4], "big"), head[4:8]
+        if length == 1:
+            length = int.from_bytes(head[8:16], "big")
+        elif length == 0:
+            length = size - at
+        kinds.add(kind)
+        if length < 8 or at + length > size:
+            return f"{size:,} of {at + length:,} bytes"
+        if kind == b"moov" and b"mdat" in kinds:
+            return None
+        at += length
+    return None if b"moov" in kinds else "without its table of frames (moov)"
+
+
+def look_into(path: Path, deep: bool) -> tuple[list[str], str | None]:
+    """Names in a zip archive, and what is wrong with it; with `deep` every byte is checked against its checksum."""
+    names: list[str] = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            bad = archive.testzip() if deep else None
+        return names, f"{bad} does not match its checksum" if bad is not None else None
+    except Exception as error:  # zipfile, zlib and lzma raise a dozen kinds on damaged files
+        return names, " ".join(str(error).split()) or type(error).__name__
