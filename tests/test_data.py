@@ -21,7 +21,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest
 from c2vl_pipeline.pack import INDEX
 from c2vl_training.data import Clips, Draws, Knowledge, Packed, draw, resident, rotations
-from c2vl_training.trainer import _generator
+from c2vl_training.learners import generator_of as _generator
 
 STICK = Layout("stick", ("hip", "chest", "head", "hand", "foot"), (1, 1, 1, 1, 0))
 FLAT = Layout("flat", STICK.names, STICK.parents, 2)

@@ -5,7 +5,7 @@ import pytest
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
-from c2vl_training.graph import adjacency, hops_from_centre
+from c2vl_training.graph import adjacency, directed, distances, hops_from_centre
 
 CHAIN = Layout("chain", ("a", "b", "c", "d"), (0, 0, 1, 2))
 ALONE = Layout("alone", ("a",), (0,))
@@ -71,3 +71,53 @@ def test_centripetal_messages_come_from_further_out():
 def test_unknown_kind_names_the_known_ones():
     with pytest.raises(ConfigError, match="unknown graph 'spatial'; use one of stgcn, proper"):
         adjacency(KINECT_V2, "spatial")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_directed_graph_follows_bones_and_shares_out_what_a_joint_sends(layout):
+    A = directed(layout)
+    assert A.shape == (3, layout.joints, layout.joints)
+    assert A.dtype == np.float32
+    children = [sum(p == j for _, p in layout.bones) for j in range(layout.joints)]
+    expected = np.zeros_like(A)
+    for j in range(layout.joints):
+        expected[0, j, j] = 1
+    for child, parent in layout.bones:
+        expected[1, child, parent] = 1
+        expected[2, parent, child] = 1 / children[parent]
+    np.testing.assert_allclose(A, expected)
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
+def test_distances_match_naive_reference(layout, frames):
+    V, scales = layout.joints, 6
+    far = np.full((V, V), 10**6)
+    np.fill_diagonal(far, 0)
+    for child, parent in layout.bones:
+        far[child, parent] = far[parent, child] = 1
+    for m in range(V):  # Floyd and Warshall
+        far = np.minimum(far, far[:, m, None] + far[None, m])
+    expected = np.zeros((scales, frames * V, frames * V))
+    for k, (f, v), (g, w) in (
+        (k, (f, v), (g, w))
+        for k in range(scales)
+        for f, v in np.ndindex(frames, V)
+        for g, w in np.ndindex(frames, V)
+    ):
+        same = (f, v) == (g, w)
+        # a joint in another frame is one bone away
+        apart = 1 if v == w and not same else far[v, w]
+        expected[k, f * V + v, g * V + w] = same or apart == k
+    degree = expected.sum(axis=2)
+    expected /= np.sqrt(degree[:, :, None] * degree[:, None, :])
+    A = distances(layout, scales, frames)
+    assert A.dtype == np.float32
+    np.testing.assert_allclose(A, expected, rtol=1e-6)
+
+
+def test_thirteen_distances_reach_from_hand_to_foot():
+    reach = [np.count_nonzero(A) - 25 for A in distances(KINECT_V2, 14)]
+    assert reach[0] == 0
+    assert all(reach[1:13])
+    assert sum(reach) == 25 * 24

@@ -1,8 +1,8 @@
 """Packed arrays to augmented batches: one batched augmentation over the store, no DataLoader.
 
 Array order on disk (T, C, M, V), in batches (N, C, T, V, M). On a CPU batches are read from the mapped file, which
-is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and place in
-the epoch, so a resumed epoch sees what the interrupted one saw. Labels lie in a file of their own that
+is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and sample, so
+a resumed epoch, or one that several processes share, sees what an undisturbed one saw. Labels lie in a file of their own that
 `Packed.labels` opens: pre-training never calls it.
 """
 
@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,10 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 
 Rows = npt.NDArray[np.int64]
+_COLUMNS = (
+    *("sample_id", "frames", "skeleton_status", "vision_rows", "language_rows"),
+    *("reason", "subject", "splits"),
+)
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,8 @@ class Packed:
             raise DataError(
                 f"{path}: {table.num_rows} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
             )
+        if absent := [name for name in _COLUMNS if name not in table.column_names]:
+            raise DataError(f"{path}: lacks the column {absent[0]!r}; run `c2vl-pipeline pack` again")
         return table
 
     def sample_ids(self, rows: Iterable[int]) -> list[str]:
@@ -167,14 +173,14 @@ def _lack(row: dict[str, Any], knowledge: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Draws:
-    """Random numbers of one epoch, one row a place in the order of the epoch."""
+    """Random numbers of one epoch, one row a sample."""
 
     window: Tensor  # share of the frames kept, before clipping
     start: Tensor  # where the window lies, in [0, 1)
     angles: Tensor  # (N, 3) radians
 
-    def take(self, at: slice) -> Draws:
-        """Return the draws of some samples."""
+    def take(self, at: slice | Tensor) -> Draws:
+        """Return the draws of some samples, by their places."""
         return Draws(self.window[at], self.start[at], self.angles[at])
 
 
@@ -200,6 +206,16 @@ def rotations(angles: Tensor) -> Tensor:
     return torch.stack(rows, dim=1).view(-1, 3, 3)
 
 
+class Store(Protocol):
+    """What clips are cut from: a `Packed`, or joints that never were in one."""
+
+    layout: Layout
+    joints: npt.NDArray[Any]
+    """Frames of all samples, one after the other. Shape (frames, C, M, V)."""
+    offsets: npt.NDArray[Any]
+    """Where each sample begins, and where the last one ends. Shape (N + 1,)."""
+
+
 class Clips:
     """Some rows of a packed set, and the batched augmentation over them.
 
@@ -208,7 +224,7 @@ class Clips:
     of 80 frames).
     """
 
-    def __init__(self, packed: Packed, rows: Rows, config: InputConfig, device: torch.device) -> None:
+    def __init__(self, packed: Store, rows: Rows, config: InputConfig, device: torch.device) -> None:
         self.config = config
         self.layout = packed.layout
         self._shape = packed.joints.shape[1:]
@@ -222,6 +238,11 @@ class Clips:
 
     def __len__(self) -> int:
         return len(self._length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where clips are made."""
+        return self._length.device
 
     def test(self, at: Tensor) -> Tensor:
         """Return the central window of clips, not rotated. Shape: (N,) -> (N, C, T, V, M)."""
@@ -267,7 +288,7 @@ def _mapped(joints: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(joints)  # read alone
 
 
-def resident(packed: Packed, rows: Rows, device: torch.device, at_once: int = 1024) -> tuple[Tensor, Rows]:
+def resident(packed: Store, rows: Rows, device: torch.device, at_once: int = 1024) -> tuple[Tensor, Rows]:
     """Copy the frames of some rows to a device, a thousand clips at a time.
 
     Returns:
@@ -308,7 +329,8 @@ def _bags(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple
 
 
 def _unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
+    with np.errstate(invalid="ignore"):  # what is infinite becomes NaN, and `Knowledge.broken` says so
+        return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 class Knowledge:
@@ -327,12 +349,17 @@ class Knowledge:
         self._vectors = _unit(np.where(self._ok[..., None], vectors[rows], 0).astype(np.float32))
         self._pooling = config.pooling
         self._fixed = None if config.pooling == "random" else self._pool()
-        self._centre, self._scale = np.float32(0), np.float32(1)
+        self.centre, self.scale = np.float32(0), np.float32(1)
         if config.standardise:
             sample = self._fixed if self._fixed is not None else self._vectors[self._ok]
-            self._centre = sample.mean(axis=0)
-            self._scale = np.maximum(sample.std(axis=0), 1e-6)
+            self.centre = sample.mean(axis=0)
+            self.scale = np.maximum(sample.std(axis=0), 1e-6)
         self.dim = int(self._vectors.shape[2]) * (self.QUARTERS if config.pooling == "ordered" else 1)
+
+    def broken(self) -> int | None:
+        """Return the place of the first sample with a vector that is not finite."""
+        fine = np.isfinite(self._vectors).all(axis=(1, 2))
+        return None if fine.all() else int(np.argmin(fine))
 
     def _pool(self) -> npt.NDArray[Any]:
         mean = _unit(self._vectors.sum(axis=1))
@@ -351,4 +378,4 @@ class Knowledge:
         if pooled is None:
             scores = torch.rand(self._ok.shape, generator=generator).numpy() * self._ok
             pooled = self._vectors[np.arange(len(scores)), scores.argmax(axis=1)]
-        return torch.from_numpy(np.asarray((pooled - self._centre) / self._scale, np.float32))
+        return torch.from_numpy(np.asarray((pooled - self.centre) / self.scale, np.float32))

@@ -1,8 +1,9 @@
-"""Adjacency of a joint layout: which joints a graph convolution lets speak to which, in three subsets.
+"""Adjacency of a joint layout: which joints a graph convolution lets speak to which.
 
 Array order everywhere: `A[k, source, target]`, so that `x[..., source] @ A[k]` gathers what every target
-joint hears. Subset 0 is the joint itself (root), subset 1 holds messages that travel towards the centre
-(centripetal), subset 2 those that travel away from it (centrifugal).
+joint hears. `adjacency` is ST-GCN's, `directed` CTR-GCN's and `distances` MS-G3D's. In the first two, subset 0 is the
+joint itself (root), subset 1 holds messages that travel towards the centre (centripetal), subset 2 those that travel
+away from it (centrifugal).
 """
 
 from __future__ import annotations
@@ -70,3 +71,49 @@ def adjacency(layout: Layout, kind: GraphKind) -> NDArray[np.float32]:
     root = np.eye(V, dtype=bool)
     outward = source < target
     return np.stack([weights * root, weights * ~(root | outward), weights * outward]).astype(np.float32)
+
+
+def directed(layout: Layout) -> NDArray[np.float32]:
+    """Build the graph that CTR-GCN begins with: joints, bones towards the centre, bones away from it.
+
+    What a joint sends to others is divided by their number, as its published code does: all of it to its one parent,
+    and an equal part to each of its children.
+
+    Shape: -> (3, V, V), float32.
+    """
+    V = layout.joints
+    inward = np.zeros((V, V))
+    for child, parent in layout.bones:
+        inward[child, parent] = 1.0
+    children = np.maximum(inward.sum(axis=0), 1)
+    return np.stack([np.eye(V), inward, inward.T / children[:, None]]).astype(np.float32)
+
+
+def distances(layout: Layout, scales: int, frames: int = 1) -> NDArray[np.float32]:
+    """Build MS-G3D's graphs: in graph k a joint hears itself and all joints exactly k bones away.
+
+    Joints of other frames of a window are as far away as they are in its own frame (the joint itself in another
+    frame is one bone away). Every graph is normalised symmetrically, D^-1/2 A D^-1/2. Layouts of fewer bones from end
+    to end have graphs of nothing but the joints themselves.
+
+    Args:
+        layout: joints and parents.
+        scales: number of distances, from 0.
+        frames: frames of a window, set frame by frame.
+
+    Shape: -> (scales, frames V, frames V), float32.
+    """
+    V = layout.joints
+    linked = np.eye(V)
+    for child, parent in layout.bones:
+        linked[child, parent] = linked[parent, child] = 1.0
+    linked = np.tile(linked, (frames, frames))
+    own = np.eye(frames * V, dtype=bool)
+    graphs, reached = [own], own
+    for _ in range(1, scales):
+        further = np.asarray(reached.astype(np.float64) @ linked > 0)
+        graphs.append((further & ~reached) | own)
+        reached = further
+    found = np.stack(graphs).astype(np.float64)
+    norm = 1 / np.sqrt(found.sum(axis=1))
+    return np.asarray(norm[:, :, None] * found * norm[:, None, :], np.float32)

@@ -1,8 +1,6 @@
 """ST-GCN (Yan et al. 2018): graph convolution over joints, temporal convolution over frames, ten blocks.
 
-Array order: (N, C, T, V, M) at the door, (N*M, C, T, V) inside, kept channels-last in memory. There the
-weighted sum over neighbours is one batched product whose result already is the input of the 1x1 convolution,
-so nothing is copied between the two.
+Array order: (N, C, T, V, M) at the door, (N*M, C, T, V) inside, kept channels-last in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
+from c2vl_training.encoders.parts import BatchNorm, EmptyBodies, OneByOne, gather
 
 Blocks = Sequence[tuple[int, int]]
 """(channels, temporal stride) of every block."""
@@ -33,16 +32,17 @@ with a head for 60 classes), 0.59 GMACs a clip of two bodies with 50 frames."""
 class GraphConvolution(nn.Module):
     """One 1x1 convolution a subset, each summed over its neighbours: Y = sum_k (W_k X + b_k) A_k.
 
-    The sum over neighbours comes first, so that it runs over C_in instead of 3 C_out channels; layers here
-    never narrow. Linearity makes that exact if the bias goes through the graph as well: a joint receives b_k
-    as often as column v of A_k says, hence a map of shape (C_out, V), sum_k b_k (column sums of A_k), which
-    differs between joints and which the normalisation that follows does not remove.
+    Both orders are the same by linearity; the one whose sum over neighbours runs over fewer channels is taken. Where
+    a layer does not narrow, the sum comes first and runs over C_in instead of 3 C_out channels. The bias goes through
+    the graph as well: a joint receives b_k as often as column v of A_k says, hence a map of shape (C_out, V), sum_k
+    b_k (column sums of A_k), which differs between joints and which the normalisation that follows does not remove.
     """
 
     def __init__(self, c_in: int, c_out: int, subsets: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(c_in, subsets * c_out, kernel_size=1)
         self.subsets = subsets
+        self.sum_first = c_in <= c_out
 
     def forward(self, x: Tensor, A: Tensor) -> Tensor:
         """Convolve over the graph.
@@ -56,12 +56,14 @@ class GraphConvolution(nn.Module):
         """
         N, C, T, V = x.shape
         K = self.subsets
-        gather = A.permute(2, 0, 1).reshape(V * K, V)
-        heard = torch.bmm(gather.expand(N * T, V * K, V), x.permute(0, 2, 3, 1).reshape(N * T, V, C))
-        weight = self.conv.weight.view(K, -1, C).transpose(0, 1).reshape(-1, K * C, 1, 1)
-        bias = cast("Tensor", self.conv.bias).view(K, -1).T @ A.sum(dim=1)
-        y = F.conv2d(heard.view(N, T, V, K * C).permute(0, 3, 1, 2), weight)
-        return y.add_(bias[:, None, :])
+        if self.sum_first:
+            weight = self.conv.weight.view(K, -1, C).transpose(0, 1).reshape(-1, K * C, 1, 1)
+            y = F.conv2d(gather(x.permute(0, 2, 3, 1), A), weight)
+            bias = A.sum(dim=1).T @ cast("Tensor", self.conv.bias).view(K, -1)
+            # in the order of memory and of one type, without which the sum is several times slower
+            return y.add_(bias.to(y.dtype).T[:, None, :])
+        each = self.conv(x).permute(0, 2, 3, 1).reshape(N, T, V * K, -1)
+        return gather(each, A.transpose(0, 1).reshape(1, V * K, V))
 
 
 class Block(nn.Module):
@@ -86,28 +88,31 @@ class Block(nn.Module):
         self.register_buffer("graph", A, persistent=False)
         self.importance = nn.Parameter(torch.ones_like(A))
         self.spatial = GraphConvolution(c_in, c_out, A.shape[0])
-        self.spatial_norm = nn.BatchNorm2d(c_out)
+        self.spatial_norm = BatchNorm(c_out)
         self.temporal = nn.Conv2d(c_out, c_out, (kernel, 1), (stride, 1), (kernel // 2, 0))
-        self.temporal_norm = nn.BatchNorm2d(c_out)
+        self.temporal_norm = BatchNorm(c_out)
         self.dropout = nn.Dropout(dropout, inplace=True)
         self.residual = residual
         self.shortcut: nn.Sequential | None = None
         if residual and (c_in != c_out or stride != 1):
-            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, (stride, 1)), nn.BatchNorm2d(c_out))
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, (stride, 1)), BatchNorm(c_out))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, copies: Tensor | None = None) -> Tensor:
         """Apply the block.
 
         Shape: (N, C_in, T, V) -> (N, C_out, ceil(T / stride), V)
         """
-        y = F.relu_(self.spatial_norm(self.spatial(x, self.graph * self.importance)))
-        y = self.dropout(self.temporal_norm(self.temporal(y)))
-        if self.residual:
-            y = y + (x if self.shortcut is None else self.shortcut(x))
+        y = F.relu_(self.spatial_norm(self.spatial(x, self.graph * self.importance), copies))
+        y = self.dropout(self.temporal_norm(self.temporal(y), copies))
+        if self.residual and self.shortcut is None:
+            y = y.add_(x)
+        elif self.shortcut is not None:
+            conv, norm = self.shortcut
+            y = y.add_(norm(conv(x), copies))
         return F.relu_(y)
 
 
-class STGCN(nn.Module):
+class STGCN(OneByOne):
     """Spatial temporal graph convolutional network without its classifier.
 
     *Reading:* the paper says "ST-GCN" and no more. Its fine-tuned accuracies are reached by full-width
@@ -121,8 +126,7 @@ class STGCN(nn.Module):
         channels: coordinates a joint.
         temporal_kernel: frames a temporal kernel, odd.
         dropout: probability after every temporal convolution but the first.
-        skip_empty: leave out bodies that are zero throughout a clip, from normalisation, computation and the mean
-            over bodies; otherwise (the original's way) they are encoded like anybody.
+        empty_bodies: see `OneByOne`.
 
     Attributes:
         dim: length of the feature vector.
@@ -139,18 +143,22 @@ class STGCN(nn.Module):
         channels: int = 3,
         temporal_kernel: int = 9,
         dropout: float = 0.0,
-        skip_empty: bool = False,
+        empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
-        super().__init__()
         if not blocks:
             raise ConfigError("an ST-GCN of no blocks; give at least one pair [channels, stride]")
         if temporal_kernel % 2 == 0:
             raise ConfigError(f"temporal_kernel = {temporal_kernel} is even; give an odd number of frames")
         A = torch.as_tensor(graph)
         widths = [channels, *(width for width, _ in blocks)]
-        self.dim: int = widths[-1]
-        self.skip_empty = skip_empty
-        self.data_norm = nn.BatchNorm1d(A.shape[-1] * channels)
+        super().__init__(
+            widths[-1],
+            A.shape[-1],
+            channels,
+            side_by_side=None,
+            empty_bodies=empty_bodies,
+            random=dropout > 0,
+        )
         self.blocks = nn.ModuleList(
             Block(
                 widths[i],
@@ -164,25 +172,9 @@ class STGCN(nn.Module):
             for i, (width, stride) in enumerate(blocks)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Encode clips.
-
-        Shape: (N, C, T, V, M) -> (N, D)
-        """
-        N, C, T, V, M = x.shape
-        bodies = x.permute(0, 4, 2, 3, 1).reshape(N * M, T, V, C)
-        if self.skip_empty and M > 1:
-            there = bodies.flatten(1).any(dim=1)
-            there[::M] = True  # a clip of nobody still has a feature
-            features = self._encode(bodies[there])
-            summed = features.new_zeros(N, self.dim).index_add(0, there.nonzero()[:, 0] // M, features)
-            return summed / there.view(N, M).sum(dim=1, keepdim=True)
-        return self._encode(bodies).view(N, M, self.dim).mean(dim=1)
-
-    def _encode(self, bodies: Tensor) -> Tensor:
-        """Encode bodies one by one. Shape: (B, T, V, C) -> (B, D)."""
-        B, T, V, C = bodies.shape
-        h: Tensor = self.data_norm(bodies.reshape(B * T, V * C)).view(B, T, V, C).permute(0, 3, 1, 2)
+    def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
+        """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""
+        h = bodies.permute(0, 3, 1, 2)
         for block in self.blocks:
-            h = block(h)
+            h = block(h, copies)
         return h.mean(dim=(2, 3))

@@ -1,0 +1,181 @@
+"""MS-G3D (Liu et al. 2020): graph convolution over distances, within frames and across windows of frames.
+
+Array order: (N, C, T, V) inside, channels-last in memory; graphs are `A[k, source, target]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from c2vl_manifests.errors import ConfigError
+from c2vl_training.encoders.parts import (
+    BatchNorm,
+    EmptyBodies,
+    MultiScaleTemporal,
+    OneByOne,
+    Shortcut,
+    gather,
+)
+
+BLOCKS: Sequence[tuple[int, int]] = ((96, 1), (192, 2), (384, 2))
+"""(channels, stride) as published: 3.19 M parameters with a head for 60 classes."""
+
+SCALES, WINDOW_SCALES, WINDOWS = 13, 6, (3, 5)
+"""Distances told apart within a frame and within a window, and the frames of the two windows."""
+
+DILATIONS = (1, 2, 3, 4)
+
+
+class MultiScaleGraph(nn.Module):
+    """Sum over neighbours at every distance, then one 1x1 convolution, normalisation and ReLU.
+
+    The sum comes first: with one bias for all distances that is the published order, and the cheaper one, as layers
+    never narrow.
+
+    Args:
+        c_in: channels coming in.
+        c_out: channels going out.
+        A: one graph a distance; a small learned one is added. Shape (K, V, V).
+    """
+
+    graph: Tensor
+
+    def __init__(self, c_in: int, c_out: int, A: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("graph", A, persistent=False)
+        self.learned = nn.Parameter(torch.empty_like(A).uniform_(-1e-6, 1e-6))
+        self.conv = nn.Conv2d(len(A) * c_in, c_out, 1)
+        self.norm = BatchNorm(c_out)
+
+    def forward(self, x: Tensor, copies: Tensor | None) -> Tensor:
+        """Shape: (N, T, V, C_in) -> (N, C_out, T, V)."""
+        return F.relu_(self.norm(self.conv(gather(x, self.graph + self.learned)), copies))
+
+
+class WindowGraph(nn.Module):
+    """Multi-scale graph convolution over the joints of a window of frames at once, and one convolution that joins them.
+
+    Joints in different frames of a window are as far apart as they would be in one frame. The first block widens in
+    the graph convolution, later ones where the frames are joined.
+
+    Args:
+        c_in: channels coming in.
+        c_inner: channels of the graph convolution.
+        c_out: channels going out.
+        A: one graph a distance over window * V joints, frame by frame.
+        window: frames a window, odd.
+        stride: frames from one window to the next.
+    """
+
+    def __init__(self, c_in: int, c_inner: int, c_out: int, A: Tensor, window: int, stride: int) -> None:
+        super().__init__()
+        self.window, self.stride = window, stride
+        self.spatial = MultiScaleGraph(c_in, c_inner, A)
+        self.join = nn.Conv2d(c_inner, c_out, (window, 1), (window, 1))
+        self.norm = BatchNorm(c_out)
+
+    def forward(self, x: Tensor, copies: Tensor | None) -> Tensor:
+        """Shape: (N, C_in, T, V) -> (N, C_out, ceil(T / stride), V), not rectified."""
+        half = self.window // 2
+        frames = F.pad(x.permute(0, 2, 3, 1), (0, 0, 0, 0, half, half))
+        windows = frames.unfold(1, self.window, self.stride).permute(0, 1, 4, 2, 3)
+        N, T, W, V, C = windows.shape
+        h = self.spatial(windows.reshape(N, T, W * V, C), copies)
+        y: Tensor = self.norm(self.join(h.reshape(N, -1, T * W, V)), copies)
+        return y
+
+
+class Block(nn.Module):
+    """Two paths that are added: within frames (graph, then time twice) and across windows; then time once more.
+
+    Args:
+        c_in: channels coming in.
+        c_out: channels going out.
+        stride: stride in time.
+        graphs: one a distance within a frame, and the same for each window.
+        kernel: frames a temporal kernel, odd.
+        first: whether it is the first block, which widens at once.
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, stride: int, graphs: Sequence[Tensor], *, kernel: int, first: bool
+    ) -> None:
+        super().__init__()
+        c_inner = c_out if first else c_in
+        self.spatial = MultiScaleGraph(c_in, c_inner, graphs[0])
+        self.windows = nn.ModuleList(
+            WindowGraph(c_in, c_inner, c_out, A, window, stride)
+            for A, window in zip(graphs[1:], WINDOWS, strict=True)
+        )
+        self.temporal = nn.ModuleList(
+            MultiScaleTemporal(a, c_out, kernel, s, DILATIONS)
+            for a, s in ((c_inner, stride), (c_out, 1), (c_out, 1))
+        )
+        self.shortcuts = nn.ModuleList(
+            Shortcut(a, c_out, s) for a, s in ((c_inner, stride), (c_out, 1), (c_out, 1))
+        )
+
+    def _in_time(self, i: int, x: Tensor, copies: Tensor | None) -> Tensor:
+        y: Tensor = self.temporal[i](x, copies) + self.shortcuts[i](x, copies)
+        return y
+
+    def forward(self, x: Tensor, copies: Tensor | None = None) -> Tensor:
+        """Shape: (N, C_in, T, V) -> (N, C_out, ceil(T / stride), V)."""
+        h = self.spatial(x.permute(0, 2, 3, 1), copies)
+        y = self._in_time(1, F.relu_(self._in_time(0, h, copies)), copies)
+        for path in self.windows:
+            y = y + path(x, copies)
+        return F.relu_(self._in_time(2, F.relu_(y), copies))
+
+
+class MSG3D(OneByOne):
+    """Disentangled and unified multi-scale graph convolutional network without its classifier.
+
+    Without its head it has 3.17 M parameters; a clip of two bodies with 64 frames takes 6.99 GMACs.
+
+    Args:
+        blocks: (channels, stride) of every block.
+        graphs: from `c2vl_training.graph.distances`: within a frame, (13, V, V), then for each of `WINDOWS`.
+        joints: joints a body.
+        channels: coordinates a joint.
+        bodies: bodies a clip, each with a data normalisation of its own.
+        temporal_kernel: frames a temporal kernel, odd.
+        empty_bodies: see `OneByOne`.
+
+    Raises:
+        ConfigError: no blocks, an even kernel, channels that are no multiple of 6.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[tuple[int, int]],
+        graphs: Sequence[NDArray[np.float32]],
+        *,
+        joints: int,
+        channels: int = 3,
+        bodies: int = 2,
+        temporal_kernel: int = 3,
+        empty_bodies: EmptyBodies = "exact_skip",
+    ) -> None:
+        if not blocks:
+            raise ConfigError("an MS-G3D of no blocks; give at least one pair [channels, stride]")
+        widths = [channels, *(width for width, _ in blocks)]
+        super().__init__(widths[-1], joints, channels, side_by_side=bodies, empty_bodies=empty_bodies)
+        A = [torch.as_tensor(graph) for graph in graphs]
+        self.blocks = nn.ModuleList(
+            Block(widths[i], width, stride, A, kernel=temporal_kernel, first=i == 0)
+            for i, (width, stride) in enumerate(blocks)
+        )
+
+    def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
+        """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""
+        h = bodies.permute(0, 3, 1, 2)
+        for block in self.blocks:
+            h = block(h, copies)
+        return h.mean(dim=(2, 3))
