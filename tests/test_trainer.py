@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,9 @@ import torch
 from c2vl_manifests.config import TABLE_VII, Recipe, load_recipe
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note, Progress, silent
-from c2vl_training import checkpoint, objective, trainer
-from c2vl_training.data import Packed
+from c2vl_training import checkpoint, cli, learners, objective, plan, trainer
+from c2vl_training.data import Clips, Packed
+from c2vl_training.log import BINS, read_histograms
 from c2vl_training.trainer import Kind, Run, read_metrics, train
 from test_data import STICK, write_packed
 
@@ -105,6 +107,21 @@ SETTINGS = {
     "free temperature": ("training.pretrain.temperature.mode=learnable",),
     "every second epoch": ("training.checkpoint_every=2",),
 }
+EVERYTHING = (*SETTINGS["random frames"], *SETTINGS["dropout"], *SETTINGS["free temperature"])
+
+
+class AfterSteps:
+    """Sends a signal to this process once the loss was computed so many times, as Ctrl-C or a scheduler does."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, steps: int, number: int) -> None:
+        real, calls = objective.loss, iter(range(1, 10_000))
+
+        def loss(*args: Any, **more: Any) -> Any:
+            if next(calls) == steps:
+                os.kill(os.getpid(), number)
+            return real(*args, **more)
+
+        monkeypatch.setattr(objective, "loss", loss)
 
 
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
@@ -148,6 +165,75 @@ def test_a_run_broken_within_an_epoch_repeats_that_epoch(data, tmp_path, monkeyp
     train(run(data, tmp_path / "parts"), notes.append)
     assert Note("parts: going on after epoch 2 of 4") in notes
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
+
+
+@pytest.mark.parametrize("teacher", ["self", "previous_epoch", "ema"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_within_an_epoch_saves_the_step_and_resumes_bitwise(
+    data, tmp_path, monkeypatch, number, teacher
+):
+    more = (*EVERYTHING, f"training.pretrain.teacher={teacher}", "training.pretrain.batch_size=3")
+    train(run(data, tmp_path / "whole", *more))
+    before = signal.getsignal(number)
+    for step in (6, 1, 4):  # the second of the second epoch, of four steps each; the next one; ...
+        notes: list[Event] = []
+        with monkeypatch.context() as patched:
+            AfterSteps(patched, step, number)
+            with pytest.raises(KeyboardInterrupt):
+                train(run(data, tmp_path / "parts", *more), notes.append)
+        assert signal.getsignal(number) == before
+        facts = checkpoint.load(tmp_path / "parts" / checkpoint.CHECKPOINT)[1]
+        where = (facts["epochs_done"], facts["steps_done"])
+        assert where == {6: (1, 2), 1: (1, 3), 4: (2, 3)}[step]
+        assert Note(f"parts: interrupted in epoch {where[0]} after step {where[1]}; saved") in notes
+    notes = []
+    train(run(data, tmp_path / "parts", *more), notes.append)
+    assert Note("parts: going on after epoch 2 and 3 steps of 4") in notes
+    for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT, checkpoint.PROJECTORS):
+        assert same(tensors(tmp_path / "whole", name), tensors(tmp_path / "parts", name))
+    whole, parts = (
+        [{k: v for k, v in line.items() if k != "seconds"} for line in read_metrics(tmp_path / out)]
+        for out in ("whole", "parts")
+    )
+    assert whole == parts
+    assert read_histograms(tmp_path / "whole") == read_histograms(tmp_path / "parts")
+
+
+def test_an_interrupt_in_the_last_step_of_an_epoch_saves_at_its_end(data, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        AfterSteps(patched, 4, signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            train(run(data, tmp_path / "run", "training.checkpoint_every=4"))
+    facts = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[1]
+    assert (facts["epochs_done"], facts["steps_done"]) == (2, 0)
+    assert [line["epoch"] for line in read_metrics(tmp_path / "run")] == [0, 1]
+
+
+def test_going_on_with_another_torch_is_allowed_and_said(data, tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(run(data, out), stop_after(2))
+    found, facts = checkpoint.load(out / checkpoint.CHECKPOINT)
+    assert facts["made_by"]["torch"] == torch.__version__
+    checkpoint.save(
+        out / checkpoint.CHECKPOINT, found, facts | {"made_by": facts["made_by"] | {"torch": "1.0"}}
+    )
+    notes: list[Event] = []
+    train(run(data, out), notes.append)
+    said = f"{out / checkpoint.CHECKPOINT} was made with torch 1.0, this process has {torch.__version__}: the run goes on, its last digits may differ"
+    assert Note(said, "warning") in notes
+
+
+def test_seconds_are_those_of_all_legs(data, tmp_path, monkeypatch):
+    clock = iter(range(0, 100_000, 10))
+    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(clock)))
+    with pytest.raises(StoppedError):
+        train(run(data, tmp_path / "run"), stop_after(3))
+    first = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[1]["seconds"]
+    assert first > 0
+    result = train(run(data, tmp_path / "run"))
+    assert result.seconds > first
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["seconds"] == result.seconds
 
 
 def test_another_seed_ends_with_other_weights(data, tmp_path):
@@ -266,6 +352,35 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(data, tmp_path, damage):
     assert str(caught.value).endswith("delete it and train again")
 
 
+@pytest.mark.parametrize("name", [checkpoint.CHECKPOINT, checkpoint.ENCODER, checkpoint.PROJECTORS])
+def test_any_flipped_bit_is_noticed(data, tmp_path, name):
+    train(run(data, tmp_path / "run"))
+    path = tmp_path / "run" / name
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in (9, *rng.integers(8, len(whole), 60).tolist(), len(whole) - 1):
+        broken = bytearray(whole)
+        broken[place] ^= 1 << int(rng.integers(8))
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r": (damaged|not a checkpoint of this program)") as caught:
+            checkpoint.load(path)
+        assert "\n" not in str(caught.value)
+    path.write_bytes(whole)
+    checkpoint.load(path)
+
+
+def test_a_tensor_damaged_on_disk_is_refused_by_its_hash(data, tmp_path):
+    train(run(data, tmp_path / "run"))
+    path = tmp_path / "run" / checkpoint.ENCODER
+    whole = bytearray(path.read_bytes())
+    whole[-1] ^= 1
+    path.write_bytes(whole)
+    with pytest.raises(
+        CheckpointError, match=r"damaged: its content has the sha256 .*, it was written with .*; put a good"
+    ):
+        checkpoint.load_encoder(path.parent, torch.device("cpu"))
+
+
 # ---------------------------------------------------------------------------------------------- labels
 
 
@@ -293,13 +408,72 @@ def test_supervision_refuses_samples_without_a_label(tmp_path):
         train(run(folder, tmp_path / "run", kind="supervised"))
 
 
+# ------------------------------------------------------------------------------------------------ plan
+
+
+def test_a_dry_run_counts_what_the_run_then_has_and_writes_nothing(data, tmp_path):
+    for kind in ("pretrain", "supervised", "random"):
+        made = run(data, tmp_path / kind, kind=kind)
+        found = plan.plan(made)
+        assert not made.out.exists()
+        result = train(made)
+        facts = json.loads((made.out / "run.json").read_text())
+        assert found.parameters["encoder"] == facts["parameters"]
+        assert (found.samples, found.epochs) == (result.samples, result.epochs)
+        assert found.steps == {"pretrain": 8, "supervised": 8, "random": 0}[kind]
+        if kind == "pretrain":
+            learner = learner_of(made)
+            assert sum(found.parameters.values()) == sum(p.numel() for p in learner.model.parameters())
+            assert found.memory["gradients"] == 4 * sum(found.parameters.values())
+
+
+def test_a_teacher_is_counted_among_the_weights(data, tmp_path):
+    alone, taught = (
+        plan.plan(run(data, tmp_path, f"training.pretrain.teacher={teacher}")).memory["weights"]
+        for teacher in ("self", "ema")
+    )
+    assert taught == 2 * alone
+
+
+def test_activations_of_a_batch_are_foretold_from_a_few_clips(data, tmp_path):
+    made = run(data, tmp_path, "training.pretrain.batch_size=12", "training.encoder.empty_bodies=compute")
+    selection = made.packed.select("xsub", "train")
+    clips = Clips(made.packed, selection.rows, made.recipe.training.input, torch.device("cpu"))
+    measured = plan._kept(made, learner_of(made), clips, 12)
+    assert plan.plan(made).memory["activations"] == pytest.approx(measured, rel=0.1)
+
+
+def test_a_dry_run_refuses_what_the_run_would_refuse(data, tmp_path):
+    with pytest.raises(ConfigError, match="batch_size = 13 is larger than the 12 usable"):
+        plan.plan(run(data, tmp_path, "training.pretrain.batch_size=13"))
+
+
+def test_the_command_line_takes_recipe_and_overrides_from_the_work_folder(work, tmp_path):
+    def resolved(folder: Path, recipe: str | None, *overrides: str) -> Run:
+        return cli._resolve("pretrain", folder, None, None, recipe, 3, list(overrides))
+
+    found = resolved(work, None)
+    assert found.recipe.name == Packed(work).manifest.recipe == "debug"  # the dataset's default is another
+    assert (found.benchmark, str(found.out)) == ("xsub", "runs/synthetic-xsub-pretrain-3")
+    copy = tmp_path / "packed"
+    shutil.copytree(work / "packed", copy)
+    path = copy / "packed.json"
+    told = json.loads(path.read_text()) | {
+        "overrides": ["training.pretrain.epochs=7", "training.precision=bfloat16"]
+    }
+    path.write_text(json.dumps(told))
+    training = resolved(copy, None, "training.pretrain.epochs=9").recipe.training
+    assert (training.pretrain.epochs, training.precision) == (9, "bfloat16")
+    assert resolved(copy, "paper").recipe.training.pretrain.epochs == 150
+
+
 # ----------------------------------------------------------------------------------------------- pairs
 
 
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("count", [2, 3, 7, 40])
 def test_shuffled_pairs_are_a_permutation_without_fixed_points(count, seed):
-    partner = trainer._pairing(count, seed)
+    partner = learners.pairing(count, seed)
     assert sorted(partner.tolist()) == list(range(count))
     assert (partner != torch.arange(count)).all()
 
@@ -312,7 +486,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
     folder = sticks(tmp_path / "packed", joints=joints, vision=vision)
     met: list[tuple[int, int]] = []
 
-    class Spy(trainer.CrossModal):
+    class Spy(learners.CrossModal):
         def skeletons(self, clips):
             self.seen = clips[:, 0, 0, 0, 0].round().long() - 1
             return super().skeletons(clips)
@@ -326,12 +500,12 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
         return real(*args, **more)
 
     models: list[Spy] = []
-    monkeypatch.setattr(trainer, "CrossModal", lambda *args: models.append(Spy(*args)) or models[0])
+    monkeypatch.setattr(learners, "CrossModal", lambda *args: models.append(Spy(*args)) or models[0])
     real = objective.loss
     monkeypatch.setattr(objective, "loss", loss)
     more = ("training.pretrain.knowledge=vision", "training.input.augmentation.rotation=0.0")
     pretraining = run(folder, tmp_path / "run", *more, f"training.pretrain.pairs='{pairs}'")
-    trainer_model = trainer._pretraining
+    trainer_model = learners.pretraining
 
     def remember(*args):
         nonlocal model
@@ -340,7 +514,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
         return learner
 
     model = None
-    monkeypatch.setattr(trainer, "_pretraining", remember)
+    monkeypatch.setattr(learners, "pretraining", remember)
     train(pretraining)
     assert len(met) == 4 * 10
     assert all((skeleton == told) == (pairs == "true") for skeleton, told in met)
@@ -381,12 +555,38 @@ def test_nan_loss_names_epoch_and_step_and_leaves_the_last_good_checkpoint(data,
     packed = run(data, out).packed
     assert any(name in text for name in packed.sample_ids(range(packed.manifest.samples)))
     assert f"the last good checkpoint is {out / checkpoint.CHECKPOINT}" in text
+    listed = (out / "bad_batch.txt").read_text().splitlines()
+    assert f"all 5 in {out / 'bad_batch.txt'}" in text
+    assert len(listed) == len({*listed} & {*packed.sample_ids(range(packed.manifest.samples))}) == 5
     assert "lower the learning rate, e.g. --set training.pretrain.optimiser.lr=0.03" in text
     found, facts = checkpoint.load(out / checkpoint.CHECKPOINT)
     assert facts["epochs_done"] == 2
     assert all(torch.isfinite(t).all() for t in found.values())
     train(run(data, out))
     assert same(tensors(tmp_path / "whole"), tensors(out))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_joints_that_are_not_finite_are_named_by_their_sample(tmp_path, value):
+    joints = moving()
+    joints[6][2, 0, 1, 1] = value
+    folder = sticks(tmp_path / "packed", joints=joints)
+    with pytest.raises(
+        DataError,
+        match=r"sample s06 of .*packed holds NaN or infinite joints \(found in epoch 0, step .*\); run `c2vl-pipeline pack` again",
+    ):
+        train(run(folder, tmp_path / "run", "training.pretrain.batch_size=12"))
+
+
+def test_vectors_that_are_not_finite_are_named_by_their_sample(tmp_path):
+    language = np.random.default_rng(0).normal(size=(COUNT, 4, 5))
+    language[6, 1, 2] = np.inf
+    folder = sticks(tmp_path / "packed", language=language)
+    with pytest.raises(
+        DataError,
+        match=r"sample s06 of .*packed holds NaN or infinite language vectors; run `c2vl-pipeline pack` again",
+    ):
+        train(run(folder, tmp_path / "run"))
 
 
 @pytest.mark.parametrize(("kind", "batch"), [("pretrain", 5), ("pretrain", 12), ("supervised", 5)])
@@ -487,6 +687,74 @@ def test_run_json_says_what_was_run(data, tmp_path):
     assert facts["versions"]["torch"] == torch.__version__
 
 
+# ------------------------------------------------------------------------------------------ histograms
+
+
+def test_histograms_count_every_pair_and_every_non_pair_of_an_epoch(data, tmp_path):
+    train(run(data, tmp_path / "run"))
+    lines = read_histograms(tmp_path / "run")
+    assert [line["epoch"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        assert (line["low"], line["high"]) == (-1.0, 1.0)
+        for kind in ("vision", "language"):
+            assert len(line[f"{kind}/positive"]) == len(line[f"{kind}/negative"]) == BINS
+            assert sum(line[f"{kind}/positive"]) == 2 * 5  # two batches of five
+            assert sum(line[f"{kind}/negative"]) == 2 * 5 * 4
+
+
+def test_histograms_lie_where_the_mean_similarities_are(data, tmp_path):
+    train(run(data, tmp_path / "run"))
+    middles = (np.arange(BINS) + 0.5) * 2 / BINS - 1
+    for line, said in zip(read_histograms(tmp_path / "run"), read_metrics(tmp_path / "run"), strict=True):
+        for name in ("vision/positive", "vision/negative", "language/positive", "language/negative"):
+            assert np.average(middles, weights=line[name]) == pytest.approx(said[name], abs=1 / BINS)
+
+
+def test_histograms_of_long_runs_are_few(data, tmp_path):
+    train(run(data, tmp_path / "run", "training.pretrain.epochs=45"))
+    epochs = [line["epoch"] for line in read_histograms(tmp_path / "run")]
+    assert epochs[0] == 0
+    assert epochs[-1] == 44
+    assert len(epochs) <= 13
+
+
+def test_tensorboard_reads_what_a_resumed_run_wrote(data, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    out = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        train(run(data, out, "training.checkpoint_every=2"), stop_after(3))
+    train(run(data, out, "training.checkpoint_every=2"))
+    board = EventAccumulator(str(out / "tensorboard"), size_guidance={"histograms": 0})
+    board.Reload()
+    said = board.Scalars("loss")
+    assert [event.step for event in said] == [0, 1, 2, 3]
+    assert [event.value for event in said] == pytest.approx([line["loss"] for line in read_metrics(out)])
+    assert [event.step for event in board.Histograms("similarity/vision/positive")] == [0, 1, 2, 3]
+
+
+def test_a_full_disk_ends_a_run_in_one_line(data, tmp_path):
+    script = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
+        "from c2vl_training.cli import main; main()"
+    )
+    words = ["pretrain", "--data", str(data), "--benchmark", "xsub", "--out", str(tmp_path / "run")]
+    words += [
+        "--recipe",
+        "debug",
+        *(w for value in (*BASE, "training.pretrain.epochs=100") for w in ("--set", value)),
+    ]
+    found = subprocess.run(
+        [sys.executable, "-c", script, *words], check=False, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert found.returncode == 1
+    assert "Traceback" not in found.stderr
+    assert len(found.stderr.strip().splitlines()) == 1
+    assert re.search(r"error: File too large: .*; check the path", found.stderr)
+
+
 # ------------------------------------------------------------------------------------------- settings
 
 
@@ -548,12 +816,11 @@ def test_bfloat16_trains_and_is_not_float32(data, tmp_path):
     assert all(t.dtype != torch.bfloat16 for t in tensors(tmp_path / "bfloat16").values())
 
 
-def learner_of(pretraining: Run) -> trainer._Learner:
-    selection = pretraining.packed.select("xsub", "train", trainer._kinds(pretraining))
-    encoder = checkpoint.build_encoder(pretraining.recipe.training.encoder, STICK, 1)
-    return trainer._pretraining(
-        pretraining, encoder, selection, trainer._kinds(pretraining), torch.device("cpu")
-    )
+def learner_of(pretraining: Run) -> learners.Learner:
+    selection = pretraining.packed.select("xsub", "train", trainer.kinds_of(pretraining))
+    learner = trainer.learner_of(pretraining, selection, torch.device("cpu"))[1]
+    assert learner is not None
+    return learner
 
 
 def test_learnable_temperature_has_its_own_group_without_weight_decay(data, tmp_path):
@@ -606,7 +873,7 @@ def test_the_previous_epochs_teacher_is_the_student_as_the_epoch_began(data, tmp
     with torch.no_grad():
         for parameter in learner.model.parameters():
             parameter.add_(1.0)
-    learner.begin_epoch(1, torch.Generator())
+    learner.begin_epoch(1, torch.Generator(), False)
     began = {k: v.clone() for k, v in learner.model.state_dict().items()}
     with torch.no_grad():
         for parameter in learner.model.parameters():
@@ -621,7 +888,7 @@ def test_the_floor_is_the_encoder_as_pretraining_begins_with_it(data, tmp_path, 
 
     def fit(run, learner, *_):
         began.append({k: v.clone() for k, v in learner.model.encoder.state_dict().items()})
-        return {}
+        return {}, 0.0
 
     monkeypatch.setattr(trainer, "fit", fit)
     train(run(data, tmp_path / "run", seed=3), silent)

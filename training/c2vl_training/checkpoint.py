@@ -3,12 +3,20 @@
 run.json                what was run: recipe, seed, data fingerprint, samples, versions, seconds
 checkpoint.safetensors  weights, optimiser and teacher of the last checkpoint: a killed run goes on from it
 encoder.safetensors     the trained encoder; its presence means the run is finished
+projectors.safetensors  of a pre-training: what brings skeletons, crops and captions into one space
 metrics.jsonl           one line an epoch
+histograms.jsonl        similarities of pairs and non-pairs, of some epochs
 left_out.csv            samples that could not take part, and why
+bad_batch.txt           if the loss became NaN: the samples of that batch
+
+A weights file holds its facts as JSON and a sha256 over facts and tensors, which `load` verifies: a flipped bit is
+seen. Nothing here stores the state of a random generator as such: every draw is keyed by seed, epoch and step or
+sample, which the facts hold, so a resumed run draws what the interrupted one would have drawn.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +30,27 @@ from torch import Tensor, nn
 from c2vl_manifests.config import EncoderConfig, InputConfig
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.manifest import commit_file
+from c2vl_manifests.manifest import canonical, commit_file
 from c2vl_training import encoders
 
 CHECKPOINT = "checkpoint.safetensors"
 ENCODER = "encoder.safetensors"
+PROJECTORS = "projectors.safetensors"
+
+
+def _sha256(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    sink = hashlib.sha256(canonical(facts).encode())
+    for name, tensor in sorted(tensors.items()):
+        sink.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sink.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return sink.hexdigest()
 
 
 def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors and JSON facts atomically in one file."""
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # bytes, not save_file: a full disk is then an OSError as everywhere else
-    data = serialise(plain, {"c2vl": json.dumps(facts)})
+    data = serialise(plain, {"c2vl": json.dumps(facts), "sha256": _sha256(plain, facts)})
     commit_file(path, lambda temporary: _write(temporary, data))
 
 
@@ -53,12 +70,20 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     try:
         with safe_open(path, framework="pt") as handle:
-            facts = json.loads((handle.metadata() or {})["c2vl"])
-            return {name: handle.get_tensor(name) for name in handle.keys()}, facts  # noqa: SIM118 - no mapping
+            metadata = handle.metadata() or {}
+            facts = json.loads(metadata["c2vl"])
+            promised = metadata["sha256"]
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"{path}: not a checkpoint of this program ({type(error).__name__}: {str(error)[:100]}); delete it and train again"
         ) from error
+    if (found := _sha256(tensors, facts)) != promised:
+        raise CheckpointError(
+            f"{path}: damaged: its content has the sha256 {found[:12]}…, it was written with {promised[:12]}…; "
+            "put a good copy in its place, or delete it and train again"
+        )
+    return tensors, facts
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -106,7 +131,7 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: 
 class TrainedEncoder:
     """A frozen encoder with what it must be fed."""
 
-    module: nn.Module
+    module: encoders.Encoder
     layout: Layout
     input: InputConfig
     facts: dict[str, Any]
@@ -139,8 +164,7 @@ def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
     path = folder / ENCODER
     tensors, facts = load_finished(folder)
     try:
-        lay, config = facts["layout"], EncoderConfig.model_validate(facts["encoder"])
-        layout = Layout(lay["name"], tuple(lay["names"]), tuple(lay["parents"]), int(lay["dims"]))
+        layout, config = Layout.from_dict(facts["layout"]), EncoderConfig.model_validate(facts["encoder"])
         module = build_encoder(config, layout, int(facts["bodies"]))
         inputs = InputConfig.model_validate(facts["input"])
     except (KeyError, ValueError) as error:
@@ -160,5 +184,6 @@ def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> encoder
         graph=config.graph,
         temporal_kernel=config.temporal_kernel,
         dropout=config.dropout,
-        skip_empty=config.skip_empty,
+        width=config.width,
+        empty_bodies=config.empty_bodies,
     )

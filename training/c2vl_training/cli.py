@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,75 +12,155 @@ from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, applicati
 from c2vl_manifests.terminal import main as run_app
 
 if TYPE_CHECKING:
-    from c2vl_training.trainer import Kind
+    from c2vl_training.trainer import Kind, Run
 
-app = application("Train skeleton encoders on packed data. A killed run goes on from its last checkpoint.")
+app = application(
+    "Train skeleton encoders on packed data. A run that was killed or interrupted goes on by the same command. "
+    "On several GPUs: torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …"
+)
 
 DataOption = Annotated[
     Path,
     typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it)."),
 ]
-BenchmarkOption = Annotated[str, typer.Option("--benchmark", help="xsub, xview, xset, or one of your own.")]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder of the run.")]
+BenchmarkOption = Annotated[
+    str | None,
+    typer.Option(
+        "--benchmark", help="xsub (if the data have it), xview, xset, or one of your own.", show_default=False
+    ),
+]
+OutOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Folder of the run; runs/<dataset>-<benchmark>-<kind>-<seed>.", show_default=False
+    ),
+]
 SeedOption = Annotated[int, typer.Option("--seed", min=0)]
+DryOption = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Print the resolved configuration, parameters, memory and steps; train and write nothing.",
+    ),
+]
 
 
-def _train(
-    kind: Kind, data: Path, benchmark: str, out: Path, recipe: str | None, seed: int, set_: list[str] | None
-) -> None:
+def _resolve(
+    kind: Kind,
+    data: Path,
+    benchmark: str | None,
+    out: Path | None,
+    recipe: str | None,
+    seed: int,
+    set_: list[str] | None,
+) -> Run:
     from c2vl_manifests.config import load_recipe
     from c2vl_manifests.datasets import load_dataset
     from c2vl_training.data import Packed
-    from c2vl_training.trainer import Run, describe, train
+    from c2vl_training.trainer import Run
 
     packed = Packed(data)
-    resolved = load_recipe(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or ())
-    run = Run(kind, packed, resolved, benchmark, seed, out)
-    with Reporter() as emit:
-        result = train(run, emit)
-    say(
-        f"{describe(run)}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
-        f"next: c2vl-eval knn --run {out} --data {data}"
-    )
+    m, overrides = packed.manifest, list(set_ or ())
+    if recipe is None:  # as the work folder was made, its overrides included
+        recipe, overrides = m.recipe or load_dataset(m.dataset).default_recipe, [*m.overrides, *overrides]
+    have = packed.benchmarks()
+    benchmark = benchmark or ("xsub" if "xsub" in have or not have else have[0])
+    out = out or Path("runs") / f"{m.dataset}-{benchmark}-{kind}-{seed}"
+    return Run(kind, packed, load_recipe(recipe, overrides), benchmark, seed, out)
+
+
+def _train(
+    kind: Kind,
+    data: Path,
+    benchmark: str | None,
+    out: Path | None,
+    recipe: str | None,
+    seed: int,
+    set_: list[str] | None,
+    dry_run: bool,
+) -> None:
+    from c2vl_training import plan, ranks
+    from c2vl_training.trainer import describe, train
+
+    with ranks.joined() as rank:
+        run = _resolve(kind, data, benchmark, out, recipe, seed, set_)
+        if dry_run:
+            found = plan.plan(run)
+            if rank == 0:
+                say(json.dumps(plan.resolved(run), indent=1))
+                for line in plan.lines(run, found):
+                    say(line)
+            return
+        with Reporter() as emit:
+            result = train(run, emit)
+        if rank == 0:
+            say(
+                f"{describe(run)}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
+                f"next: c2vl-eval knn --run {run.out} --data {data}"
+            )
 
 
 @app.command()
 def pretrain(
     data: DataOption,
-    benchmark: BenchmarkOption,
-    out: OutOption,
+    benchmark: BenchmarkOption = None,
+    out: OutOption = None,
     recipe: RecipeOption = None,
     seed: SeedOption = 0,
     set_: SetOption = None,
+    dry_run: DryOption = False,
 ) -> None:
     """Pre-train by cross-modal contrastive learning with soft targets; reads no labels."""
-    _train("pretrain", data, benchmark, out, recipe, seed, set_)
+    _train("pretrain", data, benchmark, out, recipe, seed, set_, dry_run)
 
 
 @app.command()
 def supervised(
     data: DataOption,
-    benchmark: BenchmarkOption,
-    out: OutOption,
+    benchmark: BenchmarkOption = None,
+    out: OutOption = None,
     recipe: RecipeOption = None,
     seed: SeedOption = 0,
     set_: SetOption = None,
+    dry_run: DryOption = False,
 ) -> None:
     """Train the same encoder with labels: the ceiling in every table."""
-    _train("supervised", data, benchmark, out, recipe, seed, set_)
+    _train("supervised", data, benchmark, out, recipe, seed, set_, dry_run)
 
 
 @app.command("random")
 def random_(
     data: DataOption,
-    benchmark: BenchmarkOption,
-    out: OutOption,
+    benchmark: BenchmarkOption = None,
+    out: OutOption = None,
     recipe: RecipeOption = None,
     seed: SeedOption = 0,
     set_: SetOption = None,
+    dry_run: DryOption = False,
 ) -> None:
     """Write the encoder as initialised: the floor in every table."""
-    _train("random", data, benchmark, out, recipe, seed, set_)
+    _train("random", data, benchmark, out, recipe, seed, set_, dry_run)
+
+
+@app.command("export")
+def export_(
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="The file; encoder.onnx in the run's folder.", show_default=False),
+    ] = None,
+) -> None:
+    """Write the encoder as one ONNX file: clips (N, C, T, V, M) in, features (N, D) out."""
+    from c2vl_training.export import export
+
+    found = export(run, out or run / "encoder.onnx")
+    C, T, V, M = found.shape[1:]
+    checked = (
+        f"differs from torch by {found.difference:.0e} in onnxruntime"
+        if found.difference == found.difference
+        else "not run: onnxruntime is not installed"
+    )
+    say(f"{found.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {found.dim}); {checked}")
 
 
 def main() -> None:

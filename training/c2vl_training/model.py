@@ -6,6 +6,10 @@ and only their projectors are here. Vision and language have a logit scale each.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import cast
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,7 +27,7 @@ class CrossModal(nn.Module):
         config: projector width and temperature.
     """
 
-    def __init__(self, encoder: Encoder, knowledge: dict[str, int], config: PretrainConfig) -> None:
+    def __init__(self, encoder: Encoder, knowledge: Mapping[str, int], config: PretrainConfig) -> None:
         super().__init__()
         self.encoder = encoder
         self.skeleton = nn.Linear(encoder.dim, config.projector_dim)
@@ -34,10 +38,29 @@ class CrossModal(nn.Module):
             {kind: LogitScale(config.temperature.mode, config.temperature.tau) for kind in knowledge}
         )
 
+    def forward(self, clips: Tensor, vectors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embed a batch of all modalities at once, the one call that several processes have to share.
+
+        Args:
+            clips: Shape (B, C, T, V, M).
+            vectors: kind -> its vectors. Shape (B, K) each.
+
+        Returns:
+            Embeddings (B, D (1 + kinds)), skeletons first, then the kinds in the order of `vectors`; and 1 / tau
+            of each kind.
+        """
+        embedded = [self.skeletons(clips), *(self.knowledge(kind, of) for kind, of in vectors.items())]
+        return torch.cat(embedded, dim=1), {kind: self.scales[kind]() for kind in vectors}
+
     def skeletons(self, clips: Tensor) -> Tensor:
-        """Embed clips. Shape: (B, C, T, V, M) -> (B, D), L2-normalised float32."""
-        return F.normalize(self.skeleton(self.encoder(clips)).float(), dim=1)
+        """Embed clips. Shape: (B, C, T, V, M) -> (B, D), L2-normalised float32 (float64 of a float64 model)."""
+        return _unit(self.skeleton(self.encoder(clips)))
 
     def knowledge(self, kind: str, vectors: Tensor) -> Tensor:
-        """Embed vision or language vectors. Shape: (B, K) -> (B, D), L2-normalised float32."""
-        return F.normalize(self.projectors[kind](vectors).float(), dim=1)
+        """Embed vision or language vectors. Shape: (B, K) -> (B, D), L2-normalised as the skeletons are."""
+        weight = cast("Tensor", self.projectors[kind].weight)
+        return _unit(self.projectors[kind](vectors.to(weight.dtype)))
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)

@@ -2,36 +2,43 @@
 
 A run is a folder. It is finished when `encoder.safetensors` is there; a killed one goes on from its last
 checkpoint and ends, on a CPU, with bitwise the weights of an uninterrupted run, because every draw is keyed by
-seed and epoch.
+seed, epoch and step or sample. Ctrl-C and SIGTERM end the present step, leave a checkpoint in the middle of the
+epoch, and lose nothing.
 """
 
 from __future__ import annotations
 
-import copy
 import csv
 import io
 import json
+import signal
+import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from types import FrameType
+from typing import Any, Literal, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from c2vl_manifests.config import Constant, Cosine, Optimiser, Recipe, targets_name
+from c2vl_manifests.config import Recipe, targets_name
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text, fingerprint
-from c2vl_training import checkpoint, objective, schedule
-from c2vl_training.data import Clips, Knowledge, Packed, Selection, draw
-from c2vl_training.model import CrossModal
+from c2vl_training import checkpoint, learners, ranks, schedule
+from c2vl_training.data import Clips, Draws, Packed, Selection, draw
+from c2vl_training.encoders import Encoder
+from c2vl_training.learners import Learner, generator_of, key_of
+from c2vl_training.log import Counts, Log, Metrics, add, read_metrics
+
+__all__ = ["Kind", "Result", "Run", "describe", "device_of", "fit", "read_metrics", "refuse_other", "train"]
 
 Kind = Literal["pretrain", "supervised", "random"]
-Metrics = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -46,12 +53,15 @@ class Run:
     out: Path
 
     def facts(self) -> dict[str, Any]:
-        """What is saved beside the weights and must be equal for a resume."""
+        """What is saved beside the weights and must be equal for a resume.
+
+        How many processes share the run is not among it: their number changes rounding and nothing else.
+        """
         training = self.recipe.training
         part = {"pretrain": training.pretrain, "supervised": training.supervised, "random": None}[self.kind]
         m = self.packed.manifest
         return {
-            "format": 1,
+            "format": 2,
             "kind": self.kind,
             "benchmark": self.benchmark,
             "seed": self.seed,
@@ -68,7 +78,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run."""
+    """A finished run; `seconds` are those of all its legs."""
 
     out: Path
     epochs: int
@@ -81,7 +91,12 @@ class Result:
 def device_of(name: str) -> torch.device:
     """Resolve `auto`; raises ConfigError for a device this machine lacks."""
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        # each process of a run has its own GPU: `ranks.joined` chose it
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -95,147 +110,259 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def _key(seed: int, epoch: int) -> int:
-    return (seed * 1_000_003 + epoch) % (1 << 63)
-
-
-def _generator(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_key(seed, epoch))
-
-
 # ------------------------------------------------------------------------------------------------ loop
 
 
 @dataclass
-class _Learner:
-    """What the loop trains: a model, what it returns for a batch, and what happens around an epoch."""
+class _Position:
+    """How far a run has come: all that a checkpoint holds besides tensors and the facts of the run."""
 
-    model: nn.Module
-    groups: list[dict[str, Any]]
-    optimiser: Optimiser
-    epochs: int
-    batch_size: int
-    begin_epoch: Callable[[int, torch.Generator], None]
-    loss: Callable[[Tensor, Tensor, int], tuple[Tensor, Metrics]]
-    """(clips (B, C, T, V, M), their places in the selection (B,), epoch) -> loss and figures for the log."""
-    after_step: Callable[[], None] = lambda: None
-    extra: nn.Module | None = None
-    """A teacher: checkpointed, not optimised."""
+    epochs_done: int = 0
+    steps_done: int = 0
+    """Steps of the epoch after those; 0 except after an interrupt."""
+    sums: Metrics = field(default_factory=dict)
+    """Figures of those steps, added up."""
+    counts: Counts = field(default_factory=dict)
+    epoch_seconds: float = 0.0
+    seconds: float = 0.0
 
 
 def fit(
-    run: Run, learner: _Learner, clips: Clips, selection: Selection, device: torch.device, emit: Emit
-) -> Metrics:
-    """Train to the last epoch, from the last checkpoint if there is one. Returns the last epoch's figures.
+    run: Run,
+    learner: Learner,
+    clips: Clips,
+    selection: Selection,
+    device: torch.device,
+    emit: Emit,
+) -> tuple[Metrics, float]:
+    """Train to the last epoch, from the last checkpoint if there is one.
+
+    Returns:
+        The last epoch's figures, and the seconds of training, those of earlier legs included.
 
     Raises:
         CheckpointError: the folder holds a run of another configuration.
-        C2VLError: the loss became NaN (step, samples and last good checkpoint are named).
+        C2VLError: the loss became NaN (step, samples and last good checkpoint are named), or another process died.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    config, total = run.recipe.training, len(clips)
+    config, total, o = run.recipe.training, len(clips), learner.optimiser
+    check_batch(run, learner, total)
+    optimiser = torch.optim.SGD(
+        learner.groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0
+    )
+    at = _resume(run, learner, optimiser, emit)
+    ranks.check_equal([at.epochs_done, at.steps_done, total], "run or data", device)
+    before, started = at.seconds, time.monotonic()
+    log = Log(run.out, at.epochs_done) if ranks.rank() == 0 else None
+    metrics: Metrics = log.last if log else {}
+    label = run.out.name
+    emit(Progress(label, at.epochs_done, learner.epochs, "epochs"))
+    with _interrupts() as interrupted, ranks.together(lambda: _remedy(run)):
+        while at.epochs_done < learner.epochs:
+            stop = _epoch(run, learner, optimiser, clips, selection, device, at, interrupted)
+            at.seconds = before + time.monotonic() - started
+            if stop:
+                _save(run, learner, optimiser, at)
+                emit(
+                    Note(f"{label}: interrupted in epoch {at.epochs_done} after step {at.steps_done}; saved")
+                )
+                raise KeyboardInterrupt
+            epoch, steps = at.epochs_done, total // learner.batch_size
+            metrics = {name: value / steps for name, value in at.sums.items()}
+            metrics |= {"lr": optimiser.param_groups[0]["lr"], "seconds": at.epoch_seconds}
+            if log:  # before the checkpoint: a resume drops lines of epochs it repeats
+                log.write(epoch, metrics, at.counts)
+            at = _Position(epoch + 1, seconds=at.seconds)
+            last = at.epochs_done == learner.epochs
+            stop = ranks.agree(interrupted(), device) and not last
+            if stop or last or at.epochs_done % config.checkpoint_every == 0:
+                _save(run, learner, optimiser, at)
+            shown = {k: v for k, v in metrics.items() if k in {"loss", "alpha", "accuracy"}}
+            emit(Progress(label, at.epochs_done, learner.epochs, "epochs", shown))
+            if stop:
+                emit(Note(f"{label}: interrupted after epoch {epoch}; saved"))
+                raise KeyboardInterrupt
+    if log:
+        log.close()
+    return metrics, at.seconds
+
+
+def check_batch(run: Run, learner: Learner, total: int) -> None:
+    """Raise ConfigError unless the batch fits the split and the processes."""
     if learner.batch_size > total:
         raise ConfigError(
             f"training.{run.kind}.batch_size = {learner.batch_size} is larger than the {total} usable training samples; "
             f"choose a smaller one by --set training.{run.kind}.batch_size={max(2, total // 4)}"
         )
-    o = learner.optimiser
-    optimiser = torch.optim.SGD(
-        learner.groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0
-    )
-    first = _resume(run, learner, optimiser, emit)
+    ranks.share(learner.batch_size)
+
+
+def _epoch(
+    run: Run,
+    learner: Learner,
+    optimiser: torch.optim.Optimizer,
+    clips: Clips,
+    selection: Selection,
+    device: torch.device,
+    at: _Position,
+    interrupted: Callable[[], bool],
+) -> bool:
+    """Take the steps of one epoch that are left. Returns True if it was interrupted before its last step."""
+    config, o, total, epoch = run.recipe.training, learner.optimiser, len(clips), at.epochs_done
     steps = total // learner.batch_size
-    log = _Log(run.out, first)
-    metrics: Metrics = log.last
-    label = run.out.name
-    emit(Progress(label, first, learner.epochs, "epochs"))
-    for epoch in range(first, learner.epochs):
-        started = time.monotonic()
-        generator = _generator(run.seed, epoch)
-        order = torch.randperm(total, generator=generator)
-        draws = draw(total, config.input, generator)
-        torch.manual_seed(_key(run.seed, epoch))  # dropout draws from the global generator
-        learner.begin_epoch(epoch, generator)
-        learner.model.train()
-        sums: dict[str, float] = {}
-        for step in range(steps):
-            at = slice(step * learner.batch_size, (step + 1) * learner.batch_size)
-            rows = order[at].to(device)
-            rate = schedule.learning_rate_at(
-                epoch * steps + step, steps, o.lr, o.warmup_epochs, o.milestones, o.gamma
-            )
-            for group in optimiser.param_groups:
-                group["lr"] = rate * group["factor"]
-            batch = clips.train(rows, draws.take(at))
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-                loss, figures = learner.loss(batch, rows, epoch)
-            if not torch.isfinite(loss):
-                _stop(run, epoch, step, selection, order[at])
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if o.clip_norm is not None:
-                nn.utils.clip_grad_norm_(learner.model.parameters(), o.clip_norm)
-            optimiser.step()
-            learner.after_step()
-            for name, value in ({"loss": float(loss.detach())} | figures).items():
-                sums[name] = sums.get(name, 0.0) + value
-        metrics = {name: value / steps for name, value in sums.items()}
-        metrics |= {"lr": rate, "seconds": time.monotonic() - started}
-        last = epoch + 1 == learner.epochs
-        log.write(epoch, metrics)  # before the checkpoint: a resume drops lines of epochs it repeats
-        if last or (epoch + 1) % config.checkpoint_every == 0:
-            if not _finite(learner.model):  # the last step broke them after its loss was seen
-                _stop(run, epoch, steps - 1, selection, order[at])
-            _save(run, learner, optimiser, epoch + 1)
-        emit(
-            Progress(
-                label,
-                epoch + 1,
-                learner.epochs,
-                "epochs",
-                {k: v for k, v in metrics.items() if k in {"loss", "alpha", "accuracy"}},
-            )
+    started, already = time.monotonic(), at.epoch_seconds
+    generator = generator_of(run.seed, epoch)
+    order = torch.randperm(total, generator=generator)
+    draws = draw(total, config.input, generator)
+    learner.begin_epoch(epoch, generator, at.steps_done > 0)
+    learner.model.train()
+    for step in range(at.steps_done, steps):
+        places = order[step * learner.batch_size : (step + 1) * learner.batch_size]
+        rate = schedule.learning_rate_at(
+            epoch * steps + step, steps, o.lr, o.warmup_epochs, o.milestones, o.gamma
         )
-    log.close()
-    return metrics
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["factor"]
+        # dropout draws from the global generator, on each rank for other samples
+        torch.manual_seed(key_of(run.seed, epoch, step, ranks.rank()))
+        batch = _batch(clips, ranks.mine(places), draws, device)
+        if config.precision == "float64":
+            batch = batch.double()
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
+            told = learner.loss(batch, places.to(device), epoch)
+        if not torch.isfinite(told.loss):
+            _stop(run, epoch, step, selection, places)
+        optimiser.zero_grad(set_to_none=True)
+        told.loss.backward()
+        if o.clip_norm is not None:
+            nn.utils.clip_grad_norm_(learner.model.parameters(), o.clip_norm)
+        optimiser.step()
+        learner.after_step()
+        for name, value in ({"loss": float(told.loss.detach())} | told.figures).items():
+            at.sums[name] = at.sums.get(name, 0.0) + value
+        add(at.counts, told.counts)
+        at.steps_done, at.epoch_seconds = step + 1, already + time.monotonic() - started
+        stop = ranks.agree(interrupted(), device) and step + 1 < steps
+        ends = step + 1 == steps and (
+            epoch + 1 == learner.epochs or (epoch + 1) % config.checkpoint_every == 0
+        )
+        if (stop or ends) and not _finite(learner.model):  # the last step broke them after its loss was seen
+            _stop(run, epoch, step, selection, places)
+        if stop:
+            return True
+    return False
+
+
+def _batch(clips: Clips, places: Tensor, draws: Draws, device: torch.device) -> Tensor:
+    return clips.train(places.to(device), draws.take(places))
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Make of Ctrl-C and SIGTERM a wish that the loop asks for; a second Ctrl-C of a lone process is obeyed at once."""
+    wishes: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+
+    def wish(number: int, frame: FrameType | None) -> None:
+        if wishes and number == signal.SIGINT and ranks.size() == 1:
+            raise KeyboardInterrupt
+        wishes.append(number)
+
+    before = {number: signal.signal(number, wish) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(wishes)
+    except BaseException:
+        if (
+            ranks.size() > 1
+        ):  # torchrun now ends all processes by SIGTERM, and one of them has something to say
+            before.clear()
+        raise
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _finite(model: nn.Module) -> bool:
     return all(bool(torch.isfinite(t).all()) for t in model.state_dict().values())
 
 
-def _stop(run: Run, epoch: int, step: int, selection: Selection, places: Tensor) -> None:
-    rows = selection.rows[places[:5].numpy()]
-    ids = ", ".join(run.packed.sample_ids(rows))
-    kept = run.out / checkpoint.CHECKPOINT
-    good = f"the last good checkpoint is {kept}" if kept.is_file() else "there is no checkpoint yet"
+def _stop(run: Run, epoch: int, step: int, selection: Selection, places: Tensor) -> NoReturn:
+    """Say which batch broke the run, and whether its data did."""
+    ids = run.packed.sample_ids(selection.rows[places.numpy()])
+    listed = run.out / "bad_batch.txt"
+    if ranks.rank() == 0:
+        commit_text(listed, "\n".join(ids) + "\n")
+    where = f"in epoch {epoch}, step {step}"
+    for name, row in zip(ids, selection.rows[places.numpy()], strict=True):
+        if not np.isfinite(run.packed.joints[run.packed.offsets[row] : run.packed.offsets[row + 1]]).all():
+            raise DataError(
+                f"sample {name} of {run.packed.folder} holds NaN or infinite joints (found {where}); "
+                "run `c2vl-pipeline pack` again; " + _remedy(run)
+            )
     raise C2VLError(
-        f"the loss or the weights became NaN or infinite in epoch {epoch}, step {step} (samples {ids}, …); {good}; "
+        f"the loss or the weights became NaN or infinite {where} (samples {', '.join(ids[:5])}, …: all {len(ids)} in {listed}); "
+        f"{_kept(run)}; "
         f"lower the learning rate, e.g. --set training.{run.kind}.optimiser.lr=0.03, or clip gradients by optimiser.clip_norm=1"
     )
 
 
-def _save(run: Run, learner: _Learner, optimiser: torch.optim.Optimizer, epochs_done: int) -> None:
+def _kept(run: Run) -> str:
+    kept = run.out / checkpoint.CHECKPOINT
+    return f"the last good checkpoint is {kept}" if kept.is_file() else "there is no checkpoint yet"
+
+
+def _remedy(run: Run) -> str:
+    """Say from where the same command would go on."""
+    kept = run.out / checkpoint.CHECKPOINT
+    return f"the same command goes on from {kept}" if kept.is_file() else "the same command begins anew"
+
+
+def _save(run: Run, learner: Learner, optimiser: torch.optim.Optimizer, at: _Position) -> None:
+    if ranks.rank():
+        return
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
     tensors |= checkpoint.optimiser_tensors(optimiser)
     if learner.extra is not None:
         tensors |= {f"teacher.{k}": v for k, v in learner.extra.state_dict().items()}
-    checkpoint.save(run.out / checkpoint.CHECKPOINT, tensors, {**run.facts(), "epochs_done": epochs_done})
+    facts = run.facts() | vars(at) | {"made_by": _made_by()}
+    checkpoint.save(run.out / checkpoint.CHECKPOINT, tensors, facts)
 
 
-def _resume(run: Run, learner: _Learner, optimiser: torch.optim.Optimizer, emit: Emit) -> int:
-    """Load the last checkpoint of this very run; returns how many epochs are done."""
+def _made_by() -> dict[str, Any]:
+    """Return what may change the last digits of a run and is no reason to refuse to go on."""
+    return {name: version(name) for name in ("c2vl", "torch", "numpy")} | {
+        "threads": torch.get_num_threads(),
+        "processes": ranks.size(),
+    }
+
+
+def _resume(run: Run, learner: Learner, optimiser: torch.optim.Optimizer, emit: Emit) -> _Position:
+    """Load the last checkpoint of this very run; returns where it stands."""
     path = run.out / checkpoint.CHECKPOINT
     if not path.is_file():
-        return 0
+        return _Position()
     tensors, facts = checkpoint.load(path)
     refuse_other(run, facts, path)
     checkpoint.restore(learner.model, tensors, "model.", path)
     checkpoint.restore_optimiser(optimiser, tensors)
     if learner.extra is not None:
         checkpoint.restore(learner.extra, tensors, "teacher.", path)
-    done = int(facts["epochs_done"])
-    emit(Note(f"{run.out.name}: going on after epoch {done} of {learner.epochs}"))
-    return done
+    try:
+        at = _Position(**{name: facts[name] for name in vars(_Position())})
+    except KeyError as error:
+        raise CheckpointError(f"{path}: does not say {error}; delete it and train again") from error
+    for name, there, here in _differences(facts.get("made_by", {}), _made_by(), ""):
+        emit(
+            Note(
+                f"{path} was made with {name} {there}, this process has {here}: the run goes on, its last digits may differ",
+                "warning",
+            )
+        )
+    within = f" and {at.steps_done} steps" if at.steps_done else ""
+    emit(Note(f"{run.out.name}: going on after epoch {at.epochs_done}{within} of {learner.epochs}"))
+    return at
 
 
 def refuse_other(run: Run, facts: dict[str, Any], path: Path) -> None:
@@ -254,28 +381,6 @@ def _differences(there: Any, here: Any, place: str) -> list[tuple[str, Any, Any]
     return [] if there == here else [(place, there, here)]
 
 
-class _Log:
-    """metrics.jsonl and TensorBoard; epochs after the one a resume begins with are dropped."""
-
-    def __init__(self, folder: Path, first: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
-
-        self._path = folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(folder) if line["epoch"] < first]
-        commit_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self.last: Metrics = {k: v for k, v in kept[-1].items() if k != "epoch"} if kept else {}
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first)
-
-    def write(self, epoch: int, metrics: Metrics) -> None:
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps({"epoch": epoch, **metrics}) + "\n")
-        for name, value in metrics.items():
-            self._board.add_scalar(name, value, epoch)
-
-    def close(self) -> None:
-        self._board.close()
-
-
 # ------------------------------------------------------------------------------------------------ runs
 
 
@@ -288,15 +393,18 @@ def train(run: Run, emit: Emit = silent) -> Result:
         ConfigError, DataError, CheckpointError: in one line each.
     """
     run.out.mkdir(parents=True, exist_ok=True)
+    first = ranks.rank() == 0
+    emit = emit if first else silent
     done = run.out / checkpoint.ENCODER
     if done.is_file():
         refuse_other(run, checkpoint.load(done)[1], done)
         return _read_result(run)
     device = device_of(run.recipe.training.device)
     started = time.monotonic()
-    kinds = _kinds(run) if run.kind == "pretrain" else ()
-    selection = run.packed.select(run.benchmark, "train", kinds)
-    _write_left_out(run.out, selection)
+    config = run.recipe.training
+    selection = run.packed.select(run.benchmark, "train", kinds_of(run))
+    if first:
+        _write_left_out(run.out, selection)
     if selection.left_out:
         emit(
             Note(
@@ -304,34 +412,39 @@ def train(run: Run, emit: Emit = silent) -> Result:
                 "warning",
             )
         )
-    clips = Clips(run.packed, selection.rows, run.recipe.training.input, device)
-    torch.manual_seed(run.seed)
-    encoder = checkpoint.build_encoder(
-        run.recipe.training.encoder, run.packed.layout, run.packed.manifest.bodies
-    )
-    epochs, last = 0, {}
-    if run.kind == "pretrain":
-        learner = _pretraining(run, encoder, selection, kinds, device)
-        epochs, last = learner.epochs, fit(run, learner, clips, selection, device, emit)
-    elif run.kind == "supervised":
-        learner = _supervision(run, encoder, selection, device)
-        epochs, last = learner.epochs, fit(run, learner, clips, selection, device, emit)
-    result = Result(
-        run.out,
-        epochs,
-        round(time.monotonic() - started, 2),
-        len(selection.rows),
-        len(selection.left_out),
-        last,
-    )
-    _write_run(run, result, encoder)
-    checkpoint.save_encoder(run.out, encoder, run.facts())
+    clips = Clips(run.packed, selection.rows, config.input, device)
+    encoder, learner = learner_of(run, selection, device)
+    epochs, seconds = 0, time.monotonic() - started
+    last: Metrics = {}
+    if learner is not None:
+        epochs, (last, seconds) = learner.epochs, fit(run, learner, clips, selection, device, emit)
+    result = Result(run.out, epochs, round(seconds, 2), len(selection.rows), len(selection.left_out), last)
+    if first:
+        _write_run(run, result, encoder)
+        if learner is not None and (kept := learner.finished()):
+            checkpoint.save(run.out / checkpoint.PROJECTORS, kept, run.facts())
+        checkpoint.save_encoder(run.out, encoder, run.facts())
     return result
 
 
-def _kinds(run: Run) -> tuple[str, ...]:
-    knowledge = run.recipe.training.pretrain.knowledge
-    return ("vision", "language") if knowledge == "both" else (knowledge,)
+def kinds_of(run: Run) -> tuple[str, ...]:
+    """Return the kinds of knowledge that a run listens to."""
+    return learners.kinds_of(run.recipe.training.pretrain) if run.kind == "pretrain" else ()
+
+
+def learner_of(run: Run, selection: Selection, device: torch.device) -> tuple[Encoder, Learner | None]:
+    """Return the encoder as initialised by the seed, and what trains it (nothing, for the floor)."""
+    config, packed = run.recipe.training, run.packed
+    torch.manual_seed(run.seed)
+    encoder = checkpoint.build_encoder(config.encoder, packed.layout, packed.manifest.bodies)
+    dtype = torch.float64 if config.precision == "float64" else torch.float32
+    if run.kind == "pretrain":
+        return encoder, learners.pretraining(
+            packed, config.pretrain, run.seed, encoder, selection, device, dtype
+        )
+    if run.kind == "supervised":
+        return encoder, learners.supervision(packed, config.supervised, encoder, selection, device, dtype)
+    return encoder, None
 
 
 def _write_left_out(folder: Path, selection: Selection) -> None:
@@ -352,6 +465,7 @@ def _write_run(run: Run, result: Result, encoder: nn.Module) -> None:
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "device": str(device_of(run.recipe.training.device)),
         "threads": torch.get_num_threads(),
+        "processes": ranks.size(),
         "versions": {name: version(name) for name in ("c2vl", "torch", "numpy")},
         "fingerprint": fingerprint(run.facts()),
         "last": result.last,
@@ -371,131 +485,9 @@ def _read_result(run: Run) -> Result:
         ) from error
 
 
-def _groups(parameters: list[nn.Parameter], o: Optimiser) -> list[dict[str, Any]]:
-    return [{"params": parameters, "weight_decay": o.weight_decay, "factor": 1.0}]
-
-
-def _pretraining(
-    run: Run, encoder: Any, selection: Selection, kinds: tuple[str, ...], device: torch.device
-) -> _Learner:
-    """Set up Section III-D: projectors, knowledge from disk, soft targets, teacher."""
-    config = run.recipe.training.pretrain
-    knowledge = {kind: Knowledge(run.packed, selection.rows, kind, config) for kind in kinds}
-    model = CrossModal(encoder, {kind: k.dim for kind, k in knowledge.items()}, config).to(device)
-    soft = objective.Targets(**config.targets.model_dump(exclude={"alpha"}))
-    pairs = (
-        _pairing(len(selection.rows), run.seed)
-        if config.pairs == "shuffled"
-        else torch.arange(len(selection.rows))
-    )
-    present: dict[str, Tensor] = {}
-    state: dict[str, Any] = {"alpha": 1.0}
-    teacher = None if config.teacher == "self" else copy.deepcopy(model).eval().requires_grad_(False)
-
-    def begin_epoch(epoch: int, generator: torch.Generator) -> None:
-        state["alpha"] = _alpha(config.targets, epoch, config.epochs)
-        for kind, source in knowledge.items():
-            present[kind] = source.epoch(generator)[pairs].to(device)
-        if teacher is not None and config.teacher == "previous_epoch":
-            teacher.load_state_dict(model.state_dict())
-
-    def embed(
-        network: CrossModal, clips: Tensor, rows: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        sides = [
-            network.knowledge(kind, present[kind][rows]) if kind in present else None
-            for kind in ("vision", "language")
-        ]
-        return network.skeletons(clips), sides[0], sides[1]
-
-    def loss(clips: Tensor, rows: Tensor, epoch: int) -> tuple[Tensor, Metrics]:
-        S, V, L = embed(model, clips, rows)
-        guide = None
-        if teacher is not None:
-            with torch.no_grad():
-                guide = embed(teacher, clips, rows)
-        scales = {kind: model.scales[kind]() for kind in kinds}
-        parts = objective.loss(
-            S, V, L, targets=soft, alpha=state["alpha"],
-            scale_v=scales.get("vision", 1.0), scale_l=scales.get("language", 1.0), teacher=guide,
-        )  # fmt: skip
-        figures = {"alpha": float(state["alpha"])}
-        figures |= {f"tau/{kind}": 1 / float(scale.detach()) for kind, scale in scales.items()}
-        figures |= {name: float(v) for name, v in (parts.parts | parts.similarity).items()}
-        return parts.total, figures
-
-    @torch.no_grad()
-    def after_step() -> None:
-        if teacher is not None and config.teacher == "ema":
-            for mine, theirs in zip(teacher.state_dict().values(), model.state_dict().values(), strict=True):
-                if mine.is_floating_point():
-                    mine.lerp_(theirs, 1 - config.ema)
-                else:
-                    mine.copy_(theirs)
-
-    o, t = config.optimiser, config.temperature
-    scales = [p for kind in kinds for p in model.scales[kind].parameters()]
-    own = {id(p) for p in scales}
-    groups = _groups([p for p in model.parameters() if id(p) not in own], o)
-    if scales:
-        groups.append({"params": scales, "weight_decay": 0.0, "factor": t.lr / o.lr})
-    return _Learner(
-        model, groups, o, config.epochs, config.batch_size, begin_epoch, loss, after_step, teacher
-    )
-
-
-def _alpha(targets: Any, epoch: int, epochs: int) -> float:
-    plan = getattr(targets, "alpha", None)
-    if isinstance(plan, Cosine):
-        return schedule.alpha(epoch, epochs, plan.start, plan.end)
-    return plan.value if isinstance(plan, Constant) else 1.0
-
-
-def _pairing(count: int, seed: int) -> Tensor:
-    """A permutation without fixed points: each sample gets another one's knowledge, the same in every epoch."""
-    order = torch.randperm(count, generator=_generator(seed, -1 % (1 << 20)))
-    partner = torch.empty_like(order)
-    partner[order] = order.roll(1)
-    return partner
-
-
-def _supervision(run: Run, encoder: Any, selection: Selection, device: torch.device) -> _Learner:
-    """Set up the ceiling: the same encoder, clips and augmentation, with labels."""
-    config = run.recipe.training.supervised
-    labels = torch.from_numpy(run.packed.labels()[selection.rows]).to(device)
-    if (labels < 0).any():
-        raise DataError(
-            f"{int((labels < 0).sum())} of {len(labels)} training samples have no label; the supervised control needs all of them"
-        )
-    head = nn.Linear(encoder.dim, max(len(run.packed.manifest.classes), int(labels.max()) + 1))
-    model = nn.Sequential(encoder, head).to(device)
-
-    def loss(clips: Tensor, rows: Tensor, epoch: int) -> tuple[Tensor, Metrics]:
-        logits = model(clips).float()
-        value = F.cross_entropy(logits, labels[rows])
-        return value, {"accuracy": float((logits.argmax(1) == labels[rows]).float().mean())}
-
-    groups = _groups(list(model.parameters()), config.optimiser)
-    return _Learner(
-        model, groups, config.optimiser, config.epochs, config.batch_size, lambda epoch, generator: None, loss
-    )
-
-
 def describe(run: Run) -> str:
     """Name what a run trains with, for tables: targets, knowledge and pairs of a pre-training."""
     if run.kind != "pretrain":
         return run.kind
     p = run.recipe.training.pretrain
     return f"{targets_name(p.targets)}, {p.knowledge}{', shuffled pairs' if p.pairs == 'shuffled' else ''}"
-
-
-def read_metrics(folder: Path) -> list[Metrics]:
-    """Return the epochs of a run's metrics.jsonl; a line that a kill tore is skipped."""
-    path = folder / "metrics.jsonl"
-    found: list[Metrics] = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    return found

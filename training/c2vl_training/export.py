@@ -1,0 +1,139 @@
+"""A trained encoder as one ONNX file, for whoever has no torch."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from c2vl_manifests.errors import ConfigError, EngineError
+from c2vl_manifests.manifest import commit_file
+from c2vl_training import checkpoint
+from c2vl_training.encoders.parts import OneByOne
+
+OPSET = 18
+INPUT, OUTPUT = "clips", "features"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written: an input (N, C, T, V, M) with any N, an output (N, D)."""
+
+    path: Path
+    shape: tuple[int, ...]
+    dim: int
+    difference: float
+    """Largest difference of a feature between the encoder and the exported graph, over the largest feature."""
+
+
+class _Plain(nn.Module):
+    """An encoder in eval mode as a graph without choices that depend on the data.
+
+    Bodies do not meet in eval mode, so computing the empty ones changes no feature; where they are left out of the
+    mean over bodies, a mask leaves them out.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.leave_out = isinstance(encoder, OneByOne) and encoder.empty_bodies == "leave_out"
+        if isinstance(encoder, OneByOne):
+            encoder.empty_bodies = "compute"
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Shape: (N, C, T, V, M) -> (N, D)."""
+        if not self.leave_out:
+            features: Tensor = self.encoder(clips)
+            return features
+        assert isinstance(self.encoder, OneByOne)
+        N, M = clips.shape[0], clips.shape[4]
+        each = self.encoder.encode(self.encoder._normalised(clips, None), None).view(N, M, -1)
+        there = clips.abs().amax(dim=(1, 2, 3)).gt(0)
+        first = torch.arange(M, device=clips.device) == 0
+        share = (there | first).to(each.dtype)  # a clip of nobody keeps its first body
+        return (each * share[:, :, None]).sum(dim=1) / share.sum(dim=1, keepdim=True)
+
+
+def export(run: Path, out: Path) -> Exported:
+    """Write the encoder of a finished run as ONNX, opset 18, float32.
+
+    What a clip must be is in the file's metadata under `c2vl`: layout, stream, frames, window, and the facts of the
+    run. The graph is run once by onnxruntime, where that is installed, and compared.
+
+    Args:
+        run: folder of a finished run.
+        out: where to write.
+
+    Raises:
+        CheckpointError: no finished run there.
+        EngineError: `onnx` or `onnxscript` is not installed.
+        ConfigError: the encoder cannot be exported, or the exported graph does not give its features.
+    """
+    for package in ("onnx", "onnxscript"):
+        if find_spec(package) is None:
+            raise EngineError(f"export needs the package {package}; pip install 'c2vl[onnx]'")
+    import onnx
+
+    trained = checkpoint.load_encoder(run, torch.device("cpu"))
+    layout, bodies = trained.layout, int(trained.facts["bodies"])
+    shape = (2, layout.dims, trained.input.frames, layout.joints, bodies)
+    clips = torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 2
+    clips[1, ..., 1:] = 0  # a clip of one person
+    with torch.inference_mode():
+        wanted = trained.module(clips)
+    plain = _Plain(trained.module).eval()
+    program = _program(plain, clips, run)
+    model: Any = program.model_proto
+    facts = {k: v for k, v in trained.facts.items() if k != "config"}
+    for key, value in {"c2vl": json.dumps(facts), "input": "N C T V M: metres"}.items():
+        model.metadata_props.add(key=key, value=value)
+    data = model.SerializeToString()
+    onnx.checker.check_model(model)
+    difference = _difference(data, clips, wanted)
+    if difference > 1e-4:
+        raise ConfigError(
+            f"the exported graph of {run} differs from the encoder by {difference:.1e} of its largest feature; "
+            "install the versions of torch, onnx and onnxscript that constraints.txt names"
+        )
+    commit_file(out, lambda temporary: _write(temporary, data))
+    return Exported(out, shape, int(wanted.shape[1]), difference)
+
+
+def _program(plain: nn.Module, clips: Tensor, run: Path) -> Any:
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    logging.getLogger("onnxscript").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        try:
+            return torch.onnx.export(
+                plain, (clips,), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
+                dynamic_shapes=({0: torch.export.Dim("batch")},), opset_version=OPSET, external_data=False,
+                verbose=False,
+            )  # fmt: skip
+        except torch.onnx.errors.OnnxExporterError as error:
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise ConfigError(f"the encoder of {run} cannot be exported to ONNX ({first[:160]})") from error
+
+
+def _difference(data: bytes, clips: Tensor, wanted: Tensor) -> float:
+    """Compare with onnxruntime; NaN, which is never too large, where that is not installed."""
+    if find_spec("onnxruntime") is None:
+        return float("nan")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    (found,) = session.run([OUTPUT], {INPUT: clips.numpy()})
+    return float((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max())
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.write_bytes(data)

@@ -1,0 +1,142 @@
+"""What a run tells while it trains: metrics.jsonl, histograms.jsonl and TensorBoard's event file.
+
+Everything is written at once and by the thread that trains, so a full disk is an OSError like any other and ends the
+run in one line. Lines of epochs that a resumed run repeats are dropped first.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from c2vl_manifests.manifest import commit_text
+
+Metrics = dict[str, float]
+Counts = dict[str, list[int]]
+"""`vision/positive`, `language/negative`, ... -> how many similarities lie in each of `BINS` equal bins of [-1, 1]."""
+
+METRICS = "metrics.jsonl"
+HISTOGRAMS = "histograms.jsonl"
+BINS = 80
+
+
+def histogram_epoch(epoch: int, epochs: int) -> bool:
+    """Whether the similarities of an epoch are counted: the first one, the last one, and ten evenly between."""
+    return epoch in {0, epochs - 1} or (epoch + 1) % max(1, epochs // 10) == 0
+
+
+@torch.no_grad()
+def count_similarities(S: Tensor, K: Tensor) -> tuple[list[int], list[int]]:
+    """Count the similarities of pairs and of non-pairs in `BINS` bins of [-1, 1] (Fig. 4-5).
+
+    Shape: (B, D), (B, D) -> (BINS,), (BINS,)
+    """
+    similarity = (S.float() @ K.float().T).clamp_(-1, 1)
+    every = similarity.histc(BINS, -1, 1)
+    pairs = similarity.diagonal().histc(BINS, -1, 1)
+    return pairs.int().tolist(), (every - pairs).int().tolist()
+
+
+def add(counts: Counts, more: Mapping[str, list[int]]) -> None:
+    """Add counts in place."""
+    for name, found in more.items():
+        before = counts.get(name, [0] * len(found))
+        counts[name] = [a + b for a, b in zip(before, found, strict=True)]
+
+
+def read_metrics(folder: Path) -> list[Metrics]:
+    """Return the epochs of a run's metrics.jsonl; a line that a kill tore is skipped."""
+    return _read(folder / METRICS)
+
+
+def read_histograms(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of a run's histograms.jsonl: `epoch`, `low`, `high`, and counts by kind (see `Counts`)."""
+    return _read(folder / HISTOGRAMS)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            continue
+    return found
+
+
+class Log:
+    """The log of one run from epoch `first` on; `last` is what the epoch before it said."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        self._folder = folder
+        kept = [line for line in read_metrics(folder) if line["epoch"] < first]
+        _rewrite(folder / METRICS, kept)
+        if (folder / HISTOGRAMS).is_file():
+            _rewrite(folder / HISTOGRAMS, [x for x in read_histograms(folder) if x["epoch"] < first])
+        self.last: Metrics = {k: v for k, v in kept[-1].items() if k != "epoch"} if kept else {}
+        self._board = _Board(folder / "tensorboard", first)
+
+    def write(self, epoch: int, metrics: Metrics, counts: Counts) -> None:
+        """Write the figures of an epoch, and its histograms if there are any."""
+        _append(self._folder / METRICS, {"epoch": epoch, **metrics})
+        if counts:
+            _append(self._folder / HISTOGRAMS, {"epoch": epoch, "low": -1.0, "high": 1.0, **counts})
+        self._board.write(epoch, metrics, counts)
+
+    def close(self) -> None:
+        """Close TensorBoard's file."""
+        self._board.close()
+
+
+def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
+    commit_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as handle:
+        handle.write(json.dumps(line) + "\n")
+
+
+class _Board:
+    """TensorBoard's event file. torch's SummaryWriter writes from a thread whose errors nobody can catch."""
+
+    def __init__(self, folder: Path, first: int) -> None:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._protos = event_pb2
+        folder.mkdir(exist_ok=True)
+        number = len(list(folder.iterdir()))
+        self._file = (folder / f"events.out.tfevents.{int(time.time())}.{number:04d}").open("wb", buffering=0)
+        self._writer = RecordWriter(self._file)
+        self._event(file_version="brain.Event:2")
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._event(step=first, session_log=session)  # what later steps of earlier files said is void
+
+    def _event(self, **content: Any) -> None:
+        event = self._protos.Event(wall_time=time.time(), **content)
+        self._writer.write(event.SerializeToString())
+
+    def write(self, epoch: int, metrics: Metrics, counts: Counts) -> None:
+        from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
+        limits = [(n + 1) * 2 / BINS - 1 for n in range(BINS)]
+        for tag, found in counts.items():
+            middles = [limit - 1 / BINS for limit in limits]
+            histogram = HistogramProto(
+                min=-1, max=1, num=sum(found), bucket_limit=limits, bucket=found,
+                sum=sum(c * m for c, m in zip(found, middles, strict=True)),
+                sum_squares=sum(c * m * m for c, m in zip(found, middles, strict=True)),
+            )  # fmt: skip
+            values.append(Summary.Value(tag=f"similarity/{tag}", histo=histogram))
+        self._event(step=epoch, summary=Summary(value=values))
+
+    def close(self) -> None:
+        self._file.close()

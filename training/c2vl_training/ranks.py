@@ -1,0 +1,301 @@
+"""Several processes, one run: `torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …`.
+
+Each process (rank) encodes its share of every batch; embeddings are gathered, so that the loss sees the whole batch:
+processes x share gives the loss and the gradients of one process with the whole batch. Every rank computes that loss
+in full. `DistributedDataParallel` averages gradients over ranks, hence `gather` multiplies what it hands back by
+their number, and what every rank has in common (temperatures) needs no care. With one process all of this is nothing.
+
+Batch normalisation of several ranks is ours: torch's SyncBatchNorm refuses CPU tensors. A normalisation of one's own
+(an autograd function with weights, say) is in step if it sends its sums through `moments` in the forward and through
+`total` in the backward pass.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from c2vl_manifests.errors import C2VLError, ConfigError
+
+PATIENCE = timedelta(minutes=10)
+"""How long a rank waits for the others before it takes them for dead."""
+
+
+def size() -> int:
+    """Return how many processes this run has."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Return which of them this is, counted from 0; the first one writes and reports."""
+    return dist.get_rank() if size() > 1 else 0
+
+
+class Lost(C2VLError):  # noqa: N818 - what happened, not a mistake of the user
+    """Another process of the run has died or cannot be reached."""
+
+
+@contextmanager
+def joined() -> Iterator[int]:
+    """Join the processes that torchrun started, if it did; yields this one's rank.
+
+    What stops a run is said by one process: the first to meet it raises, the others leave with exit code 1.
+
+    Raises:
+        C2VLError: whatever the body raises, on one rank.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        yield 0
+        return
+    cuda = torch.cuda.is_available()
+    try:
+        store, me, count = next(rendezvous("env://", timeout=PATIENCE))
+        # a run that goes on after torchrun started it anew must not read what the last attempt said
+        store = PrefixStore(f"c2vl-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+        backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=store, rank=me, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise Lost(
+            f"the processes of this run cannot reach each other ({_first_line(error)}); "
+            "start them by torchrun and check its address and port"
+        ) from error
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    try:
+        yield me
+    except (C2VLError, OSError, KeyboardInterrupt) as error:
+        if _first_to_say(store):
+            raise
+        raise SystemExit(1) from error
+    finally:
+        dist.destroy_process_group()
+
+
+def _first_to_say(store: Store) -> bool:
+    try:
+        return int(store.add("said", 1)) == 1
+    except (RuntimeError, ValueError):  # whoever kept the store is gone
+        return True
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:160]
+
+
+@contextmanager
+def together(remedy: Callable[[], str]) -> Iterator[None]:
+    """Turn the failure of a collective operation, wherever it shows, into `Lost` with a remedy."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        told = ("gloo", "NCCL", "Connection", "peer", "socket", "ProcessGroup", "Timed out")
+        if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in told)):
+            raise Lost(f"another of the {size()} processes of this run has died; {remedy()}") from error
+        raise
+
+
+def share(batch: int) -> int:
+    """Return how many samples of a batch each rank takes.
+
+    Raises:
+        ConfigError: they cannot be shared evenly.
+    """
+    if batch % size():
+        raise ConfigError(
+            f"a batch of {batch} cannot be shared evenly by {size()} processes; "
+            f"choose a batch_size that is a multiple of {size()}, e.g. {max(1, batch // size()) * size()}"
+        )
+    return batch // size()
+
+
+def mine(rows: Any) -> Any:
+    """Return this rank's part of something with a row a sample of the batch."""
+    if size() == 1:
+        return rows
+    part = share(len(rows))
+    return rows[rank() * part : (rank() + 1) * part]
+
+
+def agree(flag: bool, device: torch.device) -> bool:
+    """Return whether any rank says so."""
+    return flag if size() == 1 else bool(total(torch.tensor([float(flag)], device=device)) > 0)
+
+
+def check_equal(values: list[int], what: str, device: torch.device) -> None:
+    """Raise ConfigError unless all ranks give the same numbers."""
+    if size() > 1 and (spread := _all(torch.tensor(values, device=device))).ne(spread[0]).any():
+        raise ConfigError(
+            f"the processes of this run do not see the same {what}: {spread.tolist()}; "
+            "--data and --out must lie on a disk that all of them share"
+        )
+
+
+# ------------------------------------------------------------------------------------ tensors of all ranks
+
+
+def total(x: Tensor) -> Tensor:
+    """Sum over ranks, without gradient. The same shape."""
+    if size() == 1:
+        return x
+    x = x.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(x)
+    return x
+
+
+def _all(x: Tensor) -> Tensor:
+    """Shape: S -> (ranks, *S), without gradient."""
+    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+    dist.all_gather(found, x.detach().contiguous())
+    return torch.stack(found)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _all(x).flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        # all ranks have the same loss, so the sum over ranks of this gradient is their number times ours
+        return size() * gradients[0].chunk(size())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """Put the rows of all ranks one after the other, with exact gradients. Shape: (B / ranks, ...) -> (B, ...)."""
+    gathered: Tensor = x if size() == 1 else _Gather.apply(x)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Combine the statistics of the ranks as if their samples lay in one place, without gradient.
+
+    Means are combined by how far they lie apart, so nothing cancels as it does in a sum of squares.
+
+    Args:
+        count: samples (or their weights) a channel was averaged over. Shape ().
+        mean: their mean. Shape (C,).
+        squares: sum of squared distances from that mean. Shape (C,).
+
+    Returns:
+        The same three of all ranks.
+    """
+    if size() == 1:
+        return count, mean, squares
+    C = len(mean)
+    of_all = _all(torch.cat([mean, squares, count.to(mean).view(1)]))
+    means, distances, counts = of_all[:, :C], of_all[:, C:-1], of_all[:, -1:]
+    n = counts.sum()
+    middle = (counts * means).sum(0) / n
+    return n, middle, distances.sum(0) + (counts * (means - middle).square()).sum(0)
+
+
+# --------------------------------------------------------------------------------------- normalisation
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch normalisation whose statistics are those of all ranks. Shape: (N, C, ...) -> the same."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        h = x if x.dtype == torch.float64 else x.float()
+        dims = [0, *range(2, x.dim())]
+        here = h.new_tensor(h.numel() // h.shape[1])
+        mean = h.sum(dims) / here
+        squares = (h - _wide(mean, h)).square().sum(dims)
+        count, mean, squares = moments(here, mean, squares)
+        inverse = (squares / count + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse, count)
+        y = (h - _wide(mean, h)) * _wide(inverse * weight, h) + _wide(bias, h)
+        ctx.mark_non_differentiable(mean, squares, count)
+        return y.to(x.dtype), mean, squares, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        g, h = (t if t.dtype == torch.float64 else t.float() for t in (gradients[0], x))
+        dims = [0, *range(2, x.dim())]
+        normal = (h - _wide(mean, h)) * _wide(inverse, h)
+        by_bias, by_weight = g.sum(dims), (g * normal).sum(dims)
+        g_bias, g_weight = total(torch.stack([by_bias, by_weight])) / count
+        dx = (g - _wide(g_bias, h) - normal * _wide(g_weight, h)) * _wide(inverse * weight, h)
+        return dx.to(x.dtype), by_weight, by_bias, None
+
+
+def _wide(channels: Tensor, x: Tensor) -> Tensor:
+    return channels.view(1, -1, *[1] * (x.dim() - 2))
+
+
+class SyncedNorm(nn.BatchNorm1d):
+    """A batch normalisation over inputs of any rank, with the statistics of all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise. Shape: (N, C, ...) -> the same."""
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        y: Tensor
+        y, mean, squares, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean), share)
+            self.running_var.lerp_((squares / (count - 1)).to(self.running_var), share)
+        return y
+
+
+def synchronise(model: nn.Module) -> None:
+    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one in step with the other ranks.
+
+    Weights and buffers stay the very same objects, under the same names. Subclasses are left alone.
+    """
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if type(norm) in {nn.BatchNorm1d, nn.BatchNorm2d}:
+                setattr(parent, name, _in_step(norm))
+
+
+def _in_step(norm: nn.Module) -> SyncedNorm:
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    if not (norm.affine and norm.track_running_stats):
+        raise ConfigError("a normalisation without weights or running statistics cannot be kept in step")
+    synced = SyncedNorm(norm.num_features, norm.eps, norm.momentum)
+    synced.weight, synced.bias = norm.weight, norm.bias
+    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
+    synced.num_batches_tracked = norm.num_batches_tracked
+    synced.train(norm.training)
+    return synced
+
+
+def distribute(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return what to call in place of a model: itself, or its `DistributedDataParallel` over all ranks."""
+    if size() == 1:
+        return model
+    synchronise(model)
+    # convolution weights are channels-last, buckets are not: a copy of some megabytes a step
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    with warnings.catch_warnings():
+        # newer torch renames the argument, the torch we support does not know the new name
+        warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+        # statistics are equal on all ranks, so buffers need not travel
+        return DistributedDataParallel(
+            model, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
