@@ -266,7 +266,9 @@ COMMANDS = {
         "plan", "verify", "repair", "retry-failed", "inspect", "explain", "audit", "chaos",
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
-    "c2vl_evaluation": ("knn", "linear", "benchmark", "report"),
+    "c2vl_evaluation": (
+        "knn", "linear", "finetune", "semi", "transfer", "ensemble", "compare", "predict", "benchmark", "report",
+    ),
 }  # fmt: skip
 
 PROBE = """

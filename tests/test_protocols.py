@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from c2vl_evaluation import benchmark, knn, linear
 from c2vl_evaluation.features import Features, extract, raw_joints
-from c2vl_evaluation.results import Results, load, mean_std
+from c2vl_evaluation.results import Results, Score, load, mean_std
+from c2vl_evaluation.store import Subject
 from c2vl_manifests.config import LinearConfig
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_training import checkpoint
@@ -45,7 +46,7 @@ def naive_knn(gallery: Features, query: Features, k: int) -> list[int]:
     for q in query.values.astype(np.float64):
         near = []
         for g, label in zip(gallery.values.astype(np.float64), gallery.labels, strict=True):
-            near.append((-(q @ g) / np.linalg.norm(q) / np.linalg.norm(g), int(label)))
+            near.append((-round(float(q @ g / np.linalg.norm(q) / np.linalg.norm(g)), 12), int(label)))
         near = sorted(near, key=lambda pair: pair[0])[:k]
         votes: dict[int, int] = {}
         for _, label in near:
@@ -62,6 +63,53 @@ def test_knn_matches_a_loop(k, monkeypatch):
     wanted = naive_knn(gallery, query, k)
     assert knn.predict(gallery, query, k).tolist() == wanted
     assert 0.2 < knn.accuracy(np.array(wanted), query.labels) < 1
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_knn_matches_a_loop_where_float32_cannot_tell_neighbours_apart(k, monkeypatch):
+    """All clips point nearly the same way, as of a collapsed encoder; cosines differ in the eighth digit."""
+    monkeypatch.setattr(knn, "_CHUNK", 16)
+    rng = np.random.default_rng(0)
+    far = 1000 * np.ones((1, 12))
+    gallery = features(far + 0.05 * rng.normal(size=(50, 12)), rng.integers(0, 5, 50))
+    query = features(far + 0.05 * rng.normal(size=(30, 12)), rng.integers(0, 5, 30))
+    known, asked = knn._unit(gallery.values), knn._unit(query.values)
+    blunt = gallery.labels[(asked @ known.T).argmax(axis=1)].tolist()
+    wanted = naive_knn(gallery, query, k)
+    assert knn.predict(gallery, query, k).tolist() == wanted
+    if k == 1:
+        assert blunt != wanted  # the case is one
+
+
+def test_of_equally_near_neighbours_the_first_of_the_gallery_counts():
+    rng = np.random.default_rng(0)
+    values = np.repeat(rng.normal(size=(10, 33)).astype(np.float32), 4, axis=0)
+    values[1::2] *= 2  # as near by angle
+    order = rng.permutation(40)
+    gallery = features(values[order], rng.integers(0, 6, 40))
+    query = features(rng.normal(size=(25, 33)), np.zeros(25))
+    assert knn.predict(gallery, query).tolist() == naive_knn(gallery, query, 1)
+
+
+def test_nearest_of_each_class_ranks_the_classes():
+    gallery, query = noisy(60, 6, 9, 1), noisy(41, 6, 9, 2)
+    answers, nearest = knn.search(gallery, query, 11)
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (query.values, gallery.values)]
+    cosines = unit[0] @ unit[1].T
+    for label in range(11):
+        of = cosines[:, gallery.labels == label]
+        wanted = of.max(axis=1) if of.size else -np.ones(41)
+        np.testing.assert_allclose(nearest[:, label], wanted, atol=1e-6)
+    found, *_ = knn.score(gallery, query, 11)
+    top = np.argsort(-nearest, axis=1)[:, :5]
+    assert found.top5 == pytest.approx((top == query.labels[:, None]).any(axis=1).mean())
+    assert found.top1 == pytest.approx((answers == query.labels).mean())
+
+
+def test_features_of_an_encoder_that_diverged_are_refused():
+    broken = features(np.array([[1.0, np.nan], [1.0, 2.0]]), np.array([0, 1]))
+    with pytest.raises(DataError, match="1 of 2 training features are NaN or infinite: the encoder diverged"):
+        knn.predict(broken, broken)
 
 
 def test_knn_is_by_angle_not_by_length():
@@ -84,54 +132,66 @@ def test_ties_of_a_vote_go_to_the_nearer():
 
 
 def by_autograd(
-    x: torch.Tensor, y: torch.Tensor, classes: int, lr: float, config: LinearConfig, test: torch.Tensor
-) -> torch.Tensor:
-    """The probe as anyone would write it."""
+    x: torch.Tensor, y: torch.Tensor, classes: int, lr: float, config: LinearConfig
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probe as anyone would write it; returns weight (D, C) and bias (C,)."""
     layer = torch.nn.Linear(x.shape[1], classes)
     torch.nn.init.zeros_(layer.weight)
     torch.nn.init.zeros_(layer.bias)
     optimiser = torch.optim.SGD(layer.parameters(), lr=lr, momentum=0.9)
     plan = torch.optim.lr_scheduler.MultiStepLR(optimiser, list(config.milestones), 0.1)
     generator = torch.Generator().manual_seed(3)
-    history = []
     for _ in range(config.epochs):
         for at in torch.randperm(len(x), generator=generator).split(config.batch_size):
             optimiser.zero_grad()
             F.cross_entropy(layer(x[at]), y[at]).backward()
             optimiser.step()
         plan.step()
-        history.append(layer(test).argmax(dim=1))
-    return torch.stack(history)
+    return layer.weight.detach().T, layer.bias.detach()
 
 
 @pytest.mark.parametrize(
     ("epochs", "batch"), [(1, 64), (6, 64), (6, 20)], ids=["one step", "whole batches", "with a rest"]
 )
-def test_the_probe_matches_autograd_and_torchs_sgd(epochs, batch):
+def test_every_head_of_the_sweep_matches_autograd_and_torchs_sgd(epochs, batch):
     data = noisy(64, 6, 4, 0)
     x, y = torch.from_numpy(data.values), torch.from_numpy(data.labels)
     config = LinearConfig(epochs=epochs, batch_size=batch, milestones=(3,))
-    points = torch.randn(4000, 6, generator=torch.Generator().manual_seed(1))
     lrs = (0.05, 0.5)
-    found, _ = linear._fit(x, y, 4, lrs, config, 3, points)
-    assert found.shape == (epochs, 2, 4000)
+    found = linear.fit(x, y, 4, lrs, config, 3)
+    assert (found.weight.shape, found.bias.shape) == ((2, 6, 4), (2, 4))
     for head, lr in enumerate(lrs):
-        wanted = by_autograd(x, y, 4, lr, config, points)
-        # the answers of thousands of points pin the layer down; one on a border may fall either way
-        assert (found[:, head] == wanted).float().mean(dim=1).min() > 0.9995
+        weight, bias = by_autograd(x, y, 4, lr, config)
+        torch.testing.assert_close(found.weight[head], weight, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found.bias[head], bias, rtol=1e-5, atol=1e-5)
 
 
-def test_all_heads_of_the_sweep_equal_separate_runs():
-    data = noisy(50, 6, 4, 0)
+def test_every_head_of_the_sweep_equals_its_own_run():
+    """The last rates are far too high: any difference in rounding would be blown up to the size of the weights."""
+    data = noisy(300, 20, 7, 0, 4.0)
     x, y = torch.from_numpy(data.values), torch.from_numpy(data.labels)
-    config = LinearConfig(epochs=5, batch_size=16, milestones=(3,))
-    points = torch.randn(3000, 6, generator=torch.Generator().manual_seed(1))
-    lrs = (0.01, 0.3, 3.0)
-    together, _ = linear._fit(x, y, 4, lrs, config, 0, points)
-    assert not torch.equal(together[:, 0], together[:, 2])
+    config = LinearConfig(epochs=100, batch_size=64, milestones=(80,))
+    lrs = (0.01, 0.1, 1.0, 10.0, 30.0)
+    together = linear.fit(x, y, 7, lrs, config, 0)
+    assert not torch.allclose(together.weight[0], together.weight[2], atol=1e-3)
     for head, lr in enumerate(lrs):
-        alone = linear._fit(x, y, 4, (lr,), config, 0, points)[0][:, 0]
-        assert (together[:, head] == alone).float().mean() > 0.9995
+        alone = linear.fit(x, y, 7, (lr,), config, 0)
+        size = float(alone.weight.abs().max())
+        assert float((together.weight[head] - alone.weight[0]).abs().max()) < 1e-5 * size
+        assert float((together.bias[head] - alone.bias[0]).abs().max()) < 1e-5 * size
+
+
+def test_the_heads_are_seen_after_every_epoch():
+    data = noisy(40, 5, 3, 0)
+    x, y = torch.from_numpy(data.values), torch.from_numpy(data.labels)
+    seen = []
+    config = LinearConfig(epochs=4, batch_size=16, milestones=(2,))
+    last = linear.fit(x, y, 3, (0.1,), config, 0, lambda heads: seen.append(heads.weight.clone()))
+    for epochs, weight in enumerate(seen, 1):
+        shorter = config.model_copy(update={"epochs": epochs})
+        torch.testing.assert_close(weight, linear.fit(x, y, 3, (0.1,), shorter, 0).weight)
+    assert len(seen) == 4
+    torch.testing.assert_close(seen[-1], last.weight)
 
 
 def test_the_learning_rate_is_chosen_without_the_test_split():
@@ -142,9 +202,22 @@ def test_the_learning_rate_is_chosen_without_the_test_split():
     cheated = linear.probe(train_split, permuted, 4, config)
     assert (honest.lr, honest.held_out) == (cheated.lr, cheated.held_out)
     assert honest.predictions.tolist() == cheated.predictions.tolist()
-    assert honest.accuracy != cheated.accuracy
-    assert honest.accuracy == pytest.approx((honest.predictions == test_split.labels).mean())
-    assert honest.best >= honest.accuracy
+    assert honest.last.top1 != cheated.last.top1
+    assert honest.last.top1 == pytest.approx((honest.predictions == test_split.labels).mean())
+    assert honest.best.top1 >= honest.last.top1
+
+
+def test_the_best_epoch_is_the_first_best_of_the_recorded_ones():
+    train_split, test_split = noisy(120, 8, 4, 0, 2.0), noisy(60, 8, 4, 1, 2.0)
+    config = LinearConfig(epochs=12, batch_size=32, milestones=(), lrs=(3.0,))
+    reached = []
+    for epochs in range(1, 13):
+        shorter = config.model_copy(update={"epochs": epochs})
+        reached.append(linear.probe(train_split, test_split, 4, shorter).last.top1)
+    found = linear.probe(train_split, test_split, 4, config)
+    assert found.best.top1 == max(reached) > found.last.top1
+    assert found.best_epoch == 1 + reached.index(max(reached))
+    assert found.held_out is None  # one rate: nothing was swept
 
 
 def test_the_chosen_rate_is_the_best_on_the_held_out_tenth():
@@ -153,22 +226,22 @@ def test_the_chosen_rate_is_the_best_on_the_held_out_tenth():
     order = torch.randperm(100, generator=torch.Generator().manual_seed(5))
     (x,) = linear.standardise(train_split.values)
     points, y = torch.from_numpy(x), torch.from_numpy(train_split.labels)
-    last, logits = linear._fit(
-        points[order[10:]], y[order[10:]], 4, config.lrs, config, 5, points[order[:10]]
+    logits = linear.fit(points[order[10:]], y[order[10:]], 4, config.lrs, config, 5).logits(
+        points[order[:10]]
     )
     held = y[order[:10]]
     losses = [float(torch.nn.functional.cross_entropy(head, held)) for head in logits]
     found = linear.probe(train_split, test_split, 4, config, seed=5)
     assert found.lr == config.lrs[int(np.argmin(losses))] == 0.1
     assert len(set(losses)) > 1
-    assert found.held_out == pytest.approx((last[-1, 1] == held).float().mean().item())
+    assert found.held_out == pytest.approx((logits[1].argmax(dim=1) == held).float().mean().item())
 
 
 def test_separable_data_reach_one_hundred_percent():
     found = linear.probe(
         noisy(90, 8, 3, 0, 0.05), noisy(60, 8, 3, 1, 0.05), 3, LinearConfig(epochs=20, milestones=())
     )
-    assert (found.accuracy, found.best, found.held_out) == (1.0, 1.0, 1.0)
+    assert (found.last.top1, found.best.top1, found.last.balanced, found.held_out) == (1.0, 1.0, 1.0, 1.0)
 
 
 def test_standardise_centres_and_scales_by_the_training_split_alone():
@@ -419,17 +492,56 @@ def test_a_tables_numbers_are_those_of_its_protocols(table, data):
     gallery, query = (extract(table[0] / row.run, data, "xsub", split) for split in ("train", "test"))
     assert row.knn == knn.accuracy(knn.predict(gallery, query), query.labels)
     found = linear.probe(gallery, query, 3, config, seed=1)
-    assert (row.linear, row.linear_best, row.linear_lr) == (found.accuracy, found.best, found.lr)
+    assert (row.linear, row.linear_best, row.linear_lr) == (found.last.top1, found.best.top1, found.lr)
+    assert (row.linear_top5, row.linear_balanced) == (None, found.last.balanced)
 
 
 def test_a_table_made_again_trains_nothing_and_grows_by_lines(table, data):
     out, results = table
     stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*.safetensors")}
-    assert len(stamps) == 8 + 6  # every encoder; a checkpoint for all but the floors
+    assert len(stamps) == 8 + 6 + 4  # every encoder; a checkpoint for all but the floors; projectors
     again = benchmark.run_table(data, "xsub", lines("hard", "intra"), range(2), out)
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
     assert again.names() == ["hard", "intra", "random encoder", "supervised", "shuffled pairs", "raw joints"]
     assert again.of("hard") == results.of("hard")
+
+
+def test_a_result_is_not_found_twice(table, data, monkeypatch):
+    out, results = table
+
+    def never(*_, **__):
+        raise AssertionError("computed again")
+
+    for name in ("knn.search", "linear.fit"):
+        part, function = name.split(".")
+        monkeypatch.setattr({"knn": knn, "linear": linear}[part], function, never)
+    row = results.rows[0]
+    subject = Subject(out / row.run, data, "xsub", lines("hard")[0].recipe, row.seed)
+    assert knn.outcome(subject).finding.last.top1 == row.knn
+    again = linear.outcome(subject)
+    assert again.finding.last.top1 == row.linear
+    assert again.predictions is not None
+    assert again.predictions.sample_ids == ["s00", "s04", "s08", "s12"]
+    other = replace(subject, recipe=lines("hard", more=("evaluation.linear.epochs=6",))[0].recipe)
+    with pytest.raises(AssertionError, match="computed again"):
+        linear.outcome(other)
+
+
+def test_the_floors_of_a_table_are_scored_in_full(table, data):
+    results = table[1]
+    assert results.chance_score == Score(top1=1 / 3, top5=None, balanced=1 / 3)
+    assert results.majority_score is not None
+    assert results.majority_score.top1 == results.majority
+
+
+def test_a_class_without_training_samples_is_refused_by_name(tmp_path):
+    labels = [3 if n % 4 == 0 else n % 3 for n in range(COUNT)]
+    packed = Packed(sticks(tmp_path / "packed", labels=labels))
+    with pytest.raises(
+        DataError,
+        match=r"1 of 1 classes of the test split have no training sample \(first: 'class 3'\)",
+    ):
+        benchmark.run_table(packed, "xsub", lines("hard")[1:2], [0], tmp_path / "out")
 
 
 def test_val_never_looks_at_test_subjects(data, tmp_path):

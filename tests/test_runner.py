@@ -26,8 +26,8 @@ from c2vl_manifests.manifest import StageManifest, read_shard_manifest, read_sta
 from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.stage import Stage, in_batches, shard_path
-from c2vl_pipeline.workers import Workers
 from c2vl_pipeline.status import survey
+from c2vl_pipeline.workers import Workers
 
 STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -132,7 +133,7 @@ def test_workers_that_always_die_end_the_run() -> None:
 
 def test_a_mark_of_a_hanging_file_leaves_out_its_samples_at_once(tmp_path: Path) -> None:
     mark = hang_mark(tmp_path, 3)
-    mark.write_text(f"2.5\nvideo.avi\n{IDS[1]}\n{IDS[2]}\n")
+    mark.write_text(json.dumps({"seconds": 2.5, "name": "video.avi", "samples": IDS[1:3]}))
     recovery = Recovery(lambda n: IDS, lambda n: mark)
     (again,) = recovery.died(Job("m", "w", "i", "r", None, 3, "key", {}))
     assert again.span is None

@@ -7,14 +7,17 @@ by `targets` values. No number here is ever chosen on the test split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from c2vl_evaluation import knn, linear
+from c2vl_evaluation import ensemble, knn, linear, scores
 from c2vl_evaluation.features import Features, extract, raw_joints
-from c2vl_evaluation.results import Results, Role, Row, save
+from c2vl_evaluation.protocols import findings
+from c2vl_evaluation.results import Finding, Protocol, Results, Role, Row, Score, save
+from c2vl_evaluation.store import Subject
 from c2vl_manifests.config import Recipe, load_recipe, targets_name
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
@@ -69,34 +72,10 @@ def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
     return float((test_labels == np.bincount(train_labels).argmax()).mean())
 
 
-def evaluate(
-    run: Path, packed: Packed, benchmark: str, recipe: Recipe, seed: int
-) -> tuple[float, linear.Probe, Features, Features]:
-    """Run kNN and the linear probe on a finished run's frozen features."""
-    gallery, query = features_of(run, packed, benchmark, recipe)
-    return *protocols(gallery, query, packed, recipe, seed), gallery, query
-
-
 def features_of(run: Path, packed: Packed, benchmark: str, recipe: Recipe) -> tuple[Features, Features]:
     """Return a finished run's frozen features of the training and of the test split."""
     device = recipe.training.device
     return extract(run, packed, benchmark, "train", device), extract(run, packed, benchmark, "test", device)
-
-
-def protocols(
-    gallery: Features, query: Features, packed: Packed, recipe: Recipe, seed: int
-) -> tuple[float, linear.Probe]:
-    """Run both protocols on the features of a training (gallery) and a test split (query)."""
-    nearest = knn.accuracy(knn.predict(gallery, query, recipe.evaluation.knn.k), query.labels)
-    return nearest, linear_probe(gallery, query, packed, recipe, seed)
-
-
-def linear_probe(
-    gallery: Features, query: Features, packed: Packed, recipe: Recipe, seed: int
-) -> linear.Probe:
-    """Run the linear protocol over all classes that the dataset names or the labels hold."""
-    classes = max(len(packed.manifest.classes), int(max(gallery.labels.max(), query.labels.max())) + 1)
-    return linear.probe(gallery, query, classes, recipe.evaluation.linear, seed)
 
 
 def run_table(
@@ -106,8 +85,9 @@ def run_table(
     seeds: Sequence[int],
     out: Path,
     emit: Emit = silent,
+    protocols: Sequence[Protocol] = (),
 ) -> Results:
-    """Train what is not trained yet, evaluate everything, write results.json.
+    """Train what is not trained yet, evaluate what is not evaluated yet, write results.json.
 
     Args:
         packed: the data.
@@ -116,16 +96,20 @@ def run_table(
         seeds: one run a line and seed.
         out: folder of the table; runs go below it.
         emit: receives progress and notes.
+        protocols: beside kNN and linear; `ensemble` trains two further streams a line and seed.
     """
     rows: list[Row] = []
-    sizes = (0, 0)
-    most = 0.0
+    recipe = lines[0].recipe
+    train_split, test_split = (
+        packed.labels()[packed.select(benchmark, split).rows] for split in ("train", "test")
+    )
     for line in lines:
         for seed in seeds:
             folder = line.folder(out / "runs", seed)
             result = train(Run(line.kind, packed, line.recipe, benchmark, seed, folder), emit)
-            nearest, probe, gallery, query = evaluate(folder, packed, benchmark, line.recipe, seed)
-            sizes, most = (len(gallery.labels), len(query.labels)), majority(gallery.labels, query.labels)
+            subject = Subject(folder, packed, benchmark, line.recipe, seed)
+            nearest, probe = knn.outcome(subject).finding, linear.outcome(subject).finding
+            streams = _streams(line, subject, emit) if "ensemble" in protocols else None
             knowledge = line.recipe.training.pretrain.knowledge if line.kind == "pretrain" else ""
             rows.append(
                 Row(
@@ -136,22 +120,22 @@ def run_table(
                     knowledge=knowledge,
                     derived_from_joints=knowledge in {"language", "both"}
                     and packed.manifest.derived_from_joints("language"),
-                    knn=nearest,
-                    linear=probe.accuracy,
-                    linear_best=probe.best,
-                    linear_lr=probe.lr,
+                    **_measures(nearest.last, probe),
                     epochs=result.epochs,
                     seconds=result.seconds,
                     samples=result.samples,
                     left_out=result.left_out,
+                    findings=findings(subject, protocols, emit, streams),
                 )
             )
             emit(
-                Note(f"{line.name}, seed {seed}: kNN {100 * nearest:.1f}, linear {100 * probe.accuracy:.1f}")
+                Note(
+                    f"{line.name}, seed {seed}: kNN {100 * rows[-1].knn:.1f}, linear {100 * rows[-1].linear:.1f}"
+                )
             )
     m = packed.manifest
-    recipe = lines[0].recipe
     rows.append(_baseline(packed, benchmark, recipe))
+    classes = scores.class_count(packed, train_split, test_split)
     results = Results(
         dataset=m.dataset,
         title=m.title,
@@ -164,10 +148,12 @@ def run_table(
             for role, stage in (("crops", "crops"), ("captions", "captions"), ("vectors", "embeddings"))
         },
         classes=m.classes,
-        train=sizes[0],
-        test=sizes[1],
+        train=len(train_split),
+        test=len(test_split),
         chance=1 / max(len(m.classes), 1),
-        majority=most,
+        majority=majority(train_split, test_split),
+        majority_score=scores.majority(train_split, test_split, classes),
+        chance_score=scores.chance(classes),
         rows=tuple(rows),
         seconds=_stage_seconds(packed.folder.parent),
     )
@@ -175,20 +161,53 @@ def run_table(
     return results
 
 
+def _measures(nearest: Score | None, probe: Finding) -> dict[str, Any]:
+    assert nearest is not None
+    assert probe.last is not None
+    assert probe.best is not None
+    return {
+        "knn": nearest.top1, "knn_top5": nearest.top5, "knn_balanced": nearest.balanced,
+        "linear": probe.last.top1, "linear_top5": probe.last.top5, "linear_balanced": probe.last.balanced,
+        "linear_best": probe.best.top1, "linear_lr": probe.lr,
+    }  # fmt: skip
+
+
+def _streams(line: Entry, subject: Subject, emit: Emit) -> dict[str, Subject]:
+    """Train the streams that a line lacks, in folders beside its own."""
+    found: dict[str, Subject] = {}
+    for stream in ensemble.STREAMS:
+        training = line.recipe.training
+        if stream == training.input.stream:
+            found[stream] = subject
+            continue
+        own = training.model_copy(update={"input": training.input.model_copy(update={"stream": stream})})
+        recipe = line.recipe.model_copy(update={"training": own})
+        folder = subject.run.with_name(f"{subject.run.name}-{stream}")
+        train(Run(line.kind, subject.packed, recipe, subject.benchmark, subject.seed, folder), emit)
+        found[stream] = replace(subject, run=folder, recipe=recipe)
+    return found
+
+
 def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> Row:
     """Run the protocols on the joints themselves: what a representation has to beat, if it is to be worth its training."""
     gallery, query = (
         raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test")
     )
-    nearest, probe = protocols(gallery, query, packed, recipe, 0)
+    e, classes = recipe.evaluation, scores.check_classes(packed, gallery, query)
+    nearest = knn.score(gallery, query, classes, e.knn.k)[0]
+    probe = linear.probe(gallery, query, classes, e.linear, 0)
     return Row(
         name="raw joints",
         role="baseline",
         seed=0,
         run="",
-        knn=nearest,
-        linear=probe.accuracy,
-        linear_best=probe.best,
+        knn=nearest.top1,
+        knn_top5=nearest.top5,
+        knn_balanced=nearest.balanced,
+        linear=probe.last.top1,
+        linear_top5=probe.last.top5,
+        linear_balanced=probe.last.balanced,
+        linear_best=probe.best.top1,
         linear_lr=probe.lr,
         epochs=0,
         seconds=0.0,

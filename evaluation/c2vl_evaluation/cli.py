@@ -11,7 +11,12 @@ from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, applicati
 from c2vl_manifests.terminal import main as run_app
 
 if TYPE_CHECKING:
-    from c2vl_evaluation.results import Results
+    from collections.abc import Sequence
+
+    from c2vl_evaluation.results import Finding, Protocol, Results, Role, Target
+    from c2vl_evaluation.store import Subject
+    from c2vl_manifests.config import Recipe
+    from c2vl_training.data import Packed
 
 app = application("Evaluate frozen skeleton encoders, with controls, and write the report.")
 
@@ -26,30 +31,63 @@ BenchmarkOption = Annotated[
 ]
 
 
+RunsOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--run",
+        help="Folder of a finished run; give one more for each control: random, supervised, shuffled pairs.",
+        show_default=False,
+    ),
+]
+TableOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        help="Folder of a finished table in place of runs: all its runs are evaluated, and the table grows.",
+        show_default=False,
+    ),
+]
+
+
+def _recipe(packed: Packed, recipe: str | None, set_: list[str] | None) -> Recipe:
+    from c2vl_manifests.config import load_recipe
+    from c2vl_manifests.datasets import load_dataset
+
+    m, overrides = packed.manifest, list(set_ or ())
+    if recipe is None:  # as the work folder was made, its overrides included
+        recipe, overrides = m.recipe or load_dataset(m.dataset).default_recipe, [*m.overrides, *overrides]
+    return load_recipe(recipe, overrides)
+
+
+def _subject(run: Path, packed: Packed, benchmark: str | None, recipe: Recipe) -> Subject:
+    from c2vl_evaluation.store import Subject
+    from c2vl_training.checkpoint import load_finished
+
+    facts = load_finished(run)[1]
+    return Subject(run, packed, benchmark or facts.get("benchmark", ""), recipe, int(facts.get("seed", 0)))
+
+
 def _one(
     run: Path, data: Path, benchmark: str | None, recipe: str | None, set_: list[str] | None, protocol: str
 ) -> None:
     from c2vl_evaluation import knn as nearest
-    from c2vl_evaluation.benchmark import features_of, linear_probe
-    from c2vl_manifests.config import load_recipe
-    from c2vl_manifests.datasets import load_dataset
-    from c2vl_training.checkpoint import load_finished
+    from c2vl_evaluation import linear as probe
     from c2vl_training.data import Packed
 
     packed = Packed(data)
-    resolved = load_recipe(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or ())
-    facts = load_finished(run)[1]
-    gallery, query = features_of(run, packed, benchmark or facts.get("benchmark", ""), resolved)
-    sizes = f"{len(gallery.labels):,} training and {len(query.labels):,} test samples"
-    if protocol == "knn":
-        k = resolved.evaluation.knn.k
-        accuracy = nearest.accuracy(nearest.predict(gallery, query, k), query.labels)
-        say(f"kNN (k = {k}): {100 * accuracy:.2f} % top-1 over {sizes}")
+    subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
+    found = (nearest.outcome if protocol == "knn" else probe.outcome)(subject).finding
+    if found.last is None or (found.best is None and protocol != "knn"):
+        return
+    top5 = "" if found.last.top5 is None else f", {100 * found.last.top5:.2f} % top-5"
+    also = f"{top5}, {100 * found.last.balanced:.2f} % balanced"
+    sizes = f"{found.train:,} training and {found.test:,} test samples"
+    top1 = f"{100 * found.last.top1:.2f} % top-1"
+    if found.best is None:
+        say(f"kNN (k = {subject.recipe.evaluation.knn.k}): {top1} over {sizes}{also}")
     else:
-        probe = linear_probe(gallery, query, packed, resolved, int(facts.get("seed", 0)))
-        say(
-            f"linear: {100 * probe.accuracy:.2f} % top-1 at the last epoch ({100 * probe.best:.2f} % at the best, an oracle), lr {probe.lr:g}, over {sizes}"
-        )
+        oracle = f"{100 * found.best.top1:.2f} % at the best, {found.best_epoch}, an oracle"
+        say(f"linear: {top1} at the last epoch ({oracle}), lr {found.lr:g}, over {sizes}{also}")
 
 
 @app.command()
@@ -76,6 +114,203 @@ def linear(
     _one(run, data, benchmark, recipe, set_, "linear")
 
 
+def _more(
+    protocol: Protocol,
+    run: list[Path] | None,
+    out: Path | None,
+    data: Path,
+    benchmark: str | None,
+    recipe: str | None,
+    set_: list[str] | None,
+) -> None:
+    """Run a protocol on runs, or on all runs of a table."""
+    from c2vl_evaluation import protocols
+    from c2vl_manifests.errors import ConfigError
+    from c2vl_training.data import Packed
+
+    if bool(run) == (out is not None):
+        raise ConfigError("give either --run (once a run) or --out with the folder of a finished table")
+    packed = Packed(data)
+    resolved = _recipe(packed, recipe, set_)
+    lines: list[tuple[str, Role, tuple[Finding, ...]]] = []
+    with Reporter() as emit:
+        if out is not None:
+            results = protocols.extend(out, packed, protocol, resolved, emit, benchmark or "")
+            benchmark = benchmark or results.benchmark
+            for name in results.names():
+                rows = results.of(name)
+                of = tuple(f for row in rows for f in row.findings if f.protocol == protocol)
+                lines.append((name, rows[0].role, of))
+        for folder in run or ():
+            subject = _subject(folder, packed, benchmark, resolved)
+            benchmark = benchmark or subject.benchmark
+            found = protocols.findings(subject, [protocol], emit)
+            lines.append((folder.name, protocols.role_of(folder), found))
+    _show_cells(protocol, lines, protocols.target(packed, benchmark or ""))
+
+
+def _show_cells(
+    title: str, lines: Sequence[tuple[str, Role, Sequence[Finding]]], target: Target, note: str = ""
+) -> None:
+    """Print a table of findings with what answers without an encoder reach."""
+    from c2vl_evaluation.results import by_setting, mean_std
+
+    settings = dict.fromkeys(key for _, _, found in lines for key in by_setting(found))
+    rows = []
+    for key in settings:
+        reasons = {f.why for _, _, found in lines for f in by_setting(found).get(key, [])}
+        if len(reasons) == 1 and "" not in reasons:  # the data's, not an encoder's
+            rows.append([key[1] or key[0], "n/a", "", "", "", "", "", *reasons])
+            continue
+        for name, role, found in lines:
+            of = by_setting(found).get(key, [])
+            label = f"{name}{_ROLES.get(role, '')}"
+            last = [f.last for f in of if f.last is not None]
+            if not last:
+                why = "; ".join(dict.fromkeys(f.why for f in of)) or "not evaluated"
+                rows.append([f"{label}, {key[1]}".rstrip(", "), "n/a", "", "", "", "", "", why])
+                continue
+            top5 = [s.top5 for s in last if s.top5 is not None]
+            best = [f.best.top1 for f in of if f.best is not None]
+            cells = [mean_std([s.top1 for s in last]), mean_std(top5) if top5 else "n/a"]
+            cells += [mean_std([s.balanced for s in last]), mean_std(best) if best else ""]
+            rows.append([f"{label}, {key[1]}".rstrip(", "), *cells, f"{of[0].train:,}", str(len(of)), ""])
+    for name, score in (("majority class", target.majority), ("chance", target.chance)):
+        five = "n/a" if score.top5 is None else f"{100 * score.top5:.1f}"
+        rows.append([name, f"{100 * score.top1:.1f}", five, f"{100 * score.balanced:.1f}", "", "", "", ""])
+    columns = ["", "top-1", "top-5", "balanced", "best epoch", "labels", "runs", "why n/a"]
+    lacking = any(row[-1] for row in rows)
+    have = {role for _, role, _ in lines}
+    words = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
+    absent = [word for role, word in words.items() if role not in have]
+    caption = f"{note}The best epoch is chosen on the test split (an oracle)."
+    if absent:
+        caption += f" Controls that are not here: {', '.join(absent)}."
+    show_table(
+        f"{target.title}, {target.benchmark}: {title}, %, {target.train:,} train / {target.test:,} test",
+        columns if lacking else columns[:-1],
+        rows if lacking else [row[:-1] for row in rows],
+        caption,
+    )
+
+
+@app.command()
+def finetune(
+    data: DataOption,
+    run: RunsOption = None,
+    out: TableOption = None,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """The whole network with a fresh fully connected layer, on all labels."""
+    _more("finetune", run, out, data, benchmark, recipe, set_)
+
+
+@app.command()
+def semi(
+    data: DataOption,
+    run: RunsOption = None,
+    out: TableOption = None,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """1, 5 and 10 % of the labels, drawn several times, with a frozen and with a tuned encoder."""
+    _more("semi", run, out, data, benchmark, recipe, set_)
+
+
+@app.command()
+def transfer(
+    data: DataOption,
+    run: RunsOption = None,
+    out: TableOption = None,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """An encoder trained on other data, frozen and tuned; --data is the dataset to go to."""
+    _more("transfer", run, out, data, benchmark, recipe, set_)
+
+
+@app.command()
+def ensemble(
+    data: DataOption,
+    run: RunsOption = None,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Scores of a joint, a bone and a motion run added up, with weights fixed in advance: give --run three times.
+
+    With all controls: `c2vl-eval benchmark --protocol ensemble`.
+    """
+    from c2vl_evaluation import ensemble as fusion
+    from c2vl_evaluation import protocols
+    from c2vl_training.data import Packed
+
+    packed = Packed(data)
+    resolved = _recipe(packed, recipe, set_)
+    streams = fusion.by_stream([_subject(folder, packed, benchmark, resolved) for folder in run or ()])
+    with Reporter() as emit:
+        found = [outcome.finding for outcome in fusion.outcomes(streams, emit)]
+    first = streams["joint"]
+    where = protocols.target(packed, first.benchmark)
+    _show_cells(
+        "three streams (joint/bone/motion)", [(first.run.name, protocols.role_of(first.run), found)], where
+    )
+
+
+@app.command()
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Folder of an evaluated run.")],
+    run_b: Annotated[Path, typer.Argument(help="Folder of another one, evaluated alike.")],
+    protocol: Annotated[str, typer.Option("--protocol", help="Whose answers are compared.")] = "linear",
+) -> None:
+    """Two runs on the same test samples: differences with 95 % intervals by a paired bootstrap."""
+    from typing import get_args
+
+    from c2vl_evaluation import compare as paired
+    from c2vl_evaluation.results import Protocol
+    from c2vl_manifests.errors import ConfigError
+
+    known = {name: name for name in get_args(Protocol)}
+    if protocol not in known:
+        raise ConfigError(f"--protocol {protocol!r} is none of {', '.join(known)}")
+    for found in paired.compare(run_a, run_b, known[protocol]):
+        setting = f" ({found.setting})" if found.setting else ""
+        say(
+            f"{found.protocol}{setting}, {found.samples:,} test samples"
+            + (f", mean of {found.draws} draws" if found.draws > 1 else "")
+            + f": right in {run_a} alone {100 * found.only_a:.1f} %, in {run_b} alone {100 * found.only_b:.1f} %"
+        )
+        for word, d in (("top-1", found.top1), ("balanced", found.balanced)):
+            clear = "" if d.low <= 0 <= d.high else ", beyond chance in the choice of test samples"
+            say(
+                f"  {word}: {100 * d.a:.2f} % against {100 * d.b:.2f} %, {100 * (d.a - d.b):+.2f} points "
+                f"(95 %: {100 * d.low:+.2f} to {100 * d.high:+.2f}){clear}"
+            )
+
+
+@app.command()
+def predict(
+    files: Annotated[list[Path], typer.Argument(help="Skeleton files: .skeleton, .mat, .npy or .npz.")],
+    run: RunOption,
+    data: DataOption,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Say what is done in skeleton files, with the five most probable classes."""
+    from c2vl_evaluation import predict as skeletons
+    from c2vl_training.data import Packed
+
+    packed = Packed(data)
+    subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
+    for answer in skeletons.predict(subject, files):
+        say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
+
+
 @app.command()
 def benchmark(
     data: DataOption,
@@ -96,17 +331,34 @@ def benchmark(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs a line: seeds 0, 1, …")] = 1,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol",
+            help="finetune, semi or ensemble beside kNN and linear, controls included; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     set_: SetOption = None,
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report."""
     from c2vl_evaluation.benchmark import entries, run_table
     from c2vl_manifests.datasets import load_dataset
+    from c2vl_manifests.errors import ConfigError
     from c2vl_training.data import Packed
 
+    names: dict[str, Protocol] = {"finetune": "finetune", "semi": "semi", "ensemble": "ensemble"}
+    for name in protocol or ():
+        if name not in names:
+            raise ConfigError(
+                f"--protocol {name!r} is none of {', '.join(names)}; kNN and linear are in every table, and transfer "
+                "needs other data: `c2vl-eval transfer --out`"
+            )
+    chosen = list(dict.fromkeys(names[name] for name in protocol or ()))
     packed = Packed(data)
     lines = entries(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or (), targets or ())
     with Reporter() as emit:
-        results = run_table(packed, benchmark, lines, range(seeds), out, emit)
+        results = run_table(packed, benchmark, lines, range(seeds), out, emit, chosen)
     _show(results)
     path = _report(results, packed.folder.parent, out)
     say(f"report: {path.resolve()}")
@@ -133,28 +385,66 @@ def report(
     say(f"report: {path.resolve()}")
 
 
+_ROLES = {
+    "floor": " (floor)",
+    "ceiling": " (ceiling)",
+    "shuffled": " (control)",
+    "baseline": " (baseline)",
+}
+_COLUMNS = (
+    *("knn", "knn_top5", "knn_balanced"),
+    *("linear", "linear_top5", "linear_balanced", "linear_best"),
+)
+
+
 def _show(results: Results) -> None:
-    from c2vl_evaluation.results import mean_std
+    from c2vl_evaluation.results import Target, mean_std
 
     rows = []
     for name in results.names():
         of = results.of(name)
-        role = {"pretrained": "", "shuffled": " (control)"}.get(of[0].role, f" ({of[0].role})")
-        label = name + role
+        label = name + _ROLES.get(of[0].role, "")
         if of[0].derived_from_joints:
             label += " [derived from joints]"
-        cells = [mean_std([getattr(r, column) for r in of]) for column in ("knn", "linear", "linear_best")]
+        cells = []
+        for column in _COLUMNS:
+            values = [value for r in of if (value := getattr(r, column)) is not None]
+            cells.append(mean_std(values) if len(values) == len(of) else "n/a")
         rows.append([label, *cells, str(len(of)), f"{sum(r.seconds for r in of) / len(of):,.0f} s"])
-    rows.append(
-        ["majority class", f"{100 * results.majority:.1f}", f"{100 * results.majority:.1f}", "", "", ""]
-    )
-    rows.append(["chance", f"{100 * results.chance:.1f}", f"{100 * results.chance:.1f}", "", "", ""])
+    for name, top1, score in (
+        ("majority class", results.majority, results.majority_score),
+        ("chance", results.chance, results.chance_score),
+    ):
+        more = [None, None] if score is None else [score.top5, score.balanced]
+        cells = [f"{100 * top1:.1f}", *("n/a" if v is None else f"{100 * v:.1f}" for v in more)]
+        rows.append([name, *cells, *cells, "", "", ""])
     show_table(
-        f"{results.title}, {results.benchmark}, recipe {results.recipe}: top-1 %, {results.train:,} train / {results.test:,} test",
-        ["", "kNN", "linear", "linear, best epoch", "seeds", "training"],
+        f"{results.title}, {results.benchmark}, recipe {results.recipe}: %, {results.train:,} train / {results.test:,} test",
+        ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
-        "The best epoch is chosen on the test split (an oracle). Derived from joints: captions made by rule from the encoder's own input.",
+        "kNN and linear: top-1; bal.: balanced. The best epoch is chosen on the test split (an oracle). Derived from joints: captions made by rule from the encoder's own input.",
     )
+    if results.majority_score is None or results.chance_score is None:
+        return
+    own = Target(
+        dataset=results.dataset,
+        title=results.title,
+        benchmark=results.benchmark,
+        train=results.train,
+        test=results.test,
+        majority=results.majority_score,
+        chance=results.chance_score,
+    )
+    for protocol in dict.fromkeys(f.protocol for row in results.rows for f in row.findings):
+        for target in results.targets if protocol == "transfer" else (own,):
+            lines = []
+            for name in results.names():
+                found = [f for row in results.of(name) for f in row.findings if f.protocol == protocol]
+                if protocol == "transfer":
+                    found = [f for f in found if f" to {target.dataset}, " in f.setting]
+                if found:
+                    lines.append((name, results.of(name)[0].role, found))
+            _show_cells(protocol, lines, target)
 
 
 def _report(results: Results, work: Path, out: Path) -> Path:

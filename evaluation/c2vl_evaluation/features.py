@@ -47,20 +47,10 @@ def extract(
         DataError: samples without a label.
     """
     selection = packed.select(benchmark, split)
-    labels = packed.labels()[selection.rows]
-    if (labels < 0).any():
-        first = packed.sample_ids(selection.rows[labels < 0][:1])[0]
-        raise DataError(
-            f"{int((labels < 0).sum())} of {len(labels)} {split} samples of {benchmark} have no label (first: {first}); evaluation needs all of them"
-        )
+    labels = labels_of(packed, selection.rows, f"{split} samples of {benchmark}")
     where = device_of(device)
     weights = run / checkpoint.ENCODER
-    encoder = checkpoint.load_encoder(run, where)
-    if encoder.layout.names != packed.layout.names:
-        raise CheckpointError(
-            f"{run} was trained on the joints of layout {encoder.layout.name!r} ({encoder.layout.joints}), "
-            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same layout"
-        )
+    encoder = encoder_for(run, packed, where)
     key = fingerprint(
         {
             "encoder": file_sha256(weights),
@@ -78,6 +68,38 @@ def extract(
             values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
         commit_file(cache, partial(_write, data=serialise({"features": values}, {"key": key})))
     return Features(values, labels, selection.rows, len(selection.left_out))
+
+
+def labels_of(packed: Packed, rows: Labels, named: str) -> Labels:
+    """Return the classes of some rows, (N,).
+
+    Raises:
+        DataError: a sample has no label; `named` says what the rows are.
+    """
+    labels = packed.labels()[rows]
+    if (labels < 0).any():
+        first = packed.sample_ids(rows[labels < 0][:1])[0]
+        raise DataError(
+            f"{int((labels < 0).sum())} of {len(labels)} {named} have no label (first: {first}); "
+            "evaluation needs all of them"
+        )
+    return labels
+
+
+def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.TrainedEncoder:
+    """Load the encoder of a run, frozen, for data of the joints that it was trained on.
+
+    Raises:
+        CheckpointError: no finished run there, or its encoder is of another joint layout.
+    """
+    encoder = checkpoint.load_encoder(run, device)
+    if (encoder.layout.names, encoder.layout.dims) != (packed.layout.names, packed.layout.dims):
+        raise CheckpointError(
+            f"{run} was trained on the joints of layout {encoder.layout.name!r} ({encoder.layout.joints}), "
+            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same layout, "
+            f"or map it: `c2vl-pipeline pack --work {packed.folder.parent} --layout {encoder.layout.name}`"
+        )
+    return encoder
 
 
 def _write(path: Path, data: bytes) -> None:

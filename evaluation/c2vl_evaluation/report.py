@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from c2vl_evaluation import figures, gallery
 from c2vl_evaluation.gallery import clean
-from c2vl_evaluation.results import Results, Row, mean_std
+from c2vl_evaluation.results import Results, Row, Score, by_setting, mean_std
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text
@@ -260,7 +260,49 @@ def _line(rows: Sequence[Row]) -> dict[str, Any]:
         "name": first.name, "role": first.role, "spoken": _ROLES[first.role], "seeds": len(rows),
         "knowledge": first.knowledge, "derived": any(row.derived_from_joints for row in rows),
         **{measure: mean_std([getattr(row, measure) for row in rows]) for measure in measures},
+        **{f"{kind}_more": _beside(rows, kind) for kind in _KINDS},
     }  # fmt: skip
+
+
+def _beside(rows: Sequence[Row], kind: str) -> str:
+    """Say top-5 and balanced accuracy of a line, where its rows hold them."""
+    said = []
+    for word, name in (("top-5", f"{kind}_top5"), ("balanced", f"{kind}_balanced")):
+        values = [value for row in rows if (value := getattr(row, name)) is not None]
+        said += [f"{word} {mean_std(values)}"] if len(values) == len(rows) else []
+    return ", ".join(said)
+
+
+def _floor(score: Score | None) -> str:
+    if score is None:
+        return ""
+    top5 = "" if score.top5 is None else f"top-5 {100 * score.top5:.1f}, "
+    return f"{top5}balanced {100 * score.balanced:.1f}"
+
+
+def _cells(results: Results) -> list[dict[str, Any]]:
+    """Lines of the table of the other protocols: one a name, protocol and setting."""
+    lines = []
+    for name in results.names():
+        found = by_setting(finding for row in results.of(name) for finding in row.findings)
+        for (protocol, setting), findings in found.items():
+            last = [f.last for f in findings if f.last is not None]
+            best = [f.best.top1 for f in findings if f.best is not None]
+            top5 = [s.top5 for s in last if s.top5 is not None]
+            lines.append(
+                {
+                    "name": name, "protocol": protocol, "setting": setting, "count": len(last),
+                    "why": "; ".join(dict.fromkeys(f.why for f in findings if f.why)),
+                    "train": findings[0].train,
+                    "top1": mean_std([s.top1 for s in last]) if last else "n/a",
+                    "top5": mean_std(top5) if top5 else "n/a",
+                    "balanced": mean_std([s.balanced for s in last]) if last else "n/a",
+                    "best": mean_std(best) if best else "",
+                }
+            )  # fmt: skip
+    order = {protocol: n for n, protocol in enumerate(dict.fromkeys(line["protocol"] for line in lines))}
+    settings = {setting: n for n, setting in enumerate(dict.fromkeys(line["setting"] for line in lines))}
+    return sorted(lines, key=lambda line: (order[line["protocol"]], settings[line["setting"]]))
 
 
 def main_run(results: Results, work: Path, table: Path) -> MainRun | None:
@@ -268,7 +310,9 @@ def main_run(results: Results, work: Path, table: Path) -> MainRun | None:
 
     Returns None where the run or the packed data it was evaluated on is gone or is another.
     """
-    from c2vl_evaluation.benchmark import evaluate
+    from c2vl_evaluation import linear
+    from c2vl_evaluation.benchmark import features_of
+    from c2vl_evaluation.store import Subject
     from c2vl_training.data import Packed
 
     row = results.main_run()
@@ -279,10 +323,13 @@ def main_run(results: Results, work: Path, table: Path) -> MainRun | None:
         run = table / row.run
         facts = json.loads((run / "run.json").read_text("utf-8"))
         recipe = Recipe.model_validate(facts["recipe"])
-        *_, probe, _, test = evaluate(run, packed, results.benchmark, recipe, row.seed)
+        found = linear.outcome(Subject(run, packed, results.benchmark, recipe, row.seed)).predictions
+        _, test = features_of(run, packed, results.benchmark, recipe)
     except (C2VLError, OSError, ValueError, KeyError):
         return None
-    return MainRun(test.values, test.labels, probe.predictions, test.sample_ids(packed))
+    if found is None:
+        return None
+    return MainRun(test.values, test.labels, found.answers, found.sample_ids)
 
 
 def build(results: Results, out: Path, *, work: Path | None = None, main: MainRun | None = None) -> Path:
@@ -303,6 +350,8 @@ def build(results: Results, out: Path, *, work: Path | None = None, main: MainRu
         verdict=verdict(results),
         lines=lines,
         derived=any(line["derived"] for line in lines),
+        cells=_cells(results),
+        floors={"chance": _floor(results.chance_score), "majority": _floor(results.majority_score)},
         details=[(row, Path(row.run).name) for row in results.rows],
         percent=lambda value: f"{100 * value:.1f}",
         duration=_duration,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +14,46 @@ from c2vl_manifests.manifest import commit_text
 
 FILE = "results.json"
 Role = Literal["pretrained", "baseline", "floor", "ceiling", "shuffled"]
+Protocol = Literal["knn", "linear", "finetune", "semi", "transfer", "ensemble"]
+
+
+class Score(BaseModel):
+    """Accuracies over one split, in [0, 1]."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    top1: float
+    top5: float | None
+    """None where five classes or fewer leave nothing to be wrong about."""
+    balanced: float
+    """Mean over the classes of the split of the share of each that was recognised."""
+
+
+class Finding(BaseModel):
+    """One protocol under one setting: what a cell of a table says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: Protocol
+    setting: str = ""
+    """`1 % stratified, frozen`; empty where a protocol has one setting."""
+    draw: int = 0
+    """Which draw of a subset, where subsets are drawn."""
+    last: Score | None = None
+    """At the last epoch; None where the protocol makes no sense on this data, and `why` says so."""
+    best: Score | None = None
+    """At the epoch that is best on the test split: an oracle, shown because peers report it."""
+    best_epoch: int | None = None
+    """Counted from 1."""
+    epochs: int = 0
+    lr: float | None = None
+    held_out: float | None = None
+    """Accuracy on the held-out part of the training split at the chosen rate, where rates were swept."""
+    train: int = 0
+    """Labelled training samples that were used."""
+    test: int = 0
+    seconds: float = 0.0
+    why: str = ""
 
 
 class Row(BaseModel):
@@ -41,6 +82,26 @@ class Row(BaseModel):
     """Of training."""
     samples: int
     left_out: int
+    knn_top5: float | None = None
+    knn_balanced: float | None = None
+    linear_top5: float | None = None
+    linear_balanced: float | None = None
+    findings: tuple[Finding, ...] = ()
+    """Of the other protocols."""
+
+
+class Target(BaseModel):
+    """Another dataset that encoders were transferred to, with what needs no encoder there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str
+    title: str
+    benchmark: str
+    train: int
+    test: int
+    majority: Score
+    chance: Score
 
 
 class Results(BaseModel):
@@ -62,6 +123,12 @@ class Results(BaseModel):
     chance: float
     majority: float
     """Accuracy of always answering the training split's largest class."""
+    majority_score: Score | None = None
+    """The same with five answers (the five largest classes) and balanced."""
+    chance_score: Score | None = None
+    """Expected of answers drawn blindly."""
+    targets: tuple[Target, ...] = ()
+    """Of the transfer protocol."""
     rows: tuple[Row, ...]
     seconds: dict[str, float] = {}
     """Stage -> seconds spent, summed over workers."""
@@ -77,6 +144,14 @@ class Results(BaseModel):
     def main_run(self) -> Row:
         """The row that figures are drawn of: the first pre-trained one."""
         return next((row for row in self.rows if row.role == "pretrained"), self.rows[0])
+
+
+def by_setting(findings: Iterable[Finding]) -> dict[tuple[Protocol, str], list[Finding]]:
+    """Group findings by protocol and setting: those of several draws and seeds are one cell."""
+    found: dict[tuple[Protocol, str], list[Finding]] = {}
+    for finding in findings:
+        found.setdefault((finding.protocol, finding.setting), []).append(finding)
+    return found
 
 
 def mean_std(values: list[float]) -> str:

@@ -131,7 +131,9 @@ class EncoderConfig(_Model):
     def _renamed(cls, values: Any) -> Any:
         if isinstance(values, Mapping) and "skip_empty" in values:
             now = "leave_out" if values["skip_empty"] else "compute"
-            raise ValueError(f"skip_empty = {values['skip_empty']!r} is now empty_bodies = {now!r}; rename it")
+            raise ValueError(
+                f"skip_empty = {values['skip_empty']!r} is now empty_bodies = {now!r}; rename it"
+            )
         return values
 
 

@@ -83,7 +83,9 @@ CROPS = pa.schema(
         pa.field("frame_width", pa.int32()),
         pa.field("frame_height", pa.int32()),
         pa.field("frames_advertised", pa.int32()),  # by the container
-        pa.field("frames_decoded", pa.int32()),  # in fact there; of a part of a longer video: up to its last planned frame
+        pa.field(
+            "frames_decoded", pa.int32()
+        ),  # in fact there; of a part of a longer video: up to its last planned frame
         pa.field("jpeg", pa.binary()),
     ]
 )

@@ -70,6 +70,9 @@ ResourceOption = Annotated[
         show_default=False,
     ),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Make rows again that another engine or configuration made.")
+]
 FailuresOption = Annotated[
     float,
     typer.Option(
@@ -256,8 +259,10 @@ class _Run:
         scheduler: str | None = None,
         resource: list[str] | None = None,
         max_failures: float = 0.05,
+        overwrite: bool = True,
     ) -> None:
         self.work, self._count, self._scheduler, self._max_failures = work, workers, scheduler, max_failures
+        self._overwrite = overwrite
         self._resources = _resources(resource)
         self._stack = ExitStack()
         self._open: Workers | None = None
@@ -292,6 +297,7 @@ class _Run:
                 only=only,
                 redo=redo,
                 max_failures=self._max_failures,
+                overwrite=self._overwrite,
                 emit=emit,
             )
         _say_stage(manifest)
@@ -339,11 +345,12 @@ def skeletons(
     scheduler: SchedulerOption = None,
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
+    overwrite: OverwriteOption = False,
     limit: LimitOption = None,
     set_: SetOption = None,
 ) -> None:
     """Read and assemble the skeleton files: joints of the valid frames."""
-    with _Run(work, workers, scheduler, resource, max_failures) as run:
+    with _Run(work, workers, scheduler, resource, max_failures, overwrite) as run:
         run.stage("skeletons", _recipe(work, recipe, set_), limit)
 
 
@@ -356,11 +363,12 @@ def crop(
     scheduler: SchedulerOption = None,
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
+    overwrite: OverwriteOption = False,
     limit: LimitOption = None,
     set_: SetOption = None,
 ) -> None:
     """Decode 16 frames a sample and crop the person: the vision prompts."""
-    with _Run(work, workers, scheduler, resource, max_failures) as run:
+    with _Run(work, workers, scheduler, resource, max_failures, overwrite) as run:
         run.stage("crop", _recipe(work, recipe, set_, engine, "crop"), limit)
 
 
@@ -373,11 +381,12 @@ def caption(
     scheduler: SchedulerOption = None,
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
+    overwrite: OverwriteOption = False,
     limit: LimitOption = None,
     set_: SetOption = None,
 ) -> None:
     """Ask the paper's question about every crop: the language prompts."""
-    with _Run(work, workers, scheduler, resource, max_failures) as run:
+    with _Run(work, workers, scheduler, resource, max_failures, overwrite) as run:
         run.stage("caption", _recipe(work, recipe, set_, engine, "caption"), limit)
 
 
@@ -390,11 +399,12 @@ def embed(
     scheduler: SchedulerOption = None,
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
+    overwrite: OverwriteOption = False,
     limit: LimitOption = None,
     set_: SetOption = None,
 ) -> None:
     """Turn crops and captions into vectors."""
-    with _Run(work, workers, scheduler, resource, max_failures) as run:
+    with _Run(work, workers, scheduler, resource, max_failures, overwrite) as run:
         run.stage("embed", _recipe(work, recipe, set_, engine, "embed"), limit)
 
 
@@ -434,6 +444,7 @@ def prompts(
     scheduler: SchedulerOption = None,
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
+    overwrite: OverwriteOption = False,
     allow_missing: AllowMissing = False,
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
@@ -442,7 +453,7 @@ def prompts(
     """All stages: index, skeletons, crop, caption, embed, pack."""
     name = _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
     resolved = _recipe(work, name, set_)
-    with _Run(work, workers, scheduler, resource, max_failures) as run:
+    with _Run(work, workers, scheduler, resource, max_failures, overwrite) as run:
         for module in MODULES:
             run.stage(module, resolved)
     pack(work, name, set_=set_)

@@ -101,6 +101,9 @@ class _ShardCrops:
         except FileNotFoundError as error:
             for sample in samples:
                 self.give_up(sample, failure(error, Status.MISSING_VIDEO))
+        except OSError as error:  # unreadable: permissions, a bad sector, a loop of links
+            for sample in samples:
+                self.give_up(sample, failure(error, Status.DECODE_ERROR))
 
     def _read(self, video: Video, samples: list[Row]) -> None:
         wanted: dict[int, list[Row]] = {}

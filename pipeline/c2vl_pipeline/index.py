@@ -250,6 +250,9 @@ def load(work: Path) -> Index:
         first = str(error).splitlines()[0]
         raise StageError(f"{path} is damaged ({first}); run `c2vl-pipeline index` again") from error
     try:
+        if table.column_names != SAMPLES.names:
+            raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
+        str(extra["recipe"])
         layout = Layout.from_dict(extra["layout"])
         plan = tuple((int(a), int(b)) for a, b in extra["plan"])
         return Index(

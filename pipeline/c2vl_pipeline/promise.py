@@ -12,7 +12,7 @@ import io
 import math
 import tomllib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
@@ -342,6 +342,12 @@ def _generic_row(source: str, number: int, entry: Row, labels: dict[str, int]) -
         problem = f"start_frame {start} is negative; the first frame is 0"
     label = _label(entry)
     view, video = whole("view"), words("video")
+    for column in ("video", "skeleton"):
+        path = PurePath(words(column))
+        if path.is_absolute() or ".." in path.parts:
+            raise DataError(
+                f"{source}:{number}: {column} = {str(path)!r} leads out of the data folder; give a path below it (a link there may point elsewhere)"
+            )
     return _row(
         sample_id,
         label=labels[label] if label else -1,

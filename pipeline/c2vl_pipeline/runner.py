@@ -8,6 +8,7 @@ disk are the only truth, so that any process may die at any moment.
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import socket
 from collections import Counter, deque
@@ -185,6 +186,7 @@ def run(
     limit: int | None = None,
     only: frozenset[int] | None = None,
     redo: Mapping[int, frozenset[str]] | None = None,
+    overwrite: bool = True,
     max_failures: float = MAX_FAILURES,
     emit: Emit = silent,
 ) -> StageManifest:
@@ -199,6 +201,7 @@ def run(
         limit: stop after the shards that hold this many samples; the stage stays incomplete.
         only: numbers of the shards that may be made; the others stay as they are.
         redo: shard number -> samples to make again although their shard is committed.
+        overwrite: whether shards made under another configuration may be made again; if not, they are refused.
         max_failures: share of `failed` rows above which the stage stops, finished shards kept.
         emit: receives progress and notes.
 
@@ -210,7 +213,12 @@ def run(
         EngineError: the engine cannot be loaded.
         OSError: the disk is full; what is committed stays.
     """
+    work = work.absolute()  # workers of a scheduler stand elsewhere
     index = load(work)
+    if not index.root.is_dir():
+        raise StageError(
+            f"the raw folder {index.root} is not there; mount it, or run `c2vl-pipeline index` again with its new place: every row would say that its file is missing"
+        )
     _predecessors(stage, index, recipe)
     folder = work / stage.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -222,6 +230,8 @@ def run(
         plan = make_plan(stage, index, recipe, prepared)
         todo = [n for n in _todo(plan, index, limit, redo or {}) if only is None or n in only]
         _no_gaps_upstream(stage, index, recipe, limit is None and only is None, todo)
+        if not overwrite:
+            _refuse_other_configuration(stage, folder, plan, todo)
         _drop_leftovers(folder, plan, todo)
         commit_text(inputs_path(folder, plan.manifest.key), plan.manifest.model_dump_json(include={"inputs"}))
         done = dict(plan.done)
@@ -263,6 +273,43 @@ def run(
         summary = _summary(plan, done)
         write_stage_manifest(folder, summary)
         return summary
+
+
+def _refuse_other_configuration(stage: Stage, folder: Path, plan: Plan, todo: list[int]) -> None:
+    """Refuse to make shards again that another engine or configuration made: they may have cost days."""
+    for number in todo:
+        shard = read_shard_manifest(shard_path(folder.parent, stage.name, number))
+        if shard is None or shard.extra.get("stage") == plan.manifest.key:
+            continue
+        former = former_inputs(folder, str(shard.extra.get("stage")))
+        changed = list(changes(former, plan.manifest.inputs)) if former else ["the former is not on record"]
+        raise StageError(
+            f"the {stage.name} of {folder.parent} were made under another configuration ({'; '.join(changed[:3])}); "
+            f"give {stage.command} the same one, another --work, or --overwrite to make them again"
+        )
+
+
+def former_inputs(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return the inputs behind a stage key, or None where they are not on record."""
+    try:
+        found: dict[str, Any] = dict(json.loads(inputs_path(folder, key).read_text("utf-8"))["inputs"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
+    """Yield `place: old -> new` for every value in which two nested tables differ."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from changes(old.get(key), new.get(key), f"{place}.{key}".removeprefix("."))
+    elif old != new:
+        yield f"{place}: {_short(old)} -> {_short(new)}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _todo(plan: Plan, index: Index, limit: int | None, redo: Mapping[int, frozenset[str]]) -> list[int]:

@@ -246,8 +246,10 @@ def _raw_files(stage: Stage, shard: Shard, kept: frozenset[str], before: Mapping
         path = shard.index.root / relative
         if relative not in fresh and relative in before:
             found[relative] = before[relative]
-        elif path.is_file():  # a pipe would never end
-            found[relative] = file_sha256(path)
+        else:
+            with suppress(OSError):  # its rows say why it cannot be read
+                if path.is_file():  # a pipe would never end
+                    found[relative] = file_sha256(path)
     return found
 
 

@@ -5,7 +5,6 @@ With reasons: why a shard is not done is told from what its manifest says it was
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,7 @@ from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_pipeline import engines
 from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.pack import STAGES, content_key
-from c2vl_pipeline.runner import Plan, inputs_path, lasting_engine, make_plan
+from c2vl_pipeline.runner import Plan, changes, former_inputs, lasting_engine, make_plan
 from c2vl_pipeline.stage import Stage, shard_path
 from c2vl_pipeline.verify import stages
 
@@ -151,26 +150,11 @@ def _differences(work: Path, plan: Plan, number: int, shard: ShardManifest) -> I
         elif then.get("upstream", {}).get(name) != digest:
             yield f"the {name} it was made from changed"
     if then.get("stage") != now["stage"]:
-        try:
-            old = json.loads(inputs_path(work / plan.stage.name, str(then.get("stage"))).read_text("utf-8"))
-        except (OSError, ValueError):
+        old = former_inputs(work / plan.stage.name, str(then.get("stage")))
+        if old is None:
             yield "the configuration changed (the former one is not on record)"
-            return
-        yield from changes(old["inputs"], plan.manifest.inputs)
-
-
-def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:
-    """Yield `place: old -> new` for every value in which two nested tables differ."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from changes(old.get(key), new.get(key), f"{place}.{key}".removeprefix("."))
-    elif old != new:
-        yield f"{place}: {_short(old)} -> {_short(new)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}…"
+        else:
+            yield from changes(old, plan.manifest.inputs)
 
 
 # ------------------------------------------------------------------------------------------------- packed

@@ -325,8 +325,7 @@ def same_recipe(work: Path, recipe: Recipe, names: Iterable[str]) -> None:
         StageError: naming the stage and what differs.
         EngineError: its engine is not there.
     """
-    from c2vl_pipeline.runner import lasting_engine, stage_inputs
-    from c2vl_pipeline.status import changes
+    from c2vl_pipeline.runner import changes, lasting_engine, stage_inputs
 
     index, names = load(work), set(names)
     for stage in stages():
@@ -357,7 +356,8 @@ def failed_samples(work: Path, stage: str, statuses: Sequence[str] = RETRIED) ->
         manifest = read_shard_manifest(shard_path(work, stage, number))
         if manifest is None:
             continue
-        if stage != "embeddings" and not any(manifest.statuses.get(str(s)) for s in statuses):
+        suspect = (*statuses, Status.MISSING_VIDEO, Status.MISSING_SKELETON)
+        if stage != "embeddings" and not any(manifest.statuses.get(str(s)) for s in suspect):
             continue
         bad = _bad_rows(work, stage, number, statuses)
         above = [
@@ -373,12 +373,14 @@ def _bad_rows(work: Path, stage: str, number: int, statuses: Sequence[str]) -> s
     """Return (sample, slot) of the rows in one of the statuses; the slot is None in stages without slots."""
     keys = ["sample_id"] if stage == "skeletons" else ["sample_id", "slot"]
     columns = ["status"] if stage != "embeddings" else ["status", "vision_status", "language_status"]
+    gone = "FileNotFoundError"  # the index names the file: it was away when it was to be read
     path = shard_path(work, stage, number)
     if read_shard_manifest(path) is None:
         return set()
-    table = read_shard(path, [*keys, *columns])
+    table = read_shard(path, [*keys, *columns, "error_class"])
     wanted = pa.array([str(s) for s in statuses])
     masks = [pc.is_in(table.column(name), wanted) for name in columns]
+    masks.append(pc.fill_null(pc.equal(table.column("error_class"), gone), False))
     bad = table.filter(reduce(pc.or_, masks)).select(keys).to_pylist()
     return {(row["sample_id"], row.get("slot")) for row in bad}
 

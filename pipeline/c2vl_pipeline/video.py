@@ -7,13 +7,15 @@ decoder could not give it.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,21 +47,21 @@ class Deadline:
 
     Args:
         seconds: a single call (opening, reading on to the next planned frame) may take.
-        mark: file that receives the seconds, the video's name and the sample ids, a line each.
+        mark: file that receives the seconds, the video's name and the sample ids, as JSON.
     """
 
     _POLL = 0.2
 
     def __init__(self, seconds: float, mark: Path) -> None:
         self._seconds, self._mark = seconds, mark
-        self._due: tuple[float, list[str]] | None = None
+        self._due: tuple[float, dict[str, Any]] | None = None
         self._stop = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     @contextmanager
     def over(self, name: str, samples: Iterable[str]) -> Iterator[None]:
         """Let the clock run while a call lasts."""
-        self._due = time.monotonic() + self._seconds, [f"{self._seconds:g}", name, *samples]
+        self._due = time.monotonic() + self._seconds, {"name": name, "samples": list(samples)}
         try:
             yield
         finally:
@@ -73,7 +75,8 @@ class Deadline:
         while not self._stop.wait(self._POLL):
             due = self._due
             if due is not None and time.monotonic() > due[0]:
-                self._mark.write_text("\n".join(due[1]) + "\n", encoding="utf-8")
+                with suppress(OSError):  # a full disk: then the samples are found by halving
+                    self._mark.write_text(json.dumps({"seconds": self._seconds} | due[1]), encoding="utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -8,6 +8,7 @@ for ever; daemonic workers cannot have children.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import socket
@@ -27,7 +28,9 @@ from distributed.comm.core import CommClosedError
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
+from c2vl_manifests.manifest import file_sha256
 from c2vl_pipeline import engines
+from c2vl_pipeline.index import load
 from c2vl_pipeline.shards import Job, Receipt, hung, killed, run_shard
 
 WAIT_FOR_WORKERS = 600.0
@@ -73,7 +76,7 @@ class Death:
     """A worker died while it held this job."""
 
 
-def _visit(index: str) -> dict[str, Any]:
+def _visit(index: str, root: str | None = None) -> dict[str, Any]:
     """Say who a worker is and whether it sees the work folder."""
     from importlib.metadata import version
 
@@ -81,7 +84,8 @@ def _visit(index: str) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "version": version("c2vl"),
-        "sees": path.stat().st_size if path.is_file() else None,
+        "sees": file_sha256(path) if path.is_file() else None,
+        "raw": root is None or Path(root).is_dir(),
     }
 
 
@@ -212,7 +216,8 @@ class Workers:
                 f"start workers with --resources '{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
             )
         try:
-            seen = client.run(_visit, str(index))
+            root = str(load(index.parent).root)
+            seen = client.run(_visit, str(index), root)
         except Exception as error:  # whatever unpickling on a foreign machine raises
             raise StageError(
                 f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); install the same c2vl there"
@@ -226,6 +231,10 @@ class Workers:
             if there["sees"] != here["sees"]:
                 raise StageError(
                     f"worker {address} on {there['host']} does not see {index}; put the work folder and the raw data on storage that all machines share, under one path"
+                )
+            if not there["raw"]:
+                raise StageError(
+                    f"worker {address} on {there['host']} does not see the raw folder {root}; mount it there under the same path"
                 )
         client.register_plugin(WorkerSetup(()))
 
@@ -349,10 +358,11 @@ class Recovery:
     def _hanging(self, number: int) -> dict[str, tuple[str, str, str]]:
         mark = self._mark(number)
         try:
-            seconds, name, *samples = mark.read_text("utf-8").splitlines()
-        except (OSError, ValueError):
+            found = json.loads(mark.read_text("utf-8"))
+            text = f"reading {found['name']} took more than {found['seconds']:g} s and was given up"
+            hanging = {str(sample): hung(text) for sample in found["samples"]}
+        except (OSError, ValueError, KeyError, TypeError):
             return {}
         mark.unlink(missing_ok=True)
-        return {
-            sample: hung(f"reading {name} took more than {seconds} s and was given up") for sample in samples
-        }
+        known = self._poison.get(number, {})
+        return {} if hanging.keys() <= known.keys() else hanging  # left out already: another cause

@@ -1,0 +1,78 @@
+"""The linear protocol on 40,091 x 256 features and 60 classes, 5 learning rates: all at once against five runs, one thread.
+
+Two usual ways: the same loop once a rate, and what is commonly written (TensorDataset, DataLoader, nn.Linear, SGD, one
+run a rate). Fewer epochs are timed than the protocol has; epochs are alike. Then every head is compared to its own run.
+
+`python benchmarks/bench_linear.py [EPOCHS] [PAIRS]`
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from timing import compare
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+from c2vl_evaluation import linear
+from c2vl_manifests.config import LinearConfig
+
+SAMPLES, DIM, CLASSES, RATES = 40_091, 256, 60, (0.01, 0.1, 1.0, 3.0, 10.0)
+
+
+def usual(x: Tensor, y: Tensor, lr: float, epochs: int) -> None:
+    """Train one layer as it is commonly written."""
+    layer = nn.Linear(DIM, CLASSES)
+    optimiser = torch.optim.SGD(layer.parameters(), lr, momentum=0.9)
+    for _ in range(epochs):
+        for rows, labels in DataLoader(TensorDataset(x, y), 1024, shuffle=True):
+            optimiser.zero_grad()
+            F.cross_entropy(layer(rows), labels).backward()
+            optimiser.step()
+
+
+def main() -> None:
+    """Print the lines."""
+    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    pairs = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
+    x = (
+        torch.randn(SAMPLES, DIM, generator=generator)
+        + 0.3 * torch.randn(CLASSES, DIM, generator=generator)[y]
+    )
+    config = LinearConfig(epochs=epochs, milestones=(80,))
+
+    def together() -> linear.Heads:
+        return linear.fit(x, y, CLASSES, RATES, config, 0)
+
+    def apart() -> list[linear.Heads]:
+        return [linear.fit(x, y, CLASSES, (rate,), config, 0) for rate in RATES]
+
+    compare(f"{epochs} epochs, 5 rates, the same loop once a rate", together, apart, pairs)
+    compare(
+        f"{epochs} epochs, 5 rates, a DataLoader and nn.Linear once a rate",
+        together,
+        lambda: [usual(x, y, rate, epochs) for rate in RATES],
+        max(1, pairs // 2),
+    )
+    config = LinearConfig(epochs=100, milestones=(80,))
+    started = time.perf_counter()
+    all_heads = together()
+    seconds = time.perf_counter() - started
+    alone = apart()
+    worst = max(
+        float((all_heads.weight[n] - alone[n].weight[0]).abs().max() / alone[n].weight[0].abs().max())
+        for n in range(len(RATES))
+    )
+    print(
+        f"100 epochs at once: {seconds:.1f} s; weights differ from their own runs by {worst:.1e} of the largest"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What is done in a skeleton file: a frozen encoder and the layer that the linear protocol trained on it.
+
+Skeletons alone are asked for, as the paper does after pre-training; crops, captions and CLIP take no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from c2vl_evaluation import linear
+from c2vl_evaluation.features import Array, encoder_for
+from c2vl_evaluation.store import Subject, softmax
+from c2vl_manifests.config import SkeletonsConfig
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
+from c2vl_training.data import Clips
+from c2vl_training.trainer import device_of
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Classes of a file with their probabilities, the most probable first."""
+
+    file: Path
+    frames: int
+    top: list[tuple[str, float]]
+
+
+@dataclass
+class _Loose:
+    """Joints that never were packed, as `Clips` takes them."""
+
+    layout: Layout
+    joints: npt.NDArray[Any]
+    offsets: npt.NDArray[Any]
+
+
+def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
+    """Say what is done in skeleton files.
+
+    `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
+    another layout than the encoder's are mapped to it where that is possible. The layer is trained first if the linear
+    protocol did not run on this encoder.
+
+    Raises:
+        CheckpointError: no finished run, or one of another layout than the data it is to be read with.
+        DataError: a file that cannot be read, or in which nobody is seen.
+        ConfigError: its joints cannot be mapped.
+    """
+    linear.outcome(subject)
+    head, by = linear.head_of(subject)
+    where = device_of(subject.recipe.training.device)
+    encoder = encoder_for(subject.run, subject.packed, where)
+    clips = [_read(path, subject, encoder.layout) for path in files]
+    store = _Loose(
+        encoder.layout,
+        np.ascontiguousarray(np.concatenate(clips).transpose(0, 3, 1, 2)),
+        np.cumsum([0, *(len(joints) for joints in clips)]),
+    )
+    loaded = Clips(store, np.arange(len(clips)), encoder.input, where)
+    with torch.inference_mode():
+        places = torch.arange(len(clips), device=where).split(128)
+        features = torch.cat([encoder.module(loaded.test(at)).float().cpu() for at in places]).numpy()
+    scores = softmax(head.logits(torch.from_numpy(by(features)))[0].numpy())
+    names = subject.packed.manifest.classes
+    found = []
+    for path, joints, row in zip(files, clips, scores, strict=True):
+        order = np.argsort(-row, kind="stable")[:TOP]
+        top = [(names[n] if n < len(names) else f"class {n}", float(row[n])) for n in order]
+        found.append(Answer(path, len(joints), top))
+    return found
+
+
+def _read(path: Path, subject: Subject, layout: Layout) -> Array:
+    """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
+    from c2vl_pipeline.pack import mapped
+    from c2vl_pipeline.skeletons import assemble_ntu, read_array, read_ntu, read_utd
+
+    manifest = subject.packed.manifest
+    bodies, told = manifest.bodies, {"second_body": manifest.second_body}
+    config: SkeletonsConfig = subject.recipe.pipeline.skeletons.model_copy(update=told)
+    try:
+        match path.suffix.lower():
+            case ".skeleton":
+                found, source = assemble_ntu(read_ntu(path, pixels=False), config).joints, KINECT_V2
+            case ".mat":
+                found, source = read_utd(path).joints, KINECT_V1
+            case ".npy" | ".npz":
+                found, source = read_array(path, layout, bodies).joints, layout
+            case other:
+                raise DataError(
+                    f"{path}: {other or 'no suffix'} is no skeleton file; give .skeleton (NTU RGB+D), .mat (UTD-MHAD), "
+                    ".npy or .npz"
+                )
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; give a skeleton file") from error
+    if len(found) == 0:
+        raise DataError(f"{path}: nobody is seen in it; there is nothing to answer")
+    if not np.isfinite(found).all():
+        raise DataError(f"{path}: holds joints that are NaN or infinite; expected metres")
+    if source.names != layout.names or source.dims != layout.dims:
+        found = mapped(found, source, layout)
+    found = found[:, :bodies]
+    absent = bodies - found.shape[1]
+    return np.asarray(np.pad(found, ((0, 0), (0, absent), (0, 0), (0, 0))), np.float32)

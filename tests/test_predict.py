@@ -1,0 +1,153 @@
+"""Skeleton files to answers: those of the protocol, and one line for what cannot be answered; the commands around it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c2vl_evaluation import linear, predict
+from c2vl_evaluation.store import Subject, softmax
+from c2vl_manifests.config import load_recipe
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_training import checkpoint
+from c2vl_training.data import Packed
+from c2vl_training.trainer import Run, train
+from test_cli import Cli, cli, refused, sets
+from test_trainer import recipe, run, sticks
+
+__all__ = ["cli"]
+SET = ("evaluation.linear.epochs=5", "evaluation.linear.milestones=[4]")
+
+
+@pytest.fixture(scope="module")
+def subject(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A random encoder on the synthetic set in NTU's format."""
+    packed, used = Packed(work), load_recipe("debug", SET)
+    out = tmp_path_factory.mktemp("runs") / "floor"
+    train(Run("random", packed, used, "xsub", 0, out))
+    return Subject(out, packed, "xsub", used, 0)
+
+
+def test_a_skeleton_file_is_answered_as_the_protocol_answered_it(subject, raw):
+    protocol = linear.outcome(subject).predictions
+    assert protocol is not None
+    files = [next(raw.rglob(f"{name}.skeleton")) for name in protocol.sample_ids[:5]]
+    found = predict.predict(subject, files)
+    names = subject.packed.manifest.classes
+    for answer, file, scores in zip(found, files, softmax(protocol.scores[:5]), strict=True):
+        assert answer.file == file
+        order = np.argsort(-scores)
+        assert [name for name, _ in answer.top] == [names[n] for n in order[:5]]
+        np.testing.assert_allclose([p for _, p in answer.top], scores[order[:5]], rtol=1e-3)
+        assert sum(p for _, p in answer.top) == pytest.approx(1)  # of four classes
+    assert len({tuple(answer.top) for answer in found}) > 1
+
+
+def test_the_layer_is_trained_where_it_is_not_there(subject, raw, tmp_path):
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run", ignore=lambda *_: {"evaluations"}))
+    other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        linear.head_of(other)
+    file = next(raw.rglob("*.skeleton"))
+    assert predict.predict(other, [file]) == predict.predict(subject, [file])
+
+
+def test_a_layer_of_another_encoder_is_refused(subject, tmp_path):
+    linear.outcome(subject)
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
+    tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
+    changed = {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}
+    checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
+    with pytest.raises(CheckpointError, match="the head of another encoder; run `c2vl-eval linear` on"):
+        linear.head_of(Subject(folder, subject.packed, "xsub", subject.recipe, 0))
+
+
+def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
+    (tmp_path / "empty.skeleton").write_text("3\n0\n0\n0\n")
+    (tmp_path / "cut.skeleton").write_text("3\n1\n")
+    (tmp_path / "clip.avi").write_bytes(b"RIFF")
+    np.save(tmp_path / "nan.npy", np.full((4, 25, 3), np.nan))
+    np.save(tmp_path / "joints.npy", np.ones((4, 9, 3)))
+    for name, said in {
+        "empty.skeleton": "nobody is seen in it",
+        "cut.skeleton": r"cut\.skeleton:",
+        "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
+        "nan.npy": "NaN or infinite",
+        "joints.npy": r"layout 'kinect_v2' needs \(T, 25, 3\)",
+        "nowhere.skeleton": r"nowhere\.skeleton does not exist",
+    }.items():
+        with pytest.raises(DataError, match=said) as caught:
+            predict.predict(subject, [tmp_path / name])
+        assert "\n" not in str(caught.value)
+
+
+def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):
+    packed = Packed(sticks(tmp_path / "packed"))
+    train(run(packed.folder, tmp_path / "floor", kind="random"))
+    subject = Subject(tmp_path / "floor", packed, "xsub", recipe(*SET), 0)
+    with pytest.raises(ConfigError, match="'kinect_v2' cannot be mapped to 'stick'"):
+        predict.predict(subject, [next(raw.rglob("*.skeleton"))])
+
+
+# -------------------------------------------------------------------------------------------- commands
+
+
+def test_predict_prints_five_classes_with_probabilities(cli: Cli, subject, work, raw):
+    file = next(raw.rglob("*.skeleton"))
+    words = ("--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
+    found = cli("c2vl-eval", "predict", file, *words)
+    assert found.code == 0, found.err
+    (answer,) = predict.predict(subject, [file])
+    assert f"{file} ({answer.frames} frames): {answer.top[0][0]} {answer.top[0][1]:.3f}, " in found.out
+    refused(cli("c2vl-eval", "predict", "nowhere.skeleton", *words), "nowhere.skeleton does not exist")
+
+
+def test_runs_and_their_controls_stand_in_one_table(cli: Cli, tmp_path):
+    data = sticks(tmp_path / "packed")
+    for seed in (0, 1):
+        train(run(data, tmp_path / f"floor{seed}", kind="random", seed=seed))
+    runs = [word for seed in (0, 1) for word in ("--run", tmp_path / f"floor{seed}")]
+    words = (
+        "--data",
+        data,
+        "--recipe",
+        "debug",
+        *sets("evaluation.semi.shares=[0.01,0.5]", "evaluation.finetune.epochs=1"),
+    )
+    for protocol in ("finetune", "semi"):
+        found = cli("c2vl-eval", protocol, *runs, *words)
+        assert found.code == 0, found.err
+        for text in ("floor0 (floor)", "floor1 (floor)", "majority class", "chance", "balanced"):
+            assert text in found.out
+        assert "Controls that are not here: supervised, shuffled pairs" in " ".join(found.out.split())
+    assert "n/a" in found.out
+    assert "less than half" in found.out
+    refused(cli("c2vl-eval", "semi", "--data", data), "give either --run (once a run) or --out")
+    refused(cli("c2vl-eval", "transfer", *runs, *words), "was trained on the data of", "itself")
+    refused(cli("c2vl-eval", "ensemble", *runs, *words), "are both of the joint stream")
+    refused(
+        cli("c2vl-eval", "semi", "--out", tmp_path, *words),
+        "results.json does not exist; run `c2vl-eval benchmark` first",
+    )
+    linear_words = [("c2vl-eval", "linear", "--run", tmp_path / f"floor{seed}", *words) for seed in (0, 1)]
+    assert [cli(*one).code for one in linear_words] == [0, 0]
+    compared = cli("c2vl-eval", "compare", tmp_path / "floor0", tmp_path / "floor1")
+    assert compared.code == 0, compared.err
+    assert "linear, 4 test samples" in compared.out
+    assert "points (95 %: " in compared.out
+    refused(
+        cli("c2vl-eval", "compare", tmp_path / "floor0", tmp_path / "floor1", "--protocol", "ling"),
+        "is none of knn, linear",
+    )
+
+
+def test_a_benchmark_takes_protocols_by_name(cli: Cli, tmp_path):
+    data = sticks(tmp_path / "packed")
+    words = ("--data", data, "--benchmark", "xsub", "--out", tmp_path / "out", "--recipe", "debug")
+    refused(
+        cli("c2vl-eval", "benchmark", *words, "--protocol", "transfer"),
+        "--protocol 'transfer' is none of finetune, semi, ensemble",
+    )

@@ -1,0 +1,84 @@
+"""What the report says of the protocols beside kNN and linear, and of top-5 and balanced accuracy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from c2vl_evaluation import report
+from c2vl_evaluation.results import Finding, Results, Row, Score, Target, by_setting, mean_std
+from test_report import read, table
+
+
+def found(top1: float, setting: str = "10 % random, tuned", draw: int = 0, **more: object) -> Finding:
+    score = Score(top1=top1, top5=top1 + 0.1, balanced=top1 - 0.05)
+    best = Score(top1=top1 + 0.02, top5=0.9, balanced=0.5)
+    told = {"protocol": "semi", "setting": setting, "draw": draw, "last": score, "best": best, "train": 1043}
+    return Finding.model_validate(told | more)
+
+
+def with_findings() -> Results:
+    results = table(
+        seeds=2,
+        majority_score=Score(top1=0.4, top5=None, balanced=1 / 3),
+        chance_score=Score(top1=1 / 3, top5=None, balanced=1 / 3),
+        targets=(
+            Target(
+                dataset="other", title="Other set", benchmark="xview", train=9, test=4,
+                majority=Score(top1=0.271, top5=0.81, balanced=0.07), chance=Score(top1=0.077, top5=0.384, balanced=0.077),
+            ),
+        ),
+    )  # fmt: skip
+    more = (
+        found(0.4111, draw=0), found(0.4333, draw=1),
+        Finding(protocol="semi", setting="1 % random, tuned", why="1 % of 431 clips are 4, fewer than the 27 classes"),
+        found(0.777, "synthetic to other, tuned", protocol="transfer"),
+    )  # fmt: skip
+    rows: list[Row] = []
+    for row in results.rows:
+        values = {"findings": more, "linear_top5": 0.913, "linear_balanced": 0.687, "knn_balanced": 0.587}
+        rows.append(row.model_copy(update=values))
+    return results.model_copy(update={"rows": tuple(rows)})
+
+
+def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: Path) -> None:
+    text = read(report.build(with_findings(), tmp_path / "r.html")).text
+    four = mean_std([0.4111, 0.4333] * 2)
+    for said in (
+        "Other protocols",
+        four,
+        mean_std([0.5111, 0.5333] * 2),
+        mean_std([0.3611, 0.3833] * 2),
+        mean_std([0.4311, 0.4533] * 2),
+        "n/a: 1 % of 431 clips are 4, fewer than the 27 classes",
+        "synthetic to other, tuned",
+        "to Other set, xview",
+        "27.1",
+        "1,043",
+    ):
+        assert said in text
+    assert text.count(four) == 5  # a line a name
+
+
+def test_top5_and_balanced_stand_under_their_accuracy(tmp_path: Path) -> None:
+    text = read(report.build(with_findings(), tmp_path / "r.html")).text
+    assert "top-5 91.3 ± 0.0, balanced 68.7 ± 0.0" in text
+    assert "balanced 58.7 ± 0.0" in text
+    assert "balanced 33.3" in text
+
+
+def test_a_table_of_an_older_version_needs_none_of_it(tmp_path: Path) -> None:
+    old = table().model_dump(exclude={"targets", "majority_score", "chance_score"})
+    added = {"findings", "knn_top5", "knn_balanced", "linear_top5", "linear_balanced"}
+    rows = [{k: v for k, v in row.items() if k not in added} for row in old["rows"]]
+    results = Results.model_validate(old | {"rows": rows})
+    text = read(report.build(results, tmp_path / "r.html")).text
+    assert "Other protocols" not in text
+    assert "top-5" not in text
+
+
+def test_settings_keep_their_order() -> None:
+    cells = by_setting([found(0.1, "b"), found(0.2, "a"), found(0.3, "b", 1)])
+    assert [key[1] for key in cells] == ["b", "a"]
+    assert [f.last.top1 for f in cells["semi", "b"] if f.last] == [0.1, pytest.approx(0.3)]
