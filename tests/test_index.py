@@ -758,3 +758,18 @@ def test_two_label_files_of_one_recording_must_agree(
     other.write_bytes(b"1,2,9,2\n" * 200_000)
     shutil.rmtree(first.parent)
     assert "1,600,000 bytes; a label file has some hundred" in refused("pku-mmd-2", pku, config)
+
+
+@pytest.mark.parametrize("path", ["../outside.avi", "/tmp/outside.avi", "a/../../b.avi"])
+@pytest.mark.parametrize("column", ["video", "skeleton"])
+def test_a_path_that_leads_out_of_the_data_folder_is_refused(tmp_path, path, column):
+    (tmp_path / "samples.csv").write_text(f"sample_id,{column}\na,{path}\n")
+    with pytest.raises(DataError, match=rf"samples.csv:2: {column} = .* leads out of the data folder"):
+        build(
+            load_dataset("generic"),
+            tmp_path,
+            tmp_path / "w",
+            load_recipe("debug").pipeline,
+            recipe="debug",
+            layout="kinect_v2",
+        )

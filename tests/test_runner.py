@@ -406,3 +406,63 @@ def test_the_survey_tells_missing_unfinished_complete_and_stale(begun: Path, rec
 def test_a_survey_without_an_index_names_the_command(tmp_path: Path, recipe: Recipe) -> None:
     with pytest.raises(StageError, match="holds no index; run `c2vl-pipeline index --dataset NAME"):
         survey(tmp_path, recipe)
+
+
+# ------------------------------------------------------------------------------------- what is refused
+
+
+def test_rows_of_another_configuration_are_not_made_again_unasked(begun: Path, recipe: Recipe) -> None:
+    road(begun, recipe, STAGES[:2])
+    before = times(begun, "crops")
+    other = load_recipe("debug", ["pipeline.crop.margin=0.2"])
+    with pytest.raises(StageError) as caught:
+        runner.run(crop.STAGE, begun, other, overwrite=False)
+    assert "(config.margin: 0.1 -> 0.2)" in str(caught.value)
+    assert str(caught.value).endswith("another --work, or --overwrite to make them again")
+    assert times(begun, "crops") == before
+    assert runner.run(crop.STAGE, begun, recipe, overwrite=False).complete  # the same one goes on
+    assert runner.run(crop.STAGE, begun, other).complete
+    assert times(begun, "crops") != before
+
+
+def linked(raw: Path, folder: Path) -> Path:
+    """A folder of links to the raw files, to be damaged."""
+    for path in sorted(raw.rglob("*")):
+        target = folder / path.relative_to(raw)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            target.symlink_to(path)
+    return folder
+
+
+def test_a_raw_folder_that_is_away_is_refused_and_no_row_says_missing(
+    raw: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    folder = linked(raw, tmp_path / "raw")
+    work = start(folder, tmp_path / "w")
+    folder.rename(tmp_path / "away")
+    with pytest.raises(StageError, match=r"the raw folder .* is not there; mount it"):
+        runner.run(crop.STAGE, work, recipe)
+    (tmp_path / "away").rename(folder)
+    assert runner.run(crop.STAGE, work, recipe).statuses == {"ok": 128}
+
+
+def test_an_unreadable_video_costs_its_rows_and_one_that_was_away_is_tried_again(
+    raw: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    from c2vl_pipeline.verify import failed_samples
+
+    folder = linked(raw, tmp_path / "raw")
+    work = start(folder, tmp_path / "w")
+    first, second = sorted(folder.rglob("*_rgb.avi"))[:2]
+    first.unlink()
+    first.symlink_to(first)  # a loop
+    target = second.readlink()
+    second.unlink()
+    manifest = runner.run(crop.STAGE, work, recipe)
+    assert manifest.statuses == {"decode_error": 4, "missing_video": 4, "ok": 120}
+    tried = {s for ids in failed_samples(work, "crops").values() for s in ids}
+    assert tried == {p.name.removesuffix("_rgb.avi") for p in (first, second)}
+    second.symlink_to(target)
+    again = runner.run(crop.STAGE, work, recipe, redo=failed_samples(work, "crops"))
+    assert again.statuses == {"decode_error": 4, "ok": 124}
