@@ -286,12 +286,17 @@ def test_an_engine_is_loaded_once_a_worker(raw: Path, tmp_path: Path, recipe: Re
 
 def test_each_worker_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, 5")
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    before = dict(os.environ)
     assert engines.gpus() == ("GPU-a", "5")
     with Workers(3) as workers:
         seen = workers.client(tmp_path).run(os.getenv, "CUDA_VISIBLE_DEVICES")
         threads = workers.client(tmp_path).run(os.getenv, "OMP_NUM_THREADS")
     assert Counter(seen.values()) == Counter({"GPU-a": 2, "5": 1})
     assert set(threads.values()) == {str(max(1, (os.cpu_count() or 1) // 3))}
+    leaks = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
+    assert {n: os.environ.get(n) for n in leaks} == {n: before.get(n) for n in leaks}
 
 
 def test_without_gpus_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

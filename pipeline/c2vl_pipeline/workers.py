@@ -53,6 +53,9 @@ STARTS = 3
 """Attempts to start the processes: one that is killed before it has joined takes the whole cluster with it."""
 
 
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
 class WorkerSetup(WorkerPlugin):
     """Prepares a worker before its first task: one decoder thread, and a GPU of its own where there are several."""
 
@@ -136,7 +139,7 @@ class Workers:
             raise StageError(
                 f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, or leave them away"
             )
-        threads = str(max(1, (os.cpu_count() or 1) // self.count))
+        self._share_cores()
         settings = {
             "distributed.worker.daemon": False,  # an engine may want to start a process of its own
             "distributed.admin.system-monitor.gil.enabled": False,
@@ -146,9 +149,6 @@ class Workers:
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.pause": False,
-            "distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads,
-            "distributed.nanny.pre-spawn-environ.MKL_NUM_THREADS": threads,
-            "distributed.nanny.pre-spawn-environ.OPENBLAS_NUM_THREADS": threads,
         }
         self._stack.enter_context(dask.config.set(settings))
         for left in reversed(range(STARTS)):
@@ -177,6 +177,25 @@ class Workers:
                 self._cluster = cluster
                 return client
         raise AssertionError
+
+    def _share_cores(self) -> None:
+        """Give each worker its share of the cores through the environment, and put that back when they are closed.
+
+        All libraries get one number: torch's kernels write beyond their buffers where OMP and MKL disagree. dask sets
+        such variables for good, and only where they are not set yet: the second cluster of a process, or any program
+        started after the first, would inherit the first one's.
+        """
+        before = {name: os.environ.get(name) for name in (*_THREADS, "MALLOC_TRIM_THRESHOLD_")}
+        threads = before["OMP_NUM_THREADS"] or str(max(1, (os.cpu_count() or 1) // self.count))
+        os.environ.update(dict.fromkeys(_THREADS, threads))
+
+        def restore() -> None:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+        self._stack.callback(restore)
 
     def _join(self) -> Client:
         address = str(self.scheduler)
