@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
+
+Cli = Callable[..., tuple[int, list[str], str]]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -59,3 +65,22 @@ def run_factory(raw: Path, work: Path, recipe: Recipe, dataset: str = "synthetic
 def work(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder with every stage complete; tests must not write into it."""
     return run_factory(raw, tmp_path_factory.mktemp("work"), recipe)
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run `c2vl-pipeline` in this process: exit code, lines on stdout that are no events, stderr."""
+
+    def call(*words: str | Path) -> tuple[int, list[str], str]:
+        monkeypatch.setattr(sys, "argv", ["c2vl-pipeline", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        capfd.readouterr()
+        try:
+            importlib.import_module("c2vl_pipeline.cli").main()
+            code: Any = 0
+        except SystemExit as stop:
+            code = stop.code
+        out, err = capfd.readouterr()
+        return int(code or 0), [line for line in out.splitlines() if not line.startswith('{"event"')], err
+
+    return call

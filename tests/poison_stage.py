@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from c2vl_pipeline import skeletons
+from c2vl_pipeline import engines, skeletons
 from c2vl_pipeline.stage import Shard
 
 
@@ -25,6 +25,12 @@ def process(shard: Shard) -> pa.Table:
     if any(s["sample_id"] in poison for s in shard.samples):
         os.kill(os.getpid(), signal.SIGKILL)
     return skeletons.process(shard)
+
+
+def loads() -> tuple[int, int]:
+    """How often this process asked for an engine, and how often it had to load one."""
+    info = engines._load.cache_info()
+    return info.hits + info.misses, info.misses
 
 
 STAGE = replace(skeletons.STAGE, process=process)

@@ -6,6 +6,7 @@ size (SwinT, BERT base, 900 queries, 750 x 1333 pixels): minutes and 5 GB.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -31,7 +32,7 @@ import checkpoints
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import Box, Frame, groundingdino
+from c2vl_pipeline.engines import Box, Frame, checkpoint, groundingdino
 
 WANTED = [name for name in ("torchvision", "groundingdino") if importlib.util.find_spec(name) is None]
 needs_package = pytest.mark.skipif(
@@ -616,6 +617,84 @@ def test_damaged_and_foreign_files_are_refused(weights: Weights, own: Any, tmp_p
         text = message(tmp_path / "changed.pth", options=own())
         assert words in text
         assert "hf download ShilongLiu/GroundingDINO" in text
+
+
+class Small(torch.nn.Module):
+    """Stands for the package's model where it is not installed: two weights and a tokenizer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.tokenizer = torch.nn.Linear(3, 2), checkpoints._bert_tokenizer()
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """Replace the model, and return weights that fill it, named and accompanied as in the published files."""
+    monkeypatch.setattr(groundingdino._Package, "_build", lambda _: Small())
+    extra = {"label_enc.weight": torch.zeros(3), "bert.embeddings.position_ids": torch.arange(4)}
+    own = {"layer.weight": torch.arange(6.0).reshape(2, 3), "layer.bias": torch.tensor([7.0, 8.0])}
+    return {f"module.{name}": tensor for name, tensor in (own | extra).items()}
+
+
+def test_a_file_fills_its_model_exactly_and_is_described(
+    small: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "a.pth"
+    torch.save({"model": small}, file)
+    spec = EngineSpec(
+        role="detector", backend="groundingdino-py", model=str(file), device="cpu", batch_size=3
+    )
+    at = groundingdino._Package(spec)
+    assert torch.equal(at.model.layer.weight, small["module.layer.weight"])
+    assert torch.equal(at.model.layer.bias, small["module.layer.bias"])
+    assert not at.model.training
+    assert [list(range(7))[part] for part in at.parts(7)] == [[0, 1, 2], [3, 4, 5], [6]]
+    monkeypatch.setattr(checkpoint, "version", lambda package: f"version of {package}")
+    assert at.describe() == {
+        "backend": "groundingdino-py",
+        "model": str(file),
+        "revision_asked": None,
+        "revision_resolved": f"sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}",
+        "dtype": "float32",
+        "device": "cpu",
+        "options": {
+            "allow_unexpected_weights": False,
+            "threshold": 0.35,
+            "text_threshold": 0.25,
+            "shortest_edge": None,
+            "longest_edge": None,
+            "config": None,
+            "text_encoder": "google-bert/bert-base-uncased",
+        },
+        **{name: f"version of {name}" for name in ("groundingdino-py", "torchvision", "transformers")},
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"module.layer.bias": None}, "1 missing weights, expected none: layer.bias"),
+        (
+            {"module.old_label_enc.weight": torch.zeros(1), "module.b": torch.zeros(1)},
+            "2 unexpected weights, expected none (or set options.allow_unexpected_weights = true): b",
+        ),
+        ({"module.layer.bias": torch.zeros(7)}, "cannot be loaded (RuntimeError"),
+    ],
+)
+def test_weights_that_do_not_fill_the_model_are_refused(
+    small: dict[str, torch.Tensor], tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    weights = {name: tensor for name, tensor in (small | change).items() if tensor is not None}
+    torch.save(weights, tmp_path / "a.pth")
+    text = message(tmp_path / "a.pth")
+    assert words in text
+    assert "hf download ShilongLiu/GroundingDINO" in text
+    if "unexpected" in words:
+        options = {"allow_unexpected_weights": True}
+        spec = EngineSpec(
+            role="detector", backend="groundingdino-py", model=str(tmp_path / "a.pth"), options=options
+        )
+        assert groundingdino._Package(spec.model_copy(update={"device": "cpu"})).model.layer.bias[1] == 8
 
 
 @needs_package

@@ -366,8 +366,8 @@ def test_pku_rows_are_cut_from_label_files(pku: Path, tmp_path: Path, config: Pi
     assert (first["start_frame"], first["end_frame"], first["label"]) == (0, 30, 2)
     assert (first["video"], first["skeleton"]) == ("RGB/A01N02-L.avi", "PKU_Skeleton/A01N02-L.txt")
     assert (first["subject"], first["view"], first["repeat"]) == (2, 1, 1)
-    assert dict(first["splits"]) == {"xsub": "test", "xview": "test"}
-    assert dict(made["A001N001V002C002L002"]["splits"]) == {"xsub": "train", "xview": "train"}
+    assert dict(first["splits"]) == {"xsub": "test", "xsub-published": "test", "xview": "test"}
+    assert dict(made["A001N001V002C002L002"]["splits"]) == {"xsub": "train", "xsub-published": "train", "xview": "train"}
     assert found.problems == ["A001N001V002C001L001", "A001N002V001C005L002"]
     assert made["A001N002V001C005L002"]["problem"] == "label row 2: start 40 is after end 20"
     assert made["A001N001V002C001L001"]["problem"] == "label row 1: start 0 is before the first frame, 1"

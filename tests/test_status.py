@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import shutil
-import sys
 from collections import namedtuple
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +19,15 @@ from c2vl_pipeline import caption, crop, embed, engines, index, plan, runner, sk
 from c2vl_pipeline.plan import Estimate, StagePlan
 from c2vl_pipeline.stage import shard_path
 from c2vl_pipeline.status import changes, survey
-from conftest import run_factory
+from conftest import Cli, run_factory
 
 STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
-Cli = Callable[..., tuple[int, list[str], str]]
 
 
 @pytest.fixture
 def own(work: Path, tmp_path: Path) -> Path:
     """All stages of 32 samples in 4 shards, packed, to be changed."""
     return Path(shutil.copytree(work, tmp_path / "w"))
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    def call(*words: str | Path) -> tuple[int, list[str], str]:
-        monkeypatch.setattr(sys, "argv", ["c2vl-pipeline", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        capfd.readouterr()
-        try:
-            importlib.import_module("c2vl_pipeline.cli").main()
-            code: Any = 0
-        except SystemExit as stop:
-            code = stop.code
-        out, err = capfd.readouterr()
-        return int(code or 0), [line for line in out.splitlines() if not line.startswith('{"event"')], err
-
-    return call
 
 
 def why(work: Path, *changed: str) -> dict[str, dict[str, int]]:

@@ -93,7 +93,7 @@ def test_settings_are_recorded(made: Path) -> None:
     table = tomllib.loads((made / "synthetic.toml").read_text())
     assert table["classes"] == action_names(8)
     assert table | {"classes": 8} == {
-        "format": 1, "classes": 8, "subjects": 1, "views": 2, "repeats": 1, "seed": 3, "size": [64, 48],
+        "format": 2, "classes": 8, "subjects": 1, "views": 2, "repeats": 1, "seed": 3, "size": [64, 48],
         "frames": [8, 12], "fps": 30,
     }  # fmt: skip
 

@@ -1,7 +1,8 @@
 """Datasets as data: ids and their fields, classes, benchmarks and splits, and how many samples are promised.
 
 Each built-in dataset is one TOML file under `data/datasets`; own sets use `generic` with a table of samples.
-A benchmark is one rule about one field of the id, so splits are computed, never shipped as lists of names.
+A benchmark is one rule about one field of the id, so splits are computed, never shipped as lists of names; a short
+list of names is shipped only of what no rule gives: skeletons that are missing, samples that published work drops.
 """
 
 from __future__ import annotations
@@ -28,13 +29,30 @@ class _Table(BaseModel):
 
 
 class Benchmark(_Table):
-    """One rule: a sample trains if its `field` is in `train`, or is not in `test` where that is given."""
+    """One rule: a sample trains if its `field` is in `train`, or is not in `test` where that is given.
+
+    Ids on the list `drops` are in neither split, so that two readings of one rule can be had from one packed set.
+    """
 
     field: Literal["subject", "view", "setup", "video"]
     train: tuple[int, ...] | None = None
     test: tuple[int, ...] | None = None
     range: bool = False
     """`test` is (first, last), both included, rather than a list."""
+    drops: str | None = None
+    """List of samples that published work leaves out of this benchmark, a file beside the dataset's."""
+
+    @field_validator("drops")
+    @classmethod
+    def _a_list_of_ours(cls, drops: str | None) -> str | None:
+        lists = _files(".txt")
+        if drops is not None and drops not in lists:
+            raise ValueError(f"{drops[:60]!r} is no list of samples; use one of {', '.join(lists)}")
+        return drops
+
+    def dropped(self) -> frozenset[str]:
+        """Return the ids that are in neither split."""
+        return frozenset() if self.drops is None else _listed(self.drops)
 
     def split(self, fields: Mapping[str, int]) -> Split:
         """Return the split of a sample with these id fields."""
@@ -162,18 +180,17 @@ class Dataset(_Table):
             fields["view"] = "LMR".index(side) + 1
         return fields
 
-    def splits(self, fields: Mapping[str, int]) -> dict[str, Split]:
-        """Return benchmark -> split of a sample with these id fields."""
-        return {name: rule.split(fields) for name, rule in self.benchmarks.items()}
+    def splits(self, fields: Mapping[str, int], sample_id: str = "") -> dict[str, Split]:
+        """Return benchmark -> split of a sample with these id fields, without benchmarks that drop this id."""
+        return {
+            name: rule.split(fields)
+            for name, rule in self.benchmarks.items()
+            if sample_id not in rule.dropped()
+        }
 
     def known_missing(self) -> frozenset[str]:
         """Ids whose skeletons the dataset's authors list as missing or incomplete."""
-        if self.missing_list is None:
-            return frozenset()
-        text = (resources.files("c2vl_manifests") / "data" / "datasets" / self.missing_list).read_text(
-            "ascii"
-        )
-        return frozenset(text.split())
+        return frozenset() if self.missing_list is None else _listed(self.missing_list)
 
     def promised_ids(self) -> Iterator[str]:
         """Yield every id that `sessions` (NTU) or `trials` (UTD-MHAD, MSRAction3D) promise, in order."""
@@ -208,10 +225,21 @@ class Dataset(_Table):
                             yield name
 
 
+def _files(suffix: str) -> list[str]:
+    folder = resources.files("c2vl_manifests") / "data" / "datasets"
+    return sorted(f.name for f in folder.iterdir() if f.name.endswith(suffix))
+
+
+@lru_cache
+def _listed(name: str) -> frozenset[str]:
+    """Return the ids of a list that lies beside the datasets."""
+    text = (resources.files("c2vl_manifests") / "data" / "datasets" / name).read_text("ascii")
+    return frozenset(text.split())
+
+
 def dataset_names() -> list[str]:
     """Names of the built-in datasets."""
-    folder = resources.files("c2vl_manifests") / "data" / "datasets"
-    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+    return [name.removesuffix(".toml") for name in _files(".toml")]
 
 
 @lru_cache

@@ -94,7 +94,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def commit_file(
-    path: Path, write: Callable[[Path], None], check: Callable[[Path], None] | None = None
+    path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None
 ) -> None:
     """Write a file so that it is either complete or absent.
 

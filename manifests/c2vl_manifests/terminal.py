@@ -8,9 +8,13 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import sys
+import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,7 +66,8 @@ def main(app: typer.Typer) -> None:
     """Run an application; what users can mend becomes one red line and exit code 1 (usage errors: 2)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        app()
+        with _terminable():
+            app()
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # typer's answer to Ctrl-C
             print("interrupted; run the same command again to go on from here", file=sys.stderr)
@@ -88,6 +93,23 @@ def main(app: typer.Typer) -> None:
             _refuse(
                 f"{type(error).__name__}: {error}; nothing that was finished is lost, run the same command again"
             )
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM (`kill`, Slurm, a shutdown) end a command as Ctrl-C does: with its workers, a line and what is done."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _refuse(message: str) -> None:

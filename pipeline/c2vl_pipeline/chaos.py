@@ -28,8 +28,7 @@ from c2vl_pipeline.chaos_harm import GARBAGE, Killer, damage, spoil
 from c2vl_pipeline.chaos_report import Garbage, Report
 from c2vl_pipeline.chaos_rows import Damaged, compare_stage
 from c2vl_pipeline.index import Index, build, load
-from c2vl_pipeline.stage import COMMANDS, shard_path
-from c2vl_pipeline.verify import stages
+from c2vl_pipeline.stage import COMMANDS, shard_path, stages
 
 DAMAGE_SHARE, UPSTREAM_SHARE, LAST_DAMAGES = 0.7, 0.2, 3
 """Runs followed by damage; damages that hit an earlier stage; damages of a complete stage before `repair`."""

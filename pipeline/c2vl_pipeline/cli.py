@@ -28,16 +28,14 @@ app = application(
     "order below, or all of them with `prompts`. Every command goes on where it stopped."
 )
 
-MODULES = ("skeletons", "crop", "caption", "embed")
-"""The stages, in the order of the road."""
-
 WorkOption = Annotated[
     Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")
 ]
 DatasetOption = Annotated[
     str,
     typer.Option(
-        "--dataset", help="ntu60, ntu120, pku-mmd-1, pku-mmd-2, utd-mhad, synthetic or generic (own data)."
+        "--dataset",
+        help="ntu60, ntu120, pku-mmd-1, pku-mmd-2, utd-mhad, msr-action3d, synthetic or generic (own data).",
     ),
 ]
 DataOption = Annotated[
@@ -81,6 +79,12 @@ FailuresOption = Annotated[
 ]
 LimitOption = Annotated[
     int | None, typer.Option("--limit", min=1, help="Only the first so many samples.", show_default=False)
+]
+ShardLimit = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="Only the shards that hold the first so many samples.", show_default=False
+    ),
 ]
 EngineOption = Annotated[
     str | None,
@@ -306,11 +310,12 @@ class _Run:
     def _workers(self, stage: Stage, recipe: Recipe, emit: Emit) -> Workers | None:
         """Return the processes for a stage; those of the stage before where as many are wanted."""
         from c2vl_pipeline.runner import default_workers
-        from c2vl_pipeline.workers import Workers
 
         count = default_workers(stage, self.work, recipe) if self._count is None else self._count
         if count == 0 and self._scheduler is None:
             return None
+        from c2vl_pipeline.workers import Workers  # dask takes a second to import
+
         if self._open is None or self._open.count != count:
             self._stack.close()
             self._open = self._stack.enter_context(Workers(count, self._scheduler, self._resources))
@@ -346,7 +351,7 @@ def skeletons(
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
     overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
+    limit: ShardLimit = None,
     set_: SetOption = None,
 ) -> None:
     """Read and assemble the skeleton files: joints of the valid frames."""
@@ -364,7 +369,7 @@ def crop(
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
     overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
+    limit: ShardLimit = None,
     set_: SetOption = None,
 ) -> None:
     """Decode 16 frames a sample and crop the person: the vision prompts."""
@@ -382,7 +387,7 @@ def caption(
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
     overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
+    limit: ShardLimit = None,
     set_: SetOption = None,
 ) -> None:
     """Ask the paper's question about every crop: the language prompts."""
@@ -400,7 +405,7 @@ def embed(
     resource: ResourceOption = None,
     max_failures: FailuresOption = 0.05,
     overwrite: OverwriteOption = False,
-    limit: LimitOption = None,
+    limit: ShardLimit = None,
     set_: SetOption = None,
 ) -> None:
     """Turn crops and captions into vectors."""
@@ -454,8 +459,10 @@ def prompts(
     name = _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
     resolved = _recipe(work, name, set_)
     with _Run(work, workers, scheduler, resource, max_failures, overwrite) as run:
-        for module in MODULES:
-            run.stage(module, resolved)
+        from c2vl_pipeline.stage import COMMANDS
+
+        for command in COMMANDS.values():
+            run.stage(command, resolved)
     pack(work, name, set_=set_)
 
 
@@ -616,6 +623,8 @@ def repair(
     recipe: RecipeOption = None,
     raw: RawOption = False,
     workers: WorkersOption = None,
+    scheduler: SchedulerOption = None,
+    resource: ResourceOption = None,
     set_: SetOption = None,
 ) -> None:
     """Make what `verify` finds damaged again, and nothing else."""
@@ -629,7 +638,7 @@ def repair(
         say(f"{work}: everything is as it was committed")
         return
     resolved = _recipe(work, recipe, set_)
-    with _Run(work, workers) as run:
+    with _Run(work, workers, scheduler, resource) as run:
         checks.repair(
             work,
             resolved,
@@ -650,6 +659,7 @@ def retry_failed(
     recipe: RecipeOption = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
+    resource: ResourceOption = None,
     max_failures: FailuresOption = 1.0,
     set_: SetOption = None,
 ) -> None:
@@ -657,7 +667,7 @@ def retry_failed(
     from c2vl_pipeline import verify as checks
 
     resolved = _recipe(work, recipe, set_)
-    with _Run(work, workers, scheduler, None, max_failures) as run:
+    with _Run(work, workers, scheduler, resource, max_failures) as run:
         tried = checks.retry(work, resolved, lambda command, redo: run.stage(command, resolved, redo=redo))
     if not tried:
         say(f"{work}: no row has failed or could not be decoded; nothing to try again")

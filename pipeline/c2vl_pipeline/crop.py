@@ -7,11 +7,9 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from itertools import groupby, product
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -22,14 +20,11 @@ from c2vl_manifests.config import CropConfig, Recipe
 from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.events import Emit, Progress
-from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
 from c2vl_manifests.schema import CROPS, Status
-from c2vl_pipeline import engines, skeletons
+from c2vl_pipeline import background, engines, skeletons
 from c2vl_pipeline.engines import Box, Frame, Image
-from c2vl_pipeline.engines.embedded import empty_scene
 from c2vl_pipeline.index import Index
-from c2vl_pipeline.stage import Shard, Stage, failure, hang_mark, in_batches, row_status
+from c2vl_pipeline.stage import Shard, Stage, failure, hang_mark, in_batches, row_status, unreadable
 from c2vl_pipeline.video import Deadline, Guard, Video, encode_jpeg, plan_frames
 
 Row = dict[str, Any]
@@ -93,17 +88,18 @@ class _ShardCrops:
         if self.deadline is not None:
             guard = partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
         try:
-            with Video(self.shard.index.root / relative, guard) as video:
+            opened = Video(self.shard.index.root / relative, guard)
+        except (DataError, OSError) as error:
+            status = unreadable(error, Status.MISSING_VIDEO)
+            for sample in samples:
+                self.give_up(sample, status)
+            return
+        with opened as video:
+            try:
                 self._read(video, samples)
-        except DataError as error:
-            for sample in samples:
-                self.give_up(sample, failure(error, Status.DECODE_ERROR))
-        except FileNotFoundError as error:
-            for sample in samples:
-                self.give_up(sample, failure(error, Status.MISSING_VIDEO))
-        except OSError as error:  # unreadable: permissions, a bad sector, a loop of links
-            for sample in samples:
-                self.give_up(sample, failure(error, Status.DECODE_ERROR))
+            except DataError as error:
+                for sample in samples:
+                    self.give_up(sample, failure(error, Status.DECODE_ERROR))
 
     def _read(self, video: Video, samples: list[Row]) -> None:
         wanted: dict[int, list[Row]] = {}
@@ -180,20 +176,16 @@ class _ShardCrops:
             )
         try:
             readers[sample["sample_id"]] = skeletons.read_ntu(self.shard.index.root / sample["skeleton"])
-        except DataError as error:
-            return failure(error, Status.DECODE_ERROR)
-        except OSError as error:
-            return failure(error, Status.MISSING_SKELETON)
+        except (DataError, OSError) as error:
+            return unreadable(error, Status.MISSING_SKELETON)
         return None
 
     def _background(self, camera: str) -> Image | None:
         if "background" not in self.shard.engine.needs:
             return None
         if camera not in self.backgrounds:
-            path = background_path(self.shard.folder, camera, self.shard.index.cameras[camera])
-            stored = cv2.imread(str(path))
-            self.backgrounds[camera] = (
-                None if stored is None else np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
+            self.backgrounds[camera] = background.scene(
+                self.shard.index, self.shard.folder, camera, self.deadline
             )
         return self.backgrounds[camera]
 
@@ -245,63 +237,6 @@ def process(shard: Shard) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-# ------------------------------------------------------------------------------------------ background
-
-_BACKGROUND_FRAMES = 64
-_BACKGROUND_CLIPS = 16
-
-
-def background_path(folder: Path, camera: str, samples: list[Row]) -> Path:
-    """Where the empty scene of a camera is kept; the name is bound to the files it is made from."""
-    safe = "".join(c if c.isalnum() else "-" for c in camera) or "camera"
-    columns = ("sample_id", "video", "video_bytes", "start_frame", "end_frame")
-    key = fingerprint([[sample[c] for c in columns] for sample in _chosen(samples)])
-    return folder / "background" / f"{safe}-{key[:12]}.png"
-
-
-def _chosen(samples: list[Row]) -> list[Row]:
-    """A few of a camera's clips, spread over all of them."""
-    step = max(len(samples) // _BACKGROUND_CLIPS, 1)
-    return samples[::step][:_BACKGROUND_CLIPS]
-
-
-def _camera_frames(index: Index, samples: list[Row]) -> Iterator[Image]:
-    """Yield about 64 frames of one camera, spread over its clips and over each clip."""
-    chosen = _chosen(samples)
-    for sample in chosen:
-        try:
-            with Video(index.root / sample["video"]) as video:
-                end = sample["end_frame"] if sample["end_frame"] is not None else video.count()
-                for _, image in video.frames(
-                    plan_frames(sample["start_frame"] or 0, end, _BACKGROUND_FRAMES // len(chosen))
-                ):
-                    yield image
-        except (DataError, OSError):
-            continue  # its own rows will say so
-
-
-def prepare(index: Index, folder: Path, spec: EngineSpec, emit: Emit) -> Mapping[str, Any]:
-    """Build the empty scene of each camera where the engine needs one."""
-    if "background" not in engines.load(spec).needs:
-        return {}
-    cameras = index.cameras
-    made = {}
-    for number, (camera, samples) in enumerate(sorted(cameras.items())):
-        emit(Progress("backgrounds", number, len(cameras), "cameras"))
-        path = background_path(folder, camera, samples)
-        if not path.is_file():
-            images = list(_camera_frames(index, samples))
-            if not images:
-                continue
-            same = [i for i in images if i.shape == images[0].shape]
-            data = cv2.imencode(".png", cv2.cvtColor(empty_scene(same), cv2.COLOR_RGB2BGR))[1].tobytes()
-            commit_file(path, lambda temporary, data=data: temporary.write_bytes(data))  # type: ignore[misc]
-        made[camera] = file_sha256(path)
-    if cameras:
-        emit(Progress("backgrounds", len(cameras), len(cameras), "cameras"))
-    return {"backgrounds": made}
-
-
 def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
 
@@ -315,5 +250,5 @@ STAGE = Stage(
     per_frame=True,
     engine=_engine,
     raw="video",
-    prepare=prepare,
+    backgrounds=lambda spec, index: background.names(index) if background.needed(spec) else {},
 )

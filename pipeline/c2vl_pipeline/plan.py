@@ -25,12 +25,10 @@ from c2vl_manifests.manifest import (
     commit_text,
     fingerprint,
     read_shard_manifest,
-    read_stage_manifest,
 )
 from c2vl_pipeline import engines, runner
 from c2vl_pipeline.index import Index, load
-from c2vl_pipeline.stage import Stage, shard_path
-from c2vl_pipeline.verify import stages
+from c2vl_pipeline.stage import Stage, shard_path, stages
 
 FILE = "plan.json"
 
@@ -174,9 +172,7 @@ def _probe(
 
 def _todo(probe: _Probe, stage: Stage, above: Mapping[str, set[int]]) -> set[int]:
     """Return the shards of the real work folder that a run would make: not there, stale, or below such a one."""
-    written = read_stage_manifest(probe.work / stage.name)
-    prepared = written.inputs.get("prepared", {}) if written else {}
-    plan = runner.make_plan(stage, probe.index, probe.recipe, prepared)
+    plan = runner.make_plan(stage, probe.index, probe.recipe)
     below = (above.get(name, set()) for name in stage.upstream(probe.recipe))
     return set(range(len(plan.keys))) - plan.done.keys() | set().union(*below)
 

@@ -53,7 +53,7 @@ def named_rows(dataset: Dataset, ids: Iterable[str]) -> Iterator[Row]:
             repeat=fields.get("repeat"),
             camera=f"S{fields['setup']:03d}C{fields['view']:03d}" if "setup" in fields else "C001",
             known_missing=sample_id in missing,
-            splits=list(dataset.splits(fields).items()),
+            splits=list(dataset.splits(fields, sample_id).items()),
         )
 
 
@@ -138,9 +138,10 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
             problem = f"label row {number}: start {start} is after end {end}"
         elif start < 1:
             problem = f"label row {number}: start {start} is before the first frame, 1"
+        sample_id = f"{head}V{fields['view']:03d}C{label:03d}L{number:03d}"
         rows.append(
             _row(
-                f"{head}V{fields['view']:03d}C{label:03d}L{number:03d}",
+                sample_id,
                 label=label - 1,
                 subject=fields.get("subject"),
                 view=fields["view"],
@@ -152,7 +153,7 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
                 start_frame=start - 1,
                 end_frame=end,
                 problem=problem,
-                splits=list(dataset.splits(fields).items()),
+                splits=list(dataset.splits(fields, sample_id).items()),
             )
         )
     return rows

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from c2vl_manifests.config import Recipe
+from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import (
@@ -64,9 +65,9 @@ class Plan:
 
 
 def stage_inputs(
-    stage: Stage, index: Index, recipe: Recipe, engine: Mapping[str, Any] | None, prepared: Mapping[str, Any]
+    stage: Stage, index: Index, recipe: Recipe, engine: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """Return everything that determines a stage's rows beside its upstream shards; hashed into its key."""
+    """Return the configuration that determines a stage's rows; hashed into its key."""
     configs: dict[str, Any] = {
         "skeletons": recipe.pipeline.skeletons.model_dump(mode="json"),
         "crops": recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
@@ -80,7 +81,6 @@ def stage_inputs(
         "frames": recipe.pipeline.frames if stage.per_frame else None,
         "config": configs[stage.name],
         "engine": None if engine is None else dict(engine),
-        "prepared": dict(prepared),
         **({"padding": list(FILL)} if configs[stage.name].get("aspect") == "pad" else {}),
     }
 
@@ -103,30 +103,36 @@ def make_plan(
     stage: Stage,
     index: Index,
     recipe: Recipe,
-    prepared: Mapping[str, Any],
     engine: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Compute the keys of all shards and find which are committed under them.
 
-    A shard's key binds the stage's inputs, its samples and the sizes of their files, and the digests of the
-    upstream shards: a repaired video costs its shard, a change upstream that leaves the rows as they were nothing.
+    A shard's key binds the stage's configuration, its samples and the sizes of their files, the empty scenes of
+    their cameras, and the digests of the upstream shards: a repaired video costs its sample, a change upstream that
+    leaves the rows as they were nothing.
 
     Args:
         stage: which one.
         index: of the work folder.
         recipe: resolved.
-        prepared: what the stage's preparation returned.
         engine: what of the engine is part of the key, where it is known already (see `lasting_engine`).
     """
-    inputs = stage_inputs(stage, index, recipe, engine or lasting_engine(stage, index, recipe), prepared)
+    inputs = stage_inputs(stage, index, recipe, engine or lasting_engine(stage, index, recipe))
     key = fingerprint(inputs)
-    facts = []
+    facts: list[dict[str, Any]] = []
+    scenes = (
+        stage.backgrounds(stage.engine(recipe, index), index) if stage.backgrounds and stage.engine else {}
+    )
+    cameras = index.table.column("camera").to_pylist() if scenes else []
     for number, samples in enumerate(index.shard_keys(stage.name)):
         above = {
             name: read_shard_manifest(shard_path(index.work, name, number)) for name in stage.upstream(recipe)
         }
         upstream = {name: shard.digest if shard else None for name, shard in above.items()}
         facts.append({"stage": key, "samples": samples, "upstream": upstream})
+        if scenes:
+            seen = set(cameras[slice(*index.plan[number])])
+            facts[-1]["backgrounds"] = {camera: scenes[camera] for camera in sorted(seen & scenes.keys())}
     keys = tuple(fingerprint(fact) for fact in facts)
     done = {
         n: m
@@ -226,8 +232,7 @@ def run(
         for orphan in folder.rglob(".*.tmp"):
             orphan.unlink(missing_ok=True)
         spec = stage.engine(recipe, index) if stage.engine else None
-        prepared = stage.prepare(index, folder, spec, emit) if stage.prepare and spec else {}
-        plan = make_plan(stage, index, recipe, prepared)
+        plan = make_plan(stage, index, recipe)
         todo = [n for n in _todo(plan, index, limit, redo or {}) if only is None or n in only]
         _no_gaps_upstream(stage, index, recipe, limit is None and only is None, todo)
         if not overwrite:
@@ -236,20 +241,7 @@ def run(
         commit_text(inputs_path(folder, plan.manifest.key), plan.manifest.model_dump_json(include={"inputs"}))
         done = dict(plan.done)
         write_stage_manifest(folder, _summary(plan, done))
-        jobs = [
-            Job(
-                module=stage.process.__module__,
-                work=str(work),
-                index=index.manifest.key,
-                recipe=recipe.model_dump_json(),
-                spec=spec.model_dump_json() if spec else None,
-                number=n,
-                key=plan.keys[n],
-                facts=plan.facts[n],
-                redo=(redo or {}).get(n, frozenset()),
-            )
-            for n in todo
-        ]
+        jobs = _jobs(stage, index, recipe, spec, plan, todo, redo or {})
         samples = [b - a for a, b in index.plan]
         finished, total = sum(samples[n] for n in done if n not in todo), sum(samples)
         if finished:
@@ -265,14 +257,44 @@ def run(
             emit(Progress(stage.name, finished, total, info={k: v for k, v in statuses.items() if k != "ok"}))
             if statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES):
                 write_stage_manifest(folder, _summary(plan, done))
-                raise StageError(
-                    f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than {max_failures:.0%}; "
-                    f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, mend the cause, then `c2vl-pipeline retry-failed --work {work}`, "
-                    "or allow more with --max-failures"
-                )
+                raise _too_many(stage, work, statuses, max_failures)
         summary = _summary(plan, done)
         write_stage_manifest(folder, summary)
         return summary
+
+
+def _jobs(
+    stage: Stage,
+    index: Index,
+    recipe: Recipe,
+    spec: EngineSpec | None,
+    plan: Plan,
+    numbers: Iterable[int],
+    redo: Mapping[int, frozenset[str]],
+) -> list[Job]:
+    text, spec_text = recipe.model_dump_json(), spec.model_dump_json() if spec else None
+    return [
+        Job(
+            module=stage.process.__module__,
+            work=str(index.work),
+            index=index.manifest.key,
+            recipe=text,
+            spec=spec_text,
+            number=n,
+            key=plan.keys[n],
+            facts=plan.facts[n],
+            redo=redo.get(n, frozenset()),
+        )
+        for n in numbers
+    ]
+
+
+def _too_many(stage: Stage, work: Path, statuses: Counter[str], most: float) -> StageError:
+    return StageError(
+        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than {most:.0%}; "
+        f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, mend the cause, then `c2vl-pipeline retry-failed --work {work}`, "
+        "or allow more with --max-failures"
+    )
 
 
 def _refuse_other_configuration(stage: Stage, folder: Path, plan: Plan, todo: list[int]) -> None:

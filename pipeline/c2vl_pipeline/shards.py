@@ -157,7 +157,8 @@ def _sample_keys(stage: Stage, shard: Shard, job: Job) -> dict[str, str]:
     found = {}
     for row in shard.index.reads(stage.name, shard.number):
         upstream = [parts.get(row["sample_id"], [None, None])[1] for parts in above]
-        found[row["sample_id"]] = fingerprint([job.facts["stage"], row, upstream])[:_SHORT]
+        scene = [name] if (name := job.facts.get("backgrounds", {}).get(row.get("camera"))) else []
+        found[row["sample_id"]] = fingerprint([job.facts["stage"], row, upstream, *scene])[:_SHORT]
     return found
 
 

@@ -21,7 +21,7 @@ from c2vl_manifests.schema import SKELETONS, Status
 from c2vl_pipeline import msr
 from c2vl_pipeline.index import Index
 from c2vl_pipeline.ntu import Array, Assembled, NtuFile, assemble_ntu, projected, read_ntu
-from c2vl_pipeline.stage import Shard, Stage, failure, row_status
+from c2vl_pipeline.stage import Shard, Stage, row_status, unreadable
 
 __all__ = [
     "STAGE",
@@ -196,11 +196,8 @@ def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
         else:
             try:
                 body = read_sample(shard.index, sample, config)
-            except DataError as error:
-                yield row | failure(error, Status.DECODE_ERROR)
-                continue
-            except OSError as error:
-                yield row | failure(error, Status.MISSING_SKELETON)
+            except (DataError, OSError) as error:
+                yield row | unreadable(error, Status.MISSING_SKELETON)
                 continue
             row |= {
                 "frames": len(body.joints),

@@ -6,6 +6,7 @@ where. What they share lies here: the shard they are given, the status columns o
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,8 +18,7 @@ import pyarrow.compute as pc
 
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.events import Emit
+from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
@@ -48,8 +48,8 @@ class Stage:
     """Whether the names and order of the joints matter to it."""
     raw: Literal["video", "skeleton"] | None = None
     """The raw files it reads: their hashes go into the manifests of its shards."""
-    prepare: Callable[[Index, Path, EngineSpec, Emit], Mapping[str, Any]] | None = None
-    """Work done once in the driver before the shards; what it returns is part of the stage key."""
+    backgrounds: Callable[[EngineSpec, Index], Mapping[str, str]] | None = None
+    """Camera -> what the rows of its samples are made of beside their own files; part of the shards' keys."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +87,11 @@ class Shard:
         return table.filter(pc.is_in(table.column("sample_id"), pa.array(sorted(self.only), pa.string())))
 
 
+def stages() -> list[Stage]:
+    """Return the four sharded stages in the order of the road."""
+    return [importlib.import_module(f"c2vl_pipeline.{command}").STAGE for command in COMMANDS.values()]
+
+
 def shard_path(work: Path, stage: str, number: int) -> Path:
     """Path of a shard; its manifest lies beside it."""
     return work / stage / f"shard-{number:05d}.parquet"
@@ -107,6 +112,11 @@ def row_status(
 def failure(error: BaseException, status: Status = Status.FAILED, attempts: int = 1) -> dict[str, Any]:
     """Return the status columns of a row that an exception befell."""
     return row_status(status, type(error).__name__, str(error)[:MAX_ERROR], attempts)
+
+
+def unreadable(error: DataError | OSError, missing: Status) -> dict[str, Any]:
+    """Return the status columns of rows whose raw file cannot be read: `missing` where it is not there at all."""
+    return failure(error, missing if isinstance(error, FileNotFoundError) else Status.DECODE_ERROR)
 
 
 def blank_rows(

@@ -25,8 +25,7 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.pack import STAGES, content_key
 from c2vl_pipeline.runner import Plan, changes, former_inputs, lasting_engine, make_plan
-from c2vl_pipeline.stage import Stage, shard_path
-from c2vl_pipeline.verify import stages
+from c2vl_pipeline.stage import Stage, shard_path, stages
 
 
 @dataclass(frozen=True)
@@ -65,9 +64,7 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
 
 def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
     written = read_stage_manifest(index.work / stage.name)
-    # what was prepared (backgrounds) is taken as it was: status must not decode videos
-    prepared = written.inputs.get("prepared", {}) if written else {}
-    plan = make_plan(stage, index, recipe, prepared, _engine(stage, index, recipe, written))
+    plan = make_plan(stage, index, recipe, _engine(stage, index, recipe, written))
     statuses: Counter[str] = Counter()
     for shard in plan.done.values():
         statuses.update(shard.statuses)
@@ -144,6 +141,8 @@ def _differences(work: Path, plan: Plan, number: int, shard: ShardManifest) -> I
     now, then = plan.facts[number], shard.extra
     if then.get("samples") != now["samples"]:
         yield "its samples, or the sizes of their files, are others"
+    if then.get("stage") == now["stage"] and then.get("backgrounds") != now.get("backgrounds"):
+        yield "its camera's empty scene is made of other files"
     for name, digest in now["upstream"].items():
         if digest is None:
             yield f"the {name} it was made from are gone"

@@ -44,7 +44,7 @@ from c2vl_pipeline.synth_render import (
     write_video,
 )
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same arguments would give other files."""
 
 _LOW, _TRACKED = 1, 2
@@ -315,8 +315,9 @@ def _body_blocks(joints: Floats, state: NDArray[np.int64], eye: Camera, identity
     joints = joints.round(7)
     depth = pinhole(joints, 365.0, 256.0, 212.0)
     across = joints[:, J["shoulder_left"]] - joints[:, J["shoulder_right"]]
-    yaw = np.arctan2(across[:, 2], across[:, 0])[:, None].repeat(joints.shape[1], 1) / 2
-    turn = np.stack([np.cos(yaw), 0 * yaw, np.sin(yaw), 0 * yaw], -1)  # the heading, for every joint
+    half = (np.pi + np.arctan2(across[:, 2], -across[:, 0]))[:, None].repeat(joints.shape[1], 1) / 2
+    # the heading, for every joint: from a body that looks along z; half a turn for one that faces the sensor
+    turn = np.stack([np.cos(half), 0 * half, np.sin(half), 0 * half], -1)
     rows = np.concatenate([joints, depth, eye.project(joints), turn, state[..., None]], -1)
     spine = joints[:, J["spine_shoulder"]] - joints[:, J["spine_base"]]
     lean = np.clip(np.stack([spine[:, 0], -spine[:, 2]], -1) / np.abs(spine[:, 1:2] + 1e-6), -1, 1)

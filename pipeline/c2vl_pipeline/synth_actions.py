@@ -2,8 +2,9 @@
 
 A `Pose` states, over time, where pelvis, torso, head, wrists and ankles should be, in units of the person's
 limbs; `solve` turns it into the 25 joints of `KINECT_V2`. An action is a function that edits a rest pose.
-World axes: x right and z away as seen from the middle camera, y up, metres. A person at yaw 0 faces that
-camera. Side 0 is the active hand or foot (left for left-handers), side 1 the other; targets are mirrored.
+World axes are a Kinect's, right-handed: x to the left of the middle camera, y up, z away from it, metres. A
+person at yaw 0 faces that camera, and so has the left side at smaller x than the right one. Side 0 is the active
+hand or foot (left for left-handers), side 1 the other; targets are mirrored.
 """
 
 from __future__ import annotations
@@ -440,6 +441,6 @@ def solve(pose: Pose, person: Person, place: Floats, yaw: Floats) -> Floats:
             out[:, J[f"{joint}_{name}"]] = where
     left, forward = out[..., 0], out[..., 2]
     cos, sin = np.cos(yaw)[:, None], np.sin(yaw)[:, None]
-    x = place[:, :1] + left * cos + forward * sin
-    z = place[:, 1:] + left * sin - forward * cos
+    x = place[:, :1] - left * cos + forward * sin
+    z = place[:, 1:] - left * sin - forward * cos
     return np.stack([x, out[..., 1], z], -1)

@@ -1,6 +1,8 @@
 """Cameras and pictures of the synthetic dataset: a pinhole camera, a room, people of limbs and clothes, a video file.
 
 Arrays: world and camera coordinates (..., 3) in metres; pixels (..., 2) as column, row; images uint8 BGR.
+Camera coordinates are a Kinect's: x to the sensor's left, y up, z away. Its pictures are mirrored, and so are these:
+columns grow with x, and the left arm of a person who faces the camera is on the left of the picture.
 """
 
 from __future__ import annotations
@@ -34,14 +36,14 @@ def stream(*key: int) -> Generator:
 
 @dataclass(frozen=True)
 class Camera:
-    """A pinhole camera. `rotation` (3, 3) has rows right, up, forward; `position` (3,) is in metres."""
+    """A pinhole camera. `rotation` (3, 3) has rows left, up, forward of the sensor; `position` (3,) is in metres."""
 
     rotation: Floats
     position: Floats
     size: tuple[int, int]
 
     def see(self, world: Floats) -> Floats:
-        """Move points (..., 3) from the world into camera coordinates (right, up, away), metres."""
+        """Move points (..., 3) from the world into camera coordinates (left of the sensor, up, away), metres."""
         seen: Floats = (world - self.position) @ self.rotation.T
         return seen
 
@@ -62,9 +64,9 @@ def camera(seed: int, number: int, size: tuple[int, int]) -> Camera:
     azimuth = np.deg2rad(_AZIMUTHS[(number - 1) % len(_AZIMUTHS)] + rng.uniform(-6, 6))
     tilt, distance, height = np.deg2rad(rng.uniform(0, 6)), rng.uniform(3.1, 3.5), rng.uniform(1.0, 1.25)
     ahead = np.array([-np.sin(azimuth), 0, np.cos(azimuth)])
-    up, right = np.array([0.0, 1.0, 0.0]), np.array([ahead[2], 0, -ahead[0]])
+    up, left = np.array([0.0, 1.0, 0.0]), np.array([ahead[2], 0, -ahead[0]])
     rotation = np.stack(
-        [right, np.cos(tilt) * up + np.sin(tilt) * ahead, np.cos(tilt) * ahead - np.sin(tilt) * up]
+        [left, np.cos(tilt) * up + np.sin(tilt) * ahead, np.cos(tilt) * ahead - np.sin(tilt) * up]
     )
     return Camera(rotation, -distance * ahead + height * up, size)
 
@@ -186,7 +188,7 @@ def _ahead(body: Floats) -> Floats:
     """Horizontal unit vector (T, 3) in which the shoulders of `body` (T, 25, 3) face."""
     left = (body[:, J["shoulder_left"]] - body[:, J["shoulder_right"]]) * [1, 0, 1]
     left /= np.linalg.norm(left, axis=-1, keepdims=True) + 1e-9
-    return np.stack([left[:, 2], left[:, 1], -left[:, 0]], -1)
+    return np.stack([-left[:, 2], left[:, 1], left[:, 0]], -1)
 
 
 def set_stage(action: Action, people: tuple[Person, Person], bodies: list[Floats], rng: Generator) -> Stage:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +33,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.index import Index, load
-from c2vl_pipeline.stage import COMMANDS, Stage, shard_path
+from c2vl_pipeline.stage import COMMANDS, shard_path, stages
 
 RETRIED = (Status.FAILED, Status.DECODE_ERROR)
 """Statuses that another attempt may change."""
@@ -57,11 +56,6 @@ class Damage:
     def as_dict(self) -> dict[str, Any]:
         """Return plain values."""
         return asdict(self)
-
-
-def stages() -> list[Stage]:
-    """Return the four sharded stages in the order of the road."""
-    return [importlib.import_module(f"c2vl_pipeline.{command}").STAGE for command in COMMANDS.values()]
 
 
 def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage]:
@@ -332,8 +326,7 @@ def same_recipe(work: Path, recipe: Recipe, names: Iterable[str]) -> None:
         written = _written(work, stage.name)
         if stage.name not in names or written is None or written.key != fingerprint(written.inputs):
             continue
-        prepared = written.inputs.get("prepared", {})
-        now = stage_inputs(stage, index, recipe, lasting_engine(stage, index, recipe), prepared)
+        now = stage_inputs(stage, index, recipe, lasting_engine(stage, index, recipe))
         for change in changes(written.inputs, now):
             raise StageError(
                 f"the {stage.name} of {work} were made under another configuration ({change}); give the --recipe and --set they were made with, "

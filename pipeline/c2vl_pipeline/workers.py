@@ -117,6 +117,10 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; the next job starts them again."""
         self._stack.close()
         self._client = self._cluster = None
 
@@ -149,6 +153,13 @@ class Workers:
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.pause": False,
+            # Idle event loops of a driver and two workers took 9 % of a core with dask's intervals, of which the
+            # work lives: stealing has nothing to steal where no worker has a task in reserve.
+            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.tick.limit": "1h",
+            "distributed.admin.system-monitor.interval": "5s",
+            "distributed.worker.memory.monitor-interval": "1s",
+            "distributed.scheduler.work-stealing": False,
         }
         self._stack.enter_context(dask.config.set(settings))
         for left in reversed(range(STARTS)):
@@ -276,7 +287,7 @@ class Workers:
                 # no worker holds a job although there are jobs: start the cluster again and hand them out anew
                 idle = 0.0 if any(client.processing().values()) else idle + HEAL_EVERY
                 if idle >= STUCK_AFTER and self._cluster is not None:
-                    self.__exit__(None, None, None)
+                    self.close()
                     client, idle = self.client(work), 0.0
                     waiting.extendleft(running.values())
                     running.clear()

@@ -8,6 +8,7 @@ Arrays: images are uint8 RGB, (H, W, 3); boxes are pixels of that image, (x0, y0
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -171,11 +172,17 @@ _BACKENDS: dict[tuple[str, str], _Backend] = {
     ("encoder", "hf"): _Backend("c2vl_pipeline.engines.hf:Clip", ("torch", "transformers")),
     ("encoder", "classical"): _Backend("c2vl_pipeline.engines.embedded:Classical"),
 }
+_STAGES = {"detector": "crop", "captioner": "caption", "encoder": "embed"}
 
 
 def backends(role: str) -> list[str]:
     """Names of the back-ends that can play `role`."""
     return [name for r, name in _BACKENDS if r == role]
+
+
+def setting(spec: EngineSpec) -> str:
+    """Return where a recipe sets an engine of this role, such as `pipeline.crop.engine`."""
+    return f"pipeline.{_STAGES[spec.role]}.engine"
 
 
 def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
@@ -188,8 +195,7 @@ def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
         return form.model_validate(spec.options)
     except ValidationError as error:
         first = error.errors()[0]
-        stage = {"detector": "crop", "captioner": "caption", "encoder": "embed"}[spec.role]
-        name = f"pipeline.{stage}.engine.options.{first['loc'][0]}"
+        name = f"{setting(spec)}.options.{first['loc'][0]}"
         if first["type"] == "missing":
             raise EngineError(
                 f"{name} is missing; the {spec.role} engine {spec.backend!r} needs it: set it by `--set {name}=…`"
@@ -237,15 +243,27 @@ def identity(spec: EngineSpec) -> dict[str, Any]:
 
 
 def lasting(spec: EngineSpec) -> dict[str, Any]:
-    """Return what of a spec determines the rows: where, in which batches and how patiently it runs does not."""
+    """Return what determines the rows: not where, in which batches and how patiently an engine runs.
+
+    `revision_of_code` is the constant `REVISION` of the engine's module (1 where it has none), and is left out while
+    it is 1. Raise it in the change that gives other rows for the same spec, weights and input: another box,
+    sentence, vector, token count, or preparation of what a model is given. Never for speed, wording of messages or a
+    new option whose default keeps the rows. Rows of the former number are then stale, of all engines of the module.
+    """
     module, _ = _module(spec)
     return stated(spec, getattr(module, "VOLATILE_OPTIONS", frozenset())) | identity(spec)
 
 
 def stated(spec: EngineSpec, volatile: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Return what a spec itself says of the rows: the engine need not be on this machine."""
+    """Return what a spec and the code say of the rows (see `lasting`): no weights need be on this machine.
+
+    Where the engine's packages are absent, the revision of its code is not known and left out.
+    """
     plain = spec.model_dump(mode="json", exclude={"device", "batch_size"})
     plain["options"] = {name: value for name, value in plain["options"].items() if name not in volatile}
+    with contextlib.suppress(EngineError):
+        revision: int = getattr(_module(spec)[0], "REVISION", 1)
+        plain |= {"revision_of_code": revision} if revision > 1 else {}
     return plain
 
 

@@ -1,4 +1,4 @@
-"""Finding, checking and loading a transformers checkpoint for one role.
+"""What engines with weights share, and finding, checking and loading a transformers checkpoint for one role.
 
 A checkpoint is a local folder or a hub id; a hub id is resolved to its folder in the cache first, so that
 what is loaded and what `describe` records are one thing. Nothing loads half: a missing file, another
@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
+from c2vl_pipeline.engines import checked_options, setting
 
 HUB_TIMEOUT = 5.0
 """Seconds the hub may take to answer at all: without a network an engine fails at once and does not retry."""
@@ -63,7 +65,6 @@ class _Need:
     classes: tuple[str, str]
     """Of transformers: model, processor."""
     options: type[_Options]
-    setting: str
     example: str
 
 
@@ -72,12 +73,9 @@ _LLAVA = ("LlavaForConditionalGeneration", "LlavaProcessor")
 _CLIP = ("CLIPModel", "CLIPProcessor")
 # fmt: off
 NEEDS = {
-    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, _DetectorOptions, "pipeline.crop.engine",
-                      "IDEA-Research/grounding-dino-tiny"),
-    "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "pipeline.caption.engine",
-                       "llava-hf/llava-1.5-7b-hf"),
-    "encoder": _Need("CLIP", "clip", _CLIP, _Options, "pipeline.embed.engine",
-                     "openai/clip-vit-large-patch14-336"),
+    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, _DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
+    "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "llava-hf/llava-1.5-7b-hf"),
+    "encoder": _Need("CLIP", "clip", _CLIP, _Options, "openai/clip-vit-large-patch14-336"),
 }
 # fmt: on
 
@@ -119,7 +117,7 @@ def _refusal(spec: EngineSpec, what: str, wanted: str = "") -> EngineError:
     return EngineError(
         f"{spec.role} checkpoint {spec.model!r} ({need.name}): {what}; get one "
         f"with `hf download {wanted or need.example} --local-dir /path/to/folder` on a machine with "
-        f"network and point to it with `--set {need.setting}.model=/path/to/folder`"
+        f"network and point to it with `--set {setting(spec)}.model=/path/to/folder`"
     )
 
 
@@ -195,7 +193,67 @@ def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-class Checkpoint:
+class Weights:
+    """An engine's weights on a device: validated options, the device, batches.
+
+    Raises:
+        EngineError: One line, for an unknown option or an unusable device.
+    """
+
+    def __init__(self, spec: EngineSpec, form: type[_Options]) -> None:
+        self.spec, self.options = spec, checked_options(spec, form).model_dump()
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(auto if spec.device == "auto" else spec.device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise EngineError(
+                f"{setting(spec)}.device = {spec.device!r}: torch cannot use it ({_line(error)}); "
+                f"expected auto, cpu or one of the {torch.cuda.device_count()} GPUs it sees"
+            ) from error
+
+    def placed(
+        self,
+        model: Any,
+        report: Mapping[str, Any],
+        unused: re.Pattern[str],
+        refusal: Callable[[EngineSpec, str], EngineError],
+    ) -> Any:
+        """Return a model that its weights fill exactly, in eval mode on the device.
+
+        Args:
+            model: as loaded.
+            report: names under `missing_keys`, `mismatched_keys` and `unexpected_keys`; what is absent is empty.
+            unused: finds the names that may be missing or unexpected.
+            refusal: makes the error of a spec and what is wrong with its weights.
+        """
+        for kind in ("missing", "mismatched", "unexpected"):
+            keys = report.get(f"{kind}_keys", ())
+            names = sorted(key if isinstance(key, str) else key[0] for key in keys)
+            names = [name for name in names if not unused.search(name)]
+            if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
+                hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
+                raise refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
+        return model.eval().to(self.device)
+
+    def parts(self, n: int) -> Iterator[slice]:
+        """Cut n items into batches."""
+        return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
+
+    def _describe(self, resolved: str, *packages: str) -> dict[str, Any]:
+        return {
+            "backend": self.spec.backend,
+            "model": self.spec.model,
+            "revision_asked": self.spec.revision,
+            "revision_resolved": resolved,
+            "dtype": self.spec.dtype,
+            "device": str(self.device),
+            "options": dict(self.options),
+            **{name: version(name) for name in packages},
+        }
+
+
+class Checkpoint(Weights):
     """One loaded checkpoint: model in eval mode on its device, processor, validated options.
 
     Raises:
@@ -204,25 +262,8 @@ class Checkpoint:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.spec = spec
-        self.need = need = NEEDS[spec.role]
-        try:
-            self.options = need.options.model_validate(spec.options).model_dump()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise EngineError(
-                f"{need.setting}.options.{first['loc'][0]} = {first['input']!r}: {first['msg']}; the options "
-                f"are {', '.join(need.options.model_fields)}"
-            ) from error
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(auto if spec.device == "auto" else spec.device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise EngineError(
-                f"{need.setting}.device = {spec.device!r}: torch cannot use it ({_line(error)}); "
-                f"expected auto, cpu or one of the {torch.cuda.device_count()} GPUs it sees"
-            ) from error
+        self.need = NEEDS[spec.role]
+        super().__init__(spec, self.need.options)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.folder = locate(spec)
         self.model, self.processor = self._load()
@@ -244,32 +285,13 @@ class Checkpoint:
                 )
         except Exception as error:  # safetensors, pickle, json and tokenizers each have a family of their own
             raise _refusal(self.spec, f"damaged or incomplete, cannot be loaded ({_line(error)})") from error
-        for kind in ("missing", "mismatched", "unexpected"):
-            names = sorted(key if isinstance(key, str) else key[0] for key in report[f"{kind}_keys"])
-            names = [name for name in names if not _BUFFERS.search(name)]
-            if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
-                hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
-                raise _refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
-        return model.eval().to(self.device), processor
+        return self.placed(model, report, _BUFFERS, _refusal), processor
 
     def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
         """Move a processor's output to the device; floating tensors take the model's dtype."""
         moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
         return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in moved.items()}
 
-    def parts(self, n: int) -> Iterator[slice]:
-        """Cut n items into batches."""
-        return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
-
     def describe(self) -> dict[str, Any]:
         """Return what the stage's manifest says of this checkpoint."""
-        return {
-            "backend": "hf",
-            "model": self.spec.model,
-            "revision_asked": self.spec.revision,
-            "revision_resolved": revision(self.folder),
-            "dtype": self.spec.dtype,
-            "device": str(self.device),
-            "options": dict(self.options),
-            "transformers": transformers.__version__,
-        }
+        return self._describe(revision(self.folder), "transformers")

@@ -6,25 +6,40 @@ They are named as what they are in every manifest and report, and stand in for n
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Array, Box, Frame, Image, TextVectors
+from c2vl_pipeline.engines import Array, Box, Frame, Image, TextVectors, checked_options
+
+REVISION = 1
+"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
 
 
-def _options(spec: EngineSpec, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an engine's options over its defaults; raises EngineError for one it does not have."""
-    unknown = sorted(set(spec.options) - set(defaults))
-    if unknown:
-        raise EngineError(
-            f"the {spec.role} engine {spec.backend!r} has no option {unknown[0]!r}; its options are {', '.join(defaults) or 'none'}"
-        )
-    return {**defaults, **spec.options}
+class _Options(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _Skeleton(_Options):
+    grow: float = Field(default=0.08, ge=0, le=10)
+
+
+class _Motion(_Options):
+    background: Literal["camera", "black"] = "camera"
+    threshold: int = Field(default=28, ge=0, le=255)
+    """Grey levels that count as a difference."""
+    min_area: float = Field(default=0.004, ge=0, le=1)
+    """Share of the frame."""
+
+
+class _Classical(_Options):
+    image_dim: int = Field(default=256, ge=1)
+    text_dim: int = Field(default=256, ge=1)
+    seed: int = Field(default=0, ge=0)
 
 
 class SkeletonDetector:
@@ -36,7 +51,7 @@ class SkeletonDetector:
     needs = frozenset({"joints", "shape"})
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._options = _options(spec, {"grow": 0.08})
+        self._options = checked_options(spec, _Skeleton)
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
         """Return a box a body, the largest first; the query is not needed."""
@@ -49,7 +64,7 @@ class SkeletonDetector:
             seen = joints[np.isfinite(joints).all(axis=1)]
             if len(seen) < 2:
                 continue
-            grow = self._options["grow"] * np.ptp(seen[:, 1])
+            grow = self._options.grow * np.ptp(seen[:, 1])
             (x0, y0), (x1, y1) = seen.min(axis=0) - grow, seen.max(axis=0) + grow
             x0, y0, x1, y1 = max(x0, 0.0), max(y0, 0.0), min(x1, width), min(y1, height)
             if x1 - x0 >= 2 and y1 - y0 >= 2:
@@ -58,7 +73,7 @@ class SkeletonDetector:
 
     def describe(self) -> Mapping[str, Any]:
         """What the manifest says of this engine."""
-        return {"backend": "skeleton", "derived_from": "joints", **self._options}
+        return {"backend": "skeleton", "derived_from": "joints", **self._options.model_dump()}
 
 
 class MotionDetector:
@@ -70,12 +85,8 @@ class MotionDetector:
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._options = _options(spec, {"background": "camera", "threshold": 28, "min_area": 0.004})
-        if self._options["background"] not in {"camera", "black"}:
-            raise EngineError(
-                f"the motion engine's background is {self._options['background']!r}; use camera or black"
-            )
-        self.needs = frozenset({"background"} if self._options["background"] == "camera" else ())
+        self._options = checked_options(spec, _Motion)
+        self.needs = frozenset({"background"} if self._options.background == "camera" else ())
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
         """Return boxes of the foreground's components, the largest first; the query is not needed."""
@@ -88,13 +99,13 @@ class MotionDetector:
         else:
             difference = image.max(axis=2)
         height, width = difference.shape
-        mask = (cv2.GaussianBlur(difference, (5, 5), 0) > self._options["threshold"]).astype(np.uint8)
+        mask = (cv2.GaussianBlur(difference, (5, 5), 0) > self._options.threshold).astype(np.uint8)
         reach = max(3, height // 40) | 1
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
         # clothes of the background's colour split a person; closing upright joins the parts
         mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3 * reach, reach), np.uint8))
         _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
-        least = self._options["min_area"] * height * width
+        least = self._options.min_area * height * width
         blobs = sorted(
             (s for s in stats[1:] if s[cv2.CC_STAT_AREA] >= least), key=lambda s: -s[cv2.CC_STAT_AREA]
         )
@@ -107,7 +118,7 @@ class MotionDetector:
 
     def describe(self) -> Mapping[str, Any]:
         """What the manifest says of this engine."""
-        return {"backend": "motion", **self._options}
+        return {"backend": "motion", **self._options.model_dump()}
 
 
 def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -> Image:
@@ -160,11 +171,11 @@ class Classical:
     _SIDE = 64
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._options = _options(spec, {"image_dim": 256, "text_dim": 256, "seed": 0})
-        self.image_dim, self.text_dim = int(self._options["image_dim"]), int(self._options["text_dim"])
+        self._options = checked_options(spec, _Classical)
+        self.image_dim, self.text_dim = self._options.image_dim, self._options.text_dim
         side = (self._SIDE, self._SIDE)
         self._hog = cv2.HOGDescriptor(side, (16, 16), (8, 8), (8, 8), 9)
-        rng = np.random.default_rng(self._options["seed"])
+        rng = np.random.default_rng(self._options.seed)
         shape = (int(self._hog.getDescriptorSize()), self.image_dim)
         self._projection = rng.standard_normal(shape) / np.sqrt(self.image_dim)
 
@@ -190,7 +201,7 @@ class Classical:
 
     def describe(self) -> Mapping[str, Any]:
         """What the manifest says of this engine."""
-        return {"backend": "classical", **self._options}
+        return {"backend": "classical", **self._options.model_dump()}
 
 
 def _normalised(vectors: npt.NDArray[Any]) -> Array:

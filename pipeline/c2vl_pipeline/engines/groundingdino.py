@@ -12,8 +12,8 @@ import ast
 import contextlib
 import hashlib
 import importlib
-import importlib.metadata
 import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -24,18 +24,21 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from pydantic import ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Image
-from c2vl_pipeline.engines.checkpoint import HUB_TIMEOUT, _DetectorOptions, _line
+from c2vl_pipeline.engines.checkpoint import HUB_TIMEOUT, Weights, _DetectorOptions, _line
 from c2vl_pipeline.engines.checkpoint import _quiet as _quiet_transformers
+from c2vl_pipeline.engines.hf import REVISION as HF_REVISION
 from c2vl_pipeline.engines.hf import GroundingDino
 
 _tf: Any = transformers  # its annotations are partial
+REVISION = HF_REVISION
+"""Of the code behind the rows (see `engines.lasting`): that of `hf`, which makes the boxes, plus changes here."""
+
 _SETTING = "pipeline.crop.engine"
-_UNUSED = {"label_enc.weight", "bert.embeddings.position_ids"}
+_UNUSED = re.compile(r"^(label_enc\.weight|bert\.embeddings\.position_ids)$")
 """In the published checkpoints, and in no model: a training head and a buffer of old transformers."""
 
 
@@ -177,33 +180,16 @@ def _find_text_encoder(asked: str) -> Path:
     )
 
 
-class _Package:
+class _Package(Weights):
     """The original model, filled exactly by its .pth, and what turns frames and text into its inputs."""
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.spec = spec
-        try:
-            self.options = _Options.model_validate(spec.options).model_dump()
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise EngineError(
-                f"{_SETTING}.options.{first['loc'][0]} = {first['input']!r}: {first['msg']}; the options are "
-                f"{', '.join(_Options.model_fields)}"
-            ) from error
+        super().__init__(spec, _Options)
         if spec.dtype != "float32":
             raise EngineError(
                 f"{_SETTING}.dtype = {spec.dtype!r}: the original package computes in float32; expected float32, "
                 f"or take the `hf` engine"
             )
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(auto if spec.device == "auto" else spec.device)
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            raise EngineError(
-                f"{_SETTING}.device = {spec.device!r}: torch cannot use it ({_line(error)}); expected auto, cpu or "
-                f"one of the {torch.cuda.device_count()} GPUs it sees"
-            ) from error
         self.file = _locate(spec)
         self.model = self._fill(self._build())
         size = {edge: self.options[edge] or default for edge, default in _EDGES.items()}
@@ -240,39 +226,18 @@ class _Package:
         try:
             stored = torch.load(self.file, map_location="cpu", weights_only=True)
             weights = {name.removeprefix("module."): t for name, t in stored.get("model", stored).items()}
-            weights = {name: tensor for name, tensor in weights.items() if name not in _UNUSED}
             report = model.load_state_dict(weights, strict=False)
         except Exception as error:  # zip, pickle and shapes each have a family of their own
             raise _refusal(
                 self.spec,
                 f"damaged, not only tensors, or of another config, cannot be loaded ({_line(error)})",
             ) from error
-        for kind in ("missing", "unexpected"):
-            names = sorted(getattr(report, f"{kind}_keys"))
-            if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
-                hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
-                raise _refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
-        return model.eval().to(self.device)
-
-    def parts(self, n: int) -> Iterator[slice]:
-        """Cut n items into batches."""
-        return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
+        return self.placed(model, report._asdict(), _UNUSED, _refusal)
 
     def describe(self) -> dict[str, Any]:
         """Return what the stage's manifest says of this checkpoint."""
-        return {
-            "backend": "groundingdino-py",
-            "model": self.spec.model,
-            "revision_asked": self.spec.revision,
-            **identify(self.spec),
-            "dtype": self.spec.dtype,
-            "device": str(self.device),
-            "options": dict(self.options),
-            **{
-                name: importlib.metadata.version(name)
-                for name in ("groundingdino-py", "torchvision", "transformers")
-            },
-        }
+        resolved = identify(self.spec)["revision_resolved"]
+        return self._describe(resolved, "groundingdino-py", "torchvision", "transformers")
 
 
 _EDGES = {"shortest_edge": 800, "longest_edge": 1333}

@@ -18,6 +18,9 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_pipeline.engines import Array, Box, Caption, Crop, Frame, Image, TextVectors
 from c2vl_pipeline.engines.checkpoint import Checkpoint, locate, revision
 
+REVISION = 1
+"""Of the code behind the rows, here and in `checkpoint`: see `engines.lasting` for when to raise it."""
+
 
 def identify(spec: EngineSpec) -> dict[str, Any]:
     """Return the revision that a spec resolves to, without loading the model."""

@@ -27,6 +27,9 @@ from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Caption, Crop, Image, checked_options
 from c2vl_pipeline.video import encode_jpeg
 
+REVISION = 1
+"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+
 VOLATILE_OPTIONS = frozenset({"base_url", "api_key_env", "concurrency", "timeout", "retries"})
 """Where the model is served and how patiently it is asked; no row depends on it."""
 

@@ -16,6 +16,9 @@ from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import Layout
 from c2vl_pipeline.engines import Array, Caption, Crop, Pose
 
+REVISION = 1
+"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+
 _ROLES: dict[str, tuple[str, ...]] = {
     "pelvis": ("spine_base", "hip_centre", "pelvis", "hip_left+hip_right"),
     "chest": ("spine_shoulder", "shoulder_centre", "neck", "shoulder_left+shoulder_right"),

@@ -20,6 +20,9 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Caption, Crop, checked_options
 
+REVISION = 1
+"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+
 VOLATILE_OPTIONS = frozenset({"path"})
 """The hash of its content stands for the file: it may be moved, and packed or unpacked."""
 
