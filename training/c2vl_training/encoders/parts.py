@@ -270,6 +270,24 @@ def gather(x: Tensor, A: Tensor) -> Tensor:
     return heard.view(N, T, W, K * C).permute(0, 3, 1, 2)
 
 
+class Pointwise(nn.Conv2d):
+    """1x1 convolution of every `stride`-th frame.
+
+    The frames are chosen first and then convolved without a stride: in the backward pass of a strided one, oneDNN 3.12
+    (of torch 2.13) writes beyond its buffers on processors without AVX-512 when there are fewer than 8 channels.
+    """
+
+    def __init__(self, c_in: int, c_out: int, stride: int) -> None:
+        super().__init__(c_in, c_out, 1)
+        self.every = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: (N, C_in, T, V) -> (N, C_out, ceil(T / stride), V)."""
+        if self.every > 1:
+            x = x[:, :, :: self.every].contiguous(memory_format=torch.channels_last)
+        return super().forward(x)
+
+
 class Shortcut(nn.Module):
     """What a block adds to its result: its input, convolved and normalised where the shape changes."""
 
@@ -277,7 +295,7 @@ class Shortcut(nn.Module):
         super().__init__()
         self.conv: nn.Conv2d | None = None
         if c_in != c_out or stride != 1:
-            self.conv = nn.Conv2d(c_in, c_out, 1, (stride, 1))
+            self.conv = Pointwise(c_in, c_out, stride)
             self.norm = BatchNorm(c_out)
 
     def forward(self, x: Tensor, copies: Tensor | None) -> Tensor:
@@ -325,7 +343,7 @@ class MultiScaleTemporal(nn.Module):
             )
             for d in dilations
         )  # fmt: skip
-        self.single = nn.Conv2d(c_in, self.width, 1, (stride, 1))
+        self.single = Pointwise(c_in, self.width, stride)
         self.norm = BatchNorm(c_out)
 
     def forward(self, x: Tensor, copies: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.parts import BatchNorm, EmptyBodies, OneByOne, gather
+from c2vl_training.encoders.parts import BatchNorm, EmptyBodies, OneByOne, Pointwise, gather
 
 Blocks = Sequence[tuple[int, int]]
 """(channels, temporal stride) of every block."""
@@ -95,7 +95,7 @@ class Block(nn.Module):
         self.residual = residual
         self.shortcut: nn.Sequential | None = None
         if residual and (c_in != c_out or stride != 1):
-            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, (stride, 1)), BatchNorm(c_out))
+            self.shortcut = nn.Sequential(Pointwise(c_in, c_out, stride), BatchNorm(c_out))
 
     def forward(self, x: Tensor, copies: Tensor | None = None) -> Tensor:
         """Apply the block.
