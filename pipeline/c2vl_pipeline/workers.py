@@ -192,9 +192,8 @@ class Workers:
     def _share_cores(self) -> None:
         """Give each worker its share of the cores through the environment, and put that back when they are closed.
 
-        All libraries get one number: torch's kernels write beyond their buffers where OMP and MKL disagree. dask sets
-        such variables for good, and only where they are not set yet: the second cluster of a process, or any program
-        started after the first, would inherit the first one's.
+        All libraries get one number. dask sets such variables for good, and only where they are not set yet: the second
+        cluster of a process, or any program started after the first, would inherit the first one's.
         """
         before = {name: os.environ.get(name) for name in (*_THREADS, "MALLOC_TRIM_THRESHOLD_")}
         threads = before["OMP_NUM_THREADS"] or str(max(1, (os.cpu_count() or 1) // self.count))
