@@ -22,7 +22,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table test lint bench clean need-dataset need-benchmark
+.PHONY: help demo prompts reproduce table paper test lint bench clean need-dataset need-benchmark
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ reproduce: need-benchmark prompts ## From raw data to the report with controls, 
 table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over SEEDS=3, vision only, with controls
 	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-table" $(recipe) --seeds $(SEEDS) \
 		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision
+
+paper: $(VENV)/.core ## Tables I-VIII and Figures 4-8 over every dataset below WORKROOT: [ONLY=table7] [RECIPE=…]
+	@$(BIN)/c2vl-eval paper --work "$(WORKROOT)" --out "$(RUNROOT)/paper" $(foreach one,$(ONLY),--only $(one)) $(recipe) $(ARGS)
 
 test: $(VENV)/.dev ## Run the tests
 	@$(BIN)/python -m pytest -q $(ARGS)

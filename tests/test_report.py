@@ -115,6 +115,9 @@ def write_runs(results, folder):
                 }
                 for e in range(3)
             ]
+            counts = {"vision/positive": [0, 1, 3, 0], "vision/negative": [1, 5, 1, 0]}
+            lines = [{"epoch": e, "low": -1.0, "high": 1.0, **counts} for e in range(3)]
+            (run / "histograms.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
             (run / "metrics.jsonl").write_text("".join(json.dumps(e) + "\n" for e in epochs))
 
 
@@ -226,7 +229,7 @@ def test_page_without_derived_rows_does_not_speak_of_them(tmp_path):
 
 def test_all_figures_are_drawn_with_captions(full):
     page = read(full[2])
-    assert page.count("svg") == 5
+    assert page.count("svg") == 7
     for word in (
         "metrics.jsonl",
         "perplexity 19.7",
@@ -344,14 +347,14 @@ def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
         assert sentence in page.text
 
 
-@pytest.mark.parametrize("damage", ["", '{"epoch": 0, "lo', "[1]\n", "3\n"])
+@pytest.mark.parametrize("damage", ["", '{"epoch": 0, "lo', "[1]\n", "3\n", '{"epoch": "x", "loss": null}\n'])
 def test_damaged_metrics_are_named_not_fatal(tmp_path, damage):
     results = table()
     write_runs(results, tmp_path)
     (tmp_path / results.rows[0].run / "metrics.jsonl").write_text(damage)
     page = read(report.build(results, tmp_path / "r.html"))
     assert "Without readable metrics.jsonl, hence not drawn: partition-seed0." in page.text
-    assert page.count("svg") == 3
+    assert page.count("svg") == 4
 
 
 def test_runs_are_found_where_the_table_was_moved_to(tmp_path):
@@ -360,7 +363,7 @@ def test_runs_are_found_where_the_table_was_moved_to(tmp_path):
     write_runs(results, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
     page = read(report.build(results, tmp_path / "there" / "r.html"))
-    assert page.count("svg") == 3
+    assert page.count("svg") == 4
 
 
 def test_more_labels_than_class_names(tmp_path):
@@ -368,8 +371,12 @@ def test_more_labels_than_class_names(tmp_path):
     assert "class 2" in page.text
 
 
-def test_main_run_of_a_run_that_is_gone_is_none(tmp_path):
-    assert report.main_run(table(), tmp_path, tmp_path) is None
+def test_a_main_run_that_is_gone_says_why_on_the_page(tmp_path):
+    why = report.main_run(table(), tmp_path, tmp_path)
+    assert "holds no packed data; run `c2vl-pipeline pack --work" in why
+    text = read(report.build(table(), tmp_path / "r.html", main=why)).text
+    assert "Not drawn: …/packed holds no packed data; run `c2vl-pipeline pack --work …/" in text
+    assert str(tmp_path) not in text
 
 
 # --------------------------------------------------------------------------------------------- verdict

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from c2vl_evaluation.paper.cli import paper
 from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, application, say, show_table
 from c2vl_manifests.terminal import main as run_app
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from c2vl_evaluation.results import Finding, Protocol, Results, Role, Target
+    from c2vl_evaluation.results import Finding, Protocol, Results, Role, Score, Target
+    from c2vl_evaluation.search import Recall
     from c2vl_evaluation.store import Subject
     from c2vl_manifests.config import Recipe
     from c2vl_training.data import Packed
@@ -46,6 +48,18 @@ TableOption = Annotated[
         help="Folder of a finished table in place of runs: all its runs are evaluated, and the table grows.",
         show_default=False,
     ),
+]
+EncoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--encoder",
+        help="Folder of the checkpoint of the text encoder that made the data's vectors, if it was moved.",
+        show_default=False,
+    ),
+]
+SpaceRunsOption = Annotated[
+    list[Path],
+    typer.Option("--run", help="Folder of a finished pre-training; give one more for shuffled pairs."),
 ]
 
 
@@ -311,6 +325,153 @@ def predict(
         say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
 
 
+def _percent(value: float | None, std: float | None = None) -> str:
+    if value is None:
+        return "n/a"
+    return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
+
+
+def _score_cells(score: Score, std: Score | None = None) -> list[str]:
+    fields = ("top1", "top5", "balanced")
+    return [_percent(getattr(score, f), None if std is None else getattr(std, f)) for f in fields]
+
+
+@app.command()
+def zeroshot(
+    data: DataOption,
+    run: SpaceRunsOption,
+    descriptions: Annotated[
+        Path | None,
+        typer.Option(
+            "--descriptions",
+            help="TOML or JSON: the name of each class = a description, or several, which are averaged.",
+            show_default=False,
+        ),
+    ] = None,
+    encoder: EncoderOption = None,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """No labels: the class whose name or description lies nearest to a clip, with permuted names as the control."""
+    from c2vl_evaluation import protocols
+    from c2vl_evaluation import zeroshot as named
+    from c2vl_training.data import Packed
+
+    packed = Packed(data)
+    resolved = _recipe(packed, recipe, set_)
+    rows: list[list[str]] = []
+    notes: dict[str, None] = {}
+    for folder in run:
+        subject = _subject(folder, packed, benchmark, resolved)
+        found = named.outcome(subject, descriptions, encoder)
+        label = f"{folder.name}{_ROLES.get(protocols.role_of(folder), '')}"
+        rows.append([label, *_score_cells(found.last), f"{found.shuffled.p:.3f}"])
+        drawn = _score_cells(found.shuffled.mean, found.shuffled.std)
+        rows.append([f"{label}, class texts permuted", *drawn, ""])
+        notes |= dict.fromkeys(found.notes)
+    if found.majority is not None:
+        rows.append(["majority class", *_score_cells(found.majority), ""])
+    rows.append(["chance", *_score_cells(found.chance), ""])
+    words = f"{found.texts} descriptions" if found.described else "the names of the classes"
+    show_table(
+        f"{packed.manifest.title}, {subject.benchmark}: zero-shot by {words}, %, {found.test:,} test clips, {found.classes} classes",
+        ["", "top-1", "top-5", "balanced", "p"],
+        rows,
+        f"Permuted: mean ± standard deviation of {found.shuffled.draws} namings drawn at random; p: the share of namings, the true one among them, that reach its top-1.",
+    )
+    for note in notes:
+        say(note)
+
+
+@app.command()
+def retrieval(
+    data: DataOption,
+    run: SpaceRunsOption,
+    caption: Annotated[
+        str, typer.Option("--caption", help="mean of a clip's captions, or one of them.")
+    ] = "mean",
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
+    from c2vl_evaluation import protocols, search
+    from c2vl_manifests.errors import ConfigError
+    from c2vl_training.data import Packed
+
+    if caption not in {"mean", "one"}:
+        raise ConfigError(f"--caption {caption!r} is none of mean, one")
+    packed = Packed(data)
+    resolved = _recipe(packed, recipe, set_)
+    rows: list[list[str]] = []
+    notes: dict[str, None] = {}
+    for folder in run:
+        subject = _subject(folder, packed, benchmark, resolved)
+        found = search.outcome(subject, "one" if caption == "one" else "mean")
+        label = f"{folder.name}{_ROLES.get(protocols.role_of(folder), '')}"
+        for side, what in ((found.clip, "the clip itself"), (found.same_class, "any clip of its class")):
+            if side is None:
+                continue
+            rows.append([f"{label}: {what}", *_recall_cells(side.last)])
+            drawn = _recall_cells(side.shuffled, side.shuffled_std)
+            rows.append([f"{label}: {what}, captions permuted", *drawn])
+        notes |= dict.fromkeys(found.notes)
+    rows.append(["ceiling: the clip itself, as captions repeat", *_recall_cells(found.ceiling)])
+    rows.append(["chance: the clip itself", *_recall_cells(found.clip.chance)])
+    if found.same_class is not None:
+        rows.append(["chance: any clip of its class", *_recall_cells(found.same_class.chance)])
+    show_table(
+        f"{packed.manifest.title}, {subject.benchmark}: text to motion, {found.queries:,} queries ({found.distinct:,} different) among {found.gallery:,} test clips",
+        ["", "R@1, %", "R@5, %", "R@10, %", "median rank"],
+        rows,
+        f"Of clips at equal cosine the one that is asked for stands last. Permuted: mean ± standard deviation of {found.draws} permutations of the captions between clips.",
+    )
+    for note in notes:
+        say(note)
+
+
+def _recall_cells(found: Recall, std: Recall | None = None) -> list[str]:
+    shares = [
+        _percent(getattr(found, f), None if std is None else getattr(std, f)) for f in ("r1", "r5", "r10")
+    ]
+    spread = "" if std is None or std.median is None else f" ± {std.median:.1f}"
+    return [*shares, "n/a" if found.median is None else f"{found.median:.1f}{spread}"]
+
+
+@app.command()
+def search(
+    text: Annotated[str, typer.Argument(help='What to look for, e.g. "a person waving".')],
+    run: RunOption,
+    data: DataOption,
+    top: Annotated[int, typer.Option("--top", min=1, help="How many clips.")] = 12,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    out: Annotated[Path, typer.Option("--out", help="The page with the clips, drawn and moving.")] = Path(
+        "search.html"
+    ),
+    encoder: EncoderOption = None,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """List the clips that lie nearest to a text, and draw them."""
+    from c2vl_evaluation import search as nearest
+    from c2vl_training.data import Packed
+
+    packed = Packed(data)
+    subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
+    found = nearest.search(subject, text, top, split, encoder)
+    show_table(
+        f"{packed.manifest.title}, {subject.benchmark}: nearest to {text!r}",
+        ["sample", "class", "cosine"],
+        [[hit.sample_id, hit.name, f"{hit.cosine:.3f}"] for hit in found.hits],
+        f"Of {found.clips:,} {split} clips, whose cosines are {found.mean:.3f} ± {found.std:.3f}.",
+    )
+    for note in found.notes:
+        say(note)
+    say(f"drawn: {nearest.page(found, subject, out).resolve()}")
+
+
 @app.command()
 def benchmark(
     data: DataOption,
@@ -451,6 +612,9 @@ def _report(results: Results, work: Path, out: Path) -> Path:
     from c2vl_evaluation.report import build, main_run
 
     return build(results, out / "report.html", work=work, main=main_run(results, work, out))
+
+
+app.command()(paper)
 
 
 def main() -> None:

@@ -1,105 +1,64 @@
 """The report's figures as small SVG texts: arrays and numbers in, one string out, nothing read or written.
 
-Made to lie inside a page or to stand alone: the background is transparent, text stays text, axes are drawn in
-`currentColor` (mid-grey unless the page says otherwise) and colours are ones that colour-blind readers can tell
-apart on white and on black; where there are more series than colours, the dash or the marker changes too.
+Painted on `canvas`; where there are more series than colours, the dash or the marker changes too.
 """
 
 from __future__ import annotations
 
-import io
-import re
 import statistics
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
+from c2vl_evaluation.canvas import COLOURS, FONT, GREY, WIDTH, legend, short, svg
 from c2vl_evaluation.results import Results, Role, mean_std
 
 Metrics = Mapping[str, float]
 Curves = Mapping[str, Sequence[Sequence[Metrics]]]
 """Name -> its runs (one a seed) -> their epochs."""
+Counted = Sequence[Mapping[str, Sequence[int]]]
+"""Epochs of a run: `vision/positive`, ... -> how many similarities lie in each of equal bins of [-1, 1]."""
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "SHOWN",
+    "Counted",
+    "Curves",
+    "Metrics",
+    "Projection",
+    "accuracy_bars",
+    "confusion_counts",
+    "confusion_matrix",
+    "project",
+    "scatter",
+    "similarity_curves",
+    "similarity_histograms",
+    "training_curves",
+]
 
 SHOWN = 10  # classes of a t-SNE
-GREY = "#808890"
-COLOURS = ("#2f86c9", "#dd8a1a", "#169b74", "#c4513a", "#a772c4")
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
-_ROUND = re.compile(r"(\.\d\d)\d+")
 _SIDE = {"floor": "right", "ceiling": "left"}
 _MARKERS = ("o", "^")
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', sans-serif"
-_WIDTH = 4.6  # inches: at a phone's width the text is still about 10 px high
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,
-    "font.size": 9,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": GREY,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 9,
-    "text.color": GREY,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "legend.frameon": False,
-}
-
-
-def _svg(label: str, height: float, paint: Callable[[Figure], None]) -> str:
-    """Paint a figure of a height in inches and return it as SVG with the reader's text `label`."""
-    slug = re.sub(r"[^a-z]+", "-", label.lower()).strip("-")
-    settings: Any = _STYLE | {"svg.hashsalt": slug}
-    with mpl.rc_context(settings):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-        paint(figure)
-        buffer = io.StringIO()
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    return _tidy(buffer.getvalue(), label, slug)
-
-
-def _tidy(svg: str, label: str, slug: str) -> str:
-    """Make matplotlib's SVG fit to lie beside others in a page: no prologue, no clashing ids, inherited colour."""
-    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda m: f' id="{slug}-{m[1]}"' if m[1] in used else "", svg)
-    svg = re.sub(r'(url\(#|href="#)', rf"\1{slug}-", svg)
-    svg = re.sub(r"font: ([\d.]+)px [^;\"]+", rf"font: \1px {_FONT}", svg)
-    svg = re.sub(r'(?<= d=")[^"]+|(?<= [xy]=")[^"]+', lambda m: _ROUND.sub(r"\1", m[0]), svg)
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page
-    svg = svg.replace(GREY, "currentColor")
-    svg = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", svg, count=1)
-    svg = re.sub(
-        r'<svg ([^>]*?)height="[^"]*"',
-        rf'<svg \1color="{GREY}" stroke-linejoin="round" role="img" aria-label="{label}"',
-        svg,
-        count=1,
-    )
-    return re.sub(r"\n\s*", "\n", svg)
+_PAIRS = (("negative", COLOURS[1], "other prompts"), ("positive", COLOURS[0], "own prompt"))
+_ENDS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("first epoch", {"linewidth": 1, "linestyle": (0, (2, 2))}),
+    ("last epoch", {"linewidth": 1.3, "linestyle": "-"}),
+)
 
 
 def _line(index: int) -> dict[str, Any]:
     """Colour and dash of a series."""
     dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dash}
-
-
-def _legend(figure: Figure, entries: Iterable[tuple[str, dict[str, Any]]], columns: int = 1) -> None:
-    lines = [
-        (textwrap.shorten(name, 60, placeholder="…"), Line2D([], [], **style)) for name, style in entries
-    ]
-    figure.legend([line for _, line in lines], [n for n, _ in lines], loc="outside lower left", ncols=columns)
 
 
 def _plot(ax: Axes, epochs: Sequence[Metrics], key: str, **style: Any) -> None:
@@ -133,9 +92,9 @@ def training_curves(curves: Curves) -> str:
                 _plot(loss, epochs, "loss", alpha=0.55 if len(runs) > 1 else 1, **_line(i))
                 _plot(alpha, epochs, "alpha", **_line(i))
         alpha.set_ylim(-0.03, 1.03)
-        _legend(figure, ((name, _line(i)) for i, name in enumerate(curves)))
+        legend(figure, ((name, _line(i)) for i, name in enumerate(curves)))
 
-    return _svg("loss and alpha over epochs", 3.5 + 0.17 * len(curves), paint)
+    return svg("loss and alpha over epochs", 3.5 + 0.17 * len(curves), paint)
 
 
 def similarity_curves(curves: Curves) -> str:
@@ -157,13 +116,64 @@ def similarity_curves(curves: Curves) -> str:
                     _plot(ax, epochs, f"{kind}/negative", linestyle=_DASHES[2], **style)
         pairs = (("of the same sample", "-"), ("of other samples", _DASHES[2]))
         entries = [
-            (f"{name}, {what}", {"color": COLOURS[i % len(COLOURS)], "linestyle": dash})
+            (f"{short(name, 36)}, {what}", {"color": COLOURS[i % len(COLOURS)], "linestyle": dash})
             for i, name in enumerate(curves)
             for what, dash in pairs
         ]
-        _legend(figure, entries)
+        legend(figure, entries)
 
-    return _svg("similarity of pairs over epochs", 0.4 + 1.55 * len(kinds) + 0.34 * len(curves), paint)
+    return svg("similarity of pairs over epochs", 0.4 + 1.55 * len(kinds) + 0.34 * len(curves), paint)
+
+
+def similarity_histograms(counted: Mapping[str, Counted]) -> str:
+    """Draw how similarities are spread, a row a knowledge and a column a name: the first epoch dotted.
+
+    Each outline is a share of its own pairs, so that few pairs stand beside many non-pairs (Fig. 4-5 of the paper).
+
+    Args:
+        counted: name -> epochs in order, each `<kind>/positive` and `<kind>/negative` -> counts in equal bins of [-1, 1].
+
+    Raises:
+        ValueError: no run counted similarities.
+    """
+    told = [epoch for epochs in counted.values() for epoch in (*epochs[:1], *epochs[-1:])]
+    kinds = [k for k in ("vision", "language") if any(f"{k}/positive" in epoch for epoch in told)]
+    if not kinds:
+        raise ValueError("no run counted its similarities (histograms.jsonl); there is nothing to draw")
+    ends = [_middle(counts) for epoch in told for counts in epoch.values()]
+    low, high = min(end[0] for end in ends), max(end[1] for end in ends)
+
+    def outline(ax: Axes, epoch: Mapping[str, Sequence[int]], kind: str, style: dict[str, Any]) -> None:
+        for word, colour, _ in _PAIRS:
+            counts = np.asarray(epoch.get(f"{kind}/{word}", ()), float)
+            if len(counts):
+                edges = np.linspace(-1, 1, len(counts) + 1)
+                ax.stairs(counts / max(counts.sum(), 1), edges, color=colour, **style)
+
+    def paint(figure: Figure) -> None:
+        grid = figure.subplots(len(kinds), len(counted), sharex=True, squeeze=False)
+        for row, kind in zip(grid, kinds, strict=True):
+            for ax, (name, epochs) in zip(row, counted.items(), strict=True):
+                for epoch, (_, style) in zip((epochs[0], epochs[-1]), _ENDS, strict=True):
+                    outline(ax, epoch, kind, style)
+                ax.set_title(f"{kind}, {short(name, 22)}")
+                ax.set(yticks=[], xlim=(low, high), ylim=(0, None))
+                ax.spines["left"].set_visible(False)
+        for ax in grid[-1]:
+            ax.set_xlabel("cosine")
+        entries = [
+            (f"{said}, {at}", {"color": c, **style}) for _, c, said in _PAIRS[::-1] for at, style in _ENDS
+        ]
+        legend(figure, entries, columns=2)
+
+    return svg("spread of similarities", 0.8 + 1.4 * len(kinds), paint)
+
+
+def _middle(counts: Sequence[int]) -> tuple[float, float]:
+    """Return between which similarities all counted ones but half a percent at either end lie."""
+    total = np.cumsum(counts)
+    first, last = np.searchsorted(total, [0.005 * total[-1], 0.995 * total[-1]])
+    return 2 * float(first) / len(counts) - 1, 2 * float(min(last + 1, len(counts))) / len(counts) - 1
 
 
 def _epochs(curves: Curves) -> list[Metrics]:
@@ -199,17 +209,17 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str
         raise ValueError(f"counts of shape {counts.shape} for {K} class names; expected ({K}, {K})")
     cell = 34 if K <= 12 else 18 if K <= 30 else 13
     font = 12 if K <= 12 else 11 if K <= 30 else 10
-    short = [textwrap.shorten(name, 30, placeholder="…") for name in names]
-    edge = int(max((len(name) for name in short), default=0) * font * 0.56) + 10
+    cut = [short(name, 30) for name in names]
+    edge = int(max((len(name) for name in cut), default=0) * font * 0.56) + 10
     side, totals = K * cell, counts.sum(axis=1)
     width, height = edge + side + 4, side + edge + 4
     frame = f'<rect x="{edge}" y="2" width="{side}" height="{side}" fill="none"'
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" color="{GREY}" '
-        f'fill="currentColor" font-family="{_FONT}" font-size="{font}" role="img" aria-label="confusion matrix">',
+        f'fill="currentColor" font-family="{FONT}" font-size="{font}" role="img" aria-label="confusion matrix">',
         f'{frame} stroke="currentColor" stroke-opacity="0.4"/>',
     ]
-    for i, name in enumerate(short):
+    for i, name in enumerate(cut):
         at = (i + 0.5) * cell
         for place in (
             f"translate({edge - 6} {at + 2:g})",
@@ -222,7 +232,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str
         said = names[i] if hit else f"{names[i]} taken for {names[j]}"
         x, y = edge + j * cell, 2 + i * cell
         place = f'x="{x}.5" y="{y}.5" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
-        fill = f'fill="{COLOURS[0 if hit else 1]}" fill-opacity="{0.15 + 0.85 * share:.2f}"'
+        fill = f'fill="{COLOURS[0 if hit else 1]}" fill-opacity="{0.2 + 0.5 * share:.2f}"'
         tip = f"<title>{escape(said)}: {counts[i, j]} of {totals[i]}</title>"
         out.append(f"<rect {place} {fill}>{tip}</rect>")
         if K <= 12:
@@ -288,12 +298,14 @@ def scatter(projection: Projection, names: Sequence[str]) -> str:
             x, y = projection.points[projection.labels == label].T
             ax.scatter(x, y, s=size, marker=marker, color=colour, alpha=0.8, linewidths=0)
             style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 4.5}
-            entries.append((textwrap.shorten(names[label], 32, placeholder="…"), style))
+            entries.append((short(names[label], 32), style))
         ax.set(xticks=[], yticks=[], aspect="equal")
         ax.spines[:].set_visible(False)
-        _legend(figure, entries, columns=2)
+        legend(figure, entries, columns=2)
 
-    return _svg("t-SNE of test features", 4.0 + 0.17 * -(-len(projection.classes) // 2), paint)
+    across, up = np.ptp(projection.points, axis=0)
+    height = WIDTH * float(np.clip(up / max(across, 1e-9), 0.35, 1))  # no white band above and below
+    return svg("t-SNE of test features", height + 0.2 + 0.17 * -(-len(projection.classes) // 2), paint)
 
 
 def accuracy_bars(results: Results) -> str:
@@ -306,7 +318,7 @@ def accuracy_bars(results: Results) -> str:
         "ceiling": GREY,
         "baseline": GREY,
     }
-    lines = [textwrap.fill(name, 22) for name, _ in groups]
+    lines = ["\n".join(textwrap.wrap(name, 22, max_lines=2, placeholder="…")) for name, _ in groups]
     top = 106 * max(max(row.knn, row.linear) for row in results.rows)
     height = sum(0.2 + 0.15 * (line.count("\n") + 1) for line in lines)
 
@@ -347,4 +359,4 @@ def accuracy_bars(results: Results) -> str:
             right.tick_params(axis="y", length=0)
             right.set_ylim(ax.get_ylim())
 
-    return _svg("accuracy of all rows", 1.7 + 2 * height, paint)
+    return svg("accuracy of all rows", 1.7 + 2 * height, paint)

@@ -24,6 +24,8 @@ from PIL import Image
 from c2vl_manifests.schema import Status
 
 SAMPLES, SLOTS, HEIGHT = 12, 4, 160
+FRONT = 4
+"""Samples that are seen at once; the others unfold."""
 
 
 @dataclass
@@ -33,6 +35,18 @@ class Gallery:
     samples: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     """Why something that could stand here does not."""
+
+    def front(self) -> list[dict[str, Any]]:
+        """Return the samples that are seen at once: the first ones, and one with a row that is not ok if there is any."""
+        first, others = self.samples[:FRONT], self.samples[FRONT:]
+        if all(_whole(sample) for sample in first):
+            first += next(([sample] for sample in others if not _whole(sample)), [])
+        return first
+
+    def rest(self) -> list[dict[str, Any]]:
+        """Return the others."""
+        front = [sample["id"] for sample in self.front()]
+        return [sample for sample in self.samples if sample["id"] not in front]
 
 
 def read(work: Path, classes: Sequence[str]) -> Gallery:
@@ -140,6 +154,11 @@ def _sample(
     return {"crops": crops, "captions": captions}
 
 
+def _whole(sample: dict[str, Any]) -> bool:
+    """Whether all rows of a sample that are shown are ok."""
+    return all(entry["ok"] for kind in ("crops", "captions") for entry in sample[kind])
+
+
 def _status(row: dict[str, Any], usable: bool) -> dict[str, Any]:
     """Return the status of a row, which is ok only if there is something to show."""
     status = row.get("status", "no row")
@@ -163,5 +182,5 @@ def _thumbnail(jpeg: bytes | None) -> str | None:
 
 
 def clean(text: str) -> str:
-    """Shorten paths to their last part: a report travels, its folders do not."""
-    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text)
+    """Shorten paths to their last part: a report travels, its folders do not. Addresses of the web stay whole."""
+    return re.sub(r"(?<!\w)(?<!:/)(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text)

@@ -6,39 +6,41 @@ is absent (a work folder, a curve, a readable shard) is said in a sentence where
 
 from __future__ import annotations
 
-import json
-import statistics
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from c2vl_evaluation import figures, gallery
+from c2vl_evaluation import figures, gallery, report_classes
+from c2vl_evaluation import report_sections as sections
 from c2vl_evaluation.gallery import clean
-from c2vl_evaluation.results import Results, Row, Score, by_setting, mean_std
+from c2vl_evaluation.report_verdict import verdict
+from c2vl_evaluation.results import FILE, Results, Row
 from c2vl_manifests.config import Recipe
-from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.manifest import commit_text
 
-_ROLES = {
-    "pretrained": "pre-trained",
-    "floor": "floor",
-    "ceiling": "ceiling",
-    "shuffled": "control",
-    "baseline": "baseline",
-}
-_KINDS = {"knn": "kNN", "linear": "linear"}
+if TYPE_CHECKING:
+    from c2vl_evaluation.store import Outcome, Predictions
+    from c2vl_training.data import Packed
+
+__all__ = ["Figure", "MainRun", "build", "class_table", "main_run", "verdict"]
+
+_COMPARED = ("floor", "shuffled", "ceiling")
+_READABLE = 0.85
+"""How far a matrix may be scaled down before its names, 10 pixels high, cannot be read."""
 
 
 @dataclass(frozen=True)
 class MainRun:
-    """The test split as the main run (`Results.main_run`) sees it."""
+    """The test split as the main run (`Results.main_run`) sees it, and what the other rows answered on it."""
 
     features: npt.NDArray[np.float32]
     """Shape: (N, D), the frozen encoder's output before the projector."""
@@ -47,6 +49,8 @@ class MainRun:
     predictions: npt.NDArray[np.int64]
     """Shape: (N,), of the linear probe's last epoch."""
     sample_ids: Sequence[str]
+    answers: Mapping[str, Sequence[npt.NDArray[np.int64]]] = field(default_factory=dict)
+    """Name of a row -> what its seeds answered, (N,) each; rows whose answers are not at hand are absent."""
 
 
 @dataclass(frozen=True)
@@ -57,85 +61,8 @@ class Figure:
     caption: str
     svg: Markup | None = None
     wide: bool = False
-
-
-# --------------------------------------------------------------------------------------------- verdict
-
-
-def verdict(results: Results) -> str:
-    """Say what the table shows: the main row against the floor, shuffled pairs, and joints without an encoder."""
-    baseline = [row for row in results.rows if row.role == "baseline"]
-    if not baseline:
-        return _against_floor(results)
-    reached = " and ".join(f"{100 * getattr(baseline[0], k):.1f} % {kind}" for k, kind in _KINDS.items())
-    return f"{_against_floor(results)} The raw joints, without any encoder, reach {reached}."
-
-
-def _against_floor(results: Results) -> str:
-    main = results.of(results.main_run().name)
-    name, role = main[0].name, main[0].role
-    reached = " and ".join(
-        f"{mean_std([getattr(r, k) for r in main])} % {kind}" for k, kind in _KINDS.items()
-    )
-    if role != "pretrained":
-        return f"No pre-trained encoder is in this table; {name} reaches {reached}."
-    floor = [row for row in results.rows if row.role == "floor"]
-    if not floor:
-        return f"{name} reaches {reached}; without a random encoder in the table, what it gained is unknown."
-    gains = _differences(main, floor)
-    word = "over" if min(gains.values()) > 0 else "against"
-    said = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
-    shuffled = [row for row in results.rows if row.role == "shuffled"]
-    if not shuffled:
-        return f"{said}; without shuffled pairs in the table, what the pairing adds is unknown."
-    control = _differences(shuffled, floor)
-    points = " and ".join(f"{value:+.1f}".replace("-", "−") for value in control.values())
-    return f"{said}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
-
-
-def _differences(rows: Sequence[Row], other: Sequence[Row]) -> dict[str, float]:
-    """Return the differences of the means in points, by measure."""
-
-    def mean(of: Sequence[Row], kind: str) -> float:
-        return 100 * statistics.mean([float(getattr(row, kind)) for row in of])
-
-    return {kind: mean(rows, kind) - mean(other, kind) for kind in _KINDS}
-
-
-def _gained(gains: Mapping[str, float]) -> str:
-    parts: list[str] = []
-    last = ""
-    for kind, value in gains.items():
-        verb = "gains" if value > 0 else "loses"
-        parts.append(f"{verb if verb != last else ''} {abs(value):.1f} points {_KINDS[kind]}".strip())
-        last = verb
-    return " and ".join(parts)
-
-
-def _because(gains: Mapping[str, float], control: Mapping[str, float]) -> str:
-    """Say whether the gain is owed to the right pairing: whether shuffled pairs reach half of it."""
-    rising = [kind for kind, value in gains.items() if value >= 0.05]
-    paired = [kind for kind in rising if control[kind] < gains[kind] / 2]
-    if not rising:
-        return "so there is no gain to explain"
-    if not paired:
-        return "so most of the gain is there without the right pairing"
-    which = "" if paired == list(gains) else f" {_KINDS[paired[0]]}"
-    return f"so most of the{which} gain comes from pairing each skeleton with its own prompts"
-
-
-def _noise(main: Sequence[Row], floor: Sequence[Row]) -> str:
-    """Say whether the differences stand out of the spread over seeds."""
-    seeds = min(len(main), len(floor))
-    if seeds < 2:
-        return "one seed, so how much of it is luck is unknown"
-    clear = []
-    for kind, difference in _differences(main, floor).items():
-        spread = [statistics.variance([float(getattr(row, kind)) for row in rows]) for rows in (main, floor)]
-        error = 100 * (spread[0] / len(main) + spread[1] / len(floor)) ** 0.5
-        clear += [_KINDS[kind]] if abs(difference) > 2 * error else []
-    which = "both" if len(clear) == len(_KINDS) else f"only {clear[0]}" if clear else "neither"
-    return f"{seeds} seeds, {which} beyond two standard errors"
+    least: int = 0
+    """Pixels below which its text could not be read; the figure is scrolled on a narrower screen."""
 
 
 # --------------------------------------------------------------------------------------------- figures
@@ -144,44 +71,65 @@ def _noise(main: Sequence[Row], floor: Sequence[Row]) -> str:
 def _drawn(title: str, caption: str, draw: Callable[[], str], *, wide: bool = False) -> Figure:
     """Draw, or say why not."""
     try:
-        return Figure(title, caption, Markup(draw()), wide)
+        svg = draw()
+        across = float(svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0])
+        return Figure(title, caption, Markup(svg), wide, round(_READABLE * across) if wide else 0)
     except ValueError as error:
         return Figure(title, f"Not drawn: {clean(str(error))}.")
 
 
-def _curves(results: Results, table: Path) -> tuple[dict[str, list[list[dict[str, float]]]], list[str]]:
-    """Read metrics.jsonl of the pre-training runs, by name."""
-    from c2vl_training.trainer import read_metrics
-
-    curves: dict[str, list[list[dict[str, float]]]] = {}
-    damaged = []
+def _logged(
+    results: Results, table: Path, read: Callable[[Path], list[dict[str, Any]]]
+) -> tuple[dict[str, list[list[dict[str, Any]]]], list[str]]:
+    """Read a log of the pre-training runs, by name; names of runs without a readable one come second."""
+    found: dict[str, list[list[dict[str, Any]]]] = {}
+    absent = []
     for row in results.rows:
         if row.role not in {"pretrained", "shuffled"}:
             continue
         try:
-            epochs = [epoch for epoch in read_metrics(_folder(row, table)) if "epoch" in epoch]
-        except (OSError, ValueError, TypeError):
+            epochs = [
+                line
+                for line in read(table / row.run)
+                if isinstance(line, dict) and _number(line.get("epoch"))
+            ]
+        except (OSError, ValueError):
             epochs = []
         if epochs:
-            curves.setdefault(row.name, []).append(epochs)
+            found.setdefault(row.name, []).append(epochs)
         else:
-            damaged.append(Path(row.run).name)
-    return curves, damaged
+            absent.append(Path(row.run).name)
+    return found, absent
 
 
-def _folder(row: Row, table: Path) -> Path:
-    """Return the folder of a run: below the table's folder, wherever that was moved."""
-    return table / row.run
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _all_figures(results: Results, main: MainRun | None, table: Path) -> list[Figure]:
-    curves, absent = _curves(results, table)
-    lacking = f" Without readable metrics.jsonl, hence not drawn: {', '.join(absent)}." if absent else ""
-    pairs = {name: curves[name] for name in curves if name == results.main_run().name}
-    pairs |= {
-        row.name: curves[row.name] for row in results.rows if row.role == "shuffled" and row.name in curves
+def _counted(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list[int]]]:
+    """Add up the similarities that several seeds counted, epoch by epoch; what is no list of counts is passed over."""
+    epochs: dict[int, dict[str, list[int]]] = {}
+    for line in (line for run in runs for line in run):
+        held = epochs.setdefault(int(line["epoch"]), {})
+        for kind, counts in line.items():
+            whole = isinstance(counts, list) and counts and all(isinstance(c, int) and c >= 0 for c in counts)
+            if whole and len(held.get(kind, counts)) == len(counts):
+                held[kind] = [a + b for a, b in zip(held.get(kind, [0] * len(counts)), counts, strict=True)]
+    return [epochs[epoch] for epoch in sorted(epochs) if epochs[epoch]]
+
+
+def _training_figures(results: Results, table: Path) -> list[Figure]:
+    from c2vl_training.log import read_histograms, read_metrics
+
+    logged, absent = _logged(results, table, read_metrics)
+    curves = {
+        name: [[{k: v for k, v in epoch.items() if _number(v)} for epoch in run] for run in runs]
+        for name, runs in logged.items()
     }
-    drawn = [
+    lacking = f" Without readable metrics.jsonl, hence not drawn: {', '.join(absent)}." if absent else ""
+    compared = [results.main_run().name, *(row.name for row in results.rows if row.role == "shuffled")]
+    spread = {name: _counted(runs) for name, runs in _logged(results, table, read_histograms)[0].items()}
+    return [
         _drawn(
             "All rows",
             "Look at how far a bar stands from the floor and from the ceiling (dashed). Mean over seeds; whiskers are "
@@ -198,20 +146,28 @@ def _all_figures(results: Results, main: MainRun | None, table: Path) -> list[Fi
             "Similarity of pairs",
             "Solid lines should leave the dotted ones: skeletons come closer to their own prompts than to others'. "
             "Mean cosine over the batches of an epoch, training split.",
-            lambda: figures.similarity_curves(pairs),
+            lambda: figures.similarity_curves({name: curves[name] for name in compared if name in curves}),
         ),
-    ]
-    if main is None:
-        why = "Not drawn: the main run, or the packed data it was evaluated on, is not at hand."
-        return [*drawn, Figure("t-SNE of test features", why), Figure("Confusion matrix", why)]
-    run = results.main_run()
-    known = len(results.classes)
-    classes = max(known, int(max(main.labels.max(initial=-1), main.predictions.max(initial=-1))) + 1)
-    names = (*results.classes, *(f"class {i}" for i in range(known, classes)))
+        _drawn(
+            "Spread of similarities",
+            "The two shapes should part: cosine of a skeleton and its own prompt against prompts of others in the "
+            "batch, of all seeds, each shape a share of its own pairs; half a percent at either end is cut off. Training split.",
+            lambda: figures.similarity_histograms({name: spread[name] for name in compared if spread.get(name)}),
+        ),
+    ]  # fmt: skip
+
+
+def _all_figures(results: Results, main: MainRun | str | None, table: Path) -> list[Figure]:
+    drawn = _training_figures(results, table)
+    titles = ("t-SNE of test features", "Accuracy by class", "Confusion matrix")
+    if not isinstance(main, MainRun):
+        why = main or "the main run, or the packed data it was evaluated on, is not at hand"
+        return [*drawn, *(Figure(title, f"Not drawn: {clean(why)}.") for title in titles)]
+    run, names = results.main_run(), _names(results, main)
     try:
         layout = figures.project(main.features, main.labels)
     except ValueError as error:
-        drawn.append(Figure("t-SNE of test features", f"Not drawn: {clean(str(error))}."))
+        drawn.append(Figure(titles[0], f"Not drawn: {clean(str(error))}."))
     else:
         how = (
             f"Look for classes that hold together; distances between groups mean little. {run.name}, seed {run.seed}: "
@@ -219,14 +175,42 @@ def _all_figures(results: Results, main: MainRun | None, table: Path) -> list[Fi
             f"{len(names)} classes; unit-length features, perplexity {layout.perplexity:.3g}, "
             f"t-SNE seed {layout.seed}."
         )
-        drawn.append(_drawn("t-SNE of test features", how, lambda: figures.scatter(layout, names)))
+        drawn.append(_drawn(titles[0], how, lambda: figures.scatter(layout, names)))
+    drawn.append(_class_figure(results, main, names))
     counts = figures.confusion_counts(main.labels, main.predictions, len(names))
     how = (
         "Rows are the truth, columns the answer of the linear probe, each row sums to one; orange off the diagonal "
         f"are mistakes. {run.name}, seed {run.seed}, last epoch. {_mistakes(counts, main, names)}"
     )
-    drawn.append(_drawn("Confusion matrix", how, lambda: figures.confusion_matrix(counts, names), wide=True))
+    drawn.append(_drawn(titles[2], how, lambda: figures.confusion_matrix(counts, names), wide=True))
     return drawn
+
+
+def _class_figure(results: Results, main: MainRun, names: Sequence[str]) -> Figure:
+    table = class_table(results, main, names)
+    of = table["answers"]
+    series = {a.name: (a.role, report_classes.accuracies(main.labels, a.runs, len(names))) for a in of}
+    first = series[of[0].name][1]
+    against = next((a for a in of[1:] if a.role != "ceiling"), None)
+    gain = first - series[against.name][1] if against else first
+    at = report_classes.shown(gain, first)
+    known = int((~np.isnan(gain)).sum())
+    order = f"what is gained over {against.name}" if against else "accuracy"
+    how = (
+        f"Look for hollow marks to the right of the filled dot: classes that {of[0].name} recognises worse. Linear "
+        f"probe, last epoch, means over seeds; sorted by {order}."
+        + (f" {len(at)} of {known} classes: both ends of the order." if known > len(at) else "")
+    )
+    drawn = {name: (role, values[at]) for name, (role, values) in series.items()}
+    return _drawn("Accuracy by class", how, lambda: report_classes.draw([names[i] for i in at], drawn))
+
+
+def _names(results: Results, main: MainRun) -> tuple[str, ...]:
+    """Names of all classes that occur, those that the dataset does not name included."""
+    known = len(results.classes)
+    answers = [a for runs in main.answers.values() for a in runs]
+    most = max(int(values.max(initial=-1)) for values in (main.labels, main.predictions, *answers))
+    return (*results.classes, *(f"class {i}" for i in range(known, most + 1)))
 
 
 def _mistakes(counts: npt.NDArray[np.int64], main: MainRun, classes: Sequence[str]) -> str:
@@ -245,120 +229,143 @@ def _mistakes(counts: npt.NDArray[np.int64], main: MainRun, classes: Sequence[st
 # ------------------------------------------------------------------------------------------------ page
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+def main_run(results: Results, work: Path, table: Path) -> MainRun | str:
+    """Read what `results.main_run()` and the other rows answered, and the main run's features; cached ones are reused.
 
-
-def _line(rows: Sequence[Row]) -> dict[str, Any]:
-    """One line of the table of results."""
-    first = rows[0]
-    measures = ("knn", "linear", "linear_best")
-    return {
-        "name": first.name, "role": first.role, "spoken": _ROLES[first.role], "seeds": len(rows),
-        "knowledge": first.knowledge, "derived": any(row.derived_from_joints for row in rows),
-        **{measure: mean_std([getattr(row, measure) for row in rows]) for measure in measures},
-        **{f"{kind}_more": _beside(rows, kind) for kind in _KINDS},
-    }  # fmt: skip
-
-
-def _beside(rows: Sequence[Row], kind: str) -> str:
-    """Say top-5 and balanced accuracy of a line, where its rows hold them."""
-    said = []
-    for word, name in (("top-5", f"{kind}_top5"), ("balanced", f"{kind}_balanced")):
-        values = [value for row in rows if (value := getattr(row, name)) is not None]
-        said += [f"{word} {mean_std(values)}"] if len(values) == len(rows) else []
-    return ", ".join(said)
-
-
-def _floor(score: Score | None) -> str:
-    if score is None:
-        return ""
-    top5 = "" if score.top5 is None else f"top-5 {100 * score.top5:.1f}, "
-    return f"{top5}balanced {100 * score.balanced:.1f}"
-
-
-def _cells(results: Results) -> list[dict[str, Any]]:
-    """Lines of the table of the other protocols: one a name, protocol and setting."""
-    lines = []
-    for name in results.names():
-        found = by_setting(finding for row in results.of(name) for finding in row.findings)
-        for (protocol, setting), findings in found.items():
-            last = [f.last for f in findings if f.last is not None]
-            best = [f.best.top1 for f in findings if f.best is not None]
-            top5 = [s.top5 for s in last if s.top5 is not None]
-            lines.append(
-                {
-                    "name": name, "protocol": protocol, "setting": setting, "count": len(last),
-                    "why": "; ".join(dict.fromkeys(f.why for f in findings if f.why)),
-                    "train": findings[0].train,
-                    "top1": mean_std([s.top1 for s in last]) if last else "n/a",
-                    "top5": mean_std(top5) if top5 else "n/a",
-                    "balanced": mean_std([s.balanced for s in last]) if last else "n/a",
-                    "best": mean_std(best) if best else "",
-                }
-            )  # fmt: skip
-    order = {protocol: n for n, protocol in enumerate(dict.fromkeys(line["protocol"] for line in lines))}
-    settings = {setting: n for n, setting in enumerate(dict.fromkeys(line["setting"] for line in lines))}
-    return sorted(lines, key=lambda line: (order[line["protocol"]], settings[line["setting"]]))
-
-
-def main_run(results: Results, work: Path, table: Path) -> MainRun | None:
-    """Evaluate `results.main_run()` once more for its features and predictions; its cached features are reused.
-
-    Returns None where the run or the packed data it was evaluated on is gone or is another.
+    Returns a sentence that says why where the run or the packed data it was evaluated on is gone or is another.
     """
-    from c2vl_evaluation import linear
-    from c2vl_evaluation.benchmark import features_of
-    from c2vl_evaluation.store import Subject
+    from c2vl_evaluation.features import extract
     from c2vl_training.data import Packed
 
+    _need_rows(results, table)
     row = results.main_run()
     try:
         packed = Packed(work)
         if packed.manifest.fingerprint != results.data_fingerprint:
-            return None
-        run = table / row.run
-        facts = json.loads((run / "run.json").read_text("utf-8"))
-        recipe = Recipe.model_validate(facts["recipe"])
-        found = linear.outcome(Subject(run, packed, results.benchmark, recipe, row.seed)).predictions
-        _, test = features_of(run, packed, results.benchmark, recipe)
-    except (C2VLError, OSError, ValueError, KeyError):
-        return None
+            return "the packed data are others than those that the table was made from"
+        found = _predictions(row, packed, results, table)
+        test = extract(table / row.run, packed, results.benchmark, "test")
+    except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
+        return str(error) or type(error).__name__
     if found is None:
-        return None
-    return MainRun(test.values, test.labels, found.answers, found.sample_ids)
+        return f"the answers that gave {row.name} its number in the table are not at hand; run `c2vl-eval benchmark` again"
+    answers: dict[str, list[npt.NDArray[np.int64]]] = {}
+    for other in (r for r in results.rows if r.run):
+        try:
+            held = found if other is row else _predictions(other, packed, results, table)
+        except (C2VLError, OSError, ValueError, KeyError, TypeError):
+            continue
+        if held is not None and held.sample_ids == found.sample_ids:
+            answers.setdefault(other.name, []).append(held.answers)
+    return MainRun(test.values, test.labels, found.answers, found.sample_ids, answers)
 
 
-def build(results: Results, out: Path, *, work: Path | None = None, main: MainRun | None = None) -> Path:
+def _predictions(row: Row, packed: Packed, results: Results, table: Path) -> Predictions | None:
+    """Return what the linear probe of a row answered: the stored answers that gave the table's number, or else anew."""
+    from c2vl_evaluation import linear, store
+
+    run = table / row.run
+    store.weights_of(run)  # says what is the matter with a run that is gone
+    try:
+        found = [*store.stored(run, "linear").values()]
+    except C2VLError:  # damaged: made again
+        found = []
+    if not any(_gave(held, row) for held in found):
+        recipe = _recipe_of(run)
+        found = [linear.outcome(store.Subject(run, packed, results.benchmark, recipe, row.seed))]
+    return next((held.predictions for held in found if _gave(held, row)), None)
+
+
+def _recipe_of(run: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(sections.facts_of(run)["recipe"])
+    except (KeyError, ValueError) as error:
+        raise DataError(
+            f"{run / 'run.json'}: damaged or absent, so the answers of {run.name} cannot be made again; run "
+            "`c2vl-eval linear` on it with the recipe of the table"
+        ) from error
+
+
+def _gave(held: Outcome, row: Row) -> bool:
+    return held.finding.last is not None and held.finding.last.top1 == row.linear
+
+
+def class_table(results: Results, main: MainRun, names: Sequence[str]) -> dict[str, Any]:
+    """Accuracy of every class in the main row and its controls, and the confusions that moved most against each.
+
+    Without answers of other rows, the main run's own seed stands alone.
+    """
+    name = results.main_run().name
+    held = main.answers if name in main.answers else {name: [main.predictions], **main.answers}
+    firsts = {role: next((r.name for r in results.rows if r.role == role), "") for role in _COMPARED}
+    chosen = dict.fromkeys([name, *(other for other in firsts.values() if other in held)])
+    of = [report_classes.Answers(n, results.of(n)[0].role, held[n]) for n in chosen]
+    values = [report_classes.accuracies(main.labels, a.runs, len(names)) for a in of]
+    totals = np.bincount(main.labels[main.labels >= 0], minlength=len(names))
+    return {
+        "answers": of,
+        "lines": [
+            {"name": names[i], "samples": int(totals[i]), "values": [float(v[i]) for v in values]}
+            for i in np.flatnonzero(totals).tolist()
+        ],
+        "moved": [
+            {"control": a, "found": [(names[m.truth], names[m.answer], m) for m in moves]}
+            for a in of[1:] if a.role != "ceiling"
+            for moves in [report_classes.moved(main.labels, of[0], a, len(names))]
+        ],
+    }  # fmt: skip
+
+
+def build(
+    results: Results, out: Path, *, work: Path | None = None, main: MainRun | str | None = None
+) -> Path:
     """Write the report and return its path.
 
     Args:
         results: the table with its controls.
         out: the HTML file; curves are read of the runs below its folder, or else of where `Row.run` points.
         work: folder with `crops/` and `captions/` for the gallery of prompts.
-        main: test features (N, D), labels (N,) and linear predictions (N,) of `results.main_run()`.
+        main: what `results.main_run()` and the other rows answered, or why that is not at hand.
+
+    Raises:
+        DataError: the table has no row.
     """
+    _need_rows(results, out.parent)
     source = files("c2vl_evaluation").joinpath("report.html.j2").read_text("utf-8")
     settings: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     page = jinja2.Environment(undefined=jinja2.StrictUndefined, **settings).from_string(source)
-    lines = [_line(results.of(name)) for name in results.names()]
+    lines = [sections.line(results.of(name)) for name in results.names()]
     text = page.render(
         results=results,
         verdict=verdict(results),
         lines=lines,
         derived=any(line["derived"] for line in lines),
-        cells=_cells(results),
-        floors={"chance": _floor(results.chance_score), "majority": _floor(results.majority_score)},
+        groups=sections.protocols(results),
+        floors={
+            "chance": sections.floor(results.chance_score),
+            "majority": sections.floor(results.majority_score),
+        },
         details=[(row, Path(row.run).name) for row in results.rows],
         percent=lambda value: f"{100 * value:.1f}",
-        duration=_duration,
+        duration=sections.duration,
+        size=sections.size,
+        engines={role: clean(engine) for role, engine in results.engines.items()},
         gallery=gallery.read(work, results.classes) if work is not None else None,
         figures=_all_figures(results, main, out.parent),
+        per_class=class_table(results, main, _names(results, main)) if isinstance(main, MainRun) else None,
+        stages=sections.stages(results, work),
         total=sum(results.seconds.values()),
+        training=sections.training(results, out.parent),
+        evaluation=sections.evaluation(results, out.parent),
+        configuration=sections.configuration(results, out.parent),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     commit_text(out, text)
     return out
+
+
+def _need_rows(results: Results, table: Path) -> None:
+    if not results.rows:
+        raise DataError(
+            f"{table / FILE} holds no row, a table has at least one; run `c2vl-eval benchmark` into a new folder"
+        )

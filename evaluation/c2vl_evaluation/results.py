@@ -14,7 +14,7 @@ from c2vl_manifests.manifest import commit_text
 
 FILE = "results.json"
 Role = Literal["pretrained", "baseline", "floor", "ceiling", "shuffled"]
-Protocol = Literal["knn", "linear", "finetune", "semi", "transfer", "ensemble"]
+Protocol = Literal["knn", "linear", "finetune", "semi", "transfer", "ensemble", "zeroshot", "retrieval"]
 
 
 class Score(BaseModel):

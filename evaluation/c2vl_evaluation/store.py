@@ -173,7 +173,7 @@ def kept(task: Task, compute: Callable[[], Outcome], others: Mapping[str, str] |
     beside = task.run / FOLDER / f"{task.settings}.parquet"
     digest = ""
     if outcome.predictions is not None:
-        table = _table(outcome.predictions, task.packed.manifest.classes)
+        table = table_of(outcome.predictions, task.packed.manifest.classes)
         commit_file(
             beside, lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True)
         )
@@ -248,7 +248,8 @@ def load(path: Path) -> Predictions:
         ) from error
 
 
-def _table(found: Predictions, names: tuple[str, ...]) -> pa.Table:
+def table_of(found: Predictions, names: tuple[str, ...]) -> pa.Table:
+    """Return predictions as a table: sample, label, answer, and the five most probable classes."""
     probabilities = softmax(found.scores)
     top = np.argsort(-found.scores, axis=1, kind="stable")[:, :_TOP].astype(np.int32)
     known = [*names, *(f"class {n}" for n in range(len(names), found.scores.shape[1]))]

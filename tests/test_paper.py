@@ -1,0 +1,625 @@
+"""The paper's tables: the transcription against the paper's own text, cells that are never made twice, and what is written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from c2vl_evaluation.paper import cells as paper
+from c2vl_evaluation.paper import cli as paper_cli
+from c2vl_evaluation.paper import figures as paper_figures
+from c2vl_evaluation.paper import write as paper_write
+from c2vl_evaluation.paper.cells import Lab, compute, find_sets, reason, unfinished
+from c2vl_evaluation.paper.plan import duration, plan
+from c2vl_evaluation.paper.tables import (
+    FIGURES,
+    Column,
+    Variant,
+    component,
+    everything,
+    lines,
+    printed,
+)
+from c2vl_evaluation.paper.write import Sheet, SheetRow, Shown, as_csv, as_html, as_latex, as_markdown, sheet
+from c2vl_manifests.config import TABLE_VII, Cosine, Intra, Partition, load_recipe, targets_name
+from c2vl_manifests.errors import ConfigError, StageError
+from c2vl_manifests.events import Event, Note, Progress
+from c2vl_training import checkpoint
+from c2vl_training.data import Packed
+from test_trainer import BASE, COUNT, StoppedError, sticks
+
+FAST = (
+    *BASE,
+    "training.pretrain.epochs=3",
+    "training.pretrain.optimiser.milestones=[2]",
+    "training.supervised.epochs=1",
+    "training.encoder.blocks=[[8,1],[16,2]]",
+    "evaluation.linear.epochs=4",
+    "evaluation.linear.milestones=[3]",
+    "evaluation.linear.lrs=[0.1]",
+    "evaluation.finetune.epochs=1",
+    "evaluation.semi.shares=[0.5]",
+    "evaluation.semi.draws=2",
+    "evaluation.semi.tune.epochs=1",
+    "evaluation.transfer.tune.epochs=1",
+)
+
+# -------------------------------------------------------------------------------------- as printed
+
+NUMBER = re.compile(r"\d\d\.\d|-")
+
+
+def text_of(path: Path) -> dict[str, list[list[str]]]:
+    """Read the paper's text on its own: table -> rows of cells, marks of the layout removed."""
+    tables: dict[str, list[list[str]]] = {}
+    roman = dict(zip(["I", "II", "III", "IV", "V", "VI", "VII", "VIII"], range(1, 9), strict=True))
+    name = ""
+    for line in path.read_text("utf-8").splitlines():
+        if head := re.match(r"\s*TABLE[\s|]+([IV]+)\b", line):
+            name = f"table{roman[head[1]]}"
+        elif re.match(r"\d\) [A-Z]", line):  # the text between tables
+            name = "" if name not in {"table1", "table2", "table3", "table4"} else name
+        if name and "\t" in line:
+            tables.setdefault(name, []).append([re.sub(r"</?\w+>", "", cell) for cell in line.split("\t")])
+    return tables
+
+
+def numbers(cells: list[str]) -> list[str]:
+    """Cells that hold nothing but a number or a dash; stray spaces and rules of the layout do not count."""
+    found = []
+    for cell in cells:
+        bare = re.sub(r"\([^)]*\)", "", cell).replace(" ", "")
+        bare = bare.strip("-") or ("-" if "-" in bare else "")
+        if NUMBER.fullmatch(bare):
+            found.append(bare)
+    return found
+
+
+@pytest.fixture(scope="module")
+def text(shared: Path) -> dict[str, list[list[str]]]:
+    path = shared.parent / "paper" / "paper.txt"
+    if not path.is_file():
+        pytest.skip(f"needs the text of the paper, {path}")
+    return text_of(path)
+
+
+@pytest.mark.parametrize("name", printed())
+def test_the_transcription_is_what_the_paper_prints(name: str, text: dict[str, list[list[str]]]) -> None:
+    wanted = []
+    for cells in text[name]:
+        cite = re.search(r"\[(\d+)\]", cells[0])
+        # a row ends in its numbers; words before them may be a dash too
+        found = numbers(cells[1:])[-len(printed()[name].columns) :]
+        if len(found) == len(printed()[name].columns):
+            wanted.append((int(cite[1]) if cite else None, found))
+    rows = [
+        (row.cite, ["-" if v is None else f"{v:.1f}" for v in row.values]) for row in printed()[name].rows
+    ]
+    assert rows == wanted
+
+
+def test_differences_that_table_viii_prints_agree_with_its_accuracies(
+    text: dict[str, list[list[str]]],
+) -> None:
+    rows = printed()["table8"].rows
+    said = [re.findall(r"\(([+-][\d .]+)\)", "\t".join(cells).replace("\t", " ")) for cells in text["table8"]]
+    differences = [[float(d.replace(" ", "")) for d in found] for found in said if found]
+    assert len(differences) == len(rows) - 1
+    for row, found in zip(rows[:-1], differences, strict=True):
+        ours = [round((v or 0) - (own or 0), 1) for v, own in zip(row.values, rows[-1].values, strict=True)]
+        assert ours == found
+
+
+def test_one_number_is_the_same_in_every_table_that_prints_it() -> None:
+    t = printed()
+    joint = next(r for r in t["table1"].rows if r.ours == "joint").values
+    assert t["table6"].rows[-1].values == t["table8"].rows[-1].values == joint[:2]
+    assert t["table7"].rows[-1].values == joint[:1]
+    assert t["table7"].rows[0].method == "hard"
+
+
+@pytest.mark.parametrize("name", printed())
+def test_every_row_of_the_paper_that_is_ours_has_a_line_and_every_line_its_row(name: str) -> None:
+    table = printed()[name]
+    assert all(len(row.values) == len(table.columns) for row in table.rows)
+    repeated = {line.repeats for line in lines(name)} - {""}
+    assert repeated == {row.ours for row in table.rows} - {""}
+    assert {"floor", "ceiling", "shuffled"} <= {line.role for line in lines(name)}
+
+
+# ------------------------------------------------------------------------------------------ variants
+
+
+def test_components_of_table_vii_keep_the_numbers_of_the_recipe() -> None:
+    own = Partition(beta=0.3, temperature=0.2, alpha=Cosine(start=0.8, end=0.3))
+    for name in TABLE_VII:
+        found = component(own, name)
+        assert targets_name(found) == name
+        kept = {k: getattr(own, k) for k in ("beta", "temperature") if k in type(found).model_fields}
+        assert {k: getattr(found, k) for k in kept} == kept
+    assert component(own, "blend(cosine)").model_dump()["alpha"] == own.alpha.model_dump()
+    assert component(own, "partition(cosine)") is own
+    assert component(Intra(beta=0.4), "partition(cosine)") == Partition(beta=0.4)
+
+
+def test_other_encoders_are_of_published_size_or_as_small_as_the_recipes_own() -> None:
+    full, small = load_recipe("paper"), load_recipe("debug")
+    for name in ("bigru", "transformer", "msg3d", "ctrgcn"):
+        variant = Variant(encoder=name)
+        assert variant.recipe(full).training.encoder.model_dump(exclude_defaults=True) == {"name": name}
+        own = variant.recipe(small).training.encoder
+        assert (own.blocks, own.width) == (
+            {"msg3d": ((12, 1), (18, 2)), "ctrgcn": ((8, 1), (16, 2))}.get(name),
+            None if name in {"msg3d", "ctrgcn"} else 16,
+        )
+    assert Variant(encoder="stgcn").recipe(small) == small
+
+
+# ---------------------------------------------------------------------------------------------- labs
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two made-up sets under the names of datasets, one of them of the paper; tests must not write into it."""
+    root = tmp_path_factory.mktemp("lab")
+    for name in ("ntu60", "utd-mhad"):
+        splits = [dict.fromkeys(("xsub", "xview"), "train" if n % 4 else "test") for n in range(COUNT)]
+        more = {} if name == "ntu60" else {"splits": [{"xsub": s["xsub"]} for s in splits]}
+        folder = sticks(root / name / "packed", **({"splits": splits} | more))
+        facts = json.loads((folder / "packed.json").read_text())
+        facts |= {"dataset": name, "title": f"Sticks {name}", "fingerprint": name.ljust(32, "x")}
+        (folder / "packed.json").write_text(json.dumps(facts))
+    return root
+
+
+def lab(work: Path, out: Path, *overrides: str, seeds: int = 1) -> Lab:
+    return Lab(find_sets(work), out, "debug", (*FAST, *overrides), seeds)
+
+
+def stop_at(epochs: int) -> object:
+    """An emit that ends everything after some epochs, whichever training they are of."""
+    seen: list[Event] = []
+
+    def emit(event: Event) -> None:
+        if isinstance(event, Progress) and event.done:
+            seen.append(event)
+            if len(seen) == epochs:
+                raise StoppedError
+
+    return emit
+
+
+@pytest.fixture(scope="module")
+def finished(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Table VII, table IV and figure 4, complete; tests must not write into it."""
+    found = lab(work, tmp_path_factory.mktemp("out"))
+    compute(found, found.cells(["table4", "table7", "figure4"]))
+    return found
+
+
+def test_packed_sets_are_named_by_dataset_or_by_folder_where_two_hold_the_same(
+    work: Path, tmp_path: Path
+) -> None:
+    assert list(find_sets(work)) == ["ntu60", "utd-mhad"]
+    shutil.copytree(work / "utd-mhad", tmp_path / "gestures")
+    assert list(find_sets(tmp_path)) == ["utd-mhad"]
+    shutil.copytree(work / "utd-mhad", tmp_path / "utd-mhad")
+    assert list(find_sets(tmp_path)) == ["gestures", "utd-mhad"]
+    assert list(find_sets(work / "ntu60")) == ["ntu60"]
+    with pytest.raises(StageError, match=r"no packed dataset below .*nothing"):
+        find_sets(tmp_path / "nothing")
+
+
+def test_the_papers_datasets_keep_its_columns_and_others_are_added(work: Path, tmp_path: Path) -> None:
+    small = lab(work, tmp_path)
+    wide = Lab(small.sets, tmp_path, "debug", FAST, wide=True)
+    assert [c.title for c in small.columns("table7")] == ["ntu60 xsub", "utd-mhad xsub"]
+    assert [c.title for c in wide.columns("table7")] == ["ntu60 xsub", "ntu60 xview", "utd-mhad xsub"]
+    assert [c.title for c in small.columns("table3")][-1] == "utd-mhad xsub, 50 %"
+    assert [c.title for c in small.columns("table5")] == [
+        "ntu60 → pku-mmd-2 xsub", "ntu120 → pku-mmd-2 xsub", "ntu60 → utd-mhad xsub", "utd-mhad → ntu60 xsub",
+    ]  # fmt: skip
+    assert [c.title for c in small.columns("figure6")] == ["ntu60 xsub", "utd-mhad xsub"]
+
+
+def test_equal_trainings_are_shared_between_tables_and_unequal_ones_never(work: Path, tmp_path: Path) -> None:
+    small = lab(work, tmp_path)
+    cells = {(c.table, c.line.label): c for c in small.cells(everything()) if c.column.title == "ntu60 xsub"}
+
+    def run(table: str, label: str) -> Path:
+        return cells[table, label].jobs[0].runs[0].out
+
+    own = run("table1", "C²VL")
+    for table, label in (
+        ("table2", "C²VL"), ("table4", "C²VL"), ("table6", "vision and language"), ("table7", "partition(cosine)"),
+        ("table8", "stgcn"), ("figure4", "C²VL"), ("figure6", "alpha 0.9 → 0.1"), ("figure6", "beta 0.2"),
+    ):  # fmt: skip
+        assert run(table, label) == own
+    assert run("figure7", "C²VL, vision") == run("figure8", "C²VL, vision") == run("table6", "vision")
+    different = [run("table7", name) for name in TABLE_VII] + [run("table4", c) for c, *_ in _controls()]
+    assert len({*different}) == len(TABLE_VII) + 3
+    other = lab(work, tmp_path, "training.pretrain.epochs=2")
+    assert other.cells(["table7"])[0].jobs[0].runs[0].out != run("table7", "hard")
+    assert len({job.path for c in cells.values() for job in c.jobs}) > 40
+
+
+def _controls() -> list[tuple[str, str]]:
+    return [(line.label, line.role) for line in lines("table4") if line.role != "pretrained"]
+
+
+def test_a_finished_cell_is_never_made_again(
+    finished: Lab, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = lab(work, finished.out)
+    cells = again.cells(["table4", "table7", "figure4"])
+    assert [c for c in cells if not c.jobs]  # ntu120 is not there
+    assert unfinished(again, cells) == []
+
+    def fail(*_: object) -> None:
+        raise AssertionError("made again")
+
+    monkeypatch.setattr(paper, "train", fail)
+    monkeypatch.setattr(paper, "evaluate", fail)
+    compute(again, cells)
+    assert again.failed == {}
+
+
+def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
+    finished: Lab, work: Path, tmp_path: Path
+) -> None:
+    broken = lab(work, tmp_path / "out")
+    cells = [c for c in broken.cells(["table7"]) if c.column.dataset == "utd-mhad"]
+    with pytest.raises(StoppedError):
+        compute(broken, cells, stop_at(11))  # type: ignore[arg-type]
+    left = unfinished(broken, cells)
+    assert 0 < len(left) < len({job.path for cell in cells for job in cell.jobs})
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("cells/*.json")}
+    said: list[str] = []
+    resumed = lab(work, tmp_path / "out")
+    compute(resumed, cells, lambda e: said.append(e.text) if isinstance(e, Note) else None)
+    assert any("going on after epoch" in text for text in said)
+    assert {path: path.stat().st_mtime_ns for path in first} == first
+    both = [
+        sheet(one, "table7", [c for c in one.cells(["table7"]) if c.column.dataset == "utd-mhad"])
+        for one in (resumed, finished)
+    ]
+    assert both[0] == both[1]
+    assert sum(bool(c.ours) for row in both[0].rows for c in row.cells) == 10
+
+
+def test_other_weights_make_a_cell_unfinished_and_deleted_ones_do_not(finished: Lab, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.out, out)
+    here = Lab(finished.sets, out, "debug", FAST)
+    cells = [c for c in here.cells(["table7"]) if c.jobs]
+    changed, deleted = (c.jobs[0].runs[0].out for c in cells[:2])
+    tensors, facts = checkpoint.load(changed / checkpoint.ENCODER)
+    checkpoint.save(changed / checkpoint.ENCODER, {k: v + 1 for k, v in tensors.items()}, facts)
+    shutil.rmtree(deleted)
+    assert unfinished(here, cells) == [cells[0].jobs[0]]
+
+
+def test_what_cannot_be_trained_is_said_and_the_rest_goes_on(work: Path, tmp_path: Path) -> None:
+    root = tmp_path / "work"
+    shutil.copytree(work / "utd-mhad", root / "utd-mhad")
+    np.save(root / "utd-mhad" / "packed" / "language_ok.npy", np.zeros((COUNT, 4), bool))
+    index = Packed(root / "utd-mhad")._index
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    at = index.column_names.index("language_rows")
+    zero = pa.array([0] * COUNT, index.schema.field("language_rows").type)
+    pq.write_table(
+        index.set_column(at, index.schema.field(at), zero), root / "utd-mhad" / "packed" / "index.parquet"
+    )
+    mute = lab(root, tmp_path / "out")
+    cells = [c for c in mute.cells(["table6"]) if c.jobs]
+    compute(mute, cells)
+    found = {c.line.label: mute.kept(c.jobs[0]) is not None for c in cells}
+    assert found["vision"]
+    assert found["random encoder (floor)"]
+    assert not found["language"]
+    language = next(c for c in cells if c.line.label == "language")
+    assert "no usable train samples" in reason(mute, language)
+    shown = sheet(mute, "table6", cells)
+    row = next(r for r in shown.rows if r.label == "language")
+    assert "no usable train samples" in row.cells[0].why
+
+
+# ---------------------------------------------------------------------------------------------- plan
+
+
+def test_the_plan_counts_cells_and_measures_its_time(finished: Lab, work: Path, tmp_path: Path) -> None:
+    fresh = lab(work, tmp_path)
+    before = plan(fresh, fresh.cells(["table4", "table7"]))
+    # IV: 4 columns of the paper, 2 of them of ntu120, and one more; VII: one, and one more
+    assert [(t.table, t.todo, t.finished, t.impossible) for t in before.tallies] == [
+        ("table4", 12, 0, 8),
+        ("table7", 20, 0, 0),
+    ]
+    assert before.absent == {"ntu120 is not there": 8}
+    assert before.unknown == before.trainings + before.evaluations
+    assert "unknown" in before.time()
+    assert list(tmp_path.iterdir()) == []
+    more = Lab(finished.sets, finished.out, "debug", FAST, seeds=3)
+    cells = more.cells(["table4", "table7"])
+    after = plan(more, cells)
+    assert [t.finished for t in after.tallies] == [0, 0]  # three seeds are asked of each cell, one is there
+    assert after.unknown == 0
+    # by hand: each kind's mean time of the first seed, twice more
+    runs = {job.runs[0].out: job.runs[0] for cell in cells for job in cell.jobs if job.runs[0].seed == 0}
+    by_hand = 2 * sum(spent(run.out) for run in runs.values())
+    jobs = {job.path: job for cell in cells for job in cell.jobs if job.runs[0].seed == 0}
+    by_hand += 2 * sum(kept.seconds for job in jobs.values() if (kept := more.kept(job)))
+    assert after.seconds == pytest.approx(by_hand, rel=0.02)
+    assert after.trainings == 2 * len(runs)
+
+
+def spent(run: Path) -> float:
+    epochs = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()] if (
+        run / "metrics.jsonl"
+    ).is_file() else [json.loads((run / "run.json").read_text())["seconds"]]  # fmt: skip
+    return float(sum(epochs))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.2, "1 s"),
+        (59, "59 s"),
+        (60, "1 min"),
+        (3599, "1 h 00 min"),
+        (12000, "3 h 20 min"),
+        (187200, "2 d 4 h"),
+    ],
+)
+def test_durations_read_as_people_say_them(seconds: float, said: str) -> None:
+    assert duration(seconds) == said
+
+
+# ------------------------------------------------------------------------------------------- protocols
+
+
+def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
+    here = lab(work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]")
+    names = ["table1", "table2", "table3", "table5"]
+    cells = [c for c in here.cells(names) if c.column.dataset == "utd-mhad"]
+    compute(here, cells)
+    assert here.failed == {}
+    for name in names:
+        shown = sheet(here, name, [c for c in cells if c.table == name])
+        filled = {row.label: row.cells[0] for row in shown.rows if row.role != "peer"}
+        assert all(cell.ours for cell in filled.values()), (name, filled)
+        assert all(0 <= value <= 100 for cell in filled.values() for value in cell.ours)
+        assert {len(cell.ours) for cell in filled.values()} == {2 if name == "table3" else 1}  # draws
+    fused = sheet(here, "table1", [c for c in cells if c.table == "table1"])
+    assert {"3s-C²VL", "3s-C²VL, equal weights"} <= {row.label for row in fused.rows}
+
+
+# -------------------------------------------------------------------------------------------- writing
+
+
+def small_sheet() -> Sheet:
+    columns = (Column(dataset="ntu60", benchmark="xsub"), Column(dataset="a_b", benchmark="x|v", share=0.05))
+    rows = (
+        SheetRow("P&C [61]", "", "peer", (Shown(50.0), Shown())),
+        SheetRow("C²VL", "GCN", "pretrained", (Shown(84.4, (84.0, 82.0)), Shown(None, (61.5,)))),
+        SheetRow("even", "", "pretrained", (Shown(80.0, (80.04,)), Shown(70.0, (71.0,)))),
+        SheetRow("floor", "", "floor", (Shown(None, (12.5,)), Shown(None, (), "a_b is <not> there"))),
+    )
+    return Sheet("table9", "IX", "100 % & more", "Caption with $ and _.", columns, rows)
+
+
+def test_differences_are_signed_and_near_ones_are_equal() -> None:
+    up, same, down = Shown(70.0, (71.0,)), Shown(80.0, (80.04,)), Shown(84.4, (84.0, 82.0))
+    assert [(c.sense, c.points) for c in (up, same, down)] == [
+        ("up", "+1.0"),
+        ("same", "+0.0"),
+        ("down", "−1.4"),
+    ]
+    assert down.mean == "83.0 ± 1.4"
+    for nothing in (Shown(70.0), Shown(None, (1.0,)), Shown()):
+        assert (nothing.difference, nothing.sense, nothing.points) == (None, "", "")
+
+
+def test_the_csv_says_everything() -> None:
+    lines_ = list(csv.DictReader(io.StringIO(as_csv([small_sheet()]))))
+    assert len(lines_) == 8
+    ours = lines_[2]
+    assert (ours["row"], ours["paper"], ours["ours"], ours["runs"], ours["difference"]) == (
+        "C²VL", "84.4", "83.00", "2", "-1.40",
+    )  # fmt: skip
+    assert float(ours["std"]) == pytest.approx(np.std([84, 82], ddof=1), abs=0.01)
+    assert (lines_[3]["paper"], lines_[3]["share"], lines_[3]["ours"]) == ("-", "0.05", "61.50")
+    assert (lines_[7]["ours"], lines_[7]["why_empty"]) == ("", "a_b is <not> there")
+
+
+def test_markdown_has_as_many_cells_in_every_row() -> None:
+    text = as_markdown([small_sheet()])
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
+    assert "83.0 ± 1.4 (paper 84.4, −1.4) ▼" in text
+    assert "61.5 (paper -)" in text
+
+
+def test_latex_is_balanced_and_escaped() -> None:
+    text = as_latex([small_sheet()])
+    bare = re.sub(r"\\[{}]", "", text)
+    depth = np.cumsum([{"{": 1, "}": -1}.get(letter, 0) for letter in bare])
+    assert depth.min() >= 0
+    assert depth[-1] == 0
+    assert len(re.findall(r"(?<!\\)\$", text)) % 2 == 0
+    body = [line for line in text.splitlines() if line.endswith(r"\\")]
+    assert len(body) == 4
+    assert {len(re.findall(r"(?<!\\)&", row)) for row in body} == {2}
+    assert r"P\&C" in text
+    assert r"(84.4, \textcolor{c2vldown}{$-$1.4})" in text
+    assert not re.search(r"(?<!\\)[%_#](?![^\n]*usepackage)", text.split("\\begin{table}", 1)[1])
+
+
+class _Cells(HTMLParser):
+    """What a page loads, and the number of cells in each row of its tables."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[int] = []
+        self.loads: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "tr":
+            self.rows.append(0)
+        elif tag in {"td", "th"}:
+            self.rows[-1] += 1
+        here = dict(attrs)
+        self.loads += [v for k in ("src", "href") if (v := here.get(k)) and not v.startswith("#")]
+        self.loads += [tag] if tag in {"script", "link", "iframe"} else []
+
+
+def test_the_page_stands_alone_and_colours_differences() -> None:
+    text = as_html([small_sheet()], [], [])
+    found = _Cells()
+    found.feed(text)
+    assert found.rows == [3] * 5
+    assert found.loads == []
+    assert '<span class="d down">−1.4</span>' in text
+    assert '<span class="d up">+1.0</span>' in text
+    assert "a_b is &lt;not&gt; there" in text
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
+    whole = finished.cells(everything())
+    page = paper_write.write(finished, whole)
+    assert {p.name for p in finished.out.glob("paper.*")} == {
+        f"paper.{e}" for e in ("csv", "md", "tex", "html")
+    }
+    told = list(csv.DictReader(io.StringIO((finished.out / "paper.csv").read_text("utf-8"))))
+    shown = [t for t in told if t["table"] == "table7" and t["row"] == "hard"]
+    assert [(t["dataset"], t["paper"]) for t in shown] == [("ntu60", "82.0"), ("utd-mhad", "-")]
+    for line in shown:
+        cell = next(
+            c
+            for c in whole
+            if (c.table, c.line.label, c.column.dataset) == ("table7", "hard", line["dataset"])
+        )
+        held = json.loads((cell.jobs[0].runs[0].out / "evaluations" / _only(cell)).read_text())
+        assert float(line["ours"]) == pytest.approx(100 * held["finding"]["last"]["top1"], abs=0.01)
+    assert float(shown[0]["difference"]) == pytest.approx(float(shown[0]["ours"]) - 82.0, abs=0.011)
+    assert shown[1]["difference"] == ""
+    rest = {t["why_empty"] for t in told if t["table"] == "table1" and t["role"] == "pretrained"}
+    assert {"not computed yet", "ntu120 is not there", "pku-mmd-2 is not there"} <= rest
+    text = page.read_text("utf-8")
+    assert "Figure 4. Similarity of positive pairs: ntu60 xsub" in text
+    assert text.count("<svg") == 8  # figures 4 and 5, vision and language, two datasets
+    assert "Not drawn: not computed yet (" in text
+
+
+def _only(cell: paper.Cell) -> str:
+    (path,) = (cell.jobs[0].runs[0].out / "evaluations").glob("linear-*.json")
+    return path.name
+
+
+# -------------------------------------------------------------------------------------------- figures
+
+
+def test_the_same_ten_random_classes_are_shown_whatever_the_order() -> None:
+    labels = np.repeat(np.arange(60), 3)
+    first = paper_figures.chosen(labels)
+    assert len(first) == 10
+    assert first == sorted({*first})
+    assert first == paper_figures.chosen(np.random.default_rng(1).permutation(labels))
+    assert paper_figures.chosen(np.array([4, 2, -1, 2])) == [2, 4]
+
+
+def test_answers_outside_the_shown_classes_share_a_column() -> None:
+    rng = np.random.default_rng(0)
+    labels, answers = rng.integers(0, 8, 200), rng.integers(0, 8, 200)
+    counts, names = paper_figures.confusion_of(labels, answers, {1: "one", 4: "four", 6: "six"})
+    assert names == ["one", "four", "six", "any other"]
+    for i, truth in enumerate((1, 4, 6)):
+        wanted = [sum((labels == truth) & (answers == said)) for said in (1, 4, 6)]
+        assert counts[i].tolist() == [*wanted, sum(labels == truth) - sum(wanted)]
+    assert counts[3].tolist() == [0] * 4
+    alone, names = paper_figures.confusion_of(np.array([1, 1, 4]), np.array([1, 4, 4]), {1: "one", 4: "four"})
+    assert (alone.tolist(), names) == ([[1, 1], [0, 1]], ["one", "four"])
+
+
+def test_all_figures_are_drawn_of_finished_trainings(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = lab(work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]")
+    cells = [c for c in here.cells(FIGURES) if c.column.dataset == "utd-mhad"]
+    early = paper_figures.draw(here, [c for c in cells if c.table == "figure6"])
+    assert [p.title for p in early] == ["Not drawn: not computed yet (10 of 10 trainings)."]
+    compute(here, cells)
+    panels = {name: paper_figures.draw(here, [c for c in cells if c.table == name]) for name in FIGURES}
+    assert {name: len(found) for name, found in panels.items()} == {
+        "figure4": 2, "figure5": 2, "figure6": 2, "figure7": 1, "figure8": 4,
+    }  # fmt: skip
+    assert "at least five labelled samples" in panels["figure7"][0].title  # four test samples
+    for name in ("figure4", "figure5", "figure6", "figure8"):
+        assert all(panel.svg.startswith("<svg") for panel in panels[name])
+    assert "0.9 → 0.1" in panels["figure6"][0].svg
+    monkeypatch.setattr(paper_figures, "_draw", None)  # drawn before
+    again = {name: [c for c in cells if c.table == name] for name in ("figure4", "figure8")}
+    assert {name: paper_figures.draw(here, of, fresh=False) for name, of in again.items()} == {
+        name: panels[name] for name in again
+    }
+
+
+# ---------------------------------------------------------------------------------------------- cli
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    made = typer.Typer()
+    made.command()(paper_cli.paper)
+    return made
+
+
+def test_the_command_plans_without_writing_and_refuses_unknown_tables(
+    app: typer.Typer, work: Path, tmp_path: Path
+) -> None:
+    words = ["--work", str(work), "--out", str(tmp_path / "out"), "--recipe", "debug"]
+    said = CliRunner().invoke(app, [*words, "--dry-run", "--only", "table7,figure4"])
+    assert said.exit_code == 0, said.output
+    assert "table7" in said.output
+    assert "table1" not in said.output
+    assert "trainings and" in said.output
+    assert not (tmp_path / "out").exists()
+    refused = CliRunner().invoke(app, [*words, "--only", "table9"])
+    assert isinstance(refused.exception, ConfigError)
+    assert "--only 'table9' is none of table1, table2" in str(refused.exception)
+
+
+def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
+    app: typer.Typer, work: Path, tmp_path: Path
+) -> None:
+    words = [
+        "--work",
+        str(work / "utd-mhad"),
+        "--out",
+        str(tmp_path),
+        "--only",
+        "table6",
+        "--recipe",
+        "debug",
+    ]
+    words += [word for value in FAST for word in ("--set", value)]
+    first = CliRunner().invoke(app, words)
+    assert first.exit_code == 0, first.output
+    assert (tmp_path / "paper.html").is_file()
+    assert "vision and language" in first.output
+    second = CliRunner().invoke(app, words)
+    assert "0 trainings and 0 evaluations to do: nothing to do" in second.output
+    assert '"cell' not in second.output
