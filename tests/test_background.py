@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.events import Note
 from c2vl_pipeline import background, crop, engines, index, runner, status, verify
-from c2vl_pipeline.stage import shard_path
+from c2vl_pipeline.stage import Shard, shard_path
 from c2vl_pipeline.workers import Workers
 
 SETTINGS = ["pipeline.crop.engine=motion", "pipeline.crop.timeout=2.0", "pipeline.shard_samples=4"]
@@ -37,69 +39,145 @@ def build(raw: Path, work: Path, recipe: Recipe) -> index.Index:
     return built
 
 
+def pictures(work: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((work / "crops" / "background").glob("*.png"))}
+
+
+def stamps(work: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (work / "crops").glob("shard-*.json")}
+
+
+def state(work: Path, recipe: Recipe) -> status.StageStatus:
+    return next(s for s in status.survey(work, recipe) if s.stage == "crops")
+
+
 def test_a_scene_a_camera_is_made_and_found_again(raw: Path, tmp_path: Path, motion: Recipe) -> None:
     built = build(raw, tmp_path, motion)
-    assert runner.run(crop.STAGE, tmp_path, motion).complete
-    made = {path.name for path in (tmp_path / "crops" / "background").iterdir()}
-    assert made == set(background.names(built).values())
+    first = runner.run(crop.STAGE, tmp_path, motion)
+    assert first.complete
+    made, before = pictures(tmp_path), stamps(tmp_path)
     assert len(made) == len(built.cameras) > 1
-    (found,) = [s for s in status.survey(tmp_path, motion) if s.stage == "crops"]
-    assert found.state == "complete"
+    assert state(tmp_path, motion).state == "complete"
     assert verify.verify(tmp_path) == []
-    camera = next(iter(built.cameras))
-    scene = background.scene(built, tmp_path / "crops", camera)
+    assert runner.run(crop.STAGE, tmp_path, motion).digest == first.digest
+    assert (pictures(tmp_path), stamps(tmp_path)) == (made, before)
+    scene = background.scene(tmp_path / "crops", next(iter(built.cameras)))
     assert scene is not None
-    assert scene.dtype == np.uint8
-    assert scene.shape[2] == 3
+    assert (scene.dtype, scene.shape) == (np.uint8, (96, 128, 3))
 
 
-def test_another_download_of_a_clip_makes_its_cameras_crops_again_without_being_asked(
+def test_processes_of_their_own_make_the_same_scenes(raw: Path, tmp_path: Path, motion: Recipe) -> None:
+    build(raw, tmp_path / "a", motion)
+    build(raw, tmp_path / "b", motion)
+    one = runner.run(crop.STAGE, tmp_path / "a", motion)
+    with Workers(2) as two:
+        other = runner.run(crop.STAGE, tmp_path / "b", motion, workers=two)
+    assert one.digest == other.digest
+    assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
+
+
+@pytest.mark.parametrize("how", ["empty", "cut", "gone"])
+def test_a_damaged_scene_is_named_and_made_again(raw: Path, tmp_path: Path, motion: Recipe, how: str) -> None:
+    build(raw, tmp_path, motion)
+    digest = runner.run(crop.STAGE, tmp_path, motion).digest
+    made = pictures(tmp_path)
+    path = tmp_path / "crops" / "background" / next(iter(made))
+    if how == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if how == "empty" else path.read_bytes()[:200])
+    (damage,) = verify.verify(tmp_path)
+    assert (damage.stage, damage.path) == ("crops", str(path))
+    shard_path(tmp_path, "crops", 0).unlink()
+    again = verify.verify(tmp_path)
+    verify.repair(
+        tmp_path, motion, again,
+        lambda command, only, redo: runner.run(crop.STAGE, tmp_path, motion, only=only, redo=redo),
+    )  # fmt: skip
+    assert verify.verify(tmp_path) == []
+    assert pictures(tmp_path) == made
+    assert runner.run(crop.STAGE, tmp_path, motion).digest == digest
+
+
+def test_a_scene_of_too_few_clips_is_made_again_when_they_are_back(
+    copy: Path, tmp_path: Path, motion: Recipe
+) -> None:
+    build(copy, tmp_path / "clean", motion)
+    wanted = runner.run(crop.STAGE, tmp_path / "clean", motion)
+    build(copy, tmp_path / "w", motion)
+    videos = sorted(copy.rglob("*_rgb.avi"))
+    away = tmp_path / "away"
+    away.mkdir()
+    for video in videos[: len(videos) - 3]:
+        video.rename(away / video.name)
+    runner.run(crop.STAGE, tmp_path / "w", motion)
+    for video in videos[: len(videos) - 3]:
+        (away / video.name).rename(video)
+    assert pictures(tmp_path / "w") != pictures(tmp_path / "clean")
+    redo = verify.failed_samples(tmp_path / "w", "crops")
+    found = runner.run(crop.STAGE, tmp_path / "w", motion, redo=redo)
+    assert pictures(tmp_path / "w") == pictures(tmp_path / "clean")
+    assert found.statuses == wanted.statuses
+
+
+def test_a_camera_without_a_readable_clip_has_failed_rows_and_no_invented_boxes(
+    copy: Path, tmp_path: Path, motion: Recipe
+) -> None:
+    built = build(copy, tmp_path, motion)
+    camera = sorted(built.cameras)[0]
+    for sample in built.cameras[camera]:
+        path = copy / sample["video"]
+        path.write_bytes(b"x" * path.stat().st_size)
+    notes: list[str] = []
+    manifest = runner.run(
+        crop.STAGE, tmp_path, motion, emit=lambda e: notes.append(e.text) if isinstance(e, Note) else None
+    )
+    assert any(repr(camera) in note and "no empty scene" in note for note in notes)
+    assert set(manifest.statuses) == {"ok", "decode_error"} | (set(manifest.statuses) & {"no_person"})
+    shard = crop._ShardCrops.__new__(crop._ShardCrops)  # the rule itself, of a frame that has no scene
+    shard.shard = Shard(
+        index=built, recipe=motion, number=0, spec=EngineSpec(role="detector", backend="motion")
+    )
+    frame = engines.Frame(image=np.zeros((96, 128, 3), np.uint8), sample_id="a", slot=0, camera=camera)
+    assert (shard._sceneless(frame) or {})["status"] == "failed"
+    fits = replace(frame, background=frame.image)
+    assert shard._sceneless(fits) is None
+    assert shard._sceneless(replace(frame, background=np.zeros((48, 64, 3), np.uint8))) is not None
+
+
+def test_another_scene_makes_its_cameras_crops_again_without_being_asked(
     copy: Path, tmp_path: Path, motion: Recipe
 ) -> None:
     work = tmp_path / "w"
     built = build(copy, work, motion)
     runner.run(crop.STAGE, work, motion)
-    first = {
-        n: shard_path(work, "crops", n).with_suffix(".json").stat().st_mtime_ns
-        for n in range(len(built.plan))
-    }
+    first = stamps(work)
     sample = built.shard(0)[0]
-    with (copy / sample["video"]).open("ab") as handle:
-        handle.write(b"\0" * 64)  # another size, the same frames
+    other = next(s for s in built.cameras[sample["camera"]] if s["sample_id"] != sample["sample_id"])
+    shutil.copy(copy / other["video"], copy / sample["video"])  # another recording under its name
     again = build(copy, work, motion)
-    old, new = background.names(built), background.names(again)
-    assert {c for c in old if old[c] != new[c]} == {sample["camera"]}
-    (found,) = [s for s in status.survey(work, motion) if s.stage == "crops"]
-    assert found.state == "stale"
-    assert "its camera's empty scene is made of other files" in found.why
-    # not another configuration: nothing to refuse
-    assert runner.run(crop.STAGE, work, motion, overwrite=False).complete
-    changed = {
-        n for n in first if shard_path(work, "crops", n).with_suffix(".json").stat().st_mtime_ns != first[n]
+    assert runner.run(crop.STAGE, work, motion, overwrite=False).complete  # not another configuration
+    changed = {name for name, at in stamps(work).items() if at != first[name]}
+    assert changed == {
+        f"shard-{n:05d}.json"
+        for n in range(len(again.plan))
+        if sample["camera"] in {s["camera"] for s in again.shard(n)}
     }
-    assert changed == {n for n in first if sample["camera"] in {s["camera"] for s in again.shard(n)}}
 
 
-def test_a_hanging_clip_is_left_out_of_the_scene(copy: Path, tmp_path: Path, motion: Recipe) -> None:
-    work = tmp_path / "w"
+def test_a_hanging_clip_costs_its_own_row_only(copy: Path, tmp_path: Path) -> None:
+    recipe = load_recipe("debug", [*SETTINGS, "pipeline.shard_samples=1"])
     last = sorted(copy.rglob("*_rgb.avi"))[-1]
-    size = last.stat().st_size
     last.unlink()
     os.mkfifo(last)
-    built = build(copy, work, motion)
-    assert size > 0
+    work = tmp_path / "w"
+    built = build(copy, work, recipe)
     with Workers(1) as one:
-        manifest = runner.run(crop.STAGE, work, motion, workers=one)
-    own = last.name.removesuffix("_rgb.avi")
-    bad = {
-        row["sample_id"]
-        for n in range(len(built.plan))
-        for row in crop_rows(work, n)
-        if row["status"] == "decode_error"
-    }
-    assert bad == {own}
-    assert manifest.complete
-    assert manifest.statuses["decode_error"] == motion.pipeline.frames
+        manifest = runner.run(crop.STAGE, work, recipe, workers=one)
+    rows = [row for n in range(len(built.plan)) for row in crop_rows(work, n)]
+    bad = {row["sample_id"] for row in rows if row["status"] in {"decode_error", "failed"}}
+    assert bad == {last.name.removesuffix("_rgb.avi")}
+    assert manifest.statuses["decode_error"] == recipe.pipeline.frames
 
 
 def crop_rows(work: Path, number: int) -> list[dict[str, object]]:

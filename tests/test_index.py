@@ -19,7 +19,7 @@ from c2vl_manifests.config import PipelineConfig, Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_pipeline.index import DoubtfulError, Findings, Index, build, load, split_counts
-from c2vl_pipeline.rawfiles import sign
+from c2vl_pipeline.rawfiles import scan, sign
 
 AVI = b"RIFF\x04\0\0\0AVI "
 MP4 = b"\0\0\0\x08ftyp\0\0\0\x08mdat\0\0\0\x08moov"
@@ -367,7 +367,11 @@ def test_pku_rows_are_cut_from_label_files(pku: Path, tmp_path: Path, config: Pi
     assert (first["video"], first["skeleton"]) == ("RGB/A01N02-L.avi", "PKU_Skeleton/A01N02-L.txt")
     assert (first["subject"], first["view"], first["repeat"]) == (2, 1, 1)
     assert dict(first["splits"]) == {"xsub": "test", "xsub-published": "test", "xview": "test"}
-    assert dict(made["A001N001V002C002L002"]["splits"]) == {"xsub": "train", "xsub-published": "train", "xview": "train"}
+    assert dict(made["A001N001V002C002L002"]["splits"]) == {
+        "xsub": "train",
+        "xsub-published": "train",
+        "xview": "train",
+    }
     assert found.problems == ["A001N001V002C001L001", "A001N002V001C005L002"]
     assert made["A001N002V001C005L002"]["problem"] == "label row 2: start 40 is after end 20"
     assert made["A001N001V002C001L001"]["problem"] == "label row 1: start 0 is before the first frame, 1"
@@ -773,3 +777,10 @@ def test_a_path_that_leads_out_of_the_data_folder_is_refused(tmp_path, path, col
             recipe="debug",
             layout="kinect_v2",
         )
+
+
+def test_a_link_in_a_loop_is_no_file_and_no_end(tmp_path: Path) -> None:
+    (tmp_path / "S001C001P001R001A001_rgb.avi").symlink_to(tmp_path / "S001C001P001R001A001_rgb.avi")
+    (tmp_path / "S001C001P001R001A002_rgb.avi").write_bytes(b"x")
+    found = scan(tmp_path, ("_rgb.avi",))
+    assert [file.relative for file in found.files] == ["S001C001P001R001A002_rgb.avi"]

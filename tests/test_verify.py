@@ -635,3 +635,63 @@ def test_retry_failed_as_a_command(
     code, _, err = cli("verify", "--work", tmp_path)
     assert code == 1
     assert "holds no index" in err
+
+
+def test_a_repair_that_died_is_named_and_ended_by_the_next_one(work: Path, recipe: Recipe, cli: Cli) -> None:
+    path = shard_path(work, "captions", 1)
+    flip(path, path.stat().st_size // 2)
+    damages = verify.verify(work)
+
+    def die(command: str, only: frozenset[int], redo: verify.Redo) -> None:
+        raise StageError("the scheduler was lost")
+
+    with pytest.raises(StageError, match="the scheduler was lost"):
+        verify.repair(work, recipe, damages, die)
+    assert not path.exists()
+    # a run of another shard has called the stage unfinished meanwhile
+    runner.run(caption.STAGE, work, recipe, only=frozenset({0}))
+    (left,) = verify.verify(work)
+    assert (left.stage, left.shard, left.path) == ("captions", 1, str(path))
+    code, out, err = cli("repair", "--work", work, "--workers", "0")
+    assert (code, err) == (0, "")
+    assert "is whole again" in out[-1]
+    assert verify.verify(work) == []
+
+
+def test_a_smaller_index_does_not_drop_rows_unasked(
+    cli: Cli, raw: Path, tmp_path: Path, recipe: Recipe
+) -> None:
+    work = start(raw, tmp_path / "w")
+    road(work, recipe)
+    before = {p.name: p.read_bytes() for p in sorted((work / "captions").glob("shard-*"))}
+    words = (
+        "prompts",
+        "--dataset",
+        "synthetic",
+        "--data",
+        raw,
+        "--work",
+        work,
+        "--recipe",
+        "debug",
+        "--workers",
+        "0",
+    )
+    code, _, err = cli(*words, "--limit", "3")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "samples" in err
+    assert "that its index no longer has" in err
+    assert {p.name: p.read_bytes() for p in sorted((work / "captions").glob("shard-*"))} == before
+    code, _, err = cli(*words, "--limit", "3", "--overwrite")
+    assert (code, err) == (0, "")
+    assert index.load(work).table.num_rows == 3
+
+
+def test_a_wrong_option_leaves_a_complete_stage_complete(cli: Cli, work: Path) -> None:
+    words = ("embed", "--work", work, "--workers", "0", "--overwrite", "--recipe", "debug")
+    code, _, err = cli(*words, "--set", "pipeline.embed.engine.options.image_dim=0")
+    assert (code, len(err.splitlines())) == (1, 1)
+    assert "image_dim = 0" in err
+    manifest = read_stage_manifest(work / "embeddings")
+    assert manifest is not None
+    assert manifest.complete

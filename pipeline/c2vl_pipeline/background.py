@@ -1,13 +1,17 @@
 """The empty scene of each camera, for detectors that look for what differs from it.
 
-It is made by whichever worker needs it first, from a few frames of many of the camera's clips, and kept beside the
-crops under a name that is bound to the files it is made from. That name is part of the key of the rows it serves:
-another download of one of those clips makes the crops of its camera again, and those of no other camera.
+Scenes are made before the shards, from a few frames of many of the camera's clips, each in a process of its own that a
+hanging clip takes along, and kept beside the crops with word of the clips they are made of. Their bytes are part of the
+keys of the rows they serve: another scene makes the crops of its camera again, and those of no other camera.
 """
 
 from __future__ import annotations
 
+import json
+import multiprocessing
+import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -17,12 +21,13 @@ import cv2
 import numpy as np
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import DataError
-from c2vl_manifests.manifest import commit_file, fingerprint
+from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.events import Emit, Note, Progress
+from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Image
 from c2vl_pipeline.engines.embedded import empty_scene
-from c2vl_pipeline.index import Index
+from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.video import Deadline, Guard, Video, plan_frames
 
 Row = dict[str, Any]
@@ -33,22 +38,21 @@ FRAMES = 64
 CLIPS = 16
 """Clips that these frames are spread over."""
 
+_DAMAGED = "damaged"
+
+NONE = "none"
+"""Stands for a camera without a scene: not made yet, damaged, or of no readable clip."""
+
 
 def needed(spec: EngineSpec) -> bool:
     """Whether a detector compares with an empty scene; engines with weights are not loaded to find out."""
     return not engines.has_weights(spec) and "background" in engines.load(spec).needs
 
 
-def names(index: Index) -> dict[str, str]:
-    """Return camera -> name of its scene's file, which says what it is made from, whether or not it exists."""
-    return {camera: _name(camera, samples) for camera, samples in index.cameras.items()}
-
-
-def _name(camera: str, samples: list[Row]) -> str:
+def path(folder: Path, camera: str) -> Path:
+    """Where the scene of a camera is kept; what is known of it lies beside it as JSON."""
     safe = "".join(c if c.isalnum() else "-" for c in camera) or "camera"
-    columns = ("sample_id", "video", "video_bytes", "start_frame", "end_frame")
-    key = fingerprint([[sample[c] for c in columns] for sample in _chosen(samples)])
-    return f"{safe}-{key[:12]}.png"
+    return folder / "background" / f"{safe}-{fingerprint([camera])[:8]}.png"
 
 
 def _chosen(samples: list[Row]) -> list[Row]:
@@ -57,49 +61,147 @@ def _chosen(samples: list[Row]) -> list[Row]:
     return samples[::step][:CLIPS]
 
 
-def scene(index: Index, folder: Path, camera: str, deadline: Deadline | None = None) -> Image | None:
-    """Return what a camera sees when nobody is there, uint8 RGB (H, W, 3); makes it where it is not made yet.
+def _facts(sample: Row) -> list[Any]:
+    return [sample[c] for c in ("sample_id", "video", "video_bytes", "start_frame", "end_frame")]
 
-    Two workers may make it at the same time: both make the same, and one is kept.
+
+def hashes(index: Index, folder: Path) -> dict[str, str]:
+    """Return camera -> sha256 of its scene as it lies there, or `none`: what the keys of its rows are bound to."""
+    found = {}
+    for camera in index.cameras:
+        word, at = _word(folder, camera), path(folder, camera)
+        whole = bool(word) and at.is_file() and file_sha256(at) == word["sha256"]
+        found[camera] = word["sha256"] if whole else NONE
+    return found
+
+
+def _word(folder: Path, camera: str) -> dict[str, Any]:
+    """Return what is known of a scene: its sha256, the clips it was to be made of, and why some of them are left out."""
+    try:
+        word: dict[str, Any] = json.loads(path(folder, camera).with_suffix(".json").read_text("utf-8"))
+        return word if {"sha256", "chosen", "left_out"} <= word.keys() else {}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _stands(index: Index, folder: Path, camera: str) -> bool:
+    """Whether a scene is whole, of the clips that it should be of, and lacks none that may be readable by now."""
+    word = _word(folder, camera)
+    chosen = _chosen(index.cameras[camera])
+    if not word or word["chosen"] != [_facts(s) for s in chosen]:
+        return False
+    at = path(folder, camera)
+    if not at.is_file() or file_sha256(at) != word["sha256"]:
+        return False
+    # a damaged clip stays damaged until the index says another size; one that was away or hung may be well now
+    again = {sample for sample, why in word["left_out"].items() if why != _DAMAGED}
+    return not any(s["sample_id"] in again and (index.root / s["video"]).is_file() for s in chosen)
+
+
+def prepare(index: Index, folder: Path, timeout: float | None, processes: int, emit: Emit) -> None:
+    """Make the scenes that are not there, are damaged, or lack clips that could not be read.
 
     Args:
         index: of the work folder.
         folder: of the crops.
-        camera: as the index calls it.
-        deadline: kills this process where a clip hangs; that clip is then left out of the scene.
+        timeout: seconds that a call into the decoder may take, in a process of its own; None decodes in this process.
+        processes: cameras at once.
+        emit: receives progress, and a warning for a camera of which nothing can be read.
 
-    Returns:
-        None where no frame of the camera can be read.
+    Raises:
+        StageError: a process died over a camera without word of a hanging clip.
     """
-    samples = index.cameras[camera]
-    path = folder / "background" / _name(camera, samples)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images = list(_frames(index, _chosen(samples), path.parent, deadline))
-        if not images:
-            return None
-        same = [i for i in images if i.shape == images[0].shape]
-        data = cv2.imencode(".png", cv2.cvtColor(empty_scene(same), cv2.COLOR_RGB2BGR))[1].tobytes()
-        commit_file(path, lambda temporary: temporary.write_bytes(data))
-    stored = cv2.imread(str(path))
-    return None if stored is None else np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)
+    todo = [camera for camera in sorted(index.cameras) if not _stands(index, folder, camera)]
+    if not todo:
+        return
+    (folder / "background").mkdir(parents=True, exist_ok=True)
+    one = partial(_guarded, index, folder, timeout)
+    with ThreadPoolExecutor(max(1, processes) if timeout is not None else 1) as pool:
+        for done, _ in enumerate(pool.map(one, todo), 1):
+            emit(Progress("backgrounds", done, len(todo), "cameras"))
+    for camera in todo:
+        if not _word(folder, camera):
+            text = (
+                f"no clip of camera {camera!r} can be read, so it has no empty scene and its rows will fail"
+            )
+            emit(Note(text, "warning"))
 
 
-def _frames(index: Index, chosen: list[Row], folder: Path, deadline: Deadline | None) -> Iterator[Image]:
-    """Yield about `FRAMES` frames of one camera, spread over its clips and over each clip."""
-    for sample in chosen:
-        hung = folder / f".{fingerprint([sample['video'], sample['video_bytes']])[:12]}.hang"
-        if hung.is_file():
-            continue
-        guard: Guard = nullcontext
-        if deadline is not None:
-            guard = partial(deadline.over, sample["video"], (), mark=hung)
+def _guarded(index: Index, folder: Path, timeout: float | None, camera: str) -> None:
+    """Make one scene; clips that hang are left out one after the other."""
+    if timeout is None:
+        _make(index, folder, camera, frozenset(), None)
+        return
+    mark = path(folder, camera).with_suffix(".hang")
+    hung: set[str] = set()
+    while True:
+        mark.unlink(missing_ok=True)
+        child = multiprocessing.get_context("spawn").Process(
+            target=_child, args=(index.work, folder, camera, frozenset(hung), timeout, mark), daemon=True
+        )
+        child.start()
+        child.join()
+        if child.exitcode == 0:
+            return
         try:
-            with Video(index.root / sample["video"], guard) as video:
-                end = sample["end_frame"] if sample["end_frame"] is not None else video.count()
-                for _, image in video.frames(
-                    plan_frames(sample["start_frame"] or 0, end, max(FRAMES // len(chosen), 1))
-                ):
-                    yield image
-        except (DataError, OSError):
-            continue  # its own rows will say so
+            hung.update(json.loads(mark.read_text("utf-8"))["samples"])
+        except (OSError, ValueError, KeyError) as error:
+            raise StageError(
+                f"a process died (exit code {child.exitcode}) over the empty scene of camera {camera!r}; look for exhausted memory, then run the stage again"
+            ) from error
+        finally:
+            mark.unlink(missing_ok=True)
+
+
+def _child(work: Path, folder: Path, camera: str, hung: frozenset[str], timeout: float, mark: Path) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends it
+    cv2.setNumThreads(1)
+    deadline = Deadline(timeout, mark)
+    try:
+        _make(load(work), folder, camera, hung, deadline)
+    finally:
+        deadline.close()
+
+
+def _make(index: Index, folder: Path, camera: str, hung: frozenset[str], deadline: Deadline | None) -> None:
+    chosen = _chosen(index.cameras[camera])
+    images: list[Image] = []
+    left_out = dict.fromkeys(sorted(hung), "hung")
+    for sample in chosen:
+        if sample["sample_id"] in hung:
+            continue
+        try:
+            images += _frames(index, sample, max(FRAMES // len(chosen), 1), deadline)
+        except DataError:  # its own rows will say so
+            left_out[sample["sample_id"]] = _DAMAGED
+        except OSError as error:
+            left_out[sample["sample_id"]] = type(error).__name__
+    at = path(folder, camera)
+    if not images:
+        at.with_suffix(".json").unlink(missing_ok=True)
+        at.unlink(missing_ok=True)
+        return
+    same = [i for i in images if i.shape == images[0].shape]
+    data = cv2.imencode(".png", cv2.cvtColor(empty_scene(same), cv2.COLOR_RGB2BGR))[1].tobytes()
+    commit_file(at, lambda temporary: temporary.write_bytes(data))
+    word = {"camera": camera, "sha256": file_sha256(at), "chosen": [_facts(s) for s in chosen]}
+    commit_text(at.with_suffix(".json"), json.dumps(word | {"left_out": left_out}))
+
+
+def _frames(index: Index, sample: Row, count: int, deadline: Deadline | None) -> Iterator[Image]:
+    """Yield frames spread over one clip."""
+    guard: Guard = nullcontext
+    if deadline is not None:
+        guard = partial(deadline.over, sample["video"], (sample["sample_id"],))
+    with Video(index.root / sample["video"], guard) as video:
+        end = sample["end_frame"] if sample["end_frame"] is not None else video.count()
+        for _, image in video.frames(plan_frames(sample["start_frame"] or 0, end, count)):
+            yield image
+
+
+def scene(folder: Path, camera: str) -> Image | None:
+    """Return what a camera sees when nobody is there, uint8 RGB (H, W, 3), or None where it has no scene."""
+    if not _word(folder, camera):
+        return None
+    stored = cv2.imread(str(path(folder, camera)))
+    return None if stored is None else np.asarray(cv2.cvtColor(stored, cv2.COLOR_BGR2RGB), np.uint8)

@@ -20,6 +20,7 @@ from c2vl_manifests.config import CropConfig, Recipe
 from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.events import Emit
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import background, engines, skeletons
 from c2vl_pipeline.engines import Box, Frame, Image
@@ -184,14 +185,27 @@ class _ShardCrops:
         if "background" not in self.shard.engine.needs:
             return None
         if camera not in self.backgrounds:
-            self.backgrounds[camera] = background.scene(
-                self.shard.index, self.shard.folder, camera, self.deadline
-            )
+            self.backgrounds[camera] = background.scene(self.shard.folder, camera)
         return self.backgrounds[camera]
+
+    def _sceneless(self, frame: Frame) -> Row | None:
+        """Return the status of rows that a detector cannot be asked about: their camera has no scene of their size."""
+        if "background" not in self.shard.engine.needs:
+            return None
+        if frame.background is not None and frame.background.shape == frame.image.shape:
+            return None
+        height, width = frame.image.shape[:2]
+        text = f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
+        return row_status(Status.FAILED, "no_scene", text)
 
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
         query = self.config.query
+        for rows, frame in self.waiting:
+            if (status := self._sceneless(frame)) is not None:
+                for row in rows:
+                    self.rows[row["sample_id"], row["slot"]] = row | status
+        self.waiting = [(rows, frame) for rows, frame in self.waiting if self._sceneless(frame) is None]
         for (rows, frame), found in in_batches(
             self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
         ):
@@ -241,6 +255,16 @@ def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
 
 
+def _backgrounds(spec: EngineSpec, index: Index) -> dict[str, str]:
+    return background.hashes(index, index.work / "crops") if background.needed(spec) else {}
+
+
+def _prepare(index: Index, recipe: Recipe, spec: EngineSpec, processes: int, emit: Emit) -> None:
+    if background.needed(spec):
+        timeout = recipe.pipeline.crop.timeout if processes else None
+        background.prepare(index, index.work / "crops", timeout, processes, emit)
+
+
 STAGE = Stage(
     name="crops",
     command="crop",
@@ -250,5 +274,6 @@ STAGE = Stage(
     per_frame=True,
     engine=_engine,
     raw="video",
-    backgrounds=lambda spec, index: background.names(index) if background.needed(spec) else {},
+    prepare=_prepare,
+    backgrounds=_backgrounds,
 )

@@ -56,7 +56,11 @@ def scan(root: Path, suffixes: tuple[str, ...]) -> Scan:
         inside, folders = os.path.relpath(folder, root), []
         for entry in listed:
             relative = entry.name if inside == "." else os.path.join(inside, entry.name)
-            if entry.is_dir():
+            try:
+                folder_inside = entry.is_dir()
+            except OSError:  # a link in a loop
+                folder_inside = False
+            if folder_inside:
                 folders.append(entry.path)
             else:
                 _sort_in(found, entry, relative, suffixes)

@@ -81,6 +81,7 @@ def stage_inputs(
         "frames": recipe.pipeline.frames if stage.per_frame else None,
         "config": configs[stage.name],
         "engine": None if engine is None else dict(engine),
+        "prepared": {},  # of folders made before scenes had keys of their own
         **({"padding": list(FILL)} if configs[stage.name].get("aspect") == "pad" else {}),
     }
 
@@ -232,11 +233,16 @@ def run(
         for orphan in folder.rglob(".*.tmp"):
             orphan.unlink(missing_ok=True)
         spec = stage.engine(recipe, index) if stage.engine else None
+        if spec and not engines.has_weights(spec):
+            engines.load(spec)  # a wrong option is found before anything is called unfinished
+        if spec and stage.prepare:
+            stage.prepare(index, recipe, spec, 0 if workers is None else workers.count, emit)
         plan = make_plan(stage, index, recipe)
         todo = [n for n in _todo(plan, index, limit, redo or {}) if only is None or n in only]
         _no_gaps_upstream(stage, index, recipe, limit is None and only is None, todo)
         if not overwrite:
             _refuse_other_configuration(stage, folder, plan, todo)
+            _refuse_to_forget(stage, folder, index, plan, todo)
         _drop_leftovers(folder, plan, todo)
         commit_text(inputs_path(folder, plan.manifest.key), plan.manifest.model_dump_json(include={"inputs"}))
         done = dict(plan.done)
@@ -308,6 +314,22 @@ def _refuse_other_configuration(stage: Stage, folder: Path, plan: Plan, todo: li
         raise StageError(
             f"the {stage.name} of {folder.parent} were made under another configuration ({'; '.join(changed[:3])}); "
             f"give {stage.command} the same one, another --work, or --overwrite to make them again"
+        )
+
+
+def _refuse_to_forget(stage: Stage, folder: Path, index: Index, plan: Plan, todo: list[int]) -> None:
+    """Refuse to drop rows of samples that the index no longer has: a smaller index may be a mistake."""
+    numbers = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.json")}
+    beyond = [n for n in numbers if n >= len(plan.keys)]
+    held: set[str] = set()
+    for number in [*todo, *beyond]:
+        shard = read_shard_manifest(shard_path(folder.parent, stage.name, number))
+        held |= set(shard.extra.get("parts", {})) if shard else set()
+    lost = held - set(index.table.column("sample_id").to_pylist()) if held else held
+    if lost:
+        raise StageError(
+            f"the {stage.name} of {folder.parent} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no longer has; "
+            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop them"
         )
 
 

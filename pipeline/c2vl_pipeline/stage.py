@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import C2VLError, DataError
+from c2vl_manifests.events import Emit
 from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
@@ -50,6 +51,8 @@ class Stage:
     """The raw files it reads: their hashes go into the manifests of its shards."""
     backgrounds: Callable[[EngineSpec, Index], Mapping[str, str]] | None = None
     """Camera -> what the rows of its samples are made of beside their own files; part of the shards' keys."""
+    prepare: Callable[[Index, Recipe, EngineSpec, int, Emit], None] | None = None
+    """Makes what `backgrounds` names, before the shards, in so many processes (0: in this one)."""
 
 
 @dataclass(frozen=True)

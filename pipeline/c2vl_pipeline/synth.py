@@ -9,6 +9,7 @@ without the action; body, clothes, scene, cameras and recording faults from stre
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -200,13 +201,20 @@ def _claim(out: Path, settings: Settings) -> None:
         (out / folder).mkdir(exist_ok=True)
 
 
+def _child() -> None:
+    cv2.setNumThreads(1)
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the whole terminal: the parent ends its children
+
+
 def _run(jobs: list[tuple[Path, Settings, int, int, int]], workers: int) -> Iterator[int]:
     """Run `_performance` on every job, in order, and yield how many clips each wrote."""
     if workers == 1:
         yield from (_performance(*job) for job in jobs)
         return
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=cv2.setNumThreads, initargs=(1,))
+    pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_child)
     try:
         yield from pool.map(_performance, *zip(*jobs, strict=True), chunksize=4)
     finally:

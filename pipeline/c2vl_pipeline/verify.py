@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ from c2vl_manifests.events import Emit, Progress, silent
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
+    commit_text,
     digest,
     file_sha256,
     fingerprint,
@@ -32,6 +34,7 @@ from c2vl_manifests.manifest import (
     read_stage_manifest,
 )
 from c2vl_manifests.schema import Status
+from c2vl_pipeline import background
 from c2vl_pipeline.index import Index, load
 from c2vl_pipeline.stage import COMMANDS, shard_path, stages
 
@@ -81,6 +84,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
     jobs: list[tuple[str, Callable[[], list[Damage]]]] = []
     for stage in stages():
         found += _stage_damage(index, stage.name)
+        found += _scene_damage(index, stage.name)
         manifest = _written(work, stage.name)
         slots = (manifest.inputs.get("frames") or 1) if manifest else None
         for number in range(len(index.plan)):
@@ -96,7 +100,8 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
             found += damages
             done += 1
             emit(Progress("verify", done, len(jobs), "shards", info={"damaged": len(found)}))
-    return found
+    named = {damage.path for damage in found}
+    return found + [damage for damage in _begun(index) if damage.path not in named]
 
 
 def _bind(function: Callable[..., list[Damage]], *args: Any) -> Callable[[], list[Damage]]:
@@ -144,6 +149,23 @@ def _stage_damage(index: Index, stage: str) -> list[Damage]:
         ):
             problem = "does not add up to its shards: they changed since, or it is damaged"
     return [Damage(stage, None, str(folder / "stage.json"), problem)] if problem else []
+
+
+def _scene_damage(index: Index, stage: str) -> list[Damage]:
+    """Name the empty scenes that are not those which the committed crops were made with."""
+    folder = index.work / stage
+    made_with: dict[str, set[str]] = {}
+    for number in range(len(index.plan)):
+        shard = read_shard_manifest(shard_path(index.work, stage, number))
+        for camera, sha256 in (shard.extra.get("backgrounds") or {}).items() if shard else ():
+            made_with.setdefault(camera, set()).add(sha256)
+    now = background.hashes(index, folder) if made_with else {}
+    text = "is not the empty scene that crops of its camera were made with"
+    return [
+        Damage(stage, None, str(background.path(folder, camera)), text)
+        for camera, before in sorted(made_with.items())
+        if before != {now.get(camera)}
+    ]
 
 
 def _shard_damage(index: Index, stage: str, number: int, per_sample: int | None) -> list[Damage]:
@@ -284,6 +306,9 @@ def repair(
     """
     plan = to_repair(work, damages)
     same_recipe(work, recipe, plan)
+    # what is removed here must not be forgotten if this process dies before it is made again
+    removed = {name: sorted(part.shards) for name, part in plan.items()}
+    commit_text(work / _BEGUN, json.dumps(removed))
     for name, part in plan.items():
         for number in part.shards:
             path = shard_path(work, name, number)
@@ -298,6 +323,22 @@ def repair(
                 same_recipe(work, recipe, [name])
             run(command, frozenset(only), part.redo)
         numbers |= only
+    (work / _BEGUN).unlink(missing_ok=True)
+
+
+_BEGUN = ".repair.json"
+"""Stage -> shards that a repair removed and has not made again."""
+
+
+def _begun(index: Index) -> list[Damage]:
+    """Name the shards that a repair removed and did not live to make again."""
+    try:
+        removed: dict[str, list[int]] = json.loads((index.work / _BEGUN).read_text("utf-8"))
+        paths = [(name, n, shard_path(index.work, name, n)) for name in removed for n in removed[name]]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return []
+    text = "was removed by a repair that did not end"
+    return [Damage(s, n, str(p), text) for s, n, p in paths if not p.with_suffix(".json").is_file()]
 
 
 def _outdated(work: Path, stage: str, number: int) -> bool:

@@ -54,15 +54,14 @@ class Deadline:
 
     def __init__(self, seconds: float, mark: Path) -> None:
         self._seconds, self._mark = seconds, mark
-        self._due: tuple[float, Path, dict[str, Any]] | None = None
+        self._due: tuple[float, dict[str, Any]] | None = None
         self._stop = threading.Event()
         threading.Thread(target=self._watch, daemon=True).start()
 
     @contextmanager
-    def over(self, name: str, samples: Iterable[str], mark: Path | None = None) -> Iterator[None]:
-        """Let the clock run while a call lasts; `mark` takes the place of the usual one."""
-        word = {"name": name, "samples": list(samples)}
-        self._due = time.monotonic() + self._seconds, mark or self._mark, word
+    def over(self, name: str, samples: Iterable[str]) -> Iterator[None]:
+        """Let the clock run while a call lasts."""
+        self._due = time.monotonic() + self._seconds, {"name": name, "samples": list(samples)}
         try:
             yield
         finally:
@@ -77,7 +76,7 @@ class Deadline:
             due = self._due
             if due is not None and time.monotonic() > due[0]:
                 with suppress(OSError):  # a full disk: then the samples are found by halving
-                    due[1].write_text(json.dumps({"seconds": self._seconds} | due[2]), encoding="utf-8")
+                    self._mark.write_text(json.dumps({"seconds": self._seconds} | due[1]), encoding="utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

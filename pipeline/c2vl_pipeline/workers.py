@@ -11,11 +11,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 from asyncio import CancelledError
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -70,6 +71,8 @@ class WorkerSetup(WorkerPlugin):
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told once, by the driver
         cv2.setNumThreads(1)  # the workers are the parallelism
+        with suppress(ValueError):  # Ctrl-C reaches the whole terminal: the driver ends its workers
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.gpus:
             os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(worker.name) % len(self.gpus)]
 
