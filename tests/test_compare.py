@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from c2vl_evaluation import compare, knn, linear
+from c2vl_evaluation.results import Protocol
 from c2vl_evaluation.store import Subject
-from c2vl_manifests.errors import CheckpointError, DataError
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_training.data import Packed
 from c2vl_training.trainer import train
 from test_trainer import recipe, run, sticks
@@ -152,3 +153,9 @@ def test_runs_without_a_common_result_say_what_to_run(pair, tmp_path):
         compare.compare(pair[0].run, pair[1].run)
     with pytest.raises(CheckpointError, match=r"nothing/encoder\.safetensors does not exist"):
         compare.compare(pair[0].run, tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("protocol", ["zeroshot", "retrieval"])
+def test_protocols_without_classifiers_are_refused(tmp_path: Path, protocol: Protocol) -> None:
+    with pytest.raises(ConfigError, match=f"not of {protocol}; give knn, linear"):
+        compare.compare(tmp_path, tmp_path, protocol)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from c2vl_evaluation import search, store, zeroshot
 from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.terminal import show_table
 from c2vl_training.data import Knowledge, Packed
 from c2vl_training.space import load_space
 from c2vl_training.trainer import Run, train
@@ -415,3 +416,16 @@ def test_queries_are_pooled_as_the_trainer_pools(subject):
     pooled = Knowledge(packed, rows, "language", config).epoch(torch.Generator())
     wanted = shared.space.model.knowledge("language", pooled)
     torch.testing.assert_close(search._queries(shared, rows, "mean")[0], wanted)
+
+
+def test_brackets_in_titles_and_searches_are_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table("wave [/foo]", ["[/a]", "b"], [["[red]", "1"]], caption="[/z]")
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("wave [/foo]", "[/a]", "[red]", "[/z]"))
+
+
+def test_descriptions_nested_without_end_are_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "deep.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        zeroshot._parsed(path)

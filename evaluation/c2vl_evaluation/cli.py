@@ -53,6 +53,8 @@ EncoderOption = Annotated[
     Path | None,
     typer.Option(
         "--encoder",
+        exists=True,
+        file_okay=False,
         help="Folder of the checkpoint of the text encoder that made the data's vectors, if it was moved.",
         show_default=False,
     ),

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from c2vl_evaluation import store
 from c2vl_evaluation.features import Labels
 from c2vl_evaluation.results import Protocol
-from c2vl_manifests.errors import DataError
+from c2vl_manifests.errors import ConfigError, DataError
 
 Floats = npt.NDArray[np.float64]
 
@@ -97,7 +97,12 @@ def compare(
     Raises:
         CheckpointError: a folder holds no finished run, or its findings are of another encoder.
         DataError: they have no setting in common, or a file is damaged.
+        ConfigError: the protocol keeps no class scores of the test samples under settings of its own.
     """
+    if protocol in {"zeroshot", "retrieval"}:
+        raise ConfigError(
+            f"compare speaks of classifiers and not of {protocol}; give knn, linear, finetune, semi, transfer or ensemble"
+        )
     ours, theirs = store.stored(one, protocol), store.stored(other, protocol)
     common = [name for name in ours if name in theirs]
     if not common:

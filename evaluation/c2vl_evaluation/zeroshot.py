@@ -251,7 +251,7 @@ def _parsed(path: Path) -> dict[str, Any]:
         found = read(path.read_text("utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give a TOML or JSON file of class descriptions") from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read as {form} ({str(error).splitlines()[0]})") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: holds no table; expected one entry a class: its name = [descriptions]")

@@ -126,11 +126,17 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    # plain: names, titles and what somebody searched for may hold brackets
+    table = Table(
+        title=Text(title),
+        caption=None if caption is None else Text(caption),
+        title_justify="left",
+        caption_justify="left",
+    )
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # plain: names may hold brackets
+        table.add_row(*(Text(cell) for cell in row))
     console = Console()
     # a pipe or a log file has no width of its own
     (console if console.is_terminal else Console(width=140)).print(table)
