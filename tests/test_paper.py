@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
@@ -19,8 +20,9 @@ from c2vl_evaluation.paper import cells as paper
 from c2vl_evaluation.paper import cli as paper_cli
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper import write as paper_write
-from c2vl_evaluation.paper.cells import Lab, compute, find_sets, reason, unfinished
+from c2vl_evaluation.paper.cells import Lab, compute, reason, unfinished
 from c2vl_evaluation.paper.plan import duration, plan
+from c2vl_evaluation.paper.sets import find_sets
 from c2vl_evaluation.paper.tables import (
     FIGURES,
     Column,
@@ -33,9 +35,12 @@ from c2vl_evaluation.paper.tables import (
 from c2vl_evaluation.paper.write import Sheet, SheetRow, Shown, as_csv, as_html, as_latex, as_markdown, sheet
 from c2vl_manifests.config import TABLE_VII, Cosine, Intra, Partition, load_recipe, targets_name
 from c2vl_manifests.errors import ConfigError, StageError
-from c2vl_manifests.events import Event, Note, Progress
+from c2vl_manifests.events import Emit, Event, Note, Progress
+from c2vl_manifests.layouts import load_layout
 from c2vl_training import checkpoint
 from c2vl_training.data import Packed
+from c2vl_training.encoders import build
+from c2vl_training.trainer import Run
 from test_trainer import BASE, COUNT, StoppedError, sticks
 
 FAST = (
@@ -163,6 +168,53 @@ def test_other_encoders_are_of_published_size_or_as_small_as_the_recipes_own() -
             None if name in {"msg3d", "ctrgcn"} else 16,
         )
     assert Variant(encoder="stgcn").recipe(small) == small
+    skipping = load_recipe("debug", ['training.encoder.empty_bodies="leave_out"'])
+    for name in ("bigru", "transformer", "msg3d", "ctrgcn"):
+        own = Variant(encoder=name).recipe(skipping).training.encoder
+        assert own.empty_bodies == ("leave_out" if name in {"msg3d", "ctrgcn"} else "exact_skip")
+        build(own.name, load_layout("kinect_v2"), empty_bodies=own.empty_bodies)  # none refuses it
+    narrow = load_recipe("paper", ['training.encoder={name="bigru",width=12}'])
+    assert Variant(encoder="transformer").recipe(narrow).training.encoder.width == 12
+
+
+def test_table_viii_has_one_floor_for_each_encoder_beside_the_recipes_own() -> None:
+    names = {"bigru", "transformer", "msg3d", "ctrgcn", "stgcn"}
+    for own in ("stgcn", "ctrgcn", "stgcn_slim"):
+        found = {line.label for line in lines("table8", own) if line.label.endswith(", random")}
+        assert found == {f"{name}, random" for name in names - {own}}
+
+
+@pytest.mark.parametrize(
+    "departs",
+    [
+        'pretrain.targets="hard"',
+        'pretrain.targets="intra"',
+        "input.stream=bone",
+        "pretrain.knowledge=language",
+    ],
+)
+def test_a_row_with_the_papers_label_is_the_papers_method_whatever_the_recipe_says(departs: str) -> None:
+    base = load_recipe("debug", [f"training.{departs}"])
+    every = [(name, line) for name in everything() for line in lines(name)]
+    streams = {"joint", "bone", "motion"}
+    for name, line in every:
+        for variant in line.streams:
+            t = variant.recipe(base).training
+            if line.protocol != "ensemble":
+                assert t.input.stream == "joint", (name, line.label)
+            if line.repeats in {"joint", "streams", "tuned"} or line.label == "C²VL":
+                assert targets_name(t.pretrain.targets) == "partition(cosine)", (name, line.label)
+                assert t.pretrain.knowledge == "both"
+        if line.protocol == "ensemble":
+            assert {v.recipe(base).training.input.stream for v in line.streams} == streams
+    for name in ("figure7", "figure8"):
+        told = {n: v.recipe(base).training.pretrain for n, v in ((x.label, x.variant) for x in lines(name))}
+        assert {n: targets_name(p.targets) for n, p in told.items()} == {
+            f"{loss}, {k}": which
+            for k in ("vision", "language")
+            for loss, which in (("InfoNCE", "hard"), ("C²VL", "partition(cosine)"))
+        }
+        assert {n.split(", ")[1] for n in told} == {p.knowledge for p in told.values()}
 
 
 # ---------------------------------------------------------------------------------------------- labs
@@ -214,7 +266,18 @@ def test_packed_sets_are_named_by_dataset_or_by_folder_where_two_hold_the_same(
     shutil.copytree(work / "utd-mhad", tmp_path / "gestures")
     assert list(find_sets(tmp_path)) == ["utd-mhad"]
     shutil.copytree(work / "utd-mhad", tmp_path / "utd-mhad")
-    assert list(find_sets(tmp_path)) == ["gestures", "utd-mhad"]
+    assert list(find_sets(tmp_path)) == ["utd-mhad (gestures)", "utd-mhad"]
+    # made-up samples in a folder of another dataset's name never stand for that dataset
+    shutil.copytree(work / "utd-mhad", tmp_path / "ntu60")
+    assert list(find_sets(tmp_path)) == ["utd-mhad (gestures)", "utd-mhad (ntu60)", "utd-mhad"]
+    shutil.rmtree(tmp_path / "utd-mhad")
+    shutil.rmtree(tmp_path / "gestures")
+    assert list(find_sets(tmp_path)) == ["utd-mhad"]
+    nested = tmp_path / "twice"
+    shutil.copytree(work / "utd-mhad", nested)
+    shutil.copytree(work / "utd-mhad", nested / "twice")
+    with pytest.raises(ConfigError, match=r"both be named 'utd-mhad \(twice\)'; rename"):
+        find_sets(nested)
     assert list(find_sets(work / "ntu60")) == ["ntu60"]
     with pytest.raises(StageError, match=r"no packed dataset below .*nothing"):
         find_sets(tmp_path / "nothing")
@@ -336,7 +399,124 @@ def test_what_cannot_be_trained_is_said_and_the_rest_goes_on(work: Path, tmp_pat
     assert "no usable train samples" in row.cells[0].why
 
 
+def test_one_odd_set_does_not_stop_the_others(
+    app: typer.Typer, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "work"
+    shutil.copytree(work / "utd-mhad", root / "utd-mhad")
+    odd = {
+        "ntu60": {"splits": [{"xsub": "train"}] * COUNT},
+        "ntu120": {"splits": [{}] * COUNT},
+        "pku-mmd-2": {},
+    }
+    for name, more in odd.items():
+        facts = json.loads((sticks(root / name / "packed", **more) / "packed.json").read_text())
+        facts |= {"dataset": name, "fingerprint": name.ljust(32, "x")}
+        if name == "pku-mmd-2":
+            facts["recipe"] = str(tmp_path / "gone.toml")
+        (root / name / "packed" / "packed.json").write_text(json.dumps(facts))
+    for name in ("broken", "old"):
+        shutil.copytree(work / "utd-mhad", root / name)
+        text = json.dumps({"format": 1}) if name == "old" else "{"
+        (root / name / "packed" / "packed.json").write_text(text)
+    said: list[str] = []
+    sets = find_sets(root, lambda e: said.append(e.text) if isinstance(e, Note) else None)
+    assert set(sets) == {"utd-mhad", *odd}
+    assert [text.split(" is left out: ")[0] for text in said] == [str(root / n) for n in ("broken", "old")]
+    here = Lab(sets, tmp_path / "out")
+    why = {c.column.title: c.why for c in here.cells(everything())}
+    assert "no usable test samples in xsub" in why["ntu60 xsub"]
+    assert "has no benchmark" in why["ntu120 xsub"]
+    assert "gone.toml" in why["pku-mmd-2 xsub"]
+    assert why["utd-mhad xsub"] == ""
+    assert set(here.unusable()) == {"ntu120", "pku-mmd-2"}
+    assert "gone.toml" in here.unusable()["pku-mmd-2"]
+    monkeypatch.setattr(paper, "compute", lambda *_: None)
+    words = ["--work", str(root), "--out", str(tmp_path / "out"), "--only", "table7"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "broken" in done.output
+    assert "ntu120 is left out" in done.output
+    assert "gone.toml" in (tmp_path / "out" / "paper.html").read_text()
+    # a word that no set can be used with is a mistake of the user's
+    refused = CliRunner().invoke(app, [*words, "--set", "training.nothing=1"])
+    assert isinstance(refused.exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    "text", ["CUDA out of memory. Tried to allocate 2 GiB\nmore", "can't allocate memory"]
+)
+def test_a_lack_of_memory_is_said_with_its_remedy_and_the_rest_goes_on(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    here = lab(work, tmp_path)
+    cells = [c for c in here.cells(["table4"]) if c.column.title == "utd-mhad xsub"]
+    real = paper.train
+
+    def full(run: Run, emit: Emit) -> object:
+        if run.kind == "pretrain":
+            raise torch.OutOfMemoryError(text)
+        return real(run, emit)
+
+    monkeypatch.setattr(paper, "train", full)
+    compute(here, cells)
+    for cell in cells:
+        why = reason(here, cell)
+        if cell.jobs[0].runs[0].kind == "pretrain":
+            assert why.startswith(f"out of memory in the pretrain training ({text.splitlines()[0]}")
+            assert "--set training.pretrain.batch_size=" in why
+            assert "\n" not in why
+        else:
+            assert here.kept(cell.jobs[0]) is not None
+
+    def wrong(*_: object) -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(paper, "train", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):  # a fault of the program stays one
+        compute(lab(work, tmp_path / "other"), cells)
+
+
+def test_the_files_are_written_whatever_ends_the_command(
+    app: typer.Typer, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--work", str(work), "--recipe", "debug", "--only", "table4"]
+    for error in (RuntimeError("a fault"), OSError("disk full"), KeyboardInterrupt()):
+
+        def end(*_: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(paper, "compute", end)
+        out = tmp_path / type(error).__name__
+        assert CliRunner().invoke(app, [*words, "--out", str(out)]).exit_code != 0
+        assert {p.suffix for p in out.glob("paper.*")} == {".csv", ".md", ".tex", ".html"}
+
+
+def test_a_cell_shows_the_seeds_that_are_finished(finished: Lab) -> None:
+    more = Lab(finished.sets, finished.out, "debug", FAST, seeds=2)
+    part = sheet(more, "table7", more.cells(["table7"]))
+    whole = sheet(finished, "table7", finished.cells(["table7"]))
+    for row, one in zip(part.rows, whole.rows, strict=True):
+        for cell, done in zip(row.cells, one.cells, strict=True):
+            assert (cell.ours, cell.difference) == (done.ours, done.difference)
+            if cell.ours:
+                assert cell.mean == f"{done.mean}, 1 of 2 seeds"
+                assert cell.why == "1 of 2 seeds, the others: not computed yet"
+                assert (done.part, done.why) == ("", "")
+    assert "1 of 2 seeds" in as_markdown([part])
+
+
 # ---------------------------------------------------------------------------------------------- plan
+
+
+def test_time_is_told_by_what_other_tables_finished(finished: Lab) -> None:
+    more = Lab(finished.sets, finished.out, "debug", FAST, seeds=2)
+    asked = [c for c in more.cells(["table6"]) if c.line.label == "vision"]
+    assert [job for c in asked for job in c.jobs if more.kept(job) is not None] == []
+    assert plan(more, asked).unknown > 0
+    told = plan(more, asked, more.cells(everything()))
+    assert told.unknown == 0
+    assert told.seconds > 0
 
 
 def test_the_plan_counts_cells_and_measures_its_time(finished: Lab, work: Path, tmp_path: Path) -> None:
@@ -571,6 +751,7 @@ def test_all_figures_are_drawn_of_finished_trainings(
         assert all(panel.svg.startswith("<svg") for panel in panels[name])
     assert "0.9 → 0.1" in panels["figure6"][0].svg
     monkeypatch.setattr(paper_figures, "_draw", None)  # drawn before
+    shutil.rmtree(tmp_path / "runs")  # to free the disk
     again = {name: [c for c in cells if c.table == name] for name in ("figure4", "figure8")}
     assert {name: paper_figures.draw(here, of, fresh=False) for name, of in again.items()} == {
         name: panels[name] for name in again

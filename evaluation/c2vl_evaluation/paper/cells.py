@@ -17,18 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_evaluation import knn, linear, protocols
+from c2vl_evaluation.paper.sets import main_benchmark
 from c2vl_evaluation.paper.tables import Column, Line, Variant, everything, lines, printed
 from c2vl_evaluation.results import Finding, Protocol
 from c2vl_evaluation.store import Subject, weights_of
 from c2vl_manifests.config import EvaluationConfig, Recipe, load_recipe, targets_name
 from c2vl_manifests.datasets import load_dataset
-from c2vl_manifests.errors import C2VLError, ConfigError, StageError
+from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import commit_text, fingerprint
-from c2vl_manifests.packed import FILE as PACKED
 from c2vl_training import checkpoint
 from c2vl_training.data import Packed
 from c2vl_training.trainer import Run, train
@@ -43,6 +44,13 @@ _PARTS: dict[Protocol, tuple[str, ...]] = {
     "ensemble": ("ensemble", "linear", "finetune"),
 }
 """Sections of the recipe's evaluation that a protocol depends on."""
+_BATCHES = {
+    "linear": "evaluation.linear",
+    "finetune": "evaluation.finetune",
+    "semi": "evaluation.semi.tune",
+    "transfer": "evaluation.transfer.tune",
+}
+"""Where the batch size of a protocol is set."""
 
 
 @dataclass(frozen=True)
@@ -100,30 +108,7 @@ class Cell:
         return True
 
 
-# ----------------------------------------------------------------------------------------------- datasets
-
-
-def find_sets(root: Path) -> dict[str, Packed]:
-    """Return the packed sets below a folder by name: the dataset's, or the folder's where two hold the same dataset.
-
-    Raises:
-        StageError: there is none.
-        DataError: one is damaged.
-    """
-    places = [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else []
-    homes = [p for p in places if (p / "packed" / PACKED).is_file() or (p / PACKED).is_file()]
-    homes = [p for p in homes if p.name != "packed" or p.parent not in homes]
-    if not homes:
-        raise StageError(
-            f"no packed dataset below {root}; make one by `c2vl-pipeline prompts --work {root}/<dataset>`"
-        )
-    found: dict[str, Packed] = {}
-    packs = [(home, Packed(home)) for home in homes]
-    names = [packed.manifest.dataset for _, packed in packs]
-    for home, packed in packs:
-        own = packed.manifest.dataset
-        found[own if home.name == own or names.count(own) == 1 else home.name] = packed
-    return found
+# -------------------------------------------------------------------------------------------------- the lab
 
 
 @dataclass
@@ -142,6 +127,7 @@ class Lab:
     """Of this session: a training's folder or a job's file -> why."""
     _bases: dict[str, Recipe] = field(default_factory=dict)
     _read: dict[Path, Kept] = field(default_factory=dict)
+    _whys: dict[Column, str] = field(default_factory=dict)
 
     def base(self, name: str) -> Recipe:
         """Return the recipe of a dataset."""
@@ -153,17 +139,30 @@ class Lab:
             self._bases[name] = load_recipe(recipe, overrides)
         return self._bases[name]
 
+    def unusable(self) -> dict[str, str]:
+        """Return the datasets that can fill no cell at all, and why: no benchmark, or no recipe."""
+        found = {}
+        for name, packed in self.sets.items():
+            try:
+                main_benchmark(packed)
+                self.base(name)
+            except C2VLError as error:
+                found[name] = str(error)
+        return found
+
     def columns(self, table: str) -> list[Column]:
         """Return the paper's columns of a table, then those of datasets that it has no numbers of."""
         spec = everything()[table]
         known = {c.dataset for t in printed().values() for c in t.columns}
         more: list[Column] = []
-        for name, packed in self.sets.items():
+        unusable = self.unusable()
+        sets = {name: packed for name, packed in self.sets.items() if name not in unusable}
+        for name, packed in sets.items():
             if name in known and not self.wide:
                 continue
             if spec.protocol == "transfer":
-                pairs = [(a, b) for a in self.sets for b in self.sets if a != b and name in {a, b}]
-                ways = [Column(dataset=a, benchmark=main_benchmark(self.sets[b]), to=b) for a, b in pairs]
+                pairs = [(a, b) for a in sets for b in sets if a != b and name in {a, b}]
+                ways = [Column(dataset=a, benchmark=main_benchmark(sets[b]), to=b) for a, b in pairs]
                 more += [way for way in ways if not self._impossible(way)]
                 continue
             names = [main_benchmark(packed)] if table.startswith("figure") else packed.benchmarks()
@@ -212,12 +211,19 @@ class Lab:
             seeds = self.seeds if table in {"figure6"} or table.startswith("table") else 1
             for column in self.columns(table):
                 why = self._impossible(column)
-                for line in lines(table):
+                encoder = "stgcn" if why else self.base(column.dataset).training.encoder.name
+                for line in lines(table, encoder):
                     jobs = () if why else tuple(self.job(line, column, seed) for seed in range(seeds))
                     found.append(Cell(table, line, column, jobs, why))
         return found
 
     def _impossible(self, column: Column) -> str:
+        """Say why a column cannot be filled; nothing where it can."""
+        if column not in self._whys:  # many tables have the same columns, and a split is read to know
+            self._whys[column] = self._lack(column)
+        return self._whys[column]
+
+    def _lack(self, column: Column) -> str:
         for name in filter(None, (column.dataset, column.to)):
             if name not in self.sets:
                 return f"{name} is not there"
@@ -227,6 +233,15 @@ class Lab:
         own = self.sets[column.dataset].layout
         if (own.names, own.dims) != (on.layout.names, on.layout.dims):
             return f"the joints of {column.to} are of another layout ({on.layout.name}, not {own.name})"
+        try:
+            self.base(column.dataset)
+            for split in ("train", "test"):
+                on.select(column.benchmark, split)
+            if column.to:
+                source = self.sets[column.dataset]
+                source.select(main_benchmark(source), "train")
+        except C2VLError as error:
+            return str(error)
         return ""
 
     def kept(self, job: Job) -> Kept | None:
@@ -248,20 +263,6 @@ class Lab:
         kept = Kept(told=job.told, encoders=job.encoders(), findings=tuple(findings), seconds=round(spent, 2))
         commit_text(job.path, kept.model_dump_json(indent=1) + "\n")
         self._read[job.path] = kept
-
-
-def main_benchmark(packed: Packed) -> str:
-    """Return xsub, or else the first benchmark of a dataset.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    names = packed.benchmarks()
-    if not names:
-        raise ConfigError(
-            f"{packed.folder} has no benchmark; give split_<benchmark> columns in the table of samples"
-        )
-    return "xsub" if "xsub" in names else names[0]
 
 
 def _narrowed(config: EvaluationConfig, line: Line, column: Column) -> EvaluationConfig:
@@ -330,9 +331,35 @@ def compute(lab: Lab, cells: Sequence[Cell], emit: Emit = silent) -> None:
             else:
                 at, started = job.path, time.monotonic()
                 lab.keep(job, evaluate(job, emit), time.monotonic() - started)
-        except C2VLError as error:
-            lab.failed[at] = str(error)
-            emit(Note(f"{named}: {error}", "warning"))
+        except (C2VLError, RuntimeError) as error:
+            lab.failed[at] = _said(error, job, training=at != job.path)
+            emit(Note(f"{named}: {lab.failed[at]}", "warning"))
+
+
+def _said(error: C2VLError | RuntimeError, job: Job, *, training: bool) -> str:
+    """Say in one line what stopped a job.
+
+    Raises:
+        RuntimeError: as it came, where it is a fault of the program and not a lack of memory.
+    """
+    if isinstance(error, C2VLError):
+        return str(error)
+    text = str(error).lower()
+    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text
+    if not memory:
+        raise error
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    what, place = f"{job.protocol} evaluation", _BATCHES.get(job.protocol, "")
+    if training:
+        kind = job.runs[0].kind
+        what, place = f"{kind} training", "" if kind == "random" else f"training.{kind}"
+    batch = f"a smaller batch (--set {place}.batch_size=...) or " if place else ""
+    return f"out of memory in the {what} ({_one_line(error)}); give it {batch}a device with more free memory"
+
+
+def _one_line(error: RuntimeError) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
 
 
 def reason(lab: Lab, cell: Cell) -> str:

@@ -45,25 +45,30 @@ def paper(
     """Tables I-VIII and Figures 4-8 of the paper over every dataset that is there, beside the paper's numbers."""
     from c2vl_evaluation.paper import cells as tables
     from c2vl_evaluation.paper.plan import plan
+    from c2vl_evaluation.paper.sets import find_sets
     from c2vl_evaluation.paper.tables import everything
     from c2vl_evaluation.paper.write import write
     from c2vl_manifests.errors import C2VLError
 
     names = list(everything())
     chosen = _chosen(names, only)
-    lab = tables.Lab(tables.find_sets(work), out, recipe, tuple(set_ or ()), seeds, wide)
+    with Reporter() as emit:
+        found = find_sets(work, emit)
+    lab = tables.Lab(found, out, recipe, tuple(set_ or ()), seeds, wide)
+    _show_unusable(lab)
     cells = lab.cells(chosen)
-    _show_plan(lab, plan(lab, cells))
+    whole = lab.cells(names)  # what other calls finished stays in the files, and tells the time
+    _show_plan(lab, plan(lab, cells, whole))
     if dry_run:
         return
-    whole = lab.cells(names)  # what other calls finished stays in the files
+    complete = False
     try:
         with Reporter() as emit:
             tables.compute(lab, cells, emit)
-    except KeyboardInterrupt:
-        write(lab, whole, fresh=False)  # at once: whoever interrupts is waiting
-        raise
-    path = write(lab, whole)
+        complete = True
+    finally:
+        # nothing is drawn after Ctrl-C or a fault: whoever interrupts is waiting
+        path = write(lab, whole, fresh=complete)
     say(f"tables and figures: {path.resolve()} (and .md, .tex, .csv)")
     _show(lab, [name for name in chosen if name.startswith("table") or name == "figure6"], cells)
     if lab.failed:
@@ -81,6 +86,21 @@ def _chosen(names: list[str], only: list[str] | None) -> list[str]:
         if word not in names:
             raise ConfigError(f"--only {word!r} is none of {', '.join(names)}")
     return [name for name in names if not asked or name in asked]
+
+
+def _show_unusable(lab: Lab) -> None:
+    """Say which datasets are left out.
+
+    Raises:
+        ConfigError: all of them are; most often a word of --recipe or --set.
+    """
+    from c2vl_manifests.errors import ConfigError
+
+    unusable = lab.unusable()
+    if len(unusable) == len(lab.sets):
+        raise ConfigError(next(iter(unusable.values())))
+    for name, why in unusable.items():
+        say(f"{name} is left out: {why}")
 
 
 def _show_plan(lab: Lab, found: Plan) -> None:

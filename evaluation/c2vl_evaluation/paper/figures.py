@@ -49,7 +49,10 @@ def draw(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> list[Panel]:
     if waiting:
         several = f" ({len(waiting)} of {len(cells)} trainings)" if cells[0].jobs else ""
         return [Panel(f"Not drawn: {reason(lab, waiting[0])}{several}.")]
-    made_of = [(c.line.label, job.told, job.encoders()) for c in cells for job in c.jobs]
+    # of the weights as they were evaluated: runs may have been deleted since
+    made_of = [
+        (c.line.label, job.told, kept.encoders) for c in cells for job in c.jobs if (kept := lab.kept(job))
+    ]
     first = cells[0]
     key = fingerprint({"format": _FORMAT, "figure": first.table, "made_of": made_of})[:16]
     path = lab.out / "figures" / f"{first.table}-{first.column.dataset}-{first.column.benchmark}-{key}.json"

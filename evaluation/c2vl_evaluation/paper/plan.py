@@ -63,8 +63,13 @@ class _Work(NamedTuple):
     units: float
 
 
-def plan(lab: Lab, cells: Sequence[Cell]) -> Plan:
+def plan(lab: Lab, cells: Sequence[Cell], measured: Iterable[Cell] | None = None) -> Plan:
     """Count what cells lack and estimate its time; trains and writes nothing.
+
+    Args:
+        lab: where finished cells are.
+        cells: what is asked for.
+        measured: whose finished work tells the time, asked for or not; `cells` unless given.
 
     Raises:
         ConfigError, DataError: a split that does not exist or holds nothing usable.
@@ -83,7 +88,7 @@ def plan(lab: Lab, cells: Sequence[Cell]) -> Plan:
             absent[cell.why] = absent.get(cell.why, 0) + 1
     runs = {run.out: run for job in waiting for run in job.runs}
     left = [run for run in runs.values() if not (run.out / checkpoint.ENCODER).is_file()]
-    pace = _pace(lab, cells)
+    pace = _pace(lab, cells if measured is None else measured)
     work = [_training(run) for run in left] + [_evaluation(job) for job in waiting]
     known = [w.units * pace[w.kind] for w in work if w.kind in pace]
     return Plan(tuple(tallies), absent, len(left), len(waiting), sum(known), len(work) - len(known))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
 from typing import Annotated, Any, Literal
@@ -161,13 +161,19 @@ def _moved(own: AnyTargets, alpha: tuple[float, float] | None, beta: float | Non
 
 
 def _encoder(own: EncoderConfig, name: str) -> EncoderConfig:
-    """Return another encoder, published size; where the recipe's own is a small one, of comparable size."""
-    if own.blocks is None:
-        return EncoderConfig(name=name)
-    if name in _GRAPHS:
+    """Return another encoder, published size; where the recipe's own is a small one, of comparable size.
+
+    Empty bodies are treated alike by all that can treat them in more than one way. A width says nothing of blocks:
+    beside a narrow bigru or transformer the graph networks are of published size.
+    """
+    if name not in _GRAPHS:
+        width = own.blocks[-1][0] if own.blocks else own.width
+        return EncoderConfig(name=name, width=width)
+    blocks = None
+    if own.blocks is not None:
         by = 6 if name == "msg3d" else 1  # its six branches in time share the channels
-        return EncoderConfig(name=name, blocks=tuple((-(-c // by) * by, stride) for c, stride in own.blocks))
-    return EncoderConfig(name=name, width=own.blocks[-1][0])
+        blocks = tuple((-(-c // by) * by, stride) for c, stride in own.blocks)
+    return EncoderConfig(name=name, blocks=blocks, empty_bodies=own.empty_bodies)
 
 
 # --------------------------------------------------------------------------------------------------- lines
@@ -194,13 +200,16 @@ class Line:
         if self.protocol != "ensemble":
             return (self.variant,)
         names: tuple[Literal["joint", "bone", "motion"], ...] = ("joint", "bone", "motion")
-        return tuple(Variant(kind=self.variant.kind, stream=name) for name in names)
+        return tuple(replace(self.variant, stream=name) for name in names)
 
 
+OURS = Variant(targets="partition(cosine)", knowledge="both", stream="joint")
+"""What the paper calls C²VL, whatever a recipe has in its place; all else (teacher, encoder, numbers) is the recipe's."""
+SCRATCH = Variant("random", stream="joint")
 CONTROLS: tuple[tuple[str, Role, Variant], ...] = (
-    ("random encoder (floor)", "floor", Variant("random")),
-    ("supervised (ceiling)", "ceiling", Variant("supervised")),
-    ("shuffled pairs (control)", "shuffled", Variant(shuffled=True)),
+    ("random encoder (floor)", "floor", SCRATCH),
+    ("supervised (ceiling)", "ceiling", Variant("supervised", stream="joint")),
+    ("shuffled pairs (control)", "shuffled", replace(OURS, shuffled=True)),
 )
 
 
@@ -216,9 +225,9 @@ def _fused(label: str, repeats: str, variant: Variant, of: Literal["linear", "fi
     ]
 
 
-def lines(name: str) -> list[Line]:
-    """Return the lines of a table or figure, controls last."""
-    own, scratch = Variant(), Variant("random")
+def lines(name: str, encoder: str = "stgcn") -> list[Line]:
+    """Return the lines of a table or figure, controls last; `encoder` is the recipe's, the controls' own."""
+    own, scratch = OURS, SCRATCH
     if name == "table1":
         ours = [Line("C²VL", own, "linear", repeats="joint"), *_fused("3s-C²VL", "streams", own, "linear")]
         return [*ours, *_controls("linear")]
@@ -240,32 +249,36 @@ def lines(name: str) -> list[Line]:
         frozen = Line("C²VL, frozen", own, "transfer", setting="frozen")
         ours = [Line("C²VL", own, "transfer", repeats="tuned", setting="tuned"), frozen]
         return [*ours, *(line for s in ("tuned", "frozen") for line in _controls("transfer", s))]
-    return [*_ablation(name), *([] if name.startswith("figure") else _controls("linear"))]
+    return [*_ablation(name, encoder), *([] if name.startswith("figure") else _controls("linear"))]
 
 
-def _ablation(name: str) -> list[Line]:
+def _ablation(name: str, encoder: str) -> list[Line]:
     """Return what is compared by linear evaluation: Tables VI-VIII and the figures."""
     kinds: tuple[Knowledge, ...] = ("vision", "language", "both")
     pairs: Iterable[tuple[str, str, Variant]]
     match name:
         case "table6":
-            pairs = [(k.replace("both", "vision and language"), k, Variant(knowledge=k)) for k in kinds]
+            pairs = [(k.replace("both", "vision and language"), k, replace(OURS, knowledge=k)) for k in kinds]
         case "table7":
-            pairs = [(t, t, Variant(targets=t)) for t in TABLE_VII]
+            pairs = [(t, t, replace(OURS, targets=t)) for t in TABLE_VII]
         case "table8":
-            pairs = [(e, e, Variant(encoder=e)) for e in _ENCODERS]
+            pairs = [(e, e, replace(OURS, encoder=e)) for e in _ENCODERS]
         case "figure4" | "figure5":
-            pairs = [("InfoNCE", "", Variant(targets="hard")), ("C²VL", "", Variant())]
+            pairs = [("InfoNCE", "", replace(OURS, targets="hard")), ("C²VL", "", OURS)]
         case "figure6":
-            by_alpha = [(f"alpha {a:g} → {b:g}", "", Variant(alpha=(a, b))) for a, b in ALPHAS]
-            pairs = [*by_alpha, *((f"beta {b:g}", "", Variant(beta=b)) for b in BETAS)]
+            by_alpha = [(f"alpha {a:g} → {b:g}", "", replace(OURS, alpha=(a, b))) for a, b in ALPHAS]
+            pairs = [*by_alpha, *((f"beta {b:g}", "", replace(OURS, beta=b)) for b in BETAS)]
         case _:
-            losses = (("InfoNCE", "hard"), ("C²VL", ""))
-            pairs = [(f"{n}, {k}", "", Variant(targets=t, knowledge=k)) for k in kinds[:2] for n, t in losses]
+            losses = (("InfoNCE", "hard"), ("C²VL", OURS.targets))
+            pairs = [
+                (f"{n}, {k}", "", replace(OURS, targets=t, knowledge=k)) for k in kinds[:2] for n, t in losses
+            ]
     found = [Line(label, variant, "linear", repeats=repeats) for label, repeats, variant in pairs]
     if name == "table8":  # untrained encoders differ too
         found += [
-            Line(f"{e}, random", Variant("random", encoder=e), "linear", "floor") for e in _ENCODERS[:-1]
+            Line(f"{e}, random", replace(SCRATCH, encoder=e), "linear", "floor")
+            for e in _ENCODERS
+            if e != encoder
         ]
     return found
 

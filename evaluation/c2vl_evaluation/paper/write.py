@@ -33,12 +33,15 @@ class Shown:
     ours: tuple[float, ...] = ()
     """One a seed and draw."""
     why: str = ""
-    """Why there is no number of ours; empty for rows of others."""
+    """Why there is no number of ours, or of fewer seeds than were asked for; empty for rows of others."""
+    part: str = ""
+    """`1 of 2 seeds`, until all are finished."""
 
     @property
     def mean(self) -> str:
-        """`61.2`, or `61.2 ± 1.3`."""
-        return mean_std([value / 100 for value in self.ours]) if self.ours else ""
+        """`61.2`, `61.2 ± 1.3`, or `61.2, 1 of 2 seeds`."""
+        end = f", {self.part}" if self.part else ""
+        return mean_std([value / 100 for value in self.ours]) + end if self.ours else ""
 
     @property
     def difference(self) -> float | None:
@@ -104,12 +107,12 @@ def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
             shown = tuple(Shown(values.get(column)) for column in columns)
             rows.append(SheetRow(_cited(printed), printed.about, "peer", shown))
         for line in repeating:
-            shown = tuple(_shown(lab, ours[line][column], values.get(column)) for column in columns)
+            shown = tuple(_shown(lab, ours[line].get(column), values.get(column)) for column in columns)
             own = len(repeating) == 1 and line.role == "pretrained"
             rows.append(SheetRow(printed.method if own else line.label, printed.about, line.role, shown))
-    for line in ours:
+    for line, places in ours.items():
         if not line.repeats:
-            shown = tuple(_shown(lab, ours[line][column], None) for column in columns)
+            shown = tuple(_shown(lab, places.get(column), None) for column in columns)
             rows.append(SheetRow(line.label, "", line.role, shown))
     return Sheet(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
 
@@ -118,13 +121,18 @@ def _cited(printed: Printed) -> str:
     return f"{printed.method} [{printed.cite}]" if printed.cite else printed.method
 
 
-def _shown(lab: Lab, cell: Cell, value: float | None) -> Shown:
-    """Read what finished jobs of a cell found; a cell is filled when all its seeds are."""
-    kept = [lab.kept(job) for job in cell.jobs]
-    if not kept or any(one is None for one in kept):
+def _shown(lab: Lab, cell: Cell | None, value: float | None) -> Shown:
+    """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
+    if cell is None:  # a floor of Table VIII that is the recipe's own encoder there
+        return Shown(value, (), "the recipe's own encoder: see the floor of all tables")
+    kept = [one for job in cell.jobs if (one := lab.kept(job)) is not None]
+    if not kept:
         return Shown(value, (), reason(lab, cell))
-    findings = [f for one in kept if one for f in one.findings if cell.wants(f)]
+    findings = [f for one in kept for f in one.findings if cell.wants(f)]
     ours = tuple(100 * f.last.top1 for f in findings if f.last is not None)
+    if ours and len(kept) < len(cell.jobs):
+        part = f"{len(kept)} of {len(cell.jobs)} seeds"
+        return Shown(value, ours, f"{part}, the others: {reason(lab, cell)}", part)
     why = "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "nothing was found"
     return Shown(value, ours, "" if ours else why)
 
@@ -167,6 +175,7 @@ def _figures(lab: Lab, of: dict[str, list[Cell]], fresh: bool) -> list[dict[str,
 def _sets(lab: Lab) -> list[dict[str, Any]]:
     """Say which datasets take part, and how their prompts were made."""
     told = []
+    unusable = lab.unusable()
     for name, packed in lab.sets.items():
         m = packed.manifest
         engines = ", ".join(
@@ -175,7 +184,7 @@ def _sets(lab: Lab) -> list[dict[str, Any]]:
         told.append(
             {
                 "name": name, "title": m.title, "samples": m.samples, "engines": engines,
-                "recipe": lab.base(name).name, "derived": m.derived_from_joints("language"),
+                "recipe": f"not used ({unusable[name]})" if name in unusable else lab.base(name).name, "derived": m.derived_from_joints("language"),
             }
         )  # fmt: skip
     return told
@@ -243,7 +252,7 @@ def as_markdown(sheets: Sequence[Sheet]) -> str:
             label = label if row.role in {"peer", "control"} else f"**{label}**"
             cells = [plain(row.role, cell) + marks[cell.sense] for cell in row.cells]
             lines.append("| " + " | ".join(text.replace("|", "\\|") for text in (label, *cells)) + " |")
-        lines += [f"- empty: {why}" for why in _reasons(one)]
+        lines += [f"- empty or incomplete: {why}" for why in _reasons(one)]
     return "\n".join(lines) + "\n"
 
 
