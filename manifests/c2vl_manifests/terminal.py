@@ -98,7 +98,8 @@ def main(app: typer.Typer) -> None:
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let SIGTERM (`kill`, Slurm, a shutdown) end a command as Ctrl-C does: with its workers, a line and what is done."""
-    if threading.current_thread() is not threading.main_thread():
+    # torchrun sends SIGTERM to the processes that are left when one dies: they are about to say so themselves
+    if threading.current_thread() is not threading.main_thread() or "TORCHELASTIC_RUN_ID" in os.environ:
         yield
         return
 
