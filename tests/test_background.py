@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Note
 from c2vl_pipeline import background, crop, engines, index, runner, status, verify
-from c2vl_pipeline.stage import Shard, shard_path
+from c2vl_pipeline.stage import shard_path
 from c2vl_pipeline.workers import Workers
 
 SETTINGS = ["pipeline.crop.engine=motion", "pipeline.crop.timeout=2.0", "pipeline.shard_samples=4"]
@@ -134,15 +137,37 @@ def test_a_camera_without_a_readable_clip_has_failed_rows_and_no_invented_boxes(
     )
     assert any(repr(camera) in note and "no empty scene" in note for note in notes)
     assert set(manifest.statuses) == {"ok", "decode_error"} | (set(manifest.statuses) & {"no_person"})
-    shard = crop._ShardCrops.__new__(crop._ShardCrops)  # the rule itself, of a frame that has no scene
-    shard.shard = Shard(
-        index=built, recipe=motion, number=0, spec=EngineSpec(role="detector", backend="motion")
-    )
-    frame = engines.Frame(image=np.zeros((96, 128, 3), np.uint8), sample_id="a", slot=0, camera=camera)
-    assert (shard._sceneless(frame) or {})["status"] == "failed"
-    fits = replace(frame, background=frame.image)
-    assert shard._sceneless(fits) is None
-    assert shard._sceneless(replace(frame, background=np.zeros((48, 64, 3), np.uint8))) is not None
+
+
+def test_a_clip_of_another_size_than_its_scene_has_failed_rows(
+    copy: Path, tmp_path: Path, motion: Recipe
+) -> None:
+    built = build(copy, tmp_path / "w", motion)
+    camera = sorted(built.cameras)[0]
+    chosen = {s["sample_id"] for s in background._chosen(built.cameras[camera])}
+    # the last of them: the scene has the size of the first
+    odd = [s for s in built.cameras[camera] if s["sample_id"] in chosen][-1]
+    writer = cv2.VideoWriter(str(copy / odd["video"]), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    for _ in range(40):
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+    writer.release()
+    built = build(copy, tmp_path / "w", motion)
+    runner.run(crop.STAGE, tmp_path / "w", motion)
+    rows = pq.ParquetDataset(sorted((tmp_path / "w" / "crops").glob("*.parquet"))).read().to_pylist()
+    failed = [row for row in rows if row["status"] == "failed"]
+    assert {row["sample_id"] for row in failed} == {odd["sample_id"]}
+    assert {row["jpeg"] for row in failed} == {None}
+    assert {row["error"] for row in failed} == {
+        f"camera {camera!r} has no empty scene of 64 x 48 pixels to compare with"
+    }
+
+
+def test_a_full_disk_in_a_process_of_its_own_is_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        background._hanging(tmp_path, "c", errno.ENOSPC)
+    assert caught.value.errno == errno.ENOSPC
+    with pytest.raises(StageError, match=r"exit code -9.*run the stage again"):
+        background._hanging(tmp_path, "c", -9)
 
 
 def test_another_scene_makes_its_cameras_crops_again_without_being_asked(

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
+import sys
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +113,16 @@ def prepare(index: Index, folder: Path, timeout: float | None, processes: int, e
 
     Raises:
         StageError: a process died over a camera without word of a hanging clip.
+        OSError: the disk is full.
     """
     todo = [camera for camera in sorted(index.cameras) if not _stands(index, folder, camera)]
     if not todo:
         return
     (folder / "background").mkdir(parents=True, exist_ok=True)
-    one = partial(_guarded, index, folder, timeout)
-    with ThreadPoolExecutor(max(1, processes) if timeout is not None else 1) as pool:
-        for done, _ in enumerate(pool.map(one, todo), 1):
-            emit(Progress("backgrounds", done, len(todo), "cameras"))
+    here = partial(_make, index, folder, hung=frozenset(), deadline=None)
+    made = map(here, todo) if timeout is None else _in_children(index, folder, todo, timeout, processes)
+    for done, _ in enumerate(made, 1):
+        emit(Progress("backgrounds", done, len(todo), "cameras"))
     for camera in todo:
         if not _word(folder, camera):
             text = (
@@ -127,38 +131,63 @@ def prepare(index: Index, folder: Path, timeout: float | None, processes: int, e
             emit(Note(text, "warning"))
 
 
-def _guarded(index: Index, folder: Path, timeout: float | None, camera: str) -> None:
-    """Make one scene; clips that hang are left out one after the other."""
-    if timeout is None:
-        _make(index, folder, camera, frozenset(), None)
-        return
-    mark = path(folder, camera).with_suffix(".hang")
-    hung: set[str] = set()
-    while True:
-        mark.unlink(missing_ok=True)
-        child = multiprocessing.get_context("spawn").Process(
-            target=_child, args=(index.work, folder, camera, frozenset(hung), timeout, mark), daemon=True
-        )
-        child.start()
-        child.join()
-        if child.exitcode == 0:
-            return
-        try:
-            hung.update(json.loads(mark.read_text("utf-8"))["samples"])
-        except (OSError, ValueError, KeyError) as error:
-            raise StageError(
-                f"a process died (exit code {child.exitcode}) over the empty scene of camera {camera!r}; look for exhausted memory, then run the stage again"
-            ) from error
-        finally:
-            mark.unlink(missing_ok=True)
+def _in_children(
+    index: Index, folder: Path, todo: list[str], timeout: float, processes: int
+) -> Iterator[None]:
+    """Make scenes, each in a process of its own, and yield at each; clips that hang are left out one after the other."""
+    spawn = multiprocessing.get_context("spawn")
+    waiting = deque(todo)
+    hung: dict[str, set[str]] = {camera: set() for camera in todo}
+    running: dict[str, Any] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                camera = waiting.popleft()
+                _mark(folder, camera).unlink(missing_ok=True)
+                args = (index.work, folder, camera, frozenset(hung[camera]), timeout)
+                running[camera] = spawn.Process(target=_child, args=args, daemon=True)
+                running[camera].start()
+            wait([child.sentinel for child in running.values()])
+            for camera in [camera for camera, child in running.items() if not child.is_alive()]:
+                code = running.pop(camera).exitcode
+                if code == 0:
+                    yield
+                else:
+                    hung[camera].update(_hanging(folder, camera, code))
+                    waiting.appendleft(camera)
+    finally:
+        for child in running.values():
+            child.kill()
+            child.join()
 
 
-def _child(work: Path, folder: Path, camera: str, hung: frozenset[str], timeout: float, mark: Path) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver ends it
+def _mark(folder: Path, camera: str) -> Path:
+    return path(folder, camera).with_suffix(".hang")
+
+
+def _hanging(folder: Path, camera: str, code: int) -> list[str]:
+    """Return the samples over which a process killed itself; raises where it died of something else."""
+    mark = _mark(folder, camera)
+    if code > 1:  # an error of the operating system that `_child` met
+        raise OSError(code, os.strerror(code), str(path(folder, camera)))
+    try:
+        samples: list[str] = json.loads(mark.read_text("utf-8"))["samples"]
+    except (OSError, ValueError, KeyError) as error:
+        raise StageError(
+            f"a process died (exit code {code}) over the empty scene of camera {camera!r}; look for exhausted memory, then run the stage again"
+        ) from error
+    mark.unlink(missing_ok=True)
+    return samples
+
+
+def _child(work: Path, folder: Path, camera: str, hung: frozenset[str], timeout: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal: the driver ends it
     cv2.setNumThreads(1)
-    deadline = Deadline(timeout, mark)
+    deadline = Deadline(timeout, _mark(folder, camera))
     try:
         _make(load(work), folder, camera, hung, deadline)
+    except OSError as error:
+        sys.exit(error.errno or 1)
     finally:
         deadline.close()
 

@@ -188,24 +188,9 @@ class _ShardCrops:
             self.backgrounds[camera] = background.scene(self.shard.folder, camera)
         return self.backgrounds[camera]
 
-    def _sceneless(self, frame: Frame) -> Row | None:
-        """Return the status of rows that a detector cannot be asked about: their camera has no scene of their size."""
-        if "background" not in self.shard.engine.needs:
-            return None
-        if frame.background is not None and frame.background.shape == frame.image.shape:
-            return None
-        height, width = frame.image.shape[:2]
-        text = f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
-        return row_status(Status.FAILED, "no_scene", text)
-
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
         query = self.config.query
-        for rows, frame in self.waiting:
-            if (status := self._sceneless(frame)) is not None:
-                for row in rows:
-                    self.rows[row["sample_id"], row["slot"]] = row | status
-        self.waiting = [(rows, frame) for rows, frame in self.waiting if self._sceneless(frame) is None]
         for (rows, frame), found in in_batches(
             self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
         ):

@@ -233,16 +233,18 @@ def run(
         for orphan in folder.rglob(".*.tmp"):
             orphan.unlink(missing_ok=True)
         spec = stage.engine(recipe, index) if stage.engine else None
-        if spec and not engines.has_weights(spec):
-            engines.load(spec)  # a wrong option is found before anything is called unfinished
-        if spec and stage.prepare:
-            stage.prepare(index, recipe, spec, 0 if workers is None else workers.count, emit)
         plan = make_plan(stage, index, recipe)
-        todo = [n for n in _todo(plan, index, limit, redo or {}) if only is None or n in only]
+        todo = _todo(plan, index, limit, only, redo or {})
         _no_gaps_upstream(stage, index, recipe, limit is None and only is None, todo)
         if not overwrite:
             _refuse_other_configuration(stage, folder, plan, todo)
             _refuse_to_forget(stage, folder, index, plan, todo)
+        if spec and todo and not engines.has_weights(spec):
+            engines.load(spec)  # a wrong option is found before anything is called unfinished
+        if spec and stage.prepare:  # only now that nothing is refused any more
+            stage.prepare(index, recipe, spec, 0 if workers is None else workers.count, emit)
+            plan = make_plan(stage, index, recipe)
+            todo = _todo(plan, index, limit, only, redo or {})
         _drop_leftovers(folder, plan, todo)
         commit_text(inputs_path(folder, plan.manifest.key), plan.manifest.model_dump_json(include={"inputs"}))
         done = dict(plan.done)
@@ -325,8 +327,7 @@ def _refuse_to_forget(stage: Stage, folder: Path, index: Index, plan: Plan, todo
     for number in [*todo, *beyond]:
         shard = read_shard_manifest(shard_path(folder.parent, stage.name, number))
         held |= set(shard.extra.get("parts", {})) if shard else set()
-    lost = held - set(index.table.column("sample_id").to_pylist()) if held else held
-    if lost:
+    if held and (lost := held - set(index.table.column("sample_id").to_pylist())):
         raise StageError(
             f"the {stage.name} of {folder.parent} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no longer has; "
             f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop them"
@@ -356,13 +357,21 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}…"
 
 
-def _todo(plan: Plan, index: Index, limit: int | None, redo: Mapping[int, frozenset[str]]) -> list[int]:
-    """Return the shards to make: those not done or with samples to make again, within the limit."""
-    todo = [n for n in range(len(plan.keys)) if n not in plan.done or redo.get(n)]
-    if limit is None:
-        return todo
-    starts = {n for n, (start, _) in enumerate(index.plan) if start < limit}
-    return [n for n in todo if n in starts]
+def _todo(
+    plan: Plan,
+    index: Index,
+    limit: int | None,
+    only: frozenset[int] | None,
+    redo: Mapping[int, frozenset[str]],
+) -> list[int]:
+    """Return the shards to make: those not done or with samples to make again, within the limit and `only`."""
+    return [
+        n
+        for n, (start, _) in enumerate(index.plan)
+        if (n not in plan.done or redo.get(n))
+        and (limit is None or start < limit)
+        and (only is None or n in only)
+    ]
 
 
 def _carry_out(

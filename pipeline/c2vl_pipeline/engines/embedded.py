@@ -94,11 +94,15 @@ class MotionDetector:
 
     def _boxes(self, frame: Frame) -> list[Box]:
         image = frame.image
-        if frame.background is not None and frame.background.shape == image.shape:
+        height, width = image.shape[:2]
+        if self._options.background == "black":
+            difference = image.max(axis=2)
+        elif frame.background is not None and frame.background.shape == image.shape:
             difference = cv2.absdiff(image, frame.background).max(axis=2)
         else:
-            difference = image.max(axis=2)
-        height, width = difference.shape
+            raise ValueError(
+                f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
+            )
         mask = (cv2.GaussianBlur(difference, (5, 5), 0) > self._options.threshold).astype(np.uint8)
         reach = max(3, height // 40) | 1
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
