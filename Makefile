@@ -12,6 +12,8 @@ WORK      ?= $(WORKROOT)/$(DATASET)
 OUT       ?= $(RUNROOT)/$(DATASET)-$(BENCHMARK)
 RECIPE    ?=
 SEEDS     ?= 3
+TARGET    ?=
+TARGET_DATA ?= $(if $(C2VL_DATA),$(C2VL_DATA)/$(TARGET))
 ARGS      ?=
 # the demo has 192 training clips and minutes: half the embedded recipe's epochs, in smaller batches
 SHORT     := --set training.pretrain.epochs=24 --set 'training.pretrain.optimiser.milestones=[18,22]' \
@@ -22,7 +24,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table paper test lint bench clean need-dataset need-benchmark
+.PHONY: help demo prompts reproduce table protocols paper test lint bench clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +56,9 @@ need-dataset:
 need-benchmark: need-dataset
 	@test -n "$(BENCHMARK)" || { echo "say which benchmark, e.g. make reproduce DATASET=$(DATASET) BENCHMARK=xsub"; exit 2; }
 
+need-target:
+	@test -z "$(TARGET)" || test -n "$(TARGET_DATA)" || { echo "say where the raw data of $(TARGET) is: TARGET_DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(TARGET)/"; exit 2; }
+
 prompts: need-dataset $(VENV)/.core ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
 	@$(BIN)/c2vl-pipeline prompts --dataset $(DATASET) --data "$(DATA)" --work "$(WORK)" $(recipe) $(ARGS)
 
@@ -63,6 +68,11 @@ reproduce: need-benchmark prompts ## From raw data to the report with controls, 
 table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over SEEDS=3, vision only, with controls
 	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-table" $(recipe) --seeds $(SEEDS) \
 		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision
+
+protocols: need-benchmark need-target prompts ## Every protocol with controls: DATASET=… BENCHMARK=… [TARGET=… TARGET_DATA=…] [SEEDS=1]
+	@$(if $(TARGET),$(BIN)/c2vl-pipeline prompts --dataset $(TARGET) --data "$(TARGET_DATA)" --work "$(WORKROOT)/$(TARGET)")
+	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-protocols" $(recipe) --seeds $(SEEDS) \
+		--protocol all $(foreach one,$(TARGETS),--targets '$(one)') $(if $(TARGET),--target "$(WORKROOT)/$(TARGET)")
 
 paper: $(VENV)/.core ## Tables I-VIII and Figures 4-8 over every dataset below WORKROOT: [ONLY=table7] [RECIPE=…]
 	@$(BIN)/c2vl-eval paper --work "$(WORKROOT)" --out "$(RUNROOT)/paper" $(foreach one,$(ONLY),--only $(one)) $(recipe) $(ARGS)

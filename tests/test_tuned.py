@@ -453,6 +453,37 @@ def test_a_table_keeps_what_it_was_transferred_to_before(table, elsewhere, tmp_p
     assert [target.dataset for target in found.targets] == ["elsewhere", "third"]
 
 
+def test_a_table_and_its_transfer_in_one_call(table, elsewhere, data, tmp_path):
+    lines = benchmark.entries("debug", [*_base(), *SETTINGS], ["hard"])
+    found = benchmark.run_table(data, "xsub", lines, [0], tmp_path, target=(elsewhere, "xsub"))
+    assert load(tmp_path) == found
+    grown = protocols.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
+    assert found.targets == tuple(target for target in grown.targets if target.dataset == "elsewhere")
+    for one, other in zip(found.rows, grown.rows, strict=True):
+        mine, theirs = (
+            [f.model_copy(update={"seconds": 0}) for f in row.findings if "to elsewhere, " in f.setting]
+            for row in (one, other)
+        )
+        assert mine == theirs
+        assert len(mine) == (2 if one.run else 0)
+
+
+def test_a_target_that_cannot_be_is_refused_before_anything_is_trained(data, elsewhere, tmp_path):
+    lines = benchmark.entries("debug", [*_base(), *SETTINGS], ["hard"])
+    layout = type(STICK)("kite", ("hip", "chest", "tail"), (1, 1, 0))
+    kites = sticks(tmp_path / "other" / "packed", joints=[np.zeros((5, 1, 3, 3))] * COUNT, layout=layout)
+    text = (kites / "packed.json").read_text()
+    (kites / "packed.json").write_text(text.replace("f" * 32, "e" * 32))
+    for target, text in (
+        ((data, "xsub"), "is the very data of the table"),
+        ((elsewhere, "xview"), "no benchmark 'xview'"),
+        ((Packed(kites), "xsub"), r"pack --work .*other --layout"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            benchmark.run_table(data, "xsub", lines, [0], tmp_path / "out", target=target)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_table_of_other_data_does_not_grow(table, elsewhere):
     with pytest.raises(DataError, match="was made from other data than"):
         protocols.extend(table, elsewhere, "finetune", recipe(*SETTINGS))

@@ -15,10 +15,11 @@ import numpy as np
 
 from c2vl_evaluation import ensemble, knn, linear, scores
 from c2vl_evaluation.features import Features, extract, raw_joints
-from c2vl_evaluation.protocols import findings
+from c2vl_evaluation.protocols import extend, findings
 from c2vl_evaluation.results import Finding, Protocol, Results, Role, Row, Score, save
 from c2vl_evaluation.store import Subject
 from c2vl_manifests.config import Recipe, load_recipe, targets_name
+from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_training.data import Packed
@@ -86,6 +87,7 @@ def run_table(
     out: Path,
     emit: Emit = silent,
     protocols: Sequence[Protocol] = (),
+    target: tuple[Packed, str] | None = None,
 ) -> Results:
     """Train what is not trained yet, evaluate what is not evaluated yet, write results.json.
 
@@ -97,7 +99,14 @@ def run_table(
         out: folder of the table; runs go below it.
         emit: receives progress and notes.
         protocols: beside kNN and linear; `ensemble` trains two further streams a line and seed.
+        target: another dataset and its benchmark, which all encoders are transferred to.
+
+    Raises:
+        ConfigError: the target is this very data, or has other joints or no such benchmark.
+        DataError: a split holds nothing usable.
     """
+    if target is not None:  # before hours of training
+        _check_target(packed, *target)
     rows: list[Row] = []
     recipe = lines[0].recipe
     train_split, test_split = (
@@ -158,7 +167,22 @@ def run_table(
         seconds=_stage_seconds(packed.folder.parent),
     )
     save(out, results)
+    if target is not None:
+        results = extend(out, target[0], "transfer", recipe, emit, target[1])
     return results
+
+
+def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
+    if target.manifest.fingerprint == packed.manifest.fingerprint:
+        raise ConfigError(f"--target {target.folder} is the very data of the table; give another dataset")
+    own, other = packed.layout, target.layout
+    if (own.names, own.dims) != (other.names, other.dims):
+        raise ConfigError(
+            f"--target {target.folder} holds joints of layout {other.name!r} ({other.joints}), the table's are "
+            f"{own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} --layout {own.name}`"
+        )
+    for split in ("train", "test"):
+        target.select(benchmark, split)
 
 
 def _measures(nearest: Score | None, probe: Finding) -> dict[str, Any]:

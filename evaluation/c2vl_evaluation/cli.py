@@ -498,33 +498,65 @@ def benchmark(
         list[str] | None,
         typer.Option(
             "--protocol",
-            help="finetune, semi or ensemble beside kNN and linear, controls included; may be repeated.",
+            help="finetune, semi, ensemble, or all three, beside kNN and linear; may be repeated.",
             show_default=False,
         ),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            "--target",
+            help="Packed data of another dataset with the same joints: the transfer protocol goes there.",
+            show_default=False,
+        ),
+    ] = None,
+    target_benchmark: Annotated[
+        str | None,
+        typer.Option("--target-benchmark", help="xsub, or its first one, unless given.", show_default=False),
     ] = None,
     set_: SetOption = None,
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report."""
     from c2vl_evaluation.benchmark import entries, run_table
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_manifests.errors import ConfigError
     from c2vl_training.data import Packed
 
-    names: dict[str, Protocol] = {"finetune": "finetune", "semi": "semi", "ensemble": "ensemble"}
-    for name in protocol or ():
-        if name not in names:
-            raise ConfigError(
-                f"--protocol {name!r} is none of {', '.join(names)}; kNN and linear are in every table, and transfer "
-                "needs other data: `c2vl-eval transfer --out`"
-            )
-    chosen = list(dict.fromkeys(names[name] for name in protocol or ()))
     packed = Packed(data)
     lines = entries(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or (), targets or ())
+    where = _target(target, target_benchmark)
     with Reporter() as emit:
-        results = run_table(packed, benchmark, lines, range(seeds), out, emit, chosen)
+        results = run_table(packed, benchmark, lines, range(seeds), out, emit, _chosen(protocol or ()), where)
     _show(results)
     path = _report(results, packed.folder.parent, out)
     say(f"report: {path.resolve()}")
+
+
+def _chosen(words: Sequence[str]) -> list[Protocol]:
+    """Return the protocols that `--protocol` names, each once."""
+    from c2vl_manifests.errors import ConfigError
+
+    names: dict[str, Protocol] = {"finetune": "finetune", "semi": "semi", "ensemble": "ensemble"}
+    for word in words:
+        if word not in {*names, "all"}:
+            raise ConfigError(
+                f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, and "
+                "transfer needs the data to go to: --target"
+            )
+    asked = [name for word in words for name in (names if word == "all" else [word])]
+    return [names[name] for name in dict.fromkeys(asked)]
+
+
+def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | None:
+    """Return the data that encoders are transferred to, and the benchmark there."""
+    from c2vl_manifests.errors import ConfigError
+    from c2vl_training.data import Packed
+
+    if folder is None:
+        if benchmark is not None:
+            raise ConfigError(f"--target-benchmark {benchmark} needs --target with the data it is of")
+        return None
+    packed = Packed(folder)
+    return packed, benchmark or packed.main_benchmark()
 
 
 @app.command()

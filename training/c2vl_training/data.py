@@ -110,6 +110,19 @@ class Packed:
         """Names of the benchmarks that any sample belongs to."""
         return sorted(self._splits().keys.unique().to_pylist())
 
+    def main_benchmark(self) -> str:
+        """Return xsub, or else the first benchmark.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        names = self.benchmarks()
+        if not names:
+            raise ConfigError(
+                f"{self.folder} has no benchmark; give split_<benchmark> columns in the table of samples"
+            )
+        return "xsub" if "xsub" in names else names[0]
+
     def _members(self, benchmark: str, split: str) -> Rows:
         """Return all rows of a split.
 

@@ -21,7 +21,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_evaluation import knn, linear, protocols
-from c2vl_evaluation.paper.sets import main_benchmark
 from c2vl_evaluation.paper.tables import Column, Line, Variant, everything, lines, printed
 from c2vl_evaluation.results import Finding, Protocol
 from c2vl_evaluation.store import Subject, weights_of
@@ -144,7 +143,7 @@ class Lab:
         found = {}
         for name, packed in self.sets.items():
             try:
-                main_benchmark(packed)
+                packed.main_benchmark()
                 self.base(name)
             except C2VLError as error:
                 found[name] = str(error)
@@ -162,10 +161,10 @@ class Lab:
                 continue
             if spec.protocol == "transfer":
                 pairs = [(a, b) for a in sets for b in sets if a != b and name in {a, b}]
-                ways = [Column(dataset=a, benchmark=main_benchmark(sets[b]), to=b) for a, b in pairs]
+                ways = [Column(dataset=a, benchmark=sets[b].main_benchmark(), to=b) for a, b in pairs]
                 more += [way for way in ways if not self._impossible(way)]
                 continue
-            names = [main_benchmark(packed)] if table.startswith("figure") else packed.benchmarks()
+            names = [packed.main_benchmark()] if table.startswith("figure") else packed.benchmarks()
             shares = self.base(name).evaluation.semi.shares if spec.protocol == "semi" else (None,)
             more += [Column(dataset=name, benchmark=b, share=s) for b in names for s in shares]
         return list(dict.fromkeys([*spec.columns, *more]))
@@ -186,7 +185,7 @@ class Lab:
 
     def job(self, line: Line, column: Column, seed: int) -> Job:
         """Return the job of a cell and a seed."""
-        source = main_benchmark(self.sets[column.dataset]) if column.to else column.benchmark
+        source = self.sets[column.dataset].main_benchmark() if column.to else column.benchmark
         runs = tuple(self.run(column.dataset, source, variant, seed) for variant in line.streams)
         on = column.to or column.dataset
         evaluation = _narrowed(runs[0].recipe.evaluation, line, column)
@@ -239,7 +238,7 @@ class Lab:
                 on.select(column.benchmark, split)
             if column.to:
                 source = self.sets[column.dataset]
-                source.select(main_benchmark(source), "train")
+                source.select(source.main_benchmark(), "train")
         except C2VLError as error:
             return str(error)
         return ""

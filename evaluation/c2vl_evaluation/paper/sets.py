@@ -51,17 +51,3 @@ def find_sets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
             )
         found[name] = packed
     return found
-
-
-def main_benchmark(packed: Packed) -> str:
-    """Return xsub, or else the first benchmark of a dataset.
-
-    Raises:
-        ConfigError: it has none.
-    """
-    names = packed.benchmarks()
-    if not names:
-        raise ConfigError(
-            f"{packed.folder} has no benchmark; give split_<benchmark> columns in the table of samples"
-        )
-    return "xsub" if "xsub" in names else names[0]
