@@ -14,8 +14,7 @@ from c2vl_manifests.terminal import main as run_app
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from c2vl_evaluation.results import Finding, Protocol, Results, Role, Score, Target
-    from c2vl_evaluation.search import Recall
+    from c2vl_evaluation.results import Finding, Protocol, Results, Role
     from c2vl_evaluation.store import Subject
     from c2vl_manifests.config import Recipe
     from c2vl_training.data import Packed
@@ -141,6 +140,7 @@ def _more(
 ) -> None:
     """Run a protocol on runs, or on all runs of a table."""
     from c2vl_evaluation import protocols
+    from c2vl_evaluation.console import show_findings
     from c2vl_manifests.errors import ConfigError
     from c2vl_training.data import Packed
 
@@ -162,52 +162,7 @@ def _more(
             benchmark = benchmark or subject.benchmark
             found = protocols.findings(subject, [protocol], emit)
             lines.append((folder.name, protocols.role_of(folder), found))
-    _show_cells(protocol, lines, protocols.target(packed, benchmark or ""))
-
-
-def _show_cells(
-    title: str, lines: Sequence[tuple[str, Role, Sequence[Finding]]], target: Target, note: str = ""
-) -> None:
-    """Print a table of findings with what answers without an encoder reach."""
-    from c2vl_evaluation.results import by_setting, mean_std
-
-    settings = dict.fromkeys(key for _, _, found in lines for key in by_setting(found))
-    rows = []
-    for key in settings:
-        reasons = {f.why for _, _, found in lines for f in by_setting(found).get(key, [])}
-        if len(reasons) == 1 and "" not in reasons:  # the data's, not an encoder's
-            rows.append([key[1] or key[0], "n/a", "", "", "", "", "", *reasons])
-            continue
-        for name, role, found in lines:
-            of = by_setting(found).get(key, [])
-            label = f"{name}{_ROLES.get(role, '')}"
-            last = [f.last for f in of if f.last is not None]
-            if not last:
-                why = "; ".join(dict.fromkeys(f.why for f in of)) or "not evaluated"
-                rows.append([f"{label}, {key[1]}".rstrip(", "), "n/a", "", "", "", "", "", why])
-                continue
-            top5 = [s.top5 for s in last if s.top5 is not None]
-            best = [f.best.top1 for f in of if f.best is not None]
-            cells = [mean_std([s.top1 for s in last]), mean_std(top5) if top5 else "n/a"]
-            cells += [mean_std([s.balanced for s in last]), mean_std(best) if best else ""]
-            rows.append([f"{label}, {key[1]}".rstrip(", "), *cells, f"{of[0].train:,}", str(len(of)), ""])
-    for name, score in (("majority class", target.majority), ("chance", target.chance)):
-        five = "n/a" if score.top5 is None else f"{100 * score.top5:.1f}"
-        rows.append([name, f"{100 * score.top1:.1f}", five, f"{100 * score.balanced:.1f}", "", "", "", ""])
-    columns = ["", "top-1", "top-5", "balanced", "best epoch", "labels", "runs", "why n/a"]
-    lacking = any(row[-1] for row in rows)
-    have = {role for _, role, _ in lines}
-    words = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
-    absent = [word for role, word in words.items() if role not in have]
-    caption = f"{note}The best epoch is chosen on the test split (an oracle)."
-    if absent:
-        caption += f" Controls that are not here: {', '.join(absent)}."
-    show_table(
-        f"{target.title}, {target.benchmark}: {title}, %, {target.train:,} train / {target.test:,} test",
-        columns if lacking else columns[:-1],
-        rows if lacking else [row[:-1] for row in rows],
-        caption,
-    )
+    show_findings(protocol, lines, protocols.target(packed, benchmark or ""))
 
 
 @app.command()
@@ -263,6 +218,7 @@ def ensemble(
     """
     from c2vl_evaluation import ensemble as fusion
     from c2vl_evaluation import protocols
+    from c2vl_evaluation.console import show_findings
     from c2vl_training.data import Packed
 
     packed = Packed(data)
@@ -272,7 +228,7 @@ def ensemble(
         found = [outcome.finding for outcome in fusion.outcomes(streams, emit)]
     first = streams["joint"]
     where = protocols.target(packed, first.benchmark)
-    _show_cells(
+    show_findings(
         "three streams (joint/bone/motion)", [(first.run.name, protocols.role_of(first.run), found)], where
     )
 
@@ -327,17 +283,6 @@ def predict(
         say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
 
 
-def _percent(value: float | None, std: float | None = None) -> str:
-    if value is None:
-        return "n/a"
-    return f"{100 * value:.1f}" + ("" if std is None else f" ± {100 * std:.1f}")
-
-
-def _score_cells(score: Score, std: Score | None = None) -> list[str]:
-    fields = ("top1", "top5", "balanced")
-    return [_percent(getattr(score, f), None if std is None else getattr(std, f)) for f in fields]
-
-
 @app.command()
 def zeroshot(
     data: DataOption,
@@ -358,32 +303,17 @@ def zeroshot(
     """No labels: the class whose name or description lies nearest to a clip, with permuted names as the control."""
     from c2vl_evaluation import protocols
     from c2vl_evaluation import zeroshot as named
+    from c2vl_evaluation.console import show_zeroshot
     from c2vl_training.data import Packed
 
     packed = Packed(data)
     resolved = _recipe(packed, recipe, set_)
-    rows: list[list[str]] = []
-    notes: dict[str, None] = {}
+    found = []
     for folder in run:
         subject = _subject(folder, packed, benchmark, resolved)
-        found = named.outcome(subject, descriptions, encoder)
-        label = f"{folder.name}{_ROLES.get(protocols.role_of(folder), '')}"
-        rows.append([label, *_score_cells(found.last), f"{found.shuffled.p:.3f}"])
-        drawn = _score_cells(found.shuffled.mean, found.shuffled.std)
-        rows.append([f"{label}, class texts permuted", *drawn, ""])
-        notes |= dict.fromkeys(found.notes)
-    if found.majority is not None:
-        rows.append(["majority class", *_score_cells(found.majority), ""])
-    rows.append(["chance", *_score_cells(found.chance), ""])
-    words = f"{found.texts} descriptions" if found.described else "the names of the classes"
-    show_table(
-        f"{packed.manifest.title}, {subject.benchmark}: zero-shot by {words}, %, {found.test:,} test clips, {found.classes} classes",
-        ["", "top-1", "top-5", "balanced", "p"],
-        rows,
-        f"Permuted: mean ± standard deviation of {found.shuffled.draws} namings drawn at random; p: the share of namings, the true one among them, that reach its top-1.",
-    )
-    for note in notes:
-        say(note)
+        one = named.outcome(subject, descriptions, encoder)
+        found.append((folder.name, protocols.role_of(folder), one))
+    show_zeroshot(f"{packed.manifest.title}, {subject.benchmark}", found)
 
 
 @app.command()
@@ -399,6 +329,7 @@ def retrieval(
 ) -> None:
     """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
     from c2vl_evaluation import protocols, search
+    from c2vl_evaluation.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
     from c2vl_training.data import Packed
 
@@ -406,39 +337,12 @@ def retrieval(
         raise ConfigError(f"--caption {caption!r} is none of mean, one")
     packed = Packed(data)
     resolved = _recipe(packed, recipe, set_)
-    rows: list[list[str]] = []
-    notes: dict[str, None] = {}
+    found = []
     for folder in run:
         subject = _subject(folder, packed, benchmark, resolved)
-        found = search.outcome(subject, "one" if caption == "one" else "mean")
-        label = f"{folder.name}{_ROLES.get(protocols.role_of(folder), '')}"
-        for side, what in ((found.clip, "the clip itself"), (found.same_class, "any clip of its class")):
-            if side is None:
-                continue
-            rows.append([f"{label}: {what}", *_recall_cells(side.last)])
-            drawn = _recall_cells(side.shuffled, side.shuffled_std)
-            rows.append([f"{label}: {what}, captions permuted", *drawn])
-        notes |= dict.fromkeys(found.notes)
-    rows.append(["ceiling: the clip itself, as captions repeat", *_recall_cells(found.ceiling)])
-    rows.append(["chance: the clip itself", *_recall_cells(found.clip.chance)])
-    if found.same_class is not None:
-        rows.append(["chance: any clip of its class", *_recall_cells(found.same_class.chance)])
-    show_table(
-        f"{packed.manifest.title}, {subject.benchmark}: text to motion, {found.queries:,} queries ({found.distinct:,} different) among {found.gallery:,} test clips",
-        ["", "R@1, %", "R@5, %", "R@10, %", "median rank"],
-        rows,
-        f"Of clips at equal cosine the one that is asked for stands last. Permuted: mean ± standard deviation of {found.draws} permutations of the captions between clips.",
-    )
-    for note in notes:
-        say(note)
-
-
-def _recall_cells(found: Recall, std: Recall | None = None) -> list[str]:
-    shares = [
-        _percent(getattr(found, f), None if std is None else getattr(std, f)) for f in ("r1", "r5", "r10")
-    ]
-    spread = "" if std is None or std.median is None else f" ± {std.median:.1f}"
-    return [*shares, "n/a" if found.median is None else f"{found.median:.1f}{spread}"]
+        one = search.outcome(subject, "one" if caption == "one" else "mean")
+        found.append((folder.name, protocols.role_of(folder), one))
+    show_retrieval(f"{packed.manifest.title}, {subject.benchmark}", found)
 
 
 @app.command()
@@ -518,6 +422,7 @@ def benchmark(
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report."""
     from c2vl_evaluation.benchmark import entries, run_table
+    from c2vl_evaluation.console import show_results
     from c2vl_manifests.datasets import load_dataset
     from c2vl_training.data import Packed
 
@@ -526,7 +431,7 @@ def benchmark(
     where = _target(target, target_benchmark)
     with Reporter() as emit:
         results = run_table(packed, benchmark, lines, range(seeds), out, emit, _chosen(protocol or ()), where)
-    _show(results)
+    show_results(results)
     path = _report(results, packed.folder.parent, out)
     say(f"report: {path.resolve()}")
 
@@ -565,6 +470,7 @@ def report(
     data: DataOption,
 ) -> None:
     """Draw the report again from a finished table."""
+    from c2vl_evaluation.console import show_results
     from c2vl_evaluation.results import load
     from c2vl_manifests.errors import DataError
     from c2vl_training.data import Packed
@@ -575,71 +481,9 @@ def report(
         raise DataError(
             f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` into a new folder"
         )
-    _show(results)
+    show_results(results)
     path = _report(results, packed.folder.parent, out)
     say(f"report: {path.resolve()}")
-
-
-_ROLES = {
-    "floor": " (floor)",
-    "ceiling": " (ceiling)",
-    "shuffled": " (control)",
-    "baseline": " (baseline)",
-}
-_COLUMNS = (
-    *("knn", "knn_top5", "knn_balanced"),
-    *("linear", "linear_top5", "linear_balanced", "linear_best"),
-)
-
-
-def _show(results: Results) -> None:
-    from c2vl_evaluation.results import Target, mean_std
-
-    rows = []
-    for name in results.names():
-        of = results.of(name)
-        label = name + _ROLES.get(of[0].role, "")
-        if of[0].derived_from_joints:
-            label += " [derived from joints]"
-        cells = []
-        for column in _COLUMNS:
-            values = [value for r in of if (value := getattr(r, column)) is not None]
-            cells.append(mean_std(values) if len(values) == len(of) else "n/a")
-        rows.append([label, *cells, str(len(of)), f"{sum(r.seconds for r in of) / len(of):,.0f} s"])
-    for name, top1, score in (
-        ("majority class", results.majority, results.majority_score),
-        ("chance", results.chance, results.chance_score),
-    ):
-        more = [None, None] if score is None else [score.top5, score.balanced]
-        cells = [f"{100 * top1:.1f}", *("n/a" if v is None else f"{100 * v:.1f}" for v in more)]
-        rows.append([name, *cells, *cells, "", "", ""])
-    show_table(
-        f"{results.title}, {results.benchmark}, recipe {results.recipe}: %, {results.train:,} train / {results.test:,} test",
-        ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
-        rows,
-        "kNN and linear: top-1; bal.: balanced. The best epoch is chosen on the test split (an oracle). Derived from joints: captions made by rule from the encoder's own input.",
-    )
-    if results.majority_score is None or results.chance_score is None:
-        return
-    own = Target(
-        dataset=results.dataset,
-        title=results.title,
-        benchmark=results.benchmark,
-        train=results.train,
-        test=results.test,
-        majority=results.majority_score,
-        chance=results.chance_score,
-    )
-    for protocol in dict.fromkeys(f.protocol for row in results.rows for f in row.findings):
-        for target in results.targets if protocol == "transfer" else (own,):
-            lines = []
-            for name in results.names():
-                found = [f for row in results.of(name) for f in row.findings if f.protocol == protocol]
-                if protocol == "transfer":
-                    found = [f for f in found if f" to {target.dataset}, " in f.setting]
-                if found:
-                    lines.append((name, results.of(name)[0].role, found))
-            _show_cells(protocol, lines, target)
 
 
 def _report(results: Results, work: Path, out: Path) -> Path:
