@@ -20,9 +20,11 @@ from c2vl_evaluation.paper import cells as paper
 from c2vl_evaluation.paper import cli as paper_cli
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper import write as paper_write
-from c2vl_evaluation.paper.cells import Lab, compute, reason, unfinished
+from c2vl_evaluation.paper.cells import compute, reason, unfinished
+from c2vl_evaluation.paper.lab import Cell, Lab
 from c2vl_evaluation.paper.plan import duration, plan
 from c2vl_evaluation.paper.sets import find_sets
+from c2vl_evaluation.paper.sheets import Sheet, SheetRow, Shown, sheet
 from c2vl_evaluation.paper.tables import (
     FIGURES,
     Column,
@@ -32,7 +34,7 @@ from c2vl_evaluation.paper.tables import (
     lines,
     printed,
 )
-from c2vl_evaluation.paper.write import Sheet, SheetRow, Shown, as_csv, as_html, as_latex, as_markdown, sheet
+from c2vl_evaluation.paper.write import as_csv, as_html, as_latex, as_markdown
 from c2vl_manifests.config import TABLE_VII, Cosine, Intra, Partition, load_recipe, targets_name
 from c2vl_manifests.errors import ConfigError, StageError
 from c2vl_manifests.events import Emit, Event, Note, Progress
@@ -140,6 +142,28 @@ def test_every_row_of_the_paper_that_is_ours_has_a_line_and_every_line_its_row(n
     repeated = {line.repeats for line in lines(name)} - {""}
     assert repeated == {row.ours for row in table.rows} - {""}
     assert {"floor", "ceiling", "shuffled"} <= {line.role for line in lines(name)}
+
+
+def test_three_streams_and_every_reading_of_table_iii_have_their_controls() -> None:
+    told = {n: {line.label: line for line in lines(n)} for n in ("table1", "table2", "table3")}
+    every = {
+        "random encoder (floor)": "floor",
+        "supervised (ceiling)": "ceiling",
+        "shuffled pairs (control)": "shuffled",
+    }
+    for name, of in (("table1", "linear"), ("table2", "finetune")):
+        found = {label: line for label, line in told[name].items() if label.startswith("3s ")}
+        wanted = {f"3s {c}": role for c, role in every.items() if name == "table1" or role != "floor"}
+        assert {label: line.role for label, line in found.items()} == wanted
+        assert {(line.protocol, line.setting, line.of) for line in found.values()} == {
+            ("ensemble", "fixed weights", of)
+        }
+    assert told["table2"]["3s-ST-GCN from random weights"].role == "floor"
+    readings = {line.setting for line in told["table3"].values() if line.role == "pretrained"}
+    assert len(readings) == 4
+    assert {(line.setting, line.role) for line in told["table3"].values()} == {
+        (reading, role) for reading in readings for role in ("pretrained", *every.values())
+    }
 
 
 # ------------------------------------------------------------------------------------------ variants
@@ -357,7 +381,7 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
         for one in (resumed, finished)
     ]
     assert both[0] == both[1]
-    assert sum(bool(c.ours) for row in both[0].rows for c in row.cells) == 10
+    assert sum(bool(c.ours) for row in both[0].rows if row.trained for c in row.cells) == 10
 
 
 def test_other_weights_make_a_cell_unfinished_and_deleted_ones_do_not(finished: Lab, tmp_path: Path) -> None:
@@ -499,11 +523,52 @@ def test_a_cell_shows_the_seeds_that_are_finished(finished: Lab) -> None:
     for row, one in zip(part.rows, whole.rows, strict=True):
         for cell, done in zip(row.cells, one.cells, strict=True):
             assert (cell.ours, cell.difference) == (done.ours, done.difference)
-            if cell.ours:
+            if cell.ours and row.trained:
                 assert cell.mean == f"{done.mean}, 1 of 2 seeds"
                 assert cell.why == "1 of 2 seeds, the others: not computed yet"
                 assert (done.part, done.why) == ("", "")
     assert "1 of 2 seeds" in as_markdown([part])
+
+
+def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap(
+    finished: Lab, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished.out, out)
+    shutil.rmtree(out / "figures", ignore_errors=True)
+    more = Lab(finished.sets, out, "debug", FAST, seeds=3)
+    own = [c for c in more.cells(["table4"]) if (c.column.title, c.line.role) == ("utd-mhad xsub", "floor")]
+    compute(more, own)
+    paths = [job.path for job in own[0].jobs]
+    scores = [100 * json.loads(path.read_text())["findings"][0]["last"]["top1"] for path in paths]
+
+    def told() -> tuple[Lab, list[Cell], Shown]:
+        few = Lab(finished.sets, out, "debug", FAST)
+        whole = few.cells(everything(), finished=True)
+        shown = sheet(few, "table4", [c for c in whole if c.table == "table4"])
+        at = [column.title for column in shown.columns].index("utd-mhad xsub")
+        return few, whole, next(row for row in shown.rows if row.role == "floor").cells[at]
+
+    few, whole, shown = told()
+    assert shown.ours == pytest.approx(scores)
+    assert (shown.part, shown.why) == ("", "")
+    assert few.others(whole) == 0
+    asked = few.cells(["table4"])
+    assert {len(c.jobs) for c in asked} == {0, 1}  # what is computed and planned is what was asked for
+    paper_write.write(few, whole, fresh=False)
+    line = next(
+        t
+        for t in csv.DictReader(io.StringIO((out / "paper.csv").read_text("utf-8")))
+        if (t["table"], t["role"], t["dataset"]) == ("table4", "floor", "utd-mhad")
+    )
+    assert (line["runs"], line["std"]) == ("3", f"{np.std(scores, ddof=1):.2f}")
+    paths[1].unlink()
+    few, whole, shown = told()
+    assert shown.ours == pytest.approx(scores[:1])
+    assert few.others(whole) == 1
+    paths[2].write_text("{")  # damaged: not finished
+    few, whole, shown = told()
+    assert few.others(whole) == 0
 
 
 # ---------------------------------------------------------------------------------------------- plan
@@ -578,22 +643,119 @@ def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
     assert here.failed == {}
     for name in names:
         shown = sheet(here, name, [c for c in cells if c.table == name])
-        filled = {row.label: row.cells[0] for row in shown.rows if row.role != "peer"}
+        filled = {row.label: row.cells[0] for row in shown.rows if row.trained}
         assert all(cell.ours for cell in filled.values()), (name, filled)
         assert all(0 <= value <= 100 for cell in filled.values() for value in cell.ours)
         assert {len(cell.ours) for cell in filled.values()} == {2 if name == "table3" else 1}  # draws
     fused = sheet(here, "table1", [c for c in cells if c.table == "table1"])
-    assert {"3s-C²VL", "3s-C²VL, equal weights"} <= {row.label for row in fused.rows}
+    controls = {
+        f"3s {c}" for c in ("random encoder (floor)", "supervised (ceiling)", "shuffled pairs (control)")
+    }
+    assert {"3s-C²VL", "3s-C²VL, equal weights", *controls} <= {row.label for row in fused.rows}
+    told = {(c.table, c.line.label): c.jobs[0] for c in cells}
+    both = [told["table1", name].path for name in ("3s-C²VL", "3s-C²VL, equal weights")]
+    assert len({*both, *(told["table1", name].path for name in controls)}) == 4  # one job has both weights
+    floor = told["table1", "3s random encoder (floor)"].runs
+    assert floor == told["table2", "3s-ST-GCN from random weights"].runs
+    assert {(run.kind, run.recipe.training.input.stream) for run in floor} == {
+        ("random", stream) for stream in ("joint", "bone", "motion")
+    }
+    assert {row.cells[0].best for row in fused.rows if row.label.startswith("3s")} == {()}  # scores are added
+
+
+# -------------------------------------------------------------------------- without looking at a sample
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Packed]:
+    """A set with seven classes of unequal size under the name of a target of the paper, and one with a lost label."""
+    root = tmp_path_factory.mktemp("uneven")
+    train, test = [6, 6, 6, 6, 1, 1, 2, 2, 3, 4, 5, 0], [6, 6, 3, 5]
+    labels = [test[n // 4] if n % 4 == 0 else train[n - n // 4 - 1] for n in range(COUNT)]
+    for name, more in (("pku-mmd-2", labels), ("utd-mhad", [-1, *labels[1:]])):
+        folder = sticks(root / name / "packed", labels=more)
+        facts = json.loads((folder / "packed.json").read_text())
+        facts |= {"dataset": name, "fingerprint": name.ljust(32, "x")}
+        (folder / "packed.json").write_text(json.dumps(facts))
+    return find_sets(root)
+
+
+def by_hand(packed: Packed) -> dict[str, tuple[float, float, float]]:
+    """Top-1, top-5 and balanced accuracy in percent, counted one by one."""
+    known = {s: packed.labels()[packed.select("xsub", s).rows].tolist() for s in ("train", "test")}
+    classes = range(max(*known["train"], *known["test"]) + 1)
+    largest = sorted(classes, key=lambda c: (-known["train"].count(c), c))
+    asked = known["test"]
+    top1 = sum(c == largest[0] for c in asked) / len(asked)
+    top5 = sum(c in largest[:5] for c in asked) / len(asked)
+    balanced = sum(c == largest[0] for c in {*asked}) / len({*asked})
+    blind = 1 / len(classes)
+    return {
+        "majority class": (100 * top1, 100 * top5, 100 * balanced),
+        "chance": (100 * blind, 500 * blind, 100 * blind),
+    }
+
+
+def test_majority_and_chance_stand_in_every_table_before_anything_is_computed(
+    uneven: dict[str, Packed], tmp_path: Path
+) -> None:
+    here = Lab(uneven, tmp_path, "debug", (*FAST, "evaluation.semi.shares=[0.25,0.5]"), wide=True)
+    wanted = by_hand(uneven["pku-mmd-2"])
+    assert wanted["majority class"] == pytest.approx((50, 75, 100 / 3))
+    assert wanted["chance"] == pytest.approx((100 / 7, 500 / 7, 100 / 7))
+    counted = 0
+    for name in printed():
+        shown = sheet(here, name, here.cells([name]))
+        assert [row.label for row in shown.rows[-2:]] == ["majority class", "chance"]
+        for row in shown.rows[-2:]:
+            assert (row.role, row.trained) == ("baseline", False)
+            for column, cell in zip(shown.columns, row.cells, strict=True):
+                on = column.to or column.dataset
+                if on == "pku-mmd-2":  # the source of a transfer may be absent
+                    found = (*cell.ours, *cell.top5, *cell.balanced)
+                    assert found == pytest.approx(wanted[row.label]), (name, column)
+                    assert (cell.paper, cell.best, cell.why) == (None, (), "")
+                    counted += 1
+                else:
+                    assert cell.ours == ()
+                    lost = "1 of 4 test samples of xsub have no label"
+                    assert (lost if on == "utd-mhad" else f"{on} is not there") in cell.why
+        if name == "table3":
+            assert {c.share for c in shown.columns if c.dataset == "pku-mmd-2"} == {0.25, 0.5}
+        if name == "table5":
+            assert any(c.dataset == "ntu120" and c.to == "pku-mmd-2" for c in shown.columns)
+    # III: two shares; V: two columns of the paper and one more; one each else
+    assert counted == 2 * (2 + 3 + 6)
+    page = as_html([sheet(here, "table4", here.cells(["table4"]))], [], [])
+    assert "No cell has been computed yet" in page
+    assert "majority class" in page
+    told = csv.DictReader(io.StringIO(as_csv([sheet(here, "table7", here.cells(["table7"]))])))
+    blind = next(t for t in told if (t["row"], t["dataset"]) == ("majority class", "pku-mmd-2"))
+    assert [blind[name] for name in ("role", "paper", "ours", "top5", "balanced", "best_oracle", "runs")] == [
+        "baseline", "-", "50.00", "75.00", "33.33", "", "",
+    ]  # fmt: skip
+    assert not list(tmp_path.iterdir())
 
 
 # -------------------------------------------------------------------------------------------- writing
+
+
+BESIDE = Shown(
+    84.4,
+    (84.0, 82.0),
+    top5=(97.0, 98.0),
+    balanced=(80.0, 81.0),
+    best=(85.5, 82.5),
+    last_epochs=(9,),
+    best_epochs=(4, 7),
+)
 
 
 def small_sheet() -> Sheet:
     columns = (Column(dataset="ntu60", benchmark="xsub"), Column(dataset="a_b", benchmark="x|v", share=0.05))
     rows = (
         SheetRow("P&C [61]", "", "peer", (Shown(50.0), Shown())),
-        SheetRow("C²VL", "GCN", "pretrained", (Shown(84.4, (84.0, 82.0)), Shown(None, (61.5,)))),
+        SheetRow("C²VL", "GCN", "pretrained", (BESIDE, Shown(None, (61.5,)))),
         SheetRow("even", "", "pretrained", (Shown(80.0, (80.04,)), Shown(70.0, (71.0,)))),
         SheetRow("floor", "", "floor", (Shown(None, (12.5,)), Shown(None, (), "a_b is <not> there"))),
     )
@@ -620,6 +782,13 @@ def test_the_csv_says_everything() -> None:
         "C²VL", "84.4", "83.00", "2", "-1.40",
     )  # fmt: skip
     assert float(ours["std"]) == pytest.approx(np.std([84, 82], ddof=1), abs=0.01)
+    for name, values in (("top5", (97, 98)), ("balanced", (80, 81)), ("best_oracle", (85.5, 82.5))):
+        assert float(ours[name]) == pytest.approx(np.mean(values), abs=0.01)
+        assert float(ours[f"{name}_std"]) == pytest.approx(np.std(values, ddof=1), abs=0.01)
+    assert (ours["last_epoch"], ours["best_epochs"]) == ("9", "4 7")
+    assert {
+        lines_[3][name] for name in ("top5", "balanced", "balanced_std", "best_oracle", "best_epochs")
+    } == {""}
     assert (lines_[3]["paper"], lines_[3]["share"], lines_[3]["ours"]) == ("-", "0.05", "61.50")
     assert (lines_[7]["ours"], lines_[7]["why_empty"]) == ("", "a_b is <not> there")
 
@@ -629,6 +798,14 @@ def test_markdown_has_as_many_cells_in_every_row() -> None:
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
     assert "83.0 ± 1.4 (paper 84.4, −1.4) ▼" in text
+    assert "top-5 / balanced accuracy / best epoch (oracle):" in text
+    assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 84.0 ± 2.1 | - / - / - |" in text
+    assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["**C²VL, GCN**", "**even**"]
+    assert "not shown" not in text
+    assert (
+        "In `cells/`, 7 cells are elsewhere."
+        in as_markdown([small_sheet()], "7 cells are elsewhere").splitlines()
+    )
     assert "61.5 (paper -)" in text
 
 
@@ -644,6 +821,7 @@ def test_latex_is_balanced_and_escaped() -> None:
     assert {len(re.findall(r"(?<!\\)&", row)) for row in body} == {2}
     assert r"P\&C" in text
     assert r"(84.4, \textcolor{c2vldown}{$-$1.4})" in text
+    assert "top-1, last epoch" in text.splitlines()[0]
     assert not re.search(r"(?<!\\)[%_#](?![^\n]*usepackage)", text.split("\\begin{table}", 1)[1])
 
 
@@ -669,7 +847,16 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     text = as_html([small_sheet()], [], [])
     found = _Cells()
     found.feed(text)
-    assert found.rows == [3] * 5
+    assert found.rows == [3] * (5 + 3)  # three more of C²VL, folded
+    assert text.count('<tr class="more">') == 3
+    folded = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in text.split('<tr class="more">')[1:]]
+    assert [row[:3] for row in folded] == [
+        ["top-5", "97.5 ± 0.7", ""], ["balanced accuracy", "80.5 ± 0.7", ""], ["best epoch (oracle)", "84.0 ± 2.1", ""],
+    ]  # fmt: skip
+    assert re.search(
+        r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show top-5, balanced', text
+    )
+    assert "2 cells of other" in as_html([small_sheet()], [], [], "2 cells of other settings")
     assert found.loads == []
     assert '<span class="d down">−1.4</span>' in text
     assert '<span class="d up">+1.0</span>' in text
@@ -693,7 +880,13 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
             if (c.table, c.line.label, c.column.dataset) == ("table7", "hard", line["dataset"])
         )
         held = json.loads((cell.jobs[0].runs[0].out / "evaluations" / _only(cell)).read_text())
-        assert float(line["ours"]) == pytest.approx(100 * held["finding"]["last"]["top1"], abs=0.01)
+        last, best = held["finding"]["last"], held["finding"]["best"]
+        assert float(line["ours"]) == pytest.approx(100 * last["top1"], abs=0.01)
+        assert float(line["balanced"]) == pytest.approx(100 * last["balanced"], abs=0.01)
+        assert float(line["best_oracle"]) == pytest.approx(100 * best["top1"], abs=0.01)
+        assert line["top5"] == ""  # three classes
+        assert line["best_epochs"] == str(held["finding"]["best_epoch"])
+        assert line["last_epoch"] == "4"
     assert float(shown[0]["difference"]) == pytest.approx(float(shown[0]["ours"]) - 82.0, abs=0.011)
     assert shown[1]["difference"] == ""
     rest = {t["why_empty"] for t in told if t["table"] == "table1" and t["role"] == "pretrained"}
@@ -704,7 +897,7 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
     assert "Not drawn: not computed yet (" in text
 
 
-def _only(cell: paper.Cell) -> str:
+def _only(cell: Cell) -> str:
     (path,) = (cell.jobs[0].runs[0].out / "evaluations").glob("linear-*.json")
     return path.name
 
@@ -804,3 +997,12 @@ def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     second = CliRunner().invoke(app, words)
     assert "0 trainings and 0 evaluations to do: nothing to do" in second.output
     assert '"cell' not in second.output
+    assert "other settings" not in second.output + (tmp_path / "paper.html").read_text("utf-8")
+    there = len(list((tmp_path / "cells").glob("*.json")))
+    third = CliRunner().invoke(app, [*words, "--set", "evaluation.linear.epochs=3"])
+    assert third.exit_code == 0, third.output
+    note = f"{there} finished cells are of other settings, data or seeds and not shown"
+    assert note in " ".join(third.output.split())
+    for name in ("paper.html", "paper.md"):
+        assert note in (tmp_path / name).read_text("utf-8")
+    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * there  # none is deleted

@@ -11,9 +11,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from c2vl_evaluation import benchmark, cli, figures, report, report_sections
+from c2vl_evaluation import benchmark, cli, figures, report, report_sections, search, store, zeroshot
 from c2vl_evaluation.benchmark import entries
-from c2vl_evaluation.results import Results, load, save
+from c2vl_evaluation.results import Results, Score, load, save
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
 from c2vl_training.data import Packed
@@ -84,6 +84,38 @@ def test_cost_and_configuration_are_what_the_runs_recorded(made):
     ]
     assert len(recorded) == 8
     assert spent.get("linear", 0) == pytest.approx(sum(recorded))
+
+
+def test_protocols_with_findings_of_their_own_cost_too(made, copy):
+    results = load(copy)
+    runs = [copy / row.run / store.FOLDER for row in results.rows if row.run][:2]
+    score = Score(top1=0.5, top5=None, balanced=0.5)
+    shuffled = zeroshot.Control(draws=1, mean=score, std=score, p=1.0)
+    named = zeroshot.ZeroShot(
+        through="language", texts=3, described=False, temperature=0.1, last=score, shuffled=shuffled,
+        chance=score, majority=None, classes=3, test=4, seconds=61,
+    )  # fmt: skip
+    found = search.recall(np.array([1, 2]), 4)
+    side = search.Side(last=found, shuffled=found, shuffled_std=found, chance=found)
+    retrieved = search.Retrieval(
+        through="language", caption="mean", clip=side, same_class=None, ceiling=found, queries=2, distinct=2,
+        gallery=4, seconds=2.5,
+    )  # fmt: skip
+    before = report_sections.evaluation(results, copy)
+    for folder in runs:
+        for finding in (named, retrieved):
+            told = {"key": "k", "encoder": "e", "sha256": "s", "finding": finding.model_dump(mode="json")}
+            (folder / f"{finding.protocol}-0.json").write_text(json.dumps(told))
+    for n, seconds in enumerate((-1, float("inf"), "much", None, [1])):
+        told = {"finding": {"protocol": "linear", "seconds": seconds}}
+        (runs[0] / f"linear-{n}.json").write_text(json.dumps(told))
+    (runs[0] / "list.json").write_text("[1]")
+    (runs[0] / "unknown.json").write_text('{"finding": {"protocol": "unheard", "seconds": 1}}')
+    spent = report_sections.evaluation(results, copy)
+    assert spent == before | {"zeroshot": 122, "retrieval": 5}
+    text = built(made[0], copy).text
+    assert "zeroshot 2 min 02 s" in text
+    assert "retrieval 5.0 s" in text
 
 
 def test_settings_keep_no_folder_and_no_password():

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import jinja2
 import pytest
 
-from c2vl_evaluation import report
+from c2vl_evaluation import page, report
 from c2vl_evaluation.results import Finding, Results, Row, Score, Target, by_setting, mean_std
 from test_report import read, table
 
@@ -82,3 +83,18 @@ def test_settings_keep_their_order() -> None:
     cells = by_setting([found(0.1, "b"), found(0.2, "a"), found(0.3, "b", 1)])
     assert [key[1] for key in cells] == ["b", "a"]
     assert [f.last.top1 for f in cells["semi", "b"] if f.last] == [0.1, pytest.approx(0.3)]
+
+
+def test_a_template_shows_text_as_text_and_speaks_of_nothing_unknown(tmp_path, monkeypatch):
+    folder = tmp_path / "told_pages"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    lines = ["  {% for one in template %}", "<p>{{ one }}{{ package }}</p>", "  {% endfor %}"]
+    (folder / "page.html.j2").write_text("\n".join(lines), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = page.render("told_pages", "page.html.j2", template=["<b>", "é"], package="&")
+    assert made == "<p>&lt;b&gt;&amp;</p>\n<p>é&amp;</p>\n"
+    with pytest.raises(jinja2.UndefinedError, match="'package' is undefined"):
+        page.render("told_pages", "page.html.j2", template=["x"])
+    with pytest.raises(jinja2.UndefinedError):
+        page.render("c2vl_evaluation", "report.html.j2")

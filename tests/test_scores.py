@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from pydantic import BaseModel
 
 from c2vl_evaluation import linear, scores, store
 from c2vl_evaluation.results import Finding, Score
@@ -58,6 +61,14 @@ def test_answers_without_an_encoder_match_their_definition():
     assert found.balanced == pytest.approx(1 / 5)
     assert scores.chance(60) == Score(top1=1 / 60, top5=5 / 60, balanced=1 / 60)
     assert scores.chance(5).top5 is None
+
+
+@pytest.mark.parametrize(
+    ("label", "name"), [(0, "wave"), (1, "kick"), (2, "class 2"), (40, "class 40"), (-1, "")]
+)
+def test_every_class_has_a_name_and_what_has_no_class_has_none(label, name):
+    assert scores.class_name(("wave", "kick"), label) == name
+    assert scores.class_name(["wave", "kick"], label) == name
 
 
 # ------------------------------------------------------------------------------------------------- store
@@ -129,6 +140,75 @@ def test_a_damaged_finding_is_made_again(subject, damage):
         path.write_bytes({"cut": whole[: len(whole) // 2], "other": whole[::-1], "text": b"hello"}[what])
     assert counting(subject)[0] == [1]
     assert path.read_bytes()[:4] == whole[:4]
+
+
+def test_a_finding_that_lies_on_disk_is_read_field_by_field(subject):
+    task = subject.task("knn", subject.recipe.evaluation.knn)
+    last = {"top1": 0.25, "top5": None, "balanced": 0.5}
+    finding = {"protocol": "knn", "last": last, "train": 12, "test": 4, "seconds": 3.5}
+    path = subject.run / store.FOLDER / f"{task.settings}.json"
+    path.parent.mkdir()
+    whole = {"key": task.key, "encoder": store.weights_of(subject.run), "sha256": "", "finding": finding}
+    path.write_text(json.dumps(whole))
+    wanted = Finding(protocol="knn", last=Score(**last), train=12, test=4, seconds=3.5)
+    assert store.kept(task, lambda: pytest.fail("made again")) == Outcome(wanted, None)
+    for change in ({"key": "0" * 32}, {"finding": {"protocol": "knn", "through": "language"}}, {"sha256": 3}):
+        path.write_text(json.dumps(whole | change))
+        made = store.kept(task, lambda: Outcome(wanted, None))
+        assert made.finding.seconds < 3.5
+        held = json.loads(path.read_text())
+        assert held.keys() == whole.keys()
+        assert (held["key"], held["finding"]["last"]) == (task.key, last)
+
+
+class Told(BaseModel):
+    """A finding of a form of its own."""
+
+    protocol: str = "zeroshot"
+    ranks: tuple[int, ...]
+    seconds: float = 0.0
+
+
+@pytest.mark.parametrize("table", [pa.table({"rank": [3, 1]}), None])
+@pytest.mark.parametrize("damage", ["", "cut json", "cut parquet", "no parquet", "other key", "other form"])
+def test_findings_of_every_form_are_kept_alike(subject, table, damage):
+    task, calls = subject.task("zeroshot", subject.recipe.evaluation.knn), []
+
+    def compute() -> tuple[Told, pa.Table | None]:
+        calls.append(1)
+        return Told(ranks=(3, 1)), table
+
+    found = store.recorded(task, "key", Told, compute)
+    path = subject.run / store.FOLDER / f"{task.settings}.json"
+    beside = path.with_suffix(".parquet")
+    assert json.loads(path.read_text())["finding"]["ranks"] == [3, 1]
+    assert beside.exists() == (table is not None)
+    what, _, kind = damage.partition(" ")
+    if what == "cut":
+        file = path.with_suffix(f".{kind}")
+        file.write_bytes(file.read_bytes()[:40] if file.exists() else b"")
+    elif what == "no":
+        beside.unlink(missing_ok=True)
+    elif kind == "form":
+        path.write_text(path.read_text().replace("ranks", "rankings"))
+    again = store.recorded(task, "another" if kind == "key" else "key", Told, compute)
+    assert again.ranks == found.ranks
+    lost = bool(damage) and (kind != "parquet" or table is not None)
+    assert len(calls) == 1 + lost
+    if table is not None:
+        assert pq.read_table(beside).equals(table)
+    assert store.read(subject.run, task.settings) is None  # no finding of a classifier
+
+
+def test_a_temperature_sharpens_probabilities_and_nothing_else(subject):
+    values = np.array([[0.2, 0.3, 0.1], [0.9, 0.9, -1.0]], np.float32)
+    found = subject.predictions(np.array([0, 4]), values)
+    plain, sharp = (store.table_of(found, (), t).to_pylist() for t in (1.0, 0.1))
+    for one, other, row in zip(plain, sharp, values, strict=True):
+        for t, of in ((1.0, one), (0.1, other)):
+            odds = np.exp(row / t)
+            assert of.pop("probability") == pytest.approx(max(odds) / sum(odds), rel=1e-5)
+        assert one == other
 
 
 def test_other_weights_data_seed_or_configuration_make_another_finding(subject):

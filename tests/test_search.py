@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from c2vl_evaluation import search, store, zeroshot
+from c2vl_evaluation import search, store, text_encoder, zeroshot
 from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.terminal import show_table
@@ -255,7 +255,7 @@ def test_captions_of_another_encoder_are_refused(subject, tmp_path):
 def test_the_nearest_clips_of_a_text_come_first(subject, split):
     found = search.search(subject, "sit down", 3, split)
     space, packed = load_space(subject.run), subject.packed
-    vector = zeroshot.text_encoder(packed).encode_texts(["sit down"]).vectors
+    vector = text_encoder.load(packed).encode_texts(["sit down"]).vectors
     text = space.knowledge("language", vector)[0]
     rows = packed.select("xsub", split).rows
     cosines = {}

@@ -1,22 +1,25 @@
-"""Zero-shot recognition: against a loop, what texts are taken, which encoder is asked, and what is refused."""
+"""Zero-shot recognition: against a loop, what texts are taken, which space is asked, and what is refused."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from c2vl_evaluation import scores, store, zeroshot
+from c2vl_evaluation import scores, store, text_encoder, zeroshot
 from c2vl_evaluation.store import Subject
-from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, EngineError
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import TextVectors
+from c2vl_training import checkpoint
 from c2vl_training.data import Packed
 from c2vl_training.space import load_space
 from c2vl_training.trainer import train
@@ -74,7 +77,7 @@ def another(subject: Subject, tmp_path: Path, change: Callable[[Path], None]) ->
 def naive(subject: Subject, texts: list[list[str]]) -> np.ndarray:
     """One clip and one text at a time, by the space's own methods."""
     space, packed = load_space(subject.run), subject.packed
-    encoder = zeroshot.text_encoder(packed)
+    encoder = text_encoder.load(packed)
     found = []
     for row in packed.select("xsub", "test").rows:
         joints = packed.joints[packed.offsets[row] : packed.offsets[row + 1]].transpose(0, 2, 3, 1)
@@ -107,6 +110,27 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
     np.testing.assert_allclose(kept.scores, wanted, atol=1e-5)
     assert kept.answers.tolist() == wanted.argmax(axis=1).tolist()
     assert kept.labels.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("mode", ["fixed", "learnable", "raw"])
+def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_with(data, tmp_path, mode):
+    sets = (f"training.pretrain.temperature.mode={mode}", "training.pretrain.temperature.tau=0.2")
+    train(run(data, tmp_path / "main", *sets))
+    subject = Subject(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
+    found = zeroshot.outcome(subject)
+    value = float(checkpoint.load(subject.run / checkpoint.PROJECTORS)[0]["scales.language.value"])
+    wanted = 1 / value if mode == "raw" else math.exp(-value)
+    assert found.temperature == pytest.approx(wanted, rel=1e-5)
+    assert (found.temperature == pytest.approx(0.2, rel=1e-5)) == (mode == "fixed")
+    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
+    for row, line in zip(
+        pq.read_table(path).to_pylist(), naive(subject, [["wave"], ["sit down"], ["kick"]]), strict=True
+    ):
+        assert row["scores"] == pytest.approx(line, abs=1e-5)  # cosines, whatever the temperature
+        odds = [math.exp(cosine / wanted) for cosine in row["scores"]]
+        assert row["probability"] == pytest.approx(max(odds) / sum(odds), rel=1e-4)
+        assert row["top5"] == sorted(range(3), key=lambda c: -row["scores"][c])
+        assert row["answer"] == row["top5"][0]
 
 
 @pytest.mark.parametrize("suffix", ["toml", "json"])
@@ -190,6 +214,17 @@ def test_what_is_finished_is_not_made_again(subject, tmp_path, monkeypatch):
     assert len(list((subject.run / store.FOLDER).glob("zeroshot-*.json"))) == 2
 
 
+def test_a_finding_of_an_earlier_form_is_made_again(subject):
+    first = zeroshot.outcome(subject)
+    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.json")
+    held = json.loads(path.read_text())
+    assert held["finding"].pop("temperature") == first.temperature
+    path.write_text(json.dumps(held))
+    again = zeroshot.outcome(subject)
+    assert again.model_copy(update={"seconds": first.seconds}) == first
+    assert json.loads(path.read_text())["finding"]["temperature"] == first.temperature
+
+
 # ------------------------------------------------------------------------------------- which space, whose texts
 
 
@@ -237,61 +272,6 @@ def test_a_run_without_projectors_is_refused(data, tmp_path):
     train(run(data, tmp_path / "floor", kind="random"))
     with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
         zeroshot.outcome(Subject(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
-
-
-@pytest.mark.parametrize(
-    ("engine", "said"),
-    [
-        (
-            {"backend": "hf", "model": "/nowhere/clip"},
-            r"cannot be loaded \(encoder checkpoint '/nowhere/clip'",
-        ),
-        ({"backend": "gone"}, "no encoder engine is called 'gone'"),
-        ({"backend": "classical"}, "is of width 256, the vectors of .* were made by one of 5"),
-        (
-            {"backend": "classical", "options": {"text_dim": 5}, "revision_of_code": 99},
-            "is of revision of code 1, .* were made by one of 99",
-        ),
-    ],
-)
-def test_an_encoder_that_did_not_make_the_vectors_is_refused_in_one_line(subject, tmp_path, engine, said):
-    other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))
-    with pytest.raises(EngineError, match=said) as caught:
-        zeroshot.outcome(other)
-    assert "\n" not in str(caught.value)
-    assert "--encoder" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("was", "now", "fits"),
-    [
-        ("sha256:aa", "sha256:aa", True),
-        ("sha256:aa", "sha256:bb", False),
-        ("a" * 40, "b" * 40, False),
-        ("a" * 40, "sha256:bb", True),  # a hub's commit and a folder's hash cannot be compared
-    ],
-)
-def test_another_checkpoint_is_told_by_its_revision(subject, tmp_path, monkeypatch, was, now, fits):
-    engine = {"backend": "hf", "model": "clip", "revision": "main", "revision_resolved": was}
-    other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine, language_dim=6))
-    asked = []
-
-    def load(spec: Any) -> TwoEars:
-        asked.append((spec.model, spec.revision))
-        return TwoEars()
-
-    monkeypatch.setattr(engines, "load", load)
-    monkeypatch.setattr(engines, "lasting", lambda spec: {"revision_resolved": now})
-    for folder, wanted in (
-        (None, ("clip", was if len(was) == 40 else "main")),
-        (tmp_path / "moved", (str(tmp_path / "moved"), "main")),
-    ):
-        if fits:
-            zeroshot.text_encoder(other.packed, folder)
-        else:
-            with pytest.raises(EngineError, match=f"is of revision {now[:19]}"):
-                zeroshot.text_encoder(other.packed, folder)
-        assert asked[-1] == wanted
 
 
 def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tmp_path):

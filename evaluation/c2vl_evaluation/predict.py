@@ -16,6 +16,7 @@ import torch
 
 from c2vl_evaluation import linear
 from c2vl_evaluation.features import Array, encoder_for
+from c2vl_evaluation.scores import class_name
 from c2vl_evaluation.store import Subject, softmax
 from c2vl_manifests.config import SkeletonsConfig
 from c2vl_manifests.errors import DataError
@@ -75,7 +76,7 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
     found = []
     for path, joints, row in zip(files, clips, scores, strict=True):
         order = np.argsort(-row, kind="stable")[:TOP]
-        top = [(names[n] if n < len(names) else f"class {n}", float(row[n])) for n in order]
+        top = [(class_name(names, n), float(row[n])) for n in order]
         found.append(Answer(path, len(joints), top))
     return found
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
@@ -21,6 +19,7 @@ from markupsafe import Markup
 from c2vl_evaluation import figures, gallery, report_classes
 from c2vl_evaluation import report_sections as sections
 from c2vl_evaluation.gallery import clean
+from c2vl_evaluation.page import render
 from c2vl_evaluation.report_verdict import verdict
 from c2vl_evaluation.results import FILE, Results, Row
 from c2vl_manifests.config import Recipe
@@ -207,10 +206,11 @@ def _class_figure(results: Results, main: MainRun, names: Sequence[str]) -> Figu
 
 def _names(results: Results, main: MainRun) -> tuple[str, ...]:
     """Names of all classes that occur, those that the dataset does not name included."""
-    known = len(results.classes)
+    from c2vl_evaluation.scores import class_name
+
     answers = [a for runs in main.answers.values() for a in runs]
     most = max(int(values.max(initial=-1)) for values in (main.labels, main.predictions, *answers))
-    return (*results.classes, *(f"class {i}" for i in range(known, most + 1)))
+    return tuple(class_name(results.classes, i) for i in range(max(len(results.classes), most + 1)))
 
 
 def _mistakes(counts: npt.NDArray[np.int64], main: MainRun, classes: Sequence[str]) -> str:
@@ -331,11 +331,10 @@ def build(
         DataError: the table has no row.
     """
     _need_rows(results, out.parent)
-    source = files("c2vl_evaluation").joinpath("report.html.j2").read_text("utf-8")
-    settings: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    page = jinja2.Environment(undefined=jinja2.StrictUndefined, **settings).from_string(source)
     lines = [sections.line(results.of(name)) for name in results.names()]
-    text = page.render(
+    text = render(
+        "c2vl_evaluation",
+        "report.html.j2",
         results=results,
         verdict=verdict(results),
         lines=lines,

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
 from c2vl_evaluation.gallery import clean
-from c2vl_evaluation.results import Finding, Results, Row, Score, by_setting, mean_std
+from c2vl_evaluation.results import Finding, Protocol, Results, Row, Score, by_setting, mean_std
 from c2vl_manifests.config import EncoderConfig, load_recipe
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
@@ -207,7 +207,7 @@ def evaluation(results: Results, table: Path) -> dict[str, float]:
     spent: dict[str, float] = defaultdict(float)
     for row in results.rows:
         run = table / row.run
-        for finding in _findings(run) if row.run else ():
+        for finding in _spent(run) if row.run else ():
             spent[finding.protocol] += finding.seconds
         for stream in _STREAMS if row.run else ():
             seconds = facts_of(run.with_name(f"{run.name}-{stream}")).get("seconds")
@@ -215,11 +215,24 @@ def evaluation(results: Results, table: Path) -> dict[str, float]:
     return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
 
-def _findings(run: Path) -> Iterator[Finding]:
-    for path in sorted((run / "evaluations").glob("*.json")):
+class _Spent(BaseModel, allow_inf_nan=False):
+    """What every finding says, whatever else the protocol found."""
+
+    protocol: Protocol
+    seconds: NonNegativeFloat
+
+
+class _Kept(BaseModel):
+    finding: _Spent
+
+
+def _spent(run: Path) -> Iterator[_Spent]:
+    from c2vl_evaluation.store import FOLDER
+
+    for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            yield Finding.model_validate(json.loads(path.read_bytes())["finding"])
-        except (OSError, ValueError, KeyError, TypeError):
+            yield _Kept.model_validate_json(path.read_bytes()).finding
+        except (OSError, ValidationError):
             continue
 
 

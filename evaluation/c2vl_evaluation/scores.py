@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -64,6 +65,11 @@ def class_count(packed: Packed, *labels: Labels) -> int:
     return max(len(packed.manifest.classes), *(int(some.max()) + 1 for some in labels))
 
 
+def class_name(names: Sequence[str], label: int) -> str:
+    """Return the name of a class, `class 7` where the dataset names no such class; empty for a label below 0."""
+    return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
+
+
 class Labelled(Protocol):
     """Something with classes (N,): features, or the rows of a split."""
 
@@ -79,8 +85,7 @@ def check_classes(packed: Packed, train: Labelled, test: Labelled) -> int:
         DataError: a class of the test split has no training sample.
     """
     if len(absent := np.setdiff1d(test.labels, train.labels)):
-        names = packed.manifest.classes
-        first = names[absent[0]] if absent[0] < len(names) else f"class {absent[0]}"
+        first = class_name(packed.manifest.classes, int(absent[0]))
         raise DataError(
             f"{len(absent)} of {len(np.unique(test.labels))} classes of the test split have no training sample (first: "
             f"{first!r}), so nothing can learn to answer them; give samples of them, or leave them out of the split"

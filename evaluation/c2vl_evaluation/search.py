@@ -12,11 +12,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,8 +24,10 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from c2vl_evaluation.features import Labels
-from c2vl_evaluation.store import Subject
-from c2vl_evaluation.zeroshot import Shared, cosines, enter, recorded
+from c2vl_evaluation.page import render
+from c2vl_evaluation.scores import class_name
+from c2vl_evaluation.store import Subject, recorded
+from c2vl_evaluation.zeroshot import Shared, cosines, enter
 from c2vl_manifests.config import PretrainConfig
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
@@ -311,17 +311,13 @@ def search(
     classes, labels = packed.manifest.classes, packed.labels()[rows]
     order = np.argsort(-likeness, kind="stable")[:top]
     hits = [
-        Hit(name, _class(classes, int(labels[n])), float(likeness[n]), int(rows[n]))
+        Hit(name, class_name(classes, int(labels[n])), float(likeness[n]), int(rows[n]))
         for name, n in zip(packed.sample_ids(rows[order]), order, strict=True)
     ]
     notes = shared.notes() + (
         ["The text is longer than the encoder reads; its end was left out."] if cut else []
     )
     return Found(text, split, hits, len(rows), float(likeness.mean()), float(likeness.std()), notes)
-
-
-def _class(names: tuple[str, ...], label: int) -> str:
-    return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
 
 @dataclass(frozen=True)
@@ -377,11 +373,9 @@ def page(found: Found, subject: Subject, out: Path) -> Path:
         joints = np.asarray(planes).transpose(0, 2, 3, 1)
         drawn = {"bodies": drawing(joints, packed.layout.bones), "seconds": max(len(joints) / fps, 0.5)}
         cards.append({"hit": hit, "captions": said.get(hit.sample_id, []), **drawn})
-    source = files("c2vl_evaluation").joinpath("search.html.j2").read_text("utf-8")
-    settings: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    made = jinja2.Environment(undefined=jinja2.StrictUndefined, **settings).from_string(source)
     told = {"benchmark": subject.benchmark, "run": subject.run.resolve().name, "fps": fps}
-    commit_text(out, made.render(found=found, cards=cards, manifest=packed.manifest, **told))
+    told |= {"found": found, "cards": cards, "manifest": packed.manifest}
+    commit_text(out, render("c2vl_evaluation", "search.html.j2", **told))
     return out
 
 

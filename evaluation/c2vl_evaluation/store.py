@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_evaluation.features import Array, Features, Labels, extract
 from c2vl_evaluation.results import Finding, Protocol
-from c2vl_evaluation.scores import check_classes
+from c2vl_evaluation.scores import check_classes, class_name
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint
@@ -34,6 +34,7 @@ from c2vl_training.data import Packed
 FOLDER = "evaluations"
 _FORMAT = 1
 _TOP = 5
+_Form = TypeVar("_Form", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,8 @@ class _Kept(BaseModel):
     """sha256 of the weights that were evaluated."""
     sha256: str
     """Of the predictions; empty where there are none."""
-    finding: Finding
+    finding: dict[str, Any]
+    """As its protocol writes it; each has a `protocol` and `seconds`."""
 
 
 def kept(task: Task, compute: Callable[[], Outcome], others: Mapping[str, str] | None = None) -> Outcome:
@@ -168,36 +170,63 @@ def kept(task: Task, compute: Callable[[], Outcome], others: Mapping[str, str] |
         return found
     started = time.monotonic()
     outcome = compute()
-    finding = outcome.finding.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-    outcome = Outcome(finding, outcome.predictions)
-    beside = task.run / FOLDER / f"{task.settings}.parquet"
-    digest = ""
-    if outcome.predictions is not None:
-        table = table_of(outcome.predictions, task.packed.manifest.classes)
-        commit_file(
-            beside, lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True)
-        )
+    seconds, made = time.monotonic() - started, outcome.predictions
+    table = None if made is None else table_of(made, task.packed.manifest.classes)
+    return Outcome(_commit(task, key, outcome.finding, table, seconds), made)
+
+
+def recorded(
+    task: Task, key: str, form: type[_Form], compute: Callable[[], tuple[_Form, pa.Table | None]]
+) -> _Form:
+    """Return a finding of a form of its own, as it lies beside the run's others, or else by `compute`, and then written.
+
+    Args:
+        task: what it is.
+        key: hash of all that determines it.
+        form: what is found, with `protocol` and `seconds`.
+        compute: how it is found, with a table of a row a test sample or query.
+    """
+    if (found := _read(task.run / FOLDER / f"{task.settings}.json", form, key)) is not None:
+        return found[0]
+    started = time.monotonic()
+    finding, table = compute()
+    return _commit(task, key, finding, table, time.monotonic() - started)
+
+
+def _commit(task: Task, key: str, finding: _Form, table: pa.Table | None, seconds: float) -> _Form:
+    """Write what was found, the JSON last; returns it with the seconds it took."""
+    finding = finding.model_copy(update={"seconds": round(seconds, 2)})
+    path = task.run / FOLDER / f"{task.settings}.json"
+    beside, digest = path.with_suffix(".parquet"), ""
+    if table is not None:
+        commit_file(beside, partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
         digest = file_sha256(beside)
-    whole = _Kept(key=key, encoder=weights_of(task.run), sha256=digest, finding=finding)
-    commit_text(beside.with_suffix(".json"), whole.model_dump_json(indent=1) + "\n")
-    return outcome
+    told = finding.model_dump(mode="json")
+    whole = _Kept(key=key, encoder=weights_of(task.run), sha256=digest, finding=told)
+    commit_text(path, whole.model_dump_json(indent=1) + "\n")
+    return finding
+
+
+def _read(path: Path, form: type[_Form], key: str | None) -> tuple[_Form, Path | None] | None:
+    """Read a finding and where its table lies; None where either is absent or damaged, or it is of another key."""
+    beside = path.with_suffix(".parquet")
+    try:
+        found = _Kept.model_validate_json(path.read_bytes())
+        if key not in {None, found.key} or (found.sha256 and file_sha256(beside) != found.sha256):
+            return None
+        return form.model_validate(found.finding), beside if found.sha256 else None
+    except (OSError, ValidationError):
+        return None
 
 
 def read(run: Path, settings: str, key: str | None = None) -> Outcome | None:
     """Read a finding; None where there is none, it is damaged, or it is of another encoder or seed than `key` says."""
-    path = run / FOLDER / f"{settings}.json"
-    try:
-        found = _Kept.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+    if (found := _read(run / FOLDER / f"{settings}.json", Finding, key)) is None:
         return None
-    if key is not None and found.key != key:
-        return None
-    if not found.sha256:
-        return Outcome(found.finding, None)
-    beside = path.with_suffix(".parquet")
+    finding, beside = found
     try:
-        return Outcome(found.finding, load(beside)) if file_sha256(beside) == found.sha256 else None
-    except (OSError, DataError):
+        return Outcome(finding, None if beside is None else load(beside))
+    except DataError:
         return None
 
 
@@ -212,6 +241,7 @@ def stored(run: Path, protocol: Protocol) -> dict[str, Outcome]:
     for path in sorted((run / FOLDER).glob(f"{protocol}-*.json")):
         try:
             held = _Kept.model_validate_json(path.read_bytes())
+            finding = Finding.model_validate(held.finding)
         except (OSError, ValidationError) as error:
             raise DataError(
                 f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `c2vl-eval {protocol}` again"
@@ -221,7 +251,7 @@ def stored(run: Path, protocol: Protocol) -> dict[str, Outcome]:
                 f"{path}: of another encoder than {run} holds now; run `c2vl-eval {protocol}` again"
             )
         if held.sha256:
-            found[path.stem] = Outcome(held.finding, load(path.with_suffix(".parquet")))
+            found[path.stem] = Outcome(finding, load(path.with_suffix(".parquet")))
     return found
 
 
@@ -248,18 +278,23 @@ def load(path: Path) -> Predictions:
         ) from error
 
 
-def table_of(found: Predictions, names: tuple[str, ...]) -> pa.Table:
-    """Return predictions as a table: sample, label, answer, and the five most probable classes."""
-    probabilities = softmax(found.scores)
+def table_of(found: Predictions, names: tuple[str, ...], temperature: float = 1.0) -> pa.Table:
+    """Return predictions as a table: sample, label, answer, and the five most probable classes.
+
+    Args:
+        found: what was answered.
+        names: of the classes.
+        temperature: `probability` is the softmax of scores divided by it; `scores` and all else are as they are.
+    """
+    probabilities = softmax(found.scores / np.float32(temperature))
     top = np.argsort(-found.scores, axis=1, kind="stable")[:, :_TOP].astype(np.int32)
-    known = [*names, *(f"class {n}" for n in range(len(names), found.scores.shape[1]))]
     return pa.table(
         {
             "sample_id": pa.array(found.sample_ids, pa.string()),
             "label": found.labels.astype(np.int32),
             "answer": found.answers.astype(np.int32),
-            "label_name": [known[n] for n in found.labels],
-            "answer_name": [known[n] for n in found.answers],
+            "label_name": [class_name(names, n) for n in found.labels],
+            "answer_name": [class_name(names, n) for n in found.answers],
             "right": found.labels == found.answers,
             "probability": probabilities[np.arange(len(top)), found.answers].astype(np.float32),
             "top5": _lists(top),

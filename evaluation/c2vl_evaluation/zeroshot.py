@@ -8,50 +8,46 @@ takes part. Clips of these classes did take part in the pre-training, without th
 vectors, normalised again, before the projector. A run that listened to crops alone has no projector for texts; where
 the encoder puts texts and images into one space (CLIP), texts go through the projector of crops, and the finding says
 so.
+
+`probability` is a softmax of cosines divided by the run's own temperature, learned or fixed, as in its training.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
-import time
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from c2vl_evaluation import scores
+from c2vl_evaluation import scores, text_encoder
 from c2vl_evaluation.features import Array, Labels, encoder_for, extract, labels_of
 from c2vl_evaluation.results import Protocol, Score
-from c2vl_evaluation.store import FOLDER, Subject, Task, table_of, weights_of
-from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import ConfigError, DataError, EngineError
-from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint
+from c2vl_evaluation.store import Subject, Task, recorded, table_of
+from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.manifest import file_sha256, fingerprint
 from c2vl_training import checkpoint
 from c2vl_training.data import Clips, Packed
 from c2vl_training.space import Space, load_space
 from c2vl_training.trainer import device_of
-
-if TYPE_CHECKING:
-    from c2vl_pipeline.engines import Encoder
 
 PERMUTATIONS = 199
 _DIGITS = 12
 """Cosines that agree to so many digits are a tie."""
 _ONE_SPACE = frozenset({"hf"})
 """Encoders that put texts and images into one space."""
-_Form = TypeVar("_Form", bound=BaseModel)
+_FORMAT = {"zeroshot": 2}
+"""Of findings, for their keys; 1 where not named. Zero-shot 2: the run's temperature makes the probabilities."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ class Shared:
             EngineError: the encoder cannot be loaded, or is not the one that made the vectors.
             DataError: a text in which the encoder finds no word.
         """
-        found = text_encoder(self.subject.packed, self.encoder).encode_texts(list(texts))
+        found = text_encoder.load(self.subject.packed, self.encoder).encode_texts(list(texts))
         norms = np.linalg.norm(found.vectors, axis=1)
         for text, norm in zip(texts, norms, strict=True):
             if not (np.isfinite(norm) and norm > 0):
@@ -114,6 +110,11 @@ class Shared:
     def project(self, vectors: Array) -> Tensor:
         """Bring unit vectors of texts (n, K) into the shared space, (n, D), see `Space.knowledge`."""
         return self.space.knowledge(self.through, vectors).cpu()
+
+    @property
+    def temperature(self) -> float:
+        """Of the run's own similarities of skeletons and what texts go through."""
+        return 1 / float(self.space.model.scales[self.through]())
 
     def notes(self) -> list[str]:
         """Say what a reader of any figure of this space must know."""
@@ -129,15 +130,30 @@ class Shared:
             said.append(
                 "This run was trained on other data than these: their text encoders are taken to be the same."
             )
+        if self.encoder is not None and text_encoder.on_trust(packed, self.encoder):
+            said.append(
+                "The checkpoint named by --encoder is taken to be the one that made the vectors: no captions with their vectors lie beside the packed data to tell."
+            )
         return said
 
     def task(self, protocol: Protocol, **told: Any) -> tuple[Task, str]:
-        """Name a finding, the engine of the vectors among its settings; and hash all that determines it."""
+        """Name a finding, the engine of the vectors among its settings; and hash all that determines it.
+
+        A moved checkpoint takes part by its weights where they are not those that the data name.
+
+        Raises:
+            EngineError: there is no checkpoint where it is said to be now.
+        """
         of = self.subject
-        made = {k: v for k, v in engine_of(of.packed).items() if k not in {"device", "libraries"}}
+        made = {
+            k: v for k, v in text_encoder.engine_of(of.packed).items() if k not in {"device", "libraries"}
+        }
         task = Task(of.run, of.packed, of.benchmark, protocol, told | {"engine": made}, of.seed)
         projectors = file_sha256(of.run / checkpoint.PROJECTORS)
-        return task, fingerprint({"key": task.key, "projectors": projectors, "format": 1})
+        key = {"key": task.key, "projectors": projectors, "format": _FORMAT.get(protocol, 1)}
+        if self.encoder is not None and (other := text_encoder.differs(of.packed, self.encoder)):
+            key["encoder"] = other
+        return task, fingerprint(key)
 
 
 def enter(subject: Subject, encoder: Path | None = None) -> Shared:
@@ -152,54 +168,13 @@ def enter(subject: Subject, encoder: Path | None = None) -> Shared:
         ConfigError: it listened to crops alone, and their encoder puts texts elsewhere.
     """
     space = load_space(subject.run)
-    backend = str(engine_of(subject.packed).get("backend"))
+    backend = str(text_encoder.engine_of(subject.packed).get("backend"))
     if "language" not in space.centre and backend not in _ONE_SPACE:
         raise ConfigError(
             f"{subject.run} was trained toward crops alone, and the encoder {backend!r} puts texts and images into different "
             "spaces, so no text can be asked; pre-train with `--set training.pretrain.knowledge=both`"
         )
     return Shared(subject, space, "language" if "language" in space.centre else "vision", encoder)
-
-
-def engine_of(packed: Packed) -> Mapping[str, Any]:
-    """What `packed.json` says of the engine that made the vectors."""
-    return packed.manifest.engines.get("embeddings", {})
-
-
-def text_encoder(packed: Packed, folder: Path | None = None) -> Encoder:
-    """Load the encoder that made the vectors of packed data.
-
-    Raises:
-        EngineError: it cannot be loaded, or what lies there now is another one.
-    """
-    from c2vl_pipeline import engines
-
-    made = engine_of(packed)
-    model, was = str(folder) if folder is not None else made.get("model"), made.get("revision_resolved")
-    told = {key: made[key] for key in ("backend", "revision", "dtype", "options") if key in made}
-    if was and not was.startswith("sha256:") and folder is None:
-        told["revision"] = was  # of a hub id: exactly that commit
-    try:
-        spec = EngineSpec.model_validate({"role": "encoder", "model": model, "batch_size": 64} | told)
-        held = engines.lasting(spec)
-        encoder: Encoder = engines.load(spec)
-    except (EngineError, ValidationError) as error:
-        why = str(error).partition("; get one with")[0].splitlines()[0]
-        raise EngineError(
-            f"the text encoder that made the vectors of {packed.folder} cannot be loaded ({why}); install what it lacks, or name the folder of its checkpoint by --encoder"
-        ) from error
-    now = held.get("revision_resolved")  # a commit of the hub and a hash of files cannot be compared
-    alike = was and now and str(was).startswith("sha256:") == str(now).startswith("sha256:")
-    for what, here, then in (
-        ("revision", now if alike else was, was),
-        ("revision of code", held.get("revision_of_code", 1), made.get("revision_of_code", 1)),
-        ("width", encoder.text_dim, packed.manifest.language_dim),
-    ):
-        if here != then:
-            raise EngineError(
-                f"the text encoder {model or spec.backend!r} is of {what} {str(here)[:19]}, the vectors of {packed.folder} were made by one of {str(then)[:19]}; name the folder of that checkpoint by --encoder, or embed, pack and train again"
-            )
-    return encoder
 
 
 def cosines(queries: Tensor, gallery: Tensor) -> Tensor:
@@ -226,7 +201,7 @@ def class_texts(packed: Packed, classes: int, path: Path | None = None) -> tuple
                 f"{classes - sum(bool(n.strip()) for n in named)} of {classes} classes of {packed.manifest.title} have no name; describe them by --descriptions"
             )
         return tuple((name,) for name in named)
-    names = [*named, *(f"class {n}" for n in range(len(named), classes))]
+    names = [scores.class_name(named, n) for n in range(classes)]
     given = _parsed(path)
     for name in given:
         if name not in names:
@@ -286,6 +261,8 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     through: Literal["language", "vision"]
     texts: int
     described: bool
+    temperature: float
+    """Cosines divided by it are the logits of the stored probabilities; ranks do not depend on it."""
     last: Score
     shuffled: Control
     chance: Score
@@ -324,6 +301,7 @@ def outcome(subject: Subject, descriptions: Path | None = None, encoder: Path | 
             through=shared.through,
             texts=len(vectors),
             described=descriptions is not None,
+            temperature=shared.temperature,
             last=last,
             shuffled=shuffled,
             chance=scores.chance(classes),
@@ -332,7 +310,8 @@ def outcome(subject: Subject, descriptions: Path | None = None, encoder: Path | 
             test=len(rows),
             notes=tuple(notes),
         )
-        return finding, table_of(subject.predictions(rows, values), packed.manifest.classes)
+        answered = subject.predictions(rows, values)
+        return finding, table_of(answered, packed.manifest.classes, shared.temperature)
 
     return recorded(*shared.task("zeroshot", texts=texts), ZeroShot, compute)
 
@@ -362,37 +341,3 @@ def _majority(subject: Subject, labels: Labels, classes: int) -> Score | None:
     except DataError:  # nothing to train on: a set that is only asked
         return None
     return None if (known < 0).any() else scores.majority(known, labels, max(classes, int(known.max()) + 1))
-
-
-class _Record(BaseModel, frozen=True, extra="forbid"):
-    key: str
-    encoder: str
-    sha256: str
-    finding: dict[str, Any]
-
-
-def recorded(task: Task, key: str, form: type[_Form], compute: Callable[[], tuple[_Form, pa.Table]]) -> _Form:
-    """Return a finding as it lies beside the run's others, or else by `compute`, and then written: the JSON last.
-
-    The files are those of `store`: RUN/evaluations/<protocol>-<settings>.json and .parquet.
-    """
-    path = task.run / FOLDER / f"{task.settings}.json"
-    beside = path.with_suffix(".parquet")
-    try:
-        found = _Record.model_validate_json(path.read_bytes())
-        if found.key == key and file_sha256(beside) == found.sha256:
-            return form.model_validate(found.finding)
-    except (OSError, ValidationError):
-        pass
-    started = time.monotonic()
-    finding, table = compute()
-    finding = finding.model_copy(update={"seconds": round(time.monotonic() - started, 2)})
-    commit_file(beside, partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
-    whole = _Record(
-        key=key,
-        encoder=weights_of(task.run),
-        sha256=file_sha256(beside),
-        finding=finding.model_dump(mode="json"),
-    )
-    commit_text(path, whole.model_dump_json(indent=1) + "\n")
-    return finding

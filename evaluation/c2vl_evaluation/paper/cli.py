@@ -10,7 +10,7 @@ import typer
 from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, say, show_table
 
 if TYPE_CHECKING:
-    from c2vl_evaluation.paper.cells import Cell, Lab
+    from c2vl_evaluation.paper.lab import Cell, Lab
     from c2vl_evaluation.paper.plan import Plan
 
 
@@ -30,7 +30,12 @@ def paper(
         ),
     ] = None,
     recipe: RecipeOption = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs a line: seeds 0, 1, …")] = 1,
+    seeds: Annotated[
+        int,
+        typer.Option(
+            "--seeds", min=1, help="Runs a line: seeds 0, 1, …; later ones that are finished are shown too."
+        ),
+    ] = 1,
     wide: Annotated[
         bool,
         typer.Option(
@@ -43,34 +48,38 @@ def paper(
     set_: SetOption = None,
 ) -> None:
     """Tables I-VIII and Figures 4-8 of the paper over every dataset that is there, beside the paper's numbers."""
-    from c2vl_evaluation.paper import cells as tables
+    from c2vl_evaluation.paper.cells import compute
+    from c2vl_evaluation.paper.lab import Lab
     from c2vl_evaluation.paper.plan import plan
     from c2vl_evaluation.paper.sets import find_sets
     from c2vl_evaluation.paper.tables import everything
-    from c2vl_evaluation.paper.write import write
+    from c2vl_evaluation.paper.write import unshown, write
     from c2vl_manifests.errors import C2VLError
 
     names = list(everything())
     chosen = _chosen(names, only)
     with Reporter() as emit:
         found = find_sets(work, emit)
-    lab = tables.Lab(found, out, recipe, tuple(set_ or ()), seeds, wide)
+    lab = Lab(found, out, recipe, tuple(set_ or ()), seeds, wide)
     _show_unusable(lab)
     cells = lab.cells(chosen)
-    whole = lab.cells(names)  # what other calls finished stays in the files, and tells the time
+    # what other calls finished stays in the files, further seeds too, and tells the time
+    whole = lab.cells(names, finished=True)
     _show_plan(lab, plan(lab, cells, whole))
+    if note := unshown(lab, whole):
+        say(f"{out / 'cells'}: {note}")
     if dry_run:
         return
     complete = False
     try:
         with Reporter() as emit:
-            tables.compute(lab, cells, emit)
+            compute(lab, cells, emit)
         complete = True
     finally:
         # nothing is drawn after Ctrl-C or a fault: whoever interrupts is waiting
         path = write(lab, whole, fresh=complete)
     say(f"tables and figures: {path.resolve()} (and .md, .tex, .csv)")
-    _show(lab, [name for name in chosen if name.startswith("table") or name == "figure6"], cells)
+    _show(lab, [name for name in chosen if name.startswith("table") or name == "figure6"], whole)
     if lab.failed:
         raise C2VLError(
             f"{len(lab.failed)} of the trainings and evaluations failed, first: {next(iter(lab.failed.values()))}"
@@ -116,11 +125,14 @@ def _show_plan(lab: Lab, found: Plan) -> None:
 
 
 def _show(lab: Lab, names: list[str], cells: list[Cell]) -> None:
-    from c2vl_evaluation.paper.write import plain, sheet
+    from c2vl_evaluation.paper.sheets import sheet
+    from c2vl_evaluation.paper.write import plain
 
     for name in names:
         one = sheet(lab, name, [cell for cell in cells if cell.table == name])
-        filled = [n for n in range(len(one.columns)) if any(row.cells[n].ours for row in one.rows)]
+        filled = [
+            n for n in range(len(one.columns)) if any(row.cells[n].ours for row in one.rows if row.trained)
+        ]
         rows = [
             [row.label, *(plain(row.role, row.cells[n]) for n in filled)]
             for row in one.rows

@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from c2vl_evaluation import figures, linear
 from c2vl_evaluation.canvas import COLOURS, GREY, legend, svg
 from c2vl_evaluation.features import extract
-from c2vl_evaluation.paper.cells import Cell, Lab, reason
+from c2vl_evaluation.paper.cells import reason
+from c2vl_evaluation.paper.lab import Cell, Lab
+from c2vl_evaluation.scores import class_name
 from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text, fingerprint
@@ -195,7 +197,7 @@ def _names(cell: Cell) -> dict[int, str]:
     known = cell.jobs[0].packed.manifest.classes
     rows = cell.jobs[0].packed.select(cell.jobs[0].benchmark, "test").rows
     shown = chosen(cell.jobs[0].packed.labels()[rows])
-    return {label: known[label] if label < len(known) else f"class {label}" for label in shown}
+    return {label: class_name(known, label) for label in shown}
 
 
 def _scatter(cell: Cell) -> Panel:

@@ -6,12 +6,13 @@ finished work of the same kind and encoder in the same folder. Where nothing of 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from c2vl_evaluation.paper.cells import Cell, Job, Lab, unfinished
+from c2vl_evaluation.paper.cells import unfinished
+from c2vl_evaluation.paper.lab import Cell, Job, Lab
+from c2vl_evaluation.report_sections import facts_of
 from c2vl_training import checkpoint
 from c2vl_training.trainer import Run, read_metrics
 
@@ -148,19 +149,12 @@ def _pace(lab: Lab, cells: Iterable[Cell]) -> dict[Kind, float]:
     for run in {run.out: run for job in jobs.values() for run in job.runs}.values():
         epochs = read_metrics(run.out)
         if run.kind == "random":
-            if (facts := _facts(run)) is not None:
-                add(_training(run, 1), facts)
+            seconds = facts_of(run.out).get("seconds")
+            if isinstance(seconds, int | float):
+                add(_training(run, 1), seconds)
         elif epochs:
             add(_training(run, len(epochs)), sum(epoch.get("seconds", 0.0) for epoch in epochs))
     return {kind: seconds / units for kind, (seconds, units) in spent.items() if units}
-
-
-def _facts(run: Run) -> float | None:
-    """Return the seconds of a finished run."""
-    try:
-        return float(json.loads((run.out / "run.json").read_text("utf-8"))["seconds"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def duration(seconds: float) -> str:

@@ -218,6 +218,15 @@ def _controls(protocol: Protocol, setting: str = "") -> list[Line]:
     return [Line(f"{label}{end}", v, protocol, role, setting=setting) for label, role, v in CONTROLS]
 
 
+def _fused_controls(of: Literal["linear", "finetune"], *, floor: bool) -> list[Line]:
+    """Return the controls of three streams, fixed weights only; `floor`: with the random encoders."""
+    return [
+        Line(f"3s {label}", v, "ensemble", role, setting="fixed weights", of=of)
+        for label, role, v in CONTROLS
+        if floor or role != "floor"
+    ]
+
+
 def _fused(label: str, repeats: str, variant: Variant, of: Literal["linear", "finetune"]) -> list[Line]:
     return [
         Line(f"{label}{end}", variant, "ensemble", _ROLES[variant.kind], repeats, setting, of)
@@ -230,7 +239,7 @@ def lines(name: str, encoder: str = "stgcn") -> list[Line]:
     own, scratch = OURS, SCRATCH
     if name == "table1":
         ours = [Line("C²VL", own, "linear", repeats="joint"), *_fused("3s-C²VL", "streams", own, "linear")]
-        return [*ours, *_controls("linear")]
+        return [*ours, *_controls("linear"), *_fused_controls("linear", floor=True)]
     if name == "table2":
         return [
             Line("ST-GCN from random weights", scratch, "finetune", "floor", "scratch"),
@@ -238,11 +247,12 @@ def lines(name: str, encoder: str = "stgcn") -> list[Line]:
             *_fused("3s-ST-GCN from random weights", "scratch-streams", scratch, "finetune"),
             *_fused("3s-C²VL", "streams", own, "finetune"),
             *_controls("finetune")[1:],
+            *_fused_controls("finetune", floor=False),
         ]
     if name == "table3":
         readings = [f"{how}, {what}" for how in ("stratified", "random") for what in ("frozen", "tuned")]
         ours = [Line(f"C²VL, {r}", own, "semi", repeats="joint", setting=r) for r in readings]
-        return [*ours, *(line for r in readings[:2] for line in _controls("semi", r))]
+        return [*ours, *(line for r in readings for line in _controls("semi", r))]
     if name == "table4":
         return [Line("C²VL", own, "knn", repeats="joint"), *_controls("knn")]
     if name == "table5":

@@ -1,0 +1,208 @@
+"""The paper's tables beside ours as values: what `write` puts into files. Nothing is computed here but means."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from c2vl_evaluation.paper.cells import reason
+from c2vl_evaluation.paper.lab import BLIND, Cell, Lab
+from c2vl_evaluation.paper.tables import Column, Printed, everything
+from c2vl_evaluation.results import Score, mean_std
+
+NEAR = 0.05
+"""Points within which two numbers are printed alike."""
+Measure = Literal["top5", "balanced", "best"]
+MEASURES: dict[Measure, str] = {
+    "top5": "top-5",
+    "balanced": "balanced accuracy",
+    "best": "best epoch (oracle)",
+}
+"""What stands beside top-1 at the last epoch. The best epoch is picked by top-1 on the test split: peers report it."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one place of a table says, in percent."""
+
+    paper: float | None = None
+    ours: tuple[float, ...] = ()
+    """Top-1 at the last epoch, one a seed and draw."""
+    why: str = ""
+    """Why there is no number of ours, or of fewer seeds than were asked for; empty for rows of others."""
+    part: str = ""
+    """`1 of 2 seeds`, until all are finished."""
+    top5: tuple[float, ...] = ()
+    """At the last epoch; nothing where five classes or fewer leave nothing to be wrong about."""
+    balanced: tuple[float, ...] = ()
+    """At the last epoch."""
+    best: tuple[float, ...] = ()
+    """Top-1 at the best epoch; nothing where a protocol has no epochs, or its scores are added."""
+    last_epochs: tuple[int, ...] = ()
+    """Which epochs the last ones were, counted from 1, each once."""
+    best_epochs: tuple[int, ...] = ()
+    """Which epochs the best ones were, one a seed and draw."""
+
+    @property
+    def mean(self) -> str:
+        """`61.2`, `61.2 ± 1.3`, or `61.2, 1 of 2 seeds`."""
+        end = f", {self.part}" if self.part else ""
+        return _spoken(self.ours) + end if self.ours else ""
+
+    def values(self, measure: Measure) -> tuple[float, ...]:
+        """Return one of `MEASURES`."""
+        return {"top5": self.top5, "balanced": self.balanced, "best": self.best}[measure]
+
+    def beside(self, measure: Measure) -> str:
+        """`61.2`, `61.2 ± 1.3` or nothing."""
+        return _spoken(self.values(measure))
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return statistics.mean(self.ours) - self.paper if self.ours and self.paper is not None else None
+
+    @property
+    def sense(self) -> Literal["", "up", "same", "down"]:
+        """Where ours stands; empty without a difference."""
+        if (d := self.difference) is None:
+            return ""
+        return "same" if abs(d) < NEAR else "up" if d > 0 else "down"
+
+    @property
+    def points(self) -> str:
+        """`+0.3`, `−1.2`, or nothing."""
+        return "" if self.difference is None else f"{self.difference:+.1f}".replace("-", "−")
+
+
+def _spoken(values: Sequence[float]) -> str:
+    return mean_std([value / 100 for value in values]) if values else ""
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A row; `role` is `peer` for methods of others, `baseline` for what answers without looking."""
+
+    label: str
+    about: str
+    role: str
+    cells: tuple[Shown, ...]
+
+    @property
+    def lead(self) -> str:
+        """The label without the setting that a second line has room for: `C²VL` of `C²VL, stratified, frozen`."""
+        return self.label if self.about else self.label.partition(", ")[0]
+
+    @property
+    def under(self) -> str:
+        """That second line."""
+        return self.about or self.label.partition(", ")[2]
+
+    @property
+    def trained(self) -> bool:
+        """Whether its numbers come from a training here."""
+        return self.role not in {"peer", "baseline"}
+
+    def measures(self) -> list[Measure]:
+        """Return which of `MEASURES` any of its cells has."""
+        return [measure for measure in MEASURES if any(cell.values(measure) for cell in self.cells)]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table with all its numbers."""
+
+    name: str
+    number: str
+    title: str
+    caption: str
+    columns: tuple[Column, ...]
+    rows: tuple[SheetRow, ...]
+
+    @property
+    def heading(self) -> str:
+        """`Table IV. Action retrieval (kNN)`."""
+        word = "Table" if self.name.startswith("table") else "Figure"
+        return f"{word} {self.number}. {self.title}"
+
+    def measures(self) -> list[Measure]:
+        """Return which of `MEASURES` any of its rows has."""
+        return [measure for measure in MEASURES if any(measure in row.measures() for row in self.rows)]
+
+
+def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
+    """Collect a table: the paper's rows in its order, ours below the rows that they repeat, controls last.
+
+    Args:
+        lab: where finished cells are read from.
+        name: of the table, or figure6.
+        cells: of this table, all columns.
+    """
+    spec = everything()[name]
+    columns = tuple(dict.fromkeys(cell.column for cell in cells))
+    ours = {
+        line: {c.column: c for c in cells if c.line == line} for line in dict.fromkeys(c.line for c in cells)
+    }
+    rows: list[SheetRow] = []
+    for printed in spec.rows:
+        values = dict(zip(spec.columns, printed.values, strict=True))
+        repeating = [line for line in ours if line.repeats and line.repeats == printed.ours]
+        if not repeating:
+            shown = tuple(Shown(values.get(column)) for column in columns)
+            rows.append(SheetRow(_cited(printed), printed.about, "peer", shown))
+        for line in repeating:
+            shown = tuple(_shown(lab, ours[line].get(column), values.get(column)) for column in columns)
+            own = len(repeating) == 1 and line.role == "pretrained"
+            rows.append(SheetRow(printed.method if own else line.label, printed.about, line.role, shown))
+    for line, places in ours.items():
+        if not line.repeats:
+            shown = tuple(_shown(lab, places.get(column), None) for column in columns)
+            rows.append(SheetRow(line.label, "", line.role, shown))
+    if name.startswith("table"):
+        rows += [SheetRow(who, "", "baseline", tuple(_blind(lab, c, who) for c in columns)) for who in BLIND]
+    return Sheet(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
+
+
+def _cited(printed: Printed) -> str:
+    return f"{printed.method} [{printed.cite}]" if printed.cite else printed.method
+
+
+def _shown(lab: Lab, cell: Cell | None, value: float | None) -> Shown:
+    """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
+    if cell is None:  # a floor of Table VIII that is the recipe's own encoder there
+        return Shown(value, (), "the recipe's own encoder: see the floor of all tables")
+    kept = [one for job in cell.jobs if (one := lab.kept(job)) is not None]
+    if not kept:
+        return Shown(value, (), reason(lab, cell))
+    findings = [f for one in kept for f in one.findings if cell.wants(f)]
+    last = [f.last for f in findings if f.last is not None]
+    if not last:
+        return Shown(
+            value, (), "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "nothing was found"
+        )
+    part = f"{len(kept)} of {len(cell.jobs)} seeds" if len(kept) < len(cell.jobs) else ""
+    return replace(
+        _measured(last),
+        paper=value,
+        why=f"{part}, the others: {reason(lab, cell)}" if part else "",
+        part=part,
+        best=tuple(100 * f.best.top1 for f in findings if f.best is not None),
+        last_epochs=tuple(dict.fromkeys(f.epochs for f in findings if f.epochs)),
+        best_epochs=tuple(f.best_epoch for f in findings if f.best_epoch is not None),
+    )
+
+
+def _blind(lab: Lab, column: Column, who: str) -> Shown:
+    """Return what an answer without looking reaches; it is known before anything is trained."""
+    found = lab.blind(column)
+    return Shown(why=found) if isinstance(found, str) else _measured([found[who]])
+
+
+def _measured(found: Sequence[Score]) -> Shown:
+    return Shown(
+        ours=tuple(100 * score.top1 for score in found),
+        top5=tuple(100 * score.top5 for score in found if score.top5 is not None),
+        balanced=tuple(100 * score.balanced for score in found),
+    )
