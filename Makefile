@@ -57,7 +57,7 @@ need-benchmark: need-dataset
 	@test -n "$(BENCHMARK)" || { echo "say which benchmark, e.g. make reproduce DATASET=$(DATASET) BENCHMARK=xsub"; exit 2; }
 
 need-target:
-	@test -z "$(TARGET)" || test -n "$(TARGET_DATA)" || { echo "say where the raw data of $(TARGET) is: TARGET_DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(TARGET)/"; exit 2; }
+	@test -z "$(TARGET)" || test -f "$(WORKROOT)/$(TARGET)/packed/packed.json" || test -n "$(TARGET_DATA)" || { echo "say where the raw data of $(TARGET) is: TARGET_DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(TARGET)/"; exit 2; }
 
 prompts: need-dataset $(VENV)/.core ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
 	@$(BIN)/c2vl-pipeline prompts --dataset $(DATASET) --data "$(DATA)" --work "$(WORK)" $(recipe) $(ARGS)
@@ -69,8 +69,10 @@ table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over 
 	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-table" $(recipe) --seeds $(SEEDS) \
 		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision
 
-protocols: need-benchmark need-target prompts ## Every protocol with controls: DATASET=… BENCHMARK=… [TARGET=… TARGET_DATA=…] [SEEDS=1]
-	@$(if $(TARGET),$(BIN)/c2vl-pipeline prompts --dataset $(TARGET) --data "$(TARGET_DATA)" --work "$(WORKROOT)/$(TARGET)")
+protocols: need-benchmark need-target prompts ## Every protocol with controls: DATASET=… BENCHMARK=… [TARGET=… TARGET_DATA=…] [SEEDS=3]
+	@# of the target only the joints are needed: a packed one is taken as it is, another is packed without any model
+	@$(if $(TARGET),test -f "$(WORKROOT)/$(TARGET)/packed/packed.json" || \
+		$(BIN)/c2vl-pipeline prompts --dataset $(TARGET) --data "$(TARGET_DATA)" --work "$(WORKROOT)/$(TARGET)" --recipe embedded)
 	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-protocols" $(recipe) --seeds $(SEEDS) \
 		--protocol all $(foreach one,$(TARGETS),--targets '$(one)') $(if $(TARGET),--target "$(WORKROOT)/$(TARGET)")
 
