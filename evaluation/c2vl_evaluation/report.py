@@ -332,6 +332,7 @@ def build(
     """
     _need_rows(results, out.parent)
     lines = [sections.line(results.of(name)) for name in results.names()]
+    groups = sections.protocols(results)
     text = render(
         "c2vl_evaluation",
         "report.html.j2",
@@ -339,7 +340,8 @@ def build(
         verdict=verdict(results),
         lines=lines,
         derived=any(line["derived"] for line in lines),
-        groups=sections.protocols(results),
+        groups=groups,
+        grouped=list(dict.fromkeys(cell["name"] for group in groups for cell in group["lines"])),
         floors={
             "chance": sections.floor(results.chance_score),
             "majority": sections.floor(results.majority_score),
