@@ -12,6 +12,7 @@ from c2vl_evaluation import compare, knn, linear
 from c2vl_evaluation.results import Protocol
 from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_training import checkpoint
 from c2vl_training.data import Packed
 from c2vl_training.trainer import train
 from test_trainer import recipe, run, sticks
@@ -153,6 +154,42 @@ def test_runs_without_a_common_result_say_what_to_run(pair, tmp_path):
         compare.compare(pair[0].run, pair[1].run)
     with pytest.raises(CheckpointError, match=r"nothing/encoder\.safetensors does not exist"):
         compare.compare(pair[0].run, tmp_path / "nothing")
+
+
+def altered(run: Path) -> None:
+    """Give a run another encoder, as training it again does."""
+    found, facts = checkpoint.load(run / checkpoint.ENCODER)
+    checkpoint.save(
+        run / checkpoint.ENCODER,
+        {k: v + 0.1 if v.is_floating_point() else v for k, v in found.items()},
+        facts,
+    )
+
+
+def test_findings_of_a_former_encoder_do_not_stand_in_the_way(pair):
+    linear.outcome(replace(pair[0], recipe=recipe("evaluation.linear.epochs=2")))
+    altered(pair[0].run)
+    for subject in pair:
+        linear.outcome(subject)
+    (found,) = compare.compare(pair[0].run, pair[1].run)
+    assert found.samples == 4
+
+
+def test_findings_of_a_former_encoder_alone_are_named_and_the_remedy_helps(pair):
+    for subject in pair:
+        linear.outcome(replace(subject, recipe=recipe("evaluation.linear.epochs=2")))
+    (path,) = (pair[0].run / "evaluations").glob("linear-*.json")
+    altered(pair[0].run)
+    with pytest.raises(
+        CheckpointError, match=r"of another encoder than the run holds now.*; delete what is"
+    ) as caught:
+        compare.compare(pair[0].run, pair[1].run)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+    path.unlink()
+    for subject in pair:
+        linear.outcome(subject)
+    assert len(compare.compare(pair[0].run, pair[1].run)) == 1
 
 
 @pytest.mark.parametrize("protocol", ["zeroshot", "retrieval"])

@@ -240,3 +240,31 @@ def test_class_names_are_not_read_as_formulas():
     said = text_of(DRAWINGS["scatter"]())
     assert "cost $x_1$" in said
     assert "clap & <jump>" in said
+
+
+def labels_of(svg):
+    """Where floor and ceiling are named in each panel: (name, anchor, x)."""
+    found = []
+    for node in ET.fromstring(svg).iter(f"{SVG}text"):
+        if (said := "".join(node.itertext())) in {"floor", "ceiling"}:
+            anchor = re.search(r"text-anchor: (\w+)", node.get("style", ""))
+            place = node.get("x") or re.search(r"translate\((\S+?)[ ,]", node.get("transform", ""))[1]
+            found.append((said, anchor[1] if anchor else "start", float(place)))
+    return found
+
+
+@pytest.mark.parametrize(("floor", "ceiling"), [(0.3, 0.8), (0.8, 0.3), (0.5, 0.5), (0.52, 0.5), (0.5, 0.52)])
+def test_names_of_floor_and_ceiling_never_meet(floor, ceiling):
+    rows = (
+        ("a", "pretrained", 0, 0.6, 0.6),
+        ("r", "floor", 0, floor, floor),
+        ("s", "ceiling", 0, ceiling, ceiling),
+    )
+    found = labels_of(figures.accuracy_bars(table(*rows)))
+    assert len(found) == 4
+    for panel in (found[:2], found[2:]):
+        (low, anchor, left), (high, other, right) = sorted(panel, key=lambda label: label[2])
+        assert (anchor, other) == ("end", "start")
+        assert right - left >= 4 - 0.02
+        if floor != ceiling:
+            assert (low, high) == (("floor", "ceiling") if floor < ceiling else ("ceiling", "floor"))

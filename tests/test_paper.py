@@ -19,12 +19,13 @@ from typer.testing import CliRunner
 from c2vl_evaluation.paper import cells as paper
 from c2vl_evaluation.paper import cli as paper_cli
 from c2vl_evaluation.paper import figures as paper_figures
+from c2vl_evaluation.paper import probe as probing
 from c2vl_evaluation.paper import write as paper_write
 from c2vl_evaluation.paper.cells import compute, reason, unfinished
 from c2vl_evaluation.paper.lab import Cell, Lab
 from c2vl_evaluation.paper.plan import duration, plan
 from c2vl_evaluation.paper.sets import find_sets
-from c2vl_evaluation.paper.sheets import Sheet, SheetRow, Shown, sheet
+from c2vl_evaluation.paper.sheets import Sheet, SheetRow, Shown, derived, sheet
 from c2vl_evaluation.paper.tables import (
     FIGURES,
     Column,
@@ -202,10 +203,19 @@ def test_other_encoders_are_of_published_size_or_as_small_as_the_recipes_own() -
 
 
 def test_table_viii_has_one_floor_for_each_encoder_beside_the_recipes_own() -> None:
-    names = {"bigru", "transformer", "msg3d", "ctrgcn", "stgcn"}
+    said = {
+        "bigru": "bidirectional GRU",
+        "transformer": "Transformer",
+        "msg3d": "MS-G3D",
+        "ctrgcn": "CTR-GCN",
+        "stgcn": "ST-GCN",
+    }
     for own in ("stgcn", "ctrgcn", "stgcn_slim"):
-        found = {line.label for line in lines("table8", own) if line.label.endswith(", random")}
-        assert found == {f"{name}, random" for name in names - {own}}
+        floors = {x.label: x.variant for x in lines("table8", own) if x.label.endswith(", random")}
+        assert {label: v.encoder for label, v in floors.items()} == {
+            f"{word}, random": name for name, word in said.items() if name != own
+        }
+        assert {v.kind for v in floors.values()} == {"random"}
 
 
 @pytest.mark.parametrize(
@@ -329,7 +339,7 @@ def test_equal_trainings_are_shared_between_tables_and_unequal_ones_never(work: 
     own = run("table1", "C²VL")
     for table, label in (
         ("table2", "C²VL"), ("table4", "C²VL"), ("table6", "vision and language"), ("table7", "partition(cosine)"),
-        ("table8", "stgcn"), ("figure4", "C²VL"), ("figure6", "alpha 0.9 → 0.1"), ("figure6", "beta 0.2"),
+        ("table8", "C²VL with ST-GCN"), ("figure4", "C²VL"), ("figure6", "alpha 0.9 → 0.1"), ("figure6", "beta 0.2"),
     ):  # fmt: skip
         assert run(table, label) == own
     assert run("figure7", "C²VL, vision") == run("figure8", "C²VL, vision") == run("table6", "vision")
@@ -610,6 +620,59 @@ def test_the_plan_counts_cells_and_measures_its_time(finished: Lab, work: Path, 
     assert after.trainings == 2 * len(runs)
 
 
+def test_a_first_estimate_is_probed_where_nothing_is_measured_and_writes_nothing(
+    finished: Lab, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = lab(work, tmp_path)
+    cells = fresh.cells(["table2", "table7"])
+    asked: list[tuple[str, str]] = []
+    real = probing.pace
+
+    def seen(run: Run) -> float | None:
+        asked.append((run.kind, run.recipe.training.encoder.name))
+        assert real(run) is not None
+        return 0.5
+
+    monkeypatch.setattr(probing, "pace", seen)
+    before = plan(fresh, cells, probe=True)
+    assert list(tmp_path.iterdir()) == []
+    assert asked == [
+        ("pretrain", "stgcn"),
+        ("supervised", "stgcn"),
+        ("supervised", "stgcn"),
+    ]  # and fine-tuning
+    runs = {run.out: run for c in cells for j in c.jobs for run in j.runs if run.kind != "random"}
+    tuned = {j.path: j for c in cells if c.table == "table2" for j in c.jobs}
+    streams = [2 if j.protocol == "ensemble" else 1 for j in tuned.values()]  # the joint stream has its own
+    assert before.probed == len(runs) + len(tuned)
+    samples = 12  # of 16
+    epochs = sum({"pretrain": 3, "supervised": 1}[run.kind] for run in runs.values()) + sum(streams)
+    assert before.seconds == pytest.approx(0.5 * samples * epochs)
+    assert before.unknown == before.trainings + before.evaluations - before.probed > 0
+    assert f"{before.probed} of these were probed by a few steps" in before.time()
+    # what has run is never probed
+    asked.clear()
+    more = Lab(finished.sets, finished.out, "debug", FAST, seeds=2)
+    after = plan(more, more.cells(["table7"]), more.cells(everything()), probe=True)
+    assert (asked, after.probed) == ([], 0)
+    assert "probed" not in after.time()
+
+
+def test_a_probe_tells_the_pace_of_every_encoder_and_leaves_what_cannot_be_trained_unknown(
+    work: Path, tmp_path: Path
+) -> None:
+    here = lab(work, tmp_path)
+    cells = here.cells(["table8"])
+    runs = {(r.kind, r.recipe.training.encoder.name): r for c in cells if c.jobs for r in c.jobs[0].runs}
+    found = {key: probing.pace(run) for key, run in runs.items()}
+    wide = lab(work, tmp_path, "training.pretrain.batch_size=99").cells(["table7"])
+    assert probing.pace(wide[0].jobs[0].runs[0]) is None  # the training would refuse it
+    assert {key for key, each in found.items() if each is None} == {key for key in runs if key[0] == "random"}
+    assert all(0 < each < 5 for each in found.values() if each is not None)
+    assert len(found) > 8
+    assert list(tmp_path.iterdir()) == []
+
+
 def spent(run: Path) -> float:
     epochs = [json.loads(line)["seconds"] for line in (run / "metrics.jsonl").read_text().splitlines()] if (
         run / "metrics.jsonl"
@@ -798,8 +861,8 @@ def test_markdown_has_as_many_cells_in_every_row() -> None:
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
     assert "83.0 ± 1.4 (paper 84.4, −1.4) ▼" in text
-    assert "top-5 / balanced accuracy / best epoch (oracle):" in text
-    assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 84.0 ± 2.1 | - / - / - |" in text
+    assert "top-5 / balanced accuracy / best epoch (oracle) / runs:" in text
+    assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 84.0 ± 2.1 / 2 | - / - / - / 1 |" in text
     assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["**C²VL, GCN**", "**even**"]
     assert "not shown" not in text
     assert (
@@ -847,14 +910,14 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     text = as_html([small_sheet()], [], [])
     found = _Cells()
     found.feed(text)
-    assert found.rows == [3] * (5 + 3)  # three more of C²VL, folded
-    assert text.count('<tr class="more">') == 3
+    assert found.rows == [3] * (5 + 4)  # four more of C²VL, folded
+    assert text.count('<tr class="more">') == 4
     folded = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in text.split('<tr class="more">')[1:]]
     assert [row[:3] for row in folded] == [
-        ["top-5", "97.5 ± 0.7", ""], ["balanced accuracy", "80.5 ± 0.7", ""], ["best epoch (oracle)", "84.0 ± 2.1", ""],
+        ["runs", "2", "1"], ["top-5", "97.5 ± 0.7", ""], ["balanced accuracy", "80.5 ± 0.7", ""], ["best epoch (oracle)", "84.0 ± 2.1", ""],
     ]  # fmt: skip
     assert re.search(
-        r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show top-5, balanced', text
+        r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show runs, top-5, balanced', text
     )
     assert "2 cells of other" in as_html([small_sheet()], [], [], "2 cells of other settings")
     assert found.loads == []
@@ -862,6 +925,10 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     assert '<span class="d up">+1.0</span>' in text
     assert "a_b is &lt;not&gt; there" in text
     assert "prefers-color-scheme: dark" in text
+    assert re.search(
+        r"\.scroll \{[^}]*overflow-x: auto[^}]*no-repeat local[^}]*var\(--shade\)", text
+    )  # cut is seen
+    assert text.count("--shade: ") == 2  # light and dark
 
 
 def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
@@ -900,6 +967,200 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
 def _only(cell: Cell) -> str:
     (path,) = (cell.jobs[0].runs[0].out / "evaluations").glob("linear-*.json")
     return path.name
+
+
+# ------------------------------------------------------------------------- what a number is, and of what
+
+MARKED = "captions derived from the joints"
+ROWS = (
+    "vision",
+    "vision and language",
+    "shuffled pairs (control)",
+    "random encoder (floor)",
+    "majority class",
+)
+
+
+def row_of(text: str, label: str) -> str:
+    """Return the first row of a written table, of whichever kind of file, that has a label."""
+    found = re.split(r"\n(?=\||<tr)|\\\\", text)
+    said = re.compile(rf"(\*\*|>|\| |^\s*){re.escape(label)}(\*\*|<| [&|])", re.MULTILINE)
+    return next(row for row in found if said.search(row))
+
+
+@pytest.fixture(scope="module")
+def ruled(finished: Lab, work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, list[Cell]]:
+    """The finished lab, where captions are made by rule on utd-mhad alone, and vision alone is trained on it."""
+    root = tmp_path_factory.mktemp("ruled")
+    shutil.copytree(work, root / "work")
+    shutil.copytree(finished.out, root / "out")
+    assert (
+        json.loads((work / "utd-mhad" / "packed" / "packed.json").read_text())["engines"]["captions"][
+            "backend"
+        ]
+        == "posecode"
+    )
+    file = root / "work" / "ntu60" / "packed" / "packed.json"
+    facts = json.loads(file.read_text())
+    facts["engines"]["captions"] = {"backend": "llava"}
+    file.write_text(json.dumps(facts))
+    here = lab(root / "work", root / "out")
+    vision = [c for c in here.cells(["table6"]) if (c.line.label, c.column.dataset) == ("vision", "utd-mhad")]
+    compute(here, vision)
+    return here, here.cells(["table4", "table5", "table6", "table7", "figure6"])
+
+
+def test_what_was_trained_on_captions_made_by_rule_is_marked_in_every_file(
+    ruled: tuple[Lab, list[Cell]],
+) -> None:
+    here, cells = ruled
+    sheets = [sheet(here, n, [c for c in cells if c.table == n]) for n in ("table4", "table6", "table7")]
+    told = list(csv.DictReader(io.StringIO(as_csv(sheets))))
+    both = {"C²VL", "language", "vision and language", "shuffled pairs (control)", *TABLE_VII}
+    marked = {(t["row"], t["dataset"]) for t in told if t["derived_from_joints"] == "yes"}
+    assert marked == {(row, "utd-mhad") for row in both}
+    assert {t["derived_from_joints"] for t in told} == {"yes", ""}
+    numbers_ = {(t["table"], t["row"], t["dataset"]): t["ours"] for t in told}
+    # vision stands between the others with a number of its own
+    assert numbers_["table6", "vision", "utd-mhad"] != ""
+    for text in (as_markdown(sheets[1:2]), as_latex(sheets[1:2]), as_html(sheets[1:2], [], [])):
+        assert MARKED in text
+        marks = {row: len(re.findall(r"†|dagger", row_of(text, row))) for row in ROWS}
+        assert marks == {row: int(row in both) for row in ROWS}
+    plain_ = [c for c in cells if c.table == "table7" and c.column.dataset == "ntu60"]
+    for text in (
+        as_markdown([sheet(here, "table7", plain_)]),
+        as_latex([sheet(here, "table7", plain_)]),
+        as_html([sheet(here, "table7", plain_)], [], []),
+    ):
+        assert MARKED not in text
+        assert "†" not in text
+        assert "dagger" not in text
+
+
+def test_a_transfer_is_marked_by_what_its_source_was_trained_on(ruled: tuple[Lab, list[Cell]]) -> None:
+    found = {
+        (c.column.dataset, c.column.to, c.line.role): derived(c)
+        for c in ruled[1]
+        if c.table == "table5" and c.jobs
+    }
+    assert {key for key, marked in found.items() if marked} == {
+        ("utd-mhad", "ntu60", "pretrained"),
+        ("utd-mhad", "ntu60", "shuffled"),
+    }
+    assert ("ntu60", "utd-mhad", "pretrained") in found
+
+
+def test_the_mark_is_told_in_the_terminal(
+    ruled: tuple[Lab, list[Cell]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    here, cells = ruled
+    paper_cli._show(here, ["table6"], cells)
+    said = capsys.readouterr().out
+    (line,) = (line for line in said.splitlines() if "│ vision " in line and "and" not in line)
+    assert "†" not in line
+    assert re.search(r"│ vision and language +│.*†", said)
+    assert not re.search(r"│ (random encoder|supervised|majority|chance).*†", said)
+    assert MARKED in " ".join(said.split())
+
+
+def test_no_number_of_ours_stands_under_the_name_of_another_method(work: Path, tmp_path: Path) -> None:
+    here = lab(work, tmp_path)
+    found = sheet(here, "table8", here.cells(["table8"]))
+    own = {row.label: (row.printed, row.about) for row in found.rows if row.role == "pretrained"}
+    assert own == {
+        "C²VL with a bidirectional GRU": ("PCM³", "GRU"),
+        "C²VL with a Transformer": ("UmURL", "Transformer"),
+        "C²VL with MS-G3D": ("MS-G3D", "GCN"),
+        "C²VL with CTR-GCN": ("CTR-GCN", "GCN"),
+        "C²VL with ST-GCN": ("ST-GCN", "GCN"),
+    }
+    told = {t["row"]: t["paper_row"] for t in csv.DictReader(io.StringIO(as_csv([found])))}
+    assert told["C²VL with a bidirectional GRU"] == "PCM³"
+    assert told["random encoder (floor)"] == ""
+    assert "| **C²VL with a bidirectional GRU, GRU; the paper's row: PCM³** |" in as_markdown([found])
+    assert r"C$^2$VL with a Transformer (paper: UmURL) & " in as_latex([found])
+    page = as_html([found], [], [])
+    assert re.findall(r'class="name">([^<]*)</span><span class="under">([^<]*PCM³)</span>', page) == [
+        ("C²VL with a bidirectional GRU", "GRU; the paper&#39;s row: PCM³")
+    ]
+    for name in printed():  # the paper's C²VL keeps its name, methods of others theirs
+        one = sheet(here, name, here.cells([name]))
+        peers = {row.method for row in printed()[name].rows if row.cite is not None and not row.ours}
+        for row in one.rows:
+            bare = row.label.split(" [")[0]
+            assert (bare in peers) == (row.role == "peer" and row.label != bare), (name, row.label)
+
+
+def test_columns_that_can_be_filled_come_first_and_none_is_lost(work: Path, tmp_path: Path) -> None:
+    here = lab(work / "utd-mhad", tmp_path)
+    for name in (*printed(), "figure6"):
+        cells = here.cells([name])
+        found = sheet(here, name, cells)
+        there = [c.dataset in here.sets and (not c.to or c.to in here.sets) for c in found.columns]
+        assert there == sorted(there, reverse=True), name
+        assert set(found.columns) == {c.column for c in cells}
+        assert [c for c in found.columns if c.dataset != "utd-mhad"] == list(everything()[name].columns)
+        if name in {"table1", "table7"}:
+            assert found.columns[0].title.startswith("utd-mhad")
+            (row,) = (r for r in found.rows if r.printed in {"C²VL", "partition(cosine)"})
+            values = {c.title: cell.paper for c, cell in zip(found.columns, row.cells, strict=True)}
+            assert (values["ntu60 xsub"], values[found.columns[0].title]) == (84.4, None)
+
+
+def test_the_number_of_runs_is_said_and_beside_each_number_where_they_differ() -> None:
+    uneven = small_sheet()
+    assert (uneven.counts(), uneven.runs()) == ([1, 2], "Numbers of ours are of 1 to 2 runs.")
+    even = Sheet("table9", "IX", "even", "Caption.", uneven.columns, uneven.rows[2:])
+    assert (even.counts(), even.runs()) == ([1], "Every number of ours is of 1 run.")
+    bare = Sheet("table9", "IX", "bare", "Caption.", uneven.columns, uneven.rows[:1])
+    assert (bare.counts(), bare.runs()) == ([], "")
+    blind = SheetRow("chance", "", "baseline", (Shown(None, (50.0,)), Shown()))
+    page = as_html([Sheet("t", "IX", "t", "C.", uneven.columns, (*uneven.rows, blind))], [], [])
+    assert re.findall(r">n = (\d+)<", page) == ["2", "1", "1", "1", "1"]  # none of chance, none of the peer
+    assert ">n = " not in as_html([even], [], [])
+    half = SheetRow("half", "", "pretrained", (Shown(None, (50.0,), "why", "1 of 2 seeds"), Shown()))
+    page = as_html([Sheet("t", "IX", "t", "C.", uneven.columns, (half,))], [], [])
+    assert '<span class="under">1 of 2 seeds</span>' in page
+    for text in (as_markdown([even]), as_latex([even]), as_html([even], [], [])):
+        assert "Every number of ours is of 1 run." in text
+
+
+def test_figure_6_in_numbers_has_the_controls_of_table_vii_at_no_cost(
+    finished: Lab, work: Path, tmp_path: Path
+) -> None:
+    cells = finished.cells(["figure6"])
+    controls = [c for c in cells if c.line.role != "pretrained"]
+    assert {c.line.role for c in controls} == {"floor", "ceiling", "shuffled"}
+    assert unfinished(finished, controls) == []
+    found = sheet(finished, "figure6", cells)
+    other = sheet(finished, "table7", finished.cells(["table7"]))
+    below = {row.label: row.cells for row in other.rows if row.role not in {"pretrained", "peer"}}
+    assert {row.label: row.cells for row in found.rows if row.role != "pretrained"} == below
+    assert list(below)[-2:] == ["majority class", "chance"]
+    assert all(cell.ours for cells_ in below.values() for cell in cells_)
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (list(range(COUNT)), "the same ten random test classes in every panel"),
+        ([n % 3 for n in range(COUNT)], "all three test classes"),
+        ([n // 4 if n % 4 == 0 else 0 for n in range(COUNT)], "all four test classes"),
+    ],
+)
+def test_captions_say_how_many_classes_are_shown(tmp_path: Path, labels: list[int], said: str) -> None:
+    test = 12 if max(labels) > 9 else 4
+    splits = [{"xsub": "test" if n % 4 < test // 4 else "train"} for n in range(COUNT)]
+    sticks(tmp_path / "set" / "packed", labels=labels, splits=splits)
+    here = Lab(find_sets(tmp_path / "set"), tmp_path / "out", "debug", FAST)
+    for name in ("figure7", "figure8"):
+        for column in here.columns(name):
+            of = [c for c in here.cells([name]) if c.column == column]
+            text = paper_figures.caption(of)
+            wanted = said if of[0].jobs else "the same ten random test classes"
+            assert wanted.removesuffix(" in every panel" if name == "figure8" else "") in text
+            assert "{" not in text
 
 
 # -------------------------------------------------------------------------------------------- figures

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from c2vl_evaluation import linear, predict
 from c2vl_evaluation.store import Subject, softmax
@@ -49,7 +50,9 @@ def test_a_skeleton_file_is_answered_as_the_protocol_answered_it(subject, raw):
 def test_the_layer_is_trained_where_it_is_not_there(subject, raw, tmp_path):
     folder = Path(shutil.copytree(subject.run, tmp_path / "run", ignore=lambda *_: {"evaluations"}))
     other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(
+        CheckpointError, match="no head of this encoder, seed and configuration; run `c2vl-eval"
+    ):
         linear.head_of(other)
     file = next(raw.rglob("*.skeleton"))
     assert predict.predict(other, [file]) == predict.predict(subject, [file])
@@ -61,8 +64,52 @@ def test_a_layer_of_another_encoder_is_refused(subject, tmp_path):
     tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}
     checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
-    with pytest.raises(CheckpointError, match="the head of another encoder; run `c2vl-eval linear` on"):
+    with pytest.raises(
+        CheckpointError, match="no head of this encoder, seed and configuration; run `c2vl-eval"
+    ):
         linear.head_of(Subject(folder, subject.packed, "xsub", subject.recipe, 0))
+
+
+@pytest.mark.parametrize("keep", [None, 100])
+def test_a_layer_that_is_gone_or_cut_is_trained_again(subject, raw, tmp_path, keep):
+    file = next(raw.rglob("*.skeleton"))
+    wanted = predict.predict(subject, [file])
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
+    for path in (folder / "evaluations").glob("linear-*.safetensors"):
+        path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
+    assert predict.predict(Subject(folder, subject.packed, "xsub", subject.recipe, 0), [file]) == wanted
+
+
+def test_answers_that_are_no_numbers_are_refused(subject, raw, tmp_path):
+    file = next(raw.rglob("*.skeleton"))
+    linear.outcome(subject)
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
+    other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
+    for path in (folder / "evaluations").glob("linear-*.safetensors"):
+        tensors, facts = checkpoint.load(path)
+        checkpoint.save(path, tensors | {"bias": tensors["bias"] * np.nan}, facts)
+    with pytest.raises(
+        CheckpointError, match=r"answers are NaN or infinite.*; give lower ones by --set"
+    ) as caught:
+        predict.predict(other, [file])
+    assert "\n" not in str(caught.value)
+    tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
+    changed = {k: v * np.nan if v.is_floating_point() else v for k, v in tensors.items()}
+    checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
+    with pytest.raises(CheckpointError, match=r"weights that are NaN or infinite.*; train it again"):
+        predict.predict(other, [file])
+
+
+def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkeypatch):
+    """Weights may be finite, and what they make of a file not."""
+    linear.outcome(subject)
+    encoder = predict.encoder_for(subject.run, subject.packed, torch.device("cpu"))
+    encoder.module.register_forward_hook(lambda *of: of[-1] * np.inf)
+    monkeypatch.setattr(predict, "encoder_for", lambda *_: encoder)
+    with pytest.raises(
+        CheckpointError, match=r"of its features of the files, 1 of 1 are NaN or infinite, expected"
+    ):
+        predict.predict(subject, [next(raw.rglob("*.skeleton"))])
 
 
 def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):

@@ -106,12 +106,6 @@ def test_nearest_of_each_class_ranks_the_classes():
     assert found.top1 == pytest.approx((answers == query.labels).mean())
 
 
-def test_features_of_an_encoder_that_diverged_are_refused():
-    broken = features(np.array([[1.0, np.nan], [1.0, 2.0]]), np.array([0, 1]))
-    with pytest.raises(DataError, match="1 of 2 training features are NaN or infinite: the encoder diverged"):
-        knn.predict(broken, broken)
-
-
 def test_knn_is_by_angle_not_by_length():
     gallery = features(np.array([[100.0, 60.0], [0.1, 0.0]]), np.array([1, 0]))
     query = features(np.array([[50.0, 1.0]]), np.array([0]))
@@ -349,6 +343,66 @@ def test_a_damaged_cache_is_made_again(data, floor, damage):
     assert path.read_bytes() == whole
 
 
+def spoil(folder: Path, value: float) -> None:
+    """Set a weight of an encoder."""
+    found, facts = checkpoint.load(folder / checkpoint.ENCODER)
+    name = next(name for name, tensor in found.items() if name.endswith("weight") and tensor.ndim > 1)
+    found[name] = torch.full_like(found[name], value)
+    checkpoint.save(folder / checkpoint.ENCODER, found, facts)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (np.nan, r"encoder\.safetensors holds weights that are NaN or infinite, expected finite numbers"),
+        (
+            3e38,
+            r"floor: of its train features of xsub, \d+ of 12 are NaN or infinite, expected finite numbers",
+        ),
+    ],
+)
+@pytest.mark.parametrize("protocol", [knn.outcome, linear.outcome])
+def test_an_encoder_that_diverged_is_refused_and_nothing_is_kept(data, floor, value, said, protocol):
+    spoil(floor, value)
+    with pytest.raises(
+        CheckpointError, match=f"{said}.*; train it again with a lower learning rate"
+    ) as caught:
+        protocol(Subject(floor, data, "xsub", lines()[0].recipe, 0))
+    assert "\n" not in str(caught.value)
+    assert not (floor / "features").exists()
+    assert not (floor / "evaluations").exists()
+
+
+def test_cached_features_that_are_not_finite_are_made_again(data, floor):
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    first = extract(floor, data, "xsub", "train").values
+    with safe_open(cache(floor), framework="np") as handle:
+        told = handle.metadata()
+    save_file({"features": np.full_like(first, np.nan)}, cache(floor), told)
+    np.testing.assert_array_equal(extract(floor, data, "xsub", "train").values, first)
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "of another encoder"])
+def test_a_finding_without_its_head_is_made_again(data, floor, damage):
+    subject = Subject(floor, data, "xsub", lines()[0].recipe, 0)
+    first = linear.outcome(subject)
+    (path,) = (floor / "evaluations").glob("linear-*.safetensors")
+    weights = linear.head_of(subject)[0].weight.clone()  # it lies in the file, which is cut in place
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        tensors, _ = checkpoint.load(path)
+        checkpoint.save(path, tensors, {"key": "another"})
+    with pytest.raises(CheckpointError, match=r"no head of this encoder.*; run `c2vl-eval linear` on"):
+        linear.head_of(subject)
+    assert linear.outcome(subject).finding.last == first.finding.last
+    assert torch.equal(linear.head_of(subject)[0].weight, weights)
+
+
 def test_unlabelled_samples_are_refused_naming_the_first(floor, tmp_path):
     packed = Packed(sticks(tmp_path / "packed", labels=[-1 if n in {4, 8} else 0 for n in range(COUNT)]))
     with pytest.raises(
@@ -558,6 +612,34 @@ def test_results_that_are_absent_or_damaged_say_what_to_run(tmp_path):
     ) as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (("rows", 0, "knn"), "rows.0.knn: Input should be a finite number"),
+        (
+            ("rows", 1, "findings", 0, "last", "top1"),
+            "rows.1.findings.0.last.top1: Input should be a finite number",
+        ),
+        (("majority_score", "balanced"), "majority_score.balanced: Input should be a finite number"),
+        (("chance",), "chance: Input should be a finite number"),
+    ],
+)
+def test_a_number_that_is_none_is_damage_and_said_where(table, tmp_path, place, said):
+    whole = json.loads((table[0] / "results.json").read_text())
+    score = {"top1": 0.5, "top5": None, "balanced": 0.5}
+    whole["rows"][1]["findings"] = [{"protocol": "semi", "last": score}]
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    assert load(tmp_path).rows[1].findings[0].last == Score(**score)
+    held = whole
+    for step in place[:-1]:
+        held = held[step]
+    held[place[-1]] = float("nan")
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert f"results.json: damaged ({said}); run `c2vl-eval benchmark` again" in str(caught.value)
 
 
 def test_mean_and_deviation_are_percent_over_seeds():

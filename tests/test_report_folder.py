@@ -7,11 +7,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from typer.testing import CliRunner
 
-from c2vl_evaluation import benchmark, cli, figures, report, report_sections, search, store, zeroshot
+from c2vl_evaluation import benchmark, cli, figures, linear, report, report_sections, search, store, zeroshot
 from c2vl_evaluation.benchmark import entries
 from c2vl_evaluation.results import Results, Score, load, save
 from c2vl_manifests.errors import DataError
@@ -194,6 +196,66 @@ def test_answers_of_another_number_than_the_tables_are_not_shown(made, copy):
     assert found == (
         "the answers that gave hard its number in the table are not at hand; run `c2vl-eval benchmark` again"
     )
+
+
+def copy_finding(run: Path, packed: Packed, seed: int) -> None:
+    """Evaluate a run by another benchmark, and make what is found agree with its first finding in top-1."""
+    folder = run / "evaluations"
+    (first,) = folder.glob("linear-*.json")
+    wanted = json.loads(first.read_text())["finding"]["last"]["top1"]
+    before = set(folder.glob("linear-*.json"))
+    recipe = report._recipe_of(run)
+    linear.outcome(store.Subject(run, packed, "xsub-val", recipe, seed))
+    (path,) = set(folder.glob("linear-*.json")) - before
+    told = json.loads(path.read_text())
+    told["finding"]["last"]["top1"] = wanted
+    # its files come first of all
+    path.with_suffix(".parquet").rename(folder / "linear-000000000000.parquet")
+    path.unlink()
+    (folder / "linear-000000000000.json").write_text(json.dumps(told))
+
+
+def test_answers_of_another_benchmark_with_an_equal_number_are_not_taken_for_the_tables(made, copy):
+    whole = report.main_run(made[2], made[0], copy)
+    for row in made[2].rows:
+        if row.run:
+            copy_finding(copy / row.run, Packed(made[0]), row.seed)
+    found = report.main_run(made[2], made[0], copy)
+    assert isinstance(found, report.MainRun)
+    assert list(found.sample_ids) == list(whole.sample_ids) == ["s00", "s04", "s08", "s12"]
+    assert np.array_equal(found.predictions, whole.predictions)
+    assert found.answers.keys() == whole.answers.keys()
+    for name, runs in whole.answers.items():
+        assert np.array_equal(found.answers[name], runs)
+
+
+def test_answers_of_other_settings_with_an_equal_number_are_not_taken_for_the_tables(made, copy):
+    """The same test samples and top-1, at another learning rate."""
+    whole, row = report.main_run(made[2], made[0], copy), made[2].main_run()
+    folder = copy / row.run / "evaluations"
+    (first,) = folder.glob("linear-*.json")
+    told = json.loads(first.read_text())
+    told["finding"]["lr"] = 123.0
+    answers = pq.read_table(first.with_suffix(".parquet"))
+    turned = answers.set_column(
+        answers.column_names.index("answer"), "answer", pc.multiply(answers.column("answer"), 0)
+    )
+    pq.write_table(turned, folder / "linear-000000000000.parquet")
+    (folder / "linear-000000000000.json").write_text(json.dumps(told))
+    found = report.main_run(made[2], made[0], copy)
+    assert np.array_equal(found.predictions, whole.predictions)
+
+
+def test_answers_of_another_benchmark_alone_are_made_again_or_said_to_be_absent(made, copy):
+    row = made[2].main_run()
+    whole = report.main_run(made[2], made[0], copy)
+    copy_finding(copy / row.run, Packed(made[0]), row.seed)
+    for path in (copy / row.run / "evaluations").glob("linear-*"):
+        if path.stem != "linear-000000000000":
+            path.unlink()
+    found = report.main_run(made[2], made[0], copy)
+    assert isinstance(found, report.MainRun)
+    assert np.array_equal(found.predictions, whole.predictions)
 
 
 def test_a_control_that_is_gone_leaves_the_others(made, copy):

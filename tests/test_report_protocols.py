@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import jinja2
 import pytest
 
 from c2vl_evaluation import page, report
-from c2vl_evaluation.results import Finding, Results, Row, Score, Target, by_setting, mean_std
+from c2vl_evaluation.results import FAILED, Finding, Results, Row, Score, Target, by_setting, mean_std
 from test_report import read, table
 
 
@@ -60,6 +61,56 @@ def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: P
     ):
         assert said in text
     assert text.count(four) == 2 * 5  # a line a name, in the overview and beside top-5
+
+
+def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path) -> None:
+    """In the first table, in the overview's header and in each of its three settings' details, but no other row."""
+    html = report.build(with_findings(), tmp_path / "r.html").read_text("utf-8")
+    results, overview, details = re.split(r'id="protocols"|<summary>Top-5, balanced', html)
+    details = details.split("</details>")[0]
+    mark = '<span class="tag derived">derived from joints</span>'
+    assert results.count(f"{mark}</span></td>") == 3
+    heads = re.findall(r'<th class="n">(.*?)</th>', overview)
+    assert [head.split("<")[0] for head in heads if mark in head] == [
+        "partition(cosine)",
+        "hard",
+        "shuffled pairs",
+    ]
+    cells = re.findall(r'<td class="wrap">(.*?)</td>', details)
+    assert {cell.split("<")[0]: mark in cell for cell in cells} == {
+        "partition(cosine)": True, "hard": True, "random encoder": False, "supervised": False, "shuffled pairs": True,
+    }  # fmt: skip
+    assert (
+        "derived from joints"
+        not in read(
+            report.build(
+                with_findings().model_copy(
+                    update={
+                        "rows": tuple(
+                            r.model_copy(update={"derived_from_joints": False}) for r in with_findings().rows
+                        )
+                    }
+                ),
+                tmp_path / "none.html",
+            )
+        ).text
+    )
+
+
+def test_an_evaluation_that_failed_is_its_own_lines(tmp_path: Path) -> None:
+    results = with_findings()
+    bad = Finding(protocol="semi", setting="5 % random, tuned", why=f"{FAILED}the loss became NaN")
+    first, *others = results.rows
+    both = first.model_copy(update={"findings": (*first.findings, bad, found(0.6, bad.setting))})
+    rows = [row.model_copy(update={"findings": (*row.findings, bad)}) for row in others]
+    text = read(report.build(results.model_copy(update={"rows": (both, *rows)}), tmp_path / "r.html")).text
+    of_first = sum(row.name == first.name for row in results.rows)
+    assert f"and {of_first} failed: the loss became NaN" in text  # beside the run that ended well
+    others_named = len({row.name for row in rows} - {first.name})
+    assert text.count("n/a: failed: the loss became NaN") == others_named
+    alone = results.model_copy(update={"rows": tuple(rows)})
+    text = read(report.build(alone, tmp_path / "a.html")).text
+    assert text.count("n/a: failed: the loss became NaN") == len({row.name for row in rows})
 
 
 def test_top5_and_balanced_stand_under_their_accuracy(tmp_path: Path) -> None:

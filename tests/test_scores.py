@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from c2vl_evaluation import linear, scores, store
 from c2vl_evaluation.results import Finding, Score
 from c2vl_evaluation.store import Outcome, Subject
-from c2vl_manifests.errors import CheckpointError, DataError
+from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
 from c2vl_training.data import Packed
 from c2vl_training.trainer import train
@@ -229,15 +229,37 @@ def test_other_weights_data_seed_or_configuration_make_another_finding(subject):
     }
 
 
-def test_findings_of_another_encoder_are_refused(subject):
+def test_findings_of_another_encoder_stand_apart(subject):
     counting(subject)
+    (path,) = files(subject, "json")
+    assert (list(store.stored(subject.run, "linear").found), store.stored(subject.run, "linear").stale) == (
+        [path.stem],
+        {},
+    )
     found, facts = checkpoint.load(subject.run / checkpoint.ENCODER)
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in found.items()}
     checkpoint.save(subject.run / checkpoint.ENCODER, changed, facts)
-    with pytest.raises(
-        CheckpointError, match=r"of another encoder than .* holds now; run `c2vl-eval linear`"
-    ):
+    held = store.stored(subject.run, "linear")
+    assert (held.found, held.stale) == ({}, {path.stem: path})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"key": 1}', "key: Input should be a valid string"),
+        ('{"key": "k", "encoder": "e", "sha256": "s", "finding": {}}', "protocol: Field required"),
+        ("{", "Invalid JSON: EOF while parsing an object"),
+    ],
+)
+def test_a_damaged_finding_says_where_and_what(subject, text, said):
+    counting(subject)
+    (path,) = files(subject, "json")
+    path.write_text(text)
+    with pytest.raises(DataError) as caught:
         store.stored(subject.run, "linear")
+    assert str(caught.value).startswith(f"{path}: damaged ({said}")
+    assert str(caught.value).endswith("; delete it and evaluate the run again")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_truncated_folder_is_one_line(subject):
@@ -250,5 +272,9 @@ def test_a_truncated_folder_is_one_line(subject):
         store.stored(subject.run, "linear")
     assert "\n" not in str(caught.value)
     path.unlink()
-    with pytest.raises(DataError, match=r"parquet does not exist; evaluate the run first"):
+    with pytest.raises(
+        DataError, match=r"\.parquet, which holds its answers, is gone; delete linear-\w+\.json and"
+    ):
         store.stored(subject.run, "linear")
+    path.with_suffix(".json").unlink()
+    assert store.stored(subject.run, "linear").found == {}

@@ -288,8 +288,8 @@ def test_an_encoder_meets_another_dataset_frozen_and_tuned(subject, elsewhere):
     there = replace(subject, packed=elsewhere)
     frozen, tuned = transfer.outcomes(there)
     assert [o.finding.setting for o in (frozen, tuned)] == [
-        "synthetic to elsewhere, frozen",
-        "synthetic to elsewhere, tuned",
+        "synthetic to elsewhere, xsub, frozen",
+        "synthetic to elsewhere, xsub, tuned",
     ]
     np.testing.assert_array_equal(logits(frozen), logits(linear.outcome(there)))
     config = there.recipe.evaluation.transfer.tune
@@ -448,7 +448,9 @@ def test_a_table_keeps_what_it_was_transferred_to_before(table, elsewhere, tmp_p
     found = protocols.extend(table, Packed(folder), "transfer", recipe(*SETTINGS))
     settings = [f.setting for f in found.rows[0].findings if f.protocol == "transfer"]
     assert settings == [
-        f"synthetic to {name}, {kind}" for name in ("elsewhere", "third") for kind in ("frozen", "tuned")
+        f"synthetic to {name}, xsub, {kind}"
+        for name in ("elsewhere", "third")
+        for kind in ("frozen", "tuned")
     ]
     assert [target.dataset for target in found.targets] == ["elsewhere", "third"]
 
@@ -517,3 +519,13 @@ def test_defaults_are_those_of_the_field():
     )
     assert tune.optimiser == Optimiser(weight_decay=1e-4, milestones=(50, 70))
     assert store.FOLDER == "evaluations"
+
+
+def test_weights_that_break_in_the_last_step_are_no_result(subject):
+    rate = "evaluation.finetune.optimiser={lr=1e30,weight_decay=0,warmup_epochs=0,milestones=[]}"
+    one_step = ("evaluation.finetune.epochs=1", "evaluation.finetune.batch_size=12", rate)
+    with pytest.raises(
+        C2VLError, match=r"NaN or infinite after the last epoch, at the rate 1e\+30; lower it"
+    ):
+        finetune.outcome(told(subject, *one_step))
+    assert not list((subject.run / store.FOLDER).glob("finetune-*.json"))

@@ -1,29 +1,50 @@
 """A table with its controls: pre-trained encoders beside the floor, the ceiling and shuffled pairs.
 
 Each row is a run in a folder of its own; finished runs are not trained again, so a table can grow by seeds and
-by `targets` values. No number here is ever chosen on the test split.
+by `targets` values. What earlier calls found on the same runs by other protocols stays in it. No number here is ever
+chosen on the test split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from c2vl_evaluation import ensemble, knn, linear, scores
 from c2vl_evaluation.features import Features, extract, raw_joints
-from c2vl_evaluation.protocols import extend, findings
-from c2vl_evaluation.results import Finding, Protocol, Results, Role, Row, Score, save
+from c2vl_evaluation.protocols import (
+    MORE,
+    earlier,
+    extend,
+    listens,
+    of_one_cell,
+    say_earlier,
+    tried,
+    with_earlier,
+)
+from c2vl_evaluation.results import (
+    Finding,
+    Protocol,
+    Results,
+    Role,
+    Row,
+    Score,
+    save,
+)
 from c2vl_evaluation.store import Subject
+from c2vl_evaluation.tuning import Cell, splits_of
 from c2vl_manifests.config import Recipe, load_recipe, targets_name
-from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
+from c2vl_training import checkpoint
 from c2vl_training.data import Packed
-from c2vl_training.trainer import Kind, Run, train
+from c2vl_training.trainer import Kind, Run, refuse_other, train
 
 
 @dataclass(frozen=True)
@@ -34,11 +55,33 @@ class Entry:
     role: Role
     kind: Kind
     recipe: Recipe
+    control_of: str = ""
+    """The line that shuffled pairs are the control of."""
 
     def folder(self, runs: Path, seed: int) -> Path:
-        """Where its run of a seed lives."""
-        slug = "".join(c if c.isalnum() else "-" for c in self.name.lower()).strip("-")
-        return runs / f"{slug}-seed{seed}"
+        """Where its run of a seed lives; beside it, where the control of other targets lives there already."""
+        plain = runs / f"{_slug(self.name)}-seed{seed}"
+        if self.role != "shuffled" or (held := _held(plain)) is None:
+            return plain
+        there = (held[1].get("config") or {}).get("targets")
+        own = self.recipe.training.pretrain.targets.model_dump(mode="json")
+        return plain if there == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
+
+    def run(self, packed: Packed, benchmark: str, seed: int, out: Path) -> Run:
+        """Return its training; `out` is the folder of the table."""
+        return Run(self.kind, packed, self.recipe, benchmark, seed, self.folder(out / "runs", seed))
+
+
+def _slug(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
+
+
+def _held(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return what a folder's run is saved in, and its facts; None where there is none."""
+    for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT):
+        if (path := folder / name).is_file():
+            return path, checkpoint.load(path)[1]
+    return None
 
 
 def entries(recipe: str, overrides: Sequence[str], targets: Sequence[str]) -> list[Entry]:
@@ -64,7 +107,7 @@ def entries(recipe: str, overrides: Sequence[str], targets: Sequence[str]) -> li
         *found,
         Entry("random encoder", "floor", "random", base),
         Entry("supervised", "ceiling", "supervised", base),
-        Entry("shuffled pairs", "shuffled", "pretrain", shuffled),
+        Entry("shuffled pairs", "shuffled", "pretrain", shuffled, found[0].name),
     ]
 
 
@@ -101,12 +144,18 @@ def run_table(
         protocols: beside kNN and linear; `ensemble` trains two further streams a line and seed.
         target: another dataset and its benchmark, which all encoders are transferred to.
 
+    A cell of `protocols` that diverges says why, and the others go on (`protocols.failures` tells). What an earlier call
+    found on the same runs by protocols that are not asked for now stays in the table.
+
     Raises:
         ConfigError: the target is this very data, or has other joints or no such benchmark.
-        DataError: a split holds nothing usable.
+        DataError: a split holds nothing usable, a sample without a label, or a class that cannot be learned.
+        CheckpointError: a folder holds another run than the one that is asked for.
     """
-    if target is not None:  # before hours of training
+    _check(packed, benchmark, lines, seeds, out, "ensemble" in protocols)
+    if target is not None:
         _check_target(packed, *target)
+    before = earlier(packed, benchmark, out, emit)
     rows: list[Row] = []
     recipe = lines[0].recipe
     train_split, test_split = (
@@ -114,34 +163,10 @@ def run_table(
     )
     for line in lines:
         for seed in seeds:
-            folder = line.folder(out / "runs", seed)
-            result = train(Run(line.kind, packed, line.recipe, benchmark, seed, folder), emit)
-            subject = Subject(folder, packed, benchmark, line.recipe, seed)
-            nearest, probe = knn.outcome(subject).finding, linear.outcome(subject).finding
-            streams = _streams(line, subject, emit) if "ensemble" in protocols else None
-            knowledge = line.recipe.training.pretrain.knowledge if line.kind == "pretrain" else ""
-            rows.append(
-                Row(
-                    name=line.name,
-                    role=line.role,
-                    seed=seed,
-                    run=folder.relative_to(out).as_posix(),
-                    knowledge=knowledge,
-                    derived_from_joints=knowledge in {"language", "both"}
-                    and packed.manifest.derived_from_joints("language"),
-                    **_measures(nearest.last, probe),
-                    epochs=result.epochs,
-                    seconds=result.seconds,
-                    samples=result.samples,
-                    left_out=result.left_out,
-                    findings=findings(subject, protocols, emit, streams),
-                )
-            )
-            emit(
-                Note(
-                    f"{line.name}, seed {seed}: kNN {100 * rows[-1].knn:.1f}, linear {100 * rows[-1].linear:.1f}"
-                )
-            )
+            row = _row(line, line.run(packed, benchmark, seed, out), out, protocols, emit)
+            rows.append(with_earlier(row, before, out, protocols))
+            emit(Note(f"{line.name}, seed {seed}: kNN {100 * row.knn:.1f}, linear {100 * row.linear:.1f}"))
+    targets = say_earlier(before, rows, protocols, emit)
     m = packed.manifest
     rows.append(_baseline(packed, benchmark, recipe))
     classes = scores.class_count(packed, train_split, test_split)
@@ -163,6 +188,7 @@ def run_table(
         majority=majority(train_split, test_split),
         majority_score=scores.majority(train_split, test_split, classes),
         chance_score=scores.chance(classes),
+        targets=targets,
         rows=tuple(rows),
         seconds=_stage_seconds(packed.folder.parent),
     )
@@ -170,6 +196,19 @@ def run_table(
     if target is not None:
         results = extend(out, target[0], "transfer", recipe, emit, target[1])
     return results
+
+
+def _check(
+    packed: Packed, benchmark: str, lines: Sequence[Entry], seeds: Sequence[int], out: Path, streams: bool
+) -> None:
+    """Refuse, before hours of training, what would be refused after them: labels, classes, folders of other runs."""
+    scores.check_classes(packed, *splits_of(packed, benchmark))
+    for line in lines:
+        for seed in seeds:
+            run = line.run(packed, benchmark, seed, out)
+            for one in _streams(run).values() if streams else (run,):
+                if (held := _held(one.out)) is not None:
+                    refuse_other(one, held[1], held[0])
 
 
 def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
@@ -181,8 +220,36 @@ def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
             f"--target {target.folder} holds joints of layout {other.name!r} ({other.joints}), the table's are "
             f"{own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} --layout {own.name}`"
         )
-    for split in ("train", "test"):
-        target.select(benchmark, split)
+    try:
+        scores.check_classes(target, *splits_of(target, benchmark))
+    except DataError as error:
+        raise DataError(f"--target {target.folder}: {error}") from error
+
+
+def _row(line: Entry, run: Run, out: Path, protocols: Sequence[Protocol], emit: Emit) -> Row:
+    """Train a run if it is not there, and evaluate it."""
+    result, packed = train(run, emit), run.packed
+    subject = Subject(run.out, packed, run.benchmark, line.recipe, run.seed)
+    nearest, probe = knn.outcome(subject).finding, linear.outcome(subject).finding
+    knowledge = line.recipe.training.pretrain.knowledge if line.kind == "pretrain" else ""
+    found: list[Finding] = []
+    for protocol in protocols:
+        cells = _ensemble(run, subject, emit) if protocol == "ensemble" else MORE[protocol](subject, emit)
+        found += tried(cells, f"{line.name}, seed {run.seed}", emit)
+    return Row(
+        name=line.name,
+        role=line.role,
+        seed=run.seed,
+        run=run.out.relative_to(out).as_posix(),
+        knowledge=knowledge,
+        derived_from_joints=listens(knowledge, packed),
+        **_measures(nearest.last, probe),
+        epochs=result.epochs,
+        seconds=result.seconds,
+        samples=result.samples,
+        left_out=result.left_out,
+        findings=tuple(found),
+    )
 
 
 def _measures(nearest: Score | None, probe: Finding) -> dict[str, Any]:
@@ -196,20 +263,37 @@ def _measures(nearest: Score | None, probe: Finding) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _streams(line: Entry, subject: Subject, emit: Emit) -> dict[str, Subject]:
-    """Train the streams that a line lacks, in folders beside its own."""
-    found: dict[str, Subject] = {}
+def _streams(run: Run) -> dict[str, Run]:
+    """Return the trainings of all streams; those that a line lacks are in folders beside its own."""
+    found: dict[str, Run] = {}
     for stream in ensemble.STREAMS:
-        training = line.recipe.training
+        training = run.recipe.training
         if stream == training.input.stream:
-            found[stream] = subject
+            found[stream] = run
             continue
         own = training.model_copy(update={"input": training.input.model_copy(update={"stream": stream})})
-        recipe = line.recipe.model_copy(update={"training": own})
-        folder = subject.run.with_name(f"{subject.run.name}-{stream}")
-        train(Run(line.kind, subject.packed, recipe, subject.benchmark, subject.seed, folder), emit)
-        found[stream] = replace(subject, run=folder, recipe=recipe)
+        recipe = run.recipe.model_copy(update={"training": own})
+        found[stream] = replace(run, recipe=recipe, out=run.out.with_name(f"{run.out.name}-{stream}"))
     return found
+
+
+def _ensemble(run: Run, subject: Subject, emit: Emit) -> Iterator[Cell]:
+    """Train the streams that are not there and yield the cells; where a training diverges, each of them says so."""
+    runs, failed = _streams(run), None
+    try:
+        for one in runs.values():
+            train(one, emit)
+    except C2VLError as error:
+        if not of_one_cell(error):
+            raise
+        failed = partial(_again, error)
+    subjects = {stream: replace(subject, run=one.out, recipe=one.recipe) for stream, one in runs.items()}
+    for cell in ensemble.cells(subjects, emit):
+        yield replace(cell, make=failed or cell.make)
+
+
+def _again(error: C2VLError) -> NoReturn:
+    raise error
 
 
 def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> Row:

@@ -14,7 +14,7 @@ from c2vl_manifests.terminal import main as run_app
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from c2vl_evaluation.results import Finding, Protocol, Results, Role
+    from c2vl_evaluation.results import Protocol, Results
     from c2vl_evaluation.store import Subject
     from c2vl_manifests.config import Recipe
     from c2vl_training.data import Packed
@@ -82,6 +82,16 @@ def _subject(run: Path, packed: Packed, benchmark: str | None, recipe: Recipe) -
     return Subject(run, packed, benchmark or facts.get("benchmark", ""), recipe, int(facts.get("seed", 0)))
 
 
+def _warn(subject: Subject) -> Subject:
+    """Say so if a run was trained on clips that it is about to be tested on."""
+    from c2vl_evaluation.protocols import overlap
+    from c2vl_manifests.events import Note
+
+    if text := overlap(subject):
+        Reporter()(Note(text, "warning"))
+    return subject
+
+
 def _one(
     run: Path, data: Path, benchmark: str | None, recipe: str | None, set_: list[str] | None, protocol: str
 ) -> None:
@@ -90,7 +100,7 @@ def _one(
     from c2vl_training.data import Packed
 
     packed = Packed(data)
-    subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
+    subject = _warn(_subject(run, packed, benchmark, _recipe(packed, recipe, set_)))
     found = (nearest.outcome if protocol == "knn" else probe.outcome)(subject).finding
     if found.last is None or (found.best is None and protocol != "knn"):
         return
@@ -140,29 +150,31 @@ def _more(
 ) -> None:
     """Run a protocol on runs, or on all runs of a table."""
     from c2vl_evaluation import protocols
-    from c2vl_evaluation.console import show_findings
-    from c2vl_manifests.errors import ConfigError
+    from c2vl_evaluation.console import Line, lines_of, show_findings
+    from c2vl_manifests.errors import C2VLError, ConfigError
     from c2vl_training.data import Packed
 
     if bool(run) == (out is not None):
         raise ConfigError("give either --run (once a run) or --out with the folder of a finished table")
     packed = Packed(data)
     resolved = _recipe(packed, recipe, set_)
-    lines: list[tuple[str, Role, tuple[Finding, ...]]] = []
+    lines: list[Line] = []
+    failed, where = "", None
     with Reporter() as emit:
         if out is not None:
             results = protocols.extend(out, packed, protocol, resolved, emit, benchmark or "")
             benchmark = benchmark or results.benchmark
-            for name in results.names():
-                rows = results.of(name)
-                of = tuple(f for row in rows for f in row.findings if f.protocol == protocol)
-                lines.append((name, rows[0].role, of))
+            where = results.targets[-1] if protocol == "transfer" else None
+            lines, failed = lines_of(results, protocol, where), protocols.failures(results, protocol)
         for folder in run or ():
-            subject = _subject(folder, packed, benchmark, resolved)
+            subject = _warn(_subject(folder, packed, benchmark, resolved))
             benchmark = benchmark or subject.benchmark
             found = protocols.findings(subject, [protocol], emit)
-            lines.append((folder.name, protocols.role_of(folder), found))
-    show_findings(protocol, lines, protocols.target(packed, benchmark or ""))
+            derived = protocols.derived(folder, packed)
+            lines.append(Line(folder.name, protocols.role_of(folder), found, derived))
+    show_findings(protocol, lines, where or protocols.target(packed, benchmark or ""))
+    if failed:
+        raise C2VLError(failed)
 
 
 @app.command()
@@ -218,19 +230,21 @@ def ensemble(
     """
     from c2vl_evaluation import ensemble as fusion
     from c2vl_evaluation import protocols
-    from c2vl_evaluation.console import show_findings
+    from c2vl_evaluation.console import Line, show_findings
     from c2vl_training.data import Packed
 
     packed = Packed(data)
     resolved = _recipe(packed, recipe, set_)
     streams = fusion.by_stream([_subject(folder, packed, benchmark, resolved) for folder in run or ()])
+    for subject in streams.values():
+        _warn(subject)
     with Reporter() as emit:
         found = [outcome.finding for outcome in fusion.outcomes(streams, emit)]
     first = streams["joint"]
     where = protocols.target(packed, first.benchmark)
-    show_findings(
-        "three streams (joint/bone/motion)", [(first.run.name, protocols.role_of(first.run), found)], where
-    )
+    derived = protocols.derived(first.run, packed)
+    line = Line(first.run.name, protocols.role_of(first.run), found, derived)
+    show_findings("three streams (joint/bone/motion)", [line], where)
 
 
 @app.command()
@@ -310,7 +324,7 @@ def zeroshot(
     resolved = _recipe(packed, recipe, set_)
     found = []
     for folder in run:
-        subject = _subject(folder, packed, benchmark, resolved)
+        subject = _warn(_subject(folder, packed, benchmark, resolved))
         one = named.outcome(subject, descriptions, encoder)
         found.append((folder.name, protocols.role_of(folder), one))
     show_zeroshot(f"{packed.manifest.title}, {subject.benchmark}", found)
@@ -339,7 +353,7 @@ def retrieval(
     resolved = _recipe(packed, recipe, set_)
     found = []
     for folder in run:
-        subject = _subject(folder, packed, benchmark, resolved)
+        subject = _warn(_subject(folder, packed, benchmark, resolved))
         one = search.outcome(subject, "one" if caption == "one" else "mean")
         found.append((folder.name, protocols.role_of(folder), one))
     show_retrieval(f"{packed.manifest.title}, {subject.benchmark}", found)
@@ -423,7 +437,9 @@ def benchmark(
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report."""
     from c2vl_evaluation.benchmark import entries, run_table
     from c2vl_evaluation.console import show_results
+    from c2vl_evaluation.protocols import failures
     from c2vl_manifests.datasets import load_dataset
+    from c2vl_manifests.errors import C2VLError
     from c2vl_training.data import Packed
 
     packed = Packed(data)
@@ -434,6 +450,8 @@ def benchmark(
     show_results(results)
     path = _report(results, packed.folder.parent, out)
     say(f"report: {path.resolve()}")
+    if failed := failures(results):
+        raise C2VLError(failed)
 
 
 def _chosen(words: Sequence[str]) -> list[Protocol]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from c2vl_evaluation import store
 from c2vl_evaluation.features import Labels
 from c2vl_evaluation.results import Protocol
-from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 
 Floats = npt.NDArray[np.float64]
 
@@ -95,7 +95,8 @@ def compare(
     """Compare two runs in every setting of a protocol in which both were evaluated.
 
     Raises:
-        CheckpointError: a folder holds no finished run, or its findings are of another encoder.
+        CheckpointError: a folder holds no finished run, or what they have in common is of another encoder than it
+            holds now.
         DataError: they have no setting in common, or a file is damaged.
         ConfigError: the protocol keeps no class scores of the test samples under settings of its own.
     """
@@ -104,21 +105,34 @@ def compare(
             f"compare speaks of classifiers and not of {protocol}; give knn, linear, finetune, semi, transfer or ensemble"
         )
     ours, theirs = store.stored(one, protocol), store.stored(other, protocol)
-    common = [name for name in ours if name in theirs]
+    common = [name for name in ours.found if name in theirs.found]
     if not common:
+        _refuse_stale(one, ours, other, theirs)
         raise DataError(
             f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; "
             f"run `c2vl-eval {protocol}` on both"
         )
     settings: dict[str, list[tuple[store.Predictions, store.Predictions]]] = {}
     for name in common:
-        a, b = ours[name], theirs[name]
+        a, b = ours.found[name], theirs.found[name]
         assert a.predictions is not None
         assert b.predictions is not None
         if a.predictions.sample_ids != b.predictions.sample_ids:
             raise DataError(f"{one} and {other} answered other test samples; evaluate both on the same data")
         settings.setdefault(a.finding.setting, []).append((a.predictions, b.predictions))
     return [_compared(protocol, setting, pairs, resamples) for setting, pairs in settings.items()]
+
+
+def _refuse_stale(one: Path, ours: store.Stored, other: Path, theirs: store.Stored) -> None:
+    """Raise where results would be in common, were they not of another encoder than their run holds now."""
+    names = (ours.found.keys() | ours.stale.keys()) & (theirs.found.keys() | theirs.stale.keys())
+    files = [str(side.stale[name]) for name in sorted(names) for side in (ours, theirs) if name in side.stale]
+    if files:
+        raise CheckpointError(
+            f"{' and '.join(files[:2])}{f' and {len(files) - 2} more' if len(files) > 2 else ''}: of another encoder than "
+            f"the run holds now, and nothing else is common to {one} and {other}; delete what is out of date, then "
+            f"evaluate both by one command line (equal --data, --benchmark, --recipe and --set)"
+        )
 
 
 def _compared(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from c2vl_evaluation.results import Finding, Results, Role, Score, Target, by_setting, mean_std
+from c2vl_evaluation.results import FAILED, Finding, Results, Role, Score, Target, by_setting, mean_std
 from c2vl_manifests.terminal import say, show_table
 
 if TYPE_CHECKING:
@@ -24,14 +25,39 @@ _COLUMNS = (
 )
 
 
+@dataclass(frozen=True)
+class Line:
+    """What was found on the runs of one name."""
+
+    name: str
+    role: Role
+    findings: Sequence[Finding]
+    derived: bool = False
+    """Its captions are a function of the encoder's own input."""
+
+    def label(self) -> str:
+        """Say what it is, and whether it learned from joints in words."""
+        return self.name + _ROLES.get(self.role, "") + (" [derived from joints]" if self.derived else "")
+
+
+def lines_of(results: Results, protocol: str, target: Target | None = None) -> list[Line]:
+    """Return the lines of a table for a protocol (on a target), without those that it was not run on."""
+    found = []
+    for name in results.names():
+        rows = results.of(name)
+        of = [f for row in rows for f in row.findings if f.protocol == protocol]
+        of = [f for f in of if target is None or target.holds(f)]
+        if of:
+            found.append(Line(name, rows[0].role, of, rows[0].derived_from_joints))
+    return found
+
+
 def show_results(results: Results) -> None:
     """Print a table: kNN and linear of every line, what answers without an encoder, then a table a protocol."""
     rows = []
     for name in results.names():
         of = results.of(name)
-        label = name + _ROLES.get(of[0].role, "")
-        if of[0].derived_from_joints:
-            label += " [derived from joints]"
+        label = Line(name, of[0].role, (), of[0].derived_from_joints).label()
         cells = []
         for column in _COLUMNS:
             values = [value for r in of if (value := getattr(r, column)) is not None]
@@ -63,47 +89,49 @@ def show_results(results: Results) -> None:
     )
     for protocol in dict.fromkeys(f.protocol for row in results.rows for f in row.findings):
         for target in results.targets if protocol == "transfer" else (own,):
-            lines = []
-            for name in results.names():
-                found = [f for row in results.of(name) for f in row.findings if f.protocol == protocol]
-                if protocol == "transfer":
-                    found = [f for f in found if f" to {target.dataset}, " in f.setting]
-                if found:
-                    lines.append((name, results.of(name)[0].role, found))
-            show_findings(protocol, lines, target)
+            of_it = target if protocol == "transfer" else None
+            if lines := lines_of(results, protocol, of_it):
+                show_findings(protocol, lines, target)
 
 
-def show_findings(title: str, lines: Sequence[tuple[str, Role, Sequence[Finding]]], target: Target) -> None:
+def show_findings(title: str, lines: Sequence[Line], target: Target) -> None:
     """Print a table of findings with what answers without an encoder reach."""
-    settings = dict.fromkeys(key for _, _, found in lines for key in by_setting(found))
+    by_line = [(line.label(), by_setting(line.findings)) for line in lines]
+    settings = dict.fromkeys(key for _, found in by_line for key in found)
     rows = []
     for key in settings:
-        reasons = {f.why for _, _, found in lines for f in by_setting(found).get(key, [])}
-        if len(reasons) == 1 and "" not in reasons:  # the data's, not an encoder's
+        reasons = {f.why for _, found in by_line for f in found.get(key, [])}
+        if len(reasons) == 1 and not any(
+            why == "" or why.startswith(FAILED) for why in reasons
+        ):  # the data's
             rows.append([key[1] or key[0], "n/a", "", "", "", "", "", *reasons])
             continue
-        for name, role, found in lines:
-            of = by_setting(found).get(key, [])
-            label = f"{name}{_ROLES.get(role, '')}"
+        for label, found in by_line:
+            of = found.get(key, [])
+            why = "; ".join(dict.fromkeys(f.why for f in of if f.why))
             last = [f.last for f in of if f.last is not None]
             if not last:
-                why = "; ".join(dict.fromkeys(f.why for f in of)) or "not evaluated"
-                rows.append([f"{label}, {key[1]}".rstrip(", "), "n/a", "", "", "", "", "", why])
+                rows.append(
+                    [f"{label}, {key[1]}".rstrip(", "), "n/a", "", "", "", "", "", why or "not evaluated"]
+                )
                 continue
             top5 = [s.top5 for s in last if s.top5 is not None]
             best = [f.best.top1 for f in of if f.best is not None]
             cells = [mean_std([s.top1 for s in last]), mean_std(top5) if top5 else "n/a"]
             cells += [mean_std([s.balanced for s in last]), mean_std(best) if best else ""]
-            rows.append([f"{label}, {key[1]}".rstrip(", "), *cells, f"{of[0].train:,}", str(len(of)), ""])
+            labels = next(f.train for f in of if f.last is not None)
+            rows.append([f"{label}, {key[1]}".rstrip(", "), *cells, f"{labels:,}", str(len(last)), why])
     for name, score in (("majority class", target.majority), ("chance", target.chance)):
         five = "n/a" if score.top5 is None else f"{100 * score.top5:.1f}"
         rows.append([name, f"{100 * score.top1:.1f}", five, f"{100 * score.balanced:.1f}", "", "", "", ""])
     columns = ["", "top-1", "top-5", "balanced", "best epoch", "labels", "runs", "why n/a"]
     lacking = any(row[-1] for row in rows)
-    have = {role for _, role, _ in lines}
+    have = {line.role for line in lines}
     words = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
     absent = [word for role, word in words.items() if role not in have]
     caption = "The best epoch is chosen on the test split (an oracle)."
+    if any(line.derived for line in lines):
+        caption += " Derived from joints: captions made by rule from the encoder's own input."
     if absent:
         caption += f" Controls that are not here: {', '.join(absent)}."
     show_table(

@@ -7,6 +7,8 @@ bone, motion) are what AimCLR does; equal weights stand beside them. Nothing is 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,38 +16,68 @@ import torch
 from c2vl_evaluation import finetune, linear, scores
 from c2vl_evaluation.results import Finding
 from c2vl_evaluation.store import Outcome, Predictions, Subject, kept
+from c2vl_evaluation.tuning import Cell
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Emit, silent
 from c2vl_training.checkpoint import load_finished
 
 STREAMS = ("joint", "bone", "motion")
+_ALIKE = ("targets", "knowledge", "pairs")
+"""What streams of one line of a table share, beside the kind of their training."""
 
 
 def by_stream(subjects: list[Subject]) -> dict[str, Subject]:
     """Return three subjects by the stream that each was trained on.
 
     Raises:
-        ConfigError: not one of each.
+        ConfigError: not one of each, or they were not trained alike.
     """
     found: dict[str, Subject] = {}
+    how: dict[str, dict[str, Any]] = {}
     for subject in subjects:
-        stream = str(load_finished(subject.run)[1].get("input", {}).get("stream"))
+        facts = load_finished(subject.run)[1]
+        stream = str(facts.get("input", {}).get("stream"))
         if stream in found:
             raise ConfigError(
                 f"{found[stream].run} and {subject.run} are both of the {stream} stream; give one run of each of "
                 f"{', '.join(STREAMS)}"
             )
         found[stream] = subject
+        config = facts.get("config") or {}
+        how[stream] = {"kind": facts.get("kind"), **_told(config)}
+    for stream, told in how.items():
+        first = next(iter(how))
+        names = sorted({*told, *how[first]}, key=lambda name: (not name.endswith("kind"), name))
+        for name in (name for name in names if told.get(name) != how[first].get(name)):
+            raise ConfigError(
+                f"{found[first].run} and {found[stream].run} were not trained alike: {name} is {how[first].get(name)} there "
+                f"and {told.get(name)} here; give three runs that differ in training.input.stream alone (or in their seed)"
+            )
     if lacking := [stream for stream in STREAMS if stream not in found]:
         raise ConfigError(
-            f"no run of the {' and of the '.join(lacking)} stream is given; train it by "
-            f"--set training.input.stream={lacking[0]}, then give three runs"
+            f"no run of the {' and of the '.join(lacking)} stream is given; train {'it' if len(lacking) == 1 else 'them'} by "
+            f"{' and by '.join(f'--set training.input.stream={stream}' for stream in lacking)}, then give --run three times"
         )
     return {stream: found[stream] for stream in STREAMS}
 
 
+def _told(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what streams share of a training's configuration, flat: `targets.kind`, `pairs`."""
+    found: dict[str, Any] = {}
+    for name in _ALIKE:
+        value = config.get(name)
+        found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
+    return found
+
+
 def outcomes(subjects: Mapping[str, Subject], emit: Emit = silent) -> Iterator[Outcome]:
     """Yield the outcome of fixed and of equal weights, for each protocol whose scores are added."""
+    for cell in cells(subjects, emit):
+        yield cell.make()
+
+
+def cells(subjects: Mapping[str, Subject], emit: Emit = silent) -> Iterator[Cell]:
+    """Yield fixed and equal weights, for each protocol whose scores are added, before they are run."""
     first = subjects["joint"]
     config = first.recipe.evaluation.ensemble
     fixed = {stream: float(getattr(config, stream)) for stream in STREAMS}
@@ -54,7 +86,8 @@ def outcomes(subjects: Mapping[str, Subject], emit: Emit = silent) -> Iterator[O
             ("/".join(f"{weight:g}" for weight in fixed.values()), fixed),
             ("equal weights", dict.fromkeys(STREAMS, 1.0)),
         ):
-            yield _fused(subjects, protocol, f"{protocol}, {said}", weights, emit)
+            name = f"{protocol}, {said}"
+            yield Cell("ensemble", name, 0, partial(_fused, subjects, protocol, name, weights, emit))
 
 
 def _fused(

@@ -43,7 +43,7 @@ def extract(
     """Encode a split with the frozen encoder of a run, in eval mode, central window, no rotation.
 
     Raises:
-        CheckpointError: no finished run there, or its encoder is of another joint layout.
+        CheckpointError: no finished run there, its encoder is of another joint layout, or it diverged.
         DataError: samples without a label.
     """
     selection = packed.select(benchmark, split)
@@ -66,6 +66,7 @@ def extract(
         with torch.inference_mode():
             places = torch.arange(len(clips), device=where).split(batch_size)
             values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
+        check_finite(values, f"{run}: of its {split} features of {benchmark}")
         commit_file(cache, partial(_write, data=serialise({"features": values}, {"key": key})))
     return Features(values, labels, selection.rows, len(selection.left_out))
 
@@ -86,11 +87,24 @@ def labels_of(packed: Packed, rows: Labels, named: str) -> Labels:
     return labels
 
 
+def check_finite(values: Array, named: str) -> None:
+    """Refuse what an encoder gives if it is no number; shape (N, D), `named` says what and leads to `3 of 9 are …`.
+
+    Raises:
+        CheckpointError: a value is NaN or infinite.
+    """
+    if broken := int((~np.isfinite(values)).any(axis=1).sum()):
+        raise CheckpointError(
+            f"{named}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder diverged; "
+            "train it again with a lower learning rate"
+        )
+
+
 def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.TrainedEncoder:
     """Load the encoder of a run, frozen, for data of the joints that it was trained on.
 
     Raises:
-        CheckpointError: no finished run there, or its encoder is of another joint layout.
+        CheckpointError: no finished run there, or its encoder is of another joint layout, or its weights are no numbers.
     """
     encoder = checkpoint.load_encoder(run, device)
     if (encoder.layout.names, encoder.layout.dims) != (packed.layout.names, packed.layout.dims):
@@ -98,6 +112,11 @@ def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.T
             f"{run} was trained on the joints of layout {encoder.layout.name!r} ({encoder.layout.joints}), "
             f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same layout, "
             f"or map it: `c2vl-pipeline pack --work {packed.folder.parent} --layout {encoder.layout.name}`"
+        )
+    if not all(weight.isfinite().all() for weight in encoder.module.parameters()):
+        raise CheckpointError(
+            f"{run / checkpoint.ENCODER} holds weights that are NaN or infinite, expected finite numbers: the encoder "
+            "diverged; train it again with a lower learning rate"
         )
     return encoder
 
@@ -126,6 +145,6 @@ def _cached(path: Path, key: str) -> Array | None:
             if (handle.metadata() or {}).get("key") != key:
                 return None
             values: Array = handle.get_tensor("features")
-            return values
+            return values if np.isfinite(values).all() else None
     except (SafetensorError, OSError):
         return None  # damaged: made again

@@ -46,7 +46,6 @@ __all__ = [
 
 SHOWN = 10  # classes of a t-SNE
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
-_SIDE = {"floor": "right", "ceiling": "left"}
 _MARKERS = ("o", "^")
 _PAIRS = (("negative", COLOURS[1], "other prompts"), ("positive", COLOURS[0], "own prompt"))
 _ENDS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -308,6 +307,16 @@ def scatter(projection: Projection, names: Sequence[str]) -> str:
     return svg("t-SNE of test features", height + 0.2 + 0.17 * -(-len(projection.classes) // 2), paint)
 
 
+def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:
+    """Write what upright lines are above them: the lowest to its left, others to their right, so that two never meet."""
+    for n, (text, at) in enumerate(sorted(lines, key=lambda line: line[1])):
+        side, gap = ("left", 2) if n or (text == "ceiling" and len(lines) == 1) else ("right", -2)
+        ax.annotate(
+            text, (at, 1), xycoords=ax.get_xaxis_transform(), xytext=(gap, 2), textcoords="offset points", fontsize=8,
+            ha=side,
+        )  # fmt: skip
+
+
 def accuracy_bars(results: Results) -> str:
     """Draw kNN and linear accuracy of every name: mean and deviation over seeds; floor, ceiling and chance."""
     groups = [(name, results.of(name)) for name in results.names()]
@@ -338,16 +347,9 @@ def accuracy_bars(results: Results) -> str:
                 ax.barh(y, mean, xerr=error, ecolor=GREY, capsize=2 if error else 0, **bar)
                 if role in {"floor", "ceiling"}:
                     marks.append((role, mean / 100, (0, (4, 2))))
-            for text, at, dash in marks:
+            for _, at, dash in marks:
                 ax.axvline(100 * at, color=GREY, linewidth=0.8, linestyle=dash, zorder=3)
-                if text in _SIDE:
-                    place = {
-                        "xytext": (0, 2),
-                        "textcoords": "offset points",
-                        "fontsize": 8,
-                        "ha": _SIDE[text],
-                    }
-                    ax.annotate(text, (100 * at, 1), xycoords=ax.get_xaxis_transform(), **place)
+            _name_lines(ax, [(text, 100 * at) for text, at, _ in marks[1:]])
             ax.set_yticks(range(len(groups)), lines)
             ax.tick_params(axis="y", length=0)
             ax.invert_yaxis()

@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from c2vl_evaluation.scores import check_classes
 from c2vl_evaluation.store import Outcome, Subject, kept
-from c2vl_evaluation.tuning import Job, labelled, tune
+from c2vl_evaluation.tuning import Cell, Job, labelled, tune
 from c2vl_manifests.events import Emit, silent
 
 
@@ -24,3 +26,8 @@ def outcome(subject: Subject, emit: Emit = silent) -> Outcome:
 
     precision = subject.recipe.training.precision
     return kept(subject.task("finetune", config, precision=precision), compute)
+
+
+def cells(subject: Subject, emit: Emit = silent) -> Iterator[Cell]:
+    """Yield the one cell of the protocol."""
+    yield Cell("finetune", "", 0, lambda: outcome(subject, emit))

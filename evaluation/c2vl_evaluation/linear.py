@@ -214,25 +214,35 @@ def outcome(subject: Subject) -> Outcome:
         checkpoint.save(_head_file(task), tensors, {"key": task.key})
         return found.outcome(subject, query, config, len(gallery.labels))
 
-    return kept(task, compute)
+    return kept(task, compute, whole=lambda: _head(task) is not None)
 
 
 def _head_file(task: Task) -> Path:
     return task.run / FOLDER / f"{task.settings}.safetensors"
 
 
+def _head(task: Task) -> tuple[Heads, Standard] | None:
+    """Read the head of a task; None where there is none, it is damaged, or it is of another encoder or seed."""
+    try:
+        tensors, facts = checkpoint.load(_head_file(task))
+    except CheckpointError:
+        return None
+    if facts.get("key") != task.key:
+        return None
+    by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
+    return Heads(tensors["weight"][None], tensors["bias"][None]), by
+
+
 def head_of(subject: Subject) -> tuple[Heads, Standard]:
     """Return the head that the protocol trained on a run, and how its features are standardised.
 
     Raises:
-        CheckpointError: the protocol was not run, or with another encoder, seed or configuration.
+        CheckpointError: the protocol was not run, or with another encoder, seed or configuration, or the head is damaged.
     """
     task = subject.task("linear", subject.recipe.evaluation.linear)
-    path = _head_file(task)
-    tensors, facts = checkpoint.load(path)
-    if facts.get("key") != task.key:
+    if (found := _head(task)) is None:
         raise CheckpointError(
-            f"{path}: the head of another encoder; run `c2vl-eval linear` on {task.run} again"
+            f"{_head_file(task)}: no head of this encoder, seed and configuration; run `c2vl-eval linear` on {task.run}, "
+            "which trains it again"
         )
-    by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
-    return Heads(tensors["weight"][None], tensors["bias"][None]), by
+    return found

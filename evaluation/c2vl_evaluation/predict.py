@@ -15,11 +15,11 @@ import numpy.typing as npt
 import torch
 
 from c2vl_evaluation import linear
-from c2vl_evaluation.features import Array, encoder_for
+from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.scores import class_name
 from c2vl_evaluation.store import Subject, softmax
 from c2vl_manifests.config import SkeletonsConfig
-from c2vl_manifests.errors import DataError
+from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
 from c2vl_training.data import Clips
 from c2vl_training.trainer import device_of
@@ -53,7 +53,8 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
     protocol did not run on this encoder.
 
     Raises:
-        CheckpointError: no finished run, or one of another layout than the data it is to be read with.
+        CheckpointError: no finished run, or one of another layout than the data it is to be read with, or one that
+            diverged.
         DataError: a file that cannot be read, or in which nobody is seen.
         ConfigError: its joints cannot be mapped.
     """
@@ -71,7 +72,14 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
     with torch.inference_mode():
         places = torch.arange(len(clips), device=where).split(128)
         features = torch.cat([encoder.module(loaded.test(at)).float().cpu() for at in places]).numpy()
-    scores = softmax(head.logits(torch.from_numpy(by(features)))[0].numpy())
+    check_finite(features, f"{subject.run}: of its features of the files")
+    logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
+    if not np.isfinite(logits).all():
+        raise CheckpointError(
+            f"{subject.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
+            "the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
+        )
+    scores = softmax(logits)
     names = subject.packed.manifest.classes
     found = []
     for path, joints, row in zip(files, clips, scores, strict=True):

@@ -266,14 +266,15 @@ def _predictions(row: Row, packed: Packed, results: Results, table: Path) -> Pre
 
     run = table / row.run
     store.weights_of(run)  # says what is the matter with a run that is gone
+    asked = packed.sample_ids(packed.select(results.benchmark, "test").rows)
     try:
-        found = [*store.stored(run, "linear").values()]
+        found = [*store.stored(run, "linear").found.values()]
     except C2VLError:  # damaged: made again
         found = []
-    if not any(_gave(held, row) for held in found):
+    if not any(_gave(held, row, asked) for held in found):
         recipe = _recipe_of(run)
         found = [linear.outcome(store.Subject(run, packed, results.benchmark, recipe, row.seed))]
-    return next((held.predictions for held in found if _gave(held, row)), None)
+    return next((held.predictions for held in found if _gave(held, row, asked)), None)
 
 
 def _recipe_of(run: Path) -> Recipe:
@@ -286,8 +287,17 @@ def _recipe_of(run: Path) -> Recipe:
         ) from error
 
 
-def _gave(held: Outcome, row: Row) -> bool:
-    return held.finding.last is not None and held.finding.last.top1 == row.linear
+def _gave(held: Outcome, row: Row, asked: Sequence[str]) -> bool:
+    """Whether a finding is that of a row: of the samples that the table asked, and all its numbers are the row's.
+
+    A run may have been evaluated on other data and benchmarks, too, and by other settings.
+    """
+    of, last, best = held.finding, held.finding.last, held.finding.best
+    if held.predictions is None or held.predictions.sample_ids != asked or last is None or best is None:
+        return False
+    known = (row.linear, row.linear_best, row.linear_lr)
+    beside = ((row.linear_top5, last.top5), (row.linear_balanced, last.balanced))  # absent in older tables
+    return known == (last.top1, best.top1, of.lr) and all(told in {None, found} for told, found in beside)
 
 
 def class_table(results: Results, main: MainRun, names: Sequence[str]) -> dict[str, Any]:
@@ -341,7 +351,7 @@ def build(
         lines=lines,
         derived=any(line["derived"] for line in lines),
         groups=groups,
-        grouped=list(dict.fromkeys(cell["name"] for group in groups for cell in group["lines"])),
+        grouped={cell["name"]: cell["derived"] for group in groups for cell in group["lines"]},
         floors={
             "chance": sections.floor(results.chance_score),
             "majority": sections.floor(results.majority_score),

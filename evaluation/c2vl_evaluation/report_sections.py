@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
 from c2vl_evaluation.gallery import clean
-from c2vl_evaluation.results import Finding, Protocol, Results, Row, Score, by_setting, mean_std
+from c2vl_evaluation.results import FAILED, Finding, Protocol, Results, Row, Score, by_setting, mean_std
 from c2vl_manifests.config import EncoderConfig, load_recipe
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
@@ -60,10 +60,15 @@ def line(rows: Sequence[Row]) -> dict[str, Any]:
     measures = ("knn", "linear", "linear_best")
     return {
         "name": first.name, "role": first.role, "spoken": ROLES[first.role], "seeds": len(rows),
-        "knowledge": first.knowledge, "derived": any(row.derived_from_joints for row in rows),
+        "knowledge": first.knowledge, "derived": derived(rows),
         **{measure: mean_std([getattr(row, measure) for row in rows]) for measure in measures},
         **{f"{kind}_more": _beside(rows, kind) for kind in KINDS},
     }  # fmt: skip
+
+
+def derived(rows: Sequence[Row]) -> bool:
+    """Whether captions of some of the rows are a function of the encoder's own input."""
+    return any(row.derived_from_joints for row in rows)
 
 
 def _beside(rows: Sequence[Row], kind: str) -> list[str]:
@@ -93,14 +98,18 @@ def protocols(results: Results) -> list[dict[str, Any]]:
     order = {protocol: n for n, protocol in enumerate(dict.fromkeys(protocol for protocol, _ in groups))}
     made = []
     for (protocol, setting), of in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        lines = [{"name": name, **_cell(findings)} for name, findings in of]
+        lines = [
+            {"name": name, "derived": derived(results.of(name)), **_cell(findings)} for name, findings in of
+        ]
         reasons = {cell["why"] for cell in lines}
-        all_absent = not any(cell["count"] for cell in lines) and len(reasons) == 1
+        # the data's reason, said once; an evaluation that failed is its own line's
+        failed = any(why.startswith(FAILED) for why in reasons)
+        all_absent = not failed and not any(cell["count"] for cell in lines) and len(reasons) == 1
         made.append(
             {
                 "protocol": protocol, "setting": setting, "lines": lines, "why": reasons.pop() if all_absent else "",
                 "train": sorted({f.train for _, findings in of for f in findings if f.last is not None}),
-                "targets": [t for t in results.targets if protocol == "transfer" and f" to {t.dataset}, " in setting],
+                "targets": [t for t in results.targets if t.holds(of[0][1][0])],
             }
         )  # fmt: skip
     return made
@@ -112,6 +121,7 @@ def _cell(findings: Sequence[Finding]) -> dict[str, Any]:
     top5 = [s.top5 for s in last if s.top5 is not None]
     return {
         "count": len(last),
+        "failed": sum(f.why.startswith(FAILED) for f in findings),
         "why": "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "no reason was recorded",
         "top1": mean_std([s.top1 for s in last]) if last else "n/a",
         "top5": mean_std(top5) if top5 else "n/a",

@@ -10,9 +10,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.manifest import commit_text, first_error
 
 FILE = "results.json"
+FAILED = "failed: "
+"""How the `why` of a finding begins whose evaluation ended with an error; it is tried again next time."""
 Role = Literal["pretrained", "baseline", "floor", "ceiling", "shuffled"]
 Protocol = Literal["knn", "linear", "finetune", "semi", "transfer", "ensemble", "zeroshot", "retrieval"]
 
@@ -20,7 +22,7 @@ Protocol = Literal["knn", "linear", "finetune", "semi", "transfer", "ensemble", 
 class Score(BaseModel):
     """Accuracies over one split, in [0, 1]."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     top1: float
     top5: float | None
@@ -32,7 +34,7 @@ class Score(BaseModel):
 class Finding(BaseModel):
     """One protocol under one setting: what a cell of a table says."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     protocol: Protocol
     setting: str = ""
@@ -59,7 +61,7 @@ class Finding(BaseModel):
 class Row(BaseModel):
     """One run under all protocols."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
     """What is compared: `partition(cosine)`, `random encoder`, `supervised`, `shuffled pairs`."""
@@ -93,7 +95,7 @@ class Row(BaseModel):
 class Target(BaseModel):
     """Another dataset that encoders were transferred to, with what needs no encoder there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str
     title: str
@@ -102,12 +104,21 @@ class Target(BaseModel):
     test: int
     majority: Score
     chance: Score
+    data: str = ""
+    """Fingerprint; empty in tables of earlier versions."""
+    named: str = ""
+    """What its findings call it; the dataset alone where empty."""
+
+    def holds(self, finding: Finding) -> bool:
+        """Whether a finding is of a transfer to it."""
+        to = finding.setting.rpartition(", ")[0]
+        return finding.protocol == "transfer" and to.endswith(f" to {self.named or self.dataset}")
 
 
 class Results(BaseModel):
     """A table with its controls."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     dataset: str
     title: str
@@ -175,5 +186,5 @@ def load(folder: Path) -> Results:
         raise DataError(f"{path} does not exist; run `c2vl-eval benchmark` first") from error
     except (ValidationError, OSError) as error:
         raise DataError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); run `c2vl-eval benchmark` again, finished runs are kept"
+            f"{path}: damaged ({first_error(error)}); run `c2vl-eval benchmark` again, finished runs are kept"
         ) from error

@@ -8,6 +8,7 @@ or of the split (`random`). Draws depend on nothing but their number, so that al
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from c2vl_evaluation.features import Features, Labels
 from c2vl_evaluation.results import Finding
 from c2vl_evaluation.scores import check_classes
 from c2vl_evaluation.store import Outcome, Subject, kept
-from c2vl_evaluation.tuning import Job, labelled, tune
+from c2vl_evaluation.tuning import Cell, Job, labelled, tune
 from c2vl_manifests.config import SemiConfig
 from c2vl_manifests.events import Emit, silent
 
@@ -61,16 +62,32 @@ def settings(config: SemiConfig) -> Iterator[tuple[float, str, str]]:
 
 def outcomes(subject: Subject, emit: Emit = silent) -> Iterator[Outcome]:
     """Yield the outcome of every setting and draw, one n/a where a setting makes no sense."""
+    for cell in cells(subject, emit):
+        yield cell.make()
+
+
+def cells(subject: Subject, emit: Emit = silent) -> Iterator[Cell]:
+    """Yield every setting and draw before it is run.
+
+    Raises:
+        DataError: a sample has no label, or a class of the test split no training sample.
+    """
     train, test = labelled(subject)
     check_classes(subject.packed, train, test)
     for share, sampling, encoder in settings(subject.recipe.evaluation.semi):
         name = f"{100 * share:g} % {sampling}, {encoder}"
         if why := impossible(train.labels, share, sampling):
-            yield Outcome(Finding(protocol="semi", setting=name, why=why), None)
+            absent = Outcome(Finding(protocol="semi", setting=name, why=why), None)
+            yield Cell("semi", name, 0, partial(_same, absent))
             continue
         for draw in range(subject.recipe.evaluation.semi.draws):
             places = subset(train.labels, share, sampling, draw)
-            yield (_frozen if encoder == "frozen" else _tuned)(subject, name, places, draw, emit)
+            how = _frozen if encoder == "frozen" else _tuned
+            yield Cell("semi", name, draw, partial(how, subject, name, places, draw, emit))
+
+
+def _same(outcome: Outcome) -> Outcome:
+    return outcome
 
 
 def _frozen(subject: Subject, name: str, places: Labels, draw: int, emit: Emit) -> Outcome:

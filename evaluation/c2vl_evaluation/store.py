@@ -27,7 +27,7 @@ from c2vl_evaluation.results import Finding, Protocol
 from c2vl_evaluation.scores import check_classes, class_name
 from c2vl_manifests.config import Recipe
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint
+from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint, first_error
 from c2vl_training import checkpoint
 from c2vl_training.data import Packed
 
@@ -47,7 +47,8 @@ class Predictions:
     answers: Labels
     """(N,)"""
     scores: Array
-    """(N, C): log-probabilities, or similarities of kNN."""
+    """(N, C), the higher the likelier: logits of a linear layer, their weighted sums of an ensemble, cosines of kNN and
+    of zero-shot."""
 
 
 @dataclass(frozen=True)
@@ -157,16 +158,22 @@ class _Kept(BaseModel):
     """As its protocol writes it; each has a `protocol` and `seconds`."""
 
 
-def kept(task: Task, compute: Callable[[], Outcome], others: Mapping[str, str] | None = None) -> Outcome:
+def kept(
+    task: Task,
+    compute: Callable[[], Outcome],
+    others: Mapping[str, str] | None = None,
+    whole: Callable[[], bool] = lambda: True,
+) -> Outcome:
     """Return the finding of a task: as it lies on disk, or else by `compute`, and then written.
 
     Args:
         task: what it is.
         compute: how it is found.
         others: keys of other runs that take part.
+        whole: whether what `compute` keeps beside the finding is there; where it is not, neither is the finding.
     """
     key = fingerprint({"key": task.key, "others": others}) if others else task.key
-    if (found := read(task.run, task.settings, key)) is not None:
+    if (found := read(task.run, task.settings, key)) is not None and whole():
         return found
     started = time.monotonic()
     outcome = compute()
@@ -230,29 +237,42 @@ def read(run: Path, settings: str, key: str | None = None) -> Outcome | None:
         return None
 
 
-def stored(run: Path, protocol: Protocol) -> dict[str, Outcome]:
-    """Return what a protocol found on a run, by the name of its settings; what is n/a is left out.
+@dataclass(frozen=True)
+class Stored:
+    """What a protocol found on a run, over all settings."""
+
+    found: dict[str, Outcome]
+    """By the name of the settings; what is n/a is left out."""
+    stale: dict[str, Path]
+    """Findings of another encoder than the run holds now."""
+
+
+def stored(run: Path, protocol: Protocol) -> Stored:
+    """Return what a protocol found on a run.
 
     Raises:
-        CheckpointError: the run has no encoder, or a finding is of another one than it has now.
+        CheckpointError: the run has no encoder.
         DataError: a file is damaged.
     """
-    weights, found = weights_of(run), {}
+    weights, found, stale = weights_of(run), {}, {}
     for path in sorted((run / FOLDER).glob(f"{protocol}-*.json")):
         try:
             held = _Kept.model_validate_json(path.read_bytes())
             finding = Finding.model_validate(held.finding)
         except (OSError, ValidationError) as error:
             raise DataError(
-                f"{path}: damaged ({str(error).splitlines()[0][:100]}); run `c2vl-eval {protocol}` again"
+                f"{path}: damaged ({first_error(error)}); delete it and evaluate the run again"
             ) from error
+        beside = path.with_suffix(".parquet")
         if held.encoder != weights:
-            raise CheckpointError(
-                f"{path}: of another encoder than {run} holds now; run `c2vl-eval {protocol}` again"
+            stale[path.stem] = path
+        elif held.sha256 and not beside.is_file():
+            raise DataError(
+                f"{path}: {beside.name}, which holds its answers, is gone; delete {path.name} and evaluate the run again"
             )
-        if held.sha256:
-            found[path.stem] = Outcome(finding, load(path.with_suffix(".parquet")))
-    return found
+        elif held.sha256:
+            found[path.stem] = Outcome(finding, load(beside))
+    return Stored(found, stale)
 
 
 def load(path: Path) -> Predictions:

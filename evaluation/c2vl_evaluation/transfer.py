@@ -8,22 +8,50 @@ linear protocol on the other dataset, tells what the encoder brought along.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from c2vl_evaluation import linear
 from c2vl_evaluation.scores import check_classes
 from c2vl_evaluation.store import Outcome, Subject, kept
-from c2vl_evaluation.tuning import Job, labelled, tune
+from c2vl_evaluation.tuning import Cell, Job, labelled, tune
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Emit, silent
 from c2vl_training.checkpoint import load_finished
+from c2vl_training.data import Packed
 
 
 def outcomes(subject: Subject, emit: Emit = silent) -> Iterator[Outcome]:
-    """Yield the outcome of a frozen and of a tuned encoder.
+    """Yield the outcome of a frozen and of a tuned encoder; raises as `cells` and `tune` do."""
+    for cell in cells(subject, emit):
+        yield cell.make()
+
+
+def named(packed: Packed, benchmark: str, source: str, more: str = "") -> str:
+    """Say where an encoder is transferred to: dataset, benchmark, and the folder where its own data are called alike.
+
+    Args:
+        packed: the target.
+        benchmark: there.
+        source: dataset that the encoder was trained on.
+        more: what else tells it from others.
+    """
+    folder = folder_of(packed) if packed.manifest.dataset == source else ""
+    told = ", ".join(dict.fromkeys(filter(None, (folder, more))))
+    return f"{packed.manifest.dataset}, {benchmark}" + (f" ({told})" if told else "")
+
+
+def folder_of(packed: Packed) -> str:
+    """Return the name of a work folder, or of the packed one where it stands alone."""
+    at = packed.folder.resolve()
+    return at.parent.name if at.name == "packed" else at.name
+
+
+def cells(subject: Subject, emit: Emit = silent, to: str = "") -> Iterator[Cell]:
+    """Yield the frozen and the tuned encoder before either is run; `to` names the target in place of `named`.
 
     Raises:
-        CheckpointError: the encoder is of another joint layout.
+        CheckpointError: there is no finished run.
         ConfigError: it was trained on this very data.
     """
     facts = load_finished(subject.run)[1]
@@ -34,8 +62,15 @@ def outcomes(subject: Subject, emit: Emit = silent) -> Iterator[Outcome]:
         )
     source = str(facts.get("dataset", "elsewhere"))
     for encoder in subject.recipe.evaluation.transfer.encoder:
-        name = f"{source} to {subject.packed.manifest.dataset}, {encoder}"
-        yield (_frozen if encoder == "frozen" else _tuned)(subject, name, emit)
+        name = f"{source} to {to or named(subject.packed, subject.benchmark, source)}, {encoder}"
+        how = _frozen if encoder == "frozen" else _tuned
+        yield Cell("transfer", name, 0, partial(_called, name, partial(how, subject, name, emit)))
+
+
+def _called(name: str, make: Callable[[], Outcome]) -> Outcome:
+    """Make an outcome, or read it under the name that it has here: the folder may have been called otherwise."""
+    found = make()
+    return Outcome(found.finding.model_copy(update={"setting": name}), found.predictions)
 
 
 def _frozen(subject: Subject, name: str, emit: Emit) -> Outcome:

@@ -6,11 +6,12 @@ The loop draws by seed, epoch and step; it leaves a checkpoint every few epochs,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,12 +24,22 @@ from c2vl_manifests.config import FinetuneConfig
 from c2vl_manifests.errors import C2VLError, CheckpointError
 from c2vl_manifests.events import Emit, Progress, silent
 from c2vl_training import checkpoint, schedule
-from c2vl_training.data import Clips, draw
+from c2vl_training.data import Clips, Packed, draw
 from c2vl_training.encoders import Encoder
 from c2vl_training.learners import generator_of, key_of
 from c2vl_training.trainer import device_of
 
 _TEST_BATCH = 128
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting and draw of a protocol before it is run, so that one that fails need not cost the others."""
+
+    protocol: Protocol
+    setting: str
+    draw: int
+    make: Callable[[], Outcome]
 
 
 @dataclass(frozen=True)
@@ -82,10 +93,20 @@ def labelled(subject: Subject) -> tuple[Split, Split]:
     Raises:
         DataError: a sample has none.
     """
+    return splits_of(subject.packed, subject.benchmark)
+
+
+def splits_of(packed: Packed, benchmark: str) -> tuple[Split, Split]:
+    """Return the training and the test split of a benchmark; every sample needs a label.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label.
+    """
     found = []
     for split in ("train", "test"):
-        rows = subject.packed.select(subject.benchmark, split).rows
-        found.append(Split(rows, labels_of(subject.packed, rows, f"{split} samples of {subject.benchmark}")))
+        rows = packed.select(benchmark, split).rows
+        found.append(Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}")))
     return found[0], found[1]
 
 
@@ -94,12 +115,11 @@ def tune(job: Job, emit: Emit = silent) -> Tuned:
 
     Raises:
         CheckpointError: the run has no encoder, or one of another joint layout.
-        C2VLError: the loss became NaN.
+        C2VLError: the loss or the answers became NaN.
     """
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
-        history, logits = _train(job, rates[0], job.rows, job.asked, emit)
-        return Tuned(history, logits, rates[0], None)
+        return Tuned(*_sound(job, rates[0], emit), rates[0], None)
     out, rest = (
         job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.subject.seed)
     )
@@ -110,8 +130,18 @@ def tune(job: Job, emit: Emit = silent) -> Tuned:
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
         tried.append((loss, rate, history[-1].top1))
     _, rate, reached = min(tried)
+    return Tuned(*_sound(job, rate, emit), rate, reached)
+
+
+def _sound(job: Job, rate: float, emit: Emit) -> tuple[list[Score], Array]:
+    """Train on all rows; weights that broke in the very last step, after its loss was seen, are no result."""
     history, logits = _train(job, rate, job.rows, job.asked, emit)
-    return Tuned(history, logits, rate, reached)
+    if not np.isfinite(logits).all():
+        raise C2VLError(
+            f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; "
+            "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
+        )
+    return history, logits
 
 
 def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tuple[list[Score], Array]:

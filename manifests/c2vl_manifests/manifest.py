@@ -269,6 +269,17 @@ def finished_shard(path: Path, key: str) -> ShardManifest | None:
     return manifest if footer_problem(path, key, manifest.rows) is None else None
 
 
+def first_error(error: ValueError | OSError) -> str:
+    """Say in one line where a file first differs from its form, and how: `rows.0.knn: Input should be …`."""
+    if isinstance(error, OSError):
+        return error.strerror or type(error).__name__
+    if not isinstance(error, ValidationError):
+        return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    first = error.errors(include_url=False)[0]
+    place, said = ".".join(map(str, first["loc"])), first["msg"]
+    return " ".join((f"{place}: {said}" if place else said).split())[:160]
+
+
 def read_stage_manifest(folder: Path) -> StageManifest | None:
     """Read `stage.json` of a stage folder, or None where there is none.
 
@@ -280,9 +291,8 @@ def read_stage_manifest(folder: Path) -> StageManifest | None:
     try:
         return StageManifest.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
-        first = str(error).splitlines()[0]
         raise DataError(
-            f"{path}: damaged stage manifest ({first}); delete it and run the stage again"
+            f"{path}: damaged stage manifest ({first_error(error)}); delete it and run the stage again"
         ) from error
 
 

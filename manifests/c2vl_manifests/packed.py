@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import Layout
+from c2vl_manifests.manifest import first_error
 
 FILE = "packed.json"
 FORMAT = 2
@@ -75,5 +76,5 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
         return PackedManifest.model_validate(content)
     except (ValidationError, ValueError, OSError) as error:
         raise DataError(
-            f"{path}: damaged ({str(error).splitlines()[0]}); delete it and run `c2vl-pipeline pack` again"
+            f"{path}: damaged ({first_error(error)}); delete it and run `c2vl-pipeline pack` again"
         ) from error

@@ -65,7 +65,7 @@ def paper(
     cells = lab.cells(chosen)
     # what other calls finished stays in the files, further seeds too, and tells the time
     whole = lab.cells(names, finished=True)
-    _show_plan(lab, plan(lab, cells, whole))
+    _show_plan(lab, plan(lab, cells, whole, probe=True))
     if note := unshown(lab, whole):
         say(f"{out / 'cells'}: {note}")
     if dry_run:
@@ -125,7 +125,7 @@ def _show_plan(lab: Lab, found: Plan) -> None:
 
 
 def _show(lab: Lab, names: list[str], cells: list[Cell]) -> None:
-    from c2vl_evaluation.paper.sheets import sheet
+    from c2vl_evaluation.paper.sheets import DERIVED, MARK, sheet
     from c2vl_evaluation.paper.write import plain
 
     for name in names:
@@ -140,4 +140,5 @@ def _show(lab: Lab, names: list[str], cells: list[Cell]) -> None:
         ]
         if rows:
             title = f"{one.name}: {one.title}, top-1, %"
-            show_table(title, ["", *(one.columns[n].title for n in filled)], rows)
+            note = f"{MARK} {DERIVED}" if one.derived else None
+            show_table(title, ["", *(one.columns[n].title for n in filled)], rows, note)

@@ -16,15 +16,18 @@ from c2vl_evaluation.canvas import COLOURS, GREY, legend, svg
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.paper.cells import reason
 from c2vl_evaluation.paper.lab import Cell, Lab
+from c2vl_evaluation.paper.sheets import DERIVED, derived
+from c2vl_evaluation.paper.tables import FIGURES
 from c2vl_evaluation.scores import class_name
 from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_training.log import read_histograms
 
-_FORMAT = 1
+_FORMAT = 2
 CLASSES = 10
 """Of the t-SNE and the confusion matrices; drawn once from the test split, by a seed of their own."""
+_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ def draw(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> list[Panel]:
         cells: of one figure and column.
         fresh: draw what was not drawn before, which takes seconds.
     """
+    cells = [cell for cell in cells if cell.line.role == "pretrained"]  # controls stand in the numbers alone
     waiting = [cell for cell in cells if not cell.jobs or any(lab.kept(job) is None for job in cell.jobs)]
     if waiting:
         several = f" ({len(waiting)} of {len(cells)} trainings)" if cells[0].jobs else ""
@@ -170,9 +174,22 @@ def sweep(points: Mapping[str, Sequence[float]], label: str) -> str:
         ax.errorbar(
             range(len(points)), means, yerr=error, marker="o", markersize=4, capsize=2, color=COLOURS[0]
         )
-        for at, mean in enumerate(means):
+        for at, (mean, wide) in enumerate(zip(means, spread, strict=True)):
+            # where no line leaves the point: above a peak, below a valley, above and aside of a slope
+            left = at == 0 or means[at - 1] <= mean
+            right = at == len(means) - 1 or means[at + 1] <= mean
+            end = at in {0, len(means) - 1}
+            side = "center" if end or left == right else "right" if left else "left"
+            up = left and right if end else left or right
+            lift = wide if side == "center" else 0.0
             ax.annotate(
-                f"{mean:.1f}", (at, mean), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8
+                f"{mean:.1f}",
+                (at, mean + lift if up else mean - lift),
+                xytext=({"center": 0, "right": -4, "left": 4}[side], 6 if up else -6),
+                textcoords="offset points",
+                ha=side,
+                va="bottom" if up else "top",
+                fontsize=8,
             )
         ax.set_xticks(range(len(points)), list(points))
         ax.margins(x=0.08, y=0.25)
@@ -191,6 +208,28 @@ def chosen(labels: npt.NDArray[np.int64]) -> list[int]:
     present = np.unique(labels[labels >= 0])
     picked = np.random.default_rng(0).permutation(present)[:CLASSES]
     return sorted(int(label) for label in picked)
+
+
+def caption(cells: Sequence[Cell]) -> str:
+    """Return what stands below a figure: how many classes it shows, and whether captions are derived from the joints.
+
+    Args:
+        cells: of one figure and column.
+    """
+    first = cells[0]
+    text = FIGURES[first.table].caption.format(classes=_counted(first))
+    return f"{text} {DERIVED}" if any(derived(cell) for cell in cells) else text
+
+
+def _counted(cell: Cell) -> str:
+    """`ten random test classes, the same`, or `all six test classes` where there are no more."""
+    count, every = CLASSES, False
+    if cell.jobs:
+        job = cell.jobs[0]
+        labels = job.packed.labels()[job.packed.select(job.benchmark, "test").rows]
+        count, every = len(chosen(labels)), np.unique(labels[labels >= 0]).size <= CLASSES
+    word = _WORDS[count]
+    return f"{'all' if every else 'the same'} {word}{'' if every else ' random'} test class{'' if count == 1 else 'es'}"
 
 
 def _names(cell: Cell) -> dict[int, str]:

@@ -1,21 +1,26 @@
 """What `c2vl-eval paper` would do, and how long it may take, before anything starts.
 
 Time is measured, never guessed: seconds a unit of work (a sample and epoch of training, a sample of an evaluation) of
-finished work of the same kind and encoder in the same folder. Where nothing of the kind has run, it is unknown.
+finished work of the same kind and encoder in the same folder. Where nothing of the kind has run, trainings are probed by
+a few steps if that is asked for, and all else is unknown: probing an evaluation without its data misses most of its time.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from c2vl_evaluation.paper import probe as probing
 from c2vl_evaluation.paper.cells import unfinished
 from c2vl_evaluation.paper.lab import Cell, Job, Lab
 from c2vl_evaluation.report_sections import facts_of
 from c2vl_training import checkpoint
 from c2vl_training.trainer import Run, read_metrics
 
+PROBE = 10.0
+"""Seconds after which no further kind is probed."""
 Kind = tuple[str, str, int]
 """Of work: training or protocol, encoder, frames a clip."""
 
@@ -43,6 +48,8 @@ class Plan:
     """Of the work whose kind was measured."""
     unknown: int
     """Trainings and evaluations of a kind that never ran here."""
+    probed: int = 0
+    """Those among the known ones whose kind never ran here either, and was probed."""
 
     def time(self) -> str:
         """Say the estimated time."""
@@ -51,12 +58,12 @@ class Plan:
             return "nothing to do"
         if self.unknown == todo:
             return "time unknown: nothing of these kinds has run here yet"
-        known = f"about {duration(self.seconds)}"
-        return (
-            known
-            if not self.unknown
-            else f"{known} for {todo - self.unknown} of them, unknown for the others"
-        )
+        said = f"about {duration(self.seconds)}"
+        if self.unknown:
+            said += f" for {todo - self.unknown} of them, unknown for the others"
+        if self.probed:
+            said += f"; {self.probed} of these were probed by a few steps, since nothing of their kind has run here yet"
+        return said
 
 
 class _Work(NamedTuple):
@@ -64,13 +71,16 @@ class _Work(NamedTuple):
     units: float
 
 
-def plan(lab: Lab, cells: Sequence[Cell], measured: Iterable[Cell] | None = None) -> Plan:
+def plan(
+    lab: Lab, cells: Sequence[Cell], measured: Iterable[Cell] | None = None, *, probe: bool = False
+) -> Plan:
     """Count what cells lack and estimate its time; trains and writes nothing.
 
     Args:
         lab: where finished cells are.
         cells: what is asked for.
         measured: whose finished work tells the time, asked for or not; `cells` unless given.
+        probe: take a few steps of trainings of which nothing is measured, about `PROBE` seconds in all.
 
     Raises:
         ConfigError, DataError: a split that does not exist or holds nothing usable.
@@ -91,8 +101,24 @@ def plan(lab: Lab, cells: Sequence[Cell], measured: Iterable[Cell] | None = None
     left = [run for run in runs.values() if not (run.out / checkpoint.ENCODER).is_file()]
     pace = _pace(lab, cells if measured is None else measured)
     work = [_training(run) for run in left] + [_evaluation(job) for job in waiting]
-    known = [w.units * pace[w.kind] for w in work if w.kind in pace]
-    return Plan(tuple(tallies), absent, len(left), len(waiting), sum(known), len(work) - len(known))
+    probed = _probed(left, waiting, pace) if probe else {}
+    guessed = [w.units * probed[w.kind] for w in work if w.kind in probed]
+    known = [w.units * pace[w.kind] for w in work if w.kind in pace] + guessed
+    unknown = len(work) - len(known)
+    return Plan(tuple(tallies), absent, len(left), len(waiting), sum(known), unknown, len(guessed))
+
+
+def _probed(runs: Iterable[Run], jobs: Iterable[Job], pace: dict[Kind, float]) -> dict[Kind, float]:
+    """Return seconds a unit of work of trainings, and of fine-tuning, of which nothing is measured."""
+    wanted = {_kind(run.kind, run): run for run in runs if run.kind != "random"}
+    for job in jobs:
+        if (kind := _evaluation(job).kind)[0] == "FINETUNE":
+            wanted.setdefault(kind, replace(job.runs[0], kind="supervised"))
+    end, found = time.monotonic() + PROBE, dict[Kind, float]()
+    for kind, run in wanted.items():
+        if kind not in pace and time.monotonic() < end and (each := probing.pace(run)) is not None:
+            found[kind] = each
+    return found
 
 
 def _kind(what: str, run: Run) -> Kind:

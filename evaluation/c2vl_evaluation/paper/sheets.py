@@ -12,6 +12,11 @@ from c2vl_evaluation.paper.lab import BLIND, Cell, Lab
 from c2vl_evaluation.paper.tables import Column, Printed, everything
 from c2vl_evaluation.results import Score, mean_std
 
+MARK = "†"
+DERIVED = (
+    "Pre-trained on captions derived from the joints that the encoder sees: they add no outside knowledge."
+)
+"""What the mark says."""
 NEAR = 0.05
 """Points within which two numbers are printed alike."""
 Measure = Literal["top5", "balanced", "best"]
@@ -44,12 +49,24 @@ class Shown:
     """Which epochs the last ones were, counted from 1, each once."""
     best_epochs: tuple[int, ...] = ()
     """Which epochs the best ones were, one a seed and draw."""
+    derived: bool = False
+    """Whether it was pre-trained on captions that are made by rule from the joints that the encoder sees."""
+
+    @property
+    def mark(self) -> str:
+        """`†` behind a number of captions derived from the joints."""
+        return MARK if self.derived and self.ours else ""
+
+    @property
+    def spoken(self) -> str:
+        """`61.2`, `61.2 ± 1.3`."""
+        return _spoken(self.ours)
 
     @property
     def mean(self) -> str:
-        """`61.2`, `61.2 ± 1.3`, or `61.2, 1 of 2 seeds`."""
+        """`61.2`, `61.2 ± 1.3`, `61.2†`, or `61.2, 1 of 2 seeds`."""
         end = f", {self.part}" if self.part else ""
-        return _spoken(self.ours) + end if self.ours else ""
+        return self.spoken + self.mark + end if self.ours else ""
 
     def values(self, measure: Measure) -> tuple[float, ...]:
         """Return one of `MEASURES`."""
@@ -89,6 +106,13 @@ class SheetRow:
     about: str
     role: str
     cells: tuple[Shown, ...]
+    printed: str = ""
+    """The paper's row whose numbers stand in it, under the name that the paper gives it."""
+
+    @property
+    def renamed(self) -> str:
+        """`printed` where it is another name than the label's: `PCM³` beside our `C²VL with a bidirectional GRU`."""
+        return "" if self.printed in {self.label, self.label.partition(", ")[0]} else self.printed
 
     @property
     def lead(self) -> str:
@@ -98,7 +122,8 @@ class SheetRow:
     @property
     def under(self) -> str:
         """That second line."""
-        return self.about or self.label.partition(", ")[2]
+        named = f"the paper's row: {self.renamed}" if self.renamed else ""
+        return "; ".join(filter(None, (self.about or self.label.partition(", ")[2], named)))
 
     @property
     def trained(self) -> bool:
@@ -131,6 +156,27 @@ class Sheet:
         """Return which of `MEASURES` any of its rows has."""
         return [measure for measure in MEASURES if any(measure in row.measures() for row in self.rows)]
 
+    @property
+    def derived(self) -> bool:
+        """Whether any number carries the mark."""
+        return any(cell.mark for row in self.rows for cell in row.cells)
+
+    def counts(self) -> list[int]:
+        """Return how many runs numbers of ours are means of, each count once."""
+        of = (len(cell.ours) for row in self.rows if row.trained for cell in row.cells)
+        return sorted({*of} - {0})
+
+    def runs(self) -> str:
+        """`Every number of ours is of 1 run.`, `Numbers of ours are of 1 to 2 runs.`, or nothing."""
+        match self.counts():
+            case []:
+                return ""
+            case [count]:
+                return f"Every number of ours is of {count} run{'s' if count > 1 else ''}."
+            case [least, *_, most]:
+                return f"Numbers of ours are of {least} to {most} runs."
+        raise AssertionError
+
 
 def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
     """Collect a table: the paper's rows in its order, ours below the rows that they repeat, controls last.
@@ -138,10 +184,11 @@ def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
     Args:
         lab: where finished cells are read from.
         name: of the table, or figure6.
-        cells: of this table, all columns.
+        cells: of this table, all columns; those that can be filled come first.
     """
     spec = everything()[name]
-    columns = tuple(dict.fromkeys(cell.column for cell in cells))
+    there = {cell.column for cell in cells if not cell.why}
+    columns = tuple(sorted(dict.fromkeys(cell.column for cell in cells), key=lambda c: c not in there))
     ours = {
         line: {c.column: c for c in cells if c.line == line} for line in dict.fromkeys(c.line for c in cells)
     }
@@ -151,17 +198,15 @@ def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
         repeating = [line for line in ours if line.repeats and line.repeats == printed.ours]
         if not repeating:
             shown = tuple(Shown(values.get(column)) for column in columns)
-            rows.append(SheetRow(_cited(printed), printed.about, "peer", shown))
+            rows.append(SheetRow(_cited(printed), printed.about, "peer", shown, _cited(printed)))
         for line in repeating:
             shown = tuple(_shown(lab, ours[line].get(column), values.get(column)) for column in columns)
-            own = len(repeating) == 1 and line.role == "pretrained"
-            rows.append(SheetRow(printed.method if own else line.label, printed.about, line.role, shown))
+            rows.append(SheetRow(line.label, printed.about, line.role, shown, _cited(printed)))
     for line, places in ours.items():
         if not line.repeats:
             shown = tuple(_shown(lab, places.get(column), None) for column in columns)
             rows.append(SheetRow(line.label, "", line.role, shown))
-    if name.startswith("table"):
-        rows += [SheetRow(who, "", "baseline", tuple(_blind(lab, c, who) for c in columns)) for who in BLIND]
+    rows += [SheetRow(who, "", "baseline", tuple(_blind(lab, c, who) for c in columns)) for who in BLIND]
     return Sheet(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
 
 
@@ -169,10 +214,26 @@ def _cited(printed: Printed) -> str:
     return f"{printed.method} [{printed.cite}]" if printed.cite else printed.method
 
 
+def derived(cell: Cell) -> bool:
+    """Whether a cell's encoders learn from captions that are made by rule from the joints that they see."""
+    return any(
+        run.kind == "pretrain"
+        and run.recipe.training.pretrain.knowledge != "vision"
+        and run.packed.manifest.derived_from_joints("language")
+        for job in cell.jobs
+        for run in job.runs
+    )
+
+
 def _shown(lab: Lab, cell: Cell | None, value: float | None) -> Shown:
-    """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
+    """Read what a cell holds."""
     if cell is None:  # a floor of Table VIII that is the recipe's own encoder there
         return Shown(value, (), "the recipe's own encoder: see the floor of all tables")
+    return replace(_found(lab, cell, value), derived=derived(cell))
+
+
+def _found(lab: Lab, cell: Cell, value: float | None) -> Shown:
+    """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
     kept = [one for job in cell.jobs if (one := lab.kept(job)) is not None]
     if not kept:
         return Shown(value, (), reason(lab, cell))

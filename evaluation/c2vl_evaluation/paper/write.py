@@ -15,7 +15,7 @@ from c2vl_evaluation.gallery import clean
 from c2vl_evaluation.page import render
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper.lab import Cell, Lab
-from c2vl_evaluation.paper.sheets import MEASURES, Sheet, Shown, sheet
+from c2vl_evaluation.paper.sheets import DERIVED, MARK, MEASURES, Sheet, SheetRow, Shown, sheet
 from c2vl_evaluation.paper.tables import FIGURES
 from c2vl_manifests.manifest import commit_text
 
@@ -57,7 +57,15 @@ def _figures(lab: Lab, of: dict[str, list[Cell]], fresh: bool) -> list[dict[str,
             here = [cell for cell in of[name] if cell.column == column]
             panels = paper_figures.draw(lab, here, fresh=fresh)
             drawn = [{"title": clean(p.title), "svg": Markup(p.svg)} for p in panels]
-            found.append({"name": name, "spec": spec, "column": column, "panels": drawn})
+            found.append(
+                {
+                    "name": name,
+                    "spec": spec,
+                    "column": column,
+                    "caption": paper_figures.caption(here),
+                    "panels": drawn,
+                }
+            )
     return found
 
 
@@ -80,7 +88,7 @@ def _sets(lab: Lab) -> list[dict[str, Any]]:
 
 
 _CSV = (
-    "table", "row", "role", "dataset", "to", "benchmark", "share", "paper", "ours", "std", "runs", "difference",
+    "table", "row", "paper_row", "role", "derived_from_joints", "dataset", "to", "benchmark", "share", "paper", "ours", "std", "runs", "difference",
     "last_epoch", "top5", "top5_std", "balanced", "balanced_std", "best_oracle", "best_oracle_std", "best_epochs",
     "why_empty",
 )  # fmt: skip
@@ -90,7 +98,7 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
     """Return one line a cell: everything the other files say, to be read by programs.
 
     `ours`, `top5` and `balanced` are of the last epoch. `best_oracle` is top-1 at the epoch that is best on the test
-    split; `best_epochs` says which that was in each run.
+    split; `best_epochs` says which that was in each run. `paper_row` is the paper's own name of a row.
     """
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
@@ -100,7 +108,7 @@ def as_csv(sheets: Sequence[Sheet]) -> str:
             for column, cell in zip(one.columns, row.cells, strict=True):
                 out.writerow(
                     (
-                        one.name, row.label, row.role, column.dataset, column.to, column.benchmark,
+                        one.name, row.label, row.printed, row.role, "yes" if cell.derived else "", column.dataset, column.to, column.benchmark,
                         "" if column.share is None else column.share,
                         "-" if cell.paper is None else f"{cell.paper:.1f}",
                         *_two(cell.ours), (len(cell.ours) or "") if row.trained else "",
@@ -143,16 +151,23 @@ def as_markdown(sheets: Sequence[Sheet], note: str = "") -> str:
         *(["", f"In `cells/`, {note}."] if note else []),
     ]
     for one in sheets:
-        lines += ["", f"## {one.heading}", "", one.caption, "", *_ruled(one)]
+        lines += ["", f"## {one.heading}", "", _caption(one), "", *_ruled(one)]
         for row in one.rows:
-            label = f"{row.label}, {row.about}" if row.about else row.label
+            under = row.under if row.renamed else row.about
+            label = f"{row.label}, {under}" if under else row.label
             cells = [plain(row.role, cell) + marks[cell.sense] for cell in row.cells]
             lines.append(_piped(f"**{label}**" if row.role == "pretrained" else label, cells))
+        if one.derived:
+            lines += ["", f"{MARK} {DERIVED}"]
         if beside := [row for row in one.rows if row.measures()]:
-            lines += ["", f"{' / '.join(MEASURES.values())}:", "", *_ruled(one)]
-            lines += [_piped(row.label, [_three(cell) for cell in row.cells]) for row in beside]
+            lines += ["", f"{' / '.join((*MEASURES.values(), 'runs'))}:", "", *_ruled(one)]
+            lines += [_piped(row.label, [_beside(row, cell) for cell in row.cells]) for row in beside]
         lines += ["", *(f"- empty or incomplete: {why}" for why in _reasons(one))]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _caption(one: Sheet) -> str:
+    return " ".join(filter(None, (one.caption, one.runs())))
 
 
 def _ruled(one: Sheet) -> list[str]:
@@ -163,9 +178,14 @@ def _piped(label: str, cells: Sequence[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in (label, *cells)) + " |"
 
 
-def _three(cell: Shown) -> str:
-    """`97.1 / 60.8 / 63.0`, a dash for what a protocol does not have; nothing in an empty cell."""
-    return " / ".join(cell.beside(measure) or "-" for measure in MEASURES) if cell.ours else ""
+def _beside(row: SheetRow, cell: Shown) -> str:
+    """`97.1 / 60.8 / 63.0 / 1`, a dash for what a protocol does not have; nothing in an empty cell."""
+    if not cell.ours:
+        return ""
+    runs = str(len(cell.ours)) if row.trained else "-"
+    return " / ".join((*(cell.beside(measure) or "-" for measure in MEASURES), runs)) + (
+        f" {MARK}" if cell.mark else ""
+    )
 
 
 def _reasons(one: Sheet) -> list[str]:
@@ -179,7 +199,7 @@ def _reasons(one: Sheet) -> list[str]:
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_", "$": r"\$", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "²": "$^2$", "³": "$^3$", "±": r"$\pm$", "→": r"$\to$",
-    "−": "$-$",
+    "−": "$-$", MARK: r"$^\dagger$",
 }  # fmt: skip
 
 
@@ -196,13 +216,16 @@ def as_latex(sheets: Sequence[Sheet]) -> str:
         "\\definecolor{c2vlsame}{HTML}{5D666F}",
     ]  # fmt: skip
     for one in sheets:
-        out += ["", "\\begin{table}", f"\\caption{{{_tex(f'{one.heading}. {one.caption}')}}}"]
+        out += ["", "\\begin{table}", f"\\caption{{{_tex(f'{one.heading}. {_caption(one)}')}}}"]
         out += ["\\centering", f"\\begin{{tabular}}{{l{'r' * len(one.columns)}}}", "\\toprule"]
         out.append(" & ".join(["", *(_tex(column.title) for column in one.columns)]) + r" \\ \midrule")
         for row in one.rows:
             cells = [_tex_cell(row.role, cell) for cell in row.cells]
-            out.append(" & ".join([_tex(row.label), *cells]) + r" \\")
-        out += ["\\bottomrule", "\\end{tabular}", "\\end{table}"]
+            label = f"{row.label} (paper: {row.renamed})" if row.renamed else row.label
+            out.append(" & ".join([_tex(label), *cells]) + r" \\")
+        out += ["\\bottomrule", "\\end{tabular}"]
+        out += [f"\\par\\smallskip{{\\footnotesize {_tex(f'{MARK} {DERIVED}')}}}"] if one.derived else []
+        out.append("\\end{table}")
     return "\n".join(out) + "\n"
 
 
@@ -226,6 +249,7 @@ def as_html(
         sets=sets,
         note=note,
         spoken=MEASURES,
+        derived=DERIVED,
         reasons=_reasons,
         measured=sum(bool(cell.ours) for cell in cells),
         compared=len(compared),
