@@ -33,7 +33,9 @@ def test_an_interrupted_factory_leaves_one_line_nobody_and_its_shards(
     raw: Path, tmp_path: Path, way: str, moment: str
 ) -> None:
     work = tmp_path / "w"
-    words = [sys.executable, "-c", "from c2vl_pipeline.cli import main; main()", "prompts"]
+    # a suite that runs in the background has SIGINT ignored, and its children with it
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from c2vl_pipeline.cli import main; main()"
+    words = [sys.executable, "-c", code, "prompts"]
     words += ["--dataset", "synthetic", "--data", str(raw), "--work", str(work), "--recipe", "debug"]
     words += ["--workers", "2", *(word for value in SETTINGS for word in ("--set", value))]
     process = subprocess.Popen(
