@@ -21,6 +21,7 @@ from c2vl_training.data import Packed
 from c2vl_training.trainer import train
 from test_cli import sets
 from test_trainer import BASE, COUNT, moving, recipe, run, sticks
+from test_tuned import outcomes
 
 SETTINGS = (
     "evaluation.linear.epochs=2",
@@ -397,10 +398,10 @@ def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
     frozen = recipe(*SETTINGS, "evaluation.transfer.encoder=['frozen']")
     for name, seed in (("msr", 4), ("kicks", 5)):
         there = other(tmp_path / name, seed)
-        (found,) = transfer.outcomes(Subject(tmp_path / "run", there, "xsub", frozen, 0))
+        (found,) = outcomes(transfer, Subject(tmp_path / "run", there, "xsub", frozen, 0))
         assert found.finding.setting == f"generic to generic, xsub ({name}), frozen"
     moved = Packed(shutil.move(tmp_path / "msr", tmp_path / "msr2"))
-    (again,) = transfer.outcomes(Subject(tmp_path / "run", moved, "xsub", frozen, 0))
+    (again,) = outcomes(transfer, Subject(tmp_path / "run", moved, "xsub", frozen, 0))
     assert again.finding.setting == "generic to generic, xsub (msr2), frozen"  # read, and called as it is now
 
 

@@ -16,6 +16,7 @@ from c2vl_training import checkpoint
 from c2vl_training.data import Packed
 from c2vl_training.trainer import train
 from test_trainer import recipe, run, sticks
+from test_tuned import outcomes
 
 
 def drawn(seed: int, count: int = 300) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -133,7 +134,7 @@ def test_draws_of_one_setting_are_one_comparison(pair):
             "evaluation.semi.shares=[0.5]",
             "evaluation.semi.encoder=['frozen']",
         )
-        list(semi.outcomes(replace(subject, recipe=recipe(*some, "evaluation.semi.draws=3"))))
+        list(outcomes(semi, replace(subject, recipe=recipe(*some, "evaluation.semi.draws=3"))))
     found = compare.compare(pair[0].run, pair[1].run, "semi")
     assert [(c.setting, c.draws) for c in sorted(found, key=lambda c: c.setting)] == [
         ("50 % random, frozen", 3),

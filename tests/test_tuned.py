@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +36,11 @@ SETTINGS = (
     "evaluation.semi.shares=[0.05,0.5]",
     "training.checkpoint_every=1",
 )
+
+
+def outcomes(protocol: ModuleType, *told: Any) -> Iterator[Outcome]:
+    """Run the cells of a protocol, one after the other."""
+    return (cell.make() for cell in protocol.cells(*told))
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +253,7 @@ def test_a_share_that_makes_no_sense_says_why():
 
 
 def test_every_setting_has_its_draws_or_a_reason(subject):
-    found = list(semi.outcomes(subject))
+    found = list(outcomes(semi, subject))
     cells = [(o.finding.setting, o.finding.draw, o.finding.train, bool(o.finding.why)) for o in found]
     settings = ["stratified, frozen", "stratified, tuned", "random, frozen", "random, tuned"]
     assert cells[:4] == [(f"5 % {setting}", 0, 0, True) for setting in settings]
@@ -256,7 +263,7 @@ def test_every_setting_has_its_draws_or_a_reason(subject):
 
 
 def test_a_frozen_encoder_with_few_labels_is_a_linear_probe_of_them(subject):
-    found = next(o for o in semi.outcomes(subject) if o.finding.setting == "50 % stratified, frozen")
+    found = next(o for o in outcomes(semi, subject) if o.finding.setting == "50 % stratified, frozen")
     gallery, query, classes = subject.splits()
     places = semi.subset(gallery.labels, 0.5, "stratified", 0)
     some = replace(gallery, values=gallery.values[places], labels=gallery.labels[places])
@@ -268,7 +275,7 @@ def test_a_frozen_encoder_with_few_labels_is_a_linear_probe_of_them(subject):
 
 def test_one_label_a_class_leaves_nothing_to_sweep(subject):
     some = told(subject, "evaluation.semi.shares=[0.25]", "evaluation.semi.lr=0.5")
-    found = next(o.finding for o in semi.outcomes(some) if o.finding.setting == "25 % stratified, frozen")
+    found = next(o.finding for o in outcomes(semi, some) if o.finding.setting == "25 % stratified, frozen")
     assert (found.train, found.lr, found.held_out) == (3, 0.5, None)
 
 
@@ -286,7 +293,7 @@ def elsewhere(tmp_path: Path) -> Packed:
 
 def test_an_encoder_meets_another_dataset_frozen_and_tuned(subject, elsewhere):
     there = replace(subject, packed=elsewhere)
-    frozen, tuned = transfer.outcomes(there)
+    frozen, tuned = outcomes(transfer, there)
     assert [o.finding.setting for o in (frozen, tuned)] == [
         "synthetic to elsewhere, xsub, frozen",
         "synthetic to elsewhere, xsub, tuned",
@@ -303,7 +310,7 @@ def test_a_transfer_to_its_own_data_is_refused(subject):
     with pytest.raises(
         ConfigError, match=r"was trained on the data of .* itself; give those of another dataset"
     ):
-        next(transfer.outcomes(subject))
+        next(outcomes(transfer, subject))
 
 
 def test_a_transfer_to_other_joints_names_the_mapping(subject, tmp_path):
@@ -315,7 +322,7 @@ def test_a_transfer_to_other_joints_names_the_mapping(subject, tmp_path):
     for encoder in ("frozen", "tuned"):
         some = told(subject, f"evaluation.transfer.encoder=['{encoder}']")
         with pytest.raises(CheckpointError, match=r"holds 'kite' \(3\); .* --layout stick`"):
-            next(transfer.outcomes(replace(some, packed=Packed(folder))))
+            next(outcomes(transfer, replace(some, packed=Packed(folder))))
 
 
 # -------------------------------------------------------------------------------------------- ensemble
@@ -365,7 +372,7 @@ def test_three_streams_are_known_by_their_runs(streams):
 @pytest.mark.parametrize("protocol", ["linear", "finetune"])
 def test_an_ensemble_is_the_sum_of_its_runs_with_both_weights(streams, protocol):
     some = [told(one, f"evaluation.ensemble.protocol=['{protocol}']") for one in streams]
-    fixed, equal = ensemble.outcomes(ensemble.by_stream(some))
+    fixed, equal = outcomes(ensemble, ensemble.by_stream(some))
     each = [linear.outcome(one) if protocol == "linear" else finetune.outcome(one) for one in some]
     parts = np.stack([logits(one) for one in each])
     np.testing.assert_allclose(logits(equal), parts.sum(axis=0), rtol=1e-5, atol=1e-6)
@@ -380,16 +387,16 @@ def test_an_ensemble_is_the_sum_of_its_runs_with_both_weights(streams, protocol)
 
 def test_another_stream_makes_another_ensemble(streams, data, tmp_path, monkeypatch):
     by = ensemble.by_stream(streams)
-    first = [o.finding for o in ensemble.outcomes(by)]
+    first = [o.finding for o in outcomes(ensemble, by)]
     with monkeypatch.context() as closed:
         closed.setattr(ensemble, "add", None)
-        assert [o.finding for o in ensemble.outcomes(by)] == first
+        assert [o.finding for o in outcomes(ensemble, by)] == first
     train(run(data.folder, tmp_path / "other", "training.input.stream=bone", kind="random", seed=3))
     changed = by | {"bone": replace(by["bone"], run=tmp_path / "other")}
     calls = []
     real = ensemble.add
     monkeypatch.setattr(ensemble, "add", lambda *a: calls.append(a) or real(*a))
-    list(ensemble.outcomes(changed))
+    list(outcomes(ensemble, changed))
     assert len(calls) == 2
 
 

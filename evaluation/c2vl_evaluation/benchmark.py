@@ -13,10 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
-
 from c2vl_evaluation import ensemble, knn, linear, scores
-from c2vl_evaluation.features import Features, extract, raw_joints
+from c2vl_evaluation.features import raw_joints
 from c2vl_evaluation.protocols import (
     MORE,
     earlier,
@@ -27,6 +25,7 @@ from c2vl_evaluation.protocols import (
     tried,
     with_earlier,
 )
+from c2vl_evaluation.protocols import target as blind
 from c2vl_evaluation.results import (
     Finding,
     Protocol,
@@ -34,6 +33,7 @@ from c2vl_evaluation.results import (
     Role,
     Row,
     Score,
+    Target,
     save,
 )
 from c2vl_evaluation.store import Subject
@@ -111,17 +111,6 @@ def entries(recipe: str, overrides: Sequence[str], targets: Sequence[str]) -> li
     ]
 
 
-def majority(train_labels: np.ndarray, test_labels: np.ndarray) -> float:
-    """Accuracy of always answering the training split's most frequent class."""
-    return float((test_labels == np.bincount(train_labels).argmax()).mean())
-
-
-def features_of(run: Path, packed: Packed, benchmark: str, recipe: Recipe) -> tuple[Features, Features]:
-    """Return a finished run's frozen features of the training and of the test split."""
-    device = recipe.training.device
-    return extract(run, packed, benchmark, "train", device), extract(run, packed, benchmark, "test", device)
-
-
 def run_table(
     packed: Packed,
     benchmark: str,
@@ -158,19 +147,27 @@ def run_table(
     before = earlier(packed, benchmark, out, emit)
     rows: list[Row] = []
     recipe = lines[0].recipe
-    train_split, test_split = (
-        packed.labels()[packed.select(benchmark, split).rows] for split in ("train", "test")
-    )
     for line in lines:
         for seed in seeds:
             row = _row(line, line.run(packed, benchmark, seed, out), out, protocols, emit)
             rows.append(with_earlier(row, before, out, protocols))
             emit(Note(f"{line.name}, seed {seed}: kNN {100 * row.knn:.1f}, linear {100 * row.linear:.1f}"))
     targets = say_earlier(before, rows, protocols, emit)
-    m = packed.manifest
     rows.append(_baseline(packed, benchmark, recipe))
-    classes = scores.class_count(packed, train_split, test_split)
-    results = Results(
+    results = _results(packed, benchmark, recipe, rows, targets)
+    save(out, results)
+    if target is not None:
+        results = extend(out, target[0], "transfer", recipe, emit, target[1])
+    return results
+
+
+def _results(
+    packed: Packed, benchmark: str, recipe: Recipe, rows: Sequence[Row], targets: tuple[Target, ...]
+) -> Results:
+    """Set the rows of a table beside what they are of, and what answers without an encoder reach there."""
+    m = packed.manifest
+    own = blind(packed, benchmark)
+    return Results(
         dataset=m.dataset,
         title=m.title,
         benchmark=benchmark,
@@ -182,20 +179,16 @@ def run_table(
             for role, stage in (("crops", "crops"), ("captions", "captions"), ("vectors", "embeddings"))
         },
         classes=m.classes,
-        train=len(train_split),
-        test=len(test_split),
-        chance=1 / max(len(m.classes), 1),
-        majority=majority(train_split, test_split),
-        majority_score=scores.majority(train_split, test_split, classes),
-        chance_score=scores.chance(classes),
+        train=own.train,
+        test=own.test,
+        chance=own.chance.top1,
+        majority=own.majority.top1,
+        majority_score=own.majority,
+        chance_score=own.chance,
         targets=targets,
         rows=tuple(rows),
         seconds=_stage_seconds(packed.folder.parent),
     )
-    save(out, results)
-    if target is not None:
-        results = extend(out, target[0], "transfer", recipe, emit, target[1])
-    return results
 
 
 def _check(

@@ -239,7 +239,7 @@ def ensemble(
     for subject in streams.values():
         _warn(subject)
     with Reporter() as emit:
-        found = [outcome.finding for outcome in fusion.outcomes(streams, emit)]
+        found = protocols.findings(streams["joint"], ["ensemble"], emit, streams)
     first = streams["joint"]
     where = protocols.target(packed, first.benchmark)
     derived = protocols.derived(first.run, packed)

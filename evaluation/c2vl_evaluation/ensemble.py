@@ -70,12 +70,6 @@ def _told(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def outcomes(subjects: Mapping[str, Subject], emit: Emit = silent) -> Iterator[Outcome]:
-    """Yield the outcome of fixed and of equal weights, for each protocol whose scores are added."""
-    for cell in cells(subjects, emit):
-        yield cell.make()
-
-
 def cells(subjects: Mapping[str, Subject], emit: Emit = silent) -> Iterator[Cell]:
     """Yield fixed and equal weights, for each protocol whose scores are added, before they are run."""
     first = subjects["joint"]

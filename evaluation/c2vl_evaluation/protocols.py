@@ -162,18 +162,21 @@ def _placed(results: Results, packed: Packed, benchmark: str) -> tuple[Target, l
 
 
 def target(packed: Packed, benchmark: str) -> Target:
-    """Say what answers without an encoder reach on a dataset."""
-    train_split, test_split = (
-        packed.labels()[packed.select(benchmark, split).rows] for split in ("train", "test")
-    )
-    classes = scores.class_count(packed, train_split, test_split)
+    """Say what answers without an encoder reach on a dataset.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label.
+    """
+    train, test = (split.labels for split in splits_of(packed, benchmark))
+    classes = scores.class_count(packed, train, test)
     return Target(
         dataset=packed.manifest.dataset,
         title=packed.manifest.title,
         benchmark=benchmark,
-        train=len(train_split),
-        test=len(test_split),
-        majority=scores.majority(train_split, test_split, classes),
+        train=len(train),
+        test=len(test),
+        majority=scores.majority(train, test, classes),
         chance=scores.chance(classes),
         data=packed.manifest.fingerprint,
     )

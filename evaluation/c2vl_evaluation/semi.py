@@ -60,12 +60,6 @@ def settings(config: SemiConfig) -> Iterator[tuple[float, str, str]]:
                 yield share, sampling, encoder
 
 
-def outcomes(subject: Subject, emit: Emit = silent) -> Iterator[Outcome]:
-    """Yield the outcome of every setting and draw, one n/a where a setting makes no sense."""
-    for cell in cells(subject, emit):
-        yield cell.make()
-
-
 def cells(subject: Subject, emit: Emit = silent) -> Iterator[Cell]:
     """Yield every setting and draw before it is run.
 

@@ -21,12 +21,6 @@ from c2vl_training.checkpoint import load_finished
 from c2vl_training.data import Packed
 
 
-def outcomes(subject: Subject, emit: Emit = silent) -> Iterator[Outcome]:
-    """Yield the outcome of a frozen and of a tuned encoder; raises as `cells` and `tune` do."""
-    for cell in cells(subject, emit):
-        yield cell.make()
-
-
 def named(packed: Packed, benchmark: str, source: str, more: str = "") -> str:
     """Say where an encoder is transferred to: dataset, benchmark, and the folder where its own data are called alike.
 

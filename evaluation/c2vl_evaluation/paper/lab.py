@@ -19,8 +19,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from c2vl_evaluation import scores
-from c2vl_evaluation.features import labels_of
+from c2vl_evaluation import protocols
 from c2vl_evaluation.paper.tables import Column, Line, Variant, everything, lines, printed
 from c2vl_evaluation.results import Finding, Protocol, Score
 from c2vl_evaluation.store import weights_of
@@ -236,16 +235,11 @@ class Lab:
         return self._blind[key]
 
     def _counted(self, on: Column) -> dict[str, Score] | str:
-        packed, parts = self.sets[on.dataset], []
         try:
-            for split in ("train", "test"):
-                rows = packed.select(on.benchmark, split).rows
-                parts.append(labels_of(packed, rows, f"{split} samples of {on.benchmark}"))
+            found = protocols.target(self.sets[on.dataset], on.benchmark)
         except C2VLError as error:
             return str(error)
-        classes = scores.class_count(packed, *parts)
-        found = scores.majority(parts[0], parts[1], classes), scores.chance(classes)
-        return dict(zip(BLIND, found, strict=True))
+        return dict(zip(BLIND, (found.majority, found.chance), strict=True))
 
     def _impossible(self, column: Column) -> str:
         """Say why a column cannot be filled; nothing where it can."""

@@ -10,6 +10,7 @@ from typing import Literal
 from c2vl_evaluation.paper.cells import reason
 from c2vl_evaluation.paper.lab import BLIND, Cell, Lab
 from c2vl_evaluation.paper.tables import Column, Printed, everything
+from c2vl_evaluation.protocols import listens
 from c2vl_evaluation.results import Score, mean_std
 
 MARK = "†"
@@ -217,9 +218,7 @@ def _cited(printed: Printed) -> str:
 def derived(cell: Cell) -> bool:
     """Whether a cell's encoders learn from captions that are made by rule from the joints that they see."""
     return any(
-        run.kind == "pretrain"
-        and run.recipe.training.pretrain.knowledge != "vision"
-        and run.packed.manifest.derived_from_joints("language")
+        run.kind == "pretrain" and listens(run.recipe.training.pretrain.knowledge, run.packed)
         for job in cell.jobs
         for run in job.runs
     )
