@@ -13,9 +13,10 @@ from timing import compare, keep_memory
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
-from c2vl_manifests.config import InputConfig
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_training.data import Clips, draw
+from c2vl_manifests.recipe import InputConfig
+from c2vl_training.augmentation import draw
+from c2vl_training.dataset import Clips
 
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300
 

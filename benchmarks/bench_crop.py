@@ -24,11 +24,14 @@ import cv2
 import numpy as np
 import psutil
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
-from c2vl_pipeline import crop, index, runner, synth
-from c2vl_pipeline.video import plan_frames
-from c2vl_pipeline.workers import Workers
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution.workers import Workers
+from c2vl_pipeline.readers.video import plan_frames
+from c2vl_pipeline.stages import crop, index
+from c2vl_pipeline.synthetic import dataset
 
 PROCESSES = 2
 
@@ -41,7 +44,7 @@ def make_clips(raw: Path, clips: int) -> None:
     """Write `clips` clips in NTU's naming, size, kind of codec and bitrate; every eighth is rendered, the rest are copies."""
     made = raw.parent / "made"
     noise = np.random.default_rng(0).normal(0, NOISE, (1200, 2100, 3)).round().astype(np.int16)
-    synth.generate(
+    dataset.generate(
         made, classes=4, subjects=1, views=2, repeats=1, size=(1920, 1080), frames=(90, 90), workers=2
     )
     raw.mkdir()

@@ -17,10 +17,12 @@ from pathlib import Path
 
 import psutil
 
-from c2vl_manifests.config import load_recipe
 from c2vl_manifests.datasets import load_dataset
-from c2vl_pipeline import caption, crop, embed, index, runner, skeletons, synth
-from c2vl_pipeline.workers import Workers
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution.workers import Workers
+from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
+from c2vl_pipeline.synthetic import dataset
 
 MIB = 1 << 20
 STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
@@ -28,7 +30,7 @@ STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
 
 def make_clips(raw: Path, count: int) -> None:
     """Write a synthetic dataset of `count` clips (a multiple of 80), of which 80 are rendered."""
-    synth.generate(raw, classes=8, subjects=10, views=1, repeats=1, size=(64, 48), frames=(20, 20))
+    dataset.generate(raw, classes=8, subjects=10, views=1, repeats=1, size=(64, 48), frames=(20, 20))
     subjects = count // 8
     repeats = next(n for n in range(1, subjects + 1) if subjects % n == 0 and subjects // n < 1000)
     for path in [*raw.glob("*/*_rgb.avi"), *raw.glob("*/*.skeleton")]:

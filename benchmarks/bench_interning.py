@@ -15,7 +15,7 @@ from pathlib import Path
 
 from timing import compare
 
-from c2vl_manifests.config import load_recipe
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
 
 SHARD_SAMPLES = (64, 256, 512, 1024)

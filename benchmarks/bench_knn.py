@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from timing import compare
 
-from c2vl_evaluation import knn
 from c2vl_evaluation.features import Features, Labels
+from c2vl_evaluation.protocols import knn
 
 GALLERY, QUERY, DIM, CLASSES = 40_091, 16_487, 256, 60
 

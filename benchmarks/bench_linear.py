@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from c2vl_evaluation import linear
-from c2vl_manifests.config import LinearConfig
+from c2vl_evaluation.protocols import linear
+from c2vl_manifests.recipe import LinearConfig
 
 SAMPLES, DIM, CLASSES, RATES = 40_091, 256, 60, (0.01, 0.1, 1.0, 3.0, 10.0)
 

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 from timing import compare
 
-from c2vl_manifests.config import SkeletonsConfig, load_recipe
 from c2vl_manifests.datasets import load_dataset
-from c2vl_pipeline import index, runner, skeletons
-from c2vl_pipeline.ntu import assemble_ntu, read_ntu
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
+from c2vl_pipeline.stages import index, skeletons
 
 FRAMES = 96
 

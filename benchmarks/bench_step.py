@@ -24,13 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from c2vl_manifests.config import InputConfig, PretrainConfig
 from c2vl_manifests.layouts import KINECT_V2
+from c2vl_manifests.recipe import InputConfig, PretrainConfig
 from c2vl_training import objective
-from c2vl_training.data import Clips, draw
+from c2vl_training.augmentation import draw
+from c2vl_training.dataset import Clips
 from c2vl_training.encoders import build
+from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import FULL
-from c2vl_training.graph import adjacency
 from c2vl_training.model import CrossModal
 
 BATCH, FRAMES, DIM = 32, 64, 768

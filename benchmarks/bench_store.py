@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 import torch
 from timing import keep_memory
 
-from c2vl_manifests.config import InputConfig
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.packed import FILE, PackedManifest
-from c2vl_pipeline.pack import INDEX
-from c2vl_training.data import Clips, Packed, draw
+from c2vl_manifests.recipe import InputConfig
+from c2vl_pipeline.stages.pack import INDEX
+from c2vl_training.augmentation import draw
+from c2vl_training.dataset import Clips, Packed
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
 

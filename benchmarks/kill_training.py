@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from c2vl_training import checkpoint
-from c2vl_training.log import read_histograms, read_metrics
+from c2vl_training.run_log import read_histograms, read_metrics
 
 SETTINGS = (
     "training.pretrain.pooling=random",

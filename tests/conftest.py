@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
 
 Cli = Callable[..., tuple[int, list[str], str]]
 
@@ -37,7 +38,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A raw synthetic dataset in NTU's format: 4 classes x 4 subjects x 2 views x 1 repeat, tiny frames."""
-    from c2vl_pipeline import synth
+    from c2vl_pipeline.synthetic import dataset as synth
 
     folder = tmp_path_factory.mktemp("raw")
     synth.generate(folder, classes=4, subjects=4, views=2, repeats=1, seed=1, size=(128, 96), frames=(24, 32))
@@ -52,7 +53,8 @@ def recipe() -> Recipe:
 
 def run_factory(raw: Path, work: Path, recipe: Recipe, dataset: str = "synthetic") -> Path:
     """Run every stage of the factory in this process; returns the work folder."""
-    from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons
+    from c2vl_pipeline.execution import runner
+    from c2vl_pipeline.stages import caption, crop, embed, index, pack, skeletons
 
     index.build(load_dataset(dataset), raw, work, recipe.pipeline, recipe=recipe.name)
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):

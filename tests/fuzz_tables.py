@@ -23,7 +23,7 @@ from c2vl_manifests.datasets import Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout, parse_layout
 from c2vl_manifests.schema import SAMPLES
-from c2vl_pipeline.promise import parse_labels, parse_table
+from c2vl_pipeline.raw.expected import parse_labels, parse_table
 
 SOURCE = "some/file"
 _TOKENS = (

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from c2vl_pipeline import engines, skeletons
-from c2vl_pipeline.stage import Shard
+from c2vl_pipeline import engines
+from c2vl_pipeline.stages import skeletons
+from c2vl_pipeline.stages.base import Shard
 
 
 def process(shard: Shard) -> pa.Table:

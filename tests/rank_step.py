@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
-from c2vl_manifests.config import load_recipe
-from c2vl_training import checkpoint, ranks, trainer
-from c2vl_training.data import Clips, Packed, draw
-from c2vl_training.learners import generator_of
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_training import checkpoint, distributed, trainer
+from c2vl_training.augmentation import draw
+from c2vl_training.dataset import Clips, Packed
+from c2vl_training.methods import generator_of
 
 
 def step(data: Path, out: Path, kind: trainer.Kind, overrides: list[str]) -> None:
@@ -29,11 +30,11 @@ def step(data: Path, out: Path, kind: trainer.Kind, overrides: list[str]) -> Non
     draws = draw(len(clips), recipe.training.input, generator)
     learner.begin_epoch(0, generator, False)
     learner.model.train()
-    mine = ranks.mine(places)
+    mine = distributed.mine(places)
     batch = clips.train(mine, draws.take(mine)).to(next(learner.model.parameters()).dtype)
     told = learner.loss(batch, places, 0)
     told.loss.backward()
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         found = {"loss": told.loss.detach()}
         found |= {f"gradient.{n}": p.grad for n, p in learner.model.named_parameters() if p.grad is not None}
         found |= {f"buffer.{n}": b for n, b in learner.model.named_buffers()}
@@ -42,5 +43,5 @@ def step(data: Path, out: Path, kind: trainer.Kind, overrides: list[str]) -> Non
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with ranks.joined():
+    with distributed.joined():
         step(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:])  # type: ignore[arg-type]

@@ -12,14 +12,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Note
-from c2vl_pipeline import background, crop, engines, index, runner, status, verify
-from c2vl_pipeline.stage import shard_path
-from c2vl_pipeline.workers import Workers
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines, workspace
+from c2vl_pipeline.engines import background
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution.workers import Workers
+from c2vl_pipeline.maintenance import status, verify
+from c2vl_pipeline.stages import crop, index
+from c2vl_pipeline.workspace import shard_path
 
 SETTINGS = ["pipeline.crop.engine=motion", "pipeline.crop.timeout=2.0", "pipeline.shard_samples=4"]
 
@@ -35,7 +40,7 @@ def motion() -> Recipe:
     return load_recipe("debug", SETTINGS)
 
 
-def build(raw: Path, work: Path, recipe: Recipe) -> index.Index:
+def build(raw: Path, work: Path, recipe: Recipe) -> workspace.Index:
     built, _ = index.build(
         load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug", allow_missing=True
     )

@@ -11,13 +11,16 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from c2vl_evaluation import benchmark, cli, console, ensemble, finetune, protocols, semi, transfer, tuning
+from c2vl_evaluation import cli
+from c2vl_evaluation import table as benchmark
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.protocols import common, ensemble, finetune, finetuning, semi, transfer
+from c2vl_evaluation.report import console
 from c2vl_evaluation.results import FAILED, Finding, Results, load
-from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
 from test_cli import sets
 from test_trainer import BASE, COUNT, moving, recipe, run, sticks
@@ -108,10 +111,10 @@ def test_a_table_is_not_filled_with_another_benchmark(table, data, tmp_path):
         with pytest.raises(
             ConfigError, match=r"is of xsub and --benchmark is xview; leave --benchmark out, or"
         ):
-            protocols.extend(table, data, protocol, recipe(*SETTINGS), benchmark="xview")
+            common.extend(table, data, protocol, recipe(*SETTINGS), benchmark="xview")
     assert (table / "results.json").read_bytes() == before
     there = other(tmp_path / "there")
-    found = protocols.extend(table, there, "transfer", recipe(*SETTINGS), benchmark="xview")
+    found = common.extend(table, there, "transfer", recipe(*SETTINGS), benchmark="xview")
     assert [t.benchmark for t in found.targets] == ["xview"]
 
 
@@ -138,8 +141,8 @@ def test_held_out_training_clips_of_a_run_are_counted(data, tmp_path):
     train(run(data.folder, tmp_path / "run", *SETTINGS))
     subject = Subject(tmp_path / "run", data, "xsub-val", recipe(*SETTINGS), 0)
     asked = data.select("xsub-val", "test").rows
-    assert f"{len(asked)} of the {len(asked)} test clips of xsub-val" in protocols.overlap(subject)
-    assert protocols.overlap(replace(subject, packed=other(tmp_path / "there"))) == ""
+    assert f"{len(asked)} of the {len(asked)} test clips of xsub-val" in common.overlap(subject)
+    assert common.overlap(replace(subject, packed=other(tmp_path / "there"))) == ""
 
 
 # -------------------------------------------------------------------------------------- before training
@@ -220,9 +223,9 @@ def test_a_cell_that_diverges_says_why_and_the_others_go_on(made, table, data):
         ]
     assert sum("the other cells go on" in text for text in said) == 4
     cells = sum(len(row.findings) for row in found.rows)
-    assert protocols.failures(found).startswith(f"4 of {cells} cells beside kNN and linear failed")
+    assert common.failures(found).startswith(f"4 of {cells} cells beside kNN and linear failed")
     mended = benchmark.run_table(data, "xsub", lines("hard"), [0], table, protocols=("finetune", "semi"))
-    assert protocols.failures(mended) == ""
+    assert common.failures(mended) == ""
     assert without_seconds(mended) == without_seconds(load(made))
 
 
@@ -235,7 +238,7 @@ def test_a_failed_cell_is_tried_again(subject_of, monkeypatch):
 
     monkeypatch.setattr(finetune, "tune", diverge)
     for _ in range(2):
-        (found,) = protocols.tried(finetune.cells(subject_of), "x")
+        (found,) = common.tried(finetune.cells(subject_of), "x")
         assert found.why == "failed: the loss became NaN"
     assert len(tries) == 2
 
@@ -252,7 +255,7 @@ def test_what_is_not_of_one_cell_is_not_swallowed(error):
         raise error
 
     with pytest.raises(type(error)):
-        list(protocols.tried([tuning.Cell("finetune", "", 0, fail)], "x"))
+        list(common.tried([finetuning.Cell("finetune", "", 0, fail)], "x"))
 
 
 def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch):
@@ -266,7 +269,7 @@ def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch)
     monkeypatch.setattr(semi, "tune", tune)
     some = Subject(table / "runs" / "hard-seed0", data, "xsub", recipe(*SETTINGS, "evaluation.semi.draws=2",
                                                                        "evaluation.semi.tune.batch_size=3"), 0)  # fmt: skip
-    found = list(protocols.tried(semi.cells(some), "x"))
+    found = list(common.tried(semi.cells(some), "x"))
     bad = [(f.setting, f.draw) for f in found if f.why.startswith(FAILED)]
     assert bad == [("50 % stratified, tuned", 0), ("50 % stratified, tuned", 1)]
     assert sum(f.last is not None for f in found) == 6
@@ -311,7 +314,7 @@ def test_runs_that_failed_are_not_counted_among_those_of_a_mean(made, data, caps
     good = next(f for f in load(made).rows[0].findings if f.protocol == "finetune")
     bad = Finding(protocol="finetune", why=f"{FAILED}it diverged")
     line = console.Line("hard", "pretrained", [bad, good])
-    console.show_findings("finetune", [line], protocols.target(data, "xsub"))
+    console.show_findings("finetune", [line], common.target(data, "xsub"))
     (shown,) = [text for text in capsys.readouterr().out.splitlines() if "hard" in text]
     assert shown.replace("│", "").split()[-5:] == ["12", "1", "failed:", "it", "diverged"]
 
@@ -321,8 +324,8 @@ def test_runs_that_failed_are_not_counted_among_those_of_a_mean(made, data, caps
 
 def test_what_earlier_calls_found_stays(table, data, tmp_path, monkeypatch):
     there = other(tmp_path / "there")
-    whole = protocols.extend(table, there, "transfer", recipe(*SETTINGS))
-    monkeypatch.setattr(tuning, "_train", never)
+    whole = common.extend(table, there, "transfer", recipe(*SETTINGS))
+    monkeypatch.setattr(finetuning, "_train", never)
     said, emit = notes()
     again = benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
     assert without_seconds(again) == without_seconds(whole)
@@ -368,7 +371,7 @@ def test_targets_of_one_dataset_id_stand_side_by_side(table, data, tmp_path, cap
     one, two = other(tmp_path / "one", 7), other(tmp_path / "two", 8)
     frozen = recipe(*SETTINGS, "evaluation.transfer.encoder=['frozen']")
     for packed, where in ((one, "xsub"), (two, "xsub"), (two, "xview")):
-        found = protocols.extend(table, packed, "transfer", frozen, benchmark=where)
+        found = common.extend(table, packed, "transfer", frozen, benchmark=where)
     assert [(t.named, t.data, t.benchmark) for t in found.targets] == [
         ("generic, xsub", "7" * 32, "xsub"),
         ("generic, xsub (two)", "8" * 32, "xsub"),
@@ -382,7 +385,7 @@ def test_targets_of_one_dataset_id_stand_side_by_side(table, data, tmp_path, cap
     ]
     for target, setting in zip(found.targets, settings, strict=True):
         assert [f.setting for f in found.rows[0].findings if target.holds(f)] == [setting]
-    assert protocols.extend(table, two, "transfer", frozen, benchmark="xsub").targets[-1] == found.targets[1]
+    assert common.extend(table, two, "transfer", frozen, benchmark="xsub").targets[-1] == found.targets[1]
     assert len(load(table).targets) == 3
     monkeypatch.setenv("COLUMNS", "250")
     console.show_results(load(table))
@@ -407,16 +410,16 @@ def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
 
 def test_a_table_of_an_earlier_version_is_read_and_its_target_replaced_not_doubled(table, tmp_path):
     there, third = other(tmp_path / "there"), other(tmp_path / "third", 8, "third")
-    new = protocols.extend(table, there, "transfer", recipe(*SETTINGS))
+    new = common.extend(table, there, "transfer", recipe(*SETTINGS))
     told = json.loads((table / "results.json").read_text().replace("to generic, xsub,", "to generic,"))
     for target in told["targets"]:
         del target["data"], target["named"]
     (table / "results.json").write_text(json.dumps(told))
     old = load(table)
     assert old.targets[0].holds(next(f for f in old.rows[0].findings if f.protocol == "transfer"))
-    both = protocols.extend(table, third, "transfer", recipe(*SETTINGS))
+    both = common.extend(table, third, "transfer", recipe(*SETTINGS))
     assert [t.named for t in both.targets] == ["", "third, xsub"]
-    again = protocols.extend(table, there, "transfer", recipe(*SETTINGS))
+    again = common.extend(table, there, "transfer", recipe(*SETTINGS))
     assert [t.named for t in again.targets] == ["third, xsub", "generic, xsub"]
     settings = {f.setting for f in again.rows[0].findings if f.protocol == "transfer"}
     assert settings == {

@@ -12,17 +12,21 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.manifest import commit_table, read_shard_manifest
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CROPS, Status
-from c2vl_pipeline import chaos_harm, engines, index, runner, skeletons, workers
+from c2vl_pipeline import chaos_harm, engines
 from c2vl_pipeline.chaos_report import Report
 from c2vl_pipeline.chaos_rows import Damaged, compare_stage, compare_tables
 from c2vl_pipeline.cli import app
-from c2vl_pipeline.stage import row_status, shard_path
+from c2vl_pipeline.execution import runner, workers
+from c2vl_pipeline.stages import index, skeletons
+from c2vl_pipeline.stages.base import row_status
+from c2vl_pipeline.workspace import shard_path
 
 SLOTS = 2
 
@@ -138,7 +142,7 @@ def test_garbage_replaces_the_link_and_never_what_it_points_to(how: str, tmp_pat
 def test_every_damage_is_found_by_verify_or_is_only_a_leftover(
     raw: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
-    from c2vl_pipeline.verify import verify
+    from c2vl_pipeline.maintenance.verify import verify
 
     work = tmp_path / "w"
     index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug")

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c2vl_evaluation import compare, knn, linear
+from c2vl_evaluation import compare
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.protocols import knn, linear
 from c2vl_evaluation.results import Protocol
-from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
 from test_trainer import recipe, run, sticks
 from test_tuned import outcomes
@@ -126,7 +127,7 @@ def test_runs_evaluated_alike_are_compared_sample_by_sample(pair):
 
 
 def test_draws_of_one_setting_are_one_comparison(pair):
-    from c2vl_evaluation import semi
+    from c2vl_evaluation.protocols import semi
 
     for subject in pair:
         some = (

@@ -9,19 +9,10 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from c2vl_manifests.config import (
-    TABLE_VII,
-    Blend,
-    Cosine,
-    Partition,
-    engine_names,
-    engine_preset,
-    load_recipe,
-    recipe_names,
-    targets_name,
-)
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.recipe import TABLE_VII, Blend, Cosine, Partition, targets_name
+from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
 
 TARGETS = "training.pretrain.targets"
 
@@ -77,7 +68,7 @@ def test_recipes_are_frozen() -> None:
 
 
 def test_loading_a_recipe_imports_no_torch() -> None:
-    code = "import sys; from c2vl_manifests.config import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
+    code = "import sys; from c2vl_manifests.recipe import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -296,7 +287,7 @@ def test_an_absent_file_is_named() -> None:
 
 
 def test_fingerprints_are_stable_across_processes() -> None:
-    code = "from c2vl_manifests.config import load_recipe; print(load_recipe('paper').fingerprint())"
+    code = "from c2vl_manifests.recipe import load_recipe; print(load_recipe('paper').fingerprint())"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -15,13 +15,15 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
-from c2vl_manifests.config import Augmentation, InputConfig, PretrainConfig
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest
-from c2vl_pipeline.pack import INDEX
-from c2vl_training.data import Clips, Draws, Knowledge, Packed, draw, resident, rotations
-from c2vl_training.learners import generator_of as _generator
+from c2vl_manifests.recipe import Augmentation, InputConfig, PretrainConfig
+from c2vl_pipeline.stages.pack import INDEX
+from c2vl_training.augmentation import Draws, draw, rotations
+from c2vl_training.dataset import Clips, Packed, resident
+from c2vl_training.knowledge import Knowledge
+from c2vl_training.methods import generator_of as _generator
 
 STICK = Layout("stick", ("hip", "chest", "head", "hand", "foot"), (1, 1, 1, 1, 0))
 FLAT = Layout("flat", STICK.names, STICK.parents, 2)

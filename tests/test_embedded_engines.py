@@ -14,7 +14,7 @@ from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Crop, Frame, Pose
-from c2vl_pipeline.engines.embedded import empty_scene
+from c2vl_pipeline.engines.heuristic import empty_scene
 from c2vl_pipeline.engines.posecode import roles
 
 H, W = 120, 160

@@ -12,15 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from c2vl_manifests.config import EncoderConfig
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
-from c2vl_training import checkpoint, ranks
+from c2vl_manifests.recipe import EncoderConfig
+from c2vl_training import checkpoint, distributed
 from c2vl_training.encoders import ENCODERS, build, count, ctrgcn, msg3d
-from c2vl_training.encoders.parts import BatchNorm, MultiScaleTemporal, OneByOne, merge
+from c2vl_training.encoders.base import OneByOne, merge
+from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.graph import adjacency, directed, distances
+from c2vl_training.encoders.layers import MultiScaleTemporal
 from c2vl_training.encoders.stgcn import FULL, SLIM, STGCN, Block, GraphConvolution
 from c2vl_training.encoders.transformer import positions
-from c2vl_training.graph import adjacency, directed, distances
 
 SMALL = ((4, 1), (4, 1), (6, 2), (5, 1))
 HAND = Layout("hand", ("palm", "thumb", "index", "tip"), (0, 0, 0, 2))
@@ -603,9 +605,9 @@ def test_statistics_are_those_of_all_processes(counts, monkeypatch):
     whole = rows.repeat_interleave(again, dim=0)
     z = plain(torch.cat([whole, whole]))  # what two processes with equal rows see together
     expected = torch.autograd.grad((z * torch.cat([weights, weights])).sum() / 2, (rows, *plain.parameters()))
-    monkeypatch.setattr(ranks, "size", lambda: 2)
-    monkeypatch.setattr(ranks, "moments", lambda n, mean, squares: (2 * n, mean, 2 * squares))
-    monkeypatch.setattr(ranks, "total", lambda sums: 2 * sums)
+    monkeypatch.setattr(distributed, "size", lambda: 2)
+    monkeypatch.setattr(distributed, "moments", lambda n, mean, squares: (2 * n, mean, 2 * squares))
+    monkeypatch.setattr(distributed, "total", lambda sums: 2 * sums)
     y = ours(rows, copies).repeat_interleave(again, dim=0)
     torch.testing.assert_close(y, z[: len(y)], rtol=1e-11, atol=1e-11)
     for one, other in zip(

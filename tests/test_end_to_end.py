@@ -13,9 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 import checkpoints
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.packed import read_packed_manifest
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
 from conftest import run_factory
 
 BIN = Path(sys.executable).parent

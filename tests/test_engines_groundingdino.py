@@ -32,7 +32,7 @@ import checkpoints
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import Box, Frame, checkpoint, groundingdino
+from c2vl_pipeline.engines import Box, Frame, groundingdino, hf_checkpoint
 
 WANTED = [name for name in ("torchvision", "groundingdino") if importlib.util.find_spec(name) is None]
 needs_package = pytest.mark.skipif(
@@ -649,7 +649,7 @@ def test_a_file_fills_its_model_exactly_and_is_described(
     assert torch.equal(at.model.layer.bias, small["module.layer.bias"])
     assert not at.model.training
     assert [list(range(7))[part] for part in at.parts(7)] == [[0, 1, 2], [3, 4, 5], [6]]
-    monkeypatch.setattr(checkpoint, "version", lambda package: f"version of {package}")
+    monkeypatch.setattr(hf_checkpoint, "version", lambda package: f"version of {package}")
     assert at.describe() == {
         "backend": "groundingdino-py",
         "model": str(file),

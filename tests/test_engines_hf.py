@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 import checkpoints
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Crop, Frame, checkpoint, hf, load
+from c2vl_pipeline.engines import Crop, Frame, hf, hf_checkpoint, load
 
 QUESTION = (
     "Is he/she or are they holding anything in the hand? Is he/she or are they standing or sitting? "
@@ -416,8 +416,8 @@ def test_missing_checkpoint_says_which_and_how_to_get_it_at_once(no_network: Pat
 def test_a_hub_that_accepts_and_never_answers_costs_seconds(
     no_network: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert checkpoint.HUB_TIMEOUT <= 5
-    monkeypatch.setattr(checkpoint, "HUB_TIMEOUT", 0.5)
+    assert hf_checkpoint.HUB_TIMEOUT <= 5
+    monkeypatch.setattr(hf_checkpoint, "HUB_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(
             huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"

@@ -8,20 +8,20 @@ from typing import Any
 
 import pytest
 
-from c2vl_manifests.config import load_recipe
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import embedded, groundingdino, hf, openai_server, posecode, released
-from c2vl_pipeline.status import survey
+from c2vl_pipeline.engines import groundingdino, heuristic, hf, openai_server, posecode, precomputed
+from c2vl_pipeline.maintenance.status import survey
 
 URL = "http://nowhere:1/v1"
 SPECS = [
-    pytest.param("detector", "skeleton", None, {"grow": 0.1}, embedded, id="skeleton"),
-    pytest.param("detector", "motion", None, {}, embedded, id="motion"),
-    pytest.param("encoder", "classical", None, {}, embedded, id="classical"),
+    pytest.param("detector", "skeleton", None, {"grow": 0.1}, heuristic, id="skeleton"),
+    pytest.param("detector", "motion", None, {}, heuristic, id="motion"),
+    pytest.param("encoder", "classical", None, {}, heuristic, id="classical"),
     pytest.param("captioner", "posecode", None, {}, posecode, id="posecode"),
-    pytest.param("captioner", "released", None, {"path": "captions.json"}, released, id="released"),
+    pytest.param("captioner", "released", None, {"path": "captions.json"}, precomputed, id="released"),
     pytest.param("captioner", "openai", "served", {"base_url": URL}, openai_server, id="openai"),
     pytest.param("encoder", "hf", "clip", {}, hf, id="hf"),
     pytest.param("detector", "groundingdino-py", "a.pth", {}, groundingdino, id="groundingdino-py"),
@@ -76,7 +76,7 @@ def test_rows_of_former_code_are_stale_and_say_why(work: Path, monkeypatch: pyte
     """The demonstration's captions are made by `posecode`, its crops and embeddings by `embedded`."""
     recipe = load_recipe("debug", [])
     assert {stage.stage: stage.state for stage in survey(work, recipe)}["captions"] == "complete"
-    for module, stale in ((posecode, {"captions"}), (embedded, {"crops", "embeddings"})):
+    for module, stale in ((posecode, {"captions"}), (heuristic, {"crops", "embeddings"})):
         with monkeypatch.context() as patch:
             patch.setattr(module, "REVISION", 2)
             found = {stage.stage: (stage.state, stage.why) for stage in survey(work, recipe) if stage.why}

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from c2vl_manifests.config import QUESTION, engine_preset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
+from c2vl_manifests.recipe import QUESTION
+from c2vl_manifests.recipe_loading import engine_preset
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop
 

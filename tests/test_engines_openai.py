@@ -17,13 +17,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import QUESTION, engine_preset, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline import caption, crop, engines, index, runner, skeletons
+from c2vl_manifests.recipe import QUESTION
+from c2vl_manifests.recipe_loading import engine_preset, load_recipe
+from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop
-from c2vl_pipeline.video import decode_jpeg
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.video import decode_jpeg
+from c2vl_pipeline.stages import caption, crop, index, skeletons
 
 openai = pytest.importorskip("openai", reason="needs the extra [openai]")
 

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from c2vl_manifests.config import InputConfig, SkeletonsConfig
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, EngineError
-from c2vl_pipeline.skeletons import assemble_ntu, read_ntu
+from c2vl_manifests.recipe import InputConfig, SkeletonsConfig
+from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
 from c2vl_training import checkpoint, export
-from c2vl_training.data import Clips, Packed
-from c2vl_training.space import clip_of, load_space
+from c2vl_training.dataset import Clips, Packed
+from c2vl_training.inference import clip_of, load_space
 from c2vl_training.trainer import Run, train
 from test_data import STICK
 from test_trainer import data, moving, recipe, run, sticks  # noqa: F401 - data is a fixture
@@ -114,7 +114,7 @@ def test_the_space_embeds_as_the_run_did(data, tmp_path, pooling):  # noqa: F811
 def test_a_caption_lies_where_a_sample_that_says_nothing_else_lay(tmp_path):
     one = np.random.default_rng(5).normal(size=(16, 1, 5))
     folder = sticks(tmp_path / "packed", language=np.repeat(one, 4, axis=1))
-    from c2vl_training.data import Knowledge
+    from c2vl_training.knowledge import Knowledge
 
     for pooling in ("mean", "ordered"):
         made = run(

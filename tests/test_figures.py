@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from c2vl_evaluation import figures
+from c2vl_evaluation.report import figures
 from c2vl_evaluation.results import Results, Row
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline.promise import COLUMNS, parse_labels, parse_table
+from c2vl_pipeline.raw.expected import COLUMNS, parse_labels, parse_table
 from fuzz_tables import SEEDS, TARGETS, outcome, run
 
 FEW = settings(max_examples=150, deadline=None)

@@ -5,7 +5,7 @@ import pytest
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
-from c2vl_training.graph import adjacency, directed, distances, hops_from_centre
+from c2vl_training.encoders.graph import adjacency, directed, distances, hops_from_centre
 
 CHAIN = Layout("chain", ("a", "b", "c", "d"), (0, 0, 1, 2))
 ALONE = Layout("alone", ("a",), (0,))

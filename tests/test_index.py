@@ -15,11 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import PipelineConfig, Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError, DataError, StageError
-from c2vl_pipeline.index import DoubtfulError, Findings, Index, build, load, split_counts
-from c2vl_pipeline.rawfiles import scan, sign
+from c2vl_manifests.recipe import PipelineConfig, Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.raw.check import DoubtfulError, Findings
+from c2vl_pipeline.raw.scan import scan, sign
+from c2vl_pipeline.stages.index import build
+from c2vl_pipeline.workspace import Index, load, split_counts
 
 AVI = b"RIFF\x04\0\0\0AVI "
 MP4 = b"\0\0\0\x08ftyp\0\0\0\x08mdat\0\0\0\x08moov"

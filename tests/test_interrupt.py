@@ -12,8 +12,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from c2vl_manifests.config import load_recipe
-from c2vl_pipeline import status
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.maintenance import status
 
 SETTINGS = ["pipeline.crop.engine=motion", "pipeline.shard_samples=2"]
 

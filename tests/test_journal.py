@@ -14,14 +14,17 @@ from typing import Any
 
 import pytest
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.manifest import StageManifest, read_shard, read_stage_manifest
-from c2vl_pipeline import caption, crop, index, runner, skeletons
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import workspace
 from c2vl_pipeline.engines import Caption
 from c2vl_pipeline.engines.posecode import PoseCode
-from c2vl_pipeline.stage import shard_path
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import caption, crop, index, skeletons
+from c2vl_pipeline.workspace import shard_path
 
 DESCRIBE = PoseCode.caption
 Pair = tuple[str, int]
@@ -184,7 +187,7 @@ def test_journals_of_several_processes_are_read_together(
 def test_failures_and_empty_answers_are_not_noted(
     work: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    samples = index.load(work).table.column("sample_id").to_pylist()
+    samples = workspace.load(work).table.column("sample_id").to_pylist()
     calls = [0]
 
     def failing(engine: Any, crops: Sequence[Any], question: str) -> Any:
@@ -233,7 +236,7 @@ def test_a_retry_that_is_stopped_goes_on_from_its_journal(
     work: Path, recipe: Recipe, reference: StageManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.run(caption.STAGE, work, recipe)
-    again = {0: frozenset(index.load(work).table.column("sample_id").to_pylist())}
+    again = {0: frozenset(workspace.load(work).table.column("sample_id").to_pylist())}
     first = captioner(monkeypatch, stop_at(7))
     with pytest.raises(EngineError, match="stopped"):
         runner.run(caption.STAGE, work, recipe, redo=again)

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_manifests.config import InputConfig, Recipe
 from c2vl_manifests.errors import C2VLError, ConfigError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, LAYOUTS, Layout, load_layout, parse_layout
-from c2vl_pipeline import pack
+from c2vl_manifests.recipe import InputConfig, Recipe
 from c2vl_pipeline.engines.posecode import roles
-from c2vl_pipeline.skeletons import read_array
-from c2vl_training.data import Clips, Packed, draw
+from c2vl_pipeline.readers.arrays import read_array
+from c2vl_pipeline.stages import pack
+from c2vl_training.augmentation import draw
+from c2vl_training.dataset import Clips, Packed
 from c2vl_training.encoders import ENCODERS, build
-from c2vl_training.graph import adjacency
+from c2vl_training.encoders.graph import adjacency
 from conftest import run_factory
 
 ALL = list(LAYOUTS.values())
@@ -276,7 +277,8 @@ def test_packed_joints_of_another_layout_lie_beside_the_own_ones(
 def flat(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Packed:
     """COCO keypoints of people who have only a camera and a pose estimator: a table, 2D joints, no videos."""
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_pipeline import caption, crop, embed, index, runner, skeletons
+    from c2vl_pipeline.execution import runner
+    from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
 
     root, work = tmp_path_factory.mktemp("coco"), tmp_path_factory.mktemp("work")
     rng = np.random.default_rng(0)

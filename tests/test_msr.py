@@ -7,12 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c2vl_manifests.config import Recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.layouts import KINECT_V1
-from c2vl_pipeline import index, msr, runner, skeletons
-from c2vl_pipeline.skeletons import read_utd
+from c2vl_manifests.recipe import Recipe
+from c2vl_pipeline import workspace
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.raw import check
+from c2vl_pipeline.readers import msr
+from c2vl_pipeline.readers.utd import read_utd
+from c2vl_pipeline.stages import index, skeletons
 
 NAMES = ["a01_s01_e01", "a02_s02_e01", "a20_s10_e03"]
 JOINT = KINECT_V1.names.index
@@ -24,7 +28,7 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
-def indexed(root: Path, work: Path, recipe: Recipe, **how: bool) -> tuple[index.Index, index.Findings]:
+def indexed(root: Path, work: Path, recipe: Recipe, **how: bool) -> tuple[workspace.Index, check.Findings]:
     return index.build(load_dataset("msr-action3d"), root, work, recipe.pipeline, recipe="debug", **how)
 
 
@@ -80,7 +84,7 @@ def test_no_videos_are_promised_and_absent_clips_are_missing(tmp_path: Path, rec
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> index.Index:
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> workspace.Index:
     root = tmp_path_factory.mktemp("msr")
     (root / "msr_action3d.npz").symlink_to(shared / "msr_action3d.npz")
     made, found = indexed(root, tmp_path_factory.mktemp("work"), recipe)
@@ -88,15 +92,15 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe)
     return made
 
 
-def test_the_real_file_is_the_567_promised_clips(real: index.Index) -> None:
+def test_the_real_file_is_the_567_promised_clips(real: workspace.Index) -> None:
     assert real.table.num_rows == 567
-    assert index.split_counts(real) == {"xsub": {"train": 292, "test": 275}}
+    assert workspace.split_counts(real) == {"xsub": {"train": 292, "test": 275}}
     assert real.layout == KINECT_V1
 
 
-def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: index.Index, recipe: Recipe) -> None:
+def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: workspace.Index, recipe: Recipe) -> None:
     from c2vl_manifests.manifest import read_shard
-    from c2vl_pipeline.stage import shard_path
+    from c2vl_pipeline.workspace import shard_path
 
     runner.run(skeletons.STAGE, real.work, recipe)
     rows = {
@@ -134,7 +138,7 @@ def moved(clip: np.ndarray, joint: str) -> float:
 
 
 def test_both_20_joint_sets_stand_upright_in_metres_and_face_the_camera(
-    shared: Path, real: index.Index
+    shared: Path, real: workspace.Index
 ) -> None:
     path = shared / "msr_action3d.npz"
     first = [

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import reference_ntu
-from c2vl_manifests.config import SkeletonsConfig
 from c2vl_manifests.errors import C2VLError, DataError
-from c2vl_pipeline.ntu import NtuFile, assemble_ntu, projected, read_ntu
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers.ntu import NtuFile, assemble_ntu, projected, read_ntu
 
 CONFIG = SkeletonsConfig()
 Frames = list[dict[str, np.ndarray]]

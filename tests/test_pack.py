@@ -12,15 +12,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.manifest import commit_text, read_shard, read_stage_manifest, write_stage_manifest
 from c2vl_manifests.packed import FILE, read_packed_manifest
-from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons, synth
-from c2vl_pipeline.skeletons import stored_joints
-from c2vl_pipeline.stage import COMMANDS, shard_path
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import workspace
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import caption, crop, embed, index, pack, skeletons
+from c2vl_pipeline.synthetic import dataset
+from c2vl_pipeline.workspace import COMMANDS, shard_path, stored_joints
 from conftest import run_factory
 
 FILES = {
@@ -55,7 +58,7 @@ def test_the_packed_arrays_are_the_shards_rows(work: Path, recipe: Recipe) -> No
     folder = work / "packed"
     assert {f.name for f in folder.iterdir()} == FILES
     manifest, packed = read_packed_manifest(folder), arrays(folder)
-    samples = index.load(work).table.to_pylist()
+    samples = workspace.load(work).table.to_pylist()
     bodies, vectors = table(work, "skeletons"), table(work, "embeddings")
     slots = recipe.pipeline.frames
     assert (manifest.samples, manifest.slots) == (len(samples), slots) == (32, 4)
@@ -80,7 +83,7 @@ def test_the_packed_arrays_are_the_shards_rows(work: Path, recipe: Recipe) -> No
 
 def test_the_packed_index_is_in_row_order_and_counts_rows(work: Path) -> None:
     rows = pq.read_table(work / "packed" / "index.parquet").to_pylist()
-    samples = index.load(work).table.to_pylist()
+    samples = workspace.load(work).table.to_pylist()
     for row, sample in zip(rows, samples, strict=True):
         for column in ("sample_id", "subject", "view", "splits"):
             assert row[column] == sample[column]
@@ -218,7 +221,7 @@ def test_a_full_disk_leaves_the_folder_unpacked_and_without_temporary_files(
 
 def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path) -> None:
     root, work = tmp_path / "raw", tmp_path / "w"
-    synth.generate(
+    dataset.generate(
         root, classes=4, subjects=2, views=1, repeats=1, seed=1, size=(128, 96), frames=(12, 14), workers=1
     )
     no_body, no_video, nothing = (f"S001C001P001R001A00{n}" for n in (1, 2, 3))
@@ -278,7 +281,7 @@ def _table(folder: Path, lines: list[str]) -> None:
     (folder / "samples.csv").write_text("\n".join(["sample_id,skeleton,label,split_mine", *lines]) + "\n")
 
 
-def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> index.Index:
+def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> workspace.Index:
     made, _ = index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", **how)  # type: ignore[arg-type]
     return made
 

@@ -16,16 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import load_recipe
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.manifest import commit_table, read_shard, read_shard_manifest
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CAPTIONS, CROPS
-from c2vl_pipeline import audit, explain, inspect, pages, wording
-from c2vl_pipeline.index import load
-from c2vl_pipeline.inspect import Filters
-from c2vl_pipeline.lookup import Lookup
-from c2vl_pipeline.stage import shard_path
-from c2vl_pipeline.wording import Corpus
+from c2vl_pipeline.browse import audit, caption_stats, gallery, trace
+from c2vl_pipeline.browse import html as pages
+from c2vl_pipeline.browse.caption_stats import Corpus
+from c2vl_pipeline.browse.gallery import Filters
+from c2vl_pipeline.browse.reader import Lookup
+from c2vl_pipeline.workspace import load, shard_path
 from conftest import run_factory
 
 HOSTILE = '"><script>alert(1)</script><img src=x onerror=alert(2)> {{ 7*7 }}'
@@ -119,7 +119,7 @@ def odd(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def names(work: Path, **filters) -> list[str]:
     index = load(work)
     ids = index.table["sample_id"].to_pylist()
-    return [ids[n] for n in inspect.select(index, Filters(**filters))]
+    return [ids[n] for n in gallery.select(index, Filters(**filters))]
 
 
 # --------------------------------------------------------------------------------------------- pages
@@ -145,8 +145,8 @@ def test_a_thumbnail_of_rubbish_is_none():
 def test_every_page_is_one_valid_file_that_asks_for_nothing(odd, tmp_path):
     sample = load(odd).table["sample_id"][0].as_py()
     for path in (
-        inspect.gallery(odd, tmp_path / "i.html").path,
-        explain.explain(odd, sample, tmp_path / "e.html"),
+        gallery.gallery(odd, tmp_path / "i.html").path,
+        trace.explain(odd, sample, tmp_path / "e.html"),
         audit.audit(odd, tmp_path / "a.html"),
     ):
         page = assert_self_contained(path)
@@ -204,19 +204,19 @@ def test_unknown_filters_name_the_near_ones(odd, filters, words):
 
 
 def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
-    made = inspect.gallery(odd, tmp_path / "g.html", limit=3)
+    made = gallery.gallery(odd, tmp_path / "g.html", limit=3)
     page = assert_self_contained(made.path)
     total = load(odd).table.num_rows
     assert (made.matched, made.shown, made.total) == (total, 3, total)
     assert len(page.of("article")) == 3
     assert f"3 of {total} samples that match" in page.text
-    random = [inspect.gallery(odd, tmp_path / f"{s}.html", limit=3, seed=s).path for s in (1, 1, 2)]
+    random = [gallery.gallery(odd, tmp_path / f"{s}.html", limit=3, seed=s).path for s in (1, 1, 2)]
     first, again, other = (p.read_text("utf-8") for p in random)
     assert first == again != other
 
 
 def test_an_empty_selection_is_a_page_too(odd, tmp_path):
-    made = inspect.gallery(odd, tmp_path / "g.html", Filters(text="no such words"))
+    made = gallery.gallery(odd, tmp_path / "g.html", Filters(text="no such words"))
     assert (made.matched, made.shown) == (0, 0)
     assert "No sample matches." in assert_self_contained(made.path).text
 
@@ -244,10 +244,10 @@ def test_a_gallery_without_stages_says_so(work, tmp_path):
     folder.mkdir()
     for name in ("samples.parquet", "samples.json"):
         shutil.copy(work / name, folder / name)
-    made = inspect.gallery(folder, tmp_path / "g.html")
+    made = gallery.gallery(folder, tmp_path / "g.html")
     assert "There are no crops yet; `c2vl-pipeline crop` makes them." in made.notes
     assert_self_contained(made.path)
-    facts = explain.trace(folder, load(folder).table["sample_id"][0].as_py()).facts
+    facts = trace.trace(folder, load(folder).table["sample_id"][0].as_py()).facts
     assert {s["state"] for s in facts["stages"]} == {"not run"}
     assert [s["frame"] for s in facts["slots"]]
     found = audit.measure(folder)
@@ -274,10 +274,10 @@ def test_a_damaged_shard_is_passed_over_with_a_note(work, tmp_path):
     shutil.copytree(work, folder)
     path = shard_path(folder, "crops", 0)
     path.write_bytes(path.read_bytes()[:1000])
-    made = inspect.gallery(folder, tmp_path / "g.html", limit=2)
+    made = gallery.gallery(folder, tmp_path / "g.html", limit=2)
     assert any("crops cannot be read" in note for note in made.notes)
     assert made.shown == 2
-    stages = explain.trace(folder, load(folder).table["sample_id"][0].as_py()).facts["stages"]
+    stages = trace.trace(folder, load(folder).table["sample_id"][0].as_py()).facts["stages"]
     assert {s["stage"]: s["agrees"] for s in stages}["crops"] == "no"
 
 
@@ -287,7 +287,7 @@ def test_a_damaged_shard_is_passed_over_with_a_note(work, tmp_path):
 def test_explain_hashes_what_lies_on_the_disk(work):
     index = load(work)
     sample = index.table.slice(5, 1).to_pylist()[0]
-    facts = explain.trace(work, sample["sample_id"]).facts
+    facts = trace.trace(work, sample["sample_id"]).facts
     json.dumps(facts, allow_nan=False)
     for what in ("video", "skeleton"):
         data = (index.root / sample[what]).read_bytes()
@@ -328,24 +328,24 @@ def test_explain_sees_a_rewritten_shard_and_a_lost_video(work, raw, tmp_path):
     table = pq.read_table(path)
     pq.write_table(table, path, compression="none")
     (index.root / sample["video"]).unlink()
-    found = explain.trace(folder, sample["sample_id"])
+    found = trace.trace(folder, sample["sample_id"])
     assert {s["stage"]: s["agrees"] for s in found.facts["stages"]}["captions"] == "rows"
     assert found.facts["raw"]["video"]["sha256"] is None
     assert found.frames == {}
     assert found.crops
-    assert_self_contained(explain.write(found, tmp_path / "e.html"))
+    assert_self_contained(trace.write(found, tmp_path / "e.html"))
 
 
 def test_an_unknown_sample_names_the_near_ones(work):
     with pytest.raises(
         ConfigError, match=r"no sample 'S001C001P001R001A00'.*did you mean S001C001P001R001A00"
     ):
-        explain.trace(work, "S001C001P001R001A00")
+        trace.trace(work, "S001C001P001R001A00")
 
 
 def test_page_names_hold_no_path():
-    assert explain.page_name("../../etc/x y") == "explain-..-..-etc-x-y.html".replace("..-..-", "-..-")
-    assert "/" not in explain.page_name("a/b")
+    assert trace.page_name("../../etc/x y") == "explain-..-..-etc-x-y.html".replace("..-..-", "-..-")
+    assert "/" not in trace.page_name("a/b")
 
 
 # --------------------------------------------------------------------------------------------- audit
@@ -401,8 +401,8 @@ def test_caption_figures_equal_a_naive_count(odd):
     assert (w.captions, w.unique) == (len(said), len(counts))
     assert w.repeats == pytest.approx(1 - len(counts) / len(said))
     assert w.top[0][1] == counts.most_common(1)[0][1]
-    assert w.vocabulary == len({word for text in said for word in wording.words(text)})
-    assert w.running_words == sum(len(wording.words(text)) for text in said)
+    assert w.vocabulary == len({word for text in said for word in caption_stats.words(text)})
+    assert w.running_words == sum(len(caption_stats.words(text)) for text in said)
     assert w.growth[-1] == (w.running_words, w.vocabulary)
     labels = dict(zip(*(load(odd).table[c].to_pylist() for c in ("sample_id", "label")), strict=True))
     for label, c in enumerate(found.captions.classes):
@@ -431,15 +431,15 @@ def test_caption_figures_equal_a_naive_count(odd):
     ],
 )
 def test_posture_and_held_thing_are_read_from_the_answer(text, stance, thing):
-    assert wording.posture(text) == stance
-    assert wording.held(text) == thing
+    assert caption_stats.posture(text) == stance
+    assert caption_stats.held(text) == thing
 
 
 def test_samples_that_say_the_same_or_contradict_themselves_are_counted():
     corpus = Corpus.of(
         [["standing", "standing"], ["standing", "sitting"], ["a", None], ["he sits", "he is standing"]]
     )
-    w = wording.describe(corpus)
+    w = caption_stats.describe(corpus)
     assert w is not None
     assert w.all_equal == pytest.approx(1 / 3)
     assert w.contradicting == pytest.approx(2 / 4)
@@ -447,7 +447,7 @@ def test_samples_that_say_the_same_or_contradict_themselves_are_counted():
 
 def test_lift_is_the_share_in_the_class_over_the_share_in_all():
     corpus = Corpus.of([["holding a cup"] * 4, ["holding a book", "holding a book", "x", "holding a cup"]])
-    first, second = wording.by_class(corpus, np.array([0, 1]), {0: "drink", 1: "read"})
+    first, second = caption_stats.by_class(corpus, np.array([0, 1]), {0: "drink", 1: "read"})
     assert (first.thing, first.thing_share, first.lift) == ("cup", 1, pytest.approx(8 / 5))
     assert (second.thing, second.thing_share, second.lift) == ("book", 0.5, pytest.approx(2))
 
@@ -455,7 +455,7 @@ def test_lift_is_the_share_in_the_class_over_the_share_in_all():
 def test_agreement_equals_a_naive_count():
     ours = [["he is sitting", "he holds a cup"], ["a a b", None]]
     theirs = [["he is standing", "he holds a cup"], ["a b c", "x"]]
-    found = wording.agreement(Corpus.of(ours), Corpus.of(theirs))
+    found = caption_stats.agreement(Corpus.of(ours), Corpus.of(theirs))
     pairs = [
         (a, b)
         for x, y in zip(ours, theirs, strict=True)
@@ -464,11 +464,11 @@ def test_agreement_equals_a_naive_count():
     ]
 
     def f1(a, b):
-        x, y = Counter(wording.words(a)), Counter(wording.words(b))
+        x, y = Counter(caption_stats.words(a)), Counter(caption_stats.words(b))
         return 2 * (x & y).total() / (x.total() + y.total())
 
     def jaccard(a, b):
-        x, y = set(wording.words(a)), set(wording.words(b))
+        x, y = set(caption_stats.words(a)), set(caption_stats.words(b))
         return len(x & y) / len(x | y)
 
     assert found is not None
@@ -481,7 +481,7 @@ def test_agreement_equals_a_naive_count():
 
 def test_shuffling_gives_every_sample_anothers_captions():
     corpus = Corpus.of([[str(i)] for i in range(20)])
-    other = wording.shuffled(corpus, 3)
+    other = caption_stats.shuffled(corpus, 3)
     assert sorted(other.codes[:, 0]) == list(range(20))
     assert (other.codes != corpus.codes).all()
 
@@ -509,7 +509,7 @@ def test_captions_of_the_same_samples_are_compared(work, tmp_path):
 def test_the_released_captions_are_what_their_authors_counted(shared):
     path = shared / "captions" / "pkuv2_language.zip"
     table = audit.read_captions(path)
-    w = wording.describe(Corpus.of(list(table.values())))
+    w = caption_stats.describe(Corpus.of(list(table.values())))
     assert w is not None
     assert (w.samples, w.captions, w.unique) == (6952, 111_232, 47_529)
     assert round(100 * w.repeats) == 57
@@ -536,9 +536,9 @@ def test_a_browser_shows_the_page_without_overflow(odd, tmp_path, kind, width):
         pytest.skip("needs a chromium binary")
     page = tmp_path / "page.html"
     if kind == "inspect":
-        inspect.gallery(odd, page, limit=6)
+        gallery.gallery(odd, page, limit=6)
     elif kind == "explain":
-        explain.explain(odd, load(odd).table["sample_id"][0].as_py(), page)
+        trace.explain(odd, load(odd).table["sample_id"][0].as_py(), page)
     else:
         audit.audit(odd, page)
     (tmp_path / "probe.html").write_text(PROBE.format(width=width))

@@ -18,30 +18,23 @@ from typer.testing import CliRunner
 
 from c2vl_evaluation.paper import cells as paper
 from c2vl_evaluation.paper import cli as paper_cli
+from c2vl_evaluation.paper import export as paper_write
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper import probe as probing
-from c2vl_evaluation.paper import write as paper_write
 from c2vl_evaluation.paper.cells import compute, reason, unfinished
-from c2vl_evaluation.paper.lab import Cell, Lab
+from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
 from c2vl_evaluation.paper.plan import duration, plan
 from c2vl_evaluation.paper.sets import find_sets
-from c2vl_evaluation.paper.sheets import Sheet, SheetRow, Shown, derived, sheet
-from c2vl_evaluation.paper.tables import (
-    FIGURES,
-    Column,
-    Variant,
-    component,
-    everything,
-    lines,
-    printed,
-)
-from c2vl_evaluation.paper.write import as_csv, as_html, as_latex, as_markdown
-from c2vl_manifests.config import TABLE_VII, Cosine, Intra, Partition, load_recipe, targets_name
+from c2vl_evaluation.paper.spec import FIGURES, Column, Variant, component, everything, lines, printed
+from c2vl_evaluation.paper.tables import Sheet, SheetRow, Shown, derived, sheet
 from c2vl_manifests.errors import ConfigError, StageError
 from c2vl_manifests.events import Emit, Event, Note, Progress
 from c2vl_manifests.layouts import load_layout
+from c2vl_manifests.recipe import TABLE_VII, Cosine, Intra, Partition, targets_name
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 from c2vl_training.encoders import build
 from c2vl_training.trainer import Run
 from test_trainer import BASE, COUNT, StoppedError, sticks

@@ -16,13 +16,16 @@ from transformers import CLIPImageProcessorPil, CLIPProcessor, LlavaProcessor
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 import checkpoints
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.manifest import read_shard
-from c2vl_pipeline import embed, engines, index, runner
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines, workspace
 from c2vl_pipeline.engines import Crop, hf
-from c2vl_pipeline.stage import shard_path
-from c2vl_pipeline.video import Video, decode_jpeg, encode_jpeg, shape_image
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.video import Video, decode_jpeg, encode_jpeg, shape_image
+from c2vl_pipeline.stages import embed
+from c2vl_pipeline.workspace import shard_path
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -216,7 +219,7 @@ def test_what_is_embedded_is_the_stored_jpeg(
     vectors = clip.encode_images(images)
     np.testing.assert_array_equal(np.array([row["vision"] for row in stored]), vectors.astype(np.float16))
     # and not the frame that the bytes were made of
-    found = index.load(work)
+    found = workspace.load(work)
     frames = []
     for row, sample in zip(crops, [s for s in found.shard(0) for _ in range(4)], strict=True):
         with Video(found.root / sample["video"]) as video:

@@ -13,8 +13,8 @@ import pytest
 
 from c2vl_manifests.datasets import Benchmark, Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import ConfigError
-from c2vl_pipeline.promise import parse_labels
-from c2vl_training.data import Packed
+from c2vl_pipeline.raw.expected import parse_labels
+from c2vl_training.dataset import Packed
 from test_data import write_packed
 
 WITH, WITHOUT = "xsub", "xsub-published"

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_evaluation import linear, predict
-from c2vl_evaluation.store import Subject, softmax
-from c2vl_manifests.config import load_recipe
+from c2vl_evaluation import predict
+from c2vl_evaluation.cache import Subject, softmax
+from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 from c2vl_training.trainer import Run, train
 from test_cli import Cli, cli, refused, sets
 from test_trainer import recipe, run, sticks

@@ -11,14 +11,16 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from c2vl_evaluation import benchmark, knn, linear, scores
+from c2vl_evaluation import metrics
+from c2vl_evaluation import table as benchmark
+from c2vl_evaluation.cache import Subject
 from c2vl_evaluation.features import Features, extract, raw_joints
+from c2vl_evaluation.protocols import knn, linear
 from c2vl_evaluation.results import Results, Score, load, mean_std
-from c2vl_evaluation.store import Subject
-from c2vl_manifests.config import LinearConfig
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.recipe import LinearConfig
 from c2vl_training import checkpoint
-from c2vl_training.data import Clips, Packed
+from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import train
 from test_data import STICK, write_packed
 from test_trainer import BASE, COUNT, StoppedError, run, sticks, stop_after
@@ -442,8 +444,8 @@ def test_data_of_another_joint_layout_are_refused_naming_both(floor, tmp_path):
 
 
 def test_majority_is_the_training_splits_largest_class():
-    assert scores.majority(np.array([2, 2, 0]), np.array([2, 1, 0, 2]), 3).top1 == 0.5
-    assert scores.majority(np.array([0, 0, 2]), np.array([2, 1, 0, 2]), 3).top1 == 0.25
+    assert metrics.majority(np.array([2, 2, 0]), np.array([2, 1, 0, 2]), 3).top1 == 0.5
+    assert metrics.majority(np.array([0, 0, 2]), np.array([2, 1, 0, 2]), 3).top1 == 0.25
 
 
 def lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Entry]:
@@ -531,7 +533,7 @@ def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
     train_labels, test_labels = (
         data.labels()[data.select("xsub", split).rows] for split in ("train", "test")
     )
-    assert results.majority == scores.majority(train_labels, test_labels, 3).top1
+    assert results.majority == metrics.majority(train_labels, test_labels, 3).top1
     assert load(out) == results
     pretrained, floor, ceiling, shuffled, _ = (results.of(name)[0] for name in results.names())
     assert [row.epochs for row in (pretrained, floor, ceiling, shuffled)] == [4, 0, 4, 4]

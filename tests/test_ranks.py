@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training import checkpoint, ranks
-from c2vl_training.log import read_metrics
+from c2vl_training import checkpoint, distributed
+from c2vl_training.run_log import read_metrics
 from c2vl_training.trainer import train
 from test_data import write_packed
 from test_trainer import BASE, moving, run, tensors
@@ -177,20 +177,20 @@ def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp
 
 
 def test_an_uneven_batch_is_refused_by_name(monkeypatch):
-    monkeypatch.setattr(ranks, "size", lambda: 3)
+    monkeypatch.setattr(distributed, "size", lambda: 3)
     with pytest.raises(
         ConfigError,
         match=r"a batch of 400 cannot be shared evenly by 3 processes; choose a batch_size that is a multiple of 3, e.g. 399",
     ):
-        ranks.share(400)
+        distributed.share(400)
 
 
 def test_one_process_changes_nothing():
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
-    assert ranks.distribute(model, torch.device("cpu")) is model
+    assert distributed.distribute(model, torch.device("cpu")) is model
     x = torch.randn(5, 3, requires_grad=True)
-    assert ranks.gather(x) is x
-    assert ranks.mine([1, 2, 3]) == [1, 2, 3]
+    assert distributed.gather(x) is x
+    assert distributed.mine([1, 2, 3]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 5, 3)])
@@ -203,8 +203,8 @@ def test_our_normalisation_is_torchs(shape):
     wrapped = nn.Sequential(nn.BatchNorm2d(4) if len(shape) == 4 else nn.BatchNorm1d(4)).double()
     wrapped[0].load_state_dict(theirs.state_dict())
     before = list(wrapped.state_dict())
-    ranks.synchronise(wrapped)
-    assert isinstance(wrapped[0], ranks.SyncedNorm)
+    distributed.synchronise(wrapped)
+    assert isinstance(wrapped[0], distributed.SyncedNorm)
     assert list(wrapped.state_dict()) == before
     a, b = (
         torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 7

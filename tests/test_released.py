@@ -12,13 +12,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import engine_preset, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline import caption, crop, embed, engines, index, runner, skeletons
+from c2vl_manifests.recipe_loading import engine_preset, load_recipe
+from c2vl_pipeline import engines, workspace
 from c2vl_pipeline.engines import Caption, Crop
-from c2vl_pipeline.engines.released import read_captions
+from c2vl_pipeline.engines.precomputed import read_captions
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
 
 NAME = "A001N002V003C004L005"
 TABLE = {NAME: ["He is standing.", " She sits "], "A001N002V003C004L006": ["a", "b"]}
@@ -163,7 +165,7 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
         recipe="debug",
         allow_missing=True,
     )
-    names = index.load(work).table.column("sample_id").to_pylist()
+    names = workspace.load(work).table.column("sample_id").to_pylist()
     answers = {n: [f"{n} at {slot}" for slot in range(4)] for n in names[1:]}
     longer = {n: [*texts, "one more"] for n, texts in answers.items()}
 
@@ -229,7 +231,7 @@ def test_the_authors_keys_are_our_sample_ids(shared: Path, tmp_path: Path) -> No
         recipe="debug",
         allow_missing=True,
     )
-    ours = index.load(tmp_path / "w").table.column("sample_id").to_pylist()
+    ours = workspace.load(tmp_path / "w").table.column("sample_id").to_pylist()
     assert len(rows) == 1009
     assert sorted(ours) == sorted(captions)
     answers = ask(path, *((name, 15) for name in ours), frames=16)

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from c2vl_evaluation import gallery, report
+from c2vl_evaluation.report import build
+from c2vl_evaluation.report import samples as gallery
 from c2vl_evaluation.results import Results, Row, mean_std
 from c2vl_manifests.schema import CAPTIONS, CROPS, SAMPLES
 
@@ -56,7 +57,7 @@ def main_run(count=60):
     labels = np.arange(count) % len(CLASSES)
     features = rng.normal(size=(count, 6)).astype(np.float32) + labels[:, None]
     predictions = np.where(np.arange(count) % 7 == 0, 1, labels)
-    return report.MainRun(features, labels, predictions, [f"s{i}" for i in range(count)])
+    return build.MainRun(features, labels, predictions, [f"s{i}" for i in range(count)])
 
 
 @functools.cache
@@ -170,7 +171,7 @@ def full(tmp_path_factory):
     write_runs(results, folder)
     bad = {(17, 2): ("crops", "no_person", "nobody above 0.3 in /home/someone/secret/video.avi")}
     work = work_folder(folder / "work", bad=bad)
-    path = report.build(results, folder / "report.html", work=work, main=main_run())
+    path = build.build(results, folder / "report.html", work=work, main=main_run())
     return results, folder, path
 
 
@@ -197,7 +198,7 @@ def test_page_minds_phones_and_dark_rooms(full):
 
 def test_equal_input_writes_equal_bytes(full, tmp_path):
     results, folder, path = full
-    again = report.build(results, folder / "again.html", work=folder / "work", main=main_run())
+    again = build.build(results, folder / "again.html", work=folder / "work", main=main_run())
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -224,7 +225,7 @@ def test_controls_and_derived_rows_are_marked(full):
 
 
 def test_page_without_derived_rows_does_not_speak_of_them(tmp_path):
-    assert "derived from joints" not in read(report.build(table(derived=False), tmp_path / "r.html")).text
+    assert "derived from joints" not in read(build.build(table(derived=False), tmp_path / "r.html")).text
 
 
 def test_all_figures_are_drawn_with_captions(full):
@@ -296,7 +297,7 @@ def test_captions_and_names_are_escaped(tmp_path):
         {(evil, "pretrained"): (0.5, 0.5)}, title=evil, classes=(evil, "b", "c"), engines={evil: evil}
     )
     write_runs(results.model_copy(update={"rows": ()}), tmp_path)
-    path = report.build(results, tmp_path / "r.html", work=work, main=main_run())
+    path = build.build(results, tmp_path / "r.html", work=work, main=main_run())
     page = read(path)
     assert page.count("script") == 0
     assert all(link.startswith(("#", "data:")) for link in page.links)
@@ -307,7 +308,7 @@ def test_truncated_shard_is_passed_over_with_a_sentence(tmp_path):
     work = work_folder(tmp_path / "w")
     shard = work / "crops" / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
-    page = read(report.build(table(), tmp_path / "r.html", work=work))
+    page = read(build.build(table(), tmp_path / "r.html", work=work))
     assert page.text.count("crops/shard-00001.parquet cannot be read and is passed over") == 1
     assert page.count("article") == gallery.SAMPLES
     assert str(tmp_path) not in page.text
@@ -324,14 +325,14 @@ def test_damaged_crop_is_said_to_be_unreadable(tmp_path):
 
 
 def test_empty_work_folder_is_said(tmp_path):
-    text = read(report.build(table(), tmp_path / "r.html", work=tmp_path / "nowhere")).text
+    text = read(build.build(table(), tmp_path / "r.html", work=tmp_path / "nowhere")).text
     assert "The work folder holds no readable crops." in text
     assert "The work folder holds no readable captions." in text
 
 
 def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
     page = read(
-        report.build(
+        build.build(
             table({("random encoder", "floor"): (0.4, 0.5)}, seeds=1, seconds={}, engines={}),
             tmp_path / "r.html",
         )
@@ -352,7 +353,7 @@ def test_damaged_metrics_are_named_not_fatal(tmp_path, damage):
     results = table()
     write_runs(results, tmp_path)
     (tmp_path / results.rows[0].run / "metrics.jsonl").write_text(damage)
-    page = read(report.build(results, tmp_path / "r.html"))
+    page = read(build.build(results, tmp_path / "r.html"))
     assert "Without readable metrics.jsonl, hence not drawn: partition-seed0." in page.text
     assert page.count("svg") == 4
 
@@ -362,19 +363,19 @@ def test_runs_are_found_where_the_table_was_moved_to(tmp_path):
     assert not Path(results.rows[0].run).is_absolute()
     write_runs(results, tmp_path / "here")
     (tmp_path / "here").rename(tmp_path / "there")
-    page = read(report.build(results, tmp_path / "there" / "r.html"))
+    page = read(build.build(results, tmp_path / "there" / "r.html"))
     assert page.count("svg") == 4
 
 
 def test_more_labels_than_class_names(tmp_path):
-    page = read(report.build(table(classes=()), tmp_path / "r.html", main=main_run()))
+    page = read(build.build(table(classes=()), tmp_path / "r.html", main=main_run()))
     assert "class 2" in page.text
 
 
 def test_a_main_run_that_is_gone_says_why_on_the_page(tmp_path):
-    why = report.main_run(table(), tmp_path, tmp_path)
+    why = build.main_run(table(), tmp_path, tmp_path)
     assert "holds no packed data; run `c2vl-pipeline pack --work" in why
-    text = read(report.build(table(), tmp_path / "r.html", main=why)).text
+    text = read(build.build(table(), tmp_path / "r.html", main=why)).text
     assert "Not drawn: …/packed holds no packed data; run `c2vl-pipeline pack --work …/" in text
     assert str(tmp_path) not in text
 
@@ -384,9 +385,7 @@ def test_a_main_run_that_is_gone_says_why_on_the_page(tmp_path):
 
 def said(seeds=3, **changes):
     roles = {role: name for name, role in reversed(BASE)}
-    return report.verdict(
-        table(BASE | {(roles[role], role): value for role, value in changes.items()}, seeds)
-    )
+    return build.verdict(table(BASE | {(roles[role], role): value for role, value in changes.items()}, seeds))
 
 
 def test_verdict_is_one_sentence_of_the_numbers():
@@ -425,19 +424,17 @@ def test_verdict_changes_with_the_numbers(changes, words):
     ],
 )
 def test_verdict_names_the_control_that_is_missing(role, words):
-    assert report.verdict(table({key: value for key, value in BASE.items() if key[1] != role})).endswith(
-        words
-    )
+    assert build.verdict(table({key: value for key, value in BASE.items() if key[1] != role})).endswith(words)
 
 
 def test_the_verdict_names_joints_without_an_encoder():
     results = table()
-    assert "raw joints" not in report.verdict(results)
+    assert "raw joints" not in build.verdict(results)
     raw = results.rows[0].model_copy(
         update={"name": "raw joints", "role": "baseline", "knn": 0.9, "linear": 0.5}
     )
-    spoken = report.verdict(results.model_copy(update={"rows": (*results.rows, raw)}))
+    spoken = build.verdict(results.model_copy(update={"rows": (*results.rows, raw)}))
     assert (
         spoken
-        == f"{report.verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
+        == f"{build.verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
     )

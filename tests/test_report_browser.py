@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from c2vl_evaluation import report
+from c2vl_evaluation.report import build
 from c2vl_evaluation.results import Results
 from test_report import table, work_folder, write_runs
 from test_report_protocols import with_findings
@@ -135,7 +135,7 @@ def page_results() -> Results:
     )
 
 
-def answered(results: Results) -> report.MainRun:
+def answered(results: Results) -> build.MainRun:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 40
 
@@ -145,7 +145,7 @@ def answered(results: Results) -> report.MainRun:
     features = rng.normal(size=(400, 6)).astype(np.float32) + labels[:, None] % 7
     answers = {name: [wrong(0.3 + 0.1 * n) for _ in range(2)] for n, name in enumerate(results.names())}
     main = answers[results.main_run().name][0]
-    return report.MainRun(features, labels, main, [f"s{n}" for n in range(400)], answers)
+    return build.MainRun(features, labels, main, [f"s{n}" for n in range(400)], answers)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     bad = {(17, 2): ("crops", "no_person", "nobody above 0.3 in /home/someone/secret/video.avi")}
     work = work_folder(folder / "work", bad=bad, caption=f"{{id}} {EVIL}")
-    return report.build(results, folder / "report.html", work=work, main=answered(results))
+    return build.build(results, folder / "report.html", work=work, main=answered(results))
 
 
 @pytest.fixture(scope="module")
@@ -263,11 +263,11 @@ def test_figures_in_a_small_matrix_can_be_read_on_every_colour(
     labels = np.arange(110) % 11
     answers = np.where(np.arange(110) < 11 * labels, (labels + 1) % 11, labels)  # every share from 0 to 100 %
     rng = np.random.default_rng(0)
-    main = report.MainRun(
+    main = build.MainRun(
         rng.normal(size=(110, 4)).astype(np.float32), labels, answers, [str(n) for n in range(110)]
     )
     results = table(classes=tuple(f"class {n}" for n in range(11)))
-    chrome.show(report.build(results, tmp_path / "r.html", main=main), 1200, scheme)
+    chrome.show(build.build(results, tmp_path / "r.html", main=main), 1200, scheme)
     cells = [entry for entry in chrome.run(COLOURS) if entry[0] == "cell"]
     assert {"100"} < {entry[1] for entry in cells}
     assert [entry for entry in cells if entry[2] < 3] == []

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from c2vl_evaluation import report, report_classes
-from c2vl_evaluation.report_classes import Answers, accuracies, mean_counts, moved, shown
+from c2vl_evaluation.report import build, classes
+from c2vl_evaluation.report.classes import Answers, accuracies, mean_counts, moved, shown
 from test_report import main_run, read, table
 
 K = 4
@@ -92,7 +92,7 @@ def test_classes_are_drawn_by_gain_and_of_many_both_ends():
 # ------------------------------------------------------------------------------------------ on the page
 
 
-def with_controls(count: int = 60) -> report.MainRun:
+def with_controls(count: int = 60) -> build.MainRun:
     """Three classes; the floor calls every clap a wave, shuffled pairs answer as the main run does."""
     main = main_run(count)
     floor = np.where(main.labels == 1, 0, main.labels)
@@ -102,11 +102,11 @@ def with_controls(count: int = 60) -> report.MainRun:
         "shuffled pairs": [main.predictions],
         "supervised": [main.labels],
     }
-    return report.MainRun(main.features, main.labels, main.predictions, main.sample_ids, answers)
+    return build.MainRun(main.features, main.labels, main.predictions, main.sample_ids, answers)
 
 
 def test_the_page_names_what_moved_against_each_control(tmp_path: Path) -> None:
-    text = read(report.build(table(), tmp_path / "r.html", main=with_controls())).text
+    text = read(build.build(table(), tmp_path / "r.html", main=with_controls())).text
     block = text.split("Confusions that moved most against random encoder")[1].split("Confusions that moved")[
         0
     ]
@@ -120,24 +120,24 @@ def test_the_page_names_what_moved_against_each_control(tmp_path: Path) -> None:
 
 def test_every_class_has_its_line_with_all_compared_rows(tmp_path: Path) -> None:
     main = with_controls()
-    page = read(report.build(table(), tmp_path / "r.html", main=main))
+    page = read(build.build(table(), tmp_path / "r.html", main=main))
     assert (
         "Class Test samples partition(cosine), % random encoder, % shuffled pairs, % supervised, %"
         in page.text
     )
-    shares = [100 * report_classes.accuracies(main.labels, runs, 3)[1] for runs in main.answers.values()]
+    shares = [100 * classes.accuracies(main.labels, runs, 3)[1] for runs in main.answers.values()]
     ordered = [shares[0], shares[1], shares[2], shares[3]]
     assert f"clap 20 {' '.join(f'{share:.1f}' for share in ordered)}" in page.text
     assert ordered[1] == 50
 
 
 def test_answers_of_the_main_run_alone_move_nothing_and_say_so(tmp_path: Path) -> None:
-    text = read(report.build(table(), tmp_path / "r.html", main=main_run())).text
+    text = read(build.build(table(), tmp_path / "r.html", main=main_run())).text
     assert "No control’s answers are at hand" in text
     assert "sorted by accuracy." in text
 
 
 def test_a_class_without_test_samples_has_no_line(tmp_path: Path) -> None:
     results = table(classes=("wave", "clap", "sit <down>", "never seen"))
-    text = read(report.build(results, tmp_path / "r.html", main=with_controls())).text
+    text = read(build.build(results, tmp_path / "r.html", main=with_controls())).text
     assert "never seen" not in text.split("Accuracy of all 3 classes")[1]

@@ -8,7 +8,8 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from c2vl_evaluation import canvas, figures, report, report_classes
+from c2vl_evaluation.report import build, classes, figures
+from c2vl_evaluation.report import svg as canvas
 from test_figures import SVG, text_of
 
 COUNTED = {
@@ -75,11 +76,11 @@ def test_seeds_are_added_epoch_by_epoch_and_what_is_no_count_is_passed_over():
         [{"epoch": 5, "vision/positive": [4, 0]}, {"epoch": 0, "vision/positive": [1, 1, 1]}],
         [{"epoch": 5, "vision/positive": "damaged", "vision/negative": [-1, 2]}],
     ]
-    assert report._counted(runs) == [{"vision/positive": [1, 2]}, {"vision/positive": [4, 3]}]
+    assert build._counted(runs) == [{"vision/positive": [1, 2]}, {"vision/positive": [4, 3]}]
 
 
 def test_marks_of_classes_lie_at_their_accuracy():
-    svg = report_classes.draw(("wave", "clap", "never"), SERIES)
+    svg = classes.draw(("wave", "clap", "never"), SERIES)
     marks = [u for u in ET.fromstring(svg).iter(f"{SVG}use") if figures.COLOURS[0] in u.get("style", "")]
     places = [float(mark.get("x")) for mark in marks][:2]
     ticks = [

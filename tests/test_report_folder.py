@@ -13,12 +13,15 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from c2vl_evaluation import benchmark, cli, figures, linear, report, report_sections, search, store, zeroshot
-from c2vl_evaluation.benchmark import entries
+from c2vl_evaluation import cache, cli, table
+from c2vl_evaluation.language import search, zeroshot
+from c2vl_evaluation.protocols import linear
+from c2vl_evaluation.report import build, figures, sections
 from c2vl_evaluation.results import Results, Score, load, save
+from c2vl_evaluation.table import entries
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 from c2vl_training.encoders import count
 from test_protocols import DEBUG
 from test_report import Page, read
@@ -31,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Results]
     root = tmp_path_factory.mktemp("folder")
     packed = Packed(sticks(root / "work" / "packed"))
     lines = entries("debug", (*BASE[1:], *DEBUG), ("hard",))  # the recipe's own blocks
-    results = benchmark.run_table(packed, "xsub", lines, range(2), root / "table")
+    results = table.run_table(packed, "xsub", lines, range(2), root / "table")
     return packed.folder, root / "table", results
 
 
@@ -44,13 +47,13 @@ def copy(made: tuple[Path, Path, Results], tmp_path: Path) -> Path:
 
 def built(packed: Path, folder: Path) -> Page:
     results = load(folder)
-    return read(report.build(results, folder / "report.html", main=report.main_run(results, packed, folder)))
+    return read(build.build(results, folder / "report.html", main=build.main_run(results, packed, folder)))
 
 
 def test_answers_are_those_that_gave_the_numbers_of_the_table(made):
     packed, folder, results = made
-    main = report.main_run(results, packed, folder)
-    assert isinstance(main, report.MainRun)
+    main = build.main_run(results, packed, folder)
+    assert isinstance(main, build.MainRun)
     assert set(main.answers) == {name for name in results.names() if name != "raw joints"}
     for name, runs in main.answers.items():
         shares = [float((answers == main.labels).mean()) for answers in runs]
@@ -63,7 +66,7 @@ def test_cost_and_configuration_are_what_the_runs_recorded(made):
     page = built(packed, folder)
     row = results.main_run()
     facts = json.loads((folder / row.run / "run.json").read_text())
-    trained = {line["name"]: line for line in report_sections.training(results, folder)}
+    trained = {line["name"]: line for line in sections.training(results, folder)}
     assert trained[row.name]["parameters"] == facts["parameters"]
     loaded = checkpoint.load_encoder(folder / row.run, torch.device("cpu"))
     frames, joints = loaded.input.frames, len(loaded.layout.names)
@@ -79,7 +82,7 @@ def test_cost_and_configuration_are_what_the_runs_recorded(made):
         'training.pretrain.targets.kind = "hard"',
     ):
         assert said in page.text
-    spent = report_sections.evaluation(results, folder)
+    spent = sections.evaluation(results, folder)
     recorded = [
         json.loads(path.read_text())["finding"]["seconds"]
         for path in folder.glob("runs/*/evaluations/linear-*.json")
@@ -90,7 +93,7 @@ def test_cost_and_configuration_are_what_the_runs_recorded(made):
 
 def test_protocols_with_findings_of_their_own_cost_too(made, copy):
     results = load(copy)
-    runs = [copy / row.run / store.FOLDER for row in results.rows if row.run][:2]
+    runs = [copy / row.run / cache.FOLDER for row in results.rows if row.run][:2]
     score = Score(top1=0.5, top5=None, balanced=0.5)
     shuffled = zeroshot.Control(draws=1, mean=score, std=score, p=1.0)
     named = zeroshot.ZeroShot(
@@ -103,7 +106,7 @@ def test_protocols_with_findings_of_their_own_cost_too(made, copy):
         through="language", caption="mean", clip=side, same_class=None, ceiling=found, queries=2, distinct=2,
         gallery=4, seconds=2.5,
     )  # fmt: skip
-    before = report_sections.evaluation(results, copy)
+    before = sections.evaluation(results, copy)
     for folder in runs:
         for finding in (named, retrieved):
             told = {"key": "k", "encoder": "e", "sha256": "s", "finding": finding.model_dump(mode="json")}
@@ -113,7 +116,7 @@ def test_protocols_with_findings_of_their_own_cost_too(made, copy):
         (runs[0] / f"linear-{n}.json").write_text(json.dumps(told))
     (runs[0] / "list.json").write_text("[1]")
     (runs[0] / "unknown.json").write_text('{"finding": {"protocol": "unheard", "seconds": 1}}')
-    spent = report_sections.evaluation(results, copy)
+    spent = sections.evaluation(results, copy)
     assert spent == before | {"zeroshot": 122, "retrieval": 5}
     text = built(made[0], copy).text
     assert "zeroshot 2 min 02 s" in text
@@ -122,7 +125,7 @@ def test_protocols_with_findings_of_their_own_cost_too(made, copy):
 
 def test_settings_keep_no_folder_and_no_password():
     told = {"a": {"model": "/home/someone/weights", "url": "http://me:secret@host/v1"}, "b": [], "c": {}}
-    assert report_sections.flat(told) == {
+    assert sections.flat(told) == {
         "a.model": '"…/weights"',
         "a.url": '"http://host/v1"',
         "b": "[]",
@@ -145,11 +148,11 @@ def test_a_truncated_file_of_a_run_is_passed_over_or_said_in_one_line(made, copy
     for path in files_of(copy):
         before = path.read_bytes()
         path.write_bytes(before[: int(keep * len(before))])
-        main = report.main_run(results, made[0], copy)
+        main = build.main_run(results, made[0], copy)
         if isinstance(main, str):
             said[path.relative_to(copy / "runs").as_posix()] = main
             assert len(main.splitlines()) == 1
-        text = read(report.build(results, copy / "report.html", main=main)).text
+        text = read(build.build(results, copy / "report.html", main=main)).text
         assert str(copy) not in text
         path.write_bytes(before)
     assert list(said) == ["hard-seed0/encoder.safetensors"]  # all else is made again, or only drawn
@@ -182,17 +185,17 @@ def test_a_main_run_that_is_gone_is_said_where_its_figures_would_stand(made, cop
 
 
 def test_answers_that_are_gone_are_made_again_and_are_the_same(made, copy):
-    whole = report.main_run(made[2], made[0], copy)
+    whole = build.main_run(made[2], made[0], copy)
     shutil.rmtree(copy / made[2].main_run().run / "evaluations")
-    again = report.main_run(made[2], made[0], copy)
-    assert isinstance(again, report.MainRun)
+    again = build.main_run(made[2], made[0], copy)
+    assert isinstance(again, build.MainRun)
     assert np.array_equal(again.predictions, whole.predictions)
 
 
 def test_answers_of_another_number_than_the_tables_are_not_shown(made, copy):
     results = load(copy)
     rows = [row.model_copy(update={"linear": 0.123}) for row in results.rows]
-    found = report.main_run(results.model_copy(update={"rows": tuple(rows)}), made[0], copy)
+    found = build.main_run(results.model_copy(update={"rows": tuple(rows)}), made[0], copy)
     assert found == (
         "the answers that gave hard its number in the table are not at hand; run `c2vl-eval benchmark` again"
     )
@@ -204,8 +207,8 @@ def copy_finding(run: Path, packed: Packed, seed: int) -> None:
     (first,) = folder.glob("linear-*.json")
     wanted = json.loads(first.read_text())["finding"]["last"]["top1"]
     before = set(folder.glob("linear-*.json"))
-    recipe = report._recipe_of(run)
-    linear.outcome(store.Subject(run, packed, "xsub-val", recipe, seed))
+    recipe = build._recipe_of(run)
+    linear.outcome(cache.Subject(run, packed, "xsub-val", recipe, seed))
     (path,) = set(folder.glob("linear-*.json")) - before
     told = json.loads(path.read_text())
     told["finding"]["last"]["top1"] = wanted
@@ -216,12 +219,12 @@ def copy_finding(run: Path, packed: Packed, seed: int) -> None:
 
 
 def test_answers_of_another_benchmark_with_an_equal_number_are_not_taken_for_the_tables(made, copy):
-    whole = report.main_run(made[2], made[0], copy)
+    whole = build.main_run(made[2], made[0], copy)
     for row in made[2].rows:
         if row.run:
             copy_finding(copy / row.run, Packed(made[0]), row.seed)
-    found = report.main_run(made[2], made[0], copy)
-    assert isinstance(found, report.MainRun)
+    found = build.main_run(made[2], made[0], copy)
+    assert isinstance(found, build.MainRun)
     assert list(found.sample_ids) == list(whole.sample_ids) == ["s00", "s04", "s08", "s12"]
     assert np.array_equal(found.predictions, whole.predictions)
     assert found.answers.keys() == whole.answers.keys()
@@ -231,7 +234,7 @@ def test_answers_of_another_benchmark_with_an_equal_number_are_not_taken_for_the
 
 def test_answers_of_other_settings_with_an_equal_number_are_not_taken_for_the_tables(made, copy):
     """The same test samples and top-1, at another learning rate."""
-    whole, row = report.main_run(made[2], made[0], copy), made[2].main_run()
+    whole, row = build.main_run(made[2], made[0], copy), made[2].main_run()
     folder = copy / row.run / "evaluations"
     (first,) = folder.glob("linear-*.json")
     told = json.loads(first.read_text())
@@ -242,19 +245,19 @@ def test_answers_of_other_settings_with_an_equal_number_are_not_taken_for_the_ta
     )
     pq.write_table(turned, folder / "linear-000000000000.parquet")
     (folder / "linear-000000000000.json").write_text(json.dumps(told))
-    found = report.main_run(made[2], made[0], copy)
+    found = build.main_run(made[2], made[0], copy)
     assert np.array_equal(found.predictions, whole.predictions)
 
 
 def test_answers_of_another_benchmark_alone_are_made_again_or_said_to_be_absent(made, copy):
     row = made[2].main_run()
-    whole = report.main_run(made[2], made[0], copy)
+    whole = build.main_run(made[2], made[0], copy)
     copy_finding(copy / row.run, Packed(made[0]), row.seed)
     for path in (copy / row.run / "evaluations").glob("linear-*"):
         if path.stem != "linear-000000000000":
             path.unlink()
-    found = report.main_run(made[2], made[0], copy)
-    assert isinstance(found, report.MainRun)
+    found = build.main_run(made[2], made[0], copy)
+    assert isinstance(found, build.MainRun)
     assert np.array_equal(found.predictions, whole.predictions)
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import jinja2
 import pytest
 
-from c2vl_evaluation import page, report
+from c2vl_evaluation import html as page
+from c2vl_evaluation.report import build
 from c2vl_evaluation.results import FAILED, Finding, Results, Row, Score, Target, by_setting, mean_std
 from test_report import read, table
 
@@ -45,7 +46,7 @@ def with_findings() -> Results:
 
 
 def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: Path) -> None:
-    text = read(report.build(with_findings(), tmp_path / "r.html")).text
+    text = read(build.build(with_findings(), tmp_path / "r.html")).text
     four = mean_std([0.4111, 0.4333] * 2)
     for said in (
         "Other protocols",
@@ -65,7 +66,7 @@ def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: P
 
 def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path) -> None:
     """In the first table, in the overview's header and in each of its three settings' details, but no other row."""
-    html = report.build(with_findings(), tmp_path / "r.html").read_text("utf-8")
+    html = build.build(with_findings(), tmp_path / "r.html").read_text("utf-8")
     results, overview, details = re.split(r'id="protocols"|<summary>Top-5, balanced', html)
     details = details.split("</details>")[0]
     mark = '<span class="tag derived">derived from joints</span>'
@@ -83,7 +84,7 @@ def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path)
     assert (
         "derived from joints"
         not in read(
-            report.build(
+            build.build(
                 with_findings().model_copy(
                     update={
                         "rows": tuple(
@@ -103,18 +104,18 @@ def test_an_evaluation_that_failed_is_its_own_lines(tmp_path: Path) -> None:
     first, *others = results.rows
     both = first.model_copy(update={"findings": (*first.findings, bad, found(0.6, bad.setting))})
     rows = [row.model_copy(update={"findings": (*row.findings, bad)}) for row in others]
-    text = read(report.build(results.model_copy(update={"rows": (both, *rows)}), tmp_path / "r.html")).text
+    text = read(build.build(results.model_copy(update={"rows": (both, *rows)}), tmp_path / "r.html")).text
     of_first = sum(row.name == first.name for row in results.rows)
     assert f"and {of_first} failed: the loss became NaN" in text  # beside the run that ended well
     others_named = len({row.name for row in rows} - {first.name})
     assert text.count("n/a: failed: the loss became NaN") == others_named
     alone = results.model_copy(update={"rows": tuple(rows)})
-    text = read(report.build(alone, tmp_path / "a.html")).text
+    text = read(build.build(alone, tmp_path / "a.html")).text
     assert text.count("n/a: failed: the loss became NaN") == len({row.name for row in rows})
 
 
 def test_top5_and_balanced_stand_under_their_accuracy(tmp_path: Path) -> None:
-    text = read(report.build(with_findings(), tmp_path / "r.html")).text
+    text = read(build.build(with_findings(), tmp_path / "r.html")).text
     assert "top-5 91.3 ± 0.0 balanced 68.7 ± 0.0" in text
     assert "balanced 58.7 ± 0.0" in text
     assert "balanced 33.3" in text
@@ -125,7 +126,7 @@ def test_a_table_of_an_older_version_needs_none_of_it(tmp_path: Path) -> None:
     added = {"findings", "knn_top5", "knn_balanced", "linear_top5", "linear_balanced"}
     rows = [{k: v for k, v in row.items() if k not in added} for row in old["rows"]]
     results = Results.model_validate(old | {"rows": rows})
-    text = read(report.build(results, tmp_path / "r.html")).text
+    text = read(build.build(results, tmp_path / "r.html")).text
     assert "Other protocols" not in text
     assert "top-5" not in text
 

@@ -12,13 +12,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_manifests import manifest as protocol
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.manifest import read_shard_manifest, read_stage_manifest
-from c2vl_pipeline import caption, crop, embed, engines, index, runner, skeletons
-from c2vl_pipeline.engines.embedded import Classical
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines, workspace
+from c2vl_pipeline.engines.heuristic import Classical
 from c2vl_pipeline.engines.posecode import PoseCode
-from c2vl_pipeline.stage import shard_path
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
+from c2vl_pipeline.workspace import shard_path
 from test_verify import Calls, digests, flip, remade, road, rows, start, times
 
 
@@ -135,7 +138,7 @@ def test_rows_are_taken_over_from_an_undamaged_shard_only(
     own: tuple[Path, Path], recipe: Recipe, calls: Calls, whole: Path, how: str
 ) -> None:
     work = own[1]
-    samples = [s["sample_id"] for s in index.load(work).shard(1)]
+    samples = [s["sample_id"] for s in workspace.load(work).shard(1)]
     damaged(work, how)
     calls.captioned.clear()
     runner.run(caption.STAGE, work, recipe, redo={1: frozenset(samples[2:3])})
@@ -147,7 +150,7 @@ def test_a_kill_between_data_and_manifest_of_a_retry_leaves_whole_rows(
     own: tuple[Path, Path], recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = own[1]
-    sample = index.load(work).shard(1)[2]["sample_id"]
+    sample = workspace.load(work).shard(1)[2]["sample_id"]
     commit = protocol.commit_text
 
     def dies(path: Path, text: str) -> None:
@@ -167,7 +170,10 @@ def test_samples_to_make_again_are_made_although_nothing_is_stale(
     own: tuple[Path, Path], recipe: Recipe, calls: Calls, whole: Path
 ) -> None:
     work = own[1]
-    first, last = index.load(work).shard(0)[0]["sample_id"], index.load(work).shard(3)[-1]["sample_id"]
+    first, last = (
+        workspace.load(work).shard(0)[0]["sample_id"],
+        workspace.load(work).shard(3)[-1]["sample_id"],
+    )
     before = times(work)
     runner.run(crop.STAGE, work, recipe, redo={0: frozenset({first}), 3: frozenset({last})})
     assert calls.detected == Counter({first: 4, last: 4})
@@ -241,7 +247,7 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
 def test_few_failures_never_stop_a_stage(
     begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = index.load(begun).table.column("sample_id").to_pylist()
+    ids = workspace.load(begun).table.column("sample_id").to_pylist()
     fail(monkeypatch, lambda c: c.sample_id in ids[:25])
     manifest = runner.run(caption.STAGE, begun, recipe, max_failures=0.0)
     assert manifest.complete
@@ -251,7 +257,7 @@ def test_few_failures_never_stop_a_stage(
 def test_one_failure_more_than_few_is_judged_by_its_share(
     begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ids = index.load(begun).table.column("sample_id").to_pylist()
+    ids = workspace.load(begun).table.column("sample_id").to_pylist()
     fail(monkeypatch, lambda c: c.sample_id in ids[:25] or (c.sample_id, c.slot) == (ids[25], 0))
     with pytest.raises(StageError, match="caption failed on 101 of 112 rows, more than 80%"):
         runner.run(caption.STAGE, begun, recipe, max_failures=0.8)

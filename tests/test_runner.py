@@ -18,16 +18,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_manifests import manifest as protocol
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import EngineError, StageError
 from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.manifest import StageManifest, read_shard_manifest, read_stage_manifest
-from c2vl_pipeline import caption, crop, embed, index, pack, runner, skeletons
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import workspace
 from c2vl_pipeline.engines.posecode import PoseCode
-from c2vl_pipeline.stage import Stage, in_batches, shard_path
-from c2vl_pipeline.status import survey
-from c2vl_pipeline.workers import Workers
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution.workers import Workers
+from c2vl_pipeline.maintenance.status import survey
+from c2vl_pipeline.stages import caption, crop, embed, index, pack, skeletons
+from c2vl_pipeline.stages.base import Stage, in_batches
+from c2vl_pipeline.workspace import shard_path
 
 STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
 
@@ -73,7 +77,7 @@ def clean(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_every_expected_row_is_there_exactly_once_and_in_order(work: Path, recipe: Recipe) -> None:
-    samples = index.load(work).table.column("sample_id").to_pylist()
+    samples = workspace.load(work).table.column("sample_id").to_pylist()
     assert [r["sample_id"] for r in table(work, "skeletons")] == samples
     expected = [(s, slot) for s in samples for slot in range(recipe.pipeline.frames)]
     for stage in ("crops", "captions", "embeddings"):
@@ -450,7 +454,7 @@ def test_a_raw_folder_that_is_away_is_refused_and_no_row_says_missing(
 def test_an_unreadable_video_costs_its_rows_and_one_that_was_away_is_tried_again(
     raw: Path, tmp_path: Path, recipe: Recipe
 ) -> None:
-    from c2vl_pipeline.verify import failed_samples
+    from c2vl_pipeline.maintenance.verify import failed_samples
 
     folder = linked(raw, tmp_path / "raw")
     work = start(folder, tmp_path / "w")

@@ -12,12 +12,13 @@ import pytest
 import torch
 from pydantic import BaseModel
 
-from c2vl_evaluation import linear, scores, store
+from c2vl_evaluation import cache, metrics
+from c2vl_evaluation.cache import Outcome, Subject
+from c2vl_evaluation.protocols import linear
 from c2vl_evaluation.results import Finding, Score
-from c2vl_evaluation.store import Outcome, Subject
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
 from test_trainer import recipe, run, sticks
 
@@ -35,7 +36,7 @@ def test_scores_match_a_loop(classes):
         right.append(order[0] == label)
         five.append(label in order[:5])
         recalls.setdefault(label, []).append(right[-1])
-    found = scores.score(torch.from_numpy(values), torch.from_numpy(labels))
+    found = metrics.score(torch.from_numpy(values), torch.from_numpy(labels))
     assert found.top1 == pytest.approx(np.mean(right))
     assert found.top5 == (pytest.approx(np.mean(five)) if classes > 5 else None)
     assert found.balanced == pytest.approx(np.mean([np.mean(r) for r in recalls.values()]))
@@ -44,31 +45,31 @@ def test_scores_match_a_loop(classes):
 def test_the_highest_score_is_the_answer_that_counts():
     values = torch.tensor([[1.0, 1.0, 0.0], [0.0, 2.0, 2.0]])
     answers = values.argmax(dim=1)
-    assert scores.score(values, answers).top1 == 1.0
-    assert scores.score(values, torch.tensor([1, 2])).top1 == 0.0
+    assert metrics.score(values, answers).top1 == 1.0
+    assert metrics.score(values, torch.tensor([1, 2])).top1 == 0.0
 
 
 def test_what_is_not_finite_is_wrong():
     values = torch.full((2, 7), float("nan"))
-    assert scores.score(values, torch.tensor([0, 6])) == Score(top1=0.0, top5=0.0, balanced=0.0)
+    assert metrics.score(values, torch.tensor([0, 6])) == Score(top1=0.0, top5=0.0, balanced=0.0)
 
 
 def test_answers_without_an_encoder_match_their_definition():
     train_labels, test_labels = np.array([4, 4, 4, 1, 1, 0, 2, 3]), np.array([4, 1, 5, 6, 0, 4])
-    found = scores.majority(train_labels, test_labels, 7)
+    found = metrics.majority(train_labels, test_labels, 7)
     assert found.top1 == pytest.approx(2 / 6)
     assert found.top5 == pytest.approx(4 / 6)  # 4, 1, 0, 2, 3 are answered
     assert found.balanced == pytest.approx(1 / 5)
-    assert scores.chance(60) == Score(top1=1 / 60, top5=5 / 60, balanced=1 / 60)
-    assert scores.chance(5).top5 is None
+    assert metrics.chance(60) == Score(top1=1 / 60, top5=5 / 60, balanced=1 / 60)
+    assert metrics.chance(5).top5 is None
 
 
 @pytest.mark.parametrize(
     ("label", "name"), [(0, "wave"), (1, "kick"), (2, "class 2"), (40, "class 40"), (-1, "")]
 )
 def test_every_class_has_a_name_and_what_has_no_class_has_none(label, name):
-    assert scores.class_name(("wave", "kick"), label) == name
-    assert scores.class_name(["wave", "kick"], label) == name
+    assert metrics.class_name(("wave", "kick"), label) == name
+    assert metrics.class_name(["wave", "kick"], label) == name
 
 
 # ------------------------------------------------------------------------------------------------- store
@@ -87,7 +88,7 @@ def subject(data: Packed, tmp_path: Path) -> Subject:
 
 
 def files(subject: Subject, suffix: str) -> list[Path]:
-    return sorted((subject.run / store.FOLDER).glob(f"linear-*.{suffix}"))
+    return sorted((subject.run / cache.FOLDER).glob(f"linear-*.{suffix}"))
 
 
 def test_predictions_are_a_row_a_test_sample(subject, data):
@@ -118,7 +119,7 @@ def counting(subject: Subject) -> tuple[list[int], Outcome]:
 
     task = subject.task("linear", subject.recipe.evaluation.linear)
     for _ in range(2):
-        outcome = store.kept(task, compute)
+        outcome = cache.kept(task, compute)
     return calls, outcome
 
 
@@ -146,15 +147,15 @@ def test_a_finding_that_lies_on_disk_is_read_field_by_field(subject):
     task = subject.task("knn", subject.recipe.evaluation.knn)
     last = {"top1": 0.25, "top5": None, "balanced": 0.5}
     finding = {"protocol": "knn", "last": last, "train": 12, "test": 4, "seconds": 3.5}
-    path = subject.run / store.FOLDER / f"{task.settings}.json"
+    path = subject.run / cache.FOLDER / f"{task.settings}.json"
     path.parent.mkdir()
-    whole = {"key": task.key, "encoder": store.weights_of(subject.run), "sha256": "", "finding": finding}
+    whole = {"key": task.key, "encoder": cache.weights_of(subject.run), "sha256": "", "finding": finding}
     path.write_text(json.dumps(whole))
     wanted = Finding(protocol="knn", last=Score(**last), train=12, test=4, seconds=3.5)
-    assert store.kept(task, lambda: pytest.fail("made again")) == Outcome(wanted, None)
+    assert cache.kept(task, lambda: pytest.fail("made again")) == Outcome(wanted, None)
     for change in ({"key": "0" * 32}, {"finding": {"protocol": "knn", "through": "language"}}, {"sha256": 3}):
         path.write_text(json.dumps(whole | change))
-        made = store.kept(task, lambda: Outcome(wanted, None))
+        made = cache.kept(task, lambda: Outcome(wanted, None))
         assert made.finding.seconds < 3.5
         held = json.loads(path.read_text())
         assert held.keys() == whole.keys()
@@ -178,8 +179,8 @@ def test_findings_of_every_form_are_kept_alike(subject, table, damage):
         calls.append(1)
         return Told(ranks=(3, 1)), table
 
-    found = store.recorded(task, "key", Told, compute)
-    path = subject.run / store.FOLDER / f"{task.settings}.json"
+    found = cache.recorded(task, "key", Told, compute)
+    path = subject.run / cache.FOLDER / f"{task.settings}.json"
     beside = path.with_suffix(".parquet")
     assert json.loads(path.read_text())["finding"]["ranks"] == [3, 1]
     assert beside.exists() == (table is not None)
@@ -191,19 +192,19 @@ def test_findings_of_every_form_are_kept_alike(subject, table, damage):
         beside.unlink(missing_ok=True)
     elif kind == "form":
         path.write_text(path.read_text().replace("ranks", "rankings"))
-    again = store.recorded(task, "another" if kind == "key" else "key", Told, compute)
+    again = cache.recorded(task, "another" if kind == "key" else "key", Told, compute)
     assert again.ranks == found.ranks
     lost = bool(damage) and (kind != "parquet" or table is not None)
     assert len(calls) == 1 + lost
     if table is not None:
         assert pq.read_table(beside).equals(table)
-    assert store.read(subject.run, task.settings) is None  # no finding of a classifier
+    assert cache.read(subject.run, task.settings) is None  # no finding of a classifier
 
 
 def test_a_temperature_sharpens_probabilities_and_nothing_else(subject):
     values = np.array([[0.2, 0.3, 0.1], [0.9, 0.9, -1.0]], np.float32)
     found = subject.predictions(np.array([0, 4]), values)
-    plain, sharp = (store.table_of(found, (), t).to_pylist() for t in (1.0, 0.1))
+    plain, sharp = (cache.table_of(found, (), t).to_pylist() for t in (1.0, 0.1))
     for one, other, row in zip(plain, sharp, values, strict=True):
         for t, of in ((1.0, one), (0.1, other)):
             odds = np.exp(row / t)
@@ -232,14 +233,14 @@ def test_other_weights_data_seed_or_configuration_make_another_finding(subject):
 def test_findings_of_another_encoder_stand_apart(subject):
     counting(subject)
     (path,) = files(subject, "json")
-    assert (list(store.stored(subject.run, "linear").found), store.stored(subject.run, "linear").stale) == (
+    assert (list(cache.stored(subject.run, "linear").found), cache.stored(subject.run, "linear").stale) == (
         [path.stem],
         {},
     )
     found, facts = checkpoint.load(subject.run / checkpoint.ENCODER)
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in found.items()}
     checkpoint.save(subject.run / checkpoint.ENCODER, changed, facts)
-    held = store.stored(subject.run, "linear")
+    held = cache.stored(subject.run, "linear")
     assert (held.found, held.stale) == ({}, {path.stem: path})
 
 
@@ -256,7 +257,7 @@ def test_a_damaged_finding_says_where_and_what(subject, text, said):
     (path,) = files(subject, "json")
     path.write_text(text)
     with pytest.raises(DataError) as caught:
-        store.stored(subject.run, "linear")
+        cache.stored(subject.run, "linear")
     assert str(caught.value).startswith(f"{path}: damaged ({said}")
     assert str(caught.value).endswith("; delete it and evaluate the run again")
     assert "\n" not in str(caught.value)
@@ -269,12 +270,12 @@ def test_a_truncated_folder_is_one_line(subject):
     with pytest.raises(
         DataError, match=r"parquet: damaged .*; delete it and evaluate the run again"
     ) as caught:
-        store.stored(subject.run, "linear")
+        cache.stored(subject.run, "linear")
     assert "\n" not in str(caught.value)
     path.unlink()
     with pytest.raises(
         DataError, match=r"\.parquet, which holds its answers, is gone; delete linear-\w+\.json and"
     ):
-        store.stored(subject.run, "linear")
+        cache.stored(subject.run, "linear")
     path.with_suffix(".json").unlink()
-    assert store.stored(subject.run, "linear").found == {}
+    assert cache.stored(subject.run, "linear").found == {}

@@ -13,12 +13,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from c2vl_evaluation import search, store, text_encoder, zeroshot
-from c2vl_evaluation.store import Subject
+from c2vl_evaluation import cache
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.language import search, text_encoder, zeroshot
+from c2vl_manifests.cli_common import show_table
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_manifests.terminal import show_table
-from c2vl_training.data import Knowledge, Packed
-from c2vl_training.space import load_space
+from c2vl_training.dataset import Packed
+from c2vl_training.inference import load_space
+from c2vl_training.knowledge import Knowledge
 from c2vl_training.trainer import Run, train
 from test_cli import Cli, cli, refused
 from test_data import STICK
@@ -179,7 +181,7 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
             queries.append(space.knowledge("language", own.mean(axis=0)[None])[0])
     clips, _ = zeroshot.enter(subject).clips("test")
     wanted = naive(torch.stack(queries).numpy(), clips.numpy(), np.array([0, 1, 3]), packed.labels()[rows])
-    (path,) = (subject.run / store.FOLDER).glob("retrieval-*.parquet")
+    (path,) = (subject.run / cache.FOLDER).glob("retrieval-*.parquet")
     table = pq.read_table(path)
     assert table["sample_id"].to_pylist() == packed.sample_ids([0, 4, 12])
     assert [table["rank"].to_pylist(), table["class_rank"].to_pylist()] == wanted
@@ -210,7 +212,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     assert found.same_class is not None
     assert own.last.r1 <= found.same_class.last.r1
     assert "derived from joints" in found.notes[0]
-    (path,) = (tmp_path / "main" / store.FOLDER).glob("retrieval-*.json")
+    (path,) = (tmp_path / "main" / cache.FOLDER).glob("retrieval-*.json")
     before = path.stat().st_mtime_ns
     assert search.outcome(Subject(tmp_path / "main", packed, "xsub", recipe, 0)) == found
     assert path.stat().st_mtime_ns == before

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 import scipy.io
 
-from c2vl_manifests.config import SkeletonsConfig
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import KINECT_V1, Layout
-from c2vl_pipeline.skeletons import read_array, read_pku, read_utd
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers.arrays import read_array
+from c2vl_pipeline.readers.pku import read_pku
+from c2vl_pipeline.readers.utd import read_utd
 
 CONFIG = SkeletonsConfig()
 

@@ -11,14 +11,18 @@ from typing import Any
 import pytest
 
 import checkpoints
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import EngineError, StageError
 from c2vl_manifests.manifest import file_sha256
-from c2vl_pipeline import caption, crop, embed, engines, index, plan, runner, skeletons
-from c2vl_pipeline.plan import Estimate, StagePlan
-from c2vl_pipeline.stage import shard_path
-from c2vl_pipeline.status import changes, survey
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines, workspace
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.maintenance import estimate
+from c2vl_pipeline.maintenance.estimate import Estimate, StagePlan
+from c2vl_pipeline.maintenance.status import changes, survey
+from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
+from c2vl_pipeline.workspace import shard_path
 from conftest import Cli, run_factory
 
 STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
@@ -97,8 +101,8 @@ def test_each_damage_is_told_from_the_next(own: Path) -> None:
 def test_files_of_other_sizes_and_rows_upstream_are_named(raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(raw, tmp_path / "raw"))
     work = run_factory(folder, tmp_path / "w", recipe)
-    video = folder / index.load(work).table.column("video")[9].as_py()
-    other = folder / index.load(work).table.column("video")[25].as_py()
+    video = folder / workspace.load(work).table.column("video")[9].as_py()
+    other = folder / workspace.load(work).table.column("video")[25].as_py()
     video.write_bytes(other.read_bytes() + b"end")
     index.build(load_dataset("synthetic"), folder, work, recipe.pipeline, recipe="debug")
     assert {k: v for k, v in why(work).items() if k != "packed"} == {
@@ -226,7 +230,7 @@ def files(work: Path) -> dict[str, tuple[str, int]]:
 
 def test_a_plan_adds_up_and_leaves_only_itself(begun: Path, recipe: Recipe) -> None:
     before = files(begun)
-    made = plan.estimate(begun, recipe, seconds=1, workers=2)
+    made = estimate.estimate(begun, recipe, seconds=1, workers=2)
     after = files(begun)
     assert after.keys() - before.keys() == {"plan.json"}
     assert {k: after[k] for k in before} == before
@@ -242,7 +246,7 @@ def test_a_plan_adds_up_and_leaves_only_itself(begun: Path, recipe: Recipe) -> N
         assert stage.seconds == pytest.approx(stage.load_seconds + 32 * stage.sample_seconds / 2)
         assert stage.bytes == 32 * stage.sample_bytes
         assert stage.gpu_hours == 0
-    assert plan.read(begun) == made
+    assert estimate.read(begun) == made
     assert made.problem() is None
 
 
@@ -250,7 +254,7 @@ def test_a_plan_leaves_the_stages_of_the_folder_untouched_and_asks_for_nothing_d
     own: Path, recipe: Recipe
 ) -> None:
     before = files(own)
-    made = plan.estimate(own, recipe, seconds=1)
+    made = estimate.estimate(own, recipe, seconds=1)
     after = files(own)
     assert {k: after[k] for k in before} == before
     assert after.keys() - before.keys() == {"plan.json"}
@@ -259,10 +263,10 @@ def test_a_plan_leaves_the_stages_of_the_folder_untouched_and_asks_for_nothing_d
 
 def test_a_plan_counts_what_is_stale_and_what_follows_from_it(own: Path, recipe: Recipe) -> None:
     shard_path(own, "captions", 3).with_suffix(".json").unlink()
-    made = plan.estimate(own, recipe, seconds=1)
+    made = estimate.estimate(own, recipe, seconds=1)
     assert [s.samples for s in made.stages] == [0, 0, 8, 8]
     other = load_recipe("debug", ["pipeline.crop.margin=0.2"])
-    assert [s.samples for s in plan.estimate(own, other, seconds=1).stages] == [0, 32, 32, 32]
+    assert [s.samples for s in estimate.estimate(own, other, seconds=1).stages] == [0, 32, 32, 32]
 
 
 def test_probed_samples_are_spread_over_the_whole_dataset(
@@ -274,14 +278,14 @@ def test_probed_samples_are_spread_over_the_whole_dataset(
         seen.append(list(chosen))
         return part(stage.name), chosen
 
-    monkeypatch.setattr(plan, "_probe", probe)
-    real = index.load(begun)
+    monkeypatch.setattr(estimate, "_probe", probe)
+    real = workspace.load(begun)
     table = real.table.take([n % 32 for n in range(95)])
-    many = index.Index(
+    many = workspace.Index(
         **{**{f: getattr(real, f) for f in real.__dataclass_fields__ if f != "_keys"}, "table": table}
     )
-    monkeypatch.setattr(plan, "load", lambda work: many)
-    plan.estimate(begun, recipe)
+    monkeypatch.setattr(estimate, "load", lambda work: many)
+    estimate.estimate(begun, recipe)
     assert len(seen[0]) == len(set(seen[0])) == 48
     assert seen[0][0] == 0
     assert seen[0][-1] >= 92
@@ -324,7 +328,7 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     assert any("skeletons" in line and " 32 " in line for line in out)
     table = cli("status", "--work", begun)[1]
     assert "planned" in table[2]
-    made = plan.read(begun)
+    made = estimate.read(begun)
     assert made is not None
     slow = made.stages[0].model_copy(update={"sample_seconds": 100.0})
     (begun / "plan.json").write_text(
@@ -334,7 +338,7 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     (line,) = [line for line in cli("status", "--work", begun)[1] if "skeletons" in line]
     assert "800 s" in line, "what the eight samples that are done were foreseen to take"
     disk = namedtuple("disk", "total used free")
-    monkeypatch.setattr(plan.shutil, "disk_usage", lambda path: disk(10**6, 10**6, 1000))
+    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: disk(10**6, 10**6, 1000))
     code, out, err = cli("plan", "--work", begun, "--seconds", "1")
     assert (code, err) == (1, "")
     assert out[-1].startswith("warning: the disk has 0.0 GB free, the stages will write about")
@@ -353,7 +357,7 @@ def test_without_a_video_there_is_nothing_to_plan(
     work = tmp_path / "w"
     index.build(load_dataset("synthetic"), folder, work, recipe.pipeline, recipe="debug", allow_missing=True)
     with pytest.raises(StageError, match="has a video, so there is nothing to probe"):
-        plan.estimate(work, recipe)
+        estimate.estimate(work, recipe)
     code, out, err = cli("plan", "--work", work)
     assert (code, out, len(err.splitlines())) == (1, [], 1)
     assert err.startswith(f"error: none of the 32 samples of {work} has a video")
@@ -362,5 +366,5 @@ def test_without_a_video_there_is_nothing_to_plan(
 
 def test_a_plan_that_fails_leaves_nothing(begun: Path) -> None:
     with pytest.raises(EngineError):
-        plan.estimate(begun, load_recipe("debug", ["pipeline.embed.engine.options.dim=3"]), seconds=1)
+        estimate.estimate(begun, load_recipe("debug", ["pipeline.embed.engine.options.dim=3"]), seconds=1)
     assert {p.name for p in begun.iterdir()} == {"samples.json", "samples.parquet"}

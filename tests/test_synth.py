@@ -16,10 +16,10 @@ import pytest
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Progress
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_pipeline import synth, synth_render
-from c2vl_pipeline.synth import action_names, generate
-from c2vl_pipeline.synth_actions import ACTIONS, Person, perform
-from c2vl_pipeline.synth_render import camera
+from c2vl_pipeline.synthetic import dataset, render
+from c2vl_pipeline.synthetic.actions import ACTIONS, Person, perform
+from c2vl_pipeline.synthetic.dataset import action_names, generate
+from c2vl_pipeline.synthetic.render import camera
 
 TINY: dict[str, Any] = {
     "classes": 8, "subjects": 1, "views": 2, "repeats": 1, "seed": 3, "size": (64, 48), "frames": (8, 12),
@@ -216,11 +216,11 @@ def test_arguments_out_of_range_are_refused_before_anything_is_written(
 def test_a_video_that_cannot_be_written_is_an_oserror(tmp_path: Path) -> None:
     images = iter([np.zeros((48, 64, 3), np.uint8)])
     with pytest.raises(OSError, match="cannot be written as Motion JPEG"):
-        synth_render.write_video(tmp_path / "absent" / "x_rgb.avi", images, (64, 48))
+        render.write_video(tmp_path / "absent" / "x_rgb.avi", images, (64, 48))
 
 
 def test_faults_are_rare_and_short() -> None:
-    faults = [synth._faults(np.random.default_rng(seed), 60) for seed in range(6000)]
+    faults = [dataset._faults(np.random.default_rng(seed), 60) for seed in range(6000)]
     assert 60 < sum(bool(empty or ghost) for empty, ghost in faults) < 150
     assert {len(empty) for empty, _ in faults} == {0, 1, 2, 3}
     assert max(len(ghost) for _, ghost in faults) == 11
@@ -228,7 +228,7 @@ def test_faults_are_rare_and_short() -> None:
 
 
 def test_faults_reach_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(synth, "_faults", lambda rng, frames: ({1, 2}, range(4, 7)))
+    monkeypatch.setattr(dataset, "_faults", lambda rng, frames: ({1, 2}, range(4, 7)))
     root = generate(tmp_path / "set", **(TINY | {"classes": 1, "views": 1})).root
     counts = [len(bodies) for bodies in read(skeletons(root)[0])]
     assert counts[:8] == [1, 0, 0, 1, 2, 2, 2, 1]

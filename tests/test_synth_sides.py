@@ -21,11 +21,12 @@ from scipy.spatial.transform import Rotation
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
-from c2vl_pipeline import engines, synth
+from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Crop, Pose
-from c2vl_pipeline.skeletons import read_utd
-from c2vl_pipeline.synth_actions import ACTIONS, Person, Take, perform, rest, solve
-from c2vl_pipeline.synth_render import Stage, camera, film
+from c2vl_pipeline.readers.utd import read_utd
+from c2vl_pipeline.synthetic import dataset
+from c2vl_pipeline.synthetic.actions import ACTIONS, Person, Take, perform, rest, solve
+from c2vl_pipeline.synthetic.render import Stage, camera, film
 from test_synth import read
 
 FACING = -1.0
@@ -154,7 +155,7 @@ def test_faces_are_drawn_in_front_of_the_hair() -> None:
 
 def test_skeleton_files_have_the_convention_in_all_their_numbers(tmp_path: Path) -> None:
     """Joints, colour and depth columns, and the orientation, which turns (1, 0, 0) to the left of the body."""
-    root = synth.generate(
+    root = dataset.generate(
         tmp_path / "set", classes=4, subjects=2, views=2, repeats=1, seed=3, size=(64, 48), frames=(8, 12)
     ).root
     files = sorted((root / "nturgb+d_skeletons").glob("S001C002*"))

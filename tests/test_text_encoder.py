@@ -14,15 +14,19 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import checkpoints
-from c2vl_evaluation import search, store, text_encoder, zeroshot
-from c2vl_evaluation.store import Subject
-from c2vl_manifests.config import Recipe, load_recipe
+from c2vl_evaluation import cache
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.language import search, text_encoder, zeroshot
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline import caption, embed, engines, pack, runner
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption
-from c2vl_pipeline.engines.embedded import Classical
+from c2vl_pipeline.engines.heuristic import Classical
 from c2vl_pipeline.engines.posecode import PoseCode
-from c2vl_training.data import Packed
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import caption, embed, pack
+from c2vl_training.dataset import Packed
 from c2vl_training.trainer import Run, train
 from test_cli import Cli, cli, refused
 from test_zeroshot import TwoEars, another, data, manifest, subject, trained
@@ -153,17 +157,17 @@ def test_another_checkpoint_of_the_same_width_is_refused_in_one_line(moved, cli:
     found = cli("c2vl-eval", ask, *words)
     refused(found, "expected more than 0.99 of the one that made it; name the folder of that checkpoint by")
     assert "at cosine " in found.err
-    assert not list((moved.subject.run / store.FOLDER).glob("*"))
+    assert not list((moved.subject.run / cache.FOLDER).glob("*"))
 
 
 def test_a_finding_of_another_checkpoint_is_made_again(moved, monkeypatch):
     shutil.rmtree(moved.subject.packed.folder.parent / "captions")
     by_wrong = zeroshot.outcome(moved.subject, encoder=moved.wrong)  # nothing is left to tell
     assert "is taken to be the one that made the vectors" in by_wrong.notes[-1]
-    (path,) = (moved.subject.run / store.FOLDER).glob("zeroshot-*.parquet")
-    one = store.load(path).scores
+    (path,) = (moved.subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
+    one = cache.load(path).scores
     zeroshot.outcome(moved.subject, encoder=moved.right)
-    other = store.load(path).scores
+    other = cache.load(path).scores
     assert not np.allclose(one, other, atol=1e-3)
     elsewhere = Path(shutil.copytree(moved.right, path.parents[2] / "elsewhere"))
     monkeypatch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))

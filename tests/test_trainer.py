@@ -21,12 +21,13 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_manifests.config import TABLE_VII, Recipe, load_recipe
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note, Progress, silent
-from c2vl_training import checkpoint, cli, learners, objective, plan, trainer
-from c2vl_training.data import Clips, Packed
-from c2vl_training.log import BINS, read_histograms
+from c2vl_manifests.recipe import TABLE_VII, Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_training import checkpoint, cli, dry_run, methods, objective, trainer
+from c2vl_training.dataset import Clips, Packed
+from c2vl_training.run_log import BINS, read_histograms
 from c2vl_training.trainer import Kind, Run, read_metrics, train
 from test_data import STICK, write_packed
 
@@ -414,7 +415,7 @@ def test_supervision_refuses_samples_without_a_label(tmp_path):
 def test_a_dry_run_counts_what_the_run_then_has_and_writes_nothing(data, tmp_path):
     for kind in ("pretrain", "supervised", "random"):
         made = run(data, tmp_path / kind, kind=kind)
-        found = plan.plan(made)
+        found = dry_run.plan(made)
         assert not made.out.exists()
         result = train(made)
         facts = json.loads((made.out / "run.json").read_text())
@@ -429,7 +430,7 @@ def test_a_dry_run_counts_what_the_run_then_has_and_writes_nothing(data, tmp_pat
 
 def test_a_teacher_is_counted_among_the_weights(data, tmp_path):
     alone, taught = (
-        plan.plan(run(data, tmp_path, f"training.pretrain.teacher={teacher}")).memory["weights"]
+        dry_run.plan(run(data, tmp_path, f"training.pretrain.teacher={teacher}")).memory["weights"]
         for teacher in ("self", "ema")
     )
     assert taught == 2 * alone
@@ -439,13 +440,13 @@ def test_activations_of_a_batch_are_foretold_from_a_few_clips(data, tmp_path):
     made = run(data, tmp_path, "training.pretrain.batch_size=12", "training.encoder.empty_bodies=compute")
     selection = made.packed.select("xsub", "train")
     clips = Clips(made.packed, selection.rows, made.recipe.training.input, torch.device("cpu"))
-    measured = plan._kept(made, learner_of(made), clips, 12)
-    assert plan.plan(made).memory["activations"] == pytest.approx(measured, rel=0.1)
+    measured = dry_run._kept(made, learner_of(made), clips, 12)
+    assert dry_run.plan(made).memory["activations"] == pytest.approx(measured, rel=0.1)
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(data, tmp_path):
     with pytest.raises(ConfigError, match="batch_size = 13 is larger than the 12 usable"):
-        plan.plan(run(data, tmp_path, "training.pretrain.batch_size=13"))
+        dry_run.plan(run(data, tmp_path, "training.pretrain.batch_size=13"))
 
 
 def test_the_command_line_takes_recipe_and_overrides_from_the_work_folder(work, tmp_path):
@@ -473,7 +474,7 @@ def test_the_command_line_takes_recipe_and_overrides_from_the_work_folder(work, 
 @pytest.mark.parametrize("seed", [0, 3])
 @pytest.mark.parametrize("count", [2, 3, 7, 40])
 def test_shuffled_pairs_are_a_permutation_without_fixed_points(count, seed):
-    partner = learners.pairing(count, seed)
+    partner = methods.pairing(count, seed)
     assert sorted(partner.tolist()) == list(range(count))
     assert (partner != torch.arange(count)).all()
 
@@ -486,7 +487,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
     folder = sticks(tmp_path / "packed", joints=joints, vision=vision)
     met: list[tuple[int, int]] = []
 
-    class Spy(learners.CrossModal):
+    class Spy(methods.CrossModal):
         def skeletons(self, clips):
             self.seen = clips[:, 0, 0, 0, 0].round().long() - 1
             return super().skeletons(clips)
@@ -500,12 +501,12 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
         return real(*args, **more)
 
     models: list[Spy] = []
-    monkeypatch.setattr(learners, "CrossModal", lambda *args: models.append(Spy(*args)) or models[0])
+    monkeypatch.setattr(methods, "CrossModal", lambda *args: models.append(Spy(*args)) or models[0])
     real = objective.loss
     monkeypatch.setattr(objective, "loss", loss)
     more = ("training.pretrain.knowledge=vision", "training.input.augmentation.rotation=0.0")
     pretraining = run(folder, tmp_path / "run", *more, f"training.pretrain.pairs='{pairs}'")
-    trainer_model = learners.pretraining
+    trainer_model = methods.pretraining
 
     def remember(*args):
         nonlocal model
@@ -514,7 +515,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
         return learner
 
     model = None
-    monkeypatch.setattr(learners, "pretraining", remember)
+    monkeypatch.setattr(methods, "pretraining", remember)
     train(pretraining)
     assert len(met) == 4 * 10
     assert all((skeleton == told) == (pairs == "true") for skeleton, told in met)
@@ -816,7 +817,7 @@ def test_bfloat16_trains_and_is_not_float32(data, tmp_path):
     assert all(t.dtype != torch.bfloat16 for t in tensors(tmp_path / "bfloat16").values())
 
 
-def learner_of(pretraining: Run) -> learners.Learner:
+def learner_of(pretraining: Run) -> methods.Learner:
     selection = pretraining.packed.select("xsub", "train", trainer.kinds_of(pretraining))
     learner = trainer.learner_of(pretraining, selection, torch.device("cpu"))[1]
     assert learner is not None

@@ -14,14 +14,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from c2vl_evaluation import benchmark, ensemble, finetune, linear, protocols, semi, store, transfer, tuning
+from c2vl_evaluation import cache
+from c2vl_evaluation import table as benchmark
+from c2vl_evaluation.cache import Outcome, Predictions, Subject
+from c2vl_evaluation.protocols import common, ensemble, finetune, finetuning, linear, semi, transfer
 from c2vl_evaluation.results import load
-from c2vl_evaluation.store import Outcome, Predictions, Subject
-from c2vl_manifests.config import FinetuneConfig, Optimiser
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import LAYOUTS
+from c2vl_manifests.recipe import FinetuneConfig, Optimiser
 from c2vl_training import checkpoint, encoders
-from c2vl_training.data import Clips, Packed
+from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import train
 from test_data import STICK, write_packed
 from test_trainer import COUNT, StoppedError, moving, recipe, run, sticks, stop_after
@@ -121,12 +123,12 @@ def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
 
 def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
     reached = iter([0.25, 0.75, 0.5])
-    real = tuning.scores.score
+    real = finetuning.scores.score
 
     def score(*args):
         return real(*args).model_copy(update={"top1": next(reached)})
 
-    monkeypatch.setattr(tuning.scores, "score", score)
+    monkeypatch.setattr(finetuning.scores, "score", score)
     finding = finetune.outcome(subject).finding
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
@@ -151,9 +153,9 @@ def test_the_rate_of_the_lowest_held_out_loss_is_taken(subject, monkeypatch):
         asked.append((rate, sorted(rows), sorted(test)))
         good = torch.from_numpy(job.subject.packed.labels()[test])
         sharp = F.one_hot(good, 3).float() * {0.1: 1.0, 0.2: 5.0, 0.3: 2.0}[rate]
-        return [tuning.scores.score(sharp, good)], sharp.numpy()
+        return [finetuning.scores.score(sharp, good)], sharp.numpy()
 
-    monkeypatch.setattr(tuning, "_train", trained)
+    monkeypatch.setattr(finetuning, "_train", trained)
     finding = finetune.outcome(told(subject, "evaluation.finetune.lrs=[0.1,0.2,0.3]")).finding
     assert (finding.lr, finding.held_out) == (0.2, 1.0)
     *swept, (rate, rows, test) = asked
@@ -177,7 +179,7 @@ def test_each_layer_is_slower_than_the_one_above_it_and_none_is_forgotten(name):
         name, LAYOUTS["kinect_v1"], **({"width": 8} if name in {"bigru", "transformer"} else {})
     )
     head = nn.Linear(encoder.dim, 3)
-    groups = list(tuning._groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
+    groups = list(finetuning._groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
     assert groups[0]["params"] == list(head.parameters())
     factors = [group["factor"] for group in groups]
     assert factors == [0.5**n for n in range(len(groups))]
@@ -202,8 +204,8 @@ def test_fine_tuning_learns_what_it_is_shown(data, subject):
         recipe=recipe(*SETTINGS, "evaluation.finetune.epochs=60", "evaluation.finetune.augment=false"),
     )
     rows = data.select("xsub", "train").rows
-    job = tuning.Job(everything, rows, rows, 3, everything.recipe.evaluation.finetune)
-    history = tuning.tune(job).history
+    job = finetuning.Job(everything, rows, rows, 3, everything.recipe.evaluation.finetune)
+    history = finetuning.tune(job).history
     assert history[-1].top1 == 1.0 > history[0].top1
 
 
@@ -435,24 +437,24 @@ def test_every_line_of_a_table_gets_every_protocol(table):
 
 def test_a_table_grows_by_a_protocol_and_by_another_dataset(table, elsewhere, data):
     before = load(table)
-    found = protocols.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
+    found = common.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
     assert load(table) == found
     (target,) = found.targets
     assert (target.dataset, target.train, target.test) == ("elsewhere", 12, 4)
     for row, old in zip(found.rows, before.rows, strict=True):
         assert row.findings[: len(old.findings)] == old.findings
         assert len(row.findings) == len(old.findings) + (2 if row.run else 0)
-    again = protocols.extend(table, data, "finetune", recipe(*SETTINGS))
+    again = common.extend(table, data, "finetune", recipe(*SETTINGS))
     kept = [sorted((f.protocol, f.setting, f.draw) for f in row.findings) for row in again.rows]
     assert kept == [sorted((f.protocol, f.setting, f.draw) for f in row.findings) for row in found.rows]
 
 
 def test_a_table_keeps_what_it_was_transferred_to_before(table, elsewhere, tmp_path):
-    protocols.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
+    common.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
     folder = sticks(tmp_path / "third" / "packed", joints=moving(COUNT, 8))
     text = (folder / "packed.json").read_text()
     (folder / "packed.json").write_text(text.replace("f" * 32, "c" * 32).replace("synthetic", "third"))
-    found = protocols.extend(table, Packed(folder), "transfer", recipe(*SETTINGS))
+    found = common.extend(table, Packed(folder), "transfer", recipe(*SETTINGS))
     settings = [f.setting for f in found.rows[0].findings if f.protocol == "transfer"]
     assert settings == [
         f"synthetic to {name}, xsub, {kind}"
@@ -466,7 +468,7 @@ def test_a_table_and_its_transfer_in_one_call(table, elsewhere, data, tmp_path):
     lines = benchmark.entries("debug", [*_base(), *SETTINGS], ["hard"])
     found = benchmark.run_table(data, "xsub", lines, [0], tmp_path, target=(elsewhere, "xsub"))
     assert load(tmp_path) == found
-    grown = protocols.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
+    grown = common.extend(table, elsewhere, "transfer", recipe(*SETTINGS))
     assert found.targets == tuple(target for target in grown.targets if target.dataset == "elsewhere")
     for one, other in zip(found.rows, grown.rows, strict=True):
         mine, theirs = (
@@ -495,7 +497,7 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_trained(data, els
 
 def test_a_table_of_other_data_does_not_grow(table, elsewhere):
     with pytest.raises(DataError, match="was made from other data than"):
-        protocols.extend(table, elsewhere, "finetune", recipe(*SETTINGS))
+        common.extend(table, elsewhere, "finetune", recipe(*SETTINGS))
 
 
 def test_a_table_without_a_run_says_which(data, tmp_path):
@@ -503,7 +505,7 @@ def test_a_table_without_a_run_says_which(data, tmp_path):
     benchmark.run_table(data, "xsub", lines, [0], tmp_path)
     (tmp_path / "runs" / "random-encoder-seed0" / checkpoint.ENCODER).unlink()
     with pytest.raises(CheckpointError, match=r"random-encoder-seed0/encoder\.safetensors does not exist"):
-        protocols.extend(tmp_path, data, "finetune", recipe(*SETTINGS))
+        common.extend(tmp_path, data, "finetune", recipe(*SETTINGS))
 
 
 def test_runs_are_known_as_the_controls_they_are(table):
@@ -513,7 +515,7 @@ def test_runs_are_known_as_the_controls_they_are(table):
         "supervised": "ceiling",
         "shuffled-pairs": "shuffled",
     }
-    assert {n: protocols.role_of(table / "runs" / f"{n}-seed0") for n in names} == names
+    assert {n: common.role_of(table / "runs" / f"{n}-seed0") for n in names} == names
 
 
 def test_defaults_are_those_of_the_field():
@@ -525,7 +527,7 @@ def test_defaults_are_those_of_the_field():
         80,
     )
     assert tune.optimiser == Optimiser(weight_decay=1e-4, milestones=(50, 70))
-    assert store.FOLDER == "evaluations"
+    assert cache.FOLDER == "evaluations"
 
 
 def test_weights_that_break_in_the_last_step_are_no_result(subject):
@@ -535,4 +537,4 @@ def test_weights_that_break_in_the_last_step_are_no_result(subject):
         C2VLError, match=r"NaN or infinite after the last epoch, at the rate 1e\+30; lower it"
     ):
         finetune.outcome(told(subject, *one_step))
-    assert not list((subject.run / store.FOLDER).glob("finetune-*.json"))
+    assert not list((subject.run / cache.FOLDER).glob("finetune-*.json"))

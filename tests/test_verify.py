@@ -12,14 +12,18 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.manifest import read_shard, read_shard_manifest, read_stage_manifest
-from c2vl_pipeline import caption, crop, embed, engines, index, runner, skeletons, verify
-from c2vl_pipeline.engines.embedded import Classical, SkeletonDetector
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines, workspace
+from c2vl_pipeline.engines.heuristic import Classical, SkeletonDetector
 from c2vl_pipeline.engines.posecode import PoseCode
-from c2vl_pipeline.stage import shard_path
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.maintenance import verify
+from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
+from c2vl_pipeline.workspace import shard_path
 from conftest import Cli
 
 STAGES = {s.command: s for s in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)}
@@ -299,7 +303,7 @@ def test_a_changed_video_costs_its_own_sample_and_what_follows_from_it(
     copy: tuple[Path, Path], recipe: Recipe, whole: Path, calls: Calls, same_size: bool
 ) -> None:
     folder, work = copy
-    samples = index.load(work).table
+    samples = workspace.load(work).table
     relative = samples.column("video")[13].as_py()
     video, sample = folder / relative, samples.column("sample_id")[13].as_py()
     other = folder / samples.column("video")[20].as_py()
@@ -328,7 +332,7 @@ def test_a_changed_skeleton_file_costs_its_sample(
     copy: tuple[Path, Path], recipe: Recipe, calls: Calls
 ) -> None:
     folder, work = copy
-    samples = index.load(work).table
+    samples = workspace.load(work).table
     path = folder / samples.column("skeleton")[2].as_py()
     text = path.read_text()
     at = text.index(".") + 2
@@ -344,7 +348,7 @@ def test_a_change_is_still_noticed_after_a_neighbour_was_made_again(
     copy: tuple[Path, Path], recipe: Recipe
 ) -> None:
     folder, work = copy
-    samples = index.load(work).table
+    samples = workspace.load(work).table
     video = folder / samples.column("video")[1].as_py()
     data = video.read_bytes()
     video.write_bytes(data[:-8] + b"changed!")
@@ -366,7 +370,7 @@ def test_what_was_made_from_a_raw_file_that_is_gone_is_kept(
     assert remade(before, work) == set()
     # and a damaged shard is not thrown away while its videos are
     number = next(
-        n for n, (a, b) in enumerate(index.load(work).plan) if a <= _row_of(work, video, folder) < b
+        n for n, (a, b) in enumerate(workspace.load(work).plan) if a <= _row_of(work, video, folder) < b
     )
     path = shard_path(work, "crops", number)
     path.with_suffix(".json").unlink()
@@ -384,7 +388,7 @@ def test_what_was_made_from_a_raw_file_that_is_gone_is_kept(
 
 
 def _row_of(work: Path, video: Path, folder: Path) -> int:
-    videos: list[str] = index.load(work).table.column("video").to_pylist()
+    videos: list[str] = workspace.load(work).table.column("video").to_pylist()
     return videos.index(str(video.relative_to(folder)))
 
 
@@ -431,7 +435,7 @@ def test_failed_rows_are_made_again_and_only_their_samples(
     raw: Path, tmp_path: Path, recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = start(raw, tmp_path / "w")
-    ids = index.load(work).table.column("sample_id").to_pylist()
+    ids = workspace.load(work).table.column("sample_id").to_pylist()
     broken = {ids[3]: {1}, ids[20]: {0, 2}}
     calls = break_captions(monkeypatch, broken)
     road(work, recipe)
@@ -499,7 +503,7 @@ def test_a_shard_that_is_stale_from_above_has_its_own_failures_tried_again_too(
     data = video.read_bytes()
     video.write_bytes(b"no video" + bytes(len(data) - 8))
     work = start(folder, tmp_path / "w")
-    table = index.load(work).table
+    table = workspace.load(work).table
     sample = video.name.removesuffix("_rgb.avi")
     at = table.column("sample_id").to_pylist().index(sample)
     neighbour = table.column("sample_id")[at + 1].as_py()  # of the same shard
@@ -516,7 +520,7 @@ def test_a_caption_that_failed_beside_a_crop_that_fails_for_good_gets_its_chance
     raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = start(raw, tmp_path / "w")
-    sample = index.load(work).table.column("sample_id")[6].as_py()
+    sample = workspace.load(work).table.column("sample_id")[6].as_py()
     detect = SkeletonDetector.detect
 
     def failing(engine: Any, frames: Sequence[Any], query: str) -> Any:
@@ -538,7 +542,7 @@ def test_nothing_is_tried_again_under_another_configuration(
     raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = start(raw, tmp_path / "w")
-    sample = index.load(work).table.column("sample_id")[6].as_py()
+    sample = workspace.load(work).table.column("sample_id")[6].as_py()
     break_captions(monkeypatch, {sample: {0}})
     road(work, recipe)
     before = times(work)
@@ -613,7 +617,7 @@ def test_retry_failed_as_a_command(
     cli: Cli, raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = start(raw, tmp_path / "w")
-    ids = index.load(work).table.column("sample_id").to_pylist()
+    ids = workspace.load(work).table.column("sample_id").to_pylist()
     broken = {ids[3]: {1}, ids[20]: {0, 2}}
     break_captions(monkeypatch, broken)
     road(work, recipe)
@@ -684,7 +688,7 @@ def test_a_smaller_index_does_not_drop_rows_unasked(
     assert {p.name: p.read_bytes() for p in sorted((work / "captions").glob("shard-*"))} == before
     code, _, err = cli(*words, "--limit", "3", "--overwrite")
     assert (code, err) == (0, "")
-    assert index.load(work).table.num_rows == 3
+    assert workspace.load(work).table.num_rows == 3
 
 
 def test_a_wrong_option_leaves_a_complete_stage_complete(cli: Cli, work: Path) -> None:

@@ -12,14 +12,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.config import CropConfig, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline import crop, index, runner
+from c2vl_manifests.recipe import CropConfig
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.engines import Box
-from c2vl_pipeline.engines.embedded import SkeletonDetector
-from c2vl_pipeline.video import Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
+from c2vl_pipeline.engines.heuristic import SkeletonDetector
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.video import Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
+from c2vl_pipeline.stages import crop, index
 
 FRAMES = 60
 

@@ -18,16 +18,21 @@ import psutil
 import pytest
 
 import poison_stage
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.manifest import StageManifest, read_shard, read_shard_manifest, read_stage_manifest
-from c2vl_pipeline import crop, engines, index, runner, skeletons
-from c2vl_pipeline import workers as workers_module
-from c2vl_pipeline.shards import Job, killed
-from c2vl_pipeline.stage import hang_mark, shard_path
-from c2vl_pipeline.workers import AGAIN, MOST_DEATHS, Recovery, Workers, WorkerSetup
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines, workspace
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution import workers as workers_module
+from c2vl_pipeline.execution.recovery import AGAIN, MOST_DEATHS, Recovery
+from c2vl_pipeline.execution.task import Job, killed
+from c2vl_pipeline.execution.workers import Workers, WorkerSetup
+from c2vl_pipeline.stages import crop, index, skeletons
+from c2vl_pipeline.stages.base import hang_mark
+from c2vl_pipeline.workspace import shard_path
 
 IDS = [f"S001C001P001R001A{n:03d}" for n in range(8)]
 
@@ -148,7 +153,7 @@ def test_a_sample_that_kills_its_worker_costs_only_its_own_row(
     raw: Path, tmp_path: Path, recipe: Recipe, two: Workers
 ) -> None:
     work = start(raw, tmp_path / "w", 4)
-    samples = index.load(work).table.column("sample_id").to_pylist()
+    samples = workspace.load(work).table.column("sample_id").to_pylist()
     (work / "poison.txt").write_text(samples[5])
     events: list[Event] = []
     manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two, emit=events.append)
@@ -185,7 +190,7 @@ def test_a_worker_killed_by_chance_costs_nothing_but_time(
     raw: Path, tmp_path: Path, recipe: Recipe, two: Workers, reference: StageManifest
 ) -> None:
     work = start(raw, tmp_path / "w")
-    (work / "once.txt").write_text(index.load(work).table.column("sample_id")[9].as_py())
+    (work / "once.txt").write_text(workspace.load(work).table.column("sample_id")[9].as_py())
     manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two)
     assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
 
@@ -339,7 +344,7 @@ def test_a_scheduler_of_its_own_makes_the_same_rows_while_its_workers_are_killed
     raw: Path, tmp_path: Path, recipe: Recipe, scheduler: str, reference: StageManifest
 ) -> None:
     work = start(raw, tmp_path / "w")
-    (work / "once.txt").write_text(index.load(work).table.column("sample_id")[17].as_py())
+    (work / "once.txt").write_text(workspace.load(work).table.column("sample_id")[17].as_py())
     with Workers(scheduler=scheduler, resources={"GPU": 1}) as workers:
         manifest = runner.run(poison_stage.STAGE, work, recipe, workers=workers)
     assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
@@ -409,7 +414,7 @@ def test_what_was_made_before_a_driver_died_is_found_again(
 ) -> None:
     """A poison is looked for, the driver dies in the middle, the next one uses the pieces."""
     work = start(raw, tmp_path / "w", 32)
-    samples = index.load(work).table.column("sample_id").to_pylist()
+    samples = workspace.load(work).table.column("sample_id").to_pylist()
     (work / "poison.txt").write_text(samples[3])
 
     def stop(event: Event) -> None:
@@ -433,7 +438,7 @@ def test_what_was_made_before_a_driver_died_is_found_again(
 def test_blank_rows_of_a_killer_have_every_stages_schema(work: Path) -> None:
     import pyarrow as pa
 
-    from c2vl_pipeline.stage import blank_rows, row_status
+    from c2vl_pipeline.stages.base import blank_rows, row_status
 
     for stage in ("skeletons", "crops", "captions", "embeddings"):
         schema = read_shard(shard_path(work, stage, 0)).schema
@@ -454,10 +459,10 @@ def test_a_job_lost_with_its_receipt_is_not_made_again(raw: Path, tmp_path: Path
     stage = read_stage_manifest(work / "skeletons")
     assert manifest is not None
     assert stage is not None
-    from c2vl_pipeline.shards import run_shard
+    from c2vl_pipeline.execution.task import run_shard
 
     job = Job(
-        "poison_stage", str(work), index.load(work).manifest.key, recipe.model_dump_json(), None, 0,
+        "poison_stage", str(work), workspace.load(work).manifest.key, recipe.model_dump_json(), None, 0,
         manifest.key, {k: manifest.extra[k] for k in ("stage", "samples", "upstream")},
     )  # fmt: skip
     (work / "processes.txt").unlink()

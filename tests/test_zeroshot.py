@@ -14,14 +14,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_evaluation import scores, store, text_encoder, zeroshot
-from c2vl_evaluation.store import Subject
+from c2vl_evaluation import cache, metrics
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.language import text_encoder, zeroshot
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import TextVectors
 from c2vl_training import checkpoint
-from c2vl_training.data import Packed
-from c2vl_training.space import load_space
+from c2vl_training.dataset import Packed
+from c2vl_training.inference import load_space
 from c2vl_training.trainer import train
 from test_cli import Cli, cli, refused
 from test_trainer import COUNT, recipe, run, sticks
@@ -102,11 +103,11 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
     assert found.last.balanced == pytest.approx(np.mean(recalls))
     assert found.last.top5 is None  # of three classes
     assert (found.texts, found.classes, found.test, found.described) == (3, 3, 4, False)
-    assert found.chance == scores.chance(3)
+    assert found.chance == metrics.chance(3)
     train_labels = subject.packed.labels()[subject.packed.select("xsub", "train").rows]
-    assert found.majority == scores.majority(train_labels, labels, 3)
-    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
-    kept = store.load(path)
+    assert found.majority == metrics.majority(train_labels, labels, 3)
+    (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
+    kept = cache.load(path)
     np.testing.assert_allclose(kept.scores, wanted, atol=1e-5)
     assert kept.answers.tolist() == wanted.argmax(axis=1).tolist()
     assert kept.labels.tolist() == labels.tolist()
@@ -122,7 +123,7 @@ def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_wit
     wanted = 1 / value if mode == "raw" else math.exp(-value)
     assert found.temperature == pytest.approx(wanted, rel=1e-5)
     assert (found.temperature == pytest.approx(0.2, rel=1e-5)) == (mode == "fixed")
-    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
+    (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     for row, line in zip(
         pq.read_table(path).to_pylist(), naive(subject, [["wave"], ["sit down"], ["kick"]]), strict=True
     ):
@@ -145,9 +146,9 @@ def test_descriptions_of_a_class_are_averaged_after_normalisation(subject, tmp_p
     path.write_text(lines if suffix == "toml" else json.dumps(told))
     found = zeroshot.outcome(subject, path)
     assert (found.texts, found.described) == (6, True)
-    (kept,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
+    (kept,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = naive(subject, [[told["wave"]], told["sit down"], told["kick"]])
-    np.testing.assert_allclose(store.load(kept).scores, wanted, atol=1e-5)
+    np.testing.assert_allclose(cache.load(kept).scores, wanted, atol=1e-5)
 
 
 def test_descriptions_count_alike_however_long_their_vectors_are():
@@ -188,8 +189,8 @@ def test_a_good_naming_is_told_from_a_random_one():
 def test_classes_of_one_text_are_a_tie_that_the_first_wins(subject, tmp_path):
     same = another(subject, tmp_path, lambda folder: manifest(folder, classes=["kick", "wave", "wave"]))
     zeroshot.outcome(same)
-    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
-    kept = store.load(path)
+    (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
+    kept = cache.load(path)
     assert (kept.scores[:, 1] == kept.scores[:, 2]).all()
     assert 2 not in kept.answers
 
@@ -202,7 +203,7 @@ def test_what_is_finished_is_not_made_again(subject, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))
         assert zeroshot.outcome(subject) == first
-        (table,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
+        (table,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
         table.write_bytes(table.read_bytes()[:-3])
         with pytest.raises(pytest.fail.Exception, match="encoded again"):
             zeroshot.outcome(subject)
@@ -211,12 +212,12 @@ def test_what_is_finished_is_not_made_again(subject, tmp_path, monkeypatch):
     path = tmp_path / "texts.toml"
     path.write_text('wave = "hand"\n"sit down" = "chair"\nkick = "leg"\n')
     zeroshot.outcome(subject, path)
-    assert len(list((subject.run / store.FOLDER).glob("zeroshot-*.json"))) == 2
+    assert len(list((subject.run / cache.FOLDER).glob("zeroshot-*.json"))) == 2
 
 
 def test_a_finding_of_an_earlier_form_is_made_again(subject):
     first = zeroshot.outcome(subject)
-    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.json")
+    (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.json")
     held = json.loads(path.read_text())
     assert held["finding"].pop("temperature") == first.temperature
     path.write_text(json.dumps(held))
@@ -252,9 +253,9 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
     assert "listened to crops alone" in found.notes[0]
     space, vector = load_space(subject.run), TwoEars().encode_texts(["kick"]).vectors
     clips, _ = zeroshot.enter(subject).clips("test")
-    (path,) = (subject.run / store.FOLDER).glob("zeroshot-*.parquet")
+    (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = clips @ space.knowledge("vision", vector)[0]
-    np.testing.assert_allclose(store.load(path).scores[:, 2], wanted, atol=1e-5)
+    np.testing.assert_allclose(cache.load(path).scores[:, 2], wanted, atol=1e-5)
     path = tmp_path / "long.json"
     path.write_text(json.dumps({"wave": "w" * 30, "sit down": "s", "kick": ["k" * 40, "k"]}))
     assert zeroshot.outcome(subject, path).notes[-1] == "2 of 4 texts are longer than the encoder reads."

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2vl_evaluation.paper.cli import paper
-from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, application, say, show_table
-from c2vl_manifests.terminal import main as run_app
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say, show_table
+from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from c2vl_evaluation.cache import Subject
     from c2vl_evaluation.results import Protocol, Results
-    from c2vl_evaluation.store import Subject
-    from c2vl_manifests.config import Recipe
-    from c2vl_training.data import Packed
+    from c2vl_manifests.recipe import Recipe
+    from c2vl_training.dataset import Packed
 
 app = application("Evaluate frozen skeleton encoders, with controls, and write the report.")
 
@@ -65,8 +65,8 @@ SpaceRunsOption = Annotated[
 
 
 def _recipe(packed: Packed, recipe: str | None, set_: list[str] | None) -> Recipe:
-    from c2vl_manifests.config import load_recipe
     from c2vl_manifests.datasets import load_dataset
+    from c2vl_manifests.recipe_loading import load_recipe
 
     m, overrides = packed.manifest, list(set_ or ())
     if recipe is None:  # as the work folder was made, its overrides included
@@ -75,7 +75,7 @@ def _recipe(packed: Packed, recipe: str | None, set_: list[str] | None) -> Recip
 
 
 def _subject(run: Path, packed: Packed, benchmark: str | None, recipe: Recipe) -> Subject:
-    from c2vl_evaluation.store import Subject
+    from c2vl_evaluation.cache import Subject
     from c2vl_training.checkpoint import load_finished
 
     facts = load_finished(run)[1]
@@ -84,7 +84,7 @@ def _subject(run: Path, packed: Packed, benchmark: str | None, recipe: Recipe) -
 
 def _warn(subject: Subject) -> Subject:
     """Say so if a run was trained on clips that it is about to be tested on."""
-    from c2vl_evaluation.protocols import overlap
+    from c2vl_evaluation.protocols.common import overlap
     from c2vl_manifests.events import Note
 
     if text := overlap(subject):
@@ -95,9 +95,9 @@ def _warn(subject: Subject) -> Subject:
 def _one(
     run: Path, data: Path, benchmark: str | None, recipe: str | None, set_: list[str] | None, protocol: str
 ) -> None:
-    from c2vl_evaluation import knn as nearest
-    from c2vl_evaluation import linear as probe
-    from c2vl_training.data import Packed
+    from c2vl_evaluation.protocols import knn as nearest
+    from c2vl_evaluation.protocols import linear as probe
+    from c2vl_training.dataset import Packed
 
     packed = Packed(data)
     subject = _warn(_subject(run, packed, benchmark, _recipe(packed, recipe, set_)))
@@ -149,10 +149,10 @@ def _more(
     set_: list[str] | None,
 ) -> None:
     """Run a protocol on runs, or on all runs of a table."""
-    from c2vl_evaluation import protocols
-    from c2vl_evaluation.console import Line, lines_of, show_findings
+    from c2vl_evaluation.protocols import common
+    from c2vl_evaluation.report.console import Line, lines_of, show_findings
     from c2vl_manifests.errors import C2VLError, ConfigError
-    from c2vl_training.data import Packed
+    from c2vl_training.dataset import Packed
 
     if bool(run) == (out is not None):
         raise ConfigError("give either --run (once a run) or --out with the folder of a finished table")
@@ -162,17 +162,17 @@ def _more(
     failed, where = "", None
     with Reporter() as emit:
         if out is not None:
-            results = protocols.extend(out, packed, protocol, resolved, emit, benchmark or "")
+            results = common.extend(out, packed, protocol, resolved, emit, benchmark or "")
             benchmark = benchmark or results.benchmark
             where = results.targets[-1] if protocol == "transfer" else None
-            lines, failed = lines_of(results, protocol, where), protocols.failures(results, protocol)
+            lines, failed = lines_of(results, protocol, where), common.failures(results, protocol)
         for folder in run or ():
             subject = _warn(_subject(folder, packed, benchmark, resolved))
             benchmark = benchmark or subject.benchmark
-            found = protocols.findings(subject, [protocol], emit)
-            derived = protocols.derived(folder, packed)
-            lines.append(Line(folder.name, protocols.role_of(folder), found, derived))
-    show_findings(protocol, lines, where or protocols.target(packed, benchmark or ""))
+            found = common.findings(subject, [protocol], emit)
+            derived = common.derived(folder, packed)
+            lines.append(Line(folder.name, common.role_of(folder), found, derived))
+    show_findings(protocol, lines, where or common.target(packed, benchmark or ""))
     if failed:
         raise C2VLError(failed)
 
@@ -228,10 +228,10 @@ def ensemble(
 
     With all controls: `c2vl-eval benchmark --protocol ensemble`.
     """
-    from c2vl_evaluation import ensemble as fusion
-    from c2vl_evaluation import protocols
-    from c2vl_evaluation.console import Line, show_findings
-    from c2vl_training.data import Packed
+    from c2vl_evaluation.protocols import common
+    from c2vl_evaluation.protocols import ensemble as fusion
+    from c2vl_evaluation.report.console import Line, show_findings
+    from c2vl_training.dataset import Packed
 
     packed = Packed(data)
     resolved = _recipe(packed, recipe, set_)
@@ -239,11 +239,11 @@ def ensemble(
     for subject in streams.values():
         _warn(subject)
     with Reporter() as emit:
-        found = protocols.findings(streams["joint"], ["ensemble"], emit, streams)
+        found = common.findings(streams["joint"], ["ensemble"], emit, streams)
     first = streams["joint"]
-    where = protocols.target(packed, first.benchmark)
-    derived = protocols.derived(first.run, packed)
-    line = Line(first.run.name, protocols.role_of(first.run), found, derived)
+    where = common.target(packed, first.benchmark)
+    derived = common.derived(first.run, packed)
+    line = Line(first.run.name, common.role_of(first.run), found, derived)
     show_findings("three streams (joint/bone/motion)", [line], where)
 
 
@@ -289,7 +289,7 @@ def predict(
 ) -> None:
     """Say what is done in skeleton files, with the five most probable classes."""
     from c2vl_evaluation import predict as skeletons
-    from c2vl_training.data import Packed
+    from c2vl_training.dataset import Packed
 
     packed = Packed(data)
     subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
@@ -315,10 +315,10 @@ def zeroshot(
     set_: SetOption = None,
 ) -> None:
     """No labels: the class whose name or description lies nearest to a clip, with permuted names as the control."""
-    from c2vl_evaluation import protocols
-    from c2vl_evaluation import zeroshot as named
-    from c2vl_evaluation.console import show_zeroshot
-    from c2vl_training.data import Packed
+    from c2vl_evaluation.language import zeroshot as named
+    from c2vl_evaluation.protocols import common
+    from c2vl_evaluation.report.console import show_zeroshot
+    from c2vl_training.dataset import Packed
 
     packed = Packed(data)
     resolved = _recipe(packed, recipe, set_)
@@ -326,7 +326,7 @@ def zeroshot(
     for folder in run:
         subject = _warn(_subject(folder, packed, benchmark, resolved))
         one = named.outcome(subject, descriptions, encoder)
-        found.append((folder.name, protocols.role_of(folder), one))
+        found.append((folder.name, common.role_of(folder), one))
     show_zeroshot(f"{packed.manifest.title}, {subject.benchmark}", found)
 
 
@@ -342,10 +342,11 @@ def retrieval(
     set_: SetOption = None,
 ) -> None:
     """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
-    from c2vl_evaluation import protocols, search
-    from c2vl_evaluation.console import show_retrieval
+    from c2vl_evaluation.language import search
+    from c2vl_evaluation.protocols import common
+    from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
-    from c2vl_training.data import Packed
+    from c2vl_training.dataset import Packed
 
     if caption not in {"mean", "one"}:
         raise ConfigError(f"--caption {caption!r} is none of mean, one")
@@ -355,7 +356,7 @@ def retrieval(
     for folder in run:
         subject = _warn(_subject(folder, packed, benchmark, resolved))
         one = search.outcome(subject, "one" if caption == "one" else "mean")
-        found.append((folder.name, protocols.role_of(folder), one))
+        found.append((folder.name, common.role_of(folder), one))
     show_retrieval(f"{packed.manifest.title}, {subject.benchmark}", found)
 
 
@@ -375,8 +376,8 @@ def search(
     set_: SetOption = None,
 ) -> None:
     """List the clips that lie nearest to a text, and draw them."""
-    from c2vl_evaluation import search as nearest
-    from c2vl_training.data import Packed
+    from c2vl_evaluation.language import search as nearest
+    from c2vl_training.dataset import Packed
 
     packed = Packed(data)
     subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
@@ -435,12 +436,12 @@ def benchmark(
     set_: SetOption = None,
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report."""
-    from c2vl_evaluation.benchmark import entries, run_table
-    from c2vl_evaluation.console import show_results
-    from c2vl_evaluation.protocols import failures
+    from c2vl_evaluation.protocols.common import failures
+    from c2vl_evaluation.report.console import show_results
+    from c2vl_evaluation.table import entries, run_table
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.errors import C2VLError
-    from c2vl_training.data import Packed
+    from c2vl_training.dataset import Packed
 
     packed = Packed(data)
     lines = entries(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or (), targets or ())
@@ -472,7 +473,7 @@ def _chosen(words: Sequence[str]) -> list[Protocol]:
 def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | None:
     """Return the data that encoders are transferred to, and the benchmark there."""
     from c2vl_manifests.errors import ConfigError
-    from c2vl_training.data import Packed
+    from c2vl_training.dataset import Packed
 
     if folder is None:
         if benchmark is not None:
@@ -488,10 +489,10 @@ def report(
     data: DataOption,
 ) -> None:
     """Draw the report again from a finished table."""
-    from c2vl_evaluation.console import show_results
+    from c2vl_evaluation.report.console import show_results
     from c2vl_evaluation.results import load
     from c2vl_manifests.errors import DataError
-    from c2vl_training.data import Packed
+    from c2vl_training.dataset import Packed
 
     results = load(out)
     packed = Packed(data)
@@ -505,7 +506,7 @@ def report(
 
 
 def _report(results: Results, work: Path, out: Path) -> Path:
-    from c2vl_evaluation.report import build, main_run
+    from c2vl_evaluation.report.build import build, main_run
 
     return build(results, out / "report.html", work=work, main=main_run(results, work, out))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from c2vl_evaluation import store
+from c2vl_evaluation import cache
 from c2vl_evaluation.features import Labels
 from c2vl_evaluation.results import Protocol
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
@@ -104,7 +104,7 @@ def compare(
         raise ConfigError(
             f"compare speaks of classifiers and not of {protocol}; give knn, linear, finetune, semi, transfer or ensemble"
         )
-    ours, theirs = store.stored(one, protocol), store.stored(other, protocol)
+    ours, theirs = cache.stored(one, protocol), cache.stored(other, protocol)
     common = [name for name in ours.found if name in theirs.found]
     if not common:
         _refuse_stale(one, ours, other, theirs)
@@ -112,7 +112,7 @@ def compare(
             f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; "
             f"run `c2vl-eval {protocol}` on both"
         )
-    settings: dict[str, list[tuple[store.Predictions, store.Predictions]]] = {}
+    settings: dict[str, list[tuple[cache.Predictions, cache.Predictions]]] = {}
     for name in common:
         a, b = ours.found[name], theirs.found[name]
         assert a.predictions is not None
@@ -123,7 +123,7 @@ def compare(
     return [_compared(protocol, setting, pairs, resamples) for setting, pairs in settings.items()]
 
 
-def _refuse_stale(one: Path, ours: store.Stored, other: Path, theirs: store.Stored) -> None:
+def _refuse_stale(one: Path, ours: cache.Stored, other: Path, theirs: cache.Stored) -> None:
     """Raise where results would be in common, were they not of another encoder than their run holds now."""
     names = (ours.found.keys() | ours.stale.keys()) & (theirs.found.keys() | theirs.stale.keys())
     files = [str(side.stale[name]) for name in sorted(names) for side in (ours, theirs) if name in side.stale]
@@ -138,7 +138,7 @@ def _refuse_stale(one: Path, ours: store.Stored, other: Path, theirs: store.Stor
 def _compared(
     protocol: Protocol,
     setting: str,
-    pairs: list[tuple[store.Predictions, store.Predictions]],
+    pairs: list[tuple[cache.Predictions, cache.Predictions]],
     resamples: int,
 ) -> Comparison:
     labels = pairs[0][0].labels

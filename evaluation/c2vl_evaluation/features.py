@@ -12,11 +12,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
-from c2vl_manifests.config import InputConfig
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
+from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
-from c2vl_training.data import Clips, Packed
+from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import device_of
 
 Array = npt.NDArray[np.float32]

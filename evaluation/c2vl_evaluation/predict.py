@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from c2vl_evaluation import linear
+from c2vl_evaluation.cache import Subject, softmax
 from c2vl_evaluation.features import Array, check_finite, encoder_for
-from c2vl_evaluation.scores import class_name
-from c2vl_evaluation.store import Subject, softmax
-from c2vl_manifests.config import SkeletonsConfig
+from c2vl_evaluation.metrics import class_name
+from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
-from c2vl_training.data import Clips
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_training.dataset import Clips
 from c2vl_training.trainer import device_of
 
 TOP = 5
@@ -91,8 +91,10 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
 
 def _read(path: Path, subject: Subject, layout: Layout) -> Array:
     """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
-    from c2vl_pipeline.pack import mapped
-    from c2vl_pipeline.skeletons import assemble_ntu, read_array, read_ntu, read_utd
+    from c2vl_pipeline.readers.arrays import read_array
+    from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
+    from c2vl_pipeline.readers.utd import read_utd
+    from c2vl_pipeline.stages.pack import mapped
 
     manifest = subject.packed.manifest
     bodies, told = manifest.bodies, {"second_body": manifest.second_body}

@@ -1,6 +1,6 @@
 """What long-running work says while it runs: plain values that a command line draws or logs.
 
-Library code never prints. It takes an `Emit` and calls it; `c2vl_manifests.terminal` turns the events into a
+Library code never prints. It takes an `Emit` and calls it; `c2vl_manifests.cli_common` turns the events into a
 progress bar on a terminal and into JSON lines elsewhere.
 """
 

@@ -19,16 +19,19 @@ from typing import Any
 
 import psutil
 
-from c2vl_manifests.config import Recipe, load_recipe
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import read_shard_manifest, read_stage_manifest
-from c2vl_pipeline import crop, runner
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.chaos_harm import GARBAGE, Killer, damage, spoil
 from c2vl_pipeline.chaos_report import Garbage, Report
 from c2vl_pipeline.chaos_rows import Damaged, compare_stage
-from c2vl_pipeline.index import Index, build, load
-from c2vl_pipeline.stage import COMMANDS, shard_path, stages
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import crop
+from c2vl_pipeline.stages.base import stages
+from c2vl_pipeline.stages.index import build
+from c2vl_pipeline.workspace import COMMANDS, Index, load, shard_path
 
 DAMAGE_SHARE, UPSTREAM_SHARE, LAST_DAMAGES = 0.7, 0.2, 3
 """Runs followed by damage; damages that hit an earlier stage; damages of a complete stage before `repair`."""

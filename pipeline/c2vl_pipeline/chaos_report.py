@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from c2vl_pipeline.chaos_rows import Comparison
-from c2vl_pipeline.stage import COMMANDS
+from c2vl_pipeline.workspace import COMMANDS
 
 TABLE = (
     "stage", "workers killed", "drivers killed", "in a commit", "torn", "rows", "equal", "excused", "damages",

@@ -16,8 +16,7 @@ import pyarrow as pa
 
 from c2vl_manifests.manifest import digest, read_shard
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.index import load
-from c2vl_pipeline.stage import shard_path
+from c2vl_pipeline.workspace import load, shard_path
 
 RowKey = tuple[str, int]
 """Sample id and slot; slot 0 in a stage without slots."""

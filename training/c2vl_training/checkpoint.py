@@ -27,10 +27,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from c2vl_manifests.config import EncoderConfig, InputConfig
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import canonical, commit_file
+from c2vl_manifests.recipe import EncoderConfig, InputConfig
 from c2vl_training import encoders
 
 CHECKPOINT = "checkpoint.safetensors"

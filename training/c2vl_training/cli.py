@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, application, say
-from c2vl_manifests.terminal import main as run_app
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say
+from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
     from c2vl_training.trainer import Kind, Run
@@ -54,9 +54,9 @@ def _resolve(
     seed: int,
     set_: list[str] | None,
 ) -> Run:
-    from c2vl_manifests.config import load_recipe
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_training.data import Packed
+    from c2vl_manifests.recipe_loading import load_recipe
+    from c2vl_training.dataset import Packed
     from c2vl_training.trainer import Run
 
     packed = Packed(data)
@@ -79,10 +79,11 @@ def _train(
     set_: list[str] | None,
     dry_run: bool,
 ) -> None:
-    from c2vl_training import plan, ranks
+    from c2vl_training import distributed
+    from c2vl_training import dry_run as plan
     from c2vl_training.trainer import describe, train
 
-    with ranks.joined() as rank:
+    with distributed.joined() as rank:
         run = _resolve(kind, data, benchmark, out, recipe, seed, set_)
         if dry_run:
             found = plan.plan(run)

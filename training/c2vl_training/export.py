@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from c2vl_manifests.errors import ConfigError, EngineError
 from c2vl_manifests.manifest import commit_file
 from c2vl_training import checkpoint
-from c2vl_training.encoders.parts import OneByOne
+from c2vl_training.encoders.base import OneByOne
 
 OPSET = 18
 INPUT, OUTPUT = "clips", "features"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2vl_manifests.config import PretrainConfig
+from c2vl_manifests.recipe import PretrainConfig
 from c2vl_training.encoders import Encoder
 from c2vl_training.objective import LogitScale
 

@@ -26,15 +26,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from c2vl_manifests.config import Recipe, targets_name
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text, fingerprint
-from c2vl_training import checkpoint, learners, ranks, schedule
-from c2vl_training.data import Clips, Draws, Packed, Selection, draw
+from c2vl_manifests.recipe import Recipe, targets_name
+from c2vl_training import checkpoint, distributed, methods, schedule
+from c2vl_training.augmentation import Draws, draw
+from c2vl_training.dataset import Clips, Packed, Selection
 from c2vl_training.encoders import Encoder
-from c2vl_training.learners import Learner, generator_of, key_of
-from c2vl_training.log import Counts, Log, Metrics, add, read_metrics
+from c2vl_training.methods import Learner, generator_of, key_of
+from c2vl_training.run_log import Counts, Log, Metrics, add, read_metrics
 
 __all__ = ["Kind", "Result", "Run", "describe", "device_of", "fit", "read_metrics", "refuse_other", "train"]
 
@@ -151,13 +152,13 @@ def fit(
         learner.groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0
     )
     at = _resume(run, learner, optimiser, emit)
-    ranks.check_equal([at.epochs_done, at.steps_done, total], "run or data", device)
+    distributed.check_equal([at.epochs_done, at.steps_done, total], "run or data", device)
     before, started = at.seconds, time.monotonic()
-    log = Log(run.out, at.epochs_done) if ranks.rank() == 0 else None
+    log = Log(run.out, at.epochs_done) if distributed.rank() == 0 else None
     metrics: Metrics = log.last if log else {}
     label = run.out.name
     emit(Progress(label, at.epochs_done, learner.epochs, "epochs"))
-    with _interrupts() as interrupted, ranks.together(lambda: _remedy(run)):
+    with _interrupts() as interrupted, distributed.together(lambda: _remedy(run)):
         while at.epochs_done < learner.epochs:
             stop = _epoch(run, learner, optimiser, clips, selection, device, at, interrupted)
             at.seconds = before + time.monotonic() - started
@@ -174,7 +175,7 @@ def fit(
                 log.write(epoch, metrics, at.counts)
             at = _Position(epoch + 1, seconds=at.seconds)
             last = at.epochs_done == learner.epochs
-            stop = ranks.agree(interrupted(), device) and not last
+            stop = distributed.agree(interrupted(), device) and not last
             if stop or last or at.epochs_done % config.checkpoint_every == 0:
                 _save(run, learner, optimiser, at)
             shown = {k: v for k, v in metrics.items() if k in {"loss", "alpha", "accuracy"}}
@@ -194,7 +195,7 @@ def check_batch(run: Run, learner: Learner, total: int) -> None:
             f"training.{run.kind}.batch_size = {learner.batch_size} is larger than the {total} usable training samples; "
             f"choose a smaller one by --set training.{run.kind}.batch_size={max(2, total // 4)}"
         )
-    ranks.share(learner.batch_size)
+    distributed.share(learner.batch_size)
 
 
 def _epoch(
@@ -224,8 +225,8 @@ def _epoch(
         for group in optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         # dropout draws from the global generator, on each rank for other samples
-        torch.manual_seed(key_of(run.seed, epoch, step, ranks.rank()))
-        batch = _batch(clips, ranks.mine(places), draws, device)
+        torch.manual_seed(key_of(run.seed, epoch, step, distributed.rank()))
+        batch = _batch(clips, distributed.mine(places), draws, device)
         if config.precision == "float64":
             batch = batch.double()
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -242,7 +243,7 @@ def _epoch(
             at.sums[name] = at.sums.get(name, 0.0) + value
         add(at.counts, told.counts)
         at.steps_done, at.epoch_seconds = step + 1, already + time.monotonic() - started
-        stop = ranks.agree(interrupted(), device) and step + 1 < steps
+        stop = distributed.agree(interrupted(), device) and step + 1 < steps
         ends = step + 1 == steps and (
             epoch + 1 == learner.epochs or (epoch + 1) % config.checkpoint_every == 0
         )
@@ -266,7 +267,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         return
 
     def wish(number: int, frame: FrameType | None) -> None:
-        if wishes and number == signal.SIGINT and ranks.size() == 1:
+        if wishes and number == signal.SIGINT and distributed.size() == 1:
             raise KeyboardInterrupt
         wishes.append(number)
 
@@ -275,7 +276,7 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(wishes)
     except BaseException:
         if (
-            ranks.size() > 1
+            distributed.size() > 1
         ):  # torchrun now ends all processes by SIGTERM, and one of them has something to say
             before.clear()
         raise
@@ -292,7 +293,7 @@ def _stop(run: Run, epoch: int, step: int, selection: Selection, places: Tensor)
     """Say which batch broke the run, and whether its data did."""
     ids = run.packed.sample_ids(selection.rows[places.numpy()])
     listed = run.out / "bad_batch.txt"
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         commit_text(listed, "\n".join(ids) + "\n")
     where = f"in epoch {epoch}, step {step}"
     for name, row in zip(ids, selection.rows[places.numpy()], strict=True):
@@ -320,7 +321,7 @@ def _remedy(run: Run) -> str:
 
 
 def _save(run: Run, learner: Learner, optimiser: torch.optim.Optimizer, at: _Position) -> None:
-    if ranks.rank():
+    if distributed.rank():
         return
     tensors = {f"model.{k}": v for k, v in learner.model.state_dict().items()}
     tensors |= checkpoint.optimiser_tensors(optimiser)
@@ -334,7 +335,7 @@ def _made_by() -> dict[str, Any]:
     """Return what may change the last digits of a run and is no reason to refuse to go on."""
     return {name: version(name) for name in ("c2vl", "torch", "numpy")} | {
         "threads": torch.get_num_threads(),
-        "processes": ranks.size(),
+        "processes": distributed.size(),
     }
 
 
@@ -393,7 +394,7 @@ def train(run: Run, emit: Emit = silent) -> Result:
         ConfigError, DataError, CheckpointError: in one line each.
     """
     run.out.mkdir(parents=True, exist_ok=True)
-    first = ranks.rank() == 0
+    first = distributed.rank() == 0
     emit = emit if first else silent
     done = run.out / checkpoint.ENCODER
     if done.is_file():
@@ -429,7 +430,7 @@ def train(run: Run, emit: Emit = silent) -> Result:
 
 def kinds_of(run: Run) -> tuple[str, ...]:
     """Return the kinds of knowledge that a run listens to."""
-    return learners.kinds_of(run.recipe.training.pretrain) if run.kind == "pretrain" else ()
+    return methods.kinds_of(run.recipe.training.pretrain) if run.kind == "pretrain" else ()
 
 
 def learner_of(run: Run, selection: Selection, device: torch.device) -> tuple[Encoder, Learner | None]:
@@ -439,11 +440,11 @@ def learner_of(run: Run, selection: Selection, device: torch.device) -> tuple[En
     encoder = checkpoint.build_encoder(config.encoder, packed.layout, packed.manifest.bodies)
     dtype = torch.float64 if config.precision == "float64" else torch.float32
     if run.kind == "pretrain":
-        return encoder, learners.pretraining(
+        return encoder, methods.pretraining(
             packed, config.pretrain, run.seed, encoder, selection, device, dtype
         )
     if run.kind == "supervised":
-        return encoder, learners.supervision(packed, config.supervised, encoder, selection, device, dtype)
+        return encoder, methods.supervision(packed, config.supervised, encoder, selection, device, dtype)
     return encoder, None
 
 
@@ -465,7 +466,7 @@ def _write_run(run: Run, result: Result, encoder: nn.Module) -> None:
         "parameters": sum(p.numel() for p in encoder.parameters()),
         "device": str(device_of(run.recipe.training.device)),
         "threads": torch.get_num_threads(),
-        "processes": ranks.size(),
+        "processes": distributed.size(),
         "versions": {name: version(name) for name in ("c2vl", "torch", "numpy")},
         "fingerprint": fingerprint(run.facts()),
         "last": result.last,

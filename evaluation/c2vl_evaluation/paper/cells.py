@@ -10,10 +10,10 @@ from collections.abc import Sequence
 
 import torch
 
-from c2vl_evaluation import knn, linear, protocols
-from c2vl_evaluation.paper.lab import Cell, Job, Lab
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.paper.experiments import Cell, Job, Lab
+from c2vl_evaluation.protocols import common, knn, linear
 from c2vl_evaluation.results import Finding
-from c2vl_evaluation.store import Subject
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_training.trainer import train
@@ -46,7 +46,7 @@ def evaluate(job: Job, emit: Emit = silent) -> tuple[Finding, ...]:
     streams: dict[str, Subject] = {
         run.recipe.training.input.stream: s for run, s in zip(job.runs, subjects, strict=True)
     }
-    return protocols.findings(subjects[0], [job.protocol], emit, streams)
+    return common.findings(subjects[0], [job.protocol], emit, streams)
 
 
 def unfinished(lab: Lab, cells: Sequence[Cell]) -> list[Job]:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.terminal import RecipeOption, Reporter, SetOption, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
 
 if TYPE_CHECKING:
-    from c2vl_evaluation.paper.lab import Cell, Lab
+    from c2vl_evaluation.paper.experiments import Cell, Lab
     from c2vl_evaluation.paper.plan import Plan
 
 
@@ -49,11 +49,11 @@ def paper(
 ) -> None:
     """Tables I-VIII and Figures 4-8 of the paper over every dataset that is there, beside the paper's numbers."""
     from c2vl_evaluation.paper.cells import compute
-    from c2vl_evaluation.paper.lab import Lab
+    from c2vl_evaluation.paper.experiments import Lab
+    from c2vl_evaluation.paper.export import unshown, write
     from c2vl_evaluation.paper.plan import plan
     from c2vl_evaluation.paper.sets import find_sets
-    from c2vl_evaluation.paper.tables import everything
-    from c2vl_evaluation.paper.write import unshown, write
+    from c2vl_evaluation.paper.spec import everything
     from c2vl_manifests.errors import C2VLError
 
     names = list(everything())
@@ -125,8 +125,8 @@ def _show_plan(lab: Lab, found: Plan) -> None:
 
 
 def _show(lab: Lab, names: list[str], cells: list[Cell]) -> None:
-    from c2vl_evaluation.paper.sheets import DERIVED, MARK, sheet
-    from c2vl_evaluation.paper.write import plain
+    from c2vl_evaluation.paper.export import plain
+    from c2vl_evaluation.paper.tables import DERIVED, MARK, sheet
 
     for name in names:
         one = sheet(lab, name, [cell for cell in cells if cell.table == name])

@@ -11,18 +11,19 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
-from c2vl_evaluation import figures, linear
-from c2vl_evaluation.canvas import COLOURS, GREY, legend, svg
+from c2vl_evaluation.cache import Subject
 from c2vl_evaluation.features import extract
+from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.paper.cells import reason
-from c2vl_evaluation.paper.lab import Cell, Lab
-from c2vl_evaluation.paper.sheets import DERIVED, derived
-from c2vl_evaluation.paper.tables import FIGURES
-from c2vl_evaluation.scores import class_name
-from c2vl_evaluation.store import Subject
+from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.spec import FIGURES
+from c2vl_evaluation.paper.tables import DERIVED, derived
+from c2vl_evaluation.protocols import linear
+from c2vl_evaluation.report import figures
+from c2vl_evaluation.report.svg import COLOURS, GREY, legend, svg
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text, fingerprint
-from c2vl_training.log import read_histograms
+from c2vl_training.run_log import read_histograms
 
 _FORMAT = 2
 CLASSES = 10

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from c2vl_evaluation.paper import probe as probing
 from c2vl_evaluation.paper.cells import unfinished
-from c2vl_evaluation.paper.lab import Cell, Job, Lab
-from c2vl_evaluation.report_sections import facts_of
+from c2vl_evaluation.paper.experiments import Cell, Job, Lab
+from c2vl_evaluation.report.sections import facts_of
 from c2vl_training import checkpoint
 from c2vl_training.trainer import Run, read_metrics
 

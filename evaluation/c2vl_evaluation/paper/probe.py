@@ -9,8 +9,9 @@ import torch
 
 from c2vl_manifests.errors import C2VLError
 from c2vl_training import trainer
-from c2vl_training.data import Clips, draw
-from c2vl_training.learners import generator_of
+from c2vl_training.augmentation import draw
+from c2vl_training.dataset import Clips
+from c2vl_training.methods import generator_of
 from c2vl_training.trainer import Run
 
 MOST = 1.0

@@ -7,7 +7,7 @@ from pathlib import Path
 from c2vl_manifests.errors import C2VLError, ConfigError, StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.packed import FILE as PACKED
-from c2vl_training.data import Packed
+from c2vl_training.dataset import Packed
 
 
 def find_sets(root: Path, emit: Emit = silent) -> dict[str, Packed]:

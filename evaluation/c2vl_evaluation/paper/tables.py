@@ -1,341 +1,268 @@
-"""The paper's tables and figures as data: its numbers as printed, and what is trained and asked for each row of ours.
-
-`numbers.toml` holds Tables I-VIII. A line is a variant of the recipe under one protocol; nothing here trains.
-"""
+"""The paper's tables beside ours as values: what `write` puts into files. Nothing is computed here but means."""
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Iterable
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib.resources import files
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from c2vl_evaluation.paper.cells import reason
+from c2vl_evaluation.paper.experiments import BLIND, Cell, Lab
+from c2vl_evaluation.paper.spec import Column, Printed, everything
+from c2vl_evaluation.protocols.common import listens
+from c2vl_evaluation.results import Score, mean_std
 
-from c2vl_evaluation.results import Protocol, Role
-from c2vl_manifests.config import (
-    TABLE_VII,
-    Blend,
-    Constant,
-    Cosine,
-    EncoderConfig,
-    Hard,
-    Inter,
-    Intra,
-    Partition,
-    Recipe,
-    targets_name,
+MARK = "†"
+DERIVED = (
+    "Pre-trained on captions derived from the joints that the encoder sees: they add no outside knowledge."
 )
-from c2vl_training.trainer import Kind
-
-AnyTargets = Hard | Intra | Inter | Blend | Partition
-Knowledge = Literal["vision", "language", "both"]
-_TARGETS: dict[str, type[AnyTargets]] = {
-    "hard": Hard,
-    "intra": Intra,
-    "inter": Inter,
-    "blend": Blend,
-    "partition": Partition,
+"""What the mark says."""
+NEAR = 0.05
+"""Points within which two numbers are printed alike."""
+Measure = Literal["top5", "balanced", "best"]
+MEASURES: dict[Measure, str] = {
+    "top5": "top-5",
+    "balanced": "balanced accuracy",
+    "best": "best epoch (oracle)",
 }
-_GRAPHS = ("stgcn", "ctrgcn", "msg3d")
-_ENCODERS = {
-    "bigru": "a bidirectional GRU",
-    "transformer": "a Transformer",
-    "msg3d": "MS-G3D",
-    "ctrgcn": "CTR-GCN",
-    "stgcn": "ST-GCN",
-}
-"""Of Table VIII, in words. *Reading:* the paper's rows PCM³ and UmURL are C²VL with the encoders of those methods: its
-text speaks of "our method across different skeleton encoders"."""
-_ROLES: dict[Kind, Role] = {"pretrain": "pretrained", "random": "floor", "supervised": "ceiling"}
-ALPHAS = ((0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4))
-BETAS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
-"""The grid of Fig. 6. *Reading:* the paper prints no values; these are ours."""
+"""What stands beside top-1 at the last epoch. The best epoch is picked by top-1 on the test split: peers report it."""
 
 
-# ---------------------------------------------------------------------------------------------- as printed
+@dataclass(frozen=True)
+class Shown:
+    """What one place of a table says, in percent."""
 
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Column(_Model):
-    """What a number is of."""
-
-    dataset: str
-    benchmark: str
-    share: float | None = None
-    """Of the labels, in the semi-supervised table."""
-    to: str = ""
-    """Where the encoder is transferred to; `benchmark` is the target's then."""
+    paper: float | None = None
+    ours: tuple[float, ...] = ()
+    """Top-1 at the last epoch, one a seed and draw."""
+    why: str = ""
+    """Why there is no number of ours, or of fewer seeds than were asked for; empty for rows of others."""
+    part: str = ""
+    """`1 of 2 seeds`, until all are finished."""
+    top5: tuple[float, ...] = ()
+    """At the last epoch; nothing where five classes or fewer leave nothing to be wrong about."""
+    balanced: tuple[float, ...] = ()
+    """At the last epoch."""
+    best: tuple[float, ...] = ()
+    """Top-1 at the best epoch; nothing where a protocol has no epochs, or its scores are added."""
+    last_epochs: tuple[int, ...] = ()
+    """Which epochs the last ones were, counted from 1, each once."""
+    best_epochs: tuple[int, ...] = ()
+    """Which epochs the best ones were, one a seed and draw."""
+    derived: bool = False
+    """Whether it was pre-trained on captions that are made by rule from the joints that the encoder sees."""
 
     @property
-    def title(self) -> str:
-        """`ntu60 xsub`, `ntu60 xsub, 1 %`, `ntu60 → pku-mmd-2 xsub`."""
-        way = f"{self.dataset} → {self.to}" if self.to else self.dataset
-        share = "" if self.share is None else f", {100 * self.share:g} %"
-        return f"{way} {self.benchmark}{share}"
+    def mark(self) -> str:
+        """`†` behind a number of captions derived from the joints."""
+        return MARK if self.derived and self.ours else ""
+
+    @property
+    def spoken(self) -> str:
+        """`61.2`, `61.2 ± 1.3`."""
+        return _spoken(self.ours)
+
+    @property
+    def mean(self) -> str:
+        """`61.2`, `61.2 ± 1.3`, `61.2†`, or `61.2, 1 of 2 seeds`."""
+        end = f", {self.part}" if self.part else ""
+        return self.spoken + self.mark + end if self.ours else ""
+
+    def values(self, measure: Measure) -> tuple[float, ...]:
+        """Return one of `MEASURES`."""
+        return {"top5": self.top5, "balanced": self.balanced, "best": self.best}[measure]
+
+    def beside(self, measure: Measure) -> str:
+        """`61.2`, `61.2 ± 1.3` or nothing."""
+        return _spoken(self.values(measure))
+
+    @property
+    def difference(self) -> float | None:
+        """Ours less the paper's."""
+        return statistics.mean(self.ours) - self.paper if self.ours and self.paper is not None else None
+
+    @property
+    def sense(self) -> Literal["", "up", "same", "down"]:
+        """Where ours stands; empty without a difference."""
+        if (d := self.difference) is None:
+            return ""
+        return "same" if abs(d) < NEAR else "up" if d > 0 else "down"
+
+    @property
+    def points(self) -> str:
+        """`+0.3`, `−1.2`, or nothing."""
+        return "" if self.difference is None else f"{self.difference:+.1f}".replace("-", "−")
 
 
-class Printed(_Model):
-    """A row of the paper; values in percent, None where it prints a dash."""
-
-    method: str
-    cite: int | None = None
-    about: str = ""
-    ours: str = ""
-    """Which lines here repeat it."""
-    values: tuple[Annotated[float | None, BeforeValidator(lambda v: None if v == "-" else v)], ...]
+def _spoken(values: Sequence[float]) -> str:
+    return mean_std([value / 100 for value in values]) if values else ""
 
 
-class PaperTable(_Model):
-    """One table, or a figure (without rows of the paper)."""
+@dataclass(frozen=True)
+class SheetRow:
+    """A row; `role` is `peer` for methods of others, `baseline` for what answers without looking."""
 
+    label: str
+    about: str
+    role: str
+    cells: tuple[Shown, ...]
+    printed: str = ""
+    """The paper's row whose numbers stand in it, under the name that the paper gives it."""
+
+    @property
+    def renamed(self) -> str:
+        """`printed` where it is another name than the label's: `PCM³` beside our `C²VL with a bidirectional GRU`."""
+        return "" if self.printed in {self.label, self.label.partition(", ")[0]} else self.printed
+
+    @property
+    def lead(self) -> str:
+        """The label without the setting that a second line has room for: `C²VL` of `C²VL, stratified, frozen`."""
+        return self.label if self.about else self.label.partition(", ")[0]
+
+    @property
+    def under(self) -> str:
+        """That second line."""
+        named = f"the paper's row: {self.renamed}" if self.renamed else ""
+        return "; ".join(filter(None, (self.about or self.label.partition(", ")[2], named)))
+
+    @property
+    def trained(self) -> bool:
+        """Whether its numbers come from a training here."""
+        return self.role not in {"peer", "baseline"}
+
+    def measures(self) -> list[Measure]:
+        """Return which of `MEASURES` any of its cells has."""
+        return [measure for measure in MEASURES if any(cell.values(measure) for cell in self.cells)]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table with all its numbers."""
+
+    name: str
     number: str
     title: str
     caption: str
-    protocol: Protocol
     columns: tuple[Column, ...]
-    rows: tuple[Printed, ...] = ()
-
-
-@cache
-def printed() -> dict[str, PaperTable]:
-    """Return Tables I-VIII of the paper by name, `table1` to `table8`."""
-    text = files("c2vl_evaluation.paper").joinpath("numbers.toml").read_text("utf-8")
-    return {name: PaperTable.model_validate(table) for name, table in tomllib.loads(text).items()}
-
-
-# ------------------------------------------------------------------------------------------------ variants
-
-
-@dataclass(frozen=True)
-class Variant:
-    """How a training differs from the recipe; empty values are the recipe's own."""
-
-    kind: Kind = "pretrain"
-    targets: str = ""
-    """A name of Table VII."""
-    knowledge: Knowledge | None = None
-    encoder: str = ""
-    stream: Literal["joint", "bone", "motion"] | None = None
-    shuffled: bool = False
-    alpha: tuple[float, float] | None = None
-    beta: float | None = None
-
-    def recipe(self, base: Recipe) -> Recipe:
-        """Return the recipe that it is trained with."""
-        t = base.training
-        pretrain: dict[str, Any] = {}
-        if self.targets:
-            pretrain["targets"] = component(t.pretrain.targets, self.targets)
-        if self.alpha is not None or self.beta is not None:
-            pretrain["targets"] = _moved(t.pretrain.targets, self.alpha, self.beta)
-        if self.knowledge is not None:
-            pretrain["knowledge"] = self.knowledge
-        if self.shuffled:
-            pretrain["pairs"] = "shuffled"
-        changes: dict[str, Any] = {"pretrain": t.pretrain.model_copy(update=pretrain)}
-        if self.stream is not None:
-            changes["input"] = t.input.model_copy(update={"stream": self.stream})
-        if self.encoder and self.encoder != t.encoder.name:
-            changes["encoder"] = _encoder(t.encoder, self.encoder)
-        return base.model_copy(update={"training": t.model_copy(update=changes)})
-
-
-def component(own: AnyTargets, name: str) -> AnyTargets:
-    """Return a row of Table VII that shares every number it can (beta, temperature, ...) with a recipe's targets."""
-    if name == targets_name(own):
-        return own
-    kind, _, schedule = name.rstrip(")").partition("(")
-    model = _TARGETS[kind]
-    kept = {k: v for k, v in own if k in model.model_fields and k not in {"kind", "alpha"}}
-    if schedule:
-        alpha = getattr(own, "alpha", None)
-        same = alpha is not None and alpha.schedule == schedule
-        kept["alpha"] = alpha if same else Cosine() if schedule == "cosine" else Constant()
-    return model.model_validate(kept)
-
-
-def _moved(own: AnyTargets, alpha: tuple[float, float] | None, beta: float | None) -> AnyTargets:
-    """Return the paper's targets with another alpha or beta."""
-    paper = component(own, "partition(cosine)")
-    if alpha is not None:
-        return paper.model_copy(update={"alpha": Cosine(start=alpha[0], end=alpha[1])})
-    return paper.model_copy(update={"beta": beta})
-
-
-def _encoder(own: EncoderConfig, name: str) -> EncoderConfig:
-    """Return another encoder, published size; where the recipe's own is a small one, of comparable size.
-
-    Empty bodies are treated alike by all that can treat them in more than one way. A width says nothing of blocks:
-    beside a narrow bigru or transformer the graph networks are of published size.
-    """
-    if name not in _GRAPHS:
-        width = own.blocks[-1][0] if own.blocks else own.width
-        return EncoderConfig(name=name, width=width)
-    blocks = None
-    if own.blocks is not None:
-        by = 6 if name == "msg3d" else 1  # its six branches in time share the channels
-        blocks = tuple((-(-c // by) * by, stride) for c, stride in own.blocks)
-    return EncoderConfig(name=name, blocks=blocks, empty_bodies=own.empty_bodies)
-
-
-# --------------------------------------------------------------------------------------------------- lines
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of ours before it is run."""
-
-    label: str
-    variant: Variant
-    protocol: Protocol
-    role: Role = "pretrained"
-    repeats: str = ""
-    """`ours` of the paper's row that it repeats."""
-    setting: str = ""
-    """`stratified, frozen`, `tuned`, `equal weights`: which findings of the protocol."""
-    of: Literal["linear", "finetune"] = "linear"
-    """Whose scores are added, of an ensemble."""
+    rows: tuple[SheetRow, ...]
 
     @property
-    def streams(self) -> tuple[Variant, ...]:
-        """One variant a run that takes part."""
-        if self.protocol != "ensemble":
-            return (self.variant,)
-        names: tuple[Literal["joint", "bone", "motion"], ...] = ("joint", "bone", "motion")
-        return tuple(replace(self.variant, stream=name) for name in names)
+    def heading(self) -> str:
+        """`Table IV. Action retrieval (kNN)`."""
+        word = "Table" if self.name.startswith("table") else "Figure"
+        return f"{word} {self.number}. {self.title}"
+
+    def measures(self) -> list[Measure]:
+        """Return which of `MEASURES` any of its rows has."""
+        return [measure for measure in MEASURES if any(measure in row.measures() for row in self.rows)]
+
+    @property
+    def derived(self) -> bool:
+        """Whether any number carries the mark."""
+        return any(cell.mark for row in self.rows for cell in row.cells)
+
+    def counts(self) -> list[int]:
+        """Return how many runs numbers of ours are means of, each count once."""
+        of = (len(cell.ours) for row in self.rows if row.trained for cell in row.cells)
+        return sorted({*of} - {0})
+
+    def runs(self) -> str:
+        """`Every number of ours is of 1 run.`, `Numbers of ours are of 1 to 2 runs.`, or nothing."""
+        match self.counts():
+            case []:
+                return ""
+            case [count]:
+                return f"Every number of ours is of {count} run{'s' if count > 1 else ''}."
+            case [least, *_, most]:
+                return f"Numbers of ours are of {least} to {most} runs."
+        raise AssertionError
 
 
-OURS = Variant(targets="partition(cosine)", knowledge="both", stream="joint")
-"""What the paper calls C²VL, whatever a recipe has in its place; all else (teacher, encoder, numbers) is the recipe's."""
-SCRATCH = Variant("random", stream="joint")
-CONTROLS: tuple[tuple[str, Role, Variant], ...] = (
-    ("random encoder (floor)", "floor", SCRATCH),
-    ("supervised (ceiling)", "ceiling", Variant("supervised", stream="joint")),
-    ("shuffled pairs (control)", "shuffled", replace(OURS, shuffled=True)),
-)
+def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
+    """Collect a table: the paper's rows in its order, ours below the rows that they repeat, controls last.
+
+    Args:
+        lab: where finished cells are read from.
+        name: of the table, or figure6.
+        cells: of this table, all columns; those that can be filled come first.
+    """
+    spec = everything()[name]
+    there = {cell.column for cell in cells if not cell.why}
+    columns = tuple(sorted(dict.fromkeys(cell.column for cell in cells), key=lambda c: c not in there))
+    ours = {
+        line: {c.column: c for c in cells if c.line == line} for line in dict.fromkeys(c.line for c in cells)
+    }
+    rows: list[SheetRow] = []
+    for printed in spec.rows:
+        values = dict(zip(spec.columns, printed.values, strict=True))
+        repeating = [line for line in ours if line.repeats and line.repeats == printed.ours]
+        if not repeating:
+            shown = tuple(Shown(values.get(column)) for column in columns)
+            rows.append(SheetRow(_cited(printed), printed.about, "peer", shown, _cited(printed)))
+        for line in repeating:
+            shown = tuple(_shown(lab, ours[line].get(column), values.get(column)) for column in columns)
+            rows.append(SheetRow(line.label, printed.about, line.role, shown, _cited(printed)))
+    for line, places in ours.items():
+        if not line.repeats:
+            shown = tuple(_shown(lab, places.get(column), None) for column in columns)
+            rows.append(SheetRow(line.label, "", line.role, shown))
+    rows += [SheetRow(who, "", "baseline", tuple(_blind(lab, c, who) for c in columns)) for who in BLIND]
+    return Sheet(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
 
 
-def _controls(protocol: Protocol, setting: str = "") -> list[Line]:
-    end = f", {setting}" if setting else ""
-    return [Line(f"{label}{end}", v, protocol, role, setting=setting) for label, role, v in CONTROLS]
+def _cited(printed: Printed) -> str:
+    return f"{printed.method} [{printed.cite}]" if printed.cite else printed.method
 
 
-def _fused_controls(of: Literal["linear", "finetune"], *, floor: bool) -> list[Line]:
-    """Return the controls of three streams, fixed weights only; `floor`: with the random encoders."""
-    return [
-        Line(f"3s {label}", v, "ensemble", role, setting="fixed weights", of=of)
-        for label, role, v in CONTROLS
-        if floor or role != "floor"
-    ]
+def derived(cell: Cell) -> bool:
+    """Whether a cell's encoders learn from captions that are made by rule from the joints that they see."""
+    return any(
+        run.kind == "pretrain" and listens(run.recipe.training.pretrain.knowledge, run.packed)
+        for job in cell.jobs
+        for run in job.runs
+    )
 
 
-def _fused(label: str, repeats: str, variant: Variant, of: Literal["linear", "finetune"]) -> list[Line]:
-    return [
-        Line(f"{label}{end}", variant, "ensemble", _ROLES[variant.kind], repeats, setting, of)
-        for end, setting in (("", "fixed weights"), (", equal weights", "equal weights"))
-    ]
+def _shown(lab: Lab, cell: Cell | None, value: float | None) -> Shown:
+    """Read what a cell holds."""
+    if cell is None:  # a floor of Table VIII that is the recipe's own encoder there
+        return Shown(value, (), "the recipe's own encoder: see the floor of all tables")
+    return replace(_found(lab, cell, value), derived=derived(cell))
 
 
-def lines(name: str, encoder: str = "stgcn") -> list[Line]:
-    """Return the lines of a table or figure, controls last; `encoder` is the recipe's, the controls' own."""
-    own, scratch = OURS, SCRATCH
-    if name == "table1":
-        ours = [Line("C²VL", own, "linear", repeats="joint"), *_fused("3s-C²VL", "streams", own, "linear")]
-        return [*ours, *_controls("linear"), *_fused_controls("linear", floor=True)]
-    if name == "table2":
-        return [
-            Line("ST-GCN from random weights", scratch, "finetune", "floor", "scratch"),
-            Line("C²VL", own, "finetune", repeats="joint"),
-            *_fused("3s-ST-GCN from random weights", "scratch-streams", scratch, "finetune"),
-            *_fused("3s-C²VL", "streams", own, "finetune"),
-            *_controls("finetune")[1:],
-            *_fused_controls("finetune", floor=False),
-        ]
-    if name == "table3":
-        readings = [f"{how}, {what}" for how in ("stratified", "random") for what in ("frozen", "tuned")]
-        ours = [Line(f"C²VL, {r}", own, "semi", repeats="joint", setting=r) for r in readings]
-        return [*ours, *(line for r in readings for line in _controls("semi", r))]
-    if name == "table4":
-        return [Line("C²VL", own, "knn", repeats="joint"), *_controls("knn")]
-    if name == "table5":
-        frozen = Line("C²VL, frozen", own, "transfer", setting="frozen")
-        ours = [Line("C²VL", own, "transfer", repeats="tuned", setting="tuned"), frozen]
-        return [*ours, *(line for s in ("tuned", "frozen") for line in _controls("transfer", s))]
-    controls = _controls("linear") if name.startswith("table") or name == "figure6" else []
-    return [*_ablation(name, encoder), *controls]
+def _found(lab: Lab, cell: Cell, value: float | None) -> Shown:
+    """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
+    kept = [one for job in cell.jobs if (one := lab.kept(job)) is not None]
+    if not kept:
+        return Shown(value, (), reason(lab, cell))
+    findings = [f for one in kept for f in one.findings if cell.wants(f)]
+    last = [f.last for f in findings if f.last is not None]
+    if not last:
+        return Shown(
+            value, (), "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "nothing was found"
+        )
+    part = f"{len(kept)} of {len(cell.jobs)} seeds" if len(kept) < len(cell.jobs) else ""
+    return replace(
+        _measured(last),
+        paper=value,
+        why=f"{part}, the others: {reason(lab, cell)}" if part else "",
+        part=part,
+        best=tuple(100 * f.best.top1 for f in findings if f.best is not None),
+        last_epochs=tuple(dict.fromkeys(f.epochs for f in findings if f.epochs)),
+        best_epochs=tuple(f.best_epoch for f in findings if f.best_epoch is not None),
+    )
 
 
-def _ablation(name: str, encoder: str) -> list[Line]:
-    """Return what is compared by linear evaluation: Tables VI-VIII and the figures."""
-    kinds: tuple[Knowledge, ...] = ("vision", "language", "both")
-    pairs: Iterable[tuple[str, str, Variant]]
-    match name:
-        case "table6":
-            pairs = [(k.replace("both", "vision and language"), k, replace(OURS, knowledge=k)) for k in kinds]
-        case "table7":
-            pairs = [(t, t, replace(OURS, targets=t)) for t in TABLE_VII]
-        case "table8":
-            pairs = [(f"C²VL with {said}", e, replace(OURS, encoder=e)) for e, said in _ENCODERS.items()]
-        case "figure4" | "figure5":
-            pairs = [("InfoNCE", "", replace(OURS, targets="hard")), ("C²VL", "", OURS)]
-        case "figure6":
-            by_alpha = [(f"alpha {a:g} → {b:g}", "", replace(OURS, alpha=(a, b))) for a, b in ALPHAS]
-            pairs = [*by_alpha, *((f"beta {b:g}", "", replace(OURS, beta=b)) for b in BETAS)]
-        case _:
-            losses = (("InfoNCE", "hard"), ("C²VL", OURS.targets))
-            pairs = [
-                (f"{n}, {k}", "", replace(OURS, targets=t, knowledge=k)) for k in kinds[:2] for n, t in losses
-            ]
-    found = [Line(label, variant, "linear", repeats=repeats) for label, repeats, variant in pairs]
-    if name == "table8":  # untrained encoders differ too
-        found += [
-            Line(f"{said.removeprefix('a ')}, random", replace(SCRATCH, encoder=e), "linear", "floor")
-            for e, said in _ENCODERS.items()
-            if e != encoder
-        ]
-    return found
+def _blind(lab: Lab, column: Column, who: str) -> Shown:
+    """Return what an answer without looking reaches; it is known before anything is trained."""
+    found = lab.blind(column)
+    return Shown(why=found) if isinstance(found, str) else _measured([found[who]])
 
 
-def _figure(number: str, title: str, caption: str) -> PaperTable:
-    first = Column(dataset="ntu60", benchmark="xsub")
-    return PaperTable(number=number, title=title, caption=caption, protocol="linear", columns=(first,))
-
-
-FIGURES = {
-    "figure4": _figure(
-        "4",
-        "Similarity of positive pairs",
-        "Cosine of each skeleton and its own prompts over the training split in the last epoch, after InfoNCE and after C²VL.",
-    ),
-    "figure5": _figure(
-        "5",
-        "Similarity of negative pairs",
-        "Cosine of each skeleton and the prompts of the other samples of its batch, in the last epoch, after InfoNCE and after C²VL.",
-    ),
-    "figure6": _figure(
-        "6",
-        "Hyper-parameters",
-        "Linear evaluation over the range of alpha (start → end of its cosine) and over beta. The paper prints no numbers.",
-    ),
-    "figure7": _figure(
-        "7",
-        "t-SNE of test features",
-        "InfoNCE and C²VL, pre-trained on vision and on language alone; {classes} in every panel.",
-    ),
-    "figure8": _figure(
-        "8",
-        "Confusion matrices",
-        "Answers of the linear evaluation for {classes}, those of Figure 7; rows are the truth, in percent.",
-    ),
-}
-
-
-def everything() -> dict[str, PaperTable]:
-    """Return all tables and figures by name, in the paper's order."""
-    return printed() | FIGURES
+def _measured(found: Sequence[Score]) -> Shown:
+    return Shown(
+        ours=tuple(100 * score.top1 for score in found),
+        top5=tuple(100 * score.top5 for score in found if score.top5 is not None),
+        balanced=tuple(100 * score.balanced for score in found),
+    )

@@ -159,18 +159,18 @@ class _Backend:
 
 _BACKENDS: dict[tuple[str, str], _Backend] = {
     ("detector", "hf"): _Backend("c2vl_pipeline.engines.hf:GroundingDino", ("torch", "transformers")),
-    ("detector", "skeleton"): _Backend("c2vl_pipeline.engines.embedded:SkeletonDetector"),
-    ("detector", "motion"): _Backend("c2vl_pipeline.engines.embedded:MotionDetector"),
+    ("detector", "skeleton"): _Backend("c2vl_pipeline.engines.heuristic:SkeletonDetector"),
+    ("detector", "motion"): _Backend("c2vl_pipeline.engines.heuristic:MotionDetector"),
     ("detector", "groundingdino-py"): _Backend(
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", ("torch", "transformers")
     ),
     ("captioner", "hf"): _Backend("c2vl_pipeline.engines.hf:Llava", ("torch", "transformers")),
-    ("captioner", "llava"): _Backend("c2vl_pipeline.engines.llava_original:OriginalLlava", ("torch",)),
+    ("captioner", "llava"): _Backend("c2vl_pipeline.engines.llava:OriginalLlava", ("torch",)),
     ("captioner", "openai"): _Backend("c2vl_pipeline.engines.openai_server:Served", ("openai",)),
-    ("captioner", "released"): _Backend("c2vl_pipeline.engines.released:Released"),
+    ("captioner", "released"): _Backend("c2vl_pipeline.engines.precomputed:Released"),
     ("captioner", "posecode"): _Backend("c2vl_pipeline.engines.posecode:PoseCode"),
     ("encoder", "hf"): _Backend("c2vl_pipeline.engines.hf:Clip", ("torch", "transformers")),
-    ("encoder", "classical"): _Backend("c2vl_pipeline.engines.embedded:Classical"),
+    ("encoder", "classical"): _Backend("c2vl_pipeline.engines.heuristic:Classical"),
 }
 _STAGES = {"detector": "crop", "captioner": "caption", "encoder": "embed"}
 

@@ -28,10 +28,10 @@ import transformers
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Image
-from c2vl_pipeline.engines.checkpoint import HUB_TIMEOUT, Weights, _DetectorOptions, _line
-from c2vl_pipeline.engines.checkpoint import _quiet as _quiet_transformers
 from c2vl_pipeline.engines.hf import REVISION as HF_REVISION
 from c2vl_pipeline.engines.hf import GroundingDino
+from c2vl_pipeline.engines.hf_checkpoint import HUB_TIMEOUT, Weights, _DetectorOptions, _line
+from c2vl_pipeline.engines.hf_checkpoint import _quiet as _quiet_transformers
 
 _tf: Any = transformers  # its annotations are partial
 REVISION = HF_REVISION

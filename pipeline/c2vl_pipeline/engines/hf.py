@@ -1,6 +1,6 @@
 """The `hf` back-ends: Grounding DINO, LLaVA and CLIP, by `from_pretrained` of transformers 5.
 
-Checkpoints are found, checked and loaded by `c2vl_pipeline.engines.checkpoint`. Images always go through
+Checkpoints are found, checked and loaded by `c2vl_pipeline.engines.hf_checkpoint`. Images always go through
 transformers' PIL processors, so that vectors do not depend on whether torchvision happens to be installed.
 """
 
@@ -16,7 +16,7 @@ import transformers
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_pipeline.engines import Array, Box, Caption, Crop, Frame, Image, TextVectors
-from c2vl_pipeline.engines.checkpoint import Checkpoint, locate, revision
+from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, locate, revision
 
 REVISION = 1
 """Of the code behind the rows, here and in `checkpoint`: see `engines.lasting` for when to raise it."""

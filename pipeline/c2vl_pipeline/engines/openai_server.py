@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Caption, Crop, Image, checked_options
-from c2vl_pipeline.video import encode_jpeg
+from c2vl_pipeline.readers.video import encode_jpeg
 
 REVISION = 1
 """Of the code behind the rows: see `engines.lasting` for when to raise it."""

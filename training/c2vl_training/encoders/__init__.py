@@ -18,9 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
 from c2vl_training.encoders import bigru, ctrgcn, msg3d, transformer
-from c2vl_training.encoders.parts import EmptyBodies, Encoder, OneByOne
+from c2vl_training.encoders.base import EmptyBodies, Encoder, OneByOne
+from c2vl_training.encoders.graph import GraphKind, adjacency, directed, distances
 from c2vl_training.encoders.stgcn import FULL, SLIM, STGCN, Blocks
-from c2vl_training.graph import GraphKind, adjacency, directed, distances
 
 __all__ = ["ENCODERS", "Encoder", "Size", "build", "count"]
 
@@ -128,11 +128,11 @@ def build(
         bodies: bodies a clip, for encoders that set them side by side (ST-GCN takes any number).
         channels: coordinates a joint; the layout's `dims` unless given.
         blocks: (channels, stride) of every block in place of the named encoder's.
-        graph: ST-GCN's, see `c2vl_training.graph.adjacency`.
+        graph: ST-GCN's, see `c2vl_training.encoders.graph.adjacency`.
         temporal_kernel: frames a temporal kernel, odd; the named encoder's unless given.
         dropout: within ST-GCN.
         width: of `bigru` and `transformer`; 1024 unless given.
-        empty_bodies: see `c2vl_training.encoders.parts.OneByOne`.
+        empty_bodies: see `c2vl_training.encoders.base.OneByOne`.
 
     Raises:
         ConfigError: the name is unknown, a value is none of this encoder's, or the values do not make a network.

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from c2vl_training.encoders.parts import Encoder
+from c2vl_training.encoders.base import Encoder
 
 LAYERS, WIDTH = 3, 1024
 

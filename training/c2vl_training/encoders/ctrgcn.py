@@ -16,13 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.parts import (
-    BatchNorm,
-    EmptyBodies,
-    MultiScaleTemporal,
-    OneByOne,
-    Shortcut,
-)
+from c2vl_training.encoders.base import EmptyBodies, OneByOne
+from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
 
 BLOCKS: Sequence[tuple[int, int]] = (
     *[(64, 1)] * 4, (128, 2), *[(128, 1)] * 2, (256, 2), *[(256, 1)] * 2,
@@ -122,7 +118,7 @@ class CTRGCN(OneByOne):
 
     Args:
         blocks: (channels, stride) of every block.
-        graph: from `c2vl_training.graph.directed`. Shape (K, V, V).
+        graph: from `c2vl_training.encoders.graph.directed`. Shape (K, V, V).
         channels: coordinates a joint.
         bodies: bodies a clip, each with a data normalisation of its own.
         temporal_kernel: frames a temporal kernel, odd.

@@ -14,14 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.parts import (
-    BatchNorm,
-    EmptyBodies,
-    MultiScaleTemporal,
-    OneByOne,
-    Shortcut,
-    gather,
-)
+from c2vl_training.encoders.base import EmptyBodies, OneByOne, gather
+from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
 
 BLOCKS: Sequence[tuple[int, int]] = ((96, 1), (192, 2), (384, 2))
 """(channels, stride) as published: 3.19 M parameters with a head for 60 classes."""
@@ -141,7 +136,7 @@ class MSG3D(OneByOne):
 
     Args:
         blocks: (channels, stride) of every block.
-        graphs: from `c2vl_training.graph.distances`: within a frame, (13, V, V), then for each of `WINDOWS`.
+        graphs: from `c2vl_training.encoders.graph.distances`: within a frame, (13, V, V), then for each of `WINDOWS`.
         joints: joints a body.
         channels: coordinates a joint.
         bodies: bodies a clip, each with a data normalisation of its own.

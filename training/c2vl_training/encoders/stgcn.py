@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.parts import BatchNorm, EmptyBodies, OneByOne, Pointwise, gather
+from c2vl_training.encoders.base import EmptyBodies, OneByOne, gather
+from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.layers import Pointwise
 
 Blocks = Sequence[tuple[int, int]]
 """(channels, temporal stride) of every block."""
@@ -122,7 +124,7 @@ class STGCN(OneByOne):
 
     Args:
         blocks: (channels, stride) of every block.
-        graph: the graph from `c2vl_training.graph.adjacency`. Shape (K, V, V).
+        graph: the graph from `c2vl_training.encoders.graph.adjacency`. Shape (K, V, V).
         channels: coordinates a joint.
         temporal_kernel: frames a temporal kernel, odd.
         dropout: probability after every temporal convolution but the first.

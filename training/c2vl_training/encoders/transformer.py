@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.parts import Encoder
+from c2vl_training.encoders.base import Encoder
 
 FRAMES, WIDTH = 64, 1024
 

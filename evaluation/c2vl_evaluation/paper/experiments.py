@@ -1,0 +1,317 @@
+"""What `c2vl-eval paper` fills: columns, cells, the jobs that they wait for, and where each is kept. Nothing is trained here.
+
+    OUT/runs/<dataset>/<benchmark>/<what>-<hash>-seed0/     a training; the hash is of all that determines it
+    OUT/cells/<dataset>-<benchmark>-<protocol>-<hash>.json  what a protocol found: a finished cell is never made again
+    OUT/paper.html, paper.md, paper.tex, paper.csv          see `write`
+
+Trainings are those of `c2vl_training.trainer`, protocols those of this package; lines that need the same training
+share it, across tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from c2vl_evaluation.cache import weights_of
+from c2vl_evaluation.paper.spec import Column, Line, Variant, everything, lines, printed
+from c2vl_evaluation.protocols import common
+from c2vl_evaluation.results import Finding, Protocol, Score
+from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_training import checkpoint
+from c2vl_training.dataset import Packed
+from c2vl_training.trainer import Run
+
+_FORMAT = 1
+_PARTS: dict[Protocol, tuple[str, ...]] = {
+    "knn": ("knn",),
+    "linear": ("linear",),
+    "finetune": ("finetune",),
+    "semi": ("semi", "linear"),
+    "transfer": ("transfer", "linear"),
+    "ensemble": ("ensemble", "linear", "finetune"),
+}
+"""Sections of the recipe's evaluation that a protocol depends on."""
+BLIND = ("majority class", "chance")
+"""What answers without looking at a sample."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One protocol on one training (on three, for an ensemble): what is done or left to do as a whole."""
+
+    protocol: Protocol
+    runs: tuple[Run, ...]
+    packed: Packed
+    """What the encoder is evaluated on."""
+    benchmark: str
+    evaluation: EvaluationConfig
+    path: Path
+    """Where the findings are kept."""
+    told: str
+    """Hash of all that determines them but the weights."""
+
+    def encoders(self) -> tuple[str, ...]:
+        """Hashes of the weights that are there."""
+        return tuple(weights_of(run.out) for run in self.runs if (run.out / checkpoint.ENCODER).is_file())
+
+
+class Kept(BaseModel):
+    """A finished job, as it lies on disk."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    told: str
+    encoders: tuple[str, ...]
+    findings: tuple[Finding, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A place of a table: a line of ours in a column."""
+
+    table: str
+    line: Line
+    column: Column
+    jobs: tuple[Job, ...] = ()
+    """One a seed."""
+    why: str = ""
+    """Why it cannot be made; empty where it can."""
+
+    def wants(self, finding: Finding) -> bool:
+        """Whether a finding of its jobs belongs into it."""
+        match self.line.protocol:
+            case "semi":
+                return finding.setting == f"{100 * (self.column.share or 0):g} % {self.line.setting}"
+            case "transfer":
+                return finding.setting.endswith(f", {self.line.setting}")
+            case "ensemble":
+                return finding.setting.endswith("equal weights") == (self.line.setting == "equal weights")
+        return True
+
+
+@dataclass
+class Lab:
+    """What the tables are made from and where they go."""
+
+    sets: dict[str, Packed]
+    out: Path
+    recipe: str | None = None
+    """The one that each work folder was made with, unless given."""
+    overrides: tuple[str, ...] = ()
+    seeds: int = 1
+    wide: bool = False
+    """Every table on every dataset and benchmark, also where the paper has no number of it."""
+    failed: dict[Path, str] = field(default_factory=dict)
+    """Of this session: a training's folder or a job's file -> why."""
+    _bases: dict[str, Recipe] = field(default_factory=dict)
+    _read: dict[Path, Kept] = field(default_factory=dict)
+    _whys: dict[Column, str] = field(default_factory=dict)
+    _blind: dict[tuple[str, str], dict[str, Score] | str] = field(default_factory=dict)
+
+    def base(self, name: str) -> Recipe:
+        """Return the recipe of a dataset."""
+        if name not in self._bases:
+            m, overrides, recipe = self.sets[name].manifest, list(self.overrides), self.recipe
+            if recipe is None:
+                recipe = m.recipe or load_dataset(m.dataset).default_recipe
+                overrides = [*m.overrides, *overrides]
+            self._bases[name] = load_recipe(recipe, overrides)
+        return self._bases[name]
+
+    def unusable(self) -> dict[str, str]:
+        """Return the datasets that can fill no cell at all, and why: no benchmark, or no recipe."""
+        found = {}
+        for name, packed in self.sets.items():
+            try:
+                packed.main_benchmark()
+                self.base(name)
+            except C2VLError as error:
+                found[name] = str(error)
+        return found
+
+    def columns(self, table: str) -> list[Column]:
+        """Return the paper's columns of a table, then those of datasets that it has no numbers of."""
+        spec = everything()[table]
+        known = {c.dataset for t in printed().values() for c in t.columns}
+        more: list[Column] = []
+        unusable = self.unusable()
+        sets = {name: packed for name, packed in self.sets.items() if name not in unusable}
+        for name, packed in sets.items():
+            if name in known and not self.wide:
+                continue
+            if spec.protocol == "transfer":
+                pairs = [(a, b) for a in sets for b in sets if a != b and name in {a, b}]
+                ways = [Column(dataset=a, benchmark=sets[b].main_benchmark(), to=b) for a, b in pairs]
+                more += [way for way in ways if not self._impossible(way)]
+                continue
+            names = [packed.main_benchmark()] if table.startswith("figure") else packed.benchmarks()
+            shares = self.base(name).evaluation.semi.shares if spec.protocol == "semi" else (None,)
+            more += [Column(dataset=name, benchmark=b, share=s) for b in names for s in shares]
+        return list(dict.fromkeys([*spec.columns, *more]))
+
+    def run(self, name: str, benchmark: str, variant: Variant, seed: int) -> Run:
+        """Return the training of a variant; equal ones have equal folders, whatever asks for them."""
+        recipe = variant.recipe(self.base(name))
+        bare = Run(variant.kind, self.sets[name], recipe, benchmark, seed, self.out)
+        t = recipe.training
+        words = [variant.kind, t.encoder.name, t.input.stream]
+        if variant.kind == "pretrain":
+            p = t.pretrain
+            words[1:1] = [targets_name(p.targets), p.knowledge, "shuffled" if p.pairs == "shuffled" else ""]
+        slug = re.sub(r"[^a-z0-9_]+", "-", "-".join(filter(None, words)).lower()).strip("-")
+        folder = f"{slug}-{fingerprint(bare.facts())[:8]}-seed{seed}"
+        out = self.out / "runs" / name / benchmark / folder
+        return Run(variant.kind, self.sets[name], recipe, benchmark, seed, out)
+
+    def job(self, line: Line, column: Column, seed: int) -> Job:
+        """Return the job of a cell and a seed."""
+        source = self.sets[column.dataset].main_benchmark() if column.to else column.benchmark
+        runs = tuple(self.run(column.dataset, source, variant, seed) for variant in line.streams)
+        on = column.to or column.dataset
+        evaluation = _narrowed(runs[0].recipe.evaluation, line, column)
+        told = fingerprint(
+            {
+                "format": _FORMAT,
+                "protocol": line.protocol,
+                "runs": [run.facts() for run in runs],
+                "data": self.sets[on].manifest.fingerprint,
+                "benchmark": column.benchmark,
+                "config": evaluation.model_dump(mode="json", include=set(_PARTS[line.protocol])),
+            }
+        )
+        file = f"{column.dataset}-{column.to and column.to + '-'}{column.benchmark}-{line.protocol}-{told[:16]}.json"
+        path = self.out / "cells" / file
+        return Job(line.protocol, runs, self.sets[on], column.benchmark, evaluation, path, told)
+
+    def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[Cell]:
+        """Return all cells of some tables and figures, in their order.
+
+        Args:
+            tables: their names.
+            finished: with the seeds that follow those asked for, as far as they are finished.
+        """
+        found = []
+        for table in tables:
+            several = table == "figure6" or table.startswith("table")
+            for column in self.columns(table):
+                why = self._impossible(column)
+                encoder = "stgcn" if why else self.base(column.dataset).training.encoder.name
+                for line in lines(table, encoder):
+                    jobs: list[Job] = []
+                    if not why:
+                        jobs += (self.job(line, column, seed) for seed in range(self.seeds if several else 1))
+                        jobs += self._later(line, column) if finished and several else ()
+                    found.append(Cell(table, line, column, tuple(jobs), why))
+        return found
+
+    def _later(self, line: Line, column: Column) -> Iterator[Job]:
+        """Yield the finished jobs of the seeds after those asked for, up to the first that is not finished."""
+        for seed in count(self.seeds):
+            job = self.job(line, column, seed)
+            if self.kept(job) is None:
+                return
+            yield job
+
+    def blind(self, column: Column) -> dict[str, Score] | str:
+        """Return what each of `BLIND` reaches on the data that a column is evaluated on, or why that is not known.
+
+        All labels of the training split are counted, also where encoders learn from a share of them.
+        """
+        on = Column(dataset=column.to or column.dataset, benchmark=column.benchmark)
+        key = on.dataset, on.benchmark
+        if key not in self._blind:
+            self._blind[key] = self._impossible(on) or self._counted(on)
+        return self._blind[key]
+
+    def _counted(self, on: Column) -> dict[str, Score] | str:
+        try:
+            found = common.target(self.sets[on.dataset], on.benchmark)
+        except C2VLError as error:
+            return str(error)
+        return dict(zip(BLIND, (found.majority, found.chance), strict=True))
+
+    def _impossible(self, column: Column) -> str:
+        """Say why a column cannot be filled; nothing where it can."""
+        if column not in self._whys:  # many tables have the same columns, and a split is read to know
+            self._whys[column] = self._lack(column)
+        return self._whys[column]
+
+    def _lack(self, column: Column) -> str:
+        for name in filter(None, (column.dataset, column.to)):
+            if name not in self.sets:
+                return f"{name} is not there"
+        on = self.sets[column.to or column.dataset]
+        if column.benchmark not in on.benchmarks():
+            return f"{column.to or column.dataset} has no benchmark {column.benchmark}"
+        own = self.sets[column.dataset].layout
+        if (own.names, own.dims) != (on.layout.names, on.layout.dims):
+            return f"the joints of {column.to} are of another layout ({on.layout.name}, not {own.name})"
+        try:
+            self.base(column.dataset)
+            for split in ("train", "test"):
+                on.select(column.benchmark, split)
+            if column.to:
+                source = self.sets[column.dataset]
+                source.select(source.main_benchmark(), "train")
+        except C2VLError as error:
+            return str(error)
+        return ""
+
+    def kept(self, job: Job) -> Kept | None:
+        """Return a finished job; None where it is not finished, or was made with other weights than there are now."""
+        if job.path not in self._read:
+            if (read := _read(job.path)) is None:
+                return None
+            self._read[job.path] = read
+        found = self._read[job.path]
+        there = job.encoders()
+        # runs may be deleted to free the disk: what they gave is kept
+        sound = found.told == job.told and (len(there) < len(job.runs) or there == found.encoders)
+        return found if sound else None
+
+    def keep(self, job: Job, findings: Sequence[Finding], seconds: float) -> None:
+        """Write a finished job."""
+        spent = max(seconds, sum(finding.seconds for finding in findings))
+        kept = Kept(told=job.told, encoders=job.encoders(), findings=tuple(findings), seconds=round(spent, 2))
+        commit_text(job.path, kept.model_dump_json(indent=1) + "\n")
+        self._read[job.path] = kept
+
+    def others(self, cells: Iterable[Cell]) -> int:
+        """Count the finished cells in the folder that are none of these: of other settings, data or seeds."""
+        own = {job.path for cell in cells for job in cell.jobs}
+        there = [path for path in (self.out / "cells").glob("*.json") if path not in own]
+        return sum(_read(path) is not None for path in there)
+
+
+def _read(path: Path) -> Kept | None:
+    """Read a finished job; None where there is none, or it is damaged."""
+    try:
+        return Kept.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _narrowed(config: EvaluationConfig, line: Line, column: Column) -> EvaluationConfig:
+    """Return a configuration that asks for what a line needs and nothing else."""
+    changes: dict[str, Any] = {}
+    if line.protocol == "semi":
+        sampling, encoder = line.setting.split(", ")
+        told = {"sampling": (sampling,), "encoder": (encoder,), "shares": (column.share,)}
+        changes["semi"] = config.semi.model_copy(update=told)
+    elif line.protocol == "transfer":
+        changes["transfer"] = config.transfer.model_copy(update={"encoder": (line.setting,)})
+    elif line.protocol == "ensemble":
+        changes["ensemble"] = config.ensemble.model_copy(update={"protocol": (line.of,)})
+    return config.model_copy(update=changes)

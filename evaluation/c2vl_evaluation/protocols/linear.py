@@ -1,0 +1,248 @@
+"""Linear protocol: one fully connected layer on frozen, cached features.
+
+*Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs, x0.1
+at 80; the learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is taken, then the
+layer is trained on all of it. Features are standardised by the training split first, so that encoders of different scale meet the same
+learning rates. All rates of the sweep are trained at once: their weights lie side by side in one matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from c2vl_evaluation import metrics
+from c2vl_evaluation.cache import FOLDER, Outcome, Subject, Task, kept
+from c2vl_evaluation.features import Array, Features, Labels
+from c2vl_evaluation.results import Finding, Score
+from c2vl_manifests.errors import CheckpointError
+from c2vl_manifests.recipe import LinearConfig
+from c2vl_training import checkpoint
+
+_BLOCK = 32
+"""Columns that products and sums are computed in: a multiple of what vector units hold."""
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Fully connected layers, one a learning rate: weights (L, D, C) and biases (L, C)."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Shape: (N, D) -> (L, N, C)."""
+        return x @ self.weight + self.bias[:, None]
+
+
+@dataclass(frozen=True)
+class Standard:
+    """How features are centred and scaled: by the training split. Both (D,) float64; constant features get inf."""
+
+    centre: np.ndarray
+    scale: np.ndarray
+
+    def __call__(self, values: Array) -> Array:
+        """Shape: (N, D) -> the same."""
+        return np.asarray((values - self.centre) / self.scale, np.float32)
+
+
+def standard(train: Array) -> Standard:
+    """Return centre and scale of every feature; constant features become zero."""
+    # in float64: the rounding of a float32 mean would pass for a spread
+    centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
+    return Standard(centre, np.where(scale > 1e-8 * np.maximum(1, np.abs(centre)), scale, np.inf))
+
+
+def standardise(train: Array, *others: Array) -> list[Array]:
+    """Centre and scale every feature by the training split; constant features become zero."""
+    by = standard(train)
+    return [by(values) for values in (train, *others)]
+
+
+def fit(
+    x: Tensor,
+    y: Tensor,
+    classes: int,
+    lrs: Sequence[float],
+    config: LinearConfig,
+    seed: int,
+    watch: Callable[[Heads], None] | None = None,
+) -> Heads:
+    """Train one head a learning rate, all at once; every head is what its own run would give.
+
+    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of one does:
+    at rates that are too high, training would blow up any difference.
+
+    Args:
+        x: features (N, D).
+        y: classes (N,).
+        classes: C.
+        lrs: L learning rates.
+        config: epochs, batch and milestones.
+        seed: of the order of samples.
+        watch: sees the heads after each epoch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    heads, (count, dim) = len(lrs), x.shape
+    wide = -(-classes // _BLOCK) * _BLOCK
+    rates = torch.tensor(lrs, dtype=x.dtype).repeat_interleave(wide)
+    # one product for all heads: weights side by side, (D, L W); what pads a head has no probability
+    weight, bias = x.new_zeros(dim, heads * wide), x.new_zeros(heads, wide)
+    bias[:, classes:] = -torch.inf
+    bias = bias.view(-1)
+    moments = [torch.zeros_like(weight), torch.zeros_like(bias)]
+    truth = y[:, None] + wide * torch.arange(heads)
+    less = x.new_full((count, heads), -1.0)
+    batch = min(config.batch_size, count)
+    found = Heads(
+        weight.view(dim, heads, wide)[..., :classes].transpose(0, 1), bias.view(heads, wide)[:, :classes]
+    )
+    for epoch in range(config.epochs):
+        pace = rates * 0.1 ** sum(milestone <= epoch for milestone in config.milestones)
+        for at in torch.randperm(count, generator=generator).split(batch):
+            rows = x[at]
+            # gradient of softmax cross-entropy: (p - y) / B
+            error = torch.softmax(torch.addmm(bias, rows, weight).view(-1, heads, wide), dim=2).flatten(1)
+            error.scatter_add_(1, truth[at], less[: len(at)]).div_(len(at))
+            moments[0].mul_(0.9).addmm_(rows.T, error)
+            moments[1].mul_(0.9).add_(error.sum(dim=0))
+            weight.sub_(pace * moments[0])
+            bias.sub_(pace * moments[1])
+        if watch is not None:
+            watch(found)
+    return found
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a linear probe found."""
+
+    last: Score
+    """On the test split, last epoch."""
+    best: Score
+    """On the test split, best epoch: an oracle."""
+    best_epoch: int
+    """Counted from 1."""
+    lr: float
+    held_out: float | None
+    """Accuracy at the chosen rate on the held-out tenth of the training split; None of a single rate."""
+    logits: Array
+    """Of the test split at the last epoch, (N, C)."""
+    head: Heads
+    """The one head, for standardised features."""
+    by: Standard
+
+    @property
+    def predictions(self) -> Labels:
+        """Answers of the last epoch, (N,)."""
+        return np.asarray(self.logits.argmax(axis=1), np.int64)
+
+    def outcome(
+        self, subject: Subject, test: Features, config: LinearConfig, train: int, **said: Any
+    ) -> Outcome:
+        """Say it as a cell of a table; `said` may name another protocol, a setting and a draw."""
+        finding = Finding(
+            last=self.last, best=self.best, best_epoch=self.best_epoch, epochs=config.epochs, lr=self.lr,
+            held_out=self.held_out, train=train, test=len(self.logits), **({"protocol": "linear"} | said),
+        )  # fmt: skip
+        return Outcome(finding, subject.predictions(test.rows, self.logits))
+
+
+def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return places of a held-out part of the training samples, and those of the rest; neither is empty."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    held = min(max(1, int(share * count)), count - 1)
+    return order[:held], order[held:]
+
+
+def probe(
+    train: Features,
+    test: Features,
+    classes: int,
+    config: LinearConfig,
+    seed: int = 0,
+    by: Standard | None = None,
+) -> Probe:
+    """Choose the learning rate on held-out training samples, train on all of them, and predict the test split.
+
+    A single rate is taken as it is. Features are standardised by the training samples unless `by` says otherwise.
+    """
+    by = standard(train.values) if by is None else by
+    x, x_test = (torch.from_numpy(by(features.values)) for features in (train, test))
+    y, y_test = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
+    chosen, reached = 0, None
+    if len(config.lrs) > 1:
+        out, rest = held_out(len(x), config.holdout, seed)
+        logits = fit(x[rest], y[rest], classes, config.lrs, config, seed).logits(x[out])
+        # by cross-entropy: a tenth of a small split has too few samples to rank accuracies
+        losses = torch.stack([F.cross_entropy(head, y[out]) for head in logits])
+        chosen = int(losses.nan_to_num(nan=torch.inf).argmin())
+        reached = float((logits[chosen].argmax(dim=1) == y[out]).float().mean())
+    history: list[Score] = []
+    head = fit(
+        x, y, classes, config.lrs[chosen : chosen + 1], config, seed,
+        lambda heads: history.append(metrics.score(heads.logits(x_test)[0], y_test)),
+    )  # fmt: skip
+    best = max(range(len(history)), key=lambda epoch: history[epoch].top1)
+    answers = head.logits(x_test)[0].numpy()
+    return Probe(history[-1], history[best], best + 1, config.lrs[chosen], reached, answers, head, by)
+
+
+# ---------------------------------------------------------------------------------------------- on a run
+
+
+def outcome(subject: Subject) -> Outcome:
+    """Run the protocol on a run's frozen features, or read what it found before; the head is kept beside it."""
+    config = subject.recipe.evaluation.linear
+    task = subject.task("linear", config)
+
+    def compute() -> Outcome:
+        gallery, query, classes = subject.splits()
+        found = probe(gallery, query, classes, config, subject.seed)
+        tensors = {
+            "weight": found.head.weight[0], "bias": found.head.bias[0],
+            "centre": torch.from_numpy(found.by.centre), "scale": torch.from_numpy(found.by.scale),
+        }  # fmt: skip
+        checkpoint.save(_head_file(task), tensors, {"key": task.key})
+        return found.outcome(subject, query, config, len(gallery.labels))
+
+    return kept(task, compute, whole=lambda: _head(task) is not None)
+
+
+def _head_file(task: Task) -> Path:
+    return task.run / FOLDER / f"{task.settings}.safetensors"
+
+
+def _head(task: Task) -> tuple[Heads, Standard] | None:
+    """Read the head of a task; None where there is none, it is damaged, or it is of another encoder or seed."""
+    try:
+        tensors, facts = checkpoint.load(_head_file(task))
+    except CheckpointError:
+        return None
+    if facts.get("key") != task.key:
+        return None
+    by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
+    return Heads(tensors["weight"][None], tensors["bias"][None]), by
+
+
+def head_of(subject: Subject) -> tuple[Heads, Standard]:
+    """Return the head that the protocol trained on a run, and how its features are standardised.
+
+    Raises:
+        CheckpointError: the protocol was not run, or with another encoder, seed or configuration, or the head is damaged.
+    """
+    task = subject.task("linear", subject.recipe.evaluation.linear)
+    if (found := _head(task)) is None:
+        raise CheckpointError(
+            f"{_head_file(task)}: no head of this encoder, seed and configuration; run `c2vl-eval linear` on {task.run}, "
+            "which trains it again"
+        )
+    return found

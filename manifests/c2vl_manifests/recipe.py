@@ -1,0 +1,445 @@
+"""Recipes: TOML presets validated into frozen models, overridden by `--set a.b=value`, fingerprinted.
+
+A knob belongs to the part that owns it; commands take a recipe, paths and `--set`, and no flag a field. The
+resolved recipe is saved as JSON beside every artefact it made.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    Strict,
+    model_validator,
+)
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.manifest import fingerprint
+
+QUESTION = (
+    "Is he/she or are they holding anything in the hand? Is he/she or are they standing or sitting? "
+    "What is he/she or are they trying to do? Answer the questions concisely"
+)
+"""The paper's question, verbatim (Section III-A)."""
+
+Aspect = Literal["pad", "center_crop", "squash"]
+
+
+class _Model(BaseModel):
+    """Strict: `true` is no number, nor is a word, nor is 3.0 a whole number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+Listed = Strict(strict=False)
+"""TOML and JSON know lists and no tuples; their items are as strict as everything else."""
+
+
+class SkeletonsConfig(_Model):
+    """Assembly of skeleton files into joints."""
+
+    second_body: Literal["zeros", "copy"] = "zeros"
+    """What stands for the second body of a one-person clip (the field's NTU60 and NTU120 scripts differ)."""
+    max_frames: int = Field(default=300, ge=1)
+    pku_norm: Literal["aimclr", "first_frame_joint2", "none"] = "first_frame_joint2"
+
+
+class CropConfig(_Model):
+    """Vision prompts: one person crop a planned frame."""
+
+    engine: EngineSpec
+    query: str = "person"
+    margin: float = Field(default=0.1, ge=0, le=1)
+    """Added on every side, as a share of the box's own width and height."""
+    max_people: int = Field(default=2, ge=1)
+    """*Reading:* the crop is the union of at most this many people, since the question says "they"."""
+    max_side: int = Field(default=672, ge=32)
+    jpeg_quality: int = Field(default=95, ge=1, le=100)
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds that opening a video, or reading on to the next planned frame, may take before the file is given up."""
+
+
+class CaptionConfig(_Model):
+    """Language prompts: one answer a crop."""
+
+    engine: EngineSpec
+    question: str = QUESTION
+    aspect: Aspect = "pad"
+    """How a crop becomes the square that the model sees; LLaVA-1.5 was trained with pad."""
+
+
+class EmbedConfig(_Model):
+    """Vectors of crops and captions."""
+
+    engine: EngineSpec
+    aspect: Aspect = "pad"
+
+
+class PipelineConfig(_Model):
+    """The prompt factory."""
+
+    frames: int = Field(default=16, ge=1)
+    """Frames a sample: the centres of this many equal segments. The authors' captions have 16."""
+    shard_samples: int = Field(default=512, ge=1)
+    skeletons: SkeletonsConfig = SkeletonsConfig()
+    crop: CropConfig
+    caption: CaptionConfig
+    embed: EmbedConfig
+
+
+class EncoderConfig(_Model):
+    """The skeleton encoder by name, and what may be varied in it; a value that an encoder has no use for is refused."""
+
+    name: str = "stgcn"
+    """stgcn, stgcn_slim, ctrgcn, msg3d, bigru or transformer (the paper's Table VIII)."""
+    blocks: Annotated[tuple[Annotated[tuple[PositiveInt, PositiveInt], Listed], ...], Listed] | None = None
+    """(channels, stride) a block of the graph networks; the encoder's own where not given."""
+    graph: Literal["stgcn", "proper"] = "stgcn"
+    """Partition of ST-GCN."""
+    temporal_kernel: int | None = Field(default=None, ge=1)
+    """Frames, odd; the encoder's own where not given (ST-GCN 9, CTR-GCN 5, MS-G3D 3)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Within ST-GCN."""
+    width: int | None = Field(default=None, ge=1)
+    """Hidden units of bigru and transformer; 1024 where not given."""
+    empty_bodies: Literal["compute", "exact_skip", "leave_out"] = "exact_skip"
+    """Bodies that are zero throughout a clip (one-person clips): `compute` them like anybody; `exact_skip`, the same
+    result with one computed for all of them (with dropout: `compute`); or `leave_out`, another network."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and "skip_empty" in values:
+            now = "leave_out" if values["skip_empty"] else "compute"
+            raise ValueError(
+                f"skip_empty = {values['skip_empty']!r} is now empty_bodies = {now!r}; rename it"
+            )
+        return values
+
+
+class Constant(_Model):
+    """alpha stays at one value."""
+
+    schedule: Literal["constant"] = "constant"
+    value: float = Field(default=0.5, ge=0, le=1)
+    """*Reading:* the paper gives no value for its ablation without progression."""
+
+
+class Cosine(_Model):
+    """alpha falls by cosine annealing, refreshed each epoch."""
+
+    schedule: Literal["cosine"] = "cosine"
+    start: float = Field(default=0.9, ge=0, le=1)
+    end: float = Field(default=0.1, ge=0, le=1)
+
+
+Alpha = Annotated[Constant | Cosine, Field(discriminator="schedule")]
+
+
+class Hard(_Model):
+    """InfoNCE: the identity as target (Eq. 2-3)."""
+
+    kind: Literal["hard"] = "hard"
+
+
+class _Soft(_Model):
+    temperature: float | None = Field(default=None, gt=0, le=1)
+    """tau of the targets; the student's own where not given (the paper's)."""
+
+
+class Intra(_Soft):
+    """Self-similarity targets on every row (Eq. 4-6)."""
+
+    kind: Literal["intra"] = "intra"
+    beta: float = Field(default=0.2, ge=0, le=1)
+
+
+class _Inter(_Soft):
+    inter_hard: float = Field(default=0.0, ge=0, le=1)
+    """Share of the identity mixed into Q; the paper's is 0."""
+    average: bool = False
+    """Divide Q's sum by its number of terms; the paper does not."""
+
+
+class Inter(_Inter):
+    """Cross-consistency targets on every row (Eq. 7-10)."""
+
+    kind: Literal["inter"] = "inter"
+
+
+class Blend(_Inter):
+    """Both targets on every row, weighted alpha and 1 - alpha."""
+
+    kind: Literal["blend"] = "blend"
+    beta: float = Field(default=0.2, ge=0, le=1)
+    alpha: Alpha = Cosine()
+
+
+class Partition(_Inter):
+    """The first floor(alpha B) rows use P, the rest Q (Eq. 12-13): with cosine alpha, the paper's objective."""
+
+    kind: Literal["partition"] = "partition"
+    beta: float = Field(default=0.2, ge=0, le=1)
+    alpha: Alpha = Cosine()
+
+
+def _targets_from_name(value: Any) -> Any:
+    """Accept Table VII's rows by name: `hard`, `blend(cosine)`, `partition(0.5)`."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(
+        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?",
+        value.strip(),
+    )
+    if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
+        raise ValueError(f"{value!r} is none of {', '.join(TABLE_VII)}")
+    if match[2] is None:
+        return {"kind": match[1]}
+    if match[2] in {"cosine", "constant"}:
+        return {"kind": match[1], "alpha": {"schedule": match[2]}}
+    return {"kind": match[1], "alpha": {"schedule": "constant", "value": float(match[2])}}
+
+
+Targets = Annotated[
+    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")],
+    BeforeValidator(_targets_from_name),
+]
+
+TABLE_VII = (
+    "hard",
+    "intra",
+    "inter",
+    "blend(constant)",
+    "partition(constant)",
+    "blend(cosine)",
+    "partition(cosine)",
+)
+"""The rows of the paper's Table VII as values of `training.targets`."""
+
+
+def targets_name(targets: Hard | Intra | Inter | Blend | Partition) -> str:
+    """Return the short name of a `targets` value, as Table VII's rows are called here."""
+    if isinstance(targets, (Blend, Partition)):
+        return f"{targets.kind}({targets.alpha.schedule})"
+    return targets.kind
+
+
+class Temperature(_Model):
+    """tau of the student's logits."""
+
+    mode: Literal["fixed", "learnable", "raw"] = "learnable"
+    """`raw` stores ln(1/tau) and multiplies by it without exp, as the code the paper builds on does."""
+    tau: float = Field(default=0.07, gt=0, le=1)
+    lr: float = Field(default=1e-3, ge=0)
+    """Its own parameter group, without weight decay; tau is clamped to [0.01, 1]."""
+
+
+class Optimiser(_Model):
+    """SGD with warm-up and steps."""
+
+    lr: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(default=5e-4, ge=0)
+    warmup_epochs: int = Field(default=5, ge=0)
+    milestones: Annotated[tuple[int, ...], Listed] = (130, 140)
+    gamma: float = Field(default=0.1, gt=0, le=1)
+    clip_norm: float | None = Field(default=None, gt=0)
+
+
+class Augmentation(_Model):
+    """What a training clip goes through; a test clip is the central `test_window`, not rotated."""
+
+    window: Annotated[tuple[float, float], Listed] = (0.5, 1.0)
+    """Share of the valid frames kept, drawn uniformly."""
+    rotation: float = Field(default=0.3, ge=0)
+    """Each of three angles is drawn from (-rotation, rotation) radians."""
+    test_window: float = Field(default=0.95, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _shares(self) -> Augmentation:
+        if not 0 < self.window[0] <= self.window[1] <= 1:
+            raise ValueError(f"window = {self.window}: expected two shares, 0 < first <= second <= 1")
+        return self
+
+
+class InputConfig(_Model):
+    """How a stored skeleton becomes a clip."""
+
+    stream: Literal["joint", "bone", "motion"] = "joint"
+    frames: int = Field(default=64, ge=4)
+    augmentation: Augmentation = Augmentation()
+
+
+class PretrainConfig(_Model):
+    """Cross-modal pre-training (Section III-D)."""
+
+    knowledge: Literal["vision", "language", "both"] = "both"
+    pooling: Literal["mean", "random", "ordered"] = "mean"
+    """16 vectors to one: their mean; a random frame each epoch; or the means of four consecutive quarters
+    side by side, which keeps the order in time."""
+    standardise: bool = False
+    """Centre and scale each knowledge dimension by the training split (for engines that are not CLIP)."""
+    pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = (
+        "true"
+    )
+    """`shuffled`: each skeleton gets another sample's knowledge, the control that must not help."""
+    projector_dim: int = Field(default=512, ge=1)
+    targets: Targets = Partition()
+    teacher: Literal["self", "previous_epoch", "ema"] = "self"
+    ema: float = Field(default=0.99, gt=0, lt=1)
+    temperature: Temperature = Temperature()
+    optimiser: Optimiser = Optimiser()
+    epochs: int = Field(default=150, ge=1)
+    batch_size: int = Field(default=400, ge=2)
+
+
+class SupervisedConfig(_Model):
+    """The ceiling: the same encoder trained with labels."""
+
+    optimiser: Optimiser = Optimiser(milestones=(50, 70), weight_decay=1e-4)
+    epochs: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+
+
+class TrainingConfig(_Model):
+    """The trainer."""
+
+    encoder: EncoderConfig = EncoderConfig()
+    input: InputConfig = InputConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    supervised: SupervisedConfig = SupervisedConfig()
+    precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    """`bfloat16` is autocast; `float64` is for comparing runs to the last digits."""
+    device: str = "auto"
+    checkpoint_every: int = Field(default=5, ge=1)
+    """Epochs between two checkpoints; the last epoch always leaves one."""
+
+
+class LinearConfig(_Model):
+    """One fully connected layer on frozen features."""
+
+    epochs: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=1024, ge=1)
+    milestones: Annotated[tuple[int, ...], Listed] = (80,)
+    lrs: Annotated[tuple[Annotated[float, Field(gt=0, le=1e4)], ...], Listed] = Field(
+        default=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0), min_length=1
+    )
+    """Swept on a held-out part of the training split, never on test."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+
+
+class KnnConfig(_Model):
+    """Nearest neighbours by cosine in the encoder's own feature."""
+
+    k: int = Field(default=1, ge=1)
+
+
+Rate = Annotated[float, Field(gt=0, le=1e4)]
+
+
+class FinetuneConfig(_Model):
+    """The whole network with a fresh fully connected layer."""
+
+    optimiser: Optimiser = Optimiser(weight_decay=1e-4, milestones=(50, 70))
+    lrs: Annotated[tuple[Rate, ...], Listed] = ()
+    """Swept on a held-out part of the training split, never on test; `optimiser.lr` alone where empty."""
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    epochs: int = Field(default=80, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Each block learns at this share of the rate of the block after it; 1 for one rate throughout."""
+    augment: bool = True
+    """Random windows and rotations, as in pre-training; otherwise central windows."""
+
+
+class SemiConfig(_Model):
+    """A share of the labels: the paper's 1, 5 and 10 %.
+
+    *Reading:* "finetuning the classifier" leaves open whether the encoder learns too, and the paper does not say how
+    labels are drawn; both of both are reported.
+    """
+
+    shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Listed] = Field(
+        default=(0.01, 0.05, 0.1), min_length=1
+    )
+    sampling: Annotated[tuple[Literal["stratified", "random"], ...], Listed] = Field(
+        default=("stratified", "random"), min_length=1
+    )
+    """`stratified`: the share of each class, rounded; `random`: the share of the split, rounded down."""
+    encoder: Annotated[tuple[Literal["frozen", "tuned"], ...], Listed] = Field(
+        default=("frozen", "tuned"), min_length=1
+    )
+    draws: int = Field(default=5, ge=1)
+    """Drawn anew so many times; equal draws for every encoder, so that encoders can be compared."""
+    lr: Rate = 0.1
+    """Of the layer on a frozen encoder where a class has one label: nothing can be held out for a sweep."""
+    tune: FinetuneConfig = FinetuneConfig(
+        optimiser=Optimiser(lr=0.01, weight_decay=0.0, milestones=(50, 70)), batch_size=64
+    )
+
+
+class TransferConfig(_Model):
+    """An encoder of one dataset on another one."""
+
+    encoder: Annotated[tuple[Literal["frozen", "tuned"], ...], Listed] = Field(
+        default=("frozen", "tuned"), min_length=1
+    )
+    """`frozen`: the linear protocol; `tuned`: the paper's."""
+    tune: FinetuneConfig = FinetuneConfig(
+        optimiser=Optimiser(lr=0.01, weight_decay=1e-4, milestones=(50, 70)), batch_size=64
+    )
+
+
+class EnsembleConfig(_Model):
+    """Scores of three streams added up, with weights fixed in advance (and with equal ones)."""
+
+    protocol: Annotated[tuple[Literal["linear", "finetune"], ...], Listed] = Field(
+        default=("linear",), min_length=1
+    )
+    """Whose scores are added."""
+    joint: float = Field(default=0.6, ge=0)
+    bone: float = Field(default=0.6, ge=0)
+    motion: float = Field(default=0.4, ge=0)
+
+
+class EvaluationConfig(_Model):
+    """The protocols."""
+
+    linear: LinearConfig = LinearConfig()
+    knn: KnnConfig = KnnConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    semi: SemiConfig = SemiConfig()
+    transfer: TransferConfig = TransferConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
+
+
+class Recipe(_Model):
+    """Everything a run needs to know."""
+
+    name: str
+    title: str = ""
+    pipeline: PipelineConfig
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="after")
+    def _roles(self) -> Recipe:
+        for stage, role in (("crop", "detector"), ("caption", "captioner"), ("embed", "encoder")):
+            spec: EngineSpec = getattr(self.pipeline, stage).engine
+            if spec.role != role:
+                raise ValueError(
+                    f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}"
+                )
+        return self
+
+    def fingerprint(self) -> str:
+        """Hash of the resolved recipe."""
+        return fingerprint(self.model_dump(mode="json"))

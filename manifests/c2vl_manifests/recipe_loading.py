@@ -1,0 +1,220 @@
+"""Loads recipes: TOML files, `extends`, engine presets and `--set` overrides, with errors that name the value."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+import types
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Union, get_args, get_origin
+
+from pydantic import (
+    BaseModel,
+    ValidationError,
+)
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.recipe import Recipe, _targets_from_name
+
+
+def _names(folder: str) -> list[str]:
+    files = (resources.files("c2vl_manifests") / "data" / folder).iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def recipe_names() -> list[str]:
+    """Names of the built-in recipes."""
+    return _names("recipes")
+
+
+def engine_names() -> list[str]:
+    """Names of the built-in engine presets."""
+    return _names("engines")
+
+
+def _near(word: str, choices: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _read_toml(text: str, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source}: not TOML ({error})") from error
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with the values of `over`; tables merge, except that another `kind` replaces the table."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        if isinstance(old, Mapping) and isinstance(value, Mapping):
+            tags = ("kind", "schedule", "backend")
+            if all(old.get(tag) == value.get(tag, old.get(tag)) for tag in tags):
+                merged[key] = _merge(old, value)
+                continue
+        merged[key] = value
+    return merged
+
+
+def engine_preset(name: str) -> dict[str, Any]:
+    """Return the table of a built-in engine preset (`data/engines/<name>.toml`)."""
+    if name not in engine_names():
+        raise ConfigError(
+            f"unknown engine {name!r}; use one of {', '.join(engine_names())}{_near(name, engine_names())}"
+        )
+    path = resources.files("c2vl_manifests") / "data" / "engines" / f"{name}.toml"
+    return _read_toml(path.read_text("utf-8"), name)
+
+
+def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Read a recipe by name or path, following `extends` and naming engines in full."""
+    if name in above:
+        raise ConfigError(f"recipe {above[0]}: extends itself ({' -> '.join((*above, name))})")
+    if name in recipe_names():
+        text = (resources.files("c2vl_manifests") / "data" / "recipes" / f"{name}.toml").read_text("utf-8")
+        table = _read_toml(text, f"recipe {name}")
+    elif name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(
+                f"recipe file {name} does not exist; give the path of a TOML file or one of {', '.join(recipe_names())}"
+            )
+        try:
+            text = path.read_text("utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name}: not TOML ({error})") from error
+        table = {"name": path.stem} | _read_toml(text, name)
+    else:
+        raise ConfigError(
+            f"unknown recipe {name!r}; use one of {', '.join(recipe_names())} or the path of a TOML file{_near(name, recipe_names())}"
+        )
+    parent = table.pop("extends", None)
+    stages = table.get("pipeline")
+    for stage in ("crop", "caption", "embed"):
+        part = stages.get(stage) if isinstance(stages, dict) else None
+        if isinstance(part, dict) and isinstance(part.get("engine"), str):
+            part["engine"] = engine_preset(part["engine"])
+    if parent is None:
+        return table
+    if not isinstance(parent, str):
+        raise ConfigError(
+            f"recipe {name}: extends = {parent!r}; give the name of a recipe or the path of a TOML file"
+        )
+    beside = Path(name).parent / parent
+    if parent.endswith(".toml") and beside.is_file():  # as seen from the file that says so
+        parent = str(beside)
+    return _merge(_raw_recipe(parent, (*above, name)), table)
+
+
+def _parse_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+_ROLES = {"detector": "crop", "captioner": "caption"}
+
+
+def _in_full(key: str) -> str:
+    """Spell out the short form of an engine's value: `captioner.base_url` is an option of the caption stage's engine."""
+    role, *rest = key.split(".")
+    if role not in _ROLES:
+        return key
+    own = rest and rest[0] not in EngineSpec.model_fields
+    return ".".join([f"pipeline.{_ROLES[role]}.engine", *(["options"] if own else []), *rest])
+
+
+def _override(table: dict[str, Any], assignment: str) -> None:
+    key, equals, value = assignment.partition("=")
+    key = _in_full(key.strip())
+    if not equals or not key.strip():
+        raise ConfigError(
+            f"--set {assignment!r} is not of the form section.key=value, e.g. training.pretrain.epochs=30"
+        )
+    *sections, last = key.strip().split(".")
+    at = table
+    for section in sections:
+        inner = at.get(section)
+        if isinstance(inner, str) and section == "targets":
+            inner = _targets_from_name(inner)
+        at[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        at = at[section]
+    parsed = _parse_value(value.strip())
+    if last == "engine" and isinstance(parsed, str):
+        parsed = engine_preset(parsed)
+    at[last] = parsed
+
+
+def _members(annotation: Any) -> list[type[BaseModel]]:
+    """Return the models an annotation admits (through Optional, unions and Annotated)."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if get_origin(annotation) in {Union, types.UnionType, Annotated}:
+        return [model for inner in get_args(annotation) for model in _members(inner)]
+    return []
+
+
+def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
+    """Return the key where a validation error points, as `--set` takes it, and the keys allowed beside it."""
+    models: list[type[BaseModel]] = [Recipe]
+    steps: list[str] = []
+    for number, step in enumerate(location):
+        last = number == len(location) - 1
+        tagged = [
+            m
+            for m in models
+            if any(m.model_fields[t].default == step for t in ("kind", "schedule") if t in m.model_fields)
+        ]
+        if tagged and len(models) > 1 and not last:  # a union's tag is a step of the location and no key
+            models = tagged
+            continue
+        steps.append(str(step))
+        if not last:
+            models = [
+                m
+                for model in models
+                if step in model.model_fields
+                for m in _members(model.model_fields[str(step)].annotation)
+            ] or models
+    return ".".join(steps), sorted({name for model in models for name in model.model_fields})
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    """Turn pydantic's first complaint into one line: place, value, expectation, near name."""
+    first = error.errors()[0]
+    location = tuple(first["loc"])
+    place, allowed = _place(location)
+    if first["type"] == "extra_forbidden":
+        key = str(location[-1])
+        return f"recipe {source}: unknown key {place!r}{_near(key, allowed) or '; known here: ' + ', '.join(allowed)}"
+    if first["type"] == "missing":
+        return f"recipe {source}: {place} is missing; set it in the recipe or by --set {place}=…"
+    message = str(first["msg"]).removeprefix("Value error, ")
+    if not location:
+        return f"recipe {source}: {message}"
+    return f"recipe {source}: {place} = {first['input']!r}: {message}"
+
+
+def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read, override and validate a recipe.
+
+    Args:
+        name: a built-in recipe or the path of a TOML file (which may say `extends = "paper"`).
+        overrides: assignments `section.key=value`; values are TOML, or bare strings.
+
+    Raises:
+        ConfigError: in one line, with the nearest name for an unknown key.
+    """
+    table = _raw_recipe(name)
+    for assignment in overrides:
+        _override(table, assignment)
+    try:
+        return Recipe.model_validate(table)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, name)) from error

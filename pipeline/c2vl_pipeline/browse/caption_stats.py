@@ -1,0 +1,334 @@
+"""What captions say, counted: length, vocabulary, repeats, posture, what is held, agreement of two captioners.
+
+Plain rules on English answers to the paper's question (is the person holding anything, standing or sitting, what
+are they trying to do): good for comparing captioners, not a parser.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from c2vl_pipeline.browse.html import Histogram, Quantiles
+
+Codes = npt.NDArray[np.int32]
+
+CONTEXT = 77
+"""Tokens that CLIP reads, with its two marks."""
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_CLIP_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORECASE)
+_STANDING = re.compile(r"(?<!not )\b(?:standing|stands)\b", re.IGNORECASE)
+_SITTING = re.compile(r"(?<!not )\b(?:sitting|sits|seated)\b", re.IGNORECASE)
+_HOLDING = re.compile(
+    r"(?P<no>(?:\bnot|n['’]t|\bnever)\s+(?:\w+ly\s+)?)?\b(?:holding|holds|held)\b(?P<what>[^.;,!?]*)",
+    re.IGNORECASE,
+)
+_SKIP = frozenset({
+    "a", "an", "the", "his", "her", "their", "its", "my", "your", "some", "several", "two", "three",
+    "both", "one", "another", "onto", "on", "up", "out", "to", "what", "appears", "be", "possibly",
+    "probably", "likely", "large", "small", "big", "little", "white", "black", "blue", "red",
+    "green", "yellow", "brown", "pink", "purple", "orange", "grey", "gray", "silver", "wooden",
+    "pair", "piece", "of",
+})  # fmt: skip
+_STOP = frozenset({
+    "in", "with", "while", "and", "or", "on", "up", "to", "near", "of", "that", "which", "over",
+    "at", "from", "for", "as", "is", "are", "by", "against", "around", "between", "behind", "above",
+    "below", "under", "front", "into", "like", "but", "who", "the", "a", "his", "her", "their",
+    "out", "down", "not", "it", "so", "if",
+})  # fmt: skip
+_NOTHING = frozenset({"anything", "nothing", "something", "still", "it", "them"})
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case."""
+    return [w.lower() for w in _WORD.findall(text)]
+
+
+def least_tokens(text: str) -> int:
+    """Return the fewest tokens CLIP can make of a text: its byte pairs never cross these pieces; two marks added."""
+    return len(_CLIP_PIECE.findall(text)) + 2
+
+
+def posture(text: str) -> str:
+    """Return `standing`, `sitting`, `both` or the empty text."""
+    standing, sitting = bool(_STANDING.search(text)), bool(_SITTING.search(text))
+    return "both" if standing and sitting else "standing" if standing else "sitting" if sitting else ""
+
+
+def held(text: str) -> str:
+    """Return the first thing a text says is held, without its adjectives; empty where nothing is."""
+    for match in _HOLDING.finditer(text):
+        if match["no"]:
+            continue
+        phrase: list[str] = []
+        for word in words(match["what"]):
+            if not phrase and word in _SKIP:
+                continue
+            if word in _STOP or len(phrase) == 3:
+                break
+            phrase.append(word)
+        if phrase and phrase[0] not in _NOTHING:
+            return " ".join(phrase)
+    return ""
+
+
+# --------------------------------------------------------------------------------------------- corpus
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Captions of samples: `texts` are the different ones, `codes[sample, slot]` their numbers, -1 where none is."""
+
+    texts: list[str]
+    codes: Codes
+
+    @classmethod
+    def of(cls, samples: Sequence[Sequence[str | None]]) -> Corpus:
+        """Intern the captions of samples with equally many slots."""
+        numbers: dict[str, int] = {}
+        codes = [[-1 if t is None else numbers.setdefault(t, len(numbers)) for t in row] for row in samples]
+        return cls(list(numbers), np.array(codes, np.int32).reshape(len(samples), -1))
+
+    @property
+    def said(self) -> Codes:
+        """Codes of all captions that are there, in order."""
+        return np.asarray(self.codes[self.codes >= 0])
+
+
+@dataclass(frozen=True)
+class Wording:
+    """Figures of one set of captions; shares are of captions unless said otherwise."""
+
+    samples: int
+    captions: int
+    unique: int
+    repeats: float
+    """Share of captions that are not the first of their text."""
+    top: list[tuple[str, int]]
+    words: Quantiles | None
+    words_histogram: Histogram | None
+    vocabulary: int
+    running_words: int
+    growth: list[tuple[int, int]]
+    """(running words, different words), captions in a random order."""
+    most_common: float
+    all_equal: float
+    """Share of complete samples whose captions are all the same."""
+    standing: float
+    sitting: float
+    contradicting: float
+    """Share of samples with a standing and a sitting caption."""
+    holding: float
+    objects: list[tuple[str, float]]
+    over_context: int
+    """Captions with surely more than CLIP's 77 tokens."""
+
+
+def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> Wording | None:
+    """Count a corpus; None where it holds no caption."""
+    said = corpus.said
+    if not said.size:
+        return None
+    counts = np.bincount(said, minlength=len(corpus.texts))
+    split = [words(t) for t in corpus.texts]
+    length = np.array([len(s) for s in split])
+    postures = np.array([posture(t) for t in corpus.texts])
+    objects = np.array([held(t) for t in corpus.texts])
+    tokens = np.array([least_tokens(t) for t in corpus.texts])
+    vocabulary, growth = _growth(said, split, length, seed)
+    complete = corpus.codes[(corpus.codes >= 0).all(axis=1)]
+    names, where = np.unique(objects, return_inverse=True)
+    amounts = np.bincount(where, weights=counts)
+    things = sorted(
+        ((str(n), float(a)) for n, a in zip(names, amounts, strict=True) if n), key=lambda e: -e[1]
+    )
+    order = np.argsort(-counts, kind="stable")[:top]
+    return Wording(
+        samples=len(corpus.codes),
+        captions=int(said.size),
+        unique=int((counts > 0).sum()),
+        repeats=1 - int((counts > 0).sum()) / said.size,
+        top=[(corpus.texts[i], int(counts[i])) for i in order],
+        words=Quantiles.of(length[said]),
+        words_histogram=Histogram.of(length[said]),
+        vocabulary=vocabulary,
+        running_words=int(length[said].sum()),
+        growth=growth,
+        most_common=float(counts.max() / said.size),
+        all_equal=float((complete == complete[:, :1]).all(axis=1).mean()) if len(complete) else 0.0,
+        standing=float((postures[said] == "standing").mean()),
+        sitting=float((postures[said] == "sitting").mean()),
+        contradicting=float(contradicting(corpus).mean()),
+        holding=float((objects[said] != "").mean()),
+        objects=[(name, amount / said.size) for name, amount in things[:top]],
+        over_context=int((tokens[said] > CONTEXT).sum()),
+    )
+
+
+def _growth(
+    said: Codes, split: list[list[str]], length: npt.NDArray[np.int64], seed: int
+) -> tuple[int, list[tuple[int, int]]]:
+    """Follow the vocabulary over captions in a random order: only first occurrences can add a word."""
+    order = np.random.default_rng(seed).permutation(said)
+    running = np.cumsum(length[order])
+    codes, first = np.unique(order, return_index=True)
+    known: set[str] = set()
+    sizes = np.zeros(len(order), np.int64)
+    for at in np.argsort(first):
+        known.update(split[codes[at]])
+        sizes[first[at]] = len(known)
+    sizes = np.maximum.accumulate(sizes)
+    points = np.unique(np.linspace(0, len(order) - 1, 60).astype(int))
+    return len(known), [(0, 0), *((int(running[p]), int(sizes[p])) for p in points)]
+
+
+def contradicting(corpus: Corpus) -> npt.NDArray[np.bool_]:
+    """Which samples are said to stand in one caption and to sit in another. Returns (samples,)."""
+    postures = np.array([*(posture(t) for t in corpus.texts), ""])  # the last stands for -1
+    of = postures[corpus.codes]
+    return np.asarray((of == "standing").any(axis=1) & (of == "sitting").any(axis=1))
+
+
+@dataclass(frozen=True)
+class ClassWording:
+    """Captions of one class."""
+
+    name: str
+    captions: int
+    most_common: float
+    text: str
+    entropy: float
+    """Of the captions as whole texts, bits."""
+    normalised: float
+    """Entropy over its most, log2 of the number of captions: 1 means that no two are equal."""
+    contradicting: float
+    thing: str
+    """The thing most often held in this class."""
+    thing_share: float
+    lift: float
+    """Its share in this class over its share in all."""
+
+
+def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, str]) -> list[ClassWording]:
+    """Describe each class; labels are one a sample, -1 where unknown."""
+    said = corpus.said
+    if not said.size:
+        return []
+    found_things, thing_of = np.unique([held(t) for t in corpus.texts], return_inverse=True)
+    overall = np.bincount(thing_of[said], minlength=len(found_things)) / said.size
+    torn = contradicting(corpus)
+    found = []
+    for label in sorted({int(v) for v in labels if v >= 0}):
+        mask = labels == label
+        codes = corpus.codes[mask]
+        codes = codes[codes >= 0]
+        if not codes.size:
+            continue
+        texts, counts = np.unique(codes, return_counts=True)
+        p = counts / counts.sum()
+        entropy = float(-(p * np.log2(p)).sum()) + 0.0
+        share = np.bincount(thing_of[codes], minlength=len(found_things)) / codes.size
+        share[found_things == ""] = 0
+        best = int(np.argmax(share))
+        any_thing = share[best] > 0
+        found.append(
+            ClassWording(
+                name=names.get(label, f"class {label}"),
+                captions=int(codes.size),
+                most_common=float(counts.max() / codes.size),
+                text=corpus.texts[int(texts[np.argmax(counts)])],
+                entropy=entropy,
+                normalised=entropy / float(np.log2(codes.size)) if codes.size > 1 else 0.0,
+                contradicting=float(torn[mask].mean()),
+                thing=str(found_things[best]) if any_thing else "",
+                thing_share=float(share[best]),
+                lift=float(share[best] / overall[best]) if any_thing else 0.0,
+            )
+        )
+    return found
+
+
+# ------------------------------------------------------------------------------------------ agreement
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Of two captions of the same sample and slot, means over all pairs."""
+
+    pairs: int
+    exact: float
+    jaccard: float
+    """Words in both over words in either."""
+    f1: float
+    """Of the words with their counts."""
+    posture: float | None
+    """Where both say standing or sitting: the share that says the same."""
+    posture_pairs: int
+    holding: float
+    """Share where both, or neither, say that something is held."""
+
+
+def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
+    """Compare two corpora of the same samples in the same order, slot by slot; None where no pair is complete."""
+    slots = min(ours.codes.shape[1], theirs.codes.shape[1])
+    a, b = ours.codes[:, :slots], theirs.codes[:, :slots]
+    both = (a >= 0) & (b >= 0)
+    if not both.any():
+        return None
+    a, b = a[both], b[both]
+    left, right = _counts(ours.texts, theirs.texts)
+    x, y = left[a], right[b]
+    shared = _sum(x.minimum(y))
+    total = _sum(x) + _sum(y)
+    sx, sy = x.sign(), y.sign()
+    either = _sum(sx.maximum(sy))
+    numbers: dict[str, int] = {t: n for n, t in enumerate(ours.texts)}
+    known = np.array([numbers.get(t, -1) for t in theirs.texts])
+    stand = [np.array([posture(t) for t in c.texts])[k] for c, k in ((ours, a), (theirs, b))]
+    definite = np.isin(stand[0], ("standing", "sitting")) & np.isin(stand[1], ("standing", "sitting"))
+    holds = [np.array([held(t) != "" for t in c.texts])[k] for c, k in ((ours, a), (theirs, b))]
+    return Agreement(
+        pairs=len(a),
+        exact=float((known[b] == a).mean()),
+        jaccard=_mean(_sum(sx.minimum(sy)), either),
+        f1=_mean(2 * shared, total),
+        posture=float((stand[0] == stand[1])[definite].mean()) if definite.any() else None,
+        posture_pairs=int(definite.sum()),
+        holding=float((holds[0] == holds[1]).mean()),
+    )
+
+
+def shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
+    """Give every sample another sample's captions: the control of an agreement."""
+    order = np.random.default_rng(seed).permutation(len(corpus.codes))
+    codes = np.empty_like(corpus.codes)
+    codes[order] = corpus.codes[np.roll(order, 1)]
+    return Corpus(corpus.texts, codes)
+
+
+def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_array, sp.csr_array]:
+    """Word counts of both lists of texts over one vocabulary, (texts, vocabulary)."""
+    numbers: dict[str, int] = {}
+    rows, columns = [], []
+    for n, text in enumerate([*ours, *theirs]):
+        for word in words(text):
+            rows.append(n)
+            columns.append(numbers.setdefault(word, len(numbers)))
+    shape = (len(ours) + len(theirs), max(len(numbers), 1))
+    counts = sp.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    return counts[: len(ours)], counts[len(ours) :]
+
+
+def _sum(matrix: sp.csr_array) -> npt.NDArray[np.float64]:
+    return np.asarray(matrix.sum(axis=1), np.float64).ravel()
+
+
+def _mean(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> float:
+    """Mean of part / whole; two empty captions agree."""
+    return float(np.where(whole > 0, part / np.maximum(whole, 1), 1.0).mean())

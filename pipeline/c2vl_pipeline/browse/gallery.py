@@ -1,0 +1,329 @@
+"""`c2vl-pipeline inspect`: any slice of a work folder as an offline gallery: crops, captions, what became of them.
+
+The slice is chosen on the index and, for statuses and texts, on one column of the shards whose manifests say they
+hold any; pictures are read of the samples shown alone. So 1.8 million rows answer in seconds.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.schema import Status
+from c2vl_pipeline.browse import html
+from c2vl_pipeline.browse.reader import Lookup, Row
+from c2vl_pipeline.workspace import COMMANDS, Index, load
+
+Mask = npt.NDArray[np.bool_]
+
+NOT_OK = "not-ok"
+"""Filter: every status but ok."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which samples to show; all that are given must hold."""
+
+    status: str | None = None
+    """A row of the sample has it in any stage; `captions:failed` asks one stage; `not-ok` is all but ok."""
+    samples: tuple[str, ...] = ()
+    """Ids, or patterns with * and ?."""
+    label: str | None = None
+    """Name of a class (any case), or its 0-based number."""
+    split: str | None = None
+    """`benchmark:train` or `benchmark:test`."""
+    subject: int | None = None
+    camera: str | None = None
+    """The index's name of a camera, or the number of a view."""
+    shard: int | None = None
+    text: str | None = None
+    """A caption holds it (any case)."""
+
+    def words(self) -> str:
+        """Say the filters in one line."""
+        said = [
+            f"{name} {value if isinstance(value, str | int) else ', '.join(value)}"
+            for name, value in vars(self).items()
+            if value not in (None, ())
+        ]
+        return ", ".join(said) or "all samples"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """A written gallery."""
+
+    path: Path
+    matched: int
+    shown: int
+    total: int
+    notes: tuple[str, ...]
+
+
+def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
+    names = [str(k) for k in known]
+    near = difflib.get_close_matches(str(value), names, n=3)
+    hint = (
+        f"did you mean {' or '.join(repr(n) for n in near)}?"
+        if near
+        else f"known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+    )
+    return ConfigError(f"unknown {what} {str(value)!r}; {hint}")
+
+
+def select(index: Index, filters: Filters, lookup: Lookup | None = None) -> npt.NDArray[np.int64]:
+    """Return the numbers of the samples that pass all filters, in the order of the index.
+
+    Raises:
+        ConfigError: a filter names what this work folder does not have; near names are given.
+    """
+    lookup = lookup or Lookup(index)
+    table = index.table
+    mask = np.ones(table.num_rows, bool)
+    if filters.samples:
+        mask &= _ids(table["sample_id"].to_pylist(), filters.samples)
+    if filters.label is not None:
+        mask &= _bools(pc.equal(table["label"], _label(index, filters.label)))
+    if filters.subject is not None:
+        mask &= _bools(pc.equal(table["subject"], filters.subject))
+    if filters.camera is not None:
+        mask &= _camera(table, filters.camera)
+    if filters.split is not None:
+        mask &= _split(table, filters.split)
+    if filters.shard is not None:
+        if not 0 <= filters.shard < len(index.plan):
+            raise _unknown("shard", filters.shard, [f"0 to {len(index.plan) - 1}"])
+        start, stop = index.plan[filters.shard]
+        mask[:start] = mask[stop:] = False
+    if filters.status is not None:
+        mask &= _status(index, lookup, filters.status, mask)
+    if filters.text is not None:
+        mask &= _text(index, lookup, filters.text, mask)
+    return np.flatnonzero(mask)
+
+
+def _bools(found: Any) -> Mask:
+    return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), bool)
+
+
+def _ids(ids: list[str], wanted: tuple[str, ...]) -> Mask:
+    patterns = [w for w in wanted if any(c in w for c in "*?[")]
+    exact = set(wanted) - set(patterns)
+    if strangers := exact - set(ids):
+        raise unknown_sample(min(strangers), ids)
+    return np.array([i in exact or any(fnmatchcase(i, p) for p in patterns) for i in ids], bool)
+
+
+def unknown_sample(sample_id: str, ids: list[str]) -> ConfigError:
+    """Return the error for an id that is not in the index, with the ids near it."""
+    # difflib looks at every pair of letters: leave it the few ids that share most places
+    letters = np.array(ids, dtype=np.str_)
+    width = max(letters.dtype.itemsize // 4, len(sample_id), 1)
+    grid = letters.astype(f"U{width}").view(np.uint32).reshape(len(ids), width)
+    own = np.array([sample_id], f"U{width}").view(np.uint32)
+    likely = np.argsort(-((grid == own) & (own != 0)).sum(axis=1), kind="stable")[:300]
+    near = difflib.get_close_matches(sample_id, [ids[i] for i in likely], n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"ids look like {ids[0]}"
+    return ConfigError(f"no sample {sample_id!r} in this work folder; {hint}")
+
+
+def _label(index: Index, label: str) -> int:
+    if label.isdigit() and int(label) < len(index.classes):
+        return int(label)
+    names = [name.casefold() for name in index.classes]
+    if label.casefold() not in names:
+        raise _unknown("class", label, index.classes)
+    return names.index(label.casefold())
+
+
+def _camera(table: pa.Table, camera: str) -> Mask:
+    mask = _bools(pc.equal(table["camera"], camera))
+    if camera.isdigit():
+        mask |= _bools(pc.equal(table["view"], int(camera)))
+    if not mask.any():
+        raise _unknown("camera", camera, pc.unique(table["camera"]).to_pylist())
+    return mask
+
+
+def _split(table: pa.Table, split: str) -> Mask:
+    benchmark, _, side = split.partition(":")
+    known = sorted({f"{b}:{s}" for pairs in table["splits"].to_pylist() for b, s in pairs})
+    if split not in known:
+        raise _unknown("split", split, known)
+    return _bools(pc.equal(pc.map_lookup(table["splits"], benchmark, "first"), side))
+
+
+def _status(index: Index, lookup: Lookup, status: str, among: Mask) -> Mask:
+    stage, _, name = status.rpartition(":")
+    known = [*map(str, Status), NOT_OK]
+    if name not in known:
+        raise _unknown("status", name, known)
+    if stage and stage not in COMMANDS:
+        raise _unknown("stage", stage, COMMANDS)
+    mask = np.zeros(len(among), bool)
+    for each in [stage] if stage else COMMANDS:
+        for shard, manifest in lookup.shards(each):
+            start, stop = index.plan[shard]
+            counts = {
+                k: n for k, n in manifest.statuses.items() if (k != "ok" if name == NOT_OK else k == name)
+            }
+            if not any(counts.values()) or not among[start:stop].any():
+                continue
+            table = lookup.columns(each, shard, ["status"])
+            if table is not None:
+                rows = _bools(pc.equal(table["status"], str(Status.OK) if name == NOT_OK else name))
+                mask[start:stop] |= lookup.by_sample(each, shard, ~rows if name == NOT_OK else rows)
+    return mask
+
+
+def _text(index: Index, lookup: Lookup, text: str, among: Mask) -> Mask:
+    mask = np.zeros(len(among), bool)
+    for shard, _ in lookup.shards("captions"):
+        start, stop = index.plan[shard]
+        if not among[start:stop].any():
+            continue
+        table = lookup.columns("captions", shard, ["caption"], read_dictionary=["caption"])
+        if table is not None:
+            column = table["caption"].unify_dictionaries().combine_chunks()
+            held = _bools(pc.match_substring(column.dictionary, text, ignore_case=True))
+            rows = _bools(pc.take(pa.array(held), column.indices))
+            mask[start:stop] |= lookup.by_sample("captions", shard, rows)
+    return mask
+
+
+# --------------------------------------------------------------------------------------------- gallery
+
+
+def gallery(
+    work: Path, out: Path, filters: Filters = Filters(), *, limit: int = 48, seed: int | None = None
+) -> Gallery:
+    """Write a gallery of the samples that pass the filters and say how many did.
+
+    Args:
+        work: folder of the index and the stages; stages that were not run yet are left out, with a note.
+        out: the HTML file.
+        filters: which samples.
+        limit: show at most so many: the first ones.
+        seed: show random ones instead.
+
+    Raises:
+        StageError: there is no index.
+        ConfigError: a filter names what this work folder does not have.
+    """
+    index = load(work)
+    lookup = Lookup(index)
+    matched = select(index, filters, lookup)
+    chosen = matched[:limit]
+    if seed is not None and len(matched) > limit:
+        chosen = np.sort(np.random.default_rng(seed).choice(matched, limit, replace=False))
+    numbers = [int(n) for n in chosen]
+    found = {
+        "crops": lookup.rows("crops", numbers),
+        "captions": lookup.rows("captions", numbers),
+        "embeddings": lookup.rows("embeddings", numbers, ["slot", "tokens", "truncated", "language_status"]),
+        "skeletons": lookup.rows(
+            "skeletons", numbers, ["status", "error", "frames", "frames_in_file", "bodies"]
+        ),
+    }
+    samples = index.table.take(pa.array(numbers, pa.int64())).to_pylist()
+    cards = [
+        _card(index, lookup, sample, {stage: rows.get(n, []) for stage, rows in found.items()}, n)
+        for n, sample in zip(numbers, samples, strict=True)
+    ]
+    html.render(
+        "inspect.html.j2",
+        out,
+        index=index,
+        filters=filters.words(),
+        matched=len(matched),
+        seed=seed if len(matched) > limit else None,
+        cards=cards,
+        notes=lookup.notes,
+        stages=_stages(lookup),
+        slot_spans=html.spans,
+    )
+    return Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(lookup.notes))
+
+
+def _stages(lookup: Lookup) -> list[dict[str, Any]]:
+    """Count the statuses of every stage, from the manifests of its shards."""
+    counted = []
+    for stage in COMMANDS:
+        statuses: dict[str, int] = {}
+        for _, manifest in lookup.shards(stage):
+            for status, n in manifest.statuses.items():
+                statuses[status] = statuses.get(status, 0) + n
+        if statuses:
+            counted.append({"name": stage, "rows": sum(statuses.values()), "statuses": statuses})
+    return counted
+
+
+def class_name(index: Index, label: int) -> str:
+    """Name a class, empty where it is unknown."""
+    return index.classes[label] if 0 <= label < len(index.classes) else ""
+
+
+def _card(
+    index: Index, lookup: Lookup, sample: Row, rows: dict[str, list[Row]], number: int
+) -> dict[str, Any]:
+    crops = []
+    for row in rows["crops"]:
+        image = html.thumbnail(row["jpeg"])
+        shown = {k: row[k] for k in ("slot", "frame_index", "score", "people", "error")}
+        status = row["status"] if image or row["status"] != Status.OK else "unreadable"
+        crops.append({**shown, "image": image, "status": status, "ok": status == Status.OK})
+    framed = [row for row in rows["crops"] if row["box"] and row["frame_width"]]
+    skeleton = rows["skeletons"][0] if rows["skeletons"] else None
+    return {
+        "sample": sample,
+        "name": class_name(index, sample["label"]),
+        "shard": lookup.shard_of(number),
+        "crops": crops,
+        "failures": _grouped(
+            [(row["slot"], (row["status"], row["error"] or "")) for row in crops if not row["ok"]]
+        ),
+        "captions": _captions(rows["captions"], rows["embeddings"]),
+        "skeleton": skeleton,
+        "frame": (framed[0]["frame_width"], framed[0]["frame_height"]) if framed else None,
+        "boxes": [row["box"] for row in framed],
+    }
+
+
+def _grouped(slots: list[tuple[int, tuple[Any, ...]]]) -> list[tuple[list[int], tuple[Any, ...]]]:
+    """Gather slots that say the same, in order of first appearance."""
+    groups: dict[tuple[Any, ...], list[int]] = {}
+    for slot, what in slots:
+        groups.setdefault(what, []).append(slot)
+    return [(found, what) for what, found in groups.items()]
+
+
+def _captions(rows: list[Row], embedded: list[Row]) -> list[dict[str, Any]]:
+    """Equal captions of a sample once, with their slots."""
+    texts = {row["slot"]: row for row in embedded}
+    said = []
+    for row in rows:
+        text = texts.get(row["slot"], {})
+        said.append(
+            (
+                row["slot"],
+                (
+                    row["caption"] or "",
+                    row["status"],
+                    row["error"] or "",
+                    text.get("tokens"),
+                    bool(text.get("truncated")),
+                ),
+            )
+        )
+    names = ("text", "status", "error", "tokens", "truncated")
+    return [{"slots": slots, **dict(zip(names, what, strict=True))} for slots, what in _grouped(said)]

@@ -1,0 +1,1 @@
+"""Runs stages: keys, shards, workers, recovery."""

@@ -1,0 +1,321 @@
+"""Where shards are made: worker processes of this machine or of a Dask scheduler, and what to do when they die.
+
+Imported only where there are workers (`runner.run`), since it loads dask. Seen in practice, and guarded against:
+`retries=` of dask does not count killed workers; an impossible resource request waits for ever without a word;
+with two tasks on a worker the innocent one is blamed for its death; a paused worker that cannot free memory waits
+for ever; daemonic workers cannot have children.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from asyncio import CancelledError
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import dask
+from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
+from distributed.comm.core import CommClosedError
+
+from c2vl_manifests.errors import StageError
+from c2vl_manifests.events import Emit, Note, silent
+from c2vl_manifests.manifest import file_sha256
+from c2vl_pipeline import engines
+from c2vl_pipeline.execution.recovery import STARTS
+from c2vl_pipeline.execution.task import Job, Receipt, run_shard
+from c2vl_pipeline.workspace import load
+
+WAIT_FOR_WORKERS = 600.0
+"""Seconds until a scheduler without workers is given up."""
+
+HEAL_EVERY = 2.0
+"""Seconds without a finished job after which it is looked whether all workers are still there."""
+
+STUCK_AFTER = 30.0
+"""Seconds in which no worker holds a job, although there are jobs, until a local cluster is started again."""
+
+
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class WorkerSetup(WorkerPlugin):
+    """Prepares a worker before its first task: one decoder thread, and a GPU of its own where there are several."""
+
+    name = "c2vl"
+
+    def __init__(self, gpus: tuple[str, ...]) -> None:
+        self.gpus = gpus
+
+    def setup(self, worker: Any) -> None:
+        """Run in the worker; torch is not imported yet, so it will see only this GPU."""
+        import cv2
+
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told once, by the driver
+        cv2.setNumThreads(1)  # the workers are the parallelism
+        with suppress(ValueError):  # Ctrl-C reaches the whole terminal: the driver ends its workers
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[int(worker.name) % len(self.gpus)]
+
+
+@dataclass(frozen=True)
+class Death:
+    """A worker died while it held this job."""
+
+
+def _visit(index: str, root: str | None = None) -> dict[str, Any]:
+    """Say who a worker is and whether it sees the work folder."""
+    from importlib.metadata import version
+
+    path = Path(index)
+    return {
+        "host": socket.gethostname(),
+        "version": version("c2vl"),
+        "sees": file_sha256(path) if path.is_file() else None,
+        "raw": root is None or Path(root).is_dir(),
+    }
+
+
+@dataclass
+class Workers:
+    """Worker processes, started when the first job needs them and kept until closed.
+
+    Args:
+        count: processes of a local cluster; ignored with a scheduler.
+        scheduler: address of a running Dask scheduler (`tcp://host:8786`).
+        resources: what every task asks of its worker (`{"GPU": 1}`), checked against what workers offer.
+        emit: receives notes while waiting for workers.
+    """
+
+    count: int = 1
+    scheduler: str | None = None
+    resources: Mapping[str, float] = field(default_factory=dict)
+    emit: Emit = silent
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _client: Client | None = None
+    _cluster: LocalCluster | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes; the next job starts them again."""
+        self._stack.close()
+        self._client = self._cluster = None
+
+    def client(self, work: Path) -> Client:
+        """Return the connected client; starts the cluster or joins the scheduler the first time.
+
+        Raises:
+            StageError: nobody answers at the address, no worker joins, a worker does not see the work folder or
+                has another version, or no worker offers the resources.
+        """
+        if self._client is None:
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported in our words
+            self._client = self._join() if self.scheduler else self._local()
+            if self.scheduler:
+                self._check(self._client, work / "samples.parquet")
+        return self._client
+
+    def _local(self) -> Client:
+        if self.resources:
+            raise StageError(
+                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, or leave them away"
+            )
+        self._share_cores()
+        settings = {
+            "distributed.worker.daemon": False,  # an engine may want to start a process of its own
+            "distributed.admin.system-monitor.gil.enabled": False,
+            "distributed.scheduler.allowed-failures": 0,  # deaths are counted here, by shard and span
+            "distributed.scheduler.worker-saturation": 1.0,  # one task a worker: nobody is blamed for its neighbour
+            "distributed.worker.profile.enabled": False,  # it looks at every worker's stack a hundred times a second
+            "distributed.worker.memory.target": False,
+            "distributed.worker.memory.spill": False,
+            "distributed.worker.memory.pause": False,
+            # Idle event loops of a driver and two workers took 9 % of a core with dask's intervals, of which the
+            # work lives: stealing has nothing to steal where no worker has a task in reserve.
+            "distributed.admin.tick.interval": "1s",
+            "distributed.admin.tick.limit": "1h",
+            "distributed.admin.system-monitor.interval": "5s",
+            "distributed.worker.memory.monitor-interval": "1s",
+            "distributed.scheduler.work-stealing": False,
+        }
+        self._stack.enter_context(dask.config.set(settings))
+        for left in reversed(range(STARTS)):
+            with ExitStack() as stack:
+                try:
+                    cluster = stack.enter_context(
+                        LocalCluster(
+                            n_workers=self.count,
+                            threads_per_worker=1,
+                            processes=True,
+                            dashboard_address=None,
+                            # without a port of its own, a second run on the machine warns that 8787 is taken
+                            scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                        )
+                    )
+                    client: Client = stack.enter_context(Client(cluster))
+                    client.register_plugin(WorkerSetup(engines.gpus()))
+                except (RuntimeError, CommClosedError, TimeoutError) as error:
+                    if left:
+                        continue
+                    raise StageError(
+                        f"worker processes died {STARTS} times while they started ({type(error).__name__}: {error}); look for exhausted memory (fewer --workers) "
+                        "or a broken installation, then run the stage again: finished shards are kept"
+                    ) from error
+                self._stack.push(stack.pop_all())
+                self._cluster = cluster
+                return client
+        raise AssertionError
+
+    def _share_cores(self) -> None:
+        """Give each worker its share of the cores through the environment, and put that back when they are closed.
+
+        All libraries get one number. dask sets such variables for good, and only where they are not set yet: the second
+        cluster of a process, or any program started after the first, would inherit the first one's.
+        """
+        before = {name: os.environ.get(name) for name in (*_THREADS, "MALLOC_TRIM_THRESHOLD_")}
+        threads = before["OMP_NUM_THREADS"] or str(max(1, (os.cpu_count() or 1) // self.count))
+        os.environ.update(dict.fromkeys(_THREADS, threads))
+
+        def restore() -> None:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+        self._stack.callback(restore)
+
+    def _join(self) -> Client:
+        address = str(self.scheduler)
+        try:
+            client: Client = self._stack.enter_context(Client(address, timeout=20))
+        except (OSError, ValueError, TypeError) as error:
+            raise StageError(
+                f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler` and give its tcp:// address"
+            ) from error
+        if not client.scheduler_info(n_workers=-1)["workers"]:
+            self.emit(
+                Note(f"{address} has no workers yet; waiting up to {WAIT_FOR_WORKERS:.0f} s", "warning")
+            )
+            try:
+                client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
+            except TimeoutError as error:
+                raise StageError(
+                    f"no worker joined {address} within {WAIT_FOR_WORKERS:.0f} s; start some with `dask worker {address} --nthreads 1` and run the stage again"
+                ) from error
+        return client
+
+    def _check(self, client: Client, index: Path) -> None:
+        joined = client.scheduler_info(n_workers=-1)["workers"].values()
+        if broad := [w for w in joined if w["nthreads"] > 1]:
+            raise StageError(
+                f"{len(broad)} of {len(joined)} workers of {self.scheduler} run {broad[0]['nthreads']} tasks at once, and an engine serves one; start workers with --nthreads 1"
+            )
+        offered = [w["resources"] for w in joined]
+        if self.resources and not any(
+            all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offered
+        ):
+            best: dict[str, float] = max(
+                offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={}
+            )
+            raise StageError(
+                f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers {best or 'nothing'}), and the tasks would wait for ever; "
+                f"start workers with --resources '{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
+            )
+        try:
+            root = str(load(index.parent).root)
+            seen = client.run(_visit, str(index), root)
+        except Exception as error:  # whatever unpickling on a foreign machine raises
+            raise StageError(
+                f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); install the same c2vl there"
+            ) from error
+        here = _visit(str(index))
+        for address, there in seen.items():
+            if there["version"] != here["version"]:
+                raise StageError(
+                    f"worker {address} on {there['host']} has c2vl {there['version']}, this is {here['version']}; install the same version there"
+                )
+            if there["sees"] != here["sees"]:
+                raise StageError(
+                    f"worker {address} on {there['host']} does not see {index}; put the work folder and the raw data on storage that all machines share, under one path"
+                )
+            if not there["raw"]:
+                raise StageError(
+                    f"worker {address} on {there['host']} does not see the raw folder {root}; mount it there under the same path"
+                )
+        client.register_plugin(WorkerSetup(()))
+
+    def run(self, waiting: deque[Job], work: Path) -> Iterator[tuple[Job, Receipt | Death]]:
+        """Run the waiting jobs, about two a worker in flight; the caller may add to `waiting` at any time."""
+        client = self.client(work)
+        running: dict[Future[Any], Job] = {}
+        done: SimpleQueue[Future[Any]] = SimpleQueue()
+        idle = 0.0
+        while waiting or running:
+            while waiting and len(running) < 2 * self._size(client):
+                job = replace(waiting.popleft(), killable=True)
+                future = client.submit(run_shard, job, pure=False, resources=dict(self.resources) or None)
+                running[future] = job
+                future.add_done_callback(done.put)
+            try:
+                future = done.get(timeout=HEAL_EVERY)
+            except Empty:
+                self._heal(client)
+                # no worker holds a job although there are jobs: start the cluster again and hand them out anew
+                idle = 0.0 if any(client.processing().values()) else idle + HEAL_EVERY
+                if idle >= STUCK_AFTER and self._cluster is not None:
+                    self.close()
+                    client, idle = self.client(work), 0.0
+                    waiting.extendleft(running.values())
+                    running.clear()
+                continue
+            if future not in running:
+                continue  # of a cluster that was started again
+            idle = 0.0
+            job = running.pop(future)
+            try:
+                outcome: Receipt | Death = future.result()
+            except KilledWorker:
+                outcome = Death()
+            except (CommClosedError, CancelledError, TimeoutError) as error:
+                raise _lost(error) from error
+            yield job, outcome
+
+    def _size(self, client: Client) -> int:
+        if self._cluster is not None:
+            return self.count
+        return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+
+    def _heal(self, client: Client) -> None:
+        """Start workers again that stayed away, and notice a scheduler that is gone.
+
+        A nanny starts its worker again when it dies, except when that happens before it had noted that the
+        worker was up: then it would wait for ever.
+        """
+        if client.status not in {"running", "connecting"}:
+            raise _lost(ConnectionError(client.status))
+        if self._cluster is not None:
+            for nanny in self._cluster.workers.values():
+                if not nanny.is_alive():
+                    self._cluster.sync(nanny.instantiate)
+
+
+def _lost(error: BaseException) -> StageError:
+    return StageError(
+        f"the scheduler was lost ({type(error).__name__}); finished shards are kept, run the stage again"
+    )

@@ -1,0 +1,1 @@
+"""What is looked at and mended in a work folder between runs."""

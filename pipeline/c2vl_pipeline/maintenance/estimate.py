@@ -1,0 +1,194 @@
+"""`c2vl-pipeline plan`: what a run will cost, measured on a few samples before it starts.
+
+A probe runs the stages themselves over a few samples spread over the dataset, in a folder of its own, and
+extrapolates time, GPU-hours and disk. The estimate is kept beside the work, and `status` sets it against what the
+stages in fact took.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from c2vl_manifests.errors import StageError
+from c2vl_manifests.events import Emit, Progress, silent
+from c2vl_manifests.manifest import (
+    commit_table,
+    commit_text,
+    fingerprint,
+    read_shard_manifest,
+)
+from c2vl_manifests.recipe import Recipe
+from c2vl_pipeline import engines
+from c2vl_pipeline.execution import keys, runner
+from c2vl_pipeline.stages.base import Stage, stages
+from c2vl_pipeline.workspace import Index, load, shard_path
+
+FILE = "plan.json"
+
+
+class StagePlan(BaseModel):
+    """What one stage is expected to take."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: str
+    probed: int
+    """Samples that the figures come from."""
+    load_seconds: float
+    """Until the first sample: loading the engine, empty scenes; once a worker."""
+    sample_seconds: float
+    sample_bytes: float
+    samples: int
+    """Still to do."""
+    workers: int
+    on_gpu: bool
+
+    @property
+    def seconds(self) -> float:
+        """Wall time with all workers busy."""
+        return self.load_seconds + self.samples * self.sample_seconds / self.workers if self.samples else 0.0
+
+    @property
+    def gpu_hours(self) -> float:
+        """Hours of GPUs, whole workers counted."""
+        return self.seconds * self.workers / 3600 if self.on_gpu else 0.0
+
+    @property
+    def bytes(self) -> float:
+        """Bytes the stage will write."""
+        return self.samples * self.sample_bytes
+
+
+class Estimate(BaseModel):
+    """The plan of a work folder, as kept in `plan.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stages: tuple[StagePlan, ...]
+    free_bytes: int
+    all_samples: int
+
+    def problem(self) -> str | None:
+        """Say if the disk will not do."""
+        needed = sum(stage.bytes for stage in self.stages)
+        # packing writes vectors and joints once more
+        needed += sum(s.bytes for s in self.stages if s.stage in {"skeletons", "embeddings"}) * 2
+        if needed > self.free_bytes:
+            return f"the disk has {self.free_bytes / 1e9:,.1f} GB free, the stages will write about {needed / 1e9:,.1f} GB; free some or lower pipeline.crop.max_side"
+        return None
+
+
+@dataclass(frozen=True)
+class _Probe:
+    work: Path
+    index: Index
+    recipe: Recipe
+    folder: Path
+
+
+def estimate(
+    work: Path, recipe: Recipe, *, seconds: float = 30.0, workers: int | None = None, emit: Emit = silent
+) -> Estimate:
+    """Probe each stage for its share of `seconds` and extrapolate to what is still to do.
+
+    Args:
+        work: folder with an index.
+        recipe: resolved.
+        seconds: in all; loading an engine may take longer than its share.
+        workers: processes the run will have; the stage's own default where None.
+        emit: receives progress.
+
+    Raises:
+        StageError: there is no index, or no sample with a video.
+        EngineError: an engine cannot be loaded: better now than after a night.
+    """
+    index = load(work)
+    usable = [n for n, path in enumerate(index.table.column("video").to_pylist()) if path is not None]
+    if not usable:
+        raise StageError(
+            f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to probe; run `c2vl-pipeline index` on the complete folder"
+        )
+    road = stages()
+    found: list[StagePlan] = []
+    todo: dict[str, set[int]] = {}
+    with tempfile.TemporaryDirectory(prefix="plan-", dir=work) as name:
+        probe = _Probe(work, index, recipe, Path(name))
+        emit(Progress("probe", 0, len(road), "stages"))
+        # 48 samples spread over everything; a stage reads what the one before made of them
+        count = min(48, len(usable))
+        chosen = [usable[n * len(usable) // count] for n in range(count)]
+        for number, stage in enumerate(road):
+            todo[stage.name] = _todo(probe, stage, todo)
+            left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in todo[stage.name])
+            plan, chosen = _probe(probe, stage, chosen, seconds / len(road), workers)
+            found.append(plan.model_copy(update={"samples": left}))
+            emit(Progress("probe", number + 1, len(road), "stages"))
+    made = Estimate(
+        stages=tuple(found), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
+    )
+    commit_text(work / FILE, made.model_dump_json(indent=1) + "\n")
+    return made
+
+
+def _probe(
+    probe: _Probe, stage: Stage, chosen: Sequence[int], seconds: float, workers: int | None
+) -> tuple[StagePlan, list[int]]:
+    """Run one stage over one sample (which loads its engine), then over as many as its time allows."""
+    started = time.monotonic()
+    _subset(probe, chosen)
+    runner.run(stage, probe.folder, probe.recipe, only=frozenset({0}))
+    first = time.monotonic() - started
+    done, spent = 1, 0.0
+    while done < len(chosen) and spent < seconds:
+        runner.run(stage, probe.folder, probe.recipe, only=frozenset({done}))
+        made = read_shard_manifest(shard_path(probe.folder, stage.name, done))
+        assert made is not None
+        spent += made.seconds  # without what starting and ending a run costs: a shard has hundreds of samples
+        done += 1
+    each = spent / (done - 1) if done > 1 else first
+    size = sum(shard_path(probe.folder, stage.name, n).stat().st_size for n in range(done))
+    spec = stage.engine(probe.recipe, probe.index) if stage.engine else None
+    return (
+        StagePlan(
+            stage=stage.name,
+            probed=done,
+            load_seconds=round(max(first - each, 0.0), 3),
+            sample_seconds=each,
+            sample_bytes=size / done,
+            samples=0,
+            workers=workers or runner.default_workers(stage, probe.work, probe.recipe),
+            on_gpu=spec is not None and engines.has_weights(spec) and bool(engines.gpus()),
+        ),
+        list(chosen[:done]),
+    )
+
+
+def _todo(probe: _Probe, stage: Stage, above: Mapping[str, set[int]]) -> set[int]:
+    """Return the shards of the real work folder that a run would make: not there, stale, or below such a one."""
+    plan = keys.make_plan(stage, probe.index, probe.recipe)
+    below = (above.get(name, set()) for name in stage.upstream(probe.recipe))
+    return set(range(len(plan.keys))) - plan.done.keys() | set().union(*below)
+
+
+def _subset(probe: _Probe, chosen: Sequence[int]) -> None:
+    """Write the index of the probe: the chosen samples, one a shard; what is made of them already stays."""
+    table = probe.index.table.take(pa.array(chosen))
+    extra = probe.index.manifest.extra | {"plan": [[n, n + 1] for n in range(len(chosen))]}
+    key = fingerprint({"probe": table.column("sample_id").to_pylist()})
+    commit_table(probe.folder / "samples.parquet", table, key=key, row_group=65536, extra=extra)
+
+
+def read(work: Path) -> Estimate | None:
+    """Return the estimate of a work folder, or None where there is none that can be read."""
+    try:
+        return Estimate.model_validate_json((work / FILE).read_bytes())
+    except (OSError, ValidationError):
+        return None

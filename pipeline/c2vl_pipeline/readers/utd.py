@@ -1,0 +1,30 @@
+"""Reader of UTD-MHAD's skeleton files (`d_skel` in MATLAB files)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from c2vl_manifests.errors import DataError
+from c2vl_pipeline.readers.assembly import Assembled, _anchored
+
+_UTD_TO_KINECT_V1 = [3, 2, 1, 0, *range(4, 20)]
+
+
+def read_utd(path: Path) -> Assembled:
+    """Read `d_skel` (20, 3, T) of a UTD-MHAD `.mat` file; hip centre of the first frame becomes the origin."""
+    import scipy.io
+
+    try:
+        array = scipy.io.loadmat(path)["d_skel"]
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # scipy raises a dozen kinds on damaged files
+        raise DataError(
+            f"{path}: not a MATLAB file with d_skel ({type(error).__name__}: {str(error)[:80]})"
+        ) from error
+    if array.ndim != 3 or array.shape[:2] != (20, 3):
+        raise DataError(f"{path}: d_skel has the shape {array.shape}; expected (20, 3, frames)")
+    joints = array.transpose(2, 0, 1)[:, None, _UTD_TO_KINECT_V1].astype(np.float32)
+    return _anchored(joints, path, anchor=0)

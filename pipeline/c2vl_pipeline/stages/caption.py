@@ -1,0 +1,194 @@
+"""`c2vl-pipeline caption`: one answer a crop to the paper's question: the language prompts (Section III-A).
+
+Answers are dear (a second of a GPU each), so they are noted in a journal beside the shard as they come: a killed
+captioner loses at most the batch it was at.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from io import BufferedWriter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.schema import CAPTIONS, Status
+from c2vl_pipeline.engines import Caption, Crop, Pose
+from c2vl_pipeline.readers.video import decode_jpeg, shape_image
+from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.workspace import Index, stored_joints
+
+Row = dict[str, Any]
+
+_NOTHING = np.zeros((0, 0, 3), np.uint8)
+
+
+def _skeletons(shard: Shard) -> dict[str, Row]:
+    """Rows of the skeletons stage by sample, for engines that describe poses."""
+    if "pose" not in shard.engine.needs:
+        return {}
+    return {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
+
+
+def _pose(row: Row, frame: int, shard: Shard) -> Pose | None:
+    """The joints at a video frame: the kept skeleton frame nearest to it."""
+    if row["status"] != Status.OK:
+        return None
+    at = int(np.argmin(np.abs(np.asarray(row["frame_index"]) - frame)))
+    return Pose(stored_joints(row, shard.index.layout), at, shard.index.layout)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A stored crop that waits for its answer: decoded only with its batch, or a shard's pixels fill the memory."""
+
+    jpeg: bytes | None
+    """None for a captioner that looks at nothing."""
+    sample_id: str
+    slot: int
+    pose: Pose | None
+
+    def crop(self, aspect: str, frames: int) -> Crop:
+        image = _NOTHING if self.jpeg is None else shape_image(decode_jpeg(self.jpeg), aspect)
+        return Crop(image, self.sample_id, self.slot, self.pose, frames)
+
+
+class Journal:
+    """Answers of an unfinished shard, a line each with its checksum; a torn or damaged line is as if never written.
+
+    Each process appends to a file of its own and reads those of all: `.shard-00012-<key>-<process>.journal`. They
+    are removed when the shard is committed, and by a later run of another key.
+    """
+
+    SYNC_EVERY = 5.0
+    """Seconds between two syncs to disk: a killed process loses nothing that was written, a power cut this much."""
+
+    def __init__(self, shard: Shard) -> None:
+        stem = f".shard-{shard.number:05d}-{shard.key[:12]}-"
+        self.answers: dict[tuple[str, int], Caption] = {}
+        for path in sorted(shard.folder.glob(f"{stem}*.journal")):
+            self.answers |= dict(self._read(path.read_bytes()))
+        self._path = shard.folder / f"{stem}{os.getpid()}.journal"
+        self._file: BufferedWriter | None = None
+        self._synced = time.monotonic()
+
+    @staticmethod
+    def _read(data: bytes) -> Iterable[tuple[tuple[str, int], Caption]]:
+        for line in data.split(b"\n"):
+            checksum, _, text = line.partition(b" ")
+            if not text or checksum != b"%08x" % zlib.crc32(text):
+                continue
+            sample_id, slot, answer, tokens = json.loads(text)
+            yield (sample_id, slot), Caption(answer, tokens)
+
+    def write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
+        """Note the answers of one batch."""
+        if self._file is None:
+            self._file = self._path.open("ab")
+            self._file.write(b"\n")  # whatever a predecessor of the same number left unfinished ends here
+        for crop, answer in answered:
+            text = json.dumps([crop.sample_id, crop.slot, answer.text, answer.tokens]).encode()
+            self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
+        self._file.flush()
+        if time.monotonic() - self._synced > self.SYNC_EVERY:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._file is not None:
+            self._file.close()
+
+
+def process(shard: Shard) -> pa.Table:
+    """Make one shard: a row a (sample, slot)."""
+    with Journal(shard) as journal:
+        return _process(shard, journal)
+
+
+def _process(shard: Shard, journal: Journal) -> pa.Table:
+    assert shard.spec is not None
+    config = shard.recipe.pipeline.caption
+    wants_pose, blind = "pose" in shard.engine.needs, "nothing" in shard.engine.needs
+    skeletons = _skeletons(shard)
+    rows: list[Row] = []
+    asked: list[tuple[Row, _Asked]] = []
+    for crop in shard.upstream("crops").to_pylist():
+        row: Row = {"sample_id": crop["sample_id"], "slot": crop["slot"], "caption": None, "tokens": None}
+        rows.append(row)
+        pose = None
+        if wants_pose:
+            body = skeletons[crop["sample_id"]]
+            if body["status"] != Status.OK:
+                row |= row_status(
+                    Status(body["status"]),
+                    body["error_class"],
+                    f"this captioner describes joints: {body['error']}",
+                )
+                continue
+            pose = _pose(body, crop["frame_index"] or 0, shard)
+        if crop["status"] != Status.OK and not blind:
+            row |= row_status(Status(crop["status"]), crop["error_class"], crop["error"])
+            continue
+        known = journal.answers.get((crop["sample_id"], crop["slot"]))
+        if known is not None:
+            _fill(row, known)
+            continue
+        asked.append((row, _Asked(None if blind else crop["jpeg"], crop["sample_id"], crop["slot"], pose)))
+
+    def call(batch: list[tuple[Row, _Asked]]) -> list[Caption | Exception]:
+        crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
+        answers: list[Caption | Exception] = shard.engine.caption(crops, config.question)
+        answered = list(
+            zip(crops, answers, strict=True)
+        )  # one too few would be noted for its neighbour's crop
+        journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
+        return answers
+
+    for (row, _), answer in in_batches(asked, shard.spec.batch_size, call):
+        _fill(row, answer)
+    return pa.Table.from_pylist(rows, schema=CAPTIONS)
+
+
+def _fill(row: Row, answer: Caption | Exception) -> None:
+    """Put an answer, or why there is none, into its row."""
+    if isinstance(answer, Exception):
+        row.update(failure(answer, attempts=2))
+    elif not answer.text.strip():
+        row.update(row_status(Status.FAILED, "empty", "the captioner returned an empty answer"))
+    else:
+        row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
+
+
+def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+    return recipe.pipeline.caption.engine
+
+
+def _upstream(recipe: Recipe) -> tuple[str, ...]:
+    """Return what captions are made of: crops, and joints for the captioner that describes them."""
+    return ("crops", "skeletons") if recipe.pipeline.caption.engine.backend == "posecode" else ("crops",)
+
+
+STAGE = Stage(
+    name="captions",
+    command="caption",
+    process=process,
+    upstream=_upstream,
+    row_group=8192,
+    per_frame=True,
+    reads_joints=True,
+    engine=_engine,
+)

@@ -1,0 +1,265 @@
+"""`c2vl-pipeline crop`: 16 person crops a sample, stored as JPEG: the vision prompts (Section III-A).
+
+*Reading:* the paper crops "person" with Grounding DINO and shows one crop; the authors' captions come sixteen a
+sample and speak of "they" for two-person actions, so a crop is the union of the best (at most two) people.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from functools import partial
+from itertools import groupby, product
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+
+from c2vl_manifests.datasets import resolve_detector
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.events import Emit
+from c2vl_manifests.recipe import CropConfig, Recipe
+from c2vl_manifests.schema import CROPS, Status
+from c2vl_pipeline import engines
+from c2vl_pipeline.engines import Box, Frame, Image, background
+from c2vl_pipeline.readers import ntu
+from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, plan_frames
+from c2vl_pipeline.stages.base import Shard, Stage, failure, hang_mark, in_batches, row_status, unreadable
+from c2vl_pipeline.workspace import Index
+
+Row = dict[str, Any]
+
+
+def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tuple[int, int, int, int]:
+    """Return the crop of the best boxes, margin added, within the frame: whole pixels (x0, y0, x1, y1)."""
+    best = boxes[: config.max_people]
+    x0, y0 = min(b.x0 for b in best), min(b.y0 for b in best)
+    x1, y1 = max(b.x1 for b in best), max(b.y1 for b in best)
+    dx, dy = config.margin * (x1 - x0), config.margin * (y1 - y0)
+    left, top = int(min(max(x0 - dx, 0), width - 1)), int(min(max(y0 - dy, 0), height - 1))
+    right, bottom = min(max(x1 + dx, left + 1), width), min(max(y1 + dy, top + 1), height)
+    return left, top, math.ceil(right), math.ceil(bottom)
+
+
+def _limit_side(image: Image, most: int) -> Image:
+    side = max(image.shape[:2])
+    if side <= most:
+        return image
+    size = (max(1, round(image.shape[1] * most / side)), max(1, round(image.shape[0] * most / side)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _empty(sample: Row, slot: int) -> Row:
+    row: Row = dict.fromkeys(CROPS.names)
+    row.update(sample_id=sample["sample_id"], slot=slot, people=0)
+    return row
+
+
+class _ShardCrops:
+    """Collects the rows of one shard: each video is opened once and serves all its samples."""
+
+    def __init__(self, shard: Shard) -> None:
+        self.shard = shard
+        self.config = shard.recipe.pipeline.crop
+        self.slots = shard.recipe.pipeline.frames
+        self.rows: dict[tuple[str, int], Row] = {}
+        self.waiting: list[tuple[list[Row], Frame]] = []
+        self.backgrounds: dict[str, Image | None] = {}
+        # whole frames are then never converted nor kept: only what is stored of them
+        self.lent = "shape" in shard.engine.needs
+        self.deadline: Deadline | None = None
+        if shard.killable:
+            self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
+
+    def __enter__(self) -> _ShardCrops:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.deadline is not None:
+            self.deadline.close()
+
+    def give_up(self, sample: Row, status: Row) -> None:
+        for slot in range(self.slots):
+            self.rows.setdefault((sample["sample_id"], slot), _empty(sample, slot) | status)
+
+    def video(self, relative: str, samples: list[Row]) -> None:
+        """Read one video for all samples cut from it."""
+        guard: Guard = nullcontext
+        if self.deadline is not None:
+            guard = partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
+        try:
+            opened = Video(self.shard.index.root / relative, guard)
+        except (DataError, OSError) as error:
+            status = unreadable(error, Status.MISSING_VIDEO)
+            for sample in samples:
+                self.give_up(sample, status)
+            return
+        with opened as video:
+            try:
+                self._read(video, samples)
+            except DataError as error:
+                for sample in samples:
+                    self.give_up(sample, failure(error, Status.DECODE_ERROR))
+
+    def _read(self, video: Video, samples: list[Row]) -> None:
+        wanted: dict[int, list[Row]] = {}
+        readers: dict[str, Any] = {}
+        for sample in samples:
+            total = video.count()
+            start, end = (
+                sample["start_frame"] or 0,
+                sample["end_frame"] if sample["end_frame"] is not None else total,
+            )
+            planned = plan_frames(start, end, self.slots)
+            if not planned:
+                self.give_up(
+                    sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
+                )
+            elif (
+                "joints" in self.shard.engine.needs and (error := self._skeleton(sample, readers)) is not None
+            ):
+                self.give_up(sample, error)
+            else:
+                for slot, number in enumerate(planned):
+                    row = _empty(sample, slot) | {
+                        "frame_index": number,
+                        "frames_advertised": video.advertised,
+                    }
+                    wanted.setdefault(number, []).append(row)
+        cameras = {s["sample_id"]: s["camera"] for s in samples}
+        for number, image in video.frames(wanted, lent=self.lent):
+            for row in wanted[number]:
+                row.update(frame_height=image.shape[0], frame_width=image.shape[1])
+            # rows that share a frame of one sample (a clip shorter than the slots) share its detection
+            for sample_id, group in groupby(wanted.pop(number), key=lambda r: str(r["sample_id"])):
+                rows = list(group)
+                file = readers.get(sample_id)
+                self.waiting.append(
+                    (
+                        rows,
+                        Frame(
+                            image=image,
+                            sample_id=sample_id,
+                            slot=rows[0]["slot"],
+                            camera=cameras[sample_id],
+                            joints=ntu.projected(file, number) if file else None,
+                            background=self._background(cameras[sample_id]),
+                        ),
+                    )
+                )
+            if len(self.waiting) >= self._batch:
+                self.detect()
+        self.detect()
+        if any(sample["end_frame"] is None for sample in samples):
+            video.drain()  # a few frames more; what is there against what was advertised
+        for rows in wanted.values():
+            for row in rows:
+                text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
+                self.rows[row["sample_id"], row["slot"]] = row | row_status(
+                    Status.TRUNCATED_VIDEO, "truncated", text
+                )
+        for key in product(cameras, range(self.slots)):
+            if self.rows[key]["frames_advertised"] is not None:
+                self.rows[key]["frames_decoded"] = video.decoded
+
+    @property
+    def _batch(self) -> int:
+        assert self.shard.spec is not None
+        # without a model nothing is gained by a batch, and waiting frames are 6 MB each
+        return self.shard.spec.batch_size if engines.has_weights(self.shard.spec) else 1
+
+    def _skeleton(self, sample: Row, readers: dict[str, Any]) -> Row | None:
+        """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
+        if sample["skeleton"] is None:
+            return row_status(
+                Status.MISSING_SKELETON, "missing", "the skeleton engine needs the skeleton file"
+            )
+        try:
+            readers[sample["sample_id"]] = ntu.read_ntu(self.shard.index.root / sample["skeleton"])
+        except (DataError, OSError) as error:
+            return unreadable(error, Status.MISSING_SKELETON)
+        return None
+
+    def _background(self, camera: str) -> Image | None:
+        if "background" not in self.shard.engine.needs:
+            return None
+        if camera not in self.backgrounds:
+            self.backgrounds[camera] = background.scene(self.shard.folder, camera)
+        return self.backgrounds[camera]
+
+    def detect(self) -> None:
+        """Find people in the waiting frames and store their crops."""
+        query = self.config.query
+        for (rows, frame), found in in_batches(
+            self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
+        ):
+            made = self._crop(frame, found)
+            for row in rows:
+                self.rows[row["sample_id"], row["slot"]] = row | made
+        self.waiting = []
+
+    def _crop(self, frame: Frame, found: list[Box] | Exception) -> Row:
+        if isinstance(found, Exception):
+            return failure(found, attempts=2)
+        if not found:
+            return row_status(Status.NO_PERSON)
+        height, width = frame.image.shape[:2]
+        left, top, right, bottom = union(found, self.config, width, height)
+        crop = _limit_side(frame.image[top:bottom, left:right], self.config.max_side)
+        return row_status(Status.OK) | {
+            "box": [float(left), float(top), float(right), float(bottom)],
+            "score": found[0].score,
+            "people": min(len(found), self.config.max_people),
+            "jpeg": encode_jpeg(crop, self.config.jpeg_quality, bgr=self.lent),
+        }
+
+
+def process(shard: Shard) -> pa.Table:
+    """Make one shard: a row a (sample, slot)."""
+    tables = [CROPS.empty_table()]
+    with _ShardCrops(shard) as crops:
+        for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
+            group, samples = list(of_video), []
+            for sample in group:
+                if sample["problem"]:
+                    crops.give_up(sample, row_status(Status.FAILED, "problem", sample["problem"]))
+                elif relative is None:
+                    crops.give_up(sample, row_status(Status.MISSING_VIDEO, "missing", "no video file"))
+                else:
+                    samples.append(sample)
+            if samples:
+                crops.video(relative, samples)
+            # at once: a shard's JPEGs are half a gigabyte, and would be held twice
+            rows = [crops.rows.pop((s["sample_id"], slot)) for s in group for slot in range(crops.slots)]
+            tables.append(pa.Table.from_pylist(rows, schema=CROPS))
+    return pa.concat_tables(tables)
+
+
+def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+    return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
+
+
+def _backgrounds(spec: EngineSpec, index: Index) -> dict[str, str]:
+    return background.hashes(index, index.work / "crops") if background.needed(spec) else {}
+
+
+def _prepare(index: Index, recipe: Recipe, spec: EngineSpec, processes: int, emit: Emit) -> None:
+    if background.needed(spec):
+        timeout = recipe.pipeline.crop.timeout if processes else None
+        background.prepare(index, index.work / "crops", timeout, processes, emit)
+
+
+STAGE = Stage(
+    name="crops",
+    command="crop",
+    process=process,
+    upstream=lambda recipe: (),
+    row_group=128,
+    per_frame=True,
+    engine=_engine,
+    raw="video",
+    prepare=_prepare,
+    backgrounds=_backgrounds,
+)

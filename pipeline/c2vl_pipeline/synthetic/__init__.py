@@ -1,0 +1,1 @@
+"""A synthetic dataset in NTU's format: stick figures in motion, as videos and skeleton files."""

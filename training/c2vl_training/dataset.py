@@ -1,0 +1,304 @@
+"""Packed arrays to augmented batches: one batched augmentation over the store, no DataLoader.
+
+Array order on disk (T, C, M, V), in batches (N, C, T, V, M). On a CPU batches are read from the mapped file, which
+is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and sample, so
+a resumed epoch, or one that several processes share, sees what an undisturbed one saw. Labels lie in a file of their own that
+`Packed.labels` opens: pre-training never calls it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.layouts import Layout
+from c2vl_manifests.packed import PackedManifest, read_packed_manifest
+from c2vl_manifests.recipe import InputConfig
+from c2vl_training.augmentation import Draws, rotations
+
+Rows = npt.NDArray[np.int64]
+_COLUMNS = (
+    *("sample_id", "frames", "skeleton_status", "vision_rows", "language_rows"),
+    *("reason", "subject", "splits"),
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Rows of a split that can be used, and (sample_id, reason) of those that cannot."""
+
+    rows: Rows
+    left_out: tuple[tuple[str, str], ...]
+
+
+class Packed:
+    """One packed folder; arrays stay on disk until asked for.
+
+    Raises:
+        StageError: nothing was packed there.
+        DataError: an array is damaged or of another shape than `packed.json` says.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if folder.name != "packed" and not (folder / "packed.json").is_file():
+            folder = folder / "packed"
+        self.folder = folder
+        self.manifest: PackedManifest = read_packed_manifest(folder)
+        self.layout: Layout = self.manifest.joint_layout()
+        self._index = self._read_index()
+        m = self.manifest
+        self.offsets = self._array("offsets.npy", (m.samples + 1,))
+        self.joints = self._array("joints.npy", (m.frames, self.layout.dims, m.bodies, self.layout.joints))
+
+    def _read_index(self) -> pa.Table:
+        path = self.folder / "index.parquet"
+        try:
+            table = pq.read_table(path).combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
+        if table.num_rows != self.manifest.samples:
+            raise DataError(
+                f"{path}: {table.num_rows} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
+            )
+        if absent := [name for name in _COLUMNS if name not in table.column_names]:
+            raise DataError(f"{path}: lacks the column {absent[0]!r}; run `c2vl-pipeline pack` again")
+        return table
+
+    def sample_ids(self, rows: Iterable[int]) -> list[str]:
+        """Return the ids of some rows."""
+        ids: list[str] = self._index.column("sample_id").take(pa.array(rows, pa.int64())).to_pylist()
+        return ids
+
+    def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+        path = self.folder / name
+        try:
+            array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
+        except (OSError, ValueError, EOFError) as error:
+            raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
+        if array.shape != shape:
+            raise DataError(f"{path}: shape {array.shape}, expected {shape}; run `c2vl-pipeline pack` again")
+        return array
+
+    def knowledge(self, kind: str) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Return vectors (N, slots, D) float16 and which of them are usable (N, slots) of `vision` or `language`."""
+        m = self.manifest
+        dim = m.vision_dim if kind == "vision" else m.language_dim
+        return self._array(f"{kind}.npy", (m.samples, m.slots, dim)), self._array(
+            f"{kind}_ok.npy", (m.samples, m.slots)
+        )
+
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Return 0-based classes (N,), -1 where unknown: for the supervised control and evaluation only."""
+        return self._array("labels.npy", (self.manifest.samples,)).astype(np.int64)
+
+    def _splits(self) -> pa.MapArray:
+        return self._index.column("splits").chunk(0)
+
+    def benchmarks(self) -> list[str]:
+        """Names of the benchmarks that any sample belongs to."""
+        return sorted(self._splits().keys.unique().to_pylist())
+
+    def main_benchmark(self) -> str:
+        """Return xsub, or else the first benchmark.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        names = self.benchmarks()
+        if not names:
+            raise ConfigError(
+                f"{self.folder} has no benchmark; give split_<benchmark> columns in the table of samples"
+            )
+        return "xsub" if "xsub" in names else names[0]
+
+    def _members(self, benchmark: str, split: str) -> Rows:
+        """Return all rows of a split.
+
+        `<benchmark>-val` divides the *training* split alone: a quarter of its subjects, the last ones, stand in
+        for the test subjects, so that settings can be chosen without looking at the test split.
+        """
+        base = benchmark if benchmark in self.benchmarks() else benchmark.removesuffix("-val")
+        if base not in self.benchmarks():
+            have = (
+                ", ".join(self.benchmarks()) or "none; give split_<benchmark> columns in the table of samples"
+            )
+            raise ConfigError(
+                f"{self.manifest.title} has no benchmark {benchmark!r}; it has {have} (and each as <name>-val)"
+            )
+        if base == benchmark:
+            return self._rows_of(base, split)
+        training = self._rows_of(base, "train")
+        subject = self._index.column("subject").fill_null(-1).to_numpy()[training]
+        subjects = np.unique(subject[subject >= 0])
+        if len(subjects) < 2:
+            raise ConfigError(
+                f"{benchmark!r} holds out subjects of the training split, which names {len(subjects)}; at least 2 are needed"
+            )
+        held = np.isin(subject, subjects[-max(1, len(subjects) // 4) :])
+        return training[held if split == "test" else ~held]
+
+    def _rows_of(self, benchmark: str, split: str) -> Rows:
+        pairs = self._splits()
+        rows = np.repeat(np.arange(len(pairs)), np.diff(pairs.offsets.to_numpy()))
+        wanted = pc.and_(pc.equal(pairs.keys, benchmark), pc.equal(pairs.items, split))
+        members: Rows = rows[wanted.to_numpy(zero_copy_only=False)]
+        return members
+
+    def select(self, benchmark: str, split: str, knowledge: Sequence[str] = ()) -> Selection:
+        """Return the usable rows of a split: a skeleton, and at least one usable vector of each knowledge asked for.
+
+        Raises:
+            ConfigError: no such benchmark.
+            DataError: nothing usable is left.
+        """
+        rows = self._members(benchmark, split)
+        needed = ("frames", *(f"{kind}_rows" for kind in knowledge))
+        usable = np.all([self._index.column(name).to_numpy()[rows] > 0 for name in needed], axis=0)
+        left_out = tuple(
+            (row["sample_id"], _lack(row, knowledge)) for row in self._index.take(rows[~usable]).to_pylist()
+        )
+        if not usable.any():
+            why = f"; the first was left out because of {left_out[0][1]}" if left_out else ""
+            raise DataError(
+                f"{self.folder}: no usable {split} samples in {benchmark}{why}. See `c2vl-pipeline status`"
+            )
+        return Selection(rows[usable], left_out)
+
+
+def _lack(row: dict[str, Any], knowledge: Sequence[str]) -> str:
+    if row["frames"] == 0:
+        return f"{row['skeleton_status']}: {row['reason'] or 'no skeleton'}"
+    lacking = " and ".join(kind for kind in knowledge if row[f"{kind}_rows"] == 0)
+    return f"no usable {lacking} rows: {row['reason'] or 'nobody found in any frame'}"
+
+
+class Store(Protocol):
+    """What clips are cut from: a `Packed`, or joints that never were in one."""
+
+    layout: Layout
+    joints: npt.NDArray[Any]
+    """Frames of all samples, one after the other. Shape (frames, C, M, V)."""
+    offsets: npt.NDArray[Any]
+    """Where each sample begins, and where the last one ends. Shape (N + 1,)."""
+
+
+class Clips:
+    """Some rows of a packed set, and the batched augmentation over them.
+
+    On a CPU the planes are the mapped file itself: nothing is copied, and the system keeps in memory what fits. Any
+    other device holds the frames of the rows, 4 M V C bytes each (600 of two Kinect bodies: 1.9 GB for 40,000 clips
+    of 80 frames).
+    """
+
+    def __init__(self, packed: Store, rows: Rows, config: InputConfig, device: torch.device) -> None:
+        self.config = config
+        self.layout = packed.layout
+        self._shape = packed.joints.shape[1:]
+        if device.type == "cpu":
+            frames, first = _mapped(packed.joints), packed.offsets[rows]
+        else:
+            frames, first = resident(packed, rows, device)
+        self._planes = frames.view(-1, self._shape[1] * self._shape[2])
+        self._first = torch.from_numpy(first).to(device)
+        self._length = torch.from_numpy(np.diff(packed.offsets)[rows]).to(device)
+
+    def __len__(self) -> int:
+        return len(self._length)
+
+    @property
+    def device(self) -> torch.device:
+        """Where clips are made."""
+        return self._length.device
+
+    def test(self, at: Tensor) -> Tensor:
+        """Return the central window of clips, not rotated. Shape: (N,) -> (N, C, T, V, M)."""
+        length = self._length[at]
+        cut = ((1 - self.config.augmentation.test_window) * length / 2).to(torch.int64)
+        still = torch.eye(3, device=at.device).expand(len(at), 3, 3)
+        return self._clip(at, cut, length - 2 * cut, still)
+
+    def train(self, at: Tensor, draws: Draws) -> Tensor:
+        """Return augmented clips: a random window, resized in time, rotated. Shape: (N,) -> (N, C, T, V, M)."""
+        device = self._length.device
+        length = self._length[at]
+        window = (draws.window.to(device) * length).to(torch.int64).clamp(min=self.config.frames)
+        window = torch.minimum(window, length)
+        start = (draws.start.to(device) * (length - window + 1)).to(torch.int64)
+        angles = draws.angles.to(device)
+        if self.layout.dims == 2:  # in the plane of the image alone
+            angles = angles * torch.tensor([0.0, 0.0, 1.0], device=device)
+        return self._clip(at, start, window, rotations(angles))
+
+    def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor) -> Tensor:
+        """Cut, resize in time, rotate, and take the stream."""
+        C, M, V = self._shape
+        planes, weights = _bags(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
+        planes.clamp_(max=len(self._planes) - 1)
+        clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum")
+        return self._stream(clip.view(len(at), C, -1, M, V)).transpose(3, 4)
+
+    def _stream(self, clip: Tensor) -> Tensor:
+        """Shape: (N, C, T, M, V) -> the same."""
+        if self.config.stream == "bone":
+            return clip - clip[..., list(self.layout.parents)]
+        if self.config.stream == "motion":
+            moved = torch.zeros_like(clip)
+            torch.sub(clip[:, :, 1:], clip[:, :, :-1], out=moved[:, :, :-1])
+            return moved
+        return clip
+
+
+def _mapped(joints: npt.NDArray[Any]) -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(joints)  # read alone
+
+
+def resident(packed: Store, rows: Rows, device: torch.device, at_once: int = 1024) -> tuple[Tensor, Rows]:
+    """Copy the frames of some rows to a device, a thousand clips at a time.
+
+    Returns:
+        The frames, (frames, C, M, V), and where each row begins among them, (N,).
+    """
+    first = np.concatenate([[0], np.cumsum(np.diff(packed.offsets)[rows])])
+    frames = torch.empty((int(first[-1]), *packed.joints.shape[1:]), device=device)
+    for n in range(0, len(rows), at_once):
+        some = rows[n : n + at_once]
+        part = np.concatenate([packed.joints[packed.offsets[r] : packed.offsets[r + 1]] for r in some])
+        frames[first[n] : first[n + len(some)]] = torch.from_numpy(part)
+    return frames, first[:-1]
+
+
+def _bags(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Say which planes of the store, with which weights, add up to each plane of each clip.
+
+    A plane is one coordinate of one frame, C planes a frame. Resizing in time mixes a frame and the next one, a
+    rotation mixes the planes of a frame; both are linear, so each plane of a clip is one weighted sum of 2 C planes:
+    sum_k R[c, k] ((1 - w) x_k[low] + w x_k[low + 1]). One pass over memory instead of one each.
+
+    Shape: (N,), (N,), (N, C, C) -> (N C T, 2 C), (N C T, 2 C)
+    """
+    C, device = rotation.shape[1], rotation.device
+    # half-pixel centres in whole numbers: frame t lies at ((2 t + 1) window - frames) / (2 frames)
+    centre = ((2 * torch.arange(frames, device=device) + 1) * window[:, None] - frames).clamp_(min=0)
+    low = centre // (2 * frames)
+    share = (centre - 2 * frames * low) / (2 * frames)
+    share *= low < window[:, None] - 1  # the last frame has no next one
+    planes = (C * (first[:, None] + low))[..., None] + torch.arange(2 * C, device=device)
+    planes = planes.view(-1, 1, frames * 2 * C).expand(-1, C, -1).reshape(-1, 2 * C)
+    here = torch.cat([rotation, torch.zeros_like(rotation)], dim=2)[:, :, None]
+    change = torch.cat([-rotation, rotation], dim=2)[:, :, None]
+    return planes, torch.addcmul(here, share[:, None, :, None], change).view(-1, 2 * C)

@@ -1,0 +1,118 @@
+"""Batch normalisation that skips empty bodies exactly."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from c2vl_training import distributed
+
+
+class _Weighted(torch.autograd.Function):
+    """Normalise by given moments of a batch in which the last rows stand for several bodies each.
+
+    The gradient that reaches such a row is already the sum over its copies. With G = sum g and H = sum g x^ over rows
+    and n values a channel in the plain batch, the plain gradient summed over the w copies of a row is
+    a (g - w G / n - w x^ H / n). Where w = 1 that is a mixture of what the native kernel returns for the rows at hand
+    (whose n' counts each row once) and of a g, with the share n' / n; only the last rows need a formula of their own.
+    Where sums come from several processes they are no longer the kernel's, and the formula is written out.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        mean: Tensor,
+        var: Tensor,
+        n: Tensor,
+        copies: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """Shape: (R, C, T, V), (C,) four times, (), (K,) -> (R, C, T, V)."""
+        ctx.save_for_backward(x, weight, mean, var, n, copies)
+        ctx.eps = eps
+        y: Tensor = torch.native_batch_norm(x, weight, bias, mean, var, False, 0.0, eps)[0]
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Return gradients of x, weight and bias."""
+        (g,) = grads
+        x, weight, mean, var, n, copies = ctx.saved_tensors
+        native, every = torch.ops.aten.native_batch_norm_backward, [True, True, True]
+        scale = (var + ctx.eps).rsqrt()
+        a = weight * scale
+        K, first = len(copies), len(x) - len(copies)
+        if distributed.size() == 1:
+            share = x.numel() / len(weight) / n
+            dx, H, G = native(g, x, weight * share, None, None, mean, scale, True, ctx.eps, every)
+            dx.addcmul_(g, _channels((1 - share) * a).to(g.dtype))
+            dx[first:] = _channels(a) * g[first:]
+            per_value = torch.stack([G, H]) / n
+        else:
+            dx, H, G = native(g, x, weight, mean, var, None, None, False, ctx.eps, every)
+            per_value = distributed.total(torch.stack([G, H])) / n
+            dx[:first] -= _pull(x[:first], per_value, mean, scale, a)
+        if K:
+            dx[first:] -= copies[:, None, None, None] * _pull(x[first:], per_value, mean, scale, a)
+        return dx, H, G, None, None, None, None, None
+
+
+def _pull(x: Tensor, per_value: Tensor, mean: Tensor, scale: Tensor, a: Tensor) -> Tensor:
+    """What the statistics take from the gradient of a row: a (G + x^ H) / n. Shape: (R, C, T, V) -> the same."""
+    G, H = per_value
+    return (x - _channels(mean)) * _channels(a * scale * H) + _channels(a * G)
+
+
+def _channels(values: Tensor) -> Tensor:
+    """Shape: (C,) -> (C, 1, 1)."""
+    return values[:, None, None]
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """Batch normalisation in which the last rows of a batch may stand for several equal ones each.
+
+    In a run of several processes its statistics are those of all of them.
+    """
+
+    def forward(self, x: Tensor, copies: Tensor | None = None) -> Tensor:
+        """Normalise.
+
+        Args:
+            x: Shape (R, C, T, V).
+            copies: how many rows of the plain batch each of the last K rows stands for. Shape (K,), float.
+
+        Returns:
+            Shape (R, C, T, V).
+        """
+        if not self.training or (copies is None and distributed.size() == 1):
+            return super().forward(x)
+        copies = self.weight.new_zeros(0) if copies is None else copies
+        n, mean, var = self._moments(x.detach(), copies)
+        y: Tensor = _Weighted.apply(x, self.weight, self.bias, mean, var, n, copies, self.eps)  # type: ignore[no-untyped-call]
+        return y
+
+    @torch.no_grad()
+    def _moments(self, x: Tensor, copies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return n, mean and biased variance of the plain batch, and take them into the running statistics."""
+        first, each = len(x) - len(copies), x.shape[2] * x.shape[3]
+        last = x[first:].to(self.weight.dtype)
+        means, counts = last.mean(dim=(2, 3)), each * copies[:, None]
+        squares = counts * (last - means[:, :, None, None]).square().mean(dim=(2, 3))
+        if first:
+            still = torch.zeros_like(self.weight)
+            mean, var = torch.ops.aten.batch_norm_update_stats(x[:first], still, still.clone(), 0.0)
+            means, squares = torch.cat([mean[None], means]), torch.cat([(first * each * var)[None], squares])
+            counts = torch.cat([counts.new_full((1, 1), first * each), counts])
+        n = counts.sum()
+        mean = (counts * means).sum(dim=0) / n
+        spread = (squares + counts * (means - mean).square()).sum(dim=0)
+        n, mean, spread = distributed.moments(n, mean, spread)
+        cast("Tensor", self.num_batches_tracked).add_(1)
+        cast("Tensor", self.running_mean).lerp_(mean, cast("float", self.momentum))
+        cast("Tensor", self.running_var).lerp_(spread / (n - 1), cast("float", self.momentum))
+        return n, mean, spread / n

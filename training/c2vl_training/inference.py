@@ -1,0 +1,141 @@
+"""The space in which skeletons, crops and captions of a finished pre-training meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.layouts import Layout
+from c2vl_manifests.recipe import InputConfig, PretrainConfig
+from c2vl_training import checkpoint
+from c2vl_training.dataset import Clips
+from c2vl_training.knowledge import Knowledge
+from c2vl_training.model import CrossModal
+
+
+@dataclass
+class _Joints:
+    """One skeleton as `Clips` reads a whole split."""
+
+    layout: Layout
+    joints: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int64]
+
+
+def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: InputConfig) -> Tensor:
+    """Return one skeleton as an encoder is fed in evaluation: the central window, resized, not rotated.
+
+    Args:
+        joints: valid frames in metres, as the skeletons stage makes them. Shape (T, M, V, C).
+        layout: the encoder's.
+        bodies: as many as the encoder was trained on; fewer are filled up with zeros, more are dropped.
+        config: the encoder's.
+
+    Returns:
+        Shape (1, C, frames, V, bodies).
+
+    Raises:
+        DataError: no frames, another layout, or NaN or infinite joints.
+    """
+    if joints.ndim != 4 or joints.shape[2:] != (layout.joints, layout.dims) or not len(joints):
+        raise DataError(
+            f"joints of the shape {joints.shape}; expected (T, M, {layout.joints}, {layout.dims}) with T of at least 1, "
+            f"the layout {layout.name!r}"
+        )
+    if not np.isfinite(joints).all():
+        raise DataError("the joints hold NaN or infinite values; expected metres")
+    held = joints[:, :bodies].astype(np.float32)
+    held = np.pad(held, ((0, 0), (0, bodies - held.shape[1]), (0, 0), (0, 0)))
+    planes = np.ascontiguousarray(held.transpose(0, 3, 1, 2))
+    store = _Joints(layout, planes, np.array([0, len(held)]))
+    return Clips(store, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
+
+
+@dataclass(frozen=True)
+class Space:
+    """A finished pre-training, frozen: everything it embeds is L2-normalised and compared by its dot product."""
+
+    model: CrossModal
+    layout: Layout
+    bodies: int
+    input: InputConfig
+    pooling: str
+    centre: dict[str, Tensor]
+    scale: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    @torch.inference_mode()
+    def clips(self, clips: Tensor) -> Tensor:
+        """Embed clips. Shape: (N, C, T, V, M) -> (N, D)."""
+        return self.model.skeletons(clips)
+
+    def skeleton(self, joints: npt.NDArray[Any]) -> Tensor:
+        """Embed one skeleton, see `clip_of`. Shape: (T, M, V, C) -> (D,)."""
+        device = self.model.skeleton.weight.device
+        return self.clips(clip_of(joints, self.layout, self.bodies, self.input).to(device))[0]
+
+    @torch.inference_mode()
+    def knowledge(self, kind: str, vectors: npt.NDArray[Any] | Tensor) -> Tensor:
+        """Embed vectors of single crops (`vision`) or captions (`language`), as the embed stage makes them.
+
+        Each is taken for the pooled vector of a sample that says the same throughout; with `ordered` pooling, of one
+        that says the same in every quarter.
+
+        Shape: (N, K) -> (N, D)
+
+        Raises:
+            ConfigError: the run did not listen to that kind.
+            DataError: vectors of another width.
+        """
+        if kind not in self.centre:
+            raise ConfigError(
+                f"this run has no {kind} projector; it was trained with {', '.join(self.centre)}"
+            )
+        x = F.normalize(torch.as_tensor(np.asarray(vectors, np.float32)), dim=-1)
+        if self.pooling == "ordered":
+            x = x.repeat(1, Knowledge.QUARTERS) / Knowledge.QUARTERS**0.5
+        projector = self.model.projectors[kind]
+        if x.shape[-1] != projector.in_features:
+            raise DataError(
+                f"{kind} vectors of {vectors.shape[-1]} numbers; this run was trained on another encoder's"
+            )
+        x = x.to(self.model.skeleton.weight.device)
+        return self.model.knowledge(kind, (x - self.centre[kind]) / self.scale[kind])
+
+
+def load_space(folder: Path, device: torch.device | None = None) -> Space:
+    """Read the encoder and the projectors of a finished pre-training.
+
+    Raises:
+        CheckpointError: the run is unfinished, damaged, or no pre-training.
+    """
+    device = device or torch.device("cpu")
+    trained = checkpoint.load_encoder(folder, device)
+    if trained.facts.get("kind") != "pretrain":
+        raise CheckpointError(
+            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; give the folder of a pre-training"
+        )
+    path = folder / checkpoint.PROJECTORS
+    tensors, facts = checkpoint.load(path)
+    if facts != trained.facts:
+        raise CheckpointError(f"{path} is of another run than the encoder beside it; train again")
+    config = PretrainConfig.model_validate(facts["config"])
+    centre = {n.removeprefix("centre."): t.to(device) for n, t in tensors.items() if n.startswith("centre.")}
+    scale = {n.removeprefix("scale."): t.to(device) for n, t in tensors.items() if n.startswith("scale.")}
+    widths = {kind: tensors[f"projectors.{kind}.weight"].shape[1] for kind in centre}
+    model = CrossModal(trained.module, widths, config)
+    rest = {n: t for n, t in tensors.items() if not n.startswith(("centre.", "scale."))}
+    whole = {f"encoder.{n}": t for n, t in trained.module.state_dict().items()} | rest
+    checkpoint.restore(model, whole, "", path)
+    model.eval().requires_grad_(False).to(device)
+    return Space(
+        model, trained.layout, int(facts["bodies"]), trained.input, config.pooling, centre, scale, facts
+    )
