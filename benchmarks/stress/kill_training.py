@@ -1,6 +1,6 @@
 """Kill a pre-training by SIGKILL at random moments, resume it each time, and compare with an undisturbed run.
 
-python benchmarks/kill_training.py --work WORK [--kills 20] [--epochs 150] [--within 4] [--json FILE]
+python benchmarks/stress/kill_training.py --work WORK [--kills 20] [--epochs 150] [--within 4] [--json FILE]
 
 Prints where each kill hit (last logged epoch, epochs in the checkpoint) and whether weights, optimiser state,
 projectors, figures and histograms of both runs are equal, bit by bit. Random frames, dropout and a moving average

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from c2vl_pipeline.chaos_report import Kill
+from chaos_report import Kill
 
 DRIVER_SHARE, WINDOW_SHARE = 0.18, 0.5
 """Kills that hit the driver; kills that wait for a commit."""

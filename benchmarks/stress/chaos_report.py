@@ -6,8 +6,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from c2vl_pipeline.chaos_rows import Comparison
 from c2vl_pipeline.workspace import COMMANDS
+from compare_rows import Comparison
 
 TABLE = (
     "stage", "workers killed", "drivers killed", "in a commit", "torn", "rows", "equal", "excused", "damages",
