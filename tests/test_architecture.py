@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from support import ROOT
+
 PARTS = {
     "c2vl_manifests": ROOT / "manifests",
     "c2vl_pipeline": ROOT / "pipeline",
