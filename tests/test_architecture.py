@@ -274,7 +274,6 @@ COMMANDS = {
         "zeroshot", "retrieval", "search", "paper",
     ),
 }  # fmt: skip
-
 PROBE = """
 import sys
 from {part}.cli import app

@@ -12,7 +12,6 @@ from c2vl_pipeline import audit, explain, inspect
 from c2vl_pipeline.index import load
 
 pytestmark = pytest.mark.browser
-
 PROBE = """<script>addEventListener("load", () => {{
 const frame = document.querySelector("iframe"), root = frame.contentDocument.documentElement;
 document.title = [root.scrollWidth, frame.contentWindow.innerWidth, root.scrollHeight,

@@ -23,16 +23,9 @@ from c2vl_evaluation.results import Results
 from support.report import table, with_findings, work_folder, write_runs
 
 pytestmark = pytest.mark.browser
-
 EVIL = '<script>document.title = "taken"</script>"><img src=https://evil.example/x.png onerror=alert(1)>'
-
-
 SCREENS = [(width, scheme) for width in (390, 1200) for scheme in ("light", "dark")]
-
-
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-
-
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
@@ -184,8 +177,6 @@ def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 UNFOLD = "for (const d of document.querySelectorAll('details')) d.open = true;"
-
-
 OVERFLOWING = (
     UNFOLD
     + """
@@ -198,8 +189,6 @@ for (const e of document.body.querySelectorAll('*')) {
 return {page: document.documentElement.scrollWidth, screen: innerWidth, found};
 """
 )
-
-
 COLOURS = (
     UNFOLD
     + """
@@ -235,8 +224,6 @@ for (const e of document.body.querySelectorAll('*')) {
 return found;
 """
 )
-
-
 SIZES = """
 const found = [];
 for (const svg of document.querySelectorAll('svg')) {

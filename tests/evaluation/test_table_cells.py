@@ -35,8 +35,6 @@ SETTINGS = (
     "training.pretrain.epochs=1",
     "training.supervised.epochs=1",
 )
-
-
 DIVERGES = "evaluation.finetune.optimiser.lr=1e30"
 
 

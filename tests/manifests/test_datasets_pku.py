@@ -18,8 +18,6 @@ from c2vl_training.data import Packed
 from support.packed import write_packed
 
 WITH, WITHOUT = "xsub", "xsub-published"
-
-
 PUBLISHED = {WITH: {"train": 5_339, "test": 1_613}, WITHOUT: {"train": 5_295, "test": 1_610}}
 
 

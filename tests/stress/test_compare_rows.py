@@ -18,7 +18,6 @@ from c2vl_pipeline.chaos_rows import Damaged, compare_stage, compare_tables
 from c2vl_pipeline.stage import row_status, shard_path
 
 pytestmark = pytest.mark.stress
-
 SLOTS = 2
 
 

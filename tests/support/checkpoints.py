@@ -48,7 +48,6 @@ WORDS = re.findall(
     or person phone picture questions raise she sitting standing the their they to trying wave what with woman
     yes""",
 )
-
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message['role'].upper() + ': ' }}"
     "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"

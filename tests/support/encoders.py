@@ -11,11 +11,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_training.encoders import build
 
 SMALL = ((4, 1), (4, 1), (6, 2), (5, 1))
-
-
 HAND = Layout("hand", ("palm", "thumb", "index", "tip"), (0, 0, 0, 2))
-
-
 LITTLE = {
     "stgcn": {"blocks": SMALL},
     "stgcn_slim": {"blocks": SMALL},
@@ -24,8 +20,6 @@ LITTLE = {
     "bigru": {"width": 6},
     "transformer": {"width": 6},
 }
-
-
 GRAPHS = ("stgcn", "stgcn_slim", "ctrgcn", "msg3d")
 
 

@@ -40,8 +40,6 @@ def table_lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Ent
 
 
 TUNE = "{lr=0.05,weight_decay=1e-3,warmup_epochs=0,milestones=[2]}"
-
-
 TUNED = (
     "evaluation.linear.epochs=4",
     "evaluation.linear.milestones=[3]",

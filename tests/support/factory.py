@@ -39,8 +39,6 @@ def states(work: Path, recipe: Recipe) -> dict[str, str]:
 
 
 BY_COMMAND = {s.command: s for s in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)}
-
-
 STAGE_NAMES = [s.name for s in BY_COMMAND.values()]
 
 

@@ -7,8 +7,6 @@ import pytest
 from c2vl_manifests.layouts import LAYOUTS
 
 ALL = list(LAYOUTS.values())
-
-
 EACH = pytest.mark.parametrize("layout", ALL, ids=lambda layout: layout.name)
 
 

@@ -15,11 +15,7 @@ from c2vl_manifests.packed import PackedManifest
 from c2vl_pipeline.pack import INDEX
 
 STICK = Layout("stick", ("hip", "chest", "head", "hand", "foot"), (1, 1, 1, 1, 0))
-
-
 T = 8
-
-
 LENGTHS = (1, 2, 5, 7, 8, 9, 13, 16, 40)
 
 

@@ -18,8 +18,6 @@ from c2vl_evaluation.results import Finding, Results, Row, Score, Target
 from c2vl_manifests.schema import CAPTIONS, CROPS, SAMPLES
 
 CLASSES = ("wave", "clap", "sit <down>")
-
-
 BASE = {
     ("partition(cosine)", "pretrained"): (0.62, 0.71),
     ("hard", "pretrained"): (0.6, 0.7),
@@ -27,8 +25,6 @@ BASE = {
     ("supervised", "ceiling"): (0.8, 0.9),
     ("shuffled pairs", "shuffled"): (0.51, 0.62),
 }
-
-
 VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "path", "use"}
 
 

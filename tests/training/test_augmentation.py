@@ -18,8 +18,6 @@ from c2vl_training.learners import generator_of as _generator
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 FLAT = Layout("flat", STICK.names, STICK.parents, 2)
-
-
 CPU = torch.device("cpu")
 
 

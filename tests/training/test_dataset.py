@@ -14,8 +14,6 @@ from c2vl_training.data import Clips, Packed, draw, resident
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 CPU = torch.device("cpu")
-
-
 DEVICES = [
     pytest.param(
         torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -26,14 +26,8 @@ from support.packed import moving, write_packed
 from support.training import BASE, run, tensors
 
 BIN = Path(sys.executable).parent
-
-
 TORCHRUN = (str(BIN / "torchrun"), "--master-addr", "127.0.0.1", "--nproc-per-node", "2")
-
-
 COUNT = 420
-
-
 STEP = (
     *BASE,
     "training.precision=float64",

@@ -25,11 +25,7 @@ from c2vl_training.objective import (
 )
 
 TAU = 0.2
-
-
 KINDS = ["hard", "intra", "inter", "blend", "partition"]
-
-
 VARIANTS = [
     Targets("hard"),
     Targets("intra"),

@@ -37,8 +37,6 @@ SETTINGS = {
     "free temperature": ("training.pretrain.temperature.mode=learnable",),
     "every second epoch": ("training.checkpoint_every=2",),
 }
-
-
 EVERYTHING = (*SETTINGS["random frames"], *SETTINGS["dropout"], *SETTINGS["free temperature"])
 
 

@@ -113,8 +113,6 @@ def test_differences_are_signed_and_near_ones_are_equal() -> None:
 # ------------------------------------------------------------------------- what a number is, and of what
 
 MARKED = "captions derived from the joints"
-
-
 ROWS = (
     "vision",
     "vision and language",

@@ -12,8 +12,6 @@ from c2vl_evaluation import canvas, figures, report, report_classes
 from c2vl_evaluation.results import Results, Row
 
 SVG = "{http://www.w3.org/2000/svg}"
-
-
 NAMES = ("wave", "clap & <jump>", "cost $x_1$", "sit down")
 
 
@@ -68,8 +66,6 @@ ROWS = (
     ("random encoder", "floor", 0, 0.4, 0.5),
     ("supervised", "ceiling", 0, 0.8, 0.9),
 )
-
-
 DRAWINGS = {
     "training": lambda: figures.training_curves(curves()),
     "one epoch": lambda: figures.training_curves(curves(epochs=1, seeds=1)),
@@ -283,8 +279,6 @@ COUNTED = {
     ],
     "shuffled <pairs>": [{"vision/positive": [0, 4, 4, 0], "vision/negative": [0, 9, 9, 0]}],
 }
-
-
 SERIES = {
     "main": ("pretrained", np.array([1.0, 0.25, np.nan])),
     "random encoder": ("floor", np.array([0.5, 0.5, np.nan])),

@@ -16,8 +16,6 @@ from c2vl_pipeline.engines import embedded, groundingdino, hf, openai_server, po
 from c2vl_pipeline.status import survey
 
 URL = "http://nowhere:1/v1"
-
-
 SPECS = [
     pytest.param("detector", "skeleton", None, {"grow": 0.1}, embedded, id="skeleton"),
     pytest.param("detector", "motion", None, {}, embedded, id="motion"),

@@ -35,32 +35,20 @@ from c2vl_pipeline.engines import Box, Frame, checkpoint, groundingdino
 from support import SHARED, checkpoints
 
 WANTED = [name for name in ("torchvision", "groundingdino") if importlib.util.find_spec(name) is None]
-
-
 needs_package = pytest.mark.skipif(
     bool(WANTED), reason=f"needs torchvision and groundingdino-py; not installed: {', '.join(WANTED)}"
 )
-
-
 full_size = pytest.mark.skipif(
     "C2VL_FULL_SIZE" not in os.environ, reason="needs minutes and 5 GB: set C2VL_FULL_SIZE=1"
 )
-
-
 VIDEOS = SHARED / "videos"
-
-
 TINY = {"enc_layers": 2, "dec_layers": 2, "dim_feedforward": 64, "num_queries": 40}
-
-
 EVERY_QUERY = {"threshold": 0.0, "text_threshold": 0.0}
 
 
 # --- weights in both formats --------------------
 
 STEM = "model.backbone.conv_encoder.model"
-
-
 BLOCK = {
     "norm1": "layernorm_before",
     "norm2": "layernorm_after",
@@ -69,24 +57,18 @@ BLOCK = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-
-
 DEFORMABLE = {
     "norm1": "self_attn_layer_norm",
     "norm2": "final_layer_norm",
     "linear1": "fc1",
     "linear2": "fc2",
 }
-
-
 ENHANCER = {
     "norm1": "layer_norm_before",
     "norm2": "layer_norm_after",
     "linear1": "fc1",
     "linear2": "fc2",
 }
-
-
 FUSION = {
     "gamma_v": "vision_param",
     "gamma_l": "text_param",
@@ -98,8 +80,6 @@ FUSION = {
         for old, new in (("v", "vision"), ("l", "text"))
     },
 }
-
-
 DECODER = {
     "cross_attn": "encoder_attn",
     "ca_text": "encoder_attn_text",
@@ -110,8 +90,6 @@ DECODER = {
     "linear1": "fc1",
     "linear2": "fc2",
 }
-
-
 PREFIXES: list[tuple[str, str, dict[str, str]]] = [
     (r"backbone\.0\.patch_embed\.proj", f"{STEM}.embeddings.patch_embeddings.projection", {}),
     (r"backbone\.0\.patch_embed\.norm", f"{STEM}.embeddings.norm", {}),
@@ -138,8 +116,6 @@ PREFIXES: list[tuple[str, str, dict[str, str]]] = [
     (r"transformer\.(level_embed|enc_output)", r"model.\1", {}),
     (r"bbox_embed\.0\.", "bbox_embed.0.", {}),
 ]
-
-
 TIED_OR_UNUSED = re.compile(
     r"bbox_embed\.[1-9]|transformer\.decoder\.bbox_embed|bert\.pooler|.*relative_position_index"
 )

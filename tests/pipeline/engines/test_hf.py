@@ -22,11 +22,7 @@ QUESTION = (
     "Is he/she or are they holding anything in the hand? Is he/she or are they standing or sitting? "
     "What is he/she or are they trying to do? Answer the questions concisely"
 )
-
-
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
-
-
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
 
 

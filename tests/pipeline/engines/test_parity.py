@@ -25,14 +25,8 @@ from c2vl_pipeline.video import Video, decode_jpeg, encode_jpeg, shape_image
 from support import checkpoints
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
-
-
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
-
-
 SHAPES = [(336, 336), (200, 120), (97, 411), (500, 333), (672, 301), (40, 31), (7, 200), (337, 336)]
-
-
 SIDE = 336
 
 

@@ -57,8 +57,6 @@ def turned(body: np.ndarray, angle: float, shift: tuple[float, float, float] = (
 
 
 RAISED = pose(hand_right=(0.2, 2.0, 0), wrist_right=(0.2, 1.9, 0), elbow_right=(0.2, 1.65, 0))
-
-
 ASIDE = pose(hand_left=(-0.8, 1.42, 0), wrist_left=(-0.7, 1.42, 0), elbow_left=(-0.45, 1.42, 0))
 
 

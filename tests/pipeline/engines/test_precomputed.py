@@ -21,8 +21,6 @@ from c2vl_pipeline.engines import Caption, Crop
 from c2vl_pipeline.engines.released import read_captions
 
 NAME = "A001N002V003C004L005"
-
-
 TABLE = {NAME: ["He is standing.", " She sits "], "A001N002V003C004L006": ["a", "b"]}
 
 

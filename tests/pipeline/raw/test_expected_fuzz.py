@@ -20,13 +20,9 @@ from c2vl_pipeline.promise import COLUMNS, parse_labels, parse_table
 from support.fuzz_tables import SEEDS, TARGETS, outcome, run
 
 FEW = settings(max_examples=150, deadline=None)
-
-
 number = st.one_of(
     st.integers(-(10**12), 10**12), st.floats(), st.sampled_from(["", " 7 ", "1_0", "٣", "1e3", "-0"])
 )
-
-
 words = st.text(max_size=12)
 
 

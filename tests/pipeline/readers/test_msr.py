@@ -15,8 +15,6 @@ from c2vl_pipeline import index, msr, runner, skeletons
 from c2vl_pipeline.skeletons import read_utd
 
 NAMES = ["a01_s01_e01", "a02_s02_e01", "a20_s10_e03"]
-
-
 JOINT = KINECT_V1.names.index
 
 

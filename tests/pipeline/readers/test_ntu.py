@@ -15,8 +15,6 @@ from c2vl_pipeline.ntu import NtuFile, assemble_ntu, projected, read_ntu
 from support import reference_ntu
 
 CONFIG = SkeletonsConfig()
-
-
 Frames = list[dict[str, np.ndarray]]
 """A .skeleton file: one dict a frame, body id to (25, 12) float32."""
 
@@ -387,8 +385,6 @@ def test_a_file_of_empty_frames_gives_no_joints(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------- against the reference
 
 EACH = 160
-
-
 HAPPENED: Counter[str] = Counter()
 
 

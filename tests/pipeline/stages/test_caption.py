@@ -24,8 +24,6 @@ from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.stage import shard_path
 
 DESCRIBE = PoseCode.caption
-
-
 Pair = tuple[str, int]
 
 

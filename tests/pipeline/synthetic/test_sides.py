@@ -37,11 +37,7 @@ MIDDLE = 2
 
 
 JOINT = KINECT_V2.names.index
-
-
 PAIRS = ("shoulder", "elbow", "hip", "knee")
-
-
 SIZE = (320, 240)
 
 

@@ -19,8 +19,6 @@ from support.encoders import GRAPHS, HAND, LITTLE, SMALL, little, noise, scrambl
 from support.layouts import EACH
 
 FLAT = Layout("flat17", tuple(f"j{j}" for j in range(17)), tuple(max(0, j - 1 - j % 3) for j in range(17)), 2)
-
-
 MANY = Layout("many33", tuple(f"j{j}" for j in range(33)), tuple(max(0, j - 1 - j % 2) for j in range(33)))
 
 

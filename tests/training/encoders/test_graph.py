@@ -11,14 +11,8 @@ from c2vl_training.graph import adjacency, directed, distances, hops_from_centre
 from support.layouts import EACH, mirrored
 
 CHAIN = Layout("chain", ("a", "b", "c", "d"), (0, 0, 1, 2))
-
-
 ALONE = Layout("alone", ("a",), (0,))
-
-
 LAYOUTS = [KINECT_V1, KINECT_V2, CHAIN, ALONE]
-
-
 KINDS = ["stgcn", "proper"]
 
 
