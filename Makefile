@@ -24,7 +24,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table protocols paper test lint bench clean need-dataset need-benchmark need-target
+.PHONY: help demo prompts reproduce table protocols paper test lint bench docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,13 @@ lint: $(VENV)/.dev ## Ruff and mypy --strict
 
 bench: $(VENV)/.core ## Measure; what it prints is explained in benchmarks/README.md
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+
+$(VENV)/.docs: $(VENV)/.core
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 clean: ## Remove the virtual environment and what demo made
 	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(RUNROOT)/demo

@@ -23,7 +23,7 @@ def test_the_example_prints_captions_of_the_data_nearest_first(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-):
+) -> None:
     run = tmp_path / "run"
     train(Run("pretrain", Packed(work), recipe, "xsub", 0, run))
     clip = min(raw.rglob("*.skeleton"))

@@ -37,7 +37,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "mine"
 
 
-def test_joints_are_image_heights_with_y_up(converted: Path):
+def test_joints_are_image_heights_with_y_up(converted: Path) -> None:
     poses = [np.load(file) for file in sorted((converted / "poses").glob("*.npy"))]
     assert {joints.shape[1:] for joints in poses} == {(2, 13, 2)}
     first = poses[0][:, 0]
@@ -47,7 +47,7 @@ def test_joints_are_image_heights_with_y_up(converted: Path):
     assert (head > ankle).all()
 
 
-def test_people_who_are_not_seen_stay_zero(converted: Path):
+def test_people_who_are_not_seen_stay_zero(converted: Path) -> None:
     convert = load("convert")
     pixels = np.zeros((3, 2, 13, 2), np.float32)
     pixels[0, 0] = 120
@@ -57,7 +57,7 @@ def test_people_who_are_not_seen_stay_zero(converted: Path):
     assert not joints[:, 1].any()
 
 
-def test_paths_in_the_table_exist(converted: Path):
+def test_paths_in_the_table_exist(converted: Path) -> None:
     with (converted / "samples.csv").open() as handle:
         rows = list(csv.DictReader(handle))
     assert len(rows) == 4
@@ -65,7 +65,7 @@ def test_paths_in_the_table_exist(converted: Path):
     assert {row["split_subjects"] for row in rows} == {"train", "test"}
 
 
-def test_the_pipeline_packs_the_converted_clips(converted: Path, tmp_path: Path, cli: Cli):
+def test_the_pipeline_packs_the_converted_clips(converted: Path, tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli(
         *(
             "prompts",
@@ -87,7 +87,7 @@ def test_the_pipeline_packs_the_converted_clips(converted: Path, tmp_path: Path,
     assert packed["layout"]["names"][0] == "head"
 
 
-def test_coco_results_keep_the_two_best_people(tmp_path: Path):
+def test_coco_results_keep_the_two_best_people(tmp_path: Path) -> None:
     def person(frame: int, x: float, score: float) -> dict[str, object]:
         return {"image_id": frame, "keypoints": [x, 50.0, 1.0] * 17, "score": score}
 
@@ -102,7 +102,7 @@ def test_coco_results_keep_the_two_best_people(tmp_path: Path):
     assert not joints[1].any()
 
 
-def test_mediapipe_landmarks_are_turned_upright():
+def test_mediapipe_landmarks_are_turned_upright() -> None:
     point = (0.1, 0.2, 0.3)
     named = [{"x": 0.1, "y": 0.2, "z": 0.3}] * 33
     joints = load("pose_estimators").from_mediapipe([[point] * 33, None, named])
