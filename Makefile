@@ -93,7 +93,7 @@ $(VENV)/.docs: $(VENV)/.core
 	@touch $@
 
 docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove the virtual environment and what demo made
 	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(RUNROOT)/demo
