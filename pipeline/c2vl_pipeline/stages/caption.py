@@ -24,7 +24,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, padding, row_status
 from c2vl_pipeline.workspace import Index, stored_joints
 
 Row = dict[str, Any]
@@ -177,6 +177,11 @@ def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return recipe.pipeline.caption.engine
 
 
+def _config(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.pipeline.caption
+    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
+
+
 def _upstream(recipe: Recipe) -> tuple[str, ...]:
     """Return what captions are made of: crops, and joints for the captioner that describes them."""
     return ("crops", "skeletons") if recipe.pipeline.caption.engine.backend == "posecode" else ("crops",)
@@ -186,6 +191,8 @@ STAGE = Stage(
     name="captions",
     command="caption",
     process=process,
+    columns=("sample_id",),
+    config=_config,
     upstream=_upstream,
     row_group=8192,
     per_frame=True,

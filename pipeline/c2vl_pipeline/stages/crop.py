@@ -255,6 +255,8 @@ STAGE = Stage(
     name="crops",
     command="crop",
     process=process,
+    columns=("sample_id", "camera", "video", "video_bytes", *skeletons.STAGE.columns[1:]),
+    config=lambda recipe: recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
     upstream=lambda recipe: (),
     row_group=128,
     per_frame=True,

@@ -16,7 +16,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status, embeddings
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, padding, row_status
 from c2vl_pipeline.workspace import Index
 
 Row = dict[str, Any]
@@ -113,6 +113,11 @@ def process(shard: Shard) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def _config(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.pipeline.embed
+    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
+
+
 def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return recipe.pipeline.embed.engine
 
@@ -121,6 +126,8 @@ STAGE = Stage(
     name="embeddings",
     command="embed",
     process=process,
+    columns=("sample_id",),
+    config=_config,
     upstream=lambda recipe: ("crops", "captions"),
     row_group=8192,
     per_frame=True,
