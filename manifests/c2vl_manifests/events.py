@@ -33,5 +33,18 @@ Event = Progress | Note
 Emit = Callable[[Event], None]
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: `4.2 s`, `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def silent(event: Event) -> None:
     """Swallow an event: the default of every function that takes an `Emit`."""
