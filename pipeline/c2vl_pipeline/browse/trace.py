@@ -279,7 +279,12 @@ def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
 
 def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) -> dict[str, Any]:
     """What made this sample's rows in a stage, and whether its shard is what was committed."""
-    found: dict[str, Any] = {"stage": stage, "command": STAGES[stage].command, "state": "not run", "shard": shard}
+    found: dict[str, Any] = {
+        "stage": stage,
+        "command": STAGES[stage].command,
+        "state": "not run",
+        "shard": shard,
+    }
     try:
         manifest = read_stage_manifest(index.work / stage)
     except C2VLError as error:

@@ -35,7 +35,7 @@ class Stage:
     name: str
     """That of its folder and of its rows."""
     command: str
-    process: Callable[[Shard], pa.Table]
+    process: Callable[[ShardContext], pa.Table]
     """Makes the table of a shard."""
     columns: tuple[str, ...]
     """Columns of the index that its rows depend on; never labels or splits."""
@@ -48,6 +48,7 @@ class Stage:
     """A row for each (sample, frame) rather than each sample."""
     engine: Callable[[Recipe, Index], EngineSpec] | None = None
     byte_stream_split: tuple[str, ...] = ()
+    status_columns: tuple[str, ...] = ("status",)
     reads_joints: bool = False
     """Whether the names and order of the joints matter to it."""
     raw: Literal["video", "skeleton"] | None = None
@@ -59,7 +60,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardContext:
     """What a stage's `process` is given: some or all samples of one shard."""
 
     index: Index
@@ -72,6 +73,10 @@ class Shard:
     """Sample ids to make rows of; None is the whole shard."""
     killable: bool = False
     """Whether this process may be killed when a file hangs: true in workers, which are started again."""
+    quarantined: frozenset[str] = frozenset()
+    """Ids of samples, of any shard, whose files have killed a worker."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Facts for the shard's manifest that `process` adds to those of the engine."""
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
