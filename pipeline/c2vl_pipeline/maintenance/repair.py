@@ -55,7 +55,8 @@ def plan_repair(work: Path, damages: Sequence[Damage]) -> dict[str, Repair]:
     for damage in damages:
         if damage.stage in STAGES:
             shards.setdefault(damage.stage, set()).update(() if damage.shard is None else (damage.shard,))
-        for reader in damage.readers if damage.shard is not None else ():
+        for reader in damage.readers:
+            assert damage.shard is not None
             if shard_path(work, reader, damage.shard).with_suffix(".json").is_file():
                 again = redo.setdefault(reader, {})
                 again[damage.shard] = again.get(damage.shard, frozenset()) | set(damage.samples)
