@@ -52,7 +52,7 @@ def scene(
     Returns:
         The scene, uint8 RGB (H, W, 3); None where no clip of the camera can be read.
     """
-    chosen = [s for s in samples[:: max(len(samples) // CLIPS, 1)][:CLIPS] if (root / s["video"]).is_file()]
+    chosen = [s for s in samples[:: max(len(samples) // CLIPS, 1)][:CLIPS] if (root / s["video"]).exists()]
     columns = ("sample_id", "video", "video_bytes", "start_frame", "end_frame")
     made_from = fingerprint([[sample[column] for column in columns] for sample in chosen])
     path = scene_path(folder, camera)
