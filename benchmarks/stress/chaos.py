@@ -30,14 +30,15 @@ from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_pipeline.execution import runner
-from c2vl_pipeline.stages import crop
-from c2vl_pipeline.stages.base import stages
+from c2vl_pipeline.execution.runner import run_stage
+from c2vl_pipeline.stages import STAGES, crop
 from c2vl_pipeline.stages.index import build
-from c2vl_pipeline.workspace import COMMANDS, Index, load, shard_path
+from c2vl_pipeline.workspace import Index, load, shard_path
 from chaos_report import TABLE, Garbage, Report
 from compare_rows import Damaged, compare_stage
 from faults import GARBAGE, Killer, damage, spoil
+
+COMMANDS = {name: stage.command for name, stage in STAGES.items()}
 
 DAMAGE_SHARE, UPSTREAM_SHARE, LAST_DAMAGES = 0.7, 0.2, 3
 """Runs followed by damage; damages that hit an earlier stage; damages of a complete stage before `repair`."""
@@ -226,8 +227,8 @@ class Chaos:
     def run(self) -> Report:
         """Do it all."""
         started = time.monotonic()
-        for stage in stages():
-            runner.run(stage, self.clean, self.recipe)
+        for stage in STAGES.values():
+            run_stage(stage, self.clean, self.recipe)
         self.report.clean_seconds = time.monotonic() - started
         self.report.full_disk = self._full_disk()
         _build(self.given, self.scratch / "raw", self.work, self.recipe, self.overrides)
@@ -291,7 +292,7 @@ class Chaos:
             self.report.damages[at, what] += 1
 
     def _repair(self) -> None:
-        if self._call("repair", self.work, "--workers", "0"):
+        if self._call("verify", self.work, "--repair", "--workers", "0"):
             self.report.violations.append("repair did not make everything whole")
 
     def _settle(self) -> None:
@@ -299,7 +300,7 @@ class Chaos:
         for command in COMMANDS.values():
             self._undisturbed(command, self.work, "--workers", str(self.report.workers))
         if any(_blamed(self.work, name) for name in COMMANDS):
-            self._undisturbed("retry-failed", self.work, "--workers", str(self.report.workers))
+            self._undisturbed("prompts", self.work, "--retry-failed", "--workers", str(self.report.workers))
         self._undisturbed("verify", self.work)
 
     def _compare(self) -> None:

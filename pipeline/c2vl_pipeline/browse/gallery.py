@@ -22,7 +22,8 @@ from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.reader import Lookup, Row
-from c2vl_pipeline.workspace import COMMANDS, Index, load
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Index, load
 
 Mask = npt.NDArray[np.bool_]
 
@@ -168,10 +169,10 @@ def _status(index: Index, lookup: Lookup, status: str, among: Mask) -> Mask:
     known = [*map(str, Status), NOT_OK]
     if name not in known:
         raise _unknown("status", name, known)
-    if stage and stage not in COMMANDS:
-        raise _unknown("stage", stage, COMMANDS)
+    if stage and stage not in STAGES:
+        raise _unknown("stage", stage, STAGES)
     mask = np.zeros(len(among), bool)
-    for each in [stage] if stage else COMMANDS:
+    for each in [stage] if stage else STAGES:
         for shard, manifest in lookup.shards(each):
             start, stop = index.plan[shard]
             counts = {
@@ -258,7 +259,7 @@ def gallery(
 def _stages(lookup: Lookup) -> list[dict[str, Any]]:
     """Count the statuses of every stage, from the manifests of its shards."""
     counted = []
-    for stage in COMMANDS:
+    for stage in STAGES:
         statuses: dict[str, int] = {}
         for _, manifest in lookup.shards(stage):
             for status, n in manifest.statuses.items():

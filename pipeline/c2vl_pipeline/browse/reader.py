@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
-from c2vl_pipeline.workspace import COMMANDS, Index, shard_path
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Index, shard_path
 
 Row = dict[str, Any]
 
@@ -53,7 +54,7 @@ class Lookup:
                 found = True
                 yield shard, manifest
         if not found:
-            self.note(f"There are no {stage} yet; `c2vl-pipeline {COMMANDS[stage]}` makes them.")
+            self.note(f"There are no {stage} yet; `c2vl-pipeline {STAGES[stage].command}` makes them.")
 
     def columns(self, stage: str, shard: int, columns: Sequence[str], **options: Any) -> pa.Table | None:
         """Read some columns of a whole shard; None, with a note, where that cannot be or rows do not fit the index."""
@@ -87,7 +88,7 @@ class Lookup:
             path = self.path(stage, shard)
             if not path.is_file():
                 self.note(
-                    f"Some {stage} are not made yet; `c2vl-pipeline {COMMANDS[stage]}` makes the shards that are missing."
+                    f"Some {stage} are not made yet; `c2vl-pipeline {STAGES[stage].command}` makes the shards that are missing."
                 )
                 continue
             try:
@@ -133,5 +134,5 @@ class Lookup:
     def _misfit(self, stage: str, shard: int) -> None:
         self.note(
             f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is passed over; "
-            f"`c2vl-pipeline {COMMANDS[stage]}` makes it again."
+            f"`c2vl-pipeline {STAGES[stage].command}` makes it again."
         )

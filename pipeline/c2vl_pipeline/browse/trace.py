@@ -37,7 +37,8 @@ from c2vl_pipeline.browse.gallery import class_name, unknown_sample
 from c2vl_pipeline.browse.reader import Lookup, Row
 from c2vl_pipeline.readers.ntu import projected, read_ntu
 from c2vl_pipeline.readers.video import Video, plan_frames
-from c2vl_pipeline.workspace import COMMANDS, Index, load, stored_joints
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Index, load, stored_joints
 
 FRAME_SIDE = 320
 """Longer side of a decoded frame on the page, pixels."""
@@ -112,7 +113,7 @@ def trace(work: Path, sample_id: str) -> Trace:
         raise unknown_sample(sample_id, index.table["sample_id"].to_pylist())
     lookup = Lookup(index)
     sample: Row = index.table.slice(number, 1).to_pylist()[0]
-    rows = {stage: lookup.rows(stage, [number]).get(number, []) for stage in COMMANDS}
+    rows = {stage: lookup.rows(stage, [number]).get(number, []) for stage in STAGES}
     planned = _planned(index, sample, rows["crops"])
     raw = _raw(index, sample)
     found = Trace(index, {})
@@ -128,7 +129,7 @@ def trace(work: Path, sample_id: str) -> Trace:
     ]
     _project(index, sample, planned, found)
     shard = lookup.shard_of(number)
-    stages = [_stage(index, lookup, stage, shard, sample) for stage in COMMANDS]
+    stages = [_stage(index, lookup, stage, shard, sample) for stage in STAGES]
     _match_files(stages, raw)
     found.facts.update(
         sample={
@@ -278,7 +279,12 @@ def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
 
 def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) -> dict[str, Any]:
     """What made this sample's rows in a stage, and whether its shard is what was committed."""
-    found: dict[str, Any] = {"stage": stage, "command": COMMANDS[stage], "state": "not run", "shard": shard}
+    found: dict[str, Any] = {
+        "stage": stage,
+        "command": STAGES[stage].command,
+        "state": "not run",
+        "shard": shard,
+    }
     try:
         manifest = read_stage_manifest(index.work / stage)
     except C2VLError as error:
@@ -307,7 +313,7 @@ def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) ->
         "seconds": committed.seconds,
         **_hashes(path, committed.sha256, committed.digest),
         "footer_problem": footer_problem(path, committed.key, committed.rows),
-        "same_samples": committed.extra.get("samples") == index.shard_keys(stage)[shard],
+        "same_samples": committed.extra.get("samples") == index.shard_keys(STAGES[stage].columns)[shard],
         "upstream": committed.extra.get("upstream", []),
         "files": {k: v for k, v in committed.extra.get("files", {}).items() if k in own},
         "part": committed.extra.get("parts", {}).get(sample["sample_id"]),

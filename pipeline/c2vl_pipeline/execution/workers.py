@@ -30,18 +30,20 @@ from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import file_sha256
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.recovery import STARTS
-from c2vl_pipeline.execution.task import Job, Receipt, run_shard
+from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
 from c2vl_pipeline.workspace import load
 
 WAIT_FOR_WORKERS = 600.0
 """Seconds until a scheduler without workers is given up."""
 
+STARTS = 3
+"""Attempts to start the processes: one that is killed before it has joined takes the whole cluster with it."""
+
 HEAL_EVERY = 2.0
-"""Seconds without a finished job after which it is looked whether all workers are still there."""
+"""Seconds without a finished task after which it is looked whether all workers are still there."""
 
 STUCK_AFTER = 30.0
-"""Seconds in which no worker holds a job, although there are jobs, until a local cluster is started again."""
+"""Seconds in which no worker holds a task, although there are tasks, until a local cluster is started again."""
 
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -68,8 +70,8 @@ class WorkerSetup(WorkerPlugin):
 
 
 @dataclass(frozen=True)
-class Death:
-    """A worker died while it held this job."""
+class WorkerDied:
+    """A worker died while it held this task."""
 
 
 def _visit(index: str, root: str | None = None) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def _visit(index: str, root: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class Workers:
-    """Worker processes, started when the first job needs them and kept until closed.
+    """Worker processes, started when the first task needs them and kept until closed.
 
     Args:
         count: processes of a local cluster; ignored with a scheduler.
@@ -113,7 +115,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; the next job starts them again."""
+        """End the processes; the next task starts them again."""
         self._stack.close()
         self._client = self._cluster = None
 
@@ -260,23 +262,25 @@ class Workers:
                 )
         client.register_plugin(WorkerSetup(()))
 
-    def run(self, waiting: deque[Job], work: Path) -> Iterator[tuple[Job, Receipt | Death]]:
-        """Run the waiting jobs, about two a worker in flight; the caller may add to `waiting` at any time."""
+    def run(
+        self, waiting: deque[ShardTask], work: Path
+    ) -> Iterator[tuple[ShardTask, ShardResult | WorkerDied]]:
+        """Run the waiting tasks, about two a worker in flight; the caller may add to `waiting` at any time."""
         client = self.client(work)
-        running: dict[Future[Any], Job] = {}
+        running: dict[Future[Any], ShardTask] = {}
         done: SimpleQueue[Future[Any]] = SimpleQueue()
         idle = 0.0
         while waiting or running:
             while waiting and len(running) < 2 * self._size(client):
-                job = replace(waiting.popleft(), killable=True)
-                future = client.submit(run_shard, job, pure=False, resources=dict(self.resources) or None)
-                running[future] = job
+                task = replace(waiting.popleft(), killable=True)
+                future = client.submit(run_shard, task, pure=False, resources=dict(self.resources) or None)
+                running[future] = task
                 future.add_done_callback(done.put)
             try:
                 future = done.get(timeout=HEAL_EVERY)
             except Empty:
                 self._heal(client)
-                # no worker holds a job although there are jobs: start the cluster again and hand them out anew
+                # no worker holds a task although there are tasks: start the cluster again and hand them out anew
                 idle = 0.0 if any(client.processing().values()) else idle + HEAL_EVERY
                 if idle >= STUCK_AFTER and self._cluster is not None:
                     self.close()
@@ -287,14 +291,14 @@ class Workers:
             if future not in running:
                 continue  # of a cluster that was started again
             idle = 0.0
-            job = running.pop(future)
+            task = running.pop(future)
             try:
-                outcome: Receipt | Death = future.result()
+                outcome: ShardResult | WorkerDied = future.result()
             except KilledWorker:
-                outcome = Death()
+                outcome = WorkerDied()
             except (CommClosedError, CancelledError, TimeoutError) as error:
                 raise _lost(error) from error
-            yield job, outcome
+            yield task, outcome
 
     def _size(self, client: Client) -> int:
         if self._cluster is not None:

@@ -27,8 +27,10 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution import keys, runner
-from c2vl_pipeline.stages.base import Stage, stages
+from c2vl_pipeline.execution.keys import stage_keys
+from c2vl_pipeline.execution.runner import default_workers, run_stage
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.workspace import Index, load, shard_path
 
 FILE = "plan.json"
@@ -116,21 +118,20 @@ def estimate(
         raise StageError(
             f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to probe; run `c2vl-pipeline index` on the complete folder"
         )
-    road = stages()
     found: list[StagePlan] = []
     todo: dict[str, set[int]] = {}
     with tempfile.TemporaryDirectory(prefix="plan-", dir=work) as name:
         probe = _Probe(work, index, recipe, Path(name))
-        emit(Progress("probe", 0, len(road), "stages"))
+        emit(Progress("probe", 0, len(STAGES), "stages"))
         # 48 samples spread over everything; a stage reads what the one before made of them
         count = min(48, len(usable))
         chosen = [usable[n * len(usable) // count] for n in range(count)]
-        for number, stage in enumerate(road):
+        for number, stage in enumerate(STAGES.values()):
             todo[stage.name] = _todo(probe, stage, todo)
             left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in todo[stage.name])
-            plan, chosen = _probe(probe, stage, chosen, seconds / len(road), workers)
+            plan, chosen = _probe(probe, stage, chosen, seconds / len(STAGES), workers)
             found.append(plan.model_copy(update={"samples": left}))
-            emit(Progress("probe", number + 1, len(road), "stages"))
+            emit(Progress("probe", number + 1, len(STAGES), "stages"))
     made = Estimate(
         stages=tuple(found), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
     )
@@ -144,11 +145,11 @@ def _probe(
     """Run one stage over one sample (which loads its engine), then over as many as its time allows."""
     started = time.monotonic()
     _subset(probe, chosen)
-    runner.run(stage, probe.folder, probe.recipe, only=frozenset({0}))
+    run_stage(stage, probe.folder, probe.recipe, only=frozenset({0}))
     first = time.monotonic() - started
     done, spent = 1, 0.0
     while done < len(chosen) and spent < seconds:
-        runner.run(stage, probe.folder, probe.recipe, only=frozenset({done}))
+        run_stage(stage, probe.folder, probe.recipe, only=frozenset({done}))
         made = read_shard_manifest(shard_path(probe.folder, stage.name, done))
         assert made is not None
         spent += made.seconds  # without what starting and ending a run costs: a shard has hundreds of samples
@@ -164,7 +165,7 @@ def _probe(
             sample_seconds=each,
             sample_bytes=size / done,
             samples=0,
-            workers=workers or runner.default_workers(stage, probe.work, probe.recipe),
+            workers=workers or default_workers(stage, probe.work, probe.recipe),
             on_gpu=spec is not None and engines.has_weights(spec) and bool(engines.gpus()),
         ),
         list(chosen[:done]),
@@ -173,9 +174,9 @@ def _probe(
 
 def _todo(probe: _Probe, stage: Stage, above: Mapping[str, set[int]]) -> set[int]:
     """Return the shards of the real work folder that a run would make: not there, stale, or below such a one."""
-    plan = keys.make_plan(stage, probe.index, probe.recipe)
+    keys = stage_keys(stage, probe.index, probe.recipe)
     below = (above.get(name, set()) for name in stage.upstream(probe.recipe))
-    return set(range(len(plan.keys))) - plan.done.keys() | set().union(*below)
+    return set(range(len(keys.keys))) - keys.done.keys() | set().union(*below)
 
 
 def _subset(probe: _Probe, chosen: Sequence[int]) -> None:

@@ -22,9 +22,10 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.keys import Plan, changes, former_inputs, lasting_engine, make_plan
-from c2vl_pipeline.stages.base import Stage, stages
-from c2vl_pipeline.stages.pack import STAGES, content_key
+from c2vl_pipeline.execution.keys import StageKeys, changes, engine_facts, former_inputs, stage_keys
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.stages.pack import content_key
 from c2vl_pipeline.workspace import Index, load, shard_path
 
 
@@ -58,41 +59,40 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     Raises StageError where there is no index.
     """
     index = load(work)
-    found = [_stage_status(stage, index, recipe) for stage in stages()]
-    return [*found, _packed_status(index)]
+    return [*(_stage_status(stage, index, recipe) for stage in STAGES.values()), _packed_status(index)]
 
 
 def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
     written = read_stage_manifest(index.work / stage.name)
-    plan = make_plan(stage, index, recipe, _engine(stage, index, recipe, written))
+    keys = stage_keys(stage, index, recipe, _engine(stage, index, recipe, written))
     statuses: Counter[str] = Counter()
-    for shard in plan.done.values():
+    for shard in keys.done.values():
         statuses.update(shard.statuses)
     why: Counter[str] = Counter()
     if written is not None:
-        for number in range(len(plan.keys)):
-            if number not in plan.done:
-                why.update(reasons(index.work, plan, number))
+        for number in range(len(keys.keys)):
+            if number not in keys.done:
+                why.update(reasons(index.work, keys, number))
     made_otherwise = any(reason not in _UNMADE and not reason.startswith(_DAMAGED) for reason in why)
-    if len(plan.done) == len(plan.keys):
+    if len(keys.done) == len(keys.keys):
         state = "complete"
     elif written is None:
         state = "missing"
     else:
         state = (
             "stale"
-            if made_otherwise and (written.key != plan.manifest.key or written.complete)
+            if made_otherwise and (written.key != keys.manifest.key or written.complete)
             else "unfinished"
         )
     return StageStatus(
         stage.name,
         state,
-        len(plan.done),
-        len(plan.keys),
-        sum(s.rows for s in plan.done.values()),
-        plan.manifest.expected_rows,
+        len(keys.done),
+        len(keys.keys),
+        sum(s.rows for s in keys.done.values()),
+        keys.manifest.expected_rows,
         dict(sorted(statuses.items())),
-        sum(s.seconds for s in plan.done.values()),
+        sum(s.seconds for s in keys.done.values()),
         dict(why.most_common()),
     )
 
@@ -106,7 +106,7 @@ def _engine(
     for otherwise they are stale, whatever its checkpoint would turn out to be.
     """
     try:
-        return lasting_engine(stage, index, recipe)
+        return engine_facts(stage, index, recipe)
     except EngineError:
         spec = stage.engine(recipe, index) if stage.engine else None
         if spec is None or spec.backend not in engines.backends(spec.role):
@@ -122,38 +122,36 @@ _UNMADE = frozenset({"not made yet", "written but not committed"})
 _DAMAGED = "the data file "
 
 
-def reasons(work: Path, plan: Plan, number: int) -> list[str]:
+def reasons(work: Path, keys: StageKeys, number: int) -> list[str]:
     """Say why a shard is not done: never made, damaged, or made of something else (each field that differs)."""
-    path = shard_path(work, plan.stage.name, number)
+    path = shard_path(work, keys.stage.name, number)
     shard = read_shard_manifest(path)
     if shard is None:
         return ["written but not committed" if path.is_file() else "not made yet"]
-    if shard.key == plan.keys[number]:
+    if shard.key == keys.keys[number]:
         if not path.is_file():
             return [f"{_DAMAGED}is gone"]
         if path.stat().st_size != shard.bytes:
             return [f"{_DAMAGED}has another size than was committed"]
         return [f"{_DAMAGED}is damaged ({footer_problem(path, shard.key, shard.rows)})"]
-    return list(_differences(work, plan, number, shard)) or ["made under another key"]
+    return list(_differences(work, keys, number, shard)) or ["made under another key"]
 
 
-def _differences(work: Path, plan: Plan, number: int, shard: ShardManifest) -> Iterator[str]:
-    now, then = plan.facts[number], shard.extra
+def _differences(work: Path, keys: StageKeys, number: int, shard: ShardManifest) -> Iterator[str]:
+    now, then = keys.facts[number], shard.extra
     if then.get("samples") != now["samples"]:
         yield "its samples, or the sizes of their files, are others"
-    if then.get("stage") == now["stage"] and then.get("backgrounds") != now.get("backgrounds"):
-        yield "its camera's empty scene is made of other files"
     for name, digest in now["upstream"].items():
         if digest is None:
             yield f"the {name} it was made from are gone"
         elif then.get("upstream", {}).get(name) != digest:
             yield f"the {name} it was made from changed"
     if then.get("stage") != now["stage"]:
-        old = former_inputs(work / plan.stage.name, str(then.get("stage")))
+        old = former_inputs(work / keys.stage.name, str(then.get("stage")))
         if old is None:
             yield "the configuration changed (the former one is not on record)"
         else:
-            yield from changes(old, plan.manifest.inputs)
+            yield from changes(old, keys.manifest.inputs)
 
 
 # ------------------------------------------------------------------------------------------------- packed

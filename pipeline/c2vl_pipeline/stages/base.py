@@ -6,8 +6,7 @@ where. What they share lies here: the shard they are given, the status columns o
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import C2VLError, DataError
-from c2vl_manifests.events import Emit
-from c2vl_manifests.manifest import read_shard
+from c2vl_manifests.errors import C2VLError, DataError, StageError
+from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.workspace import COMMANDS, Index, shard_path
+from c2vl_pipeline.readers.video import FILL
+from c2vl_pipeline.workspace import Index, shard_path
 
 MAX_ERROR = 300
 """Characters of an error text that a row keeps."""
@@ -31,29 +30,37 @@ MAX_ERROR = 300
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the road: `process` makes a shard's table; `upstream(recipe)` are the stages whose shards it reads."""
+    """Everything that the rest of the pipeline knows of a stage."""
 
     name: str
+    """That of its folder and of its rows."""
     command: str
-    process: Callable[[Shard], pa.Table]
+    process: Callable[[ShardContext], pa.Table]
+    """Makes the table of a shard."""
+    columns: tuple[str, ...]
+    """Columns of the index that its rows depend on; never labels or splits."""
+    config: Callable[[Recipe], dict[str, Any]]
+    """The values of a recipe, beside the engine, that its rows depend on."""
     upstream: Callable[[Recipe], tuple[str, ...]]
+    """Names of the earlier stages whose rows it reads."""
     row_group: int
     per_frame: bool = False
     """A row for each (sample, frame) rather than each sample."""
     engine: Callable[[Recipe, Index], EngineSpec] | None = None
     byte_stream_split: tuple[str, ...] = ()
+    status_columns: tuple[str, ...] = ("status",)
     reads_joints: bool = False
     """Whether the names and order of the joints matter to it."""
     raw: Literal["video", "skeleton"] | None = None
-    """The raw files it reads: their hashes go into the manifests of its shards."""
-    backgrounds: Callable[[EngineSpec, Index], Mapping[str, str]] | None = None
-    """Camera -> what the rows of its samples are made of beside their own files; part of the shards' keys."""
-    prepare: Callable[[Index, Recipe, EngineSpec, int, Emit], None] | None = None
-    """Makes what `backgrounds` names, before the shards, in so many processes (0: in this one)."""
+    """Column of the raw files whose hashes go into the manifests of its shards."""
+
+    def rows_per_sample(self, recipe: Recipe) -> int:
+        """Return how many rows one sample has."""
+        return recipe.pipeline.frames if self.per_frame else 1
 
 
 @dataclass(frozen=True)
-class Shard:
+class ShardContext:
     """What a stage's `process` is given: some or all samples of one shard."""
 
     index: Index
@@ -66,6 +73,10 @@ class Shard:
     """Sample ids to make rows of; None is the whole shard."""
     killable: bool = False
     """Whether this process may be killed when a file hangs: true in workers, which are started again."""
+    quarantined: frozenset[str] = frozenset()
+    """Ids of samples, of any shard, whose files have killed a worker."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Facts for the shard's manifest that `process` adds to those of the engine."""
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
@@ -87,9 +98,28 @@ class Shard:
         return table.filter(pc.is_in(table.column("sample_id"), pa.array(sorted(self.only), pa.string())))
 
 
-def stages() -> list[Stage]:
-    """Return the four sharded stages in the order of the road."""
-    return [importlib.import_module(f"c2vl_pipeline.stages.{command}").STAGE for command in COMMANDS.values()]
+def check_shards(stage: Stage, index: Index, numbers: Iterable[int], reader: str) -> None:
+    """Raise StageError if a shard is absent, damaged, or made from other samples or files than the index names now.
+
+    `reader` is the command that needs the shards; the message names the one that makes them again.
+    """
+    for number in numbers:
+        path = shard_path(index.work, stage.name, number)
+        shard = read_shard_manifest(path)
+        if shard is None or finished_shard(path, shard.key) is None:
+            problem = "is absent or damaged"
+        elif shard.extra.get("samples") != index.shard_keys(stage.columns)[number]:
+            problem = "was made from other samples or files than the index names now"
+        else:
+            continue
+        raise StageError(
+            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work {index.work}` again"
+        )
+
+
+def padding(aspect: str) -> dict[str, Any]:
+    """Return what of the aspect policy `pad` is part of a stage's configuration: the colour."""
+    return {"padding": list(FILL)} if aspect == "pad" else {}
 
 
 def hang_mark(folder: Path, number: int) -> Path:

@@ -24,7 +24,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
 from c2vl_pipeline.workspace import Index, stored_joints
 
 Row = dict[str, Any]
@@ -32,14 +32,14 @@ Row = dict[str, Any]
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
 
 
-def _skeletons(shard: Shard) -> dict[str, Row]:
+def _skeletons(shard: ShardContext) -> dict[str, Row]:
     """Rows of the skeletons stage by sample, for engines that describe poses."""
     if "pose" not in shard.engine.needs:
         return {}
     return {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
 
 
-def _pose(row: Row, frame: int, shard: Shard) -> Pose | None:
+def _pose(row: Row, frame: int, shard: ShardContext) -> Pose | None:
     """The joints at a video frame: the kept skeleton frame nearest to it."""
     if row["status"] != Status.OK:
         return None
@@ -72,7 +72,7 @@ class Journal:
     SYNC_EVERY = 5.0
     """Seconds between two syncs to disk: a killed process loses nothing that was written, a power cut this much."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: ShardContext) -> None:
         stem = f".shard-{shard.number:05d}-{shard.key[:12]}-"
         self.answers: dict[tuple[str, int], Caption] = {}
         for path in sorted(shard.folder.glob(f"{stem}*.journal")):
@@ -113,13 +113,13 @@ class Journal:
             self._file.close()
 
 
-def process(shard: Shard) -> pa.Table:
+def process(shard: ShardContext) -> pa.Table:
     """Make one shard: a row a (sample, slot)."""
     with Journal(shard) as journal:
         return _process(shard, journal)
 
 
-def _process(shard: Shard, journal: Journal) -> pa.Table:
+def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     assert shard.spec is not None
     config = shard.recipe.pipeline.caption
     wants_pose, blind = "pose" in shard.engine.needs, "nothing" in shard.engine.needs
@@ -177,6 +177,11 @@ def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return recipe.pipeline.caption.engine
 
 
+def _config(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.pipeline.caption
+    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
+
+
 def _upstream(recipe: Recipe) -> tuple[str, ...]:
     """Return what captions are made of: crops, and joints for the captioner that describes them."""
     return ("crops", "skeletons") if recipe.pipeline.caption.engine.backend == "posecode" else ("crops",)
@@ -186,6 +191,8 @@ STAGE = Stage(
     name="captions",
     command="caption",
     process=process,
+    columns=("sample_id",),
+    config=_config,
     upstream=_upstream,
     row_group=8192,
     per_frame=True,

@@ -19,14 +19,22 @@ import pyarrow as pa
 from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.events import Emit
 from c2vl_manifests.recipe import CropConfig, Recipe
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, background
 from c2vl_pipeline.readers import ntu
 from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, plan_frames
-from c2vl_pipeline.stages.base import Shard, Stage, failure, hang_mark, in_batches, row_status, unreadable
+from c2vl_pipeline.stages import skeletons
+from c2vl_pipeline.stages.base import (
+    ShardContext,
+    Stage,
+    failure,
+    hang_mark,
+    in_batches,
+    row_status,
+    unreadable,
+)
 from c2vl_pipeline.workspace import Index
 
 Row = dict[str, Any]
@@ -60,13 +68,13 @@ def _empty(sample: Row, slot: int) -> Row:
 class _ShardCrops:
     """Collects the rows of one shard: each video is opened once and serves all its samples."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: ShardContext) -> None:
         self.shard = shard
         self.config = shard.recipe.pipeline.crop
         self.slots = shard.recipe.pipeline.frames
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
-        self.backgrounds: dict[str, Image | None] = {}
+        self.scenes: dict[str, Image | None] = {}
         # whole frames are then never converted nor kept: only what is stored of them
         self.lent = "shape" in shard.engine.needs
         self.deadline: Deadline | None = None
@@ -86,11 +94,8 @@ class _ShardCrops:
 
     def video(self, relative: str, samples: list[Row]) -> None:
         """Read one video for all samples cut from it."""
-        guard: Guard = nullcontext
-        if self.deadline is not None:
-            guard = partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
         try:
-            opened = Video(self.shard.index.root / relative, guard)
+            opened = Video(self.shard.index.root / relative, self._guard(relative, samples))
         except (DataError, OSError) as error:
             status = unreadable(error, Status.MISSING_VIDEO)
             for sample in samples:
@@ -145,7 +150,7 @@ class _ShardCrops:
                             slot=rows[0]["slot"],
                             camera=cameras[sample_id],
                             joints=ntu.projected(file, number) if file else None,
-                            background=self._background(cameras[sample_id]),
+                            background=self._scene(cameras[sample_id]),
                         ),
                     )
                 )
@@ -182,12 +187,30 @@ class _ShardCrops:
             return unreadable(error, Status.MISSING_SKELETON)
         return None
 
-    def _background(self, camera: str) -> Image | None:
+    def _guard(self, relative: str, samples: list[Row]) -> Guard:
+        """Return what calls into the decoder run in: nothing, or the deadline of a process that may be killed."""
+        if self.deadline is None:
+            return nullcontext
+        return partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
+
+    def _scene(self, camera: str) -> Image | None:
+        """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
         if "background" not in self.shard.engine.needs:
             return None
-        if camera not in self.backgrounds:
-            self.backgrounds[camera] = background.scene(self.shard.folder, camera)
-        return self.backgrounds[camera]
+        if camera not in self.scenes:
+            index = self.shard.index
+            made = background.scene(
+                self.shard.folder, index.root, camera, index.cameras[camera], self._scene_guard
+            )
+            self.scenes[camera] = made[0] if made else None
+            if made:
+                self.shard.provenance.setdefault("backgrounds", {})[camera] = made[1]
+        return self.scenes[camera]
+
+    def _scene_guard(self, sample: Row) -> Guard:
+        if sample["sample_id"] in self.shard.quarantined:
+            raise DataError(f"{sample['video']} killed a worker")
+        return self._guard(sample["video"], [sample])
 
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
@@ -216,7 +239,7 @@ class _ShardCrops:
         }
 
 
-def process(shard: Shard) -> pa.Table:
+def process(shard: ShardContext) -> pa.Table:
     """Make one shard: a row a (sample, slot)."""
     tables = [CROPS.empty_table()]
     with _ShardCrops(shard) as crops:
@@ -241,25 +264,15 @@ def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
 
 
-def _backgrounds(spec: EngineSpec, index: Index) -> dict[str, str]:
-    return background.hashes(index, index.work / "crops") if background.needed(spec) else {}
-
-
-def _prepare(index: Index, recipe: Recipe, spec: EngineSpec, processes: int, emit: Emit) -> None:
-    if background.needed(spec):
-        timeout = recipe.pipeline.crop.timeout if processes else None
-        background.prepare(index, index.work / "crops", timeout, processes, emit)
-
-
 STAGE = Stage(
     name="crops",
     command="crop",
     process=process,
+    columns=("sample_id", "camera", "video", "video_bytes", *skeletons.STAGE.columns[1:]),
+    config=lambda recipe: recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
     upstream=lambda recipe: (),
     row_group=128,
     per_frame=True,
     engine=_engine,
     raw="video",
-    prepare=_prepare,
-    backgrounds=_backgrounds,
 )

@@ -16,7 +16,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status, embeddings
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
+from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
 from c2vl_pipeline.workspace import Index
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def _unless_finite(vector: npt.NDArray[np.float32]) -> None:
         raise ValueError("the encoder returned NaN or infinite values")
 
 
-def _images(shard: Shard, rows: list[Row], crops: list[Row]) -> Half:
+def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
     """Encode the crops that are there; fills the vision status of each row. Returns (rows, D)."""
     assert shard.spec is not None
     aspect = shard.recipe.pipeline.embed.aspect
@@ -47,7 +47,7 @@ def _images(shard: Shard, rows: list[Row], crops: list[Row]) -> Half:
     return vectors
 
 
-def _texts(shard: Shard, rows: list[Row], captions: list[Row]) -> Half:
+def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
     """Encode each distinct caption once; fills language status, tokens and truncated. Returns (rows, D)."""
     assert shard.spec is not None
     vectors = np.zeros((len(rows), shard.engine.text_dim), np.float16)
@@ -84,7 +84,7 @@ def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
         vectors[at] = vector
 
 
-def process(shard: Shard) -> pa.Table:
+def process(shard: ShardContext) -> pa.Table:
     """Make one shard: a row a (sample, slot), with the vectors of the crop and of the caption."""
     crops, captions = shard.upstream("crops").to_pylist(), shard.upstream("captions").to_pylist()
     rows: list[Row] = [
@@ -113,6 +113,11 @@ def process(shard: Shard) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
+def _config(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.pipeline.embed
+    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
+
+
 def _engine(recipe: Recipe, index: Index) -> EngineSpec:
     return recipe.pipeline.embed.engine
 
@@ -121,9 +126,12 @@ STAGE = Stage(
     name="embeddings",
     command="embed",
     process=process,
+    columns=("sample_id",),
+    config=_config,
     upstream=lambda recipe: ("crops", "captions"),
     row_group=8192,
     per_frame=True,
     engine=_engine,
     byte_stream_split=("vision", "language"),
+    status_columns=("status", "vision_status", "language_status"),
 )

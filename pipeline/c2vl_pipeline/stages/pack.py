@@ -38,7 +38,9 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.workspace import COMMANDS, Index, check_shards, load, shard_path, stored_joints
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.base import check_shards
+from c2vl_pipeline.workspace import Index, load, shard_path, stored_joints
 
 INDEX = pa.schema(
     [
@@ -54,13 +56,12 @@ INDEX = pa.schema(
     ]
 )
 Joints = np.ndarray[Any, Any]
-STAGES = ("skeletons", "crops", "captions", "embeddings")
 
 
 def _needed(index: Index) -> dict[str, StageManifest]:
     """Return the manifests of the stages that pack reads; raises StageError where one is missing or unfinished."""
     manifests = {}
-    for name in STAGES:
+    for name, stage in STAGES.items():
         manifest = read_stage_manifest(index.work / name)
         if manifest is None or not manifest.complete:
             have = (
@@ -69,9 +70,9 @@ def _needed(index: Index) -> dict[str, StageManifest]:
                 else f"are unfinished ({manifest.rows:,} of {manifest.expected_rows:,} rows)"
             )
             raise StageError(
-                f"pack needs the {name} of {index.work}, which {have}; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` first"
+                f"pack needs the {name} of {index.work}, which {have}; run `c2vl-pipeline {stage.command} --work {index.work}` first"
             )
-        check_shards(index, name, range(len(index.plan)), "pack")
+        check_shards(stage, index, range(len(index.plan)), "pack")
         manifests[name] = manifest
     return manifests
 

@@ -20,7 +20,7 @@ from c2vl_pipeline.readers.assembly import Assembled, _anchored
 from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
 from c2vl_pipeline.readers.pku import read_pku
 from c2vl_pipeline.readers.utd import read_utd
-from c2vl_pipeline.stages.base import Shard, Stage, row_status, unreadable
+from c2vl_pipeline.stages.base import ShardContext, Stage, row_status, unreadable
 from c2vl_pipeline.workspace import Index
 
 
@@ -44,7 +44,7 @@ def read_sample(index: Index, sample: dict[str, Any], config: SkeletonsConfig) -
     return read_array(path, index.layout, index.bodies)
 
 
-def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
+def _rows(shard: ShardContext) -> Iterator[dict[str, Any]]:
     config = shard.recipe.pipeline.skeletons
     nothing = {"frames": 0, "frames_in_file": 0, "bodies": 0, "frame_index": [], "joints": b""}
     for sample in shard.samples:
@@ -79,7 +79,7 @@ def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
             yield row | seen
 
 
-def process(shard: Shard) -> pa.Table:
+def process(shard: ShardContext) -> pa.Table:
     """Make one shard: a row a sample."""
     return pa.Table.from_pylist(list(_rows(shard)), schema=SKELETONS)
 
@@ -88,6 +88,16 @@ STAGE = Stage(
     name="skeletons",
     command="skeletons",
     process=process,
+    columns=(
+        "sample_id",
+        "skeleton",
+        "skeleton_bytes",
+        "start_frame",
+        "end_frame",
+        "known_missing",
+        "problem",
+    ),
+    config=lambda recipe: recipe.pipeline.skeletons.model_dump(mode="json"),
     upstream=lambda recipe: (),
     row_group=256,
     reads_joints=True,
