@@ -104,9 +104,9 @@ class Recordings(_Table):
 
 
 class Detector(_Table):
-    """The embedded person finder that suits this dataset's videos."""
+    """The heuristic detector that suits this dataset's videos."""
 
-    backend: Literal["skeleton", "motion"]
+    backend: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -123,7 +123,7 @@ class Dataset(_Table):
     video_suffixes: tuple[str, ...]
     skeleton_suffixes: tuple[str, ...]
     default_recipe: str
-    embedded_detector: Detector
+    heuristic_detector: Detector
     classes: tuple[str, ...] = ()
     missing_list: str | None = None
     lost: tuple[str, ...] = ()
@@ -275,8 +275,8 @@ def parse_dataset(text: str, source: str) -> Dataset:
 
 
 def resolve_detector(spec: EngineSpec, dataset: Dataset) -> EngineSpec:
-    """Replace the back-end `dataset` by the embedded detector that suits the dataset's videos."""
+    """Replace the back-end `dataset` by the heuristic detector that suits the dataset's videos."""
     if spec.backend != "dataset":
         return spec
-    chosen = dataset.embedded_detector
+    chosen = dataset.heuristic_detector
     return spec.model_copy(update={"backend": chosen.backend, "options": {**chosen.options, **spec.options}})

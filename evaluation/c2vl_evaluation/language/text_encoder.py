@@ -110,7 +110,7 @@ def _resolved(packed: Packed, folder: Path | None) -> tuple[EngineSpec, Mapping[
     if was and not was.startswith("sha256:") and folder is None:
         told["revision"] = was  # of a hub id: exactly that commit
     spec = EngineSpec.model_validate({"role": "encoder", "model": model, "batch_size": 64} | told)
-    return spec, engines.lasting(spec)
+    return spec, engines.key_facts(spec)
 
 
 @contextmanager

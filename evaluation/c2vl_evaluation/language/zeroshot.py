@@ -45,8 +45,6 @@ from c2vl_training.trainer import device_of
 PERMUTATIONS = 199
 _DIGITS = 12
 """Cosines that agree to so many digits are a tie."""
-_ONE_SPACE = frozenset({"hf"})
-"""Encoders that put texts and images into one space."""
 _FORMAT = {"zeroshot": 2}
 """Of findings, for their keys; 1 where not named. Zero-shot 2: the run's temperature makes the probabilities."""
 
@@ -169,10 +167,10 @@ def enter(subject: Subject, encoder: Path | None = None) -> Shared:
         ConfigError: it listened to crops alone, and their encoder puts texts elsewhere.
     """
     space = load_space(subject.run)
-    backend = str(text_encoder.engine_of(subject.packed).get("backend"))
-    if "language" not in space.centre and backend not in _ONE_SPACE:
+    engine = text_encoder.engine_of(subject.packed)
+    if "language" not in space.centre and not engine.get("joint_space"):
         raise ConfigError(
-            f"{subject.run} was trained toward crops alone, and the encoder {backend!r} puts texts and images into different "
+            f"{subject.run} was trained toward crops alone, and the encoder {engine.get('backend')!r} puts texts and images into different "
             "spaces, so no text can be asked; pre-train with `--set training.pretrain.knowledge=both`"
         )
     return Shared(subject, space, "language" if "language" in space.centre else "vision", encoder)

@@ -1,4 +1,4 @@
-"""`released`: a caption file of the authors' form as the captioner: their prompts without running LLaVA.
+"""`precomputed`: a caption file of the authors' form as the captioner: their prompts without running LLaVA.
 
 The file is JSON, {sample id: [caption of each frame, in order]}, or a .zip that holds one such file. The authors'
 own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this project's sample ids.
@@ -18,13 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, checked_options
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
-
-VOLATILE_OPTIONS = frozenset({"path"})
-"""The hash of its content stands for the file: it may be moved, and packed or unpacked."""
+from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
 
 
 class _Options(BaseModel):
@@ -86,13 +80,7 @@ def _shape(sample_id: str) -> str:
     return re.sub(r"\d+", "#", sample_id)
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the hash of the file's JSON, packed or not."""
-    content = _content(Path(checked_options(spec, _Options).path).expanduser())
-    return {"captions": f"sha256:{hashlib.sha256(content).hexdigest()}"}
-
-
-class Released:
+class Precomputed(Captioner):
     """Answers by sample and slot from a caption file. Option: `path` (required).
 
     Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not say which frames
@@ -102,12 +90,19 @@ class Released:
         EngineError: One line, for a file that is absent or of another form.
     """
 
-    needs = frozenset({"nothing"})
+    VOLATILE_OPTIONS = frozenset({"path"})
+    """The hash of its content stands for the file: it may be moved, and packed or unpacked."""
+
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the hash of the file's JSON, packed or not."""
+        content = _content(Path(checked_options(spec, _Options).path).expanduser())
+        return {"captions": f"sha256:{hashlib.sha256(content).hexdigest()}"}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._path = Path(checked_options(spec, _Options).path).expanduser()
         self._captions = read_captions(self._path)
-        self._identity = identify(spec)
+        self._content_id = self.weights_id(spec)
         first = next(iter(self._captions))
         self._first, self._frames = first, len(self._captions[first])
         self._shapes = {_shape(sample_id) for sample_id in self._captions}
@@ -144,9 +139,9 @@ class Released:
     def describe(self) -> Mapping[str, Any]:
         """Return file, hash and size, for the stage's manifest."""
         return {
-            "backend": "released",
+            "backend": "precomputed",
             "file": self._path.name,
-            **self._identity,
+            **self._content_id,
             "samples": len(self._captions),
             "frames": self._frames,
             "question": "not asked: these captions were made elsewhere",

@@ -75,8 +75,11 @@ class _ShardCrops:
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
         self.scenes: dict[str, Image | None] = {}
+        assert shard.spec is not None
+        reads = engines.backend(shard.spec).reads
+        self.engine_name, self.reads_joints = shard.spec.backend, "joints" in reads
         # whole frames are then never converted nor kept: only what is stored of them
-        self.lent = "shape" in shard.engine.needs
+        self.lent = "pixels" not in reads
         self.deadline: Deadline | None = None
         if shard.killable:
             self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
@@ -122,9 +125,7 @@ class _ShardCrops:
                 self.give_up(
                     sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
                 )
-            elif (
-                "joints" in self.shard.engine.needs and (error := self._skeleton(sample, readers)) is not None
-            ):
+            elif self.reads_joints and (error := self._skeleton(sample, readers)) is not None:
                 self.give_up(sample, error)
             else:
                 for slot, number in enumerate(planned):
@@ -150,7 +151,7 @@ class _ShardCrops:
                             slot=rows[0]["slot"],
                             camera=cameras[sample_id],
                             joints=ntu.projected(file, number) if file else None,
-                            background=self._scene(cameras[sample_id]),
+                            background=partial(self._scene, cameras[sample_id]),
                         ),
                     )
                 )
@@ -173,13 +174,13 @@ class _ShardCrops:
     def _batch(self) -> int:
         assert self.shard.spec is not None
         # without a model nothing is gained by a batch, and waiting frames are 6 MB each
-        return self.shard.spec.batch_size if engines.has_weights(self.shard.spec) else 1
+        return self.shard.spec.batch_size if engines.wants_own_process(self.shard.spec) else 1
 
     def _skeleton(self, sample: Row, readers: dict[str, Any]) -> Row | None:
         """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
         if sample["skeleton"] is None:
             return row_status(
-                Status.MISSING_SKELETON, "missing", "the skeleton engine needs the skeleton file"
+                Status.MISSING_SKELETON, "missing", f"the {self.engine_name} engine needs the skeleton file"
             )
         try:
             readers[sample["sample_id"]] = ntu.read_ntu(self.shard.index.root / sample["skeleton"])
@@ -195,8 +196,6 @@ class _ShardCrops:
 
     def _scene(self, camera: str) -> Image | None:
         """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
-        if "background" not in self.shard.engine.needs:
-            return None
         if camera not in self.scenes:
             index = self.shard.index
             made = background.scene(

@@ -39,7 +39,7 @@ def write(path: Path, table: Any = TABLE) -> Path:
 
 
 def spec(path: Path | str) -> EngineSpec:
-    return EngineSpec(role="captioner", backend="released", options={"path": str(path)})
+    return EngineSpec(role="captioner", backend="precomputed", options={"path": str(path)})
 
 
 def ask(path: Path, *where: tuple[str, int], frames: int | None = 2) -> Any:
@@ -122,20 +122,20 @@ def test_a_file_that_cannot_be_read_is_refused_before_any_row(
     path = tmp_path / "c.zip"
     make(path)
     with pytest.raises(EngineError, match=says):
-        engines.lasting(spec(path))
+        engines.key_facts(spec(path))
 
 
 def test_rows_outlive_moving_and_packing_the_file_but_not_another_text(tmp_path: Path) -> None:
-    plain = engines.lasting(spec(write(tmp_path / "a.json")))
-    assert engines.lasting(spec(write(tmp_path / "b.json"))) == plain
-    assert engines.lasting(spec(write(tmp_path / "b.zip"))) == plain
+    plain = engines.key_facts(spec(write(tmp_path / "a.json")))
+    assert engines.key_facts(spec(write(tmp_path / "b.json"))) == plain
+    assert engines.key_facts(spec(write(tmp_path / "b.zip"))) == plain
     assert (
-        engines.lasting(spec(write(tmp_path / "c.json", TABLE | {NAME: ["He is standing!", "x"]}))) != plain
+        engines.key_facts(spec(write(tmp_path / "c.json", TABLE | {NAME: ["He is standing!", "x"]}))) != plain
     )
 
 
 def test_the_preset_lacks_only_the_path(tmp_path: Path) -> None:
-    preset = engine_preset("released")
+    preset = engine_preset("precomputed")
     with pytest.raises(
         EngineError, match=r"options\.path is missing.*--set pipeline\.caption\.engine\.options\.path="
     ):
