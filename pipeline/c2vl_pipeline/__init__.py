@@ -1,1 +1,1 @@
-"""The prompt factory: raw videos and skeleton files in, packed training arrays out, one stage a command."""
+"""The prompt factory: raw videos and skeleton files in, packed training arrays out, one command per stage."""

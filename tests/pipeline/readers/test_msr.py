@@ -102,7 +102,7 @@ def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: workspace.Index, r
     from c2vl_manifests.manifest import read_shard
     from c2vl_pipeline.workspace import shard_path
 
-    runner.run(skeletons.STAGE, real.work, recipe)
+    runner.run_stage(skeletons.STAGE, real.work, recipe)
     rows = {
         row["sample_id"]: row
         for n in range(len(real.plan))
