@@ -115,7 +115,8 @@ class Dataset(_Table):
 
     name: str
     title: str
-    reader: Literal["ntu", "pku", "utd", "msr", "synthetic", "generic"]
+    reader: str
+    """Name in `c2vl_pipeline.readers.READERS`."""
     layout: str
     bodies: int
     fps: int
@@ -132,11 +133,6 @@ class Dataset(_Table):
     sessions: Sessions | None = None
     trials: Trials | None = None
     recordings: Recordings | None = None
-
-    @property
-    def has_videos(self) -> bool:
-        """Whether videos are promised at all; a set of joints alone names no ending for them."""
-        return self.reader == "generic" or bool(self.video_suffixes)
 
     @field_validator("benchmarks")
     @classmethod
@@ -192,7 +188,7 @@ class Dataset(_Table):
         """Ids whose skeletons the dataset's authors list as missing or incomplete."""
         return frozenset() if self.missing_list is None else _listed(self.missing_list)
 
-    def promised_ids(self) -> Iterator[str]:
+    def expected_ids(self) -> Iterator[str]:
         """Yield every id that `sessions` (NTU) or `trials` (UTD-MHAD, MSRAction3D) promise, in order."""
         if self.sessions is not None:
             s = self.sessions
@@ -213,7 +209,7 @@ class Dataset(_Table):
                         if name not in self.lost:
                             yield name
 
-    def promised_recordings(self) -> Iterator[str]:
+    def expected_recordings(self) -> Iterator[str]:
         """Yield the name of every long recording that `recordings` (PKU-MMD II) promises, in order."""
         if self.recordings is not None:
             r = self.recordings

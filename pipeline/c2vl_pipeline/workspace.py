@@ -23,7 +23,7 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
 )
 from c2vl_manifests.schema import SAMPLES
-from c2vl_pipeline.readers.assembly import Array
+from c2vl_pipeline.readers.base import Array
 
 _SKELETON = ("skeleton", "skeleton_bytes", "start_frame", "end_frame", "known_missing", "problem")
 READS: dict[str, tuple[str, ...]] = {

@@ -27,7 +27,7 @@ from c2vl_pipeline.browse.gallery import class_name
 from c2vl_pipeline.browse.html import Histogram, Quantiles
 from c2vl_pipeline.browse.reader import Lookup
 from c2vl_pipeline.engines.precomputed import read_captions
-from c2vl_pipeline.readers.ntu import projected, read_ntu
+from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.workspace import Index, load
 
 INSIDE = 0.9
@@ -268,7 +268,8 @@ def inside(
 
 def _joints(index: Index, lookup: Lookup, check: int, seed: int, why: dict[str, str]) -> JointFigures | None:
     """Compare crops with the joints the raw skeleton files project into the colour frames."""
-    if index.dataset.reader not in {"ntu", "synthetic"}:
+    project = reader_of(index.dataset).project
+    if project is None:
         why["joints"] = (
             f"{index.dataset.title} records no joints in pixels of its videos, so its crops cannot be checked against them."
         )
@@ -286,14 +287,14 @@ def _joints(index: Index, lookup: Lookup, check: int, seed: int, why: dict[str, 
     unreadable = beyond = counted = looked = 0
     for number, crops in rows.items():
         try:
-            file = read_ntu(index.root / index.table["skeleton"][number].as_py())
+            joints_of = project(index.root / index.table["skeleton"][number].as_py())
         except (DataError, OSError):
             unreadable += 1
             continue
         looked += 1
         found: list[Worst] = []
         for row in crops:
-            joints = projected(file, row["frame_index"]) if row["status"] == Status.OK else None
+            joints = joints_of(row["frame_index"]) if row["status"] == Status.OK else None
             if joints is None:
                 continue
             frame = (row["frame_width"], row["frame_height"])

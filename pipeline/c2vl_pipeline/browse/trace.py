@@ -35,7 +35,7 @@ from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.gallery import class_name, unknown_sample
 from c2vl_pipeline.browse.reader import Lookup, Row
-from c2vl_pipeline.readers.ntu import projected, read_ntu
+from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
 from c2vl_pipeline.workspace import COMMANDS, Index, load, stored_joints
 
@@ -225,14 +225,15 @@ def _fps(path: Path) -> float | None:
 
 def _project(index: Index, sample: Row, planned: list[int | None], found: Trace) -> None:
     """Joints in pixels of the frames, where the raw skeleton file has them."""
-    if index.dataset.reader not in {"ntu", "synthetic"} or not sample["skeleton"]:
+    project = reader_of(index.dataset).project
+    if project is None or not sample["skeleton"]:
         return
     try:
-        file = read_ntu(index.root / sample["skeleton"])
+        joints_of = project(index.root / sample["skeleton"])
     except (DataError, OSError):
         return  # the skeletons stage's row says so
     for slot, number in enumerate(planned):
-        joints = None if number is None else projected(file, number)
+        joints = None if number is None else joints_of(number)
         if joints is not None:
             flat = joints.reshape(-1, 2)
             found.projected[slot] = flat[np.isfinite(flat).all(axis=1)].round(1).tolist()

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset, dataset_names, load_dataset
-from c2vl_pipeline.raw.scan import Scan
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Scan
 
 
 def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
@@ -18,7 +19,7 @@ def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
     best: tuple[int, Dataset] | None = None
     for name in dataset_names():
         other = load_dataset(name)
-        if other.reader in {"generic", "msr", "synthetic"} or other.id_pattern == asked.id_pattern:
+        if not reader_of(other).named_by_id or other.id_pattern == asked.id_pattern:
             continue
         pattern = re.compile(other.id_pattern)
         endings = (*other.video_suffixes, *other.skeleton_suffixes)
@@ -48,12 +49,12 @@ def hints(
         there: which of the two has any file at all.
         unexpected: files whose names end as promised and that belong to no sample.
     """
-    if dataset.reader == "generic":
+    if not (dataset.video_suffixes or dataset.skeleton_suffixes):
         return []
     guessed = []
     if not there and (other := looks_like([*found.others, *unexpected], dataset)) is not None:
         guessed.append(other)
-    if hint := _same_names(dataset, missing["videos"], unexpected):
+    if hint := _same_ids(dataset, missing["videos"], unexpected):
         guessed.append(hint)
     for kinds, endings in (("videos", dataset.video_suffixes), ("skeletons", dataset.skeleton_suffixes)):
         if not missing[kinds]:
@@ -65,18 +66,22 @@ def hints(
     return guessed + [f"{name} may hold what is missing: unpack it" for name in found.archives[:3]]
 
 
-def _same_names(dataset: Dataset, missing: list[str], unexpected: list[str]) -> str | None:
-    """NTU 60 and 120 name their files alike: say which of the two is there."""
-    if dataset.name == "ntu120":
-        small = set(load_dataset("ntu60").promised_ids())
-        lost = set(missing)
-        if lost and not lost & small and len(lost) + len(small) == sum(1 for _ in dataset.promised_ids()):
-            return "all of NTU RGB+D 60 is there and nothing else; try --dataset ntu60"
-    if dataset.name == "ntu60" and unexpected:
-        pattern = re.compile(dataset.id_pattern)
-        count = sum(bool(pattern.match(os.path.basename(name))) for name in unexpected)
-        if count > 1000:
-            return f"{count:,} files more are named as those of NTU RGB+D 120; for all of them try --dataset ntu120"
+def _same_ids(dataset: Dataset, missing: list[str], unexpected: list[str]) -> str | None:
+    """Name a smaller or bigger dataset with ids of the same form, if exactly its files are there."""
+    pattern = re.compile(dataset.id_pattern)
+    others = [load_dataset(name) for name in dataset_names() if name != dataset.name]
+    for other in others:
+        if dataset.expected is None or other.expected is None or other.id_pattern != dataset.id_pattern:
+            continue
+        if other.expected.samples < dataset.expected.samples:
+            small, gone = set(other.expected_ids()), set(missing)
+            total = sum(1 for _ in dataset.expected_ids())
+            if gone and not gone & small and len(gone) + len(small) == total:
+                return f"all of {other.title} is there and nothing else; try --dataset {other.name}"
+        else:
+            count = sum(bool(pattern.match(os.path.basename(name))) for name in unexpected)
+            if count > 1000:
+                return f"{count:,} files more are named as those of {other.title}; for all of them try --dataset {other.name}"
     return None
 
 

@@ -4,37 +4,16 @@ from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from c2vl_manifests.errors import DataError
+from c2vl_pipeline.readers.base import File, Scan
 
 _ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".filepart", ".!qb")
 
 
-@dataclass(frozen=True)
-class File:
-    """A file whose name ends as the dataset's do."""
-
-    stem: str
-    suffix: str
-    size: int
-    relative: str
-
-
-@dataclass
-class Scan:
-    """All files below a folder, by what their names say."""
-
-    files: list[File] = field(default_factory=list)
-    zips: list[str] = field(default_factory=list)
-    archives: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-
-def scan(root: Path, suffixes: tuple[str, ...]) -> Scan:
+def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
     """Walk a folder once; links to folders are followed, once each.
 
     Raises:
@@ -90,7 +69,7 @@ def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str, suffixes: tupl
 # ------------------------------------------------------------------------------------------- broken files
 
 
-def sign(path: str, size: int) -> str | None:
+def check_video_header(path: str, size: int) -> str | None:
     """Say what the first bytes of a video reveal of damage, or None; endings other than these are not judged."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}:
@@ -98,14 +77,14 @@ def sign(path: str, size: int) -> str | None:
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
-            return _sign(handle, size)
+            return _check_header(handle, size)
         finally:
             os.close(handle)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _sign(handle: int, size: int) -> str | None:
+def _check_header(handle: int, size: int) -> str | None:
     head = os.read(handle, 16)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         announced = int.from_bytes(head[4:8], "little")
@@ -137,7 +116,7 @@ def _boxes(handle: int, size: int) -> str | None:
     return None if b"moov" in kinds else "without its table of frames (moov)"
 
 
-def look_into(path: Path, deep: bool) -> tuple[list[str], str | None]:
+def list_zip(path: Path, deep: bool) -> tuple[list[str], str | None]:
     """Names in a zip archive, and what is wrong with it; with `deep` every byte is checked against its checksum."""
     names: list[str] = []
     try:

@@ -15,7 +15,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import Layout
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers.base import Assembled, File, Match, Reader, Row, Scan, anchored, expect_ids
 
 _TO_KINECT_V1 = [6, 3, 2, 19, 0, 7, 9, 11, 1, 8, 10, 12, 4, 13, 15, 17, 5, 14, 16, 18]
 
@@ -63,3 +67,28 @@ def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDAr
             f"{path}: off does not cut {len(joints):,} frames into clips; expected rising numbers from 0"
         )
     return joints.astype(np.float32), off.astype(np.int64), [str(n) for n in names]
+
+
+def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
+    match = Match()
+    clips_by_name: dict[str, tuple[File, tuple[int, int]]] = {}
+    for file in scan.files:
+        try:
+            clips_by_name |= {name: (file, span) for name, span in clips(root / file.relative).items()}
+        except DataError as error:
+            match.unexpected.append(f"{file.relative}: {str(error).split(': ', 1)[-1]}")
+    for row in rows:
+        if row["sample_id"] in clips_by_name:
+            file, (row["start_frame"], row["end_frame"]) = clips_by_name[row["sample_id"]]
+            row.update(skeleton=file.relative, skeleton_bytes=file.size)
+        else:
+            match.missing_skeletons.append(row["sample_id"])
+    return match
+
+
+def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
+    clip = read_clip(path, row["start_frame"], row["end_frame"])
+    return anchored(clip[:, None], path, anchor=layout.anchor)
+
+
+READER = Reader(expected_rows=expect_ids, locate=_locate, read_joints=_read_joints, named_by_id=False)

@@ -1,6 +1,6 @@
 """NTU RGB+D `.skeleton` files: parsing, and the assembly of tracked bodies into two actors.
 
-The parser is one compiled pass (`ntu_scan.py`); what it leaves open, and every message, is here. The assembly gives
+The parser is one compiled pass (`_ntu_scan.py`); what it leaves open, and every message, is here. The assembly gives
 the arrays of CTR-GCN's public scripts, on which GAP and so the paper build.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -17,8 +17,17 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.assembly import Array, Assembled
+from c2vl_pipeline.readers.base import (
+    Array,
+    Assembled,
+    Projection,
+    Reader,
+    Row,
+    expect_ids,
+    locate_by_name,
+)
 
 
 @dataclass(frozen=True)
@@ -267,3 +276,22 @@ def _actors(bodies: list[_Body], frames: int) -> Array:
                 )
                 break
     return joints
+
+
+def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
+    return assemble_ntu(read_ntu(path, pixels=False), config)
+
+
+def _project(path: Path) -> Projection:
+    return partial(projected, read_ntu(path))
+
+
+READER = Reader(
+    expected_rows=expect_ids,
+    locate=locate_by_name,
+    read_joints=_read_joints,
+    project=_project,
+    check_file=read_ntu,
+    clip_files={".skeleton": "NTU RGB+D"},
+    clip_layout="kinect_v2",
+)

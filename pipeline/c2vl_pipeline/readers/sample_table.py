@@ -1,7 +1,6 @@
-"""What a dataset promises: one row a sample, from its own rules, its label files or a table of own samples.
+"""Table of a custom dataset's samples: `samples.csv` or `samples.parquet`, parsed into rows of the index.
 
-Nothing here looks at videos or skeletons. Each parser takes bytes or text and the name that messages give to their
-source: a value or one DataError with file and line, for any input.
+A table of any content gives rows or one DataError with file and line.
 """
 
 from __future__ import annotations
@@ -10,163 +9,28 @@ import csv
 import difflib
 import io
 import math
-import tomllib
-from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from c2vl_manifests.datasets import SPLITS, Dataset
+from c2vl_manifests.datasets import SPLITS
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.schema import SAMPLES
-
-Row = dict[str, Any]
+from c2vl_pipeline.readers.base import Row, new_row
 
 _INT16, _INT32 = 1 << 15, 1 << 31
-_MOST_LABEL_BYTES = 1 << 20
 _MOST_TABLE_BYTES = 1 << 30
 _MOST_ROWS = 10_000_000
 _MOST_COLUMNS = 1000
 _MOST_CELL = 1 << 16
-
-
-def _row(sample_id: str, **known: Any) -> Row:
-    row: Row = dict.fromkeys(SAMPLES.names)
-    row.update(sample_id=sample_id, label=-1, camera="", known_missing=False, splits=[])
-    row.update(known)
-    return row
-
-
-def named_rows(dataset: Dataset, ids: Iterable[str]) -> Iterator[Row]:
-    """Rows of a dataset whose ids say everything (NTU, UTD-MHAD, MSRAction3D, synthetic)."""
-    missing = dataset.known_missing()
-    for sample_id in ids:
-        fields = dataset.parse_id(sample_id)
-        yield _row(
-            sample_id,
-            label=fields["action"] - 1,
-            subject=fields.get("subject"),
-            view=fields.get("view"),
-            setup=fields.get("setup"),
-            repeat=fields.get("repeat"),
-            camera=f"S{fields['setup']:03d}C{fields['view']:03d}" if "setup" in fields else "C001",
-            known_missing=sample_id in missing,
-            splits=list(dataset.splits(fields, sample_id).items()),
-        )
-
-
-def synthetic_ids(root: Path) -> tuple[tuple[str, ...], Iterator[str]]:
-    """Classes and promised ids of a folder made by `synth`, from its own description."""
-    path = root / "synthetic.toml"
-    if not path.is_file():
-        raise DataError(f"{path} does not exist; make the folder with `c2vl-pipeline synth --out {root}`")
-    try:
-        made = tomllib.loads(path.read_text("utf-8"))
-        classes, subjects = tuple(map(str, made["classes"])), int(made["subjects"])
-        views, repeats = int(made["views"]), int(made["repeats"])
-    except (tomllib.TOMLDecodeError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path}: not a description by `synth` ({error}); make the folder again") from error
-    ids = (
-        f"S001C{c:03d}P{p:03d}R{r:03d}A{a:03d}"
-        for c in range(1, views + 1)
-        for p in range(1, subjects + 1)
-        for r in range(1, repeats + 1)
-        for a in range(1, len(classes) + 1)
-    )
-    return classes, ids
-
-
-# ---------------------------------------------------------------------------------------- PKU-MMD labels
-
-
-def pku_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[Row]:
-    """Rows of PKU-MMD from its label files, given relative to `root`: one a line of each recording's file.
-
-    Raises:
-        DataError: there is none, one is malformed, or two of one recording differ.
-    """
-    files: dict[str, str] = {}
-    for relative in labels:
-        stem = Path(relative).stem
-        other = files.setdefault(stem, relative)
-        if other != relative and (root / other).read_bytes() != (root / relative).read_bytes():
-            raise DataError(
-                f"{root / relative}: differs from {other}, which labels the same recording; keep one of them"
-            )
-    if not files:
-        raise DataError(
-            f"{root} holds no label files; expected *.txt below a folder whose name contains 'label'"
-        )
-    for video in sorted(files):
-        path = root / files[video]
-        if (size := path.stat().st_size) > _MOST_LABEL_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; a label file has some hundred. Is it a skeleton file?")
-        yield from parse_labels(path.read_text("utf-8", "replace"), video, dataset, str(path))
-
-
-def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[Row]:
-    """Rows of one recording: a sample a line `class,start,end,confidence`, 1-based frames, both included.
-
-    Raises:
-        DataError: `file:line: reason`.
-    """
-    fields = dataset.parse_id(video)
-    head = (
-        f"A{fields['setup']:03d}N{fields['subject']:03d}" if "setup" in fields else f"A{fields['video']:04d}"
-    )
-    rows = []
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            values = [float(v) for v in line.split(",")[:3]]
-            label, start, end = (int(v) for v in values)
-            if [label, start, end] != values or max(map(abs, values)) >= _INT32:
-                raise ValueError
-        except (ValueError, OverflowError) as error:
-            raise DataError(
-                f"{source}:{number}: expected `class,start,end,confidence`, found {line.rstrip()[:60]!r}"
-            ) from error
-        if not 1 <= label <= len(dataset.classes):
-            raise DataError(f"{source}:{number}: class {label}; expected 1 to {len(dataset.classes)}")
-        if number >= _INT16:
-            raise DataError(f"{source}:{number}: more rows than any recording has; expected some twenty")
-        problem = None
-        if start > end:
-            problem = f"label row {number}: start {start} is after end {end}"
-        elif start < 1:
-            problem = f"label row {number}: start {start} is before the first frame, 1"
-        sample_id = f"{head}V{fields['view']:03d}C{label:03d}L{number:03d}"
-        rows.append(
-            _row(
-                sample_id,
-                label=label - 1,
-                subject=fields.get("subject"),
-                view=fields["view"],
-                setup=fields.get("setup"),
-                repeat=number,
-                camera=f"V{fields['view']:03d}",
-                video=video,
-                skeleton=video,
-                start_frame=start - 1,
-                end_frame=end,
-                problem=problem,
-                splits=list(dataset.splits(fields, sample_id).items()),
-            )
-        )
-    return rows
-
-
-# -------------------------------------------------------------------------------------------- own tables
 
 COLUMNS = (
     "sample_id", "video", "start_frame", "end_frame", "skeleton", "label", "subject", "view", "camera",
 )  # fmt: skip
 
 
-def generic_rows(root: Path) -> tuple[tuple[str, ...], list[Row]]:
+def table_rows(root: Path) -> tuple[tuple[str, ...], list[Row]]:
     """Classes and rows of a table of own samples: samples.csv or samples.parquet.
 
     Raises:
@@ -349,7 +213,7 @@ def _generic_row(source: str, number: int, entry: Row, labels: dict[str, int]) -
             raise DataError(
                 f"{source}:{number}: {column} = {str(path)!r} leads out of the data folder; give a path below it (a link there may point elsewhere)"
             )
-    return _row(
+    return new_row(
         sample_id,
         label=labels[label] if label else -1,
         subject=whole("subject"),
