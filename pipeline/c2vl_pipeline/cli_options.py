@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import c2vl_manifests
 from c2vl_manifests.cli_common import Reporter, say
 
 if TYPE_CHECKING:
@@ -21,12 +22,10 @@ if TYPE_CHECKING:
 WorkOption = Annotated[
     Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")
 ]
+# the files, not `datasets.dataset_names`: --help loads no pydantic
+_DATASETS = sorted(p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml"))
 DatasetOption = Annotated[
-    str,
-    typer.Option(
-        "--dataset",
-        help="ntu60, ntu120, pku-mmd-1, pku-mmd-2, utd-mhad, msr-action3d, synthetic or generic (own data).",
-    ),
+    str, typer.Option("--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.")
 ]
 DataOption = Annotated[
     Path, typer.Option("--data", help="Folder of the raw dataset, as downloaded and unpacked.")
