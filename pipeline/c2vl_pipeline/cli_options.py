@@ -23,7 +23,9 @@ WorkOption = Annotated[
     Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")
 ]
 # the files, not `datasets.dataset_names`: --help loads no pydantic
-_DATASETS = sorted(p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml"))
+_DATASETS = sorted(
+    p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml")
+)
 DatasetOption = Annotated[
     str, typer.Option("--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.")
 ]

@@ -1,8 +1,6 @@
-"""Offline HTML pages: one file that needs nothing else, asks no network for anything and runs no script.
+"""Offline pages of the pipeline: templates, and stored values turned into what a template can draw.
 
-`render` fills a template of `templates/` (autoescaped: captions are what a model said, never markup) into the
-shell `page.html.j2`; pictures travel as data URIs. The other functions turn what the factory stored into what a
-template can draw.
+A page is one file that loads nothing and runs no script.
 """
 
 from __future__ import annotations
@@ -10,47 +8,25 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from c2vl_manifests import pages
 from c2vl_manifests.manifest import commit_text
 
 THUMBNAIL = 160
 """Longer side of a small picture, pixels; bounds the size of a page."""
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("c2vl_pipeline.browse"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    made.filters.update(
-        count=lambda value: f"{value:,}",
-        percent=percent,
-        clean=clean,
-        short=short,
-        json=lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False, default=str),
-        megabytes=lambda value: f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value:,} bytes",
-    )
-    return made
-
-
 def render(template: str, out: Path, **context: Any) -> Path:
-    """Fill a template and write the page atomically; returns its path."""
-    text = _environment().get_template(template).render(**context)
+    """Fill a template of `templates/`, write the page atomically and return its path."""
+    text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, **context)
     out.parent.mkdir(parents=True, exist_ok=True)
     commit_text(out, text)
     return out
@@ -71,11 +47,6 @@ def short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
 
 
-def clean(text: str | None) -> str:
-    """Shorten paths to their last part: a page travels, its folders do not."""
-    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text or "")
-
-
 def spans(numbers: Iterable[int]) -> str:
     """Write slots in few signs: 0, 1, 2, 5 becomes `0–2, 5`."""
     runs: list[list[int]] = []
@@ -87,36 +58,28 @@ def spans(numbers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in runs)
 
 
-# --------------------------------------------------------------------------------------------- pictures
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "count": lambda value: f"{value:,}",
+    "percent": percent,
+    "clean": pages.shorten_paths,
+    "short": short,
+    "json": lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False, default=str),
+    "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value:,} bytes",
+}
 
 
-def data_uri(jpeg: bytes) -> str:
-    """Return a JPEG as a data URI."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+def thumbnail(jpeg: bytes | None) -> str | None:
+    """Return a stored JPEG as a small data URI; None if it cannot be decoded."""
+    return pages.jpeg_data_uri(jpeg, (THUMBNAIL, THUMBNAIL))
 
 
-def thumbnail(jpeg: bytes | None, side: int = THUMBNAIL) -> str | None:
-    """Return a JPEG of at most `side` pixels as a data URI, None if there is none or it cannot be decoded."""
-    if not jpeg:
-        return None
-    try:
-        image = Image.open(io.BytesIO(jpeg))
-        image.draft("RGB", (side, side))  # decodes at a fraction of the size: a gallery holds hundreds
-        return _small(image.convert("RGB"), side)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def picture(image: npt.NDArray[np.uint8], side: int = THUMBNAIL) -> str:
-    """Return RGB pixels (H, W, 3) as a data URI of a JPEG of at most `side` pixels."""
-    return _small(Image.fromarray(image), side)
-
-
-def _small(image: Image.Image, side: int) -> str:
-    image.thumbnail((side, side))
+def picture(image: npt.NDArray[np.uint8], side: int) -> str:
+    """Return RGB pixels (H, W, 3) as the data URI of a JPEG of at most `side` pixels."""
+    small = Image.fromarray(image)
+    small.thumbnail((side, side))
     sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=80)
-    return data_uri(sink.getvalue())
+    small.save(sink, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 # --------------------------------------------------------------------------------------------- drawings

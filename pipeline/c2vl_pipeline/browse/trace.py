@@ -6,10 +6,7 @@ hashed. `trace` returns the facts (plain values, ready for JSON) with the pictur
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
-from PIL import Image
 
 from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.manifest import (
@@ -30,20 +25,18 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
     read_stage_manifest,
 )
+from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.gallery import class_name, unknown_sample
 from c2vl_pipeline.browse.reader import Lookup, Row
+from c2vl_pipeline.browse.trace_rows import similarity, skeleton_facts, slot_facts
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
-from c2vl_pipeline.workspace import COMMANDS, Index, load, stored_joints
+from c2vl_pipeline.workspace import COMMANDS, Index, load
 
 FRAME_SIDE = 320
 """Longer side of a decoded frame on the page, pixels."""
-
-_FIRST = 8
-"""Values of a vector that are shown."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +52,6 @@ class Trace:
     projected: dict[int, list[list[float]]] = field(default_factory=dict)
     """Slot -> joints in pixels of the frame, where the dataset records them."""
     poses: dict[int, html.Pose] = field(default_factory=dict)
-
-
-def explain(work: Path, sample_id: str, out: Path) -> Path:
-    """Write the page of one sample and return its path.
-
-    Raises:
-        StageError: there is no index.
-        ConfigError: it has no such sample; near ids are given.
-    """
-    return write(trace(work, sample_id), out)
 
 
 def write(found: Trace, out: Path) -> Path:
@@ -121,11 +104,10 @@ def trace(work: Path, sample_id: str) -> Trace:
     if video:
         video |= decoded
     fps = (video or {}).get("fps") or index.dataset.fps or None
-    body = _skeleton(index, sample, rows["skeletons"], planned, found)
-    slots = [
-        _slot(slot, frame, fps, {stage: _at(rows[stage], slot) for stage in rows}, found)
-        for slot, frame in enumerate(planned)
-    ]
+    body, poses = skeleton_facts(index, rows["skeletons"], planned)
+    found.poses.update(poses)
+    slots = [slot_facts(slot, frame, fps, rows) for slot, frame in enumerate(planned)]
+    found.crops.update({r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))})
     _project(index, sample, planned, found)
     shard = lookup.shard_of(number)
     stages = [_stage(index, lookup, stage, shard, sample) for stage in COMMANDS]
@@ -141,7 +123,7 @@ def trace(work: Path, sample_id: str) -> Trace:
         index=_index(index),
         raw=raw,
         slots=slots,
-        similarity={what: _similarity(rows["embeddings"], what) for what in ("vision", "language")},
+        similarity={what: similarity(rows["embeddings"], what) for what in ("vision", "language")},
         skeleton=body,
         stages=stages,
         notes=lookup.notes,
@@ -210,7 +192,7 @@ def _decode(index: Index, sample: Row, planned: list[int | None], found: Trace) 
                     found.frames[slot] = uri
             facts["frames_decoded"] = video.decoded
     except (DataError, OSError) as error:
-        return {"decode_problem": html.clean(str(error))}
+        return {"decode_problem": shorten_paths(str(error))}
     return facts
 
 
@@ -274,7 +256,7 @@ def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
     try:
         return found | {"agrees": "rows" if digest(read_shard(path)) == content else "no"}
     except DataError as error:
-        return found | {"agrees": "no", "problem": html.clean(str(error))}
+        return found | {"agrees": "no", "problem": shorten_paths(str(error))}
 
 
 def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) -> dict[str, Any]:
@@ -283,7 +265,7 @@ def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) ->
     try:
         manifest = read_stage_manifest(index.work / stage)
     except C2VLError as error:
-        return found | {"state": "damaged", "problem": html.clean(str(error))}
+        return found | {"state": "damaged", "problem": shorten_paths(str(error))}
     if manifest is not None:
         found |= {
             "state": "not made yet",
@@ -323,131 +305,6 @@ def _match_files(stages: list[dict[str, Any]], raw: dict[str, Any]) -> None:
             recorded = None if entry is None else stage.get("files", {}).get(entry["file"])
             if entry is not None and recorded is not None:
                 entry |= {"sha256_recorded": recorded, "agrees": recorded == entry["sha256"]}
-
-
-# ---------------------------------------------------------------------------------------------- slots
-
-
-def _at(rows: list[Row], slot: int) -> Row | None:
-    return next((row for row in rows if row.get("slot") == slot), None)
-
-
-def _outcome(row: Row) -> dict[str, Any]:
-    return {
-        "status": row["status"],
-        "error_class": row["error_class"],
-        "error": html.clean(row["error"]) or None,
-        "attempts": row["attempts"],
-    }
-
-
-def _slot(
-    slot: int, frame: int | None, fps: float | None, rows: dict[str, Row | None], found: Trace
-) -> dict[str, Any]:
-    """One instant through all stages; a stage that has no row of it is None. Fills `found.crops`."""
-    crop, caption, vectors = rows["crops"], rows["captions"], rows["embeddings"]
-    facts: dict[str, Any] = {
-        "slot": slot,
-        "frame": frame,
-        "seconds": round(frame / fps, 3) if frame is not None and fps else None,
-        "crop": None,
-        "caption": None,
-        "vectors": None,
-    }
-    if crop is not None:
-        facts["crop"] = _outcome(crop) | {
-            "box": [round(v, 2) for v in crop["box"]] if crop["box"] else None,
-            "score": crop["score"],
-            "people": crop["people"],
-            "frame_size": [crop["frame_width"], crop["frame_height"]] if crop["frame_width"] else None,
-            "frames_advertised": crop["frames_advertised"],
-            "frames_decoded": crop["frames_decoded"],
-            **_jpeg(crop["jpeg"]),
-        }
-        if (uri := html.thumbnail(crop["jpeg"])) is not None:
-            found.crops[slot] = uri
-    if caption is not None:
-        facts["caption"] = _outcome(caption) | {"text": caption["caption"], "tokens": caption["tokens"]}
-    if vectors is not None:
-        vision = np.asarray(vectors["vision"], np.float32)
-        language = np.asarray(vectors["language"], np.float32)
-        facts["vectors"] = _outcome(vectors) | {
-            "tokens": vectors["tokens"],
-            "truncated": vectors["truncated"],
-            "vision": _vector(vision, vectors["vision_status"]),
-            "language": _vector(language, vectors["language_status"]),
-            "cosine": _cosine(vision, language),
-        }
-    return facts
-
-
-def _jpeg(data: bytes | None) -> dict[str, Any]:
-    if not data:
-        return {"jpeg_bytes": 0, "jpeg_sha256": None, "jpeg_size": None}
-    try:
-        size = list(Image.open(io.BytesIO(data)).size)
-    except (OSError, ValueError):
-        size = None
-    return {"jpeg_bytes": len(data), "jpeg_sha256": hashlib.sha256(data).hexdigest(), "jpeg_size": size}
-
-
-def _vector(vector: npt.NDArray[np.float32], status: str) -> dict[str, Any]:
-    return {
-        "status": status,
-        "dim": len(vector),
-        "norm": round(float(np.linalg.norm(vector)), 5),
-        "first": [round(float(v), 5) for v in vector[:_FIRST]],
-    }
-
-
-def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float | None:
-    """Cosine of two vectors of one space: None where widths differ or one is absent (zero)."""
-    if len(a) != len(b) or not a.any() or not b.any():
-        return None
-    return round(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))), 4)
-
-
-def _similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
-    """Cosines between the slots of a sample; rows and columns of absent vectors are None."""
-    vectors = [np.asarray(row[what], np.float32) for row in rows if row[f"{what}_status"] is not None]
-    if not vectors:
-        return None
-    matrix = [[_cosine(a, b) for b in vectors] for a in vectors]
-    beside = [matrix[i][i + 1] for i in range(len(vectors) - 1)]
-    neighbours = [c for c in beside if c is not None]
-    known = [c for line in matrix for c in line if c is not None]
-    return {
-        "matrix": matrix,
-        "neighbours": beside,
-        "mean_neighbours": round(float(np.mean(neighbours)), 4) if neighbours else None,
-        "low": min(known, default=0.0),
-        "high": max(known, default=1.0),
-    }
-
-
-def _skeleton(
-    index: Index, sample: Row, rows: list[Row], planned: Sequence[int | None], found: Trace
-) -> dict[str, Any] | None:
-    """What is stored of the joints; fills `found.poses` with the kept frame nearest to each planned one."""
-    if not rows:
-        return None
-    row = rows[0]
-    facts = _outcome(row) | {k: row[k] for k in ("frames", "frames_in_file", "bodies")}
-    kept = np.asarray(row["frame_index"])
-    facts |= {"layout": index.layout.name, "shape": None, "nearest": [None] * len(planned)}
-    if row["status"] != Status.OK or not len(kept):
-        return facts
-    joints = stored_joints(row, index.layout)
-    nearest = [None if f is None else int(np.argmin(np.abs(kept - f))) for f in planned]
-    facts |= {
-        "shape": list(joints.shape),
-        "joints_sha256": hashlib.sha256(row["joints"]).hexdigest(),
-        "nearest": [None if at is None else int(kept[at]) for at in nearest],
-    }
-    slots = [slot for slot, at in enumerate(nearest) if at is not None]
-    drawn = html.poses(joints[[at for at in nearest if at is not None]], index.layout.bones)
-    found.poses.update(zip(slots, drawn, strict=True))
-    return facts
 
 
 # ------------------------------------------------------------------------------------------- terminal

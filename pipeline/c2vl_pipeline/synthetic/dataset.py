@@ -1,6 +1,6 @@
 """A made-up dataset in the layout of NTU RGB+D, for demonstrations, continuous integration and scale tests.
 
-Kinematic people perform parametric actions (`synth_actions`) before synchronised cameras. Every clip becomes
+Kinematic people perform parametric actions (`actions`, `body`) before synchronised cameras. Every clip becomes
 a rendered `_rgb.avi` and a `.skeleton` whose colour coordinates are the exact projections of its joints.
 Nothing but the movement, a held object and a partner tells the class: clip lengths come from a random stream
 without the action; body, clothes, scene, cameras and recording faults from streams that never read the class.
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Emit, Note, Progress, silent
-from c2vl_pipeline.synthetic.actions import ACTIONS, FPS, Floats, J, Person, perform
+from c2vl_pipeline.synthetic.actions import ACTIONS, perform
+from c2vl_pipeline.synthetic.body import FPS, Floats, J, Person
 from c2vl_pipeline.synthetic.render import (
     FAULT,
     LENGTH,

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from c2vl_pipeline.synthetic.actions import FPS, Action, Floats, J, Person
+from c2vl_pipeline.synthetic.actions import Action
+from c2vl_pipeline.synthetic.body import FPS, Floats, J, Person
 
 Image = NDArray[np.uint8]
 
