@@ -1,7 +1,7 @@
-"""What lies in a raw folder against what was promised: the check before work, in one pass over the names.
+"""Compare a raw folder with the expected samples before work begins.
 
-Everything here is cheap: names and sizes, the first bytes of each video, the directory of each archive. With `deep`
-archives are read through and skeleton files parsed. A doubt stops `index` unless it is told to go on; a note does not.
+The check is cheap: names and sizes, the first bytes of each video, the directory of each archive. With `deep`, archives
+and skeleton files are read whole. Errors stop `index` unless it is told to continue; notes do not.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Match, Row, Scan
 
 _FAR_BELOW = 20
-"""A file this many times smaller than the median of its camera is doubted (a camera has at least `_ENOUGH` files)."""
+"""A file this many times smaller than the median of its camera is suspect, if the camera has `_ENOUGH` files."""
 _ENOUGH = 8
 _THREADS = 8
 
 
-class DoubtfulError(StageError):
-    """The raw folder is not what was promised; `findings` says what."""
+class IncompleteDataError(StageError):
+    """The raw folder is incomplete or damaged, as `findings` states."""
 
     def __init__(self, message: str, findings: Findings) -> None:
         super().__init__(message)
@@ -39,36 +39,36 @@ class DoubtfulError(StageError):
 
 @dataclass
 class Findings:
-    """What is there against what was promised; empty lists mean no doubt."""
+    """Result of the check: counts, and lists of sample ids or files per kind of error."""
 
-    promised: int = 0
+    expected: int = 0
     with_video: int = 0
     with_skeleton: int = 0
     known_missing: int = 0
     labels: list[str] = field(default_factory=list)
-    """Label files that are not there."""
+    """Label files that do not exist."""
     too_few: str = ""
-    """How many label files or rows of them there are, where that is all one can say."""
+    """Count of label files or of their rows, if it differs from the published one."""
     missing_videos: list[str] = field(default_factory=list)
     missing_skeletons: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
-    """Files whose first bytes or (deep) content say that they are not whole."""
+    """Files that are not whole by their first bytes or, with `deep`, by their content."""
     small: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """Archives that cannot be read."""
     packed: list[str] = field(default_factory=list)
-    """Archives that hold what is missing."""
+    """Archives that hold missing files."""
     unfinished: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
-    """Guesses at what went wrong, as sentences."""
+    """Probable causes, as sentences without a full stop."""
     lacks: list[tuple[str, str, str]] = field(default_factory=list)
-    """(videos | skeletons, by what, where most are missing)."""
+    """(videos | skeletons, grouped by, groups that lack most)."""
 
-    def doubts(self) -> list[str]:
-        """Say each kind of doubt in a few words, with the first name: these stop `index`."""
+    def errors(self) -> list[str]:
+        """Return one phrase per kind of error, with the first name: these stop `index`."""
         return [self.too_few][: bool(self.too_few)] + _listed(
             ("label files missing", self.labels),
             ("videos missing", self.missing_videos),
@@ -82,7 +82,7 @@ class Findings:
         )
 
     def keep(self, samples: set[str], files: set[str | None]) -> None:
-        """Forget what concerns other samples and other files than these."""
+        """Drop findings about other samples and files than these."""
         for names in (self.missing_videos, self.missing_skeletons, self.problems):
             names[:] = [s for s in names if s in samples]
         for names in (self.empty, self.truncated, self.small):
@@ -90,7 +90,7 @@ class Findings:
         self.labels, self.too_few, self.lacks = [], "", []
 
     def named(self) -> dict[str, list[str]]:
-        """Files that are not what they should be, by kind of doubt, for a list under the table."""
+        """Return the faulty files by kind of error."""
         kinds = {
             "label": self.labels,
             "empty": self.empty,
@@ -103,7 +103,7 @@ class Findings:
         return {kind: names for kind, names in kinds.items() if names}
 
     def notes(self) -> list[str]:
-        """Say what is odd and does not stop `index`."""
+        """Return one phrase per kind of oddity that does not stop `index`."""
         return _listed(("unexpected files", self.unexpected), ("impossible samples", self.problems))
 
 
@@ -124,7 +124,7 @@ def check(
         dataset: what the folder should hold.
         root: the raw folder.
         expected: its samples; the rows name their files.
-        match: what the reader did not find.
+        match: what the reader could not find.
         scan: all files.
         deep: read archives and skeleton files whole.
     """
@@ -148,14 +148,14 @@ def check(
             root,
             scan,
             missing={"videos": findings.missing_videos, "skeletons": findings.missing_skeletons},
-            there={kinds for kind, kinds in _KINDS if any(r[kind] for r in rows)},
+            present={kinds for kind, kinds in _KINDS if any(r[kind] for r in rows)},
             unexpected=findings.unexpected,
         )
     return findings
 
 
 def _there(rows: list[Row], kind: str) -> Iterator[tuple[str, int, Row]]:
-    """Every file of one kind once: (relative path, bytes, its first sample)."""
+    """Yield every file of one kind once: (relative path, bytes, its first sample)."""
     seen = set()
     for row in rows:
         if row[kind] is not None and row[kind] not in seen:
@@ -164,6 +164,7 @@ def _there(rows: list[Row], kind: str) -> Iterator[tuple[str, int, Row]]:
 
 
 def _empty_and_small(rows: list[Row], findings: Findings) -> None:
+    """Note empty files, and files far smaller than the others of their camera."""
     broken = {line.split(": ", 1)[0] for line in findings.truncated}
     for kind in ("video", "skeleton"):
         sizes: dict[str, list[tuple[int, str]]] = {}
@@ -241,7 +242,7 @@ _MOST_GROUPS = 6
 
 
 def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[str, str, str]]:
-    """Count what is missing by setup, camera, subject and class, the worst first."""
+    """Count missing files by setup, camera, subject and class, the worst first."""
     lines = []
     for (kind, kinds), gone in zip(
         _KINDS, (findings.missing_videos, findings.missing_skeletons), strict=True
@@ -251,31 +252,32 @@ def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[
         lost = set(gone)
         due = [r for r in rows if not (kind == "skeleton" and r["known_missing"])]
         for column, by, form in _GROUPS:
-            promised = Counter(r[column] for r in due if r[column] is not None)
+            expected = Counter(r[column] for r in due if r[column] is not None)
             missing = Counter(r[column] for r in due if r["sample_id"] in lost and r[column] is not None)
-            if missing and len(promised) > 1:
-                named = {value: form.format(value) for value in promised}
-                lines.append((kinds, by, _worst(named, missing, promised)))
-        promised = Counter(r["label"] for r in due if r["label"] >= 0)
+            if missing and len(expected) > 1:
+                named = {value: form.format(value) for value in expected}
+                lines.append((kinds, by, _worst(named, missing, expected)))
+        expected = Counter(r["label"] for r in due if r["label"] >= 0)
         missing = Counter(r["label"] for r in due if r["sample_id"] in lost and r["label"] >= 0)
-        if missing and len(promised) > 1:
+        if missing and len(expected) > 1:
             classes = {
                 n: f"A{n + 1:03d} {dataset.classes[n]}" if n < len(dataset.classes) else f"class {n}"
-                for n in promised
+                for n in expected
             }
-            lines.append((kinds, "class", _worst(classes, missing, promised)))
+            lines.append((kinds, "class", _worst(classes, missing, expected)))
     return lines
 
 
-def _worst(names: dict[int, str], missing: Counter[int], promised: Counter[int]) -> str:
-    if missing == promised:
-        return f"all of all {len(promised):,}"
-    ordered = sorted(missing, key=lambda v: (-missing[v] / promised[v], -missing[v], v))
-    whole = [v for v in ordered if missing[v] == promised[v]]
-    first, last = (missing[v] / promised[v] for v in (ordered[0], ordered[-1]))
+def _worst(names: dict[int, str], missing: Counter[int], expected: Counter[int]) -> str:
+    """Return the groups that lack the largest share, in words."""
+    if missing == expected:
+        return f"all of all {len(expected):,}"
+    ordered = sorted(missing, key=lambda v: (-missing[v] / expected[v], -missing[v], v))
+    whole = [v for v in ordered if missing[v] == expected[v]]
+    first, last = (missing[v] / expected[v] for v in (ordered[0], ordered[-1]))
     if len(ordered) > _MOST_GROUPS and first <= 1.5 * last:
-        return f"{len(ordered):,} of {len(promised):,} alike, as {names[ordered[0]]}: {missing[ordered[0]]:,} of {promised[ordered[0]]:,}"
-    shown = [f"{names[v]}: {missing[v]:,} of {promised[v]:,}" for v in ordered[:_MOST_GROUPS]]
+        return f"{len(ordered):,} of {len(expected):,} alike, as {names[ordered[0]]}: {missing[ordered[0]]:,} of {expected[ordered[0]]:,}"
+    shown = [f"{names[v]}: {missing[v]:,} of {expected[v]:,}" for v in ordered[:_MOST_GROUPS]]
     rest = len(ordered) - len(shown)
     text = "; ".join(shown) + (f"; and {rest:,} more" if rest else "")
-    return text + (f" ({len(whole):,} of {len(promised):,} lack all)" if len(whole) > _MOST_GROUPS else "")
+    return text + (f" ({len(whole):,} of {len(expected):,} lack all)" if len(whole) > _MOST_GROUPS else "")

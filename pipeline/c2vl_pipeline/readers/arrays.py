@@ -15,9 +15,13 @@ from c2vl_pipeline.readers.sample_table import table_rows
 
 
 def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
-    """Read joints: `.npy` or the first array of an `.npz`, (T, V, C) or (T, M, V, C), metres.
+    """Read joints in metres, (T, V, C) or (T, M, V, C), from `.npy` or the first array of an `.npz`.
 
-    The layout's origin (its centre, unless it says otherwise) in the first frame becomes zero.
+    The layout's origin in the first frame becomes zero.
+
+    Raises:
+        DataError: the file is not an array of the layout's shape.
+        OSError: the file cannot be opened.
     """
     try:
         loaded = np.load(path, allow_pickle=False)

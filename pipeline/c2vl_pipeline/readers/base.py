@@ -166,11 +166,11 @@ def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) ->
         for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):
             stem = row[kind] or row["sample_id"]
             wanted[kind].add(stem)
-            found = files[kind].get(stem)
-            row[kind] = found.relative if found else None
-            row[f"{kind}_bytes"] = found.size if found else None
+            hit = files[kind].get(stem)
+            row[kind] = hit.relative if hit else None
+            row[f"{kind}_bytes"] = hit.size if hit else None
             needed = not row["known_missing"] if kind == "skeleton" else bool(dataset.video_suffixes)
-            if found is None and needed:
+            if hit is None and needed:
                 missing.append(row["sample_id"])
     for kind, named in files.items():
         match.unexpected += [f.relative for s, f in named.items() if s not in wanted[kind]]

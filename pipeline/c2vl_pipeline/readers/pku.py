@@ -54,10 +54,10 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
 
 
 def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[Row]:
-    """Rows of PKU-MMD from its label files, given relative to `root`: one a line of each recording's file.
+    """Yield one row per line of the label files, whose paths are relative to `root`.
 
     Raises:
-        DataError: there is none, one is malformed, or two of one recording differ.
+        DataError: there is no file, one is malformed, or two of one recording differ.
     """
     files: dict[str, str] = {}
     for relative in labels:
@@ -74,12 +74,12 @@ def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[
     for video in sorted(files):
         path = root / files[video]
         if (size := path.stat().st_size) > _MOST_LABEL_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; a label file has some hundred. Is it a skeleton file?")
+            raise DataError(f"{path}: {size:,} bytes; a label file has a few hundred. Is it a skeleton file?")
         yield from parse_labels(path.read_text("utf-8", "replace"), video, dataset, str(path))
 
 
 def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[Row]:
-    """Rows of one recording: a sample a line `class,start,end,confidence`, 1-based frames, both included.
+    """Return the rows of one recording: one sample per line `class,start,end,confidence`, frames 1-based, inclusive.
 
     Raises:
         DataError: `file:line: reason`.
@@ -104,7 +104,7 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
         if not 1 <= label <= len(dataset.classes):
             raise DataError(f"{source}:{number}: class {label}; expected 1 to {len(dataset.classes)}")
         if number >= _INT16:
-            raise DataError(f"{source}:{number}: more rows than any recording has; expected some twenty")
+            raise DataError(f"{source}:{number}: more rows than any recording has; expected about twenty")
         problem = None
         if start > end:
             problem = f"label row {number}: start {start} is after end {end}"
@@ -135,12 +135,16 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
 
 
 def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assembled:
-    """Read frames [start, end) of a PKU-MMD file: one line a frame, 150 numbers, two bodies of 25 joints.
+    """Read frames [start, end) of a PKU-MMD file: one line of 150 numbers per frame, two bodies of 25 joints.
 
-    Numbers that are not finite become zero; an `end` behind the last line ends there.
+    Numbers that are not finite become zero; an `end` after the last line ends there.
 
-    *Reading:* with `aimclr` each frame is turned here, before the resize to 64 frames; the authors' public code
-    resizes first. A clip of more than `max_frames` is cut in its centre after its origin is set.
+    *Reading:* `aimclr` turns each frame here, before the resize to 64 frames; the authors' public code resizes first.
+    A clip of more than `max_frames` keeps its centre; its origin is set before.
+
+    Raises:
+        DataError: `file:line: reason`.
+        OSError: the file cannot be opened.
     """
     rows = []
     with path.open(encoding="ascii", errors="replace") as handle:
@@ -157,9 +161,9 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assem
                 rows.append(row)
     joints = np.array(rows, np.float32).reshape(-1, 2, 25, 3)
     joints[~np.isfinite(joints)] = 0
-    kept = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
-    index = np.flatnonzero(kept).astype(np.int32) + start
-    joints = joints[kept]
+    seen = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
+    index = np.flatnonzero(seen).astype(np.int32) + start
+    joints = joints[seen]
     present = bodies_present(joints)
     if len(joints) and config.pku_norm == "first_frame_joint2":
         joints = np.where(

@@ -31,10 +31,10 @@ COLUMNS = (
 
 
 def table_rows(root: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Classes and rows of a table of own samples: samples.csv or samples.parquet.
+    """Return the classes and rows of the table in a folder, samples.parquet or samples.csv.
 
     Raises:
-        DataError: there is none, or `file:line: reason` (of a Parquet table: its row).
+        DataError: there is no table, or `file:line: reason` (Parquet: the row's number).
     """
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
     if path is None:
@@ -52,40 +52,41 @@ def table_rows(root: Path) -> tuple[tuple[str, ...], list[Row]]:
 
 
 def parse_table(content: bytes, suffix: str, source: str) -> tuple[tuple[str, ...], list[Row]]:
-    """Classes and rows of the bytes of a `.csv` or `.parquet` table, in the order of videos.
+    """Return the classes and rows of a `.csv` or `.parquet` table, ordered by video.
 
     Raises:
-        DataError: `file:line: reason` (of a Parquet table: its row).
+        DataError: `file:line: reason` (Parquet: the row's number).
     """
     numbered = _parquet(content, source) if suffix == ".parquet" else _csv(content, source)
     labels = {label for _, entry in numbered if (label := _label(entry))}
     if len(labels) >= _INT16:
         raise DataError(f"{source}: {len(labels):,} different labels; expected less than {_INT16:,}")
-    ordered = sorted(labels, key=_label_order)
-    place = {label: at for at, label in enumerate(ordered)}
-    rows = [_generic_row(source, number, entry, place) for number, entry in numbered]
+    classes = sorted(labels, key=_label_order)
+    place = {label: at for at, label in enumerate(classes)}
+    rows = [_table_row(source, number, entry, place) for number, entry in numbered]
     seen: dict[str, int] = {}
     for (number, _), row in zip(numbered, rows, strict=True):
         if (first := seen.setdefault(row["sample_id"], number)) != number:
             raise DataError(
-                f"{source}:{number}: sample_id {row['sample_id'][:60]!r} stands in {first} already; ids must be unique"
+                f"{source}:{number}: sample_id {row['sample_id'][:60]!r} was used in {first} already; ids must be unique"
             )
-    order = sorted(rows, key=lambda r: (r["video"] or "", r["start_frame"] or 0, r["sample_id"]))
-    return tuple(ordered), order
+    rows.sort(key=lambda r: (r["video"] or "", r["start_frame"] or 0, r["sample_id"]))
+    return tuple(classes), rows
 
 
 def _label_order(label: str) -> tuple[bool, int, str]:
-    """Numbers first and by size, then words."""
+    """Sort key: numbers first and by value, then words."""
     number = label.isascii() and label.isdigit() and len(label) < 20
     return not number, int(label) if number else 0, label
 
 
-def _known_columns(columns: list[str], source: str) -> None:
+def _check_columns(columns: list[str], source: str) -> None:
+    """Raise DataError for unknown, repeated or too many columns."""
     if len(columns) > _MOST_COLUMNS:
         raise DataError(f"{source}:1: {len(columns):,} columns; expected up to {_MOST_COLUMNS}")
     for at, column in enumerate(columns):
         if column in columns[:at]:
-            raise DataError(f"{source}:1: column {column[:60]!r} stands twice; name each column once")
+            raise DataError(f"{source}:1: column {column[:60]!r} appears twice; name each column once")
         if column not in COLUMNS and not (column.startswith("split_") and column.isprintable()):
             near = difflib.get_close_matches(column[:60], COLUMNS, n=1)
             hint = (
@@ -97,11 +98,12 @@ def _known_columns(columns: list[str], source: str) -> None:
 
 
 def _csv(content: bytes, source: str) -> list[tuple[int, Row]]:
+    """Return (line, cells by column) of each row."""
     try:
         text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
         reader = csv.reader(io.StringIO(text, newline=""))
         columns = next((line for line in reader if line), [])
-        _known_columns(columns, source)
+        _check_columns(columns, source)
         numbered = []
         for cells in reader:
             if not cells:
@@ -117,6 +119,7 @@ def _csv(content: bytes, source: str) -> list[tuple[int, Row]]:
 
 
 def _parquet(content: bytes, source: str) -> list[tuple[int, Row]]:
+    """Return (row from 1, cells by column) of each row."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content))
         facts = file.metadata
@@ -125,7 +128,7 @@ def _parquet(content: bytes, source: str) -> list[tuple[int, Row]]:
             raise DataError(
                 f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {_MOST_TABLE_BYTES:,}"
             )
-        _known_columns(file.schema_arrow.names, source)
+        _check_columns(file.schema_arrow.names, source)
         for column in file.schema_arrow:
             if pa.types.is_nested(column.type):
                 raise DataError(
@@ -147,7 +150,7 @@ def _empty(value: Any) -> bool:
 
 
 def _label(entry: Row) -> str:
-    """Return a label as text, empty where there is none; pandas writes whole numbers beside gaps as 3.0."""
+    """Return a label as text, empty if missing; pandas writes whole numbers in columns with gaps as 3.0."""
     value = entry.get("label")
     if _empty(value):
         return ""
@@ -156,7 +159,7 @@ def _label(entry: Row) -> str:
     return str(value).strip()
 
 
-def _generic_row(source: str, number: int, entry: Row, labels: dict[str, int]) -> Row:
+def _table_row(source: str, number: int, entry: Row, labels: dict[str, int]) -> Row:
     def whole(column: str) -> int | None:
         value = entry.get(column)
         if _empty(value):
@@ -167,28 +170,28 @@ def _generic_row(source: str, number: int, entry: Row, labels: dict[str, int]) -
             text = str(value).strip()
             if not (text.isascii() and text.lstrip("+-").isdigit()):  # int() takes 1_0 and Arabic digits
                 raise ValueError
-            found = int(text)
+            parsed = int(text)
         except ValueError as error:
             raise DataError(
                 f"{source}:{number}: {column} = {str(value)[:40]!r} is not a whole number"
             ) from error
         most = _INT32 if column.endswith("_frame") else _INT16
-        if not -most <= found < most:
+        if not -most <= parsed < most:
             raise DataError(
-                f"{source}:{number}: {column} = {str(found)[:40]} is out of range; expected less than {most}"
+                f"{source}:{number}: {column} = {str(parsed)[:40]} is out of range; expected less than {most}"
             )
-        return found
+        return parsed
 
-    def words(column: str) -> str:
+    def text_of(column: str) -> str:
         value = entry.get(column)
-        found = "" if _empty(value) else str(value).strip()
-        if len(found) > _MOST_CELL or "\0" in found:
+        text = "" if _empty(value) else str(value).strip()
+        if len(text) > _MOST_CELL or "\0" in text:
             raise DataError(
-                f"{source}:{number}: {column} = {found[:40]!r}… is no name; expected a short text"
+                f"{source}:{number}: {column} = {text[:40]!r}… is not a name; expected a short text"
             )
-        return found
+        return text
 
-    sample_id = words("sample_id")
+    sample_id = text_of("sample_id")
     if not sample_id:
         raise DataError(f"{source}:{number}: no sample_id; every row needs one")
     splits = []
@@ -206,21 +209,21 @@ def _generic_row(source: str, number: int, entry: Row, labels: dict[str, int]) -
     elif start is not None and start < 0:
         problem = f"start_frame {start} is negative; the first frame is 0"
     label = _label(entry)
-    view, video = whole("view"), words("video")
+    view, video = whole("view"), text_of("video")
     for column in ("video", "skeleton"):
-        path = PurePath(words(column))
+        path = PurePath(text_of(column))
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f"{source}:{number}: {column} = {str(path)!r} leads out of the data folder; give a path below it (a link there may point elsewhere)"
+                f"{source}:{number}: {column} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
             )
     return new_row(
         sample_id,
         label=labels[label] if label else -1,
         subject=whole("subject"),
         view=view,
-        camera=words("camera") or (f"view{view}" if view is not None else video),
+        camera=text_of("camera") or (f"view{view}" if view is not None else video),
         video=video or None,
-        skeleton=words("skeleton") or None,
+        skeleton=text_of("skeleton") or None,
         start_frame=start,
         end_frame=end,
         problem=problem,

@@ -15,7 +15,12 @@ _UTD_TO_KINECT_V1 = [3, 2, 1, 0, *range(4, 20)]
 
 
 def read_utd(path: Path) -> Assembled:
-    """Read `d_skel` (20, 3, T) of a UTD-MHAD `.mat` file; hip centre of the first frame becomes the origin."""
+    """Read `d_skel` (20, 3, T) of a UTD-MHAD `.mat` file; the hip centre of the first frame becomes the origin.
+
+    Raises:
+        DataError: the file is in another format or damaged.
+        OSError: the file cannot be opened.
+    """
     import scipy.io
 
     try:

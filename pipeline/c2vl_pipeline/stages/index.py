@@ -23,7 +23,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
-from c2vl_pipeline.raw.check import DoubtfulError, Findings, check
+from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
 from c2vl_pipeline.raw.hints import looks_like
 from c2vl_pipeline.raw.scan import scan_folder
 from c2vl_pipeline.readers import reader_of
@@ -45,24 +45,24 @@ def build(
     limit: int | None = None,
     deep: bool = False,
 ) -> tuple[Index, Findings]:
-    """Write `samples.parquet` of a work folder.
+    """Write `samples.parquet` of a work folder and return the index and the result of the check.
 
     Args:
-        dataset: what was promised.
+        dataset: what the raw folder should hold.
         root: the raw folder.
-        work: where the stages write.
-        config: for the size of a shard.
-        recipe: name that later stages default to.
-        overrides: `--set` assignments that later stages default to.
-        layout: joint layout of own data, by name or TOML file; the dataset's where not given.
-        allow_missing: go on in spite of doubts; rows will say what is missing.
-        only_present: promise only what is there, for a part of a dataset.
-        limit: keep the first so many samples.
+        work: the work folder.
+        config: its `shard_samples` is the size of a shard.
+        recipe: default recipe of the later stages.
+        overrides: default `--set` assignments of the later stages.
+        layout: joint layout of a custom dataset, by name or TOML file; None: the dataset's.
+        allow_missing: continue if files are missing or damaged; the rows state what is missing.
+        only_present: expect only samples with a file, for a part of a dataset.
+        limit: keep the first `limit` samples.
         deep: read archives and skeleton files whole, which takes minutes.
 
     Raises:
-        DataError: no such folder, or a malformed label file or table (file and line).
-        DoubtfulError: something is missing or looks damaged and neither permission was given.
+        DataError: the folder does not exist, or a label file or table is malformed (file and line).
+        IncompleteDataError: files are missing or damaged, without `allow_missing` or `only_present`.
     """
     if not root.is_dir():
         raise DataError(f"raw folder {root} does not exist; give the folder of {dataset.title} with --data")
@@ -88,7 +88,7 @@ def build(
 
 
 def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:
-    """Return the expected samples; if they cannot be had, name the dataset that the files belong to instead."""
+    """Return the expected samples; an error about them names the dataset that the files seem to belong to."""
     try:
         return reader_of(dataset).expected_rows(dataset, root, scan)
     except DataError as error:
@@ -100,7 +100,7 @@ def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:
 
 
 def _chosen(rows: list[Row], findings: Findings, only_present: bool, limit: int | None) -> list[Row]:
-    """Return the rows that the index shall hold; findings about others are dropped."""
+    """Return the rows to index, and drop findings about others."""
     if only_present:
         rows = [r for r in rows if r["video"] or r["skeleton"]]
         findings.missing_videos, findings.missing_skeletons, findings.lacks = [], [], []
@@ -110,7 +110,7 @@ def _chosen(rows: list[Row], findings: Findings, only_present: bool, limit: int 
         findings.keep(
             {r["sample_id"] for r in rows}, {r[what] for r in rows for what in ("video", "skeleton")}
         )
-    findings.promised = len(rows)
+    findings.expected = len(rows)
     findings.with_video = sum(r["video"] is not None for r in rows)
     findings.with_skeleton = sum(r["skeleton"] is not None for r in rows)
     findings.known_missing = sum(r["known_missing"] for r in rows)
@@ -118,18 +118,18 @@ def _chosen(rows: list[Row], findings: Findings, only_present: bool, limit: int 
 
 
 def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findings, refuse: bool) -> None:
-    """Raise DataError if no sample is left, DoubtfulError if something is doubtful and `refuse` is set."""
+    """Raise DataError if no sample is left, IncompleteDataError for errors if `refuse` is set."""
     if not rows:
         endings = ", ".join((*dataset.video_suffixes, *dataset.skeleton_suffixes))
         hints = "".join(f"; {hint}" for hint in findings.hints)
         raise DataError(
             f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below it{hints}"
         )
-    if refuse and (doubts := findings.doubts()):
+    if refuse and (faults := findings.errors()):
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)
-        raise DoubtfulError(
-            f"{root}: {'; '.join(doubts)}; of {len(rows):,} promised samples of {dataset.title}.{hints} Complete the download, "
-            "or go on with --allow-missing (rows will say what is missing) or --only-present (promise only what is there)",
+        raise IncompleteDataError(
+            f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} Complete the download, "
+            "or continue with --allow-missing (rows state what is missing) or --only-present (expect only what is there)",
             findings,
         )
 
@@ -150,7 +150,7 @@ def _cut(rows: list[Row], size: int) -> list[list[int]]:
 
 
 def _commit(work: Path, rows: list[Row], extra: dict[str, Any]) -> None:
-    """Write `samples.parquet`, unless it holds just this already."""
+    """Write `samples.parquet`, unless it holds the same already."""
     path = work / "samples.parquet"
     key = fingerprint({"schema": SCHEMA_VERSION, "rows": rows, "extra": extra})
     work.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""`c2vl-pipeline skeletons`: skeleton files to joints, (T, M, V, C) float32, valid frames only.
+"""`c2vl-pipeline skeletons`: read skeleton files to joints, (T, M, V, C) float32, without empty frames.
 
-The dataset's reader (`c2vl_pipeline.readers`) does the reading; a malformed file becomes a row that states why.
+The dataset's reader (`c2vl_pipeline.readers`) parses the files; a malformed one becomes a row that states why.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from c2vl_pipeline.stages.base import Shard, Stage, row_status, unreadable
 def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
     index, config = shard.index, shard.recipe.pipeline.skeletons
     read_joints = reader_of(index.dataset).read_joints
-    nothing = {"frames": 0, "frames_in_file": 0, "bodies": 0, "frame_index": [], "joints": b""}
+    empty = {"frames": 0, "frames_in_file": 0, "bodies": 0, "frame_index": [], "joints": b""}
     for sample in shard.samples:
-        row: dict[str, Any] = {"sample_id": sample["sample_id"], **nothing}
+        row: dict[str, Any] = {"sample_id": sample["sample_id"], **empty}
         if sample["problem"]:
             yield row | row_status(Status.FAILED, "problem", sample["problem"])
         elif sample["skeleton"] is None or sample["known_missing"]:
@@ -45,16 +45,16 @@ def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
                 "frame_index": body.frame_index.tolist(),
                 "joints": body.joints.tobytes(),
             }
-            seen = (
+            status = (
                 row_status(Status.OK)
                 if len(body.joints)
                 else row_status(Status.MISSING_SKELETON, "empty", "no body in any frame")
             )
-            yield row | seen
+            yield row | status
 
 
 def process(shard: Shard) -> pa.Table:
-    """Make one shard: a row a sample."""
+    """Return the table of one shard, one row per sample."""
     return pa.Table.from_pylist(list(_rows(shard)), schema=SKELETONS)
 
 
