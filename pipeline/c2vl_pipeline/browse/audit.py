@@ -1,7 +1,7 @@
-"""`c2vl-pipeline audit`: do the crops hold the person, what do the captions say, and how do they compare.
+"""`c2vl-pipeline audit`: check crops and captions, and compare captions with the authors' released ones.
 
-Three sections on one offline page, and as figures (`Audit`, JSON): crops, checked against the joints that the
-dataset projects into its colour frames; captions; and the authors' released captions beside or against ours.
+The result is one offline page of three sections, and the same figures as JSON (`Audit`). Crops are checked against
+the joints in pixels, if the dataset records them.
 """
 
 from __future__ import annotations
@@ -17,47 +17,46 @@ import pyarrow.compute as pc
 
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.browse import caption_stats as wording
-from c2vl_pipeline.browse import html
+from c2vl_pipeline.browse import caption_stats, html
 from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, crop_figures, joint_figures
-from c2vl_pipeline.browse.caption_stats import Agreement, ClassWording, Corpus, Wording
+from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus
 from c2vl_pipeline.browse.gallery import class_name
 from c2vl_pipeline.browse.html import Quantiles
-from c2vl_pipeline.browse.reader import Lookup
+from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.engines.precomputed import read_captions
 from c2vl_pipeline.workspace import Index, load
 
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """All rows of the captions stage."""
+    """Figures of all rows of the captions stage."""
 
     statuses: dict[str, int]
     empty: int
-    wording: Wording | None
+    wording: CaptionStats | None
     tokens: Quantiles | None
-    """As the encoder counts them, before truncation."""
+    """Counted by the encoder, before truncation."""
     truncated: int | None
-    classes: list[ClassWording]
+    classes: list[ClassStats]
 
 
 @dataclass(frozen=True)
 class ReleasedFigures:
-    """The authors' captions, and how ours agree with them where both describe the same samples."""
+    """The authors' captions, and their agreement with the work folder's on samples described by both."""
 
     file: str
-    wording: Wording
+    wording: CaptionStats
     common: int
     """Samples of the work folder that the file describes."""
     agreement: Agreement | None = None
     control: Agreement | None = None
-    """With the samples of the released captions shuffled."""
+    """Agreement with the samples of the released captions shuffled."""
     slots: list[Agreement] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything the audit found; a part that could not be measured is None, `why` says why."""
+    """Result of an audit; a part that could not be measured is None, for the reason in `why`."""
 
     dataset: str
     samples: int
@@ -70,13 +69,13 @@ class Audit:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, without pictures."""
-        found = asdict(self)
-        for worst in (found["joints"] or {}).get("worst", ()):
+        values = asdict(self)
+        for worst in (values["joints"] or {}).get("worst", ()):
             del worst["image"], worst["joints"]
-        return found
+        return values
 
     def summary(self) -> list[str]:
-        """Say the main figures in a line each."""
+        """Return the main figures, one line per section."""
         lines = []
         if self.crops:
             share = self.crops.statuses.get("ok", 0) / self.crops.rows
@@ -98,10 +97,10 @@ class Audit:
         return lines
 
 
-def write(found: Audit, out: Path) -> Path:
-    """Write the page and its figures (`.json` beside it)."""
-    html.render("audit.html.j2", out, audit=found, inside=INSIDE)
-    commit_text(out.with_suffix(".json"), json.dumps(found.as_dict(), indent=1, ensure_ascii=False) + "\n")
+def write(audit: Audit, out: Path) -> Path:
+    """Write the page and, next to it, the figures as JSON; return the page's path."""
+    html.render("audit.html.j2", out, audit=audit, inside=INSIDE)
+    commit_text(out.with_suffix(".json"), json.dumps(audit.as_dict(), indent=1, ensure_ascii=False) + "\n")
     return out
 
 
@@ -109,10 +108,10 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     """Audit a work folder.
 
     Args:
-        work: folder of the index and the stages; what was not run is left out, and said.
-        released: a caption file as the authors released it (.json or .zip).
-        check: look at the joints of at most so many samples, chosen with `seed`.
-        seed: of the choice, and of the shuffled control.
+        work: the work folder; stages that were not run are left out, with a note.
+        released: the authors' caption file (.json or .zip).
+        check: compare the joints of at most `check` samples, chosen with `seed`.
+        seed: seed of the choice and of the shuffled control.
 
     Raises:
         StageError: there is no index.
@@ -120,12 +119,12 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     """
     theirs = read_captions(released) if released is not None else None
     index = load(work)
-    lookup = Lookup(index)
+    reader = RowReader(index)
     why: dict[str, str] = {}
-    crops = crop_figures(lookup)
-    joints = joint_figures(index, lookup, check, seed, why) if crops else None
-    corpus, captions = _captions(index, lookup, seed)
-    found = (
+    crops = crop_figures(reader)
+    joints = joint_figures(index, reader, check, seed, why) if crops else None
+    corpus, captions = _captions(index, reader, seed)
+    comparison = (
         _released(index, corpus, theirs, released.name, seed)
         if released is not None and theirs is not None
         else None
@@ -136,27 +135,27 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
         crops=crops,
         joints=joints,
         captions=captions,
-        released=found,
+        released=comparison,
         why=why,
-        notes=list(lookup.notes),
+        notes=list(reader.notes),
     )
 
 
 # ------------------------------------------------------------------------------------------- captions
 
 
-def _captions(index: Index, lookup: Lookup, seed: int) -> tuple[Corpus | None, CaptionFigures | None]:
+def _captions(index: Index, reader: RowReader, seed: int) -> tuple[Corpus | None, CaptionFigures | None]:
     statuses: Counter[str] = Counter()
     numbers: dict[str, int] = {}
-    blocks: dict[int, wording.Codes] = {}
+    blocks: dict[int, caption_stats.Codes] = {}
     empty = 0
-    for shard, manifest in lookup.shards("captions"):
-        table = lookup.columns("captions", shard, ["status", "caption"], read_dictionary=["caption"])
+    for shard, manifest in reader.shards("captions"):
+        table = reader.columns("captions", shard, ["status", "caption"], read_dictionary=["caption"])
         if table is None:
             continue
         statuses.update(table["status"].to_pylist())
         if set(manifest.statuses) - {str(Status.OK)}:
-            classes = lookup.columns("captions", shard, ["error_class"])
+            classes = reader.columns("captions", shard, ["error_class"])
             empty += classes["error_class"].to_pylist().count("empty") if classes is not None else 0
         column = table["caption"].unify_dictionaries().combine_chunks()
         own = [numbers.setdefault(t, len(numbers)) for t in column.dictionary.to_pylist()]
@@ -171,24 +170,24 @@ def _captions(index: Index, lookup: Lookup, seed: int) -> tuple[Corpus | None, C
         start, stop = index.plan[shard]
         codes[start:stop, : block.shape[1]] = block
     corpus = Corpus(list(numbers), codes)
-    tokens, truncated = _tokens(lookup)
+    tokens, truncated = _tokens(reader)
     labels = index.table["label"].to_numpy()
     names = {i: class_name(index, i) for i in range(len(index.classes))}
     return corpus, CaptionFigures(
         statuses=dict(statuses.most_common()),
         empty=empty,
-        wording=wording.describe(corpus, seed=seed),
+        wording=caption_stats.describe(corpus, seed=seed),
         tokens=tokens,
         truncated=truncated,
-        classes=wording.by_class(corpus, labels, names),
+        classes=caption_stats.by_class(corpus, labels, names),
     )
 
 
-def _tokens(lookup: Lookup) -> tuple[Quantiles | None, int | None]:
-    """Token counts of the encoded captions, and how many it cut."""
+def _tokens(reader: RowReader) -> tuple[Quantiles | None, int | None]:
+    """Return the token counts of the encoded captions, and the number of truncated ones."""
     tokens, truncated = [], 0
-    for shard, _ in lookup.shards("embeddings"):
-        table = lookup.columns("embeddings", shard, ["tokens", "truncated"])
+    for shard, _ in reader.shards("embeddings"):
+        table = reader.columns("embeddings", shard, ["tokens", "truncated"])
         if table is not None:
             tokens.append(table["tokens"].drop_null().to_numpy())
             truncated += int(pc.sum(table["truncated"]).as_py() or 0)
@@ -201,8 +200,8 @@ def _tokens(lookup: Lookup) -> tuple[Quantiles | None, int | None]:
 def _released(
     index: Index, corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
 ) -> ReleasedFigures | None:
-    whole = wording.describe(Corpus.of(list(theirs.values())), seed=seed)
-    assert whole is not None  # the reader refuses an empty file
+    whole = caption_stats.describe(Corpus.of(list(theirs.values())), seed=seed)
+    assert whole is not None  # read_captions rejects an empty file
     ids = index.table["sample_id"].to_pylist()
     common = [n for n, sample_id in enumerate(ids) if sample_id in theirs]
     if corpus is None or not common:
@@ -211,14 +210,18 @@ def _released(
     other = Corpus.of([theirs[ids[n]] for n in common])
     slots = min(ours.codes.shape[1], other.codes.shape[1])
     each = [
-        wording.agreement(Corpus(ours.texts, ours.codes[:, [s]]), Corpus(other.texts, other.codes[:, [s]]))
+        caption_stats.agreement(
+            Corpus(ours.texts, ours.codes[:, [s]]), Corpus(other.texts, other.codes[:, [s]])
+        )
         for s in range(slots)
     ]
     return ReleasedFigures(
         name,
         whole,
         len(common),
-        agreement=wording.agreement(ours, other),
-        control=wording.agreement(ours, wording.shuffled(other, seed)) if len(common) > 1 else None,
+        agreement=caption_stats.agreement(ours, other),
+        control=caption_stats.agreement(ours, caption_stats.shuffled(other, seed))
+        if len(common) > 1
+        else None,
         slots=[a for a in each if a is not None],
     )

@@ -1,4 +1,4 @@
-"""The crops in an audit: statuses and sizes of all, and whether those of a random part hold the person's joints."""
+"""Crops in an audit: statuses and sizes of all, and for a random part whether they hold the person's joints."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from c2vl_manifests.errors import DataError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.html import Histogram, Quantiles
-from c2vl_pipeline.browse.reader import Lookup
+from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.workspace import Index
 
 INSIDE = 0.9
-"""A crop passes when it holds this share of the joints that lie in the frame."""
+"""A crop passes if it holds this share of the joints within the frame."""
 
 _WORST = 12
 
 
 @dataclass(frozen=True)
 class CropFigures:
-    """All rows of the crops stage."""
+    """Figures of all rows of the crops stage."""
 
     rows: int
     statuses: dict[str, int]
@@ -43,7 +43,7 @@ class CropFigures:
 
 @dataclass(frozen=True)
 class Worst:
-    """One of the worst crops, to be drawn."""
+    """One of the worst crops, for a drawing."""
 
     sample_id: str
     slot: int
@@ -57,11 +57,11 @@ class Worst:
 
 @dataclass(frozen=True)
 class JointFigures:
-    """Crops against the joints projected into the frame."""
+    """Crops compared with the joints projected into the frame."""
 
     samples: int
     of: int
-    """Samples that could have been looked at."""
+    """Samples with video and skeleton."""
     seed: int
     frames: int
     mean: float
@@ -69,20 +69,20 @@ class JointFigures:
     """Share of crops with at least `INSIDE` of the joints."""
     histogram: Histogram | None
     outside_frame: float
-    """Share of joints beyond the edge of the frame, which no crop can hold: not counted."""
+    """Share of joints outside the frame, which no crop can hold; not counted."""
     unreadable: int
     derived: bool
-    """The boxes were made from these joints: the check then proves the geometry, not the detector."""
+    """The boxes were derived from these joints: the check proves the geometry, not the detector."""
     worst: list[Worst]
 
 
-def crop_figures(lookup: Lookup) -> CropFigures | None:
+def crop_figures(reader: RowReader) -> CropFigures | None:
     """Summarise all rows of the crops stage; None if it was not run."""
     statuses: Counter[str] = Counter()
     people: Counter[int] = Counter()
     scores, boxes, frames = [], [], []
-    for shard, _ in lookup.shards("crops"):
-        table = lookup.columns(
+    for shard, _ in reader.shards("crops"):
+        table = reader.columns(
             "crops", shard, ["status", "score", "box", "people", "frame_width", "frame_height"]
         )
         if table is None:
@@ -112,42 +112,42 @@ def crop_figures(lookup: Lookup) -> CropFigures | None:
 def inside(
     joints: npt.NDArray[np.float32], box: list[float], frame: tuple[int, int]
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_], int]:
-    """Say which joints a crop holds.
+    """Find the joints that a crop holds.
 
     Args:
         joints: pixels of the frame, (bodies, V, 2); NaN where unseen.
         box: (x0, y0, x1, y1), x1 and y1 exclusive.
-        frame: width and height; joints beyond its edges are left out, since no crop can hold them.
+        frame: width and height; joints outside are left out, since no crop can hold them.
 
     Returns:
-        The joints within the frame (n, 2), which of them lie in the box (n,), and how many lay outside the frame.
+        The joints within the frame (n, 2), a mask of those within the box (n,), and the number outside the frame.
     """
     points = joints.reshape(-1, 2)
     points = points[np.isfinite(points).all(axis=1)]
     seen = ((points >= 0) & (points < frame)).all(axis=1)
-    kept = points[seen]
-    held = np.asarray((kept >= box[:2]).all(axis=1) & (kept < box[2:]).all(axis=1), np.bool_)
-    return kept, held, int((~seen).sum())
+    points = points[seen]
+    held = np.asarray((points >= box[:2]).all(axis=1) & (points < box[2:]).all(axis=1), np.bool_)
+    return points, held, int((~seen).sum())
 
 
 def joint_figures(
-    index: Index, lookup: Lookup, check: int, seed: int, why: dict[str, str]
+    index: Index, reader: RowReader, check: int, seed: int, why: dict[str, str]
 ) -> JointFigures | None:
-    """Compare crops with the joints the raw skeleton files project into the colour frames."""
+    """Compare the crops of at most `check` samples with their joints in pixels; None, with a reason in `why`."""
     project = reader_of(index.dataset).project
     if project is None:
         why["joints"] = (
             f"{index.dataset.title} records no joints in pixels of its videos, so its crops cannot be checked against them."
         )
         return None
-    there = np.flatnonzero(
+    complete = np.flatnonzero(
         np.asarray(pc.and_(pc.is_valid(index.table["skeleton"]), pc.is_valid(index.table["video"])))
     )
-    chosen = there
-    if len(there) > check:
-        chosen = np.sort(np.random.default_rng(seed).choice(there, check, replace=False))
+    chosen = complete
+    if len(complete) > check:
+        chosen = np.sort(np.random.default_rng(seed).choice(complete, check, replace=False))
     columns = ["slot", "status", "frame_index", "box", "frame_width", "frame_height"]
-    rows = lookup.rows("crops", [int(n) for n in chosen], columns)
+    rows = reader.rows("crops", [int(n) for n in chosen], columns)
     shares: list[float] = []
     worst: list[tuple[float, int, Worst]] = []
     unreadable = beyond = counted = looked = 0
@@ -158,7 +158,7 @@ def joint_figures(
             unreadable += 1
             continue
         looked += 1
-        found: list[Worst] = []
+        compared: list[Worst] = []
         for row in crops:
             joints = joints_of(row["frame_index"]) if row["status"] == Status.OK else None
             if joints is None:
@@ -169,18 +169,18 @@ def joint_figures(
             if not len(points):
                 continue
             drawn = [(float(x), float(y), bool(h)) for (x, y), h in zip(points.round(1), held, strict=True)]
-            found.append(
+            compared.append(
                 Worst(row["sample_id"], row["slot"], float(held.mean()), row["box"], frame, drawn, None)
             )
-        shares += [w.share for w in found]
-        if found and (lowest := min(found, key=lambda w: w.share)).share < 1:
+        shares += [w.share for w in compared]
+        if compared and (lowest := min(compared, key=lambda w: w.share)).share < 1:
             worst = sorted([*worst, (lowest.share, number, lowest)], key=lambda w: w[:2])[:_WORST]
     if not shares:
         why["joints"] = "No crop has joints in pixels to be checked against."
         return None
     return JointFigures(
         samples=looked,
-        of=len(there),
+        of=len(complete),
         seed=seed,
         frames=len(shares),
         mean=float(np.mean(shares)),
@@ -188,20 +188,20 @@ def joint_figures(
         histogram=Histogram.of(shares, 20, (0, 1)),
         outside_frame=beyond / max(beyond + counted, 1),
         unreadable=unreadable,
-        derived=_from_joints(lookup),
-        worst=list(_pictures(lookup, worst)),
+        derived=_from_joints(reader),
+        worst=list(_pictures(reader, worst)),
     )
 
 
-def _from_joints(lookup: Lookup) -> bool:
+def _from_joints(reader: RowReader) -> bool:
     return any(
         manifest.extra.get("provenance", {}).get("derived_from") == "joints"
-        for _, manifest in lookup.shards("crops")
+        for _, manifest in reader.shards("crops")
     )
 
 
-def _pictures(lookup: Lookup, worst: list[tuple[float, int, Worst]]) -> Iterator[Worst]:
-    rows = lookup.rows("crops", [number for _, number, _ in worst], ["slot", "jpeg"])
+def _pictures(reader: RowReader, worst: list[tuple[float, int, Worst]]) -> Iterator[Worst]:
+    rows = reader.rows("crops", [number for _, number, _ in worst], ["slot", "jpeg"])
     for _, number, entry in worst:
         jpeg = next((r["jpeg"] for r in rows.get(number, []) if r["slot"] == entry.slot), None)
         yield Worst(**{**vars(entry), "image": html.thumbnail(jpeg)})

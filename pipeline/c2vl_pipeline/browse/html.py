@@ -33,7 +33,7 @@ def render(template: str, out: Path, **context: Any) -> Path:
 
 
 def percent(share: float | None) -> str:
-    """Say a share of one in percent; a share that rounds to 0 or 100 and is neither gets a sign."""
+    """Return a share in percent; one that only rounds to 0 or 100 is shown as `< 0.1` or `> 99.9`."""
     if share is None:
         return "–"
     value = 100 * share
@@ -43,12 +43,12 @@ def percent(share: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """Write a number with three significant digits, whole ones in full."""
+    """Return a number with three significant digits, whole numbers in full."""
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
 
 
 def spans(numbers: Iterable[int]) -> str:
-    """Write slots in few signs: 0, 1, 2, 5 becomes `0–2, 5`."""
+    """Return slots as ranges: 0, 1, 2, 5 becomes `0–2, 5`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -87,7 +87,7 @@ def picture(image: npt.NDArray[np.uint8], side: int) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of equal bins: `edges` has one entry more than `counts`."""
+    """Counts of bins of equal width; `edges` has one more entry than `counts`."""
 
     edges: list[float]
     counts: list[int]
@@ -96,7 +96,7 @@ class Histogram:
     def of(
         cls, values: npt.ArrayLike, bins: int = 20, span: tuple[float, float] | None = None
     ) -> Histogram | None:
-        """Count values; None where there are none."""
+        """Count values; None if there are none."""
         array = np.asarray(values, np.float64)
         if not array.size:
             return None
@@ -117,7 +117,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Quantiles | None:
-        """Summarise values; None where there are none."""
+        """Summarise values; None if there are none."""
         array = np.asarray(values, np.float64)
         if not array.size:
             return None
@@ -126,8 +126,8 @@ class Quantiles:
 
 
 @dataclass(frozen=True)
-class Pose:
-    """Bones and joints of the bodies of one instant within a square of 100 units, for an SVG."""
+class StickFigure:
+    """Bones and joints of the bodies in one frame, within a square of 100 units, for an SVG."""
 
     bones: list[tuple[float, ...]]
     """(body, x0, y0, x1, y1)."""
@@ -135,24 +135,24 @@ class Pose:
     """(body, x, y)."""
 
 
-def poses(joints: npt.NDArray[np.float32], bones: Sequence[tuple[int, int]]) -> list[Pose]:
-    """Lay out instants of one clip, (n, M, V, C), seen from the front, at one scale; absent bodies are left out."""
+def poses(joints: npt.NDArray[np.float32], bones: Sequence[tuple[int, int]]) -> list[StickFigure]:
+    """Project frames of one clip, (n, M, V, C), to the front plane at one scale; absent bodies are left out."""
     shown = joints[..., :2].astype(np.float64)
     present = np.asarray(joints.any(axis=(2, 3)), np.bool_)
     if not present.any():
-        return [Pose([], []) for _ in joints]
+        return [StickFigure([], []) for _ in joints]
     seen = shown[present].reshape(-1, 2)
     low, high = seen.min(axis=0), seen.max(axis=0)
     scale = 90 / max(float((high - low).max()), 1e-6)
     middle = (low + high) / 2
     at = np.round((shown - middle) * scale * (1, -1) + 50, 1)
-    laid = []
+    figures = []
     for points, there in zip(at, present, strict=True):
         bodies = [int(m) for m in np.flatnonzero(there)]
-        laid.append(
-            Pose(
+        figures.append(
+            StickFigure(
                 [(m, *map(float, points[m, a]), *map(float, points[m, b])) for m in bodies for a, b in bones],
                 [(m, float(x), float(y)) for m in bodies for x, y in points[m]],
             )
         )
-    return laid
+    return figures

@@ -1,4 +1,4 @@
-"""One sample's stored rows as facts for `explain`: crop, caption and vectors of each slot, and the joints."""
+"""One sample's stored rows as facts for `explain`: crop, caption and vectors of each slot, and joints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _outcome(row: Row) -> dict[str, Any]:
 def slot_facts(
     slot: int, frame: int | None, fps: float | None, stored: dict[str, list[Row]]
 ) -> dict[str, Any]:
-    """Return what each stage stored of one frame of a sample; None for a stage without a row of it."""
+    """Return what each stage stored about one slot of a sample; None for a stage without a row."""
     crop, caption, vectors = (_at(stored[stage], slot) for stage in ("crops", "captions", "embeddings"))
     facts: dict[str, Any] = {
         "slot": slot,
@@ -92,24 +92,24 @@ def _vector(vector: npt.NDArray[np.float32], status: str) -> dict[str, Any]:
 
 
 def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float | None:
-    """Cosine of two vectors of one space: None where widths differ or one is absent (zero)."""
+    """Return the cosine of two vectors; None if widths differ or one is absent (zero)."""
     if len(a) != len(b) or not a.any() or not b.any():
         return None
     return round(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))), 4)
 
 
 def similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
-    """Cosines between the slots of a sample; rows and columns of absent vectors are None."""
+    """Return the cosines between the slots of a sample; rows and columns of absent vectors are None."""
     vectors = [np.asarray(row[what], np.float32) for row in rows if row[f"{what}_status"] is not None]
     if not vectors:
         return None
     matrix = [[_cosine(a, b) for b in vectors] for a in vectors]
-    beside = [matrix[i][i + 1] for i in range(len(vectors) - 1)]
-    neighbours = [c for c in beside if c is not None]
+    adjacent = [matrix[i][i + 1] for i in range(len(vectors) - 1)]
+    neighbours = [c for c in adjacent if c is not None]
     known = [c for line in matrix for c in line if c is not None]
     return {
         "matrix": matrix,
-        "neighbours": beside,
+        "neighbours": adjacent,
         "mean_neighbours": round(float(np.mean(neighbours)), 4) if neighbours else None,
         "low": min(known, default=0.0),
         "high": max(known, default=1.0),
@@ -118,8 +118,8 @@ def similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
 
 def skeleton_facts(
     index: Index, rows: list[Row], planned: Sequence[int | None]
-) -> tuple[dict[str, Any] | None, dict[int, html.Pose]]:
-    """Return what is stored of the joints, and for each slot the pose in the kept frame nearest to the planned one."""
+) -> tuple[dict[str, Any] | None, dict[int, html.StickFigure]]:
+    """Return facts about the stored joints, and for each slot a stick figure of the stored frame nearest to it."""
     if not rows:
         return None, {}
     row = rows[0]

@@ -151,7 +151,7 @@ Move = Callable[[Pose, Take], None]
 
 @dataclass(frozen=True)
 class Action:
-    """One class: how side 0 moves, what it holds, and, for two people, the partner's move and distance."""
+    """One class: the movement of side 0, the held object and, for two people, the partner's movement and distance."""
 
     name: str
     move: Move

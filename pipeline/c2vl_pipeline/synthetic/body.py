@@ -96,7 +96,7 @@ class Pose:
 
 @dataclass
 class Take:
-    """One performance: its performer, its clock, and what the performer's partner needs to know."""
+    """One performance: its performer and timing, which a partner shares."""
 
     person: Person
     rng: Generator
@@ -119,7 +119,7 @@ class Take:
         self.size = self.person.amplitude * rng.uniform(0.88, 1.12)
 
     def wander(self, scale: float, width: int) -> Floats:
-        """Slow involuntary movement, shape (T, width), of standard deviation about `scale`."""
+        """Return slow involuntary movement, shape (T, width), with a standard deviation of about `scale`."""
         time = np.arange(self.frames)[:, None, None] / FPS
         rate, phase = self.rng.uniform(0.1, 0.9, (3, width)), self.rng.uniform(0, 2 * np.pi, (3, width))
         weight = self.rng.normal(0, 1, (3, width)) * scale / 1.2
@@ -127,7 +127,7 @@ class Take:
         return moved
 
     def spot(self, out: float, up: float, forward: float) -> Floats:
-        """A hand target (3,) blurred by the performer's habit and by this take."""
+        """Return a hand target (3,) varied by the performer's habit and by this take."""
         return np.array([out, up, forward]) + self.person.habit + self.rng.normal(0, 0.045, 3)
 
 
@@ -138,7 +138,7 @@ def smooth(x: Floats) -> Floats:
 
 
 def rest(take: Take) -> Pose:
-    """An idle stance with sway, weight shifts, and the performer's way to keep the arms."""
+    """Return an idle stance with sway, weight shifts and the performer's habitual arms."""
     n, rng, who = take.frames, take.rng, take.person
     hands = np.repeat(who.rest[None, None] + rng.normal(0, 0.04, (1, 2, 3)), n, 0)
     pose = Pose(np.zeros((n, 3)), np.zeros((n, 3)), np.zeros((n, 2)), hands, np.zeros((n, 2, 3)))
@@ -160,7 +160,7 @@ def rest(take: Take) -> Pose:
 
 
 def _turn(pitch: Floats, roll: Floats, twist: Floats) -> Floats:
-    """Rotations (T, 3, 3) in the axes (left, up, forward): twist, roll, pitch (forward is positive)."""
+    """Return rotations (T, 3, 3) in the axes (left, up, forward): twist, roll, pitch (forward is positive)."""
     one, zero = np.ones_like(pitch), np.zeros_like(pitch)
     c, s = np.cos, np.sin
     bend = [[one, zero, zero], [zero, c(pitch), -s(pitch)], [zero, s(pitch), c(pitch)]]
@@ -172,7 +172,7 @@ def _turn(pitch: Floats, roll: Floats, twist: Floats) -> Floats:
 
 
 def _bend(root: Floats, goal: Floats, upper: float, lower: float, pole: Floats) -> tuple[Floats, Floats]:
-    """Two-bone inverse kinematics: the middle joint and the end, both (T, 3), bent towards `pole`."""
+    """Solve two-bone inverse kinematics: return the middle joint and the end, both (T, 3), bent towards `pole`."""
     line = goal - root
     far = np.linalg.norm(line, axis=-1, keepdims=True) + 1e-9
     axis = line / far
