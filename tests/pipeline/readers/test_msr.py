@@ -76,8 +76,8 @@ def test_no_videos_are_promised_and_absent_clips_are_missing(tmp_path: Path, rec
     write(tmp_path / "raw" / "m.npz")
     (tmp_path / "raw" / "other.npz").write_bytes(b"x")
     _, found = indexed(tmp_path / "raw", tmp_path / "w", recipe, allow_missing=True)
-    assert (found.promised, found.with_video, found.with_skeleton) == (567, 0, 3)
-    assert found.doubts() == ["564 skeletons missing (a01_s01_e02, …)"]
+    assert (found.expected, found.with_video, found.with_skeleton) == (567, 0, 3)
+    assert found.errors() == ["564 skeletons missing (a01_s01_e02, …)"]
     assert found.notes()[0].startswith(
         "1 unexpected files (other.npz: not MSRAction3D with x, off and name ("
     )
@@ -88,7 +88,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe)
     root = tmp_path_factory.mktemp("msr")
     (root / "msr_action3d.npz").symlink_to(shared / "msr_action3d.npz")
     made, found = indexed(root, tmp_path_factory.mktemp("work"), recipe)
-    assert found.doubts() == found.notes() == []
+    assert found.errors() == found.notes() == []
     return made
 
 
