@@ -125,7 +125,7 @@ class Dataset(_Table):
     video_suffixes: tuple[str, ...]
     skeleton_suffixes: tuple[str, ...]
     default_recipe: str
-    embedded_detector: Detector
+    detector: Detector
     classes: tuple[str, ...] = ()
     missing_list: str | None = None
     lost: tuple[str, ...] = ()
@@ -277,5 +277,5 @@ def resolve_detector(spec: EngineSpec, dataset: Dataset) -> EngineSpec:
     """Replace the backend `dataset` by the detector that suits the dataset's videos."""
     if spec.backend != "dataset":
         return spec
-    chosen = dataset.embedded_detector
+    chosen = dataset.detector
     return spec.model_copy(update={"backend": chosen.backend, "options": {**chosen.options, **spec.options}})

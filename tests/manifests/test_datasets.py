@@ -189,7 +189,7 @@ def test_every_sample_is_in_exactly_one_split_of_a_rule() -> None:
     assert [listed.split({"video": v}) for v in (3, 4, 5)] == ["test", "train", "test"]
 
 
-def test_the_embedded_detector_is_the_one_that_suits_the_dataset() -> None:
+def test_the_detector_is_the_one_that_suits_the_dataset() -> None:
     asked = EngineSpec(role="detector", backend="dataset", options={"threshold": 40})
     resolved = resolve_detector(asked, load_dataset("utd-mhad"))
     assert (resolved.backend, resolved.options) == ("motion", {"background": "black", "threshold": 40})

@@ -147,7 +147,7 @@ id_pattern = 'A(?P<setup>\\d{{2}})N(?P<subject>\\d{{2}})-(?P<side>[LMR])'
 video_suffixes = [".avi"]
 skeleton_suffixes = [".txt"]
 default_recipe = "paper"
-embedded_detector = {{ backend = "motion" }}
+detector = {{ backend = "motion" }}
 benchmarks.xsub = {{ field = "subject", test = [2], drops = "{name}" }}
 """
     with pytest.raises(ConfigError) as caught:

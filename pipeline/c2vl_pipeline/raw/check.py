@@ -271,7 +271,7 @@ def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[
 def _worst(names: dict[int, str], missing: Counter[int], expected: Counter[int]) -> str:
     """Return the groups that lack the largest share, in words."""
     if missing == expected:
-        return f"all of all {len(expected):,}"
+        return f"all {len(expected):,}"
     ordered = sorted(missing, key=lambda v: (-missing[v] / expected[v], -missing[v], v))
     whole = [v for v in ordered if missing[v] == expected[v]]
     first, last = (missing[v] / expected[v] for v in (ordered[0], ordered[-1]))

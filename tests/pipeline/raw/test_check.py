@@ -110,7 +110,7 @@ def test_a_whole_missing_setup_is_said_and_long_lists_are_cut(tmp_path: Path, co
     assert found.missing_skeletons == lost
     lacks = {(kinds, by): text for kinds, by, text in found.lacks}
     assert lacks["skeletons", "setup"] == f"S007: {len(lost)} of {len(lost)}"
-    assert lacks["videos", "setup"] == "all of all 17"
+    assert lacks["videos", "setup"] == "all 17"
     assert lacks["skeletons", "subject"].startswith("P026: 12 of 12; P028: ")
     assert lacks["skeletons", "subject"].endswith("; and 6 more")
     assert lacks["skeletons", "class"].startswith("A00")
