@@ -118,4 +118,4 @@ def test_a_template_shows_text_as_text_and_speaks_of_nothing_unknown(tmp_path, m
     with pytest.raises(jinja2.UndefinedError, match="'package' is undefined"):
         page.render("told_pages", "page.html.j2", template=["x"])
     with pytest.raises(jinja2.UndefinedError):
-        page.render("c2vl_evaluation", "report.html.j2")
+        page.render("c2vl_evaluation.report", "report.html.j2")
