@@ -47,8 +47,8 @@ def test_clips_are_cut_by_their_offsets_and_reordered(tmp_path: Path) -> None:
     [
         ({"x": np.zeros((9, 21, 3), np.float32)}, "x has the shape (9, 21, 3) of float32; expected (frames, 20, 3)"),
         ({"x": np.zeros((9, 20, 3), int)}, "of int64; expected (frames, 20, 3)"),
-        ({"off": np.array([0, 4, 9])}, "off has the shape (3,); expected one number more than there are names"),
-        ({"off": np.array([0, 5, 4, 9])}, "off does not cut 9 frames into clips; expected rising numbers from 0"),
+        ({"off": np.array([0, 4, 9])}, "off has the shape (3,); expected one number more than names"),
+        ({"off": np.array([0, 5, 4, 9])}, "off does not cut 9 frames into clips; expected ascending numbers from 0"),
         ({"off": np.array([0, 4, 5, 99])}, "off does not cut 9 frames into clips"),
         ({"name": np.array([None] * 3, object)}, "not MSRAction3D with x, off and name (Object arrays"),
     ],
