@@ -76,7 +76,7 @@ def _build(index: Index, farm: Path, work: Path, recipe: Recipe, overrides: list
         recipe.pipeline,
         recipe=index.recipe,
         overrides=overrides,
-        layout=own if index.dataset.reader == "generic" else None,
+        layout=own,
         only_present=True,
     )
     return made

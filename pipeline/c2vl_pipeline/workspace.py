@@ -22,7 +22,7 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
 )
 from c2vl_manifests.schema import SAMPLES
-from c2vl_pipeline.readers.assembly import Array
+from c2vl_pipeline.readers.base import Array
 
 
 @dataclass(frozen=True)

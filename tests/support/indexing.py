@@ -13,7 +13,7 @@ import pytest
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe import PipelineConfig
-from c2vl_pipeline.raw.check import DoubtfulError, Findings
+from c2vl_pipeline.raw.check import Findings, IncompleteDataError
 from c2vl_pipeline.stages.index import build
 from c2vl_pipeline.workspace import Index
 
@@ -54,11 +54,11 @@ def own(folder: Path, entries: list[dict[str, Any]], kind: str) -> Path:
 
 def doubtful(dataset: str, root: Path, config: PipelineConfig, **how: Any) -> Findings:
     """Return what an index that must stop has found."""
-    with pytest.raises(DoubtfulError) as caught:
+    with pytest.raises(IncompleteDataError) as caught:
         indexed(dataset, root, root.parent / "refused", config, **how)
     assert not (root.parent / "refused").exists()
     assert "\n" not in str(caught.value)
-    assert all(doubt in str(caught.value) for doubt in caught.value.findings.doubts())
+    assert all(doubt in str(caught.value) for doubt in caught.value.findings.errors())
     return caught.value.findings
 
 

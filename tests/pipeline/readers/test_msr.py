@@ -47,8 +47,8 @@ def test_clips_are_cut_by_their_offsets_and_reordered(tmp_path: Path) -> None:
     [
         ({"x": np.zeros((9, 21, 3), np.float32)}, "x has the shape (9, 21, 3) of float32; expected (frames, 20, 3)"),
         ({"x": np.zeros((9, 20, 3), int)}, "of int64; expected (frames, 20, 3)"),
-        ({"off": np.array([0, 4, 9])}, "off has the shape (3,); expected one number more than there are names"),
-        ({"off": np.array([0, 5, 4, 9])}, "off does not cut 9 frames into clips; expected rising numbers from 0"),
+        ({"off": np.array([0, 4, 9])}, "off has the shape (3,); expected one number more than names"),
+        ({"off": np.array([0, 5, 4, 9])}, "off does not cut 9 frames into clips; expected ascending numbers from 0"),
         ({"off": np.array([0, 4, 5, 99])}, "off does not cut 9 frames into clips"),
         ({"name": np.array([None] * 3, object)}, "not MSRAction3D with x, off and name (Object arrays"),
     ],
@@ -76,8 +76,8 @@ def test_no_videos_are_promised_and_absent_clips_are_missing(tmp_path: Path, rec
     write(tmp_path / "raw" / "m.npz")
     (tmp_path / "raw" / "other.npz").write_bytes(b"x")
     _, found = indexed(tmp_path / "raw", tmp_path / "w", recipe, allow_missing=True)
-    assert (found.promised, found.with_video, found.with_skeleton) == (567, 0, 3)
-    assert found.doubts() == ["564 skeletons missing (a01_s01_e02, …)"]
+    assert (found.expected, found.with_video, found.with_skeleton) == (567, 0, 3)
+    assert found.errors() == ["564 skeletons missing (a01_s01_e02, …)"]
     assert found.notes()[0].startswith(
         "1 unexpected files (other.npz: not MSRAction3D with x, off and name ("
     )
@@ -88,7 +88,7 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe)
     root = tmp_path_factory.mktemp("msr")
     (root / "msr_action3d.npz").symlink_to(shared / "msr_action3d.npz")
     made, found = indexed(root, tmp_path_factory.mktemp("work"), recipe)
-    assert found.doubts() == found.notes() == []
+    assert found.errors() == found.notes() == []
     return made
 
 

@@ -401,6 +401,6 @@ def test_packed_joints_of_another_layout_lie_beside_the_own_ones(
     written = (other.folder / "joints.npy").stat().st_mtime_ns
     assert pack.run(work, recipe, layout="kinect_v1").fingerprint == manifest.fingerprint
     assert (other.folder / "joints.npy").stat().st_mtime_ns == written
-    with pytest.raises(ConfigError, match="3 coordinates a joint, 'coco_17' has 2"):
+    with pytest.raises(ConfigError, match="3 coordinates per joint, 'coco_17' has 2"):
         pack.run(work, recipe, layout="coco_17")
     assert not (work / "packed-coco_17").exists()
