@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
 from c2vl_pipeline.stages import STAGES
-from c2vl_pipeline.workspace import Index, shard_path
+from c2vl_pipeline.workspace import Workspace, shard_path
 
 Row = dict[str, Any]
 
@@ -27,7 +27,7 @@ Row = dict[str, Any]
 class RowReader:
     """Stored rows of samples by their number in the index; `notes` lists what could not be read."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Workspace) -> None:
         self.index = index
         self.notes: list[str] = []
         self._starts = [start for start, _ in index.plan]

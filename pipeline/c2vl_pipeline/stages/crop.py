@@ -36,7 +36,7 @@ from c2vl_pipeline.stages.base import (
     row_status,
     unreadable,
 )
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.workspace import Workspace
 
 Row = dict[str, Any]
 
@@ -267,7 +267,7 @@ def process(shard: ShardContext) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
 
 

@@ -39,7 +39,7 @@ def motion() -> Recipe:
     return load_recipe("debug", SETTINGS)
 
 
-def build(raw: Path, work: Path, recipe: Recipe) -> workspace.Index:
+def build(raw: Path, work: Path, recipe: Recipe) -> workspace.Workspace:
     built, _ = index.build(
         load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug", allow_missing=True
     )

@@ -96,7 +96,7 @@ def test_probed_samples_are_spread_over_the_whole_dataset(
     monkeypatch.setattr(estimate, "_probe", probe)
     real = workspace.load(begun)
     table = real.table.take([n % 32 for n in range(95)])
-    many = workspace.Index(
+    many = workspace.Workspace(
         **{**{f: getattr(real, f) for f in real.__dataclass_fields__ if f != "_keys"}, "table": table}
     )
     monkeypatch.setattr(estimate, "load", lambda work: many)

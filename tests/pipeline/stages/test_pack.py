@@ -282,7 +282,7 @@ def _table(folder: Path, lines: list[str]) -> None:
     (folder / "samples.csv").write_text("\n".join(["sample_id,skeleton,label,split_mine", *lines]) + "\n")
 
 
-def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> workspace.Index:
+def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> workspace.Workspace:
     made, _ = index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", **how)  # type: ignore[arg-type]
     return made
 
