@@ -33,7 +33,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.execution.runner import run_stage
 from c2vl_pipeline.stages import STAGES, crop
 from c2vl_pipeline.stages.index import build
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 from chaos_report import TABLE, Garbage, Report
 from compare_rows import Damaged, compare_stage
 from faults import GARBAGE, Killer, damage, spoil
@@ -52,7 +52,7 @@ HANGS = 300.0
 # ------------------------------------------------------------------------------------------------ farm
 
 
-def _link_raw(index: Index, samples: list[dict[str, Any]], farm: Path) -> None:
+def _link_raw(index: Workspace, samples: list[dict[str, Any]], farm: Path) -> None:
     """Link the raw files of some samples, and every file of the raw folder that is neither video nor skeleton."""
     suffixes = (*index.dataset.video_suffixes, *index.dataset.skeleton_suffixes)
     files = {Path(row[what]) for row in samples for what in ("video", "skeleton") if row[what] is not None}
@@ -65,7 +65,7 @@ def _link_raw(index: Index, samples: list[dict[str, Any]], farm: Path) -> None:
         (farm / path).symlink_to(index.root / path)
 
 
-def _build(index: Index, farm: Path, work: Path, recipe: Recipe, overrides: list[str]) -> Index:
+def _build(index: Workspace, farm: Path, work: Path, recipe: Recipe, overrides: list[str]) -> Workspace:
     """Index a farm of links as the given index was."""
     layout = index.layout.name
     own = layout if (farm / f"{layout}.toml").is_file() is False else f"{layout}.toml"
@@ -76,7 +76,7 @@ def _build(index: Index, farm: Path, work: Path, recipe: Recipe, overrides: list
         recipe.pipeline,
         recipe=index.recipe,
         overrides=overrides,
-        layout=own if index.dataset.reader == "generic" else None,
+        layout=own,
         only_present=True,
     )
     return made
@@ -102,7 +102,7 @@ class Chaos:
 
     def __init__(
         self,
-        given: Index,
+        given: Workspace,
         scratch: Path,
         *,
         kills: int,

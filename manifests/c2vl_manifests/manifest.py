@@ -270,7 +270,7 @@ def read_shard_manifest(path: Path) -> ShardManifest | None:
         manifest = ShardManifest.model_validate(facts)
     except (OSError, ValueError):  # pydantic's and json's errors are ValueErrors
         return None
-    return manifest if check in {None, fingerprint(facts)} else None
+    return manifest if check == fingerprint(facts) else None
 
 
 def finished_shard(path: Path, key: str) -> ShardManifest | None:

@@ -85,7 +85,7 @@ def index_command(
     ] = False,
     set_: SetOption = None,
 ) -> None:
-    """Check the raw folder against the dataset's expected samples and write one row per sample."""
+    """Compare the raw folder with what the dataset should hold; write one row per sample."""
     _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_, deep)
 
 
@@ -103,7 +103,7 @@ def _index(
 ) -> str:
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.recipe_loading import load_recipe
-    from c2vl_pipeline.raw.check import DoubtfulError
+    from c2vl_pipeline.raw.check import IncompleteDataError
     from c2vl_pipeline.stages.index import build
     from c2vl_pipeline.workspace import split_counts
 
@@ -124,11 +124,11 @@ def _index(
             limit=limit,
             deep=deep,
         )
-    except DoubtfulError as error:
-        _show_doubts(error.findings)
+    except IncompleteDataError as error:
+        _show_findings(error.findings)
         raise
     rows = [
-        ["samples promised", f"{found.promised:,}"],
+        ["samples expected", f"{found.expected:,}"],
         ["  with video", f"{found.with_video:,}"],
         ["  with skeleton file", f"{found.with_skeleton:,}"],
         ["  on the list of missing skeletons", f"{found.known_missing:,}"],
@@ -145,14 +145,14 @@ def _index(
         )
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
-    _show_doubts(found)
-    for note in [*found.doubts(), *found.hints]:
+    _show_findings(found)
+    for note in [*found.errors(), *found.hints]:
         say(f"note: {note}")
     return name
 
 
-def _show_doubts(found: Findings) -> None:
-    """Say where most is missing, and name the first files of every kind of doubt."""
+def _show_findings(found: Findings) -> None:
+    """Print where most is missing, and the first files of every kind of error."""
     if found.lacks:
         show_table("What is missing", ["", "by", "most"], [list(line) for line in found.lacks])
     for kind, names in found.named().items():

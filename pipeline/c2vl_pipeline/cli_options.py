@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import c2vl_manifests
 from c2vl_manifests.cli_common import Reporter, say
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 WorkOption = Annotated[
     Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")
 ]
+# the files, not `datasets.dataset_names`: --help loads no pydantic
+_DATASETS = sorted(
+    p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml")
+)
 DATASET = typer.Option(
-    "--dataset",
-    help="ntu60, ntu120, pku-mmd-1, pku-mmd-2, utd-mhad, msr-action3d, synthetic or generic (custom data).",
-    show_default=False,
+    "--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.", show_default=False
 )
 DATA = typer.Option(
     "--data", help="Folder of the raw dataset, as downloaded and unpacked.", show_default=False

@@ -22,12 +22,12 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
 )
 from c2vl_manifests.schema import SAMPLES
-from c2vl_pipeline.readers.assembly import Array
+from c2vl_pipeline.readers.base import Array
 
 
 @dataclass(frozen=True)
-class Index:
-    """The samples of one work folder and what all stages need to know of them."""
+class Workspace:
+    """The index of one work folder: its samples and what all stages need to know of them."""
 
     work: Path
     table: pa.Table
@@ -76,7 +76,7 @@ class Index:
         return rows
 
 
-def load(work: Path) -> Index:
+def load(work: Path) -> Workspace:
     """Read the index of a work folder.
 
     Raises:
@@ -101,7 +101,7 @@ def load(work: Path) -> Index:
         str(extra["recipe"])
         layout = Layout.from_dict(extra["layout"])
         plan = tuple((int(a), int(b)) for a, b in extra["plan"])
-        return Index(
+        return Workspace(
             work=work,
             table=table,
             manifest=manifest,
@@ -116,7 +116,7 @@ def load(work: Path) -> Index:
         raise ConfigError(f"{path}: its manifest lacks {error}; run `c2vl-pipeline index` again") from error
 
 
-def split_counts(index: Index) -> dict[str, dict[str, int]]:
+def split_counts(index: Workspace) -> dict[str, dict[str, int]]:
     """Count usable samples a split: benchmark -> {train, test}."""
     counts: dict[str, dict[str, int]] = {}
     usable = index.table.filter(pc.invert(index.table.column("known_missing")))

@@ -22,7 +22,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION
 from c2vl_pipeline import engines
 from c2vl_pipeline.stages.base import Stage
-from c2vl_pipeline.workspace import Index, shard_path
+from c2vl_pipeline.workspace import Workspace, shard_path
 
 Redo = Mapping[int, frozenset[str]]
 """Shard number -> samples to make again although their shard is committed."""
@@ -41,7 +41,7 @@ class StageKeys:
     done: dict[int, ShardManifest]
     """Shards committed under their key."""
 
-    def due(self, index: Index, limit: int | None, only: frozenset[int] | None, redo: Redo) -> list[int]:
+    def due(self, index: Workspace, limit: int | None, only: frozenset[int] | None, redo: Redo) -> list[int]:
         """Return the shards to make: not done or with samples to make again, within `limit` samples and `only`."""
         return [
             n
@@ -53,7 +53,7 @@ class StageKeys:
 
 
 def stage_keys(
-    stage: Stage, index: Index, recipe: Recipe, engine: Mapping[str, Any] | None = None
+    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None = None
 ) -> StageKeys:
     """Compute the keys of all shards and find which are committed under them.
 
@@ -93,7 +93,7 @@ def stage_keys(
 
 
 def stage_inputs(
-    stage: Stage, index: Index, recipe: Recipe, engine: Mapping[str, Any] | None
+    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the configuration that determines a stage's rows; its hash is the stage's key."""
     return {
@@ -106,7 +106,7 @@ def stage_inputs(
     }
 
 
-def engine_facts(stage: Stage, index: Index, recipe: Recipe) -> dict[str, Any] | None:
+def engine_facts(stage: Stage, index: Workspace, recipe: Recipe) -> dict[str, Any] | None:
     """Return the facts of a stage's engine that are part of its key; None for a stage without an engine.
 
     Raises:

@@ -37,7 +37,7 @@ from c2vl_pipeline.execution.keys import Redo, StageKeys, changes, former_inputs
 from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage, check_shards, hang_mark
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
     from c2vl_pipeline.execution.workers import Workers
@@ -158,7 +158,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _check_index(stage: Stage, index: Index, recipe: Recipe, *, whole: bool) -> None:
+def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool) -> None:
     """Raise StageError if the raw folder or an earlier stage is absent; if `whole`, also if one is unfinished."""
     if not index.root.is_dir():
         raise StageError(
@@ -199,7 +199,7 @@ def _check_configuration(keys: StageKeys, folder: Path, due: list[int]) -> None:
         )
 
 
-def _check_samples_kept(keys: StageKeys, folder: Path, index: Index, due: list[int]) -> None:
+def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: list[int]) -> None:
     """Raise StageError if rows of samples that the index no longer has would be lost: it may be a mistake."""
     stage, work = keys.stage, folder.parent
     numbers = {int(path.stem.removeprefix("shard-")) for path in folder.glob("shard-*.json")}
@@ -237,7 +237,7 @@ def _remove_leftovers(folder: Path, keys: StageKeys, due: list[int]) -> None:
 
 
 def _tasks(
-    keys: StageKeys, index: Index, recipe: Recipe, spec: EngineSpec | None, due: list[int], redo: Redo
+    keys: StageKeys, index: Workspace, recipe: Recipe, spec: EngineSpec | None, due: list[int], redo: Redo
 ) -> list[ShardTask]:
     recipe_json, spec_json = recipe.model_dump_json(), spec.model_dump_json() if spec else None
     return [
@@ -257,7 +257,7 @@ def _tasks(
 
 
 def _execute(
-    tasks: list[ShardTask], index: Index, folder: Path, workers: Workers | None, emit: Emit
+    tasks: list[ShardTask], index: Workspace, folder: Path, workers: Workers | None, emit: Emit
 ) -> Iterator[ShardResult]:
     """Yield the result of each shard; tasks of workers that die are tried again in smaller parts."""
     if workers is None or not tasks:
@@ -283,7 +283,7 @@ def _execute(
 
 
 def _reporter(
-    stage: Stage, index: Index, done: Set[int], emit: Emit
+    stage: Stage, index: Workspace, done: Set[int], emit: Emit
 ) -> Callable[[int, Mapping[str, int]], None]:
     """Report how many shards are done already; returns a function that reports another one and the statuses so far."""
     samples = [stop - start for start, stop in index.plan]

@@ -40,7 +40,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.stages.base import ShardContext, Stage, blank_rows, row_status
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class ShardResult:
 
 
 @lru_cache(maxsize=2)
-def _index(work: str, key: str) -> Index:
+def _index(work: str, key: str) -> Workspace:
     index = load(Path(work))
     if index.manifest.key != key:
         raise StageError(

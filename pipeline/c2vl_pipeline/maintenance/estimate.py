@@ -31,7 +31,7 @@ from c2vl_pipeline.execution.keys import stage_keys
 from c2vl_pipeline.execution.runner import default_workers, run_stage
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 FILE = "plan.json"
 
@@ -91,7 +91,7 @@ class Estimate(BaseModel):
 @dataclass(frozen=True)
 class _Probe:
     work: Path
-    index: Index
+    index: Workspace
     recipe: Recipe
     folder: Path
 

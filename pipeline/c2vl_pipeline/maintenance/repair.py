@@ -25,7 +25,7 @@ from c2vl_pipeline.execution.keys import Redo, changes, engine_facts, stage_inpu
 from c2vl_pipeline.maintenance.verify import REPAIR_FILE, Damage, written_manifest
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 RETRIED = (Status.FAILED, Status.DECODE_ERROR)
 """Statuses that another attempt may change."""
@@ -69,7 +69,7 @@ def plan_repair(work: Path, damages: Sequence[Damage]) -> dict[str, Repair]:
     }
 
 
-def _check_raw_files(index: Index, stage: Stage, numbers: Iterable[int]) -> None:
+def _check_raw_files(index: Workspace, stage: Stage, numbers: Iterable[int]) -> None:
     """Raise StageError if a raw file of these shards is gone."""
     if stage.raw is None:
         return

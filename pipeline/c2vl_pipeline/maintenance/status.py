@@ -26,7 +26,7 @@ from c2vl_pipeline.execution.keys import StageKeys, changes, engine_facts, forme
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.stages.pack import content_key
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     return [*(_stage_status(stage, index, recipe) for stage in STAGES.values()), _packed_status(index)]
 
 
-def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
+def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus:
     written = read_stage_manifest(index.work / stage.name)
     keys = stage_keys(stage, index, recipe, _engine(stage, index, recipe, written))
     statuses: Counter[str] = Counter()
@@ -98,7 +98,7 @@ def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
 
 
 def _engine(
-    stage: Stage, index: Index, recipe: Recipe, written: StageManifest | None
+    stage: Stage, index: Workspace, recipe: Recipe, written: StageManifest | None
 ) -> Mapping[str, Any] | None:
     """Return what of the engine is part of the key; where its checkpoint is not on this machine, as it was written.
 
@@ -157,7 +157,7 @@ def _differences(work: Path, keys: StageKeys, number: int, shard: ShardManifest)
 # ------------------------------------------------------------------------------------------------- packed
 
 
-def _packed_status(index: Index) -> StageStatus:
+def _packed_status(index: Workspace) -> StageStatus:
     work, total = index.work, index.table.num_rows
     if not (work / "packed" / FILE).is_file():
         return StageStatus("packed", "missing", 0, 1, 0, total)

@@ -32,7 +32,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 REPAIR_FILE = ".repair.json"
 """Stage -> shards that a repair removed and has not made again."""
@@ -105,14 +105,14 @@ def written_manifest(work: Path, stage: Stage) -> StageManifest | None:
         return None
 
 
-def _index_damage(index: Index) -> list[Damage]:
+def _index_damage(index: Workspace) -> list[Damage]:
     path = index.work / "samples.parquet"
     if file_sha256(path) == index.manifest.sha256:
         return []
     return [Damage("index", None, str(path), "holds other bytes than were committed (sha256)")]
 
 
-def _stage_damage(index: Index, stage: Stage) -> list[Damage]:
+def _stage_damage(index: Workspace, stage: Stage) -> list[Damage]:
     path = index.work / stage.name / "stage.json"
     shards = [read_shard_manifest(shard_path(index.work, stage.name, n)) for n in range(len(index.plan))]
     present = sum(
@@ -140,13 +140,13 @@ def _stage_damage(index: Index, stage: Stage) -> list[Damage]:
     return [Damage(stage.name, None, str(path), problem)] if problem else []
 
 
-def _shard_damage(index: Index, stage: Stage, number: int, per_sample: int | None) -> list[Damage]:
+def _shard_damage(index: Workspace, stage: Stage, number: int, per_sample: int | None) -> list[Damage]:
     path = shard_path(index.work, stage.name, number)
     problem = _shard_problem(index, path, number, per_sample)
     return [Damage(stage.name, number, str(path), problem)] if problem else []
 
 
-def _shard_problem(index: Index, path: Path, number: int, per_sample: int | None) -> str | None:
+def _shard_problem(index: Workspace, path: Path, number: int, per_sample: int | None) -> str | None:
     manifest = read_shard_manifest(path)
     if manifest is None and not path.is_file() and not path.with_suffix(".json").is_file():
         return "is absent although its stage was complete"
@@ -174,7 +174,7 @@ def _byte_problem(path: Path, manifest: ShardManifest) -> str | None:
 
 
 def _row_problem(
-    index: Index, table: pa.Table, manifest: ShardManifest, number: int, per_sample: int | None
+    index: Workspace, table: pa.Table, manifest: ShardManifest, number: int, per_sample: int | None
 ) -> str | None:
     if digest(table) != manifest.digest:
         return "its rows are not those of its manifest (digest)"
@@ -190,7 +190,7 @@ def _row_problem(
     return None
 
 
-def _raw_damage(index: Index, stage: Stage, number: int) -> list[Damage]:
+def _raw_damage(index: Workspace, stage: Stage, number: int) -> list[Damage]:
     manifest = read_shard_manifest(shard_path(index.work, stage.name, number))
     column = str(stage.raw)
     readers = tuple(other.name for other in STAGES.values() if column in other.columns)
@@ -208,7 +208,7 @@ def _raw_damage(index: Index, stage: Stage, number: int) -> list[Damage]:
     return damages
 
 
-def _unfinished_repair(index: Index) -> list[Damage]:
+def _unfinished_repair(index: Workspace) -> list[Damage]:
     """Return the shards that an interrupted repair removed and did not make again."""
     try:
         removed: dict[str, list[int]] = json.loads((index.work / REPAIR_FILE).read_text("utf-8"))

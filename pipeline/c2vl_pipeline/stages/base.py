@@ -22,7 +22,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.readers.video import FILL
-from c2vl_pipeline.workspace import Index, shard_path
+from c2vl_pipeline.workspace import Workspace, shard_path
 
 MAX_ERROR = 300
 """Characters of an error text that a row keeps."""
@@ -46,7 +46,7 @@ class Stage:
     row_group: int
     per_frame: bool = False
     """A row for each (sample, frame) rather than each sample."""
-    engine: Callable[[Recipe, Index], EngineSpec] | None = None
+    engine: Callable[[Recipe, Workspace], EngineSpec] | None = None
     byte_stream_split: tuple[str, ...] = ()
     status_columns: tuple[str, ...] = ("status",)
     reads_joints: bool = False
@@ -63,7 +63,7 @@ class Stage:
 class ShardContext:
     """What a stage's `process` is given: some or all samples of one shard."""
 
-    index: Index
+    index: Workspace
     recipe: Recipe
     number: int
     spec: EngineSpec | None = None
@@ -98,7 +98,7 @@ class ShardContext:
         return table.filter(pc.is_in(table.column("sample_id"), pa.array(sorted(self.only), pa.string())))
 
 
-def check_shards(stage: Stage, index: Index, numbers: Iterable[int], reader: str) -> None:
+def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader: str) -> None:
     """Raise StageError if a shard is absent, damaged, or made from other samples or files than the index names now.
 
     `reader` is the command that needs the shards; the message names the one that makes them again.

@@ -26,7 +26,7 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
 from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
-from c2vl_pipeline.workspace import Index, stored_joints
+from c2vl_pipeline.workspace import Workspace, stored_joints
 
 Row = dict[str, Any]
 
@@ -170,7 +170,7 @@ def _fill(row: Row, answer: Caption | Exception) -> None:
         row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return recipe.pipeline.caption.engine
 
 

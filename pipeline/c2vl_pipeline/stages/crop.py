@@ -23,7 +23,8 @@ from c2vl_manifests.recipe import CropConfig, Recipe
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, background
-from c2vl_pipeline.readers import ntu
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Projection
 from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, plan_frames
 from c2vl_pipeline.stages import skeletons
 from c2vl_pipeline.stages.base import (
@@ -35,7 +36,7 @@ from c2vl_pipeline.stages.base import (
     row_status,
     unreadable,
 )
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.workspace import Workspace
 
 Row = dict[str, Any]
 
@@ -113,7 +114,7 @@ class _ShardCrops:
 
     def _read(self, video: Video, samples: list[Row]) -> None:
         wanted: dict[int, list[Row]] = {}
-        readers: dict[str, Any] = {}
+        joints_of: dict[str, Projection] = {}
         for sample in samples:
             total = video.count()
             start, end = (
@@ -125,7 +126,7 @@ class _ShardCrops:
                 self.give_up(
                     sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
                 )
-            elif self.reads_joints and (error := self._skeleton(sample, readers)) is not None:
+            elif self.reads_joints and (error := self._skeleton(sample, joints_of)) is not None:
                 self.give_up(sample, error)
             else:
                 for slot, number in enumerate(planned):
@@ -141,7 +142,7 @@ class _ShardCrops:
             # rows that share a frame of one sample (a clip shorter than the slots) share its detection
             for sample_id, group in groupby(wanted.pop(number), key=lambda r: str(r["sample_id"])):
                 rows = list(group)
-                file = readers.get(sample_id)
+                projection = joints_of.get(sample_id)
                 self.waiting.append(
                     (
                         rows,
@@ -150,7 +151,7 @@ class _ShardCrops:
                             sample_id=sample_id,
                             slot=rows[0]["slot"],
                             camera=cameras[sample_id],
-                            joints=ntu.projected(file, number) if file else None,
+                            joints=projection(number) if projection else None,
                             background=partial(self._scene, cameras[sample_id]),
                         ),
                     )
@@ -176,14 +177,19 @@ class _ShardCrops:
         # without a model nothing is gained by a batch, and waiting frames are 6 MB each
         return self.shard.spec.batch_size if engines.wants_own_process(self.shard.spec) else 1
 
-    def _skeleton(self, sample: Row, readers: dict[str, Any]) -> Row | None:
+    def _skeleton(self, sample: Row, joints_of: dict[str, Projection]) -> Row | None:
         """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
         if sample["skeleton"] is None:
             return row_status(
                 Status.MISSING_SKELETON, "missing", f"the {self.engine_name} engine needs the skeleton file"
             )
+        index = self.shard.index
+        project = reader_of(index.dataset).project
+        if project is None:
+            text = f"{index.dataset.title} records no joints in pixels of its videos; use another detector"
+            return row_status(Status.MISSING_SKELETON, "missing", text)
         try:
-            readers[sample["sample_id"]] = ntu.read_ntu(self.shard.index.root / sample["skeleton"])
+            joints_of[sample["sample_id"]] = project(index.root / sample["skeleton"])
         except (DataError, OSError) as error:
             return unreadable(error, Status.MISSING_SKELETON)
         return None
@@ -259,7 +265,7 @@ def process(shard: ShardContext) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
 
 

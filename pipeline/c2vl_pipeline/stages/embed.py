@@ -17,7 +17,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status, embeddings
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
 from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.workspace import Workspace
 
 Row = dict[str, Any]
 Half = npt.NDArray[np.float16]
@@ -118,7 +118,7 @@ def _config(recipe: Recipe) -> dict[str, Any]:
     return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return recipe.pipeline.embed.engine
 
 

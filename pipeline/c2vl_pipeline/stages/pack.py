@@ -40,7 +40,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import check_shards
-from c2vl_pipeline.workspace import Index, load, shard_path, stored_joints
+from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
 
 INDEX = pa.schema(
     [
@@ -58,7 +58,7 @@ INDEX = pa.schema(
 Joints = np.ndarray[Any, Any]
 
 
-def _needed(index: Index) -> dict[str, StageManifest]:
+def _needed(index: Workspace) -> dict[str, StageManifest]:
     """Return the manifests of the stages that pack reads; raises StageError where one is missing or unfinished."""
     manifests = {}
     for name, stage in STAGES.items():
@@ -77,7 +77,7 @@ def _needed(index: Index) -> dict[str, StageManifest]:
     return manifests
 
 
-def content_key(index: Index, stages: Mapping[str, StageManifest], target: Layout | None = None) -> str:
+def content_key(index: Workspace, stages: Mapping[str, StageManifest], target: Layout | None = None) -> str:
     """Fingerprint of the rows that the arrays are made of: skeletons, vectors and the index.
 
     Crops and captions are named in `packed.json` for provenance only.
@@ -208,7 +208,9 @@ def _bodies(folder: Path) -> int:
     return int(np.load(folder / "joints.npy", mmap_mode="r").shape[2])
 
 
-def _pack_skeletons(index: Index, folder: Path, target: Layout | None) -> tuple[list[dict[str, Any]], int]:
+def _pack_skeletons(
+    index: Workspace, folder: Path, target: Layout | None
+) -> tuple[list[dict[str, Any]], int]:
     """Write joints.npy and offsets.npy; returns the beginning of each sample's index row, and the frames."""
     columns = ["sample_id", "status", "error", "frames", "bodies"]
     shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.plan))]
@@ -257,7 +259,7 @@ def _planes(row: dict[str, Any], layout: Layout, bodies: int, target: Layout | N
 
 
 def _pack_vectors(
-    index: Index, folder: Path, slots: int, rows: list[dict[str, Any]], emit: Emit
+    index: Workspace, folder: Path, slots: int, rows: list[dict[str, Any]], emit: Emit
 ) -> dict[str, int]:
     """Write the vectors of both kinds of knowledge, and count each sample's usable rows. Returns the widths."""
     first = pq.read_schema(shard_path(index.work, "embeddings", 0))
