@@ -18,8 +18,8 @@ from c2vl_manifests.errors import EngineError
 from c2vl_manifests.recipe_loading import engine_preset, load_recipe
 from c2vl_pipeline import engines, workspace
 from c2vl_pipeline.engines import Caption, Crop
-from c2vl_pipeline.engines.precomputed import read_captions
 from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.captions import read_captions
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
 
 NAME = "A001N002V003C004L005"
@@ -171,7 +171,7 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
 
     def with_file(name: str, table: Any) -> Any:
         where = f"pipeline.caption.engine.options={{path='{write(tmp_path / name, table)}'}}"
-        return load_recipe("debug", ["pipeline.caption.engine=released", where])
+        return load_recipe("debug", ["pipeline.caption.engine=precomputed", where])
 
     recipe = with_file("captions.json", answers)
     for stage in (skeletons.STAGE, crop.STAGE):
