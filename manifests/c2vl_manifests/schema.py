@@ -123,3 +123,19 @@ def embeddings(image_dim: int, text_dim: int) -> pa.Schema:
             pa.field("truncated", pa.bool_(), nullable=False),
         ]
     )
+
+
+PACKED_INDEX = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("skeleton_status", pa.string(), nullable=False),
+        pa.field("vision_rows", pa.int16(), nullable=False),
+        pa.field("language_rows", pa.int16(), nullable=False),
+        pa.field("reason", pa.string()),  # first error of a sample that lacks something
+        pa.field("subject", pa.int16()),
+        pa.field("view", pa.int16()),
+        pa.field("splits", pa.map_(pa.string(), pa.string()), nullable=False),
+    ]
+)
+"""`index.parquet` of a packed folder: one row per sample."""
