@@ -1,4 +1,4 @@
-"""Runs a stage over its shards.
+"""Run a stage over its shards.
 
 A shard is made again unless it is committed under the key that this run would give it (`keys`). Tasks carry a shard
 number to `task.run_shard`, here or in `workers`, and bring back a small result; the manifests on disk are the only
@@ -141,7 +141,7 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two runs of one stage would do the work twice. Dies with this process."""
+    """Hold the folder's lock, which ends with this process: two runs of one stage would do the work twice."""
     with (folder / ".lock").open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -160,7 +160,7 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
     """Raise StageError if the raw folder or an earlier stage is absent; if `whole`, also if one is unfinished."""
     if not index.root.is_dir():
         raise StageError(
-            f"the raw folder {index.root} is not there; mount it, or run `c2vl-pipeline index` again with its new place: every row would say that its file is missing"
+            f"the raw folder {index.root} does not exist; mount it, or run `c2vl-pipeline index` again with its new place: otherwise every row would report a missing file"
         )
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
@@ -171,13 +171,13 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
             )
         if not manifest.complete and whole:
             raise StageError(
-                f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows are there; "
+                f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows exist; "
                 f"{again} again, or take the first ones with --limit"
             )
         frames = manifest.inputs.get("frames")
         if frames is not None and frames != recipe.pipeline.frames:
             raise StageError(
-                f"{name} of {index.work} have {frames} frames a sample, this recipe asks for {recipe.pipeline.frames}; "
+                f"{name} of {index.work} have {frames} frames per sample, this recipe asks for {recipe.pipeline.frames}; "
                 f"give both stages the same pipeline.frames"
             )
 
@@ -272,7 +272,7 @@ def _execute(
     for task, outcome in workers.run(waiting, index.work):
         if isinstance(outcome, WorkerDied):
             part = f"samples {task.span[0]} to {task.span[1]} of " if task.span else ""
-            emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; going on", "warning"))
+            emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; continuing", "warning"))
             waiting.extendleft(reversed(bisector.died(task)))
         elif outcome.manifest is not None:
             yield outcome
