@@ -179,7 +179,7 @@ def commit_table(
     """Write one shard and its manifest by the commit protocol and return the manifest.
 
     Args:
-        path: `<stage>/shard-00000.parquet`; the manifest goes beside it as `.json`.
+        path: `<stage>/shard-00000.parquet`; the manifest is stored next to it as `.json`.
         table: all rows of the shard.
         key: what a later run must present to reuse the shard; also written into the footer.
         row_group: rows per row group (small for images, thousands for vectors).

@@ -61,12 +61,12 @@ class Workspace:
     @cached_property
     def cameras(self) -> dict[str, list[dict[str, Any]]]:
         """Samples with a video by camera: what each camera's empty scene is made from."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        cameras: dict[str, list[dict[str, Any]]] = {}
         columns = ["sample_id", "video", "video_bytes", "start_frame", "end_frame", "camera", "problem"]
         for sample in self.table.select(columns).to_pylist():
             if sample["video"] is not None and not sample["problem"]:
-                found.setdefault(sample["camera"], []).append(sample)
-        return found
+                cameras.setdefault(sample["camera"], []).append(sample)
+        return cameras
 
     def shard(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries; `columns` restricts what of them."""
@@ -127,7 +127,7 @@ def split_counts(index: Workspace) -> dict[str, dict[str, int]]:
 
 
 def shard_path(work: Path, stage: str, number: int) -> Path:
-    """Path of a shard; its manifest lies beside it."""
+    """Return the path of a shard; its manifest is stored next to it, as `.json`."""
     return work / stage / f"shard-{number:05d}.parquet"
 
 

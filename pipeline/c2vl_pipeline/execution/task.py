@@ -4,7 +4,7 @@ A task names a shard; rows never travel. Nothing is made twice:
 
 - A stale shard keeps the rows of every sample whose own key (stage, index row, its rows upstream) is unchanged:
   one repaired video costs one sample in each stage, not its shard.
-- After a worker has died on a shard, tasks of smaller spans leave *pieces* (hidden Parquet files beside the shard)
+- After a worker has died on a shard, tasks of smaller spans leave *pieces* (hidden Parquet files next to the shard)
   until the sample that kills workers is found; the shard is then put together from its pieces.
 """
 
@@ -114,7 +114,7 @@ def run_shard(task: ShardTask) -> ShardResult:
     per_sample = stage.rows_per_sample(recipe)
     keys = _sample_keys(stage, shard, task)
     before = read_shard_manifest(path)
-    table, kept, seconds = _rows(stage, shard, task, keys, per_sample)
+    table, reused, seconds = _rows(stage, shard, task, keys, per_sample)
     if task.span is not None:
         _write_piece(path, task, table)
         return ShardResult(task.number, None)
@@ -134,7 +134,7 @@ def run_shard(task: ShardTask) -> ShardResult:
         extra={
             **task.facts,
             "provenance": provenance,
-            "files": _raw_files(stage, shard, kept, before.extra.get("files", {}) if before else {}),
+            "files": _raw_files(stage, shard, reused, before.extra.get("files", {}) if before else {}),
             "parts": {
                 sample: [key, digest(table.slice(n * per_sample, per_sample))[:_SHORT]]
                 for n, (sample, key) in enumerate(keys.items())
@@ -167,7 +167,7 @@ def _rows(
 ) -> tuple[pa.Table, frozenset[str], float]:
     """Return the rows of a task, the samples whose committed rows were reused, and the seconds spent earlier."""
     path = shard_path(shard.index.work, stage.name, shard.number)
-    parts, kept, seconds = _kept(path, task, keys)
+    parts, reused, seconds = _reusable(path, task, keys)
     known = {sample for part in parts for sample in part.column("sample_id").unique().to_pylist()}
     samples = [s["sample_id"] for s in shard.samples]
     wanted = samples if task.span is None else samples[slice(*task.span)]
@@ -196,8 +196,8 @@ def _rows(
     if blank:
         parts.append(pa.Table.from_pylist(blank, schema=fresh.schema))
     if task.span is not None:
-        return pa.concat_tables([fresh, *parts[-1:]] if blank else [fresh]), kept, seconds
-    return _in_order([fresh, *parts], samples), kept, seconds
+        return pa.concat_tables([fresh, *parts[-1:]] if blank else [fresh]), reused, seconds
+    return _in_order([fresh, *parts], samples), reused, seconds
 
 
 def _in_order(tables: Sequence[pa.Table], samples: Sequence[str]) -> pa.Table:
@@ -234,7 +234,7 @@ def _count_attempts(path: Path, fresh: pa.Table, redo: frozenset[str]) -> pa.Tab
 
 
 def _raw_files(
-    stage: Stage, shard: ShardContext, kept: frozenset[str], before: Mapping[str, str]
+    stage: Stage, shard: ShardContext, reused: frozenset[str], before: Mapping[str, str]
 ) -> dict[str, str]:
     """Return the hashes of the raw files a shard was made from: relative path -> sha256.
 
@@ -243,29 +243,29 @@ def _raw_files(
     """
     if stage.raw is None:
         return {}
-    found = {}
+    hashes = {}
     samples = [s for s in shard.samples if s[stage.raw] is not None]
-    fresh = {s[stage.raw] for s in samples if s["sample_id"] not in kept}
+    fresh = {s[stage.raw] for s in samples if s["sample_id"] not in reused}
     for relative in dict.fromkeys(s[stage.raw] for s in samples):
         path = shard.index.root / relative
         if relative not in fresh and relative in before:
-            found[relative] = before[relative]
+            hashes[relative] = before[relative]
         else:
             with suppress(OSError):  # its rows give the reason
                 if path.is_file():  # a pipe would never end
-                    found[relative] = file_sha256(path)
-    return found
+                    hashes[relative] = file_sha256(path)
+    return hashes
 
 
 # ------------------------------------------------------------------------------------------------ pieces
 
 
-def _kept(
+def _reusable(
     path: Path, task: ShardTask, keys: Mapping[str, str]
 ) -> tuple[list[pa.Table], frozenset[str], float]:
     """Return tables of rows to reuse, the samples of the committed ones, and the seconds that these took."""
     tables: list[pa.Table] = []
-    kept: frozenset[str] = frozenset()
+    reused: frozenset[str] = frozenset()
     seconds = 0.0
     manifest = read_shard_manifest(path)
     if manifest is not None:
@@ -276,7 +276,7 @@ def _kept(
             with suppress(DataError):
                 old = read_shard(path)
                 tables.append(old.filter(pc.is_in(old.column("sample_id"), pa.array(same, pa.string()))))
-                kept, seconds = frozenset(same), manifest.seconds
+                reused, seconds = frozenset(same), manifest.seconds
     seen = {s for table in tables for s in table.column("sample_id").unique().to_pylist()}
     for piece in pieces(path, task.key):
         try:
@@ -288,7 +288,7 @@ def _kept(
         if seen.isdisjoint(names):
             tables.append(table.replace_schema_metadata(None))
             seen.update(names)
-    return tables, kept, seconds
+    return tables, reused, seconds
 
 
 def pieces(path: Path, key: str | None = None) -> list[Path]:

@@ -40,7 +40,7 @@ class Stage:
     columns: tuple[str, ...]
     """Columns of the index that its rows depend on; never labels or splits."""
     config: Callable[[Recipe], dict[str, Any]]
-    """The values of a recipe, beside the engine, that its rows depend on."""
+    """The values of a recipe that its rows depend on, without the engine."""
     upstream: Callable[[Recipe], tuple[str, ...]]
     """Names of the earlier stages whose rows it reads."""
     row_group: int

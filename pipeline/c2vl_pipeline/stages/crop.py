@@ -222,26 +222,26 @@ class _ShardCrops:
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
         query = self.config.query
-        for (rows, frame), found in in_batches(
+        for (rows, frame), boxes in in_batches(
             self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
         ):
-            made = self._crop(frame, found)
+            made = self._crop(frame, boxes)
             for row in rows:
                 self.rows[row["sample_id"], row["slot"]] = row | made
         self.waiting = []
 
-    def _crop(self, frame: Frame, found: list[Box] | Exception) -> Row:
-        if isinstance(found, Exception):
-            return failure(found, attempts=2)
-        if not found:
+    def _crop(self, frame: Frame, boxes: list[Box] | Exception) -> Row:
+        if isinstance(boxes, Exception):
+            return failure(boxes, attempts=2)
+        if not boxes:
             return row_status(Status.NO_PERSON)
         height, width = frame.image.shape[:2]
-        left, top, right, bottom = union(found, self.config, width, height)
+        left, top, right, bottom = union(boxes, self.config, width, height)
         crop = _limit_side(frame.image[top:bottom, left:right], self.config.max_side)
         return row_status(Status.OK) | {
             "box": [float(left), float(top), float(right), float(bottom)],
-            "score": found[0].score,
-            "people": min(len(found), self.config.max_people),
+            "score": boxes[0].score,
+            "people": min(len(boxes), self.config.max_people),
             "jpeg": encode_jpeg(crop, self.config.jpeg_quality, bgr=self.lent),
         }
 
