@@ -336,7 +336,7 @@ HEAVY = (
 COMMANDS = {
     "c2vl_pipeline": (
         "synth", "index", "skeletons", "crop", "caption", "embed", "pack", "prompts", "status",
-        "plan", "verify", "repair", "retry-failed", "inspect", "explain", "audit",
+        "verify", "inspect", "explain", "audit",
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": (

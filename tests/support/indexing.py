@@ -15,14 +15,14 @@ from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_pipeline.raw.check import Findings, IncompleteDataError
 from c2vl_pipeline.stages.index import build
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.workspace import Workspace
 
 AVI = b"RIFF\x04\0\0\0AVI "
 
 
 def indexed(
     dataset: str, root: Path, work: Path, config: PipelineConfig, **how: Any
-) -> tuple[Index, Findings]:
+) -> tuple[Workspace, Findings]:
     return build(load_dataset(dataset), root, work, config, recipe="debug", **how)
 
 
@@ -36,7 +36,7 @@ def refused(dataset: str, root: Path, config: PipelineConfig, **how: Any) -> str
     return str(caught.value)
 
 
-def rows(index: Index) -> dict[str, dict[str, Any]]:
+def rows(index: Workspace) -> dict[str, dict[str, Any]]:
     return {r["sample_id"]: r for r in index.table.to_pylist()}
 
 

@@ -24,7 +24,7 @@ from c2vl_pipeline.browse.gallery import class_name
 from c2vl_pipeline.browse.html import Quantiles
 from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.engines.precomputed import read_captions
-from c2vl_pipeline.workspace import Index, load
+from c2vl_pipeline.workspace import Workspace, load
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
 # ------------------------------------------------------------------------------------------- captions
 
 
-def _captions(index: Index, reader: RowReader, seed: int) -> tuple[Corpus | None, CaptionFigures | None]:
+def _captions(index: Workspace, reader: RowReader, seed: int) -> tuple[Corpus | None, CaptionFigures | None]:
     statuses: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     blocks: dict[int, caption_stats.Codes] = {}
@@ -198,7 +198,7 @@ def _tokens(reader: RowReader) -> tuple[Quantiles | None, int | None]:
 
 
 def _released(
-    index: Index, corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
+    index: Workspace, corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
 ) -> ReleasedFigures | None:
     whole = caption_stats.describe(Corpus.of(list(theirs.values())), seed=seed)
     assert whole is not None  # read_captions rejects an empty file

@@ -16,7 +16,7 @@ from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.html import Histogram, Quantiles
 from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.workspace import Workspace
 
 INSIDE = 0.9
 """A crop passes if it holds this share of the joints within the frame."""
@@ -131,7 +131,7 @@ def inside(
 
 
 def joint_figures(
-    index: Index, reader: RowReader, check: int, seed: int, why: dict[str, str]
+    index: Workspace, reader: RowReader, check: int, seed: int, why: dict[str, str]
 ) -> JointFigures | None:
     """Compare the crops of at most `check` samples with their joints in pixels; None, with a reason in `why`."""
     project = reader_of(index.dataset).project

@@ -22,7 +22,8 @@ from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.reader import Row, RowReader
-from c2vl_pipeline.workspace import COMMANDS, Index, load
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Workspace, load
 
 Mask = npt.NDArray[np.bool_]
 
@@ -81,7 +82,7 @@ def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
     return ConfigError(f"unknown {what} {str(value)!r}; {hint}")
 
 
-def select(index: Index, filters: Filters, reader: RowReader | None = None) -> npt.NDArray[np.int64]:
+def select(index: Workspace, filters: Filters, reader: RowReader | None = None) -> npt.NDArray[np.int64]:
     """Return the numbers of the samples that pass all filters, in the order of the index.
 
     Raises:
@@ -137,7 +138,7 @@ def unknown_sample(sample_id: str, ids: list[str]) -> ConfigError:
     return ConfigError(f"no sample {sample_id!r} in this work folder; {hint}")
 
 
-def _label(index: Index, label: str) -> int:
+def _label(index: Workspace, label: str) -> int:
     if label.isdigit() and int(label) < len(index.classes):
         return int(label)
     names = [name.casefold() for name in index.classes]
@@ -163,15 +164,15 @@ def _split(table: pa.Table, split: str) -> Mask:
     return _bools(pc.equal(pc.map_lookup(table["splits"], benchmark, "first"), side))
 
 
-def _status(index: Index, reader: RowReader, status: str, among: Mask) -> Mask:
+def _status(index: Workspace, reader: RowReader, status: str, among: Mask) -> Mask:
     stage, _, name = status.rpartition(":")
     known = [*map(str, Status), NOT_OK]
     if name not in known:
         raise _unknown("status", name, known)
-    if stage and stage not in COMMANDS:
-        raise _unknown("stage", stage, COMMANDS)
+    if stage and stage not in STAGES:
+        raise _unknown("stage", stage, STAGES)
     mask = np.zeros(len(among), bool)
-    for each in [stage] if stage else COMMANDS:
+    for each in [stage] if stage else STAGES:
         for shard, manifest in reader.shards(each):
             start, stop = index.plan[shard]
             counts = {
@@ -186,7 +187,7 @@ def _status(index: Index, reader: RowReader, status: str, among: Mask) -> Mask:
     return mask
 
 
-def _text(index: Index, reader: RowReader, text: str, among: Mask) -> Mask:
+def _text(index: Workspace, reader: RowReader, text: str, among: Mask) -> Mask:
     mask = np.zeros(len(among), bool)
     for shard, _ in reader.shards("captions"):
         start, stop = index.plan[shard]
@@ -258,7 +259,7 @@ def gallery(
 def _stages(reader: RowReader) -> list[dict[str, Any]]:
     """Return the counts of statuses of every stage, from the manifests of its shards."""
     counted = []
-    for stage in COMMANDS:
+    for stage in STAGES:
         statuses: dict[str, int] = {}
         for _, manifest in reader.shards(stage):
             for status, n in manifest.statuses.items():
@@ -268,13 +269,13 @@ def _stages(reader: RowReader) -> list[dict[str, Any]]:
     return counted
 
 
-def class_name(index: Index, label: int) -> str:
+def class_name(index: Workspace, label: int) -> str:
     """Return the name of a class, empty if unknown."""
     return index.classes[label] if 0 <= label < len(index.classes) else ""
 
 
 def _card(
-    index: Index, reader: RowReader, sample: Row, rows: dict[str, list[Row]], number: int
+    index: Workspace, reader: RowReader, sample: Row, rows: dict[str, list[Row]], number: int
 ) -> dict[str, Any]:
     crops = []
     for row in rows["crops"]:

@@ -18,7 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
-from c2vl_pipeline.workspace import COMMANDS, Index, shard_path
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Workspace, shard_path
 
 Row = dict[str, Any]
 
@@ -26,7 +27,7 @@ Row = dict[str, Any]
 class RowReader:
     """Stored rows of samples by their number in the index; `notes` lists what could not be read."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Workspace) -> None:
         self.index = index
         self.notes: list[str] = []
         self._starts = [start for start, _ in index.plan]
@@ -53,7 +54,7 @@ class RowReader:
                 any_made = True
                 yield shard, manifest
         if not any_made:
-            self.note(f"There are no {stage} yet; `c2vl-pipeline {COMMANDS[stage]}` makes them.")
+            self.note(f"There are no {stage} yet; `c2vl-pipeline {STAGES[stage].command}` makes them.")
 
     def columns(self, stage: str, shard: int, columns: Sequence[str], **options: Any) -> pa.Table | None:
         """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
@@ -87,7 +88,7 @@ class RowReader:
             path = self.path(stage, shard)
             if not path.is_file():
                 self.note(
-                    f"Some {stage} are not made yet; `c2vl-pipeline {COMMANDS[stage]}` makes the shards that are missing."
+                    f"Some {stage} are not made yet; `c2vl-pipeline {STAGES[stage].command}` makes the shards that are missing."
                 )
                 continue
             try:
@@ -133,5 +134,5 @@ class RowReader:
     def _misfit(self, stage: str, shard: int) -> None:
         self.note(
             f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is skipped; "
-            f"`c2vl-pipeline {COMMANDS[stage]}` makes it again."
+            f"`c2vl-pipeline {STAGES[stage].command}` makes it again."
         )

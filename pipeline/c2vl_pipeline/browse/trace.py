@@ -33,7 +33,8 @@ from c2vl_pipeline.browse.reader import Row, RowReader
 from c2vl_pipeline.browse.trace_rows import similarity, skeleton_facts, slot_facts
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
-from c2vl_pipeline.workspace import COMMANDS, Index, load
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Workspace, load
 
 FRAME_SIDE = 320
 """Longer side of a decoded frame on the page, pixels."""
@@ -43,7 +44,7 @@ FRAME_SIDE = 320
 class Trace:
     """Everything known about one sample."""
 
-    index: Index
+    index: Workspace
     facts: dict[str, Any]
     """Plain values: sample, index, raw, slots, similarity, skeleton, stages, notes."""
     frames: dict[int, str] = field(default_factory=dict)
@@ -95,7 +96,7 @@ def trace(work: Path, sample_id: str) -> Trace:
         raise unknown_sample(sample_id, index.table["sample_id"].to_pylist())
     reader = RowReader(index)
     sample: Row = index.table.slice(number, 1).to_pylist()[0]
-    rows = {stage: reader.rows(stage, [number]).get(number, []) for stage in COMMANDS}
+    rows = {stage: reader.rows(stage, [number]).get(number, []) for stage in STAGES}
     planned = _planned(index, sample, rows["crops"])
     raw = _raw(index, sample)
     result = Trace(index, {})
@@ -110,7 +111,7 @@ def trace(work: Path, sample_id: str) -> Trace:
     result.crops.update({r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))})
     _project(index, sample, planned, result)
     shard = reader.shard_of(number)
-    stages = [_stage(index, reader, stage, shard, sample) for stage in COMMANDS]
+    stages = [_stage(index, reader, stage, shard, sample) for stage in STAGES]
     _match_files(stages, raw)
     result.facts.update(
         sample={
@@ -134,7 +135,7 @@ def trace(work: Path, sample_id: str) -> Trace:
 # ----------------------------------------------------------------------------------------- raw files
 
 
-def _planned(index: Index, sample: Row, crops: list[Row]) -> list[int | None]:
+def _planned(index: Workspace, sample: Row, crops: list[Row]) -> list[int | None]:
     """Return the video frame of each slot: as stored, else as planned now."""
     if any(row["frame_index"] is not None for row in crops):
         return [row["frame_index"] for row in crops]
@@ -151,7 +152,7 @@ def _planned(index: Index, sample: Row, crops: list[Row]) -> list[int | None]:
     return planned or [None] * slots
 
 
-def _raw(index: Index, sample: Row) -> dict[str, Any]:
+def _raw(index: Workspace, sample: Row) -> dict[str, Any]:
     """Return size and hash of the raw files as they are now."""
     result: dict[str, Any] = {}
     for what in ("video", "skeleton"):
@@ -173,7 +174,7 @@ def _raw(index: Index, sample: Row) -> dict[str, Any]:
     return result
 
 
-def _decode(index: Index, sample: Row, planned: list[int | None], result: Trace) -> dict[str, Any]:
+def _decode(index: Workspace, sample: Row, planned: list[int | None], result: Trace) -> dict[str, Any]:
     """Decode the planned frames into `result.frames`; return facts about the video."""
     wanted: dict[int, list[int]] = {}
     for slot, number in enumerate(planned):
@@ -205,7 +206,7 @@ def _fps(path: Path) -> float | None:
     return round(fps, 3) if 0 < fps < 10_000 else None
 
 
-def _project(index: Index, sample: Row, planned: list[int | None], result: Trace) -> None:
+def _project(index: Workspace, sample: Row, planned: list[int | None], result: Trace) -> None:
     """Read the joints in pixels of the planned frames into `result.projected`."""
     project = reader_of(index.dataset).project
     if project is None or not sample["skeleton"]:
@@ -224,7 +225,7 @@ def _project(index: Index, sample: Row, planned: list[int | None], result: Trace
 # --------------------------------------------------------------------------------------------- stages
 
 
-def _index(index: Index) -> dict[str, Any]:
+def _index(index: Workspace) -> dict[str, Any]:
     """Return the facts of the index."""
     manifest = index.manifest
     return {
@@ -259,9 +260,14 @@ def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
         return result | {"agrees": "no", "problem": shorten_paths(str(error))}
 
 
-def _stage(index: Index, reader: RowReader, stage: str, shard: int, sample: Row) -> dict[str, Any]:
+def _stage(index: Workspace, reader: RowReader, stage: str, shard: int, sample: Row) -> dict[str, Any]:
     """Return what made the sample's rows in a stage, and whether its shard is as committed."""
-    result: dict[str, Any] = {"stage": stage, "command": COMMANDS[stage], "state": "not run", "shard": shard}
+    result: dict[str, Any] = {
+        "stage": stage,
+        "command": STAGES[stage].command,
+        "state": "not run",
+        "shard": shard,
+    }
     try:
         manifest = read_stage_manifest(index.work / stage)
     except C2VLError as error:
@@ -290,7 +296,7 @@ def _stage(index: Index, reader: RowReader, stage: str, shard: int, sample: Row)
         "seconds": committed.seconds,
         **_hashes(path, committed.sha256, committed.digest),
         "footer_problem": footer_problem(path, committed.key, committed.rows),
-        "same_samples": committed.extra.get("samples") == index.shard_keys(stage)[shard],
+        "same_samples": committed.extra.get("samples") == index.shard_keys(STAGES[stage].columns)[shard],
         "upstream": committed.extra.get("upstream", []),
         "files": {k: v for k, v in committed.extra.get("files", {}).items() if k in own},
         "part": committed.extra.get("parts", {}).get(sample["sample_id"]),

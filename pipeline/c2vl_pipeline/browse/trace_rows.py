@@ -15,7 +15,7 @@ from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.reader import Row
-from c2vl_pipeline.workspace import Index, stored_joints
+from c2vl_pipeline.workspace import Workspace, stored_joints
 
 _FIRST = 8
 """Values of a vector that are shown."""
@@ -117,7 +117,7 @@ def similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
 
 
 def skeleton_facts(
-    index: Index, rows: list[Row], planned: Sequence[int | None]
+    index: Workspace, rows: list[Row], planned: Sequence[int | None]
 ) -> tuple[dict[str, Any] | None, dict[int, html.StickFigure]]:
     """Return facts about the stored joints, and for each slot a stick figure of the stored frame nearest to it."""
     if not rows:

@@ -28,7 +28,7 @@ from c2vl_pipeline.raw.hints import looks_like
 from c2vl_pipeline.raw.scan import scan_folder
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Row, Scan
-from c2vl_pipeline.workspace import Index, load
+from c2vl_pipeline.workspace import Workspace, load
 
 
 def build(
@@ -44,7 +44,7 @@ def build(
     only_present: bool = False,
     limit: int | None = None,
     deep: bool = False,
-) -> tuple[Index, Findings]:
+) -> tuple[Workspace, Findings]:
     """Write `samples.parquet` of a work folder and return the index and the result of the check.
 
     Args:

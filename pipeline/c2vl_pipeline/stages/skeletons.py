@@ -13,10 +13,10 @@ import pyarrow as pa
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.schema import SKELETONS, Status
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.stages.base import Shard, Stage, row_status, unreadable
+from c2vl_pipeline.stages.base import ShardContext, Stage, row_status, unreadable
 
 
-def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
+def _rows(shard: ShardContext) -> Iterator[dict[str, Any]]:
     index, config = shard.index, shard.recipe.pipeline.skeletons
     read_joints = reader_of(index.dataset).read_joints
     empty = {"frames": 0, "frames_in_file": 0, "bodies": 0, "frame_index": [], "joints": b""}
@@ -53,7 +53,7 @@ def _rows(shard: Shard) -> Iterator[dict[str, Any]]:
             yield row | status
 
 
-def process(shard: Shard) -> pa.Table:
+def process(shard: ShardContext) -> pa.Table:
     """Return the table of one shard, one row per sample."""
     return pa.Table.from_pylist(list(_rows(shard)), schema=SKELETONS)
 
@@ -62,6 +62,16 @@ STAGE = Stage(
     name="skeletons",
     command="skeletons",
     process=process,
+    columns=(
+        "sample_id",
+        "skeleton",
+        "skeleton_bytes",
+        "start_frame",
+        "end_frame",
+        "known_missing",
+        "problem",
+    ),
+    config=lambda recipe: recipe.pipeline.skeletons.model_dump(mode="json"),
     upstream=lambda recipe: (),
     row_group=256,
     reads_joints=True,
