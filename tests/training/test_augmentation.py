@@ -15,7 +15,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import Augmentation, InputConfig
 from c2vl_training.augmentation import Draws, draw, rotations
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.methods import generator_of as _generator
+from c2vl_training.seeding import generator_of as _generator
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 FLAT = Layout("flat", STICK.names, STICK.parents, 2)

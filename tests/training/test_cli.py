@@ -10,7 +10,7 @@ import pytest
 
 from c2vl_training import cli
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
 from support.cli import pretrain, refused
 from support.packed import sticks
 

@@ -19,7 +19,8 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, EngineError
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint, export
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support import ROOT
 from support.packed import STICK, moving, sticks
 from support.training import recipe, run
@@ -94,7 +95,7 @@ def test_a_graph_that_differs_is_not_written(data, tmp_path, monkeypatch):
 
 def test_the_example_of_the_readme_runs(raw, work, tmp_path, monkeypatch, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if "load_space" in block]
+    (code,) = [block for block in blocks if "load_joint_embedding" in block]
     train(Run("pretrain", Packed(work), recipe(), "xsub", 0, tmp_path / "runs" / "ntu60-xsub-pretrain-0"))
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "ntu60").symlink_to(work)

@@ -21,8 +21,8 @@ import torch
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note, silent
 from c2vl_training import checkpoint, objective, trainer
-from c2vl_training.run_log import read_histograms
-from c2vl_training.trainer import read_metrics, train
+from c2vl_training.run_log import read_histograms, read_metrics
+from c2vl_training.trainer import train
 from support.packed import COUNT, moving, sticks
 from support.training import BASE, StoppedError, run, same, stop_after, tensors
 
@@ -392,9 +392,9 @@ def test_the_floor_is_the_encoder_as_pretraining_begins_with_it(data, tmp_path, 
     train(run(data, tmp_path / "floor", kind="random", seed=3))
     began: list[dict[str, torch.Tensor]] = []
 
-    def fit(run, learner, *_):
-        began.append({k: v.clone() for k, v in learner.model.encoder.state_dict().items()})
-        return {}, 0.0
+    def fit(method, *_):
+        began.append({k: v.clone() for k, v in method.model.encoder.state_dict().items()})
+        return trainer.Position()
 
     monkeypatch.setattr(trainer, "fit", fit)
     train(run(data, tmp_path / "run", seed=3), silent)

@@ -151,7 +151,7 @@ def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load(folder / ENCODER)
 
 
-def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
+def load_encoder(folder: Path, device: torch.device | str = "cpu") -> TrainedEncoder:
     """Build the encoder of a finished run, in eval mode and without gradients.
 
     Raises:

@@ -25,7 +25,7 @@ from c2vl_manifests.events import Emit, Event, Note, Progress
 from c2vl_manifests.recipe import TABLE_VII
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
 from support.packed import COUNT
 from support.paper import FAST, lab
 from support.training import StoppedError
