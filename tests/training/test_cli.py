@@ -59,7 +59,10 @@ def test_an_unknown_recipe_names_the_nearest(cli, data, tmp_path):
         ),
         ("training.pretrain.targets=soft", "'soft' is none of hard, intra, inter, blend(constant)"),
         ("training.encoder.name=stgnc", "unknown encoder 'stgnc'; did you mean 'stgcn'?"),
-        ("training.device=gpu", "training.device = 'gpu' is no device; use auto, cpu, cuda or cuda:<number>"),
+        (
+            "training.device=gpu",
+            "training.device = 'gpu' is not a device; use auto, cpu, cuda or cuda:<number>",
+        ),
     ],
 )
 def test_a_malformed_override_is_one_line_with_what_would_do(cli, data, tmp_path, value, said):

@@ -161,7 +161,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp
     lines = [line for line in said.splitlines() if "error:" in line and "torch" not in line]
     assert len(lines) == 1
     assert re.search(
-        r"another of the 2 processes of this run has died; the same command goes on from ", lines[0]
+        r"another of the 2 processes of this run has died; the same command resumes from ", lines[0]
     )
     assert str(kept) in lines[0]
     done = checkpoint.load(kept)[1]["epochs_done"]
@@ -174,7 +174,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp
     )  # fmt: skip
     try:
         assert again.stdout is not None
-        assert f"going on after epoch {done} of 2000" in again.stdout.readline()
+        assert f"resuming after epoch {done} of 2000" in again.stdout.readline()
     finally:
         again.terminate()
         again.wait(60)

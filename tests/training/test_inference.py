@@ -82,7 +82,7 @@ def test_what_does_not_belong_to_a_space_is_refused(data, tmp_path):
     with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
         load_joint_embedding(tmp_path / "floor")
     shutil.copy(tmp_path / "other" / checkpoint.PROJECTORS, tmp_path / "run" / checkpoint.PROJECTORS)
-    with pytest.raises(CheckpointError, match="is of another run than the encoder beside it"):
+    with pytest.raises(CheckpointError, match="belongs to another run than the encoder in the same folder"):
         load_joint_embedding(tmp_path / "run")
 
 

@@ -492,7 +492,7 @@ def test_messages_name_the_value_and_the_remedy():
     S, V, L = embeddings()
     with pytest.raises(ConfigError, match="give vision embeddings, language embeddings or both"):
         total(S, None, None, Hard())
-    with pytest.raises(ConfigError, match="the teacher gives no language embeddings"):
+    with pytest.raises(ConfigError, match="the teacher has no language embeddings"):
         total(S, V, L, Hard(), teacher=(S, V, None))
     with pytest.raises(ConfigError, match=r"alpha = 1\.5 is not a share"):
         total(S, V, L, Hard(), alpha=1.5)

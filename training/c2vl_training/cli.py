@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from c2vl_training.run_folder import Kind, Run
 
 app = application(
-    "Train skeleton encoders on packed data. A run that was killed or interrupted goes on by the same command. "
+    "Train skeleton encoders on packed data. A run that was killed or interrupted is resumed by the same command. "
     "On several GPUs: torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …"
 )
 
@@ -26,7 +26,7 @@ DataOption = Annotated[
 BenchmarkOption = Annotated[
     str | None,
     typer.Option(
-        "--benchmark", help="xsub (if the data have it), xview, xset, or one of your own.", show_default=False
+        "--benchmark", help="xsub (if the data have it), xview, xset, or a custom one.", show_default=False
     ),
 ]
 OutOption = Annotated[
@@ -153,14 +153,14 @@ def export_(
     """Write the encoder as one ONNX file: clips (N, C, T, V, M) in, features (N, D) out."""
     from c2vl_training.export import export
 
-    found = export(run, out or run / "encoder.onnx")
-    C, T, V, M = found.shape[1:]
+    exported = export(run, out or run / "encoder.onnx")
+    C, T, V, M = exported.shape[1:]
     checked = (
-        f"differs from torch by {found.difference:.0e} in onnxruntime"
-        if found.difference == found.difference
+        f"differs from torch by {exported.difference:.0e} in onnxruntime"
+        if exported.difference == exported.difference
         else "not run: onnxruntime is not installed"
     )
-    say(f"{found.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {found.dim}); {checked}")
+    say(f"{exported.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {exported.dim}); {checked}")
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ def check_same(wanted: Mapping[str, Any], facts: Mapping[str, Any], path: Path) 
     """Raise CheckpointError, naming the first difference, unless the `facts` saved at `path` are the wanted ones."""
     for name, there, here in differences(facts, json.loads(json.dumps(wanted))):
         raise CheckpointError(
-            f"{path} is of another run: {name} is {there!r} there and {here!r} here; choose another --out, or delete the folder to begin anew"
+            f"{path} is of another run: {name} is {there!r} there and {here!r} here; choose another --out, or delete the folder to start over"
         )
 
 

@@ -245,12 +245,12 @@ def test_unknown_name_is_told_the_nearest_and_all():
 
 
 def test_networks_that_cannot_be_are_refused():
-    with pytest.raises(ConfigError, match="no blocks"):
+    with pytest.raises(ConfigError, match="without blocks"):
         build("stgcn", KINECT_V2, blocks=())
     with pytest.raises(ConfigError, match="temporal_kernel = 4 is even"):
         STGCN(SMALL, adjacency(HAND, "proper"), temporal_kernel=4)
     for name in GRAPHS:
-        with pytest.raises(ConfigError, match="no blocks"):
+        with pytest.raises(ConfigError, match="without blocks"):
             build(name, HAND, blocks=())
     for name in ("ctrgcn", "msg3d"):
         with pytest.raises(ConfigError, match="temporal_kernel = 4 is even"):

@@ -13,7 +13,7 @@ from c2vl_training import distributed
 
 
 class _Weighted(torch.autograd.Function):
-    """Normalise by given moments of a batch in which the last rows stand for several bodies each.
+    """Normalise by given moments of a batch in which the last rows represent several bodies each.
 
     The gradient that reaches such a row is already the sum over its copies. With G = sum g and H = sum g x^ over rows
     and n values a channel in the plain batch, the plain gradient summed over the w copies of a row is
@@ -58,14 +58,14 @@ class _Weighted(torch.autograd.Function):
         else:
             dx, H, G = native(g, x, weight, mean, var, None, None, False, ctx.eps, every)
             per_value = distributed.all_reduce_sum(torch.stack([G, H])) / n
-            dx[:first] -= _pull(x[:first], per_value, mean, scale, a)
+            dx[:first] -= _statistics_part(x[:first], per_value, mean, scale, a)
         if K:
-            dx[first:] -= copies[:, None, None, None] * _pull(x[first:], per_value, mean, scale, a)
+            dx[first:] -= copies[:, None, None, None] * _statistics_part(x[first:], per_value, mean, scale, a)
         return dx, H, G, None, None, None, None, None
 
 
-def _pull(x: Tensor, per_value: Tensor, mean: Tensor, scale: Tensor, a: Tensor) -> Tensor:
-    """What the statistics take from the gradient of a row: a (G + x^ H) / n. Shape: (R, C, T, V) -> the same."""
+def _statistics_part(x: Tensor, per_value: Tensor, mean: Tensor, scale: Tensor, a: Tensor) -> Tensor:
+    """Return the part of a row's gradient that the statistics take: a (G + x^ H) / n. Shape: (R, C, T, V) -> the same."""
     G, H = per_value
     return (x - _channels(mean)) * _channels(a * scale * H) + _channels(a * G)
 
@@ -76,7 +76,7 @@ def _channels(values: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation in which the last rows of a batch may stand for several equal ones each.
+    """Batch normalisation in which the last rows of a batch may represent several equal ones each.
 
     In a run of several processes its statistics are those of all of them.
     """
@@ -86,7 +86,7 @@ class BatchNorm(nn.BatchNorm2d):
 
         Args:
             x: Shape (R, C, T, V).
-            copies: how many rows of the plain batch each of the last K rows stands for. Shape (K,), float.
+            copies: number of rows of the plain batch that each of the last K rows represents. Shape (K,), float.
 
         Returns:
             Shape (R, C, T, V).
@@ -100,7 +100,7 @@ class BatchNorm(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _moments(self, x: Tensor, copies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return n, mean and biased variance of the plain batch, and take them into the running statistics."""
+        """Return n, mean and biased variance of the plain batch, and update the running statistics."""
         first, each = len(x) - len(copies), x.shape[2] * x.shape[3]
         last = x[first:].to(self.weight.dtype)
         means, counts = last.mean(dim=(2, 3)), each * copies[:, None]
@@ -181,20 +181,22 @@ class SyncBatchNorm(nn.BatchNorm1d):
 
 
 def convert_sync_batchnorm(model: nn.Module) -> None:
-    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one in step with the other ranks.
+    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one with the statistics of all ranks.
 
     Weights and buffers stay the very same objects, under the same names. Subclasses are left alone.
     """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) in {nn.BatchNorm1d, nn.BatchNorm2d}:
-                setattr(parent, name, _in_step(norm))
+                setattr(parent, name, _synchronised(norm))
 
 
-def _in_step(norm: nn.Module) -> SyncBatchNorm:
+def _synchronised(norm: nn.Module) -> SyncBatchNorm:
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
     if not (norm.affine and norm.track_running_stats):
-        raise ConfigError("a normalisation without weights or running statistics cannot be kept in step")
+        raise ConfigError(
+            "a batch normalisation without weights or running statistics cannot be synchronised"
+        )
     synced = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
     synced.weight, synced.bias = norm.weight, norm.bias
     synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
