@@ -72,7 +72,8 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint of this program ({type(error).__name__}: {str(error)[:100]}); delete it and train again"
+            f"{path}: not a checkpoint of this program "
+            f"({type(error).__name__}: {str(error)[:100]}); delete it and train again"
         ) from error
     if (actual := _sha256(tensors, facts)) != expected:
         raise CheckpointError(
@@ -118,7 +119,8 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: 
             )
         if wanted[name].shape != given[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has the shape {tuple(given[name].shape)}, expected {tuple(wanted[name].shape)}; it belongs to another model"
+                f"{source}: {name} has the shape {tuple(given[name].shape)}, "
+                f"expected {tuple(wanted[name].shape)}; it belongs to another model"
             )
     module.load_state_dict(given)
 

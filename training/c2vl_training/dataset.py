@@ -145,7 +145,8 @@ class Packed:
         subjects = np.unique(subject[subject >= 0])
         if len(subjects) < 2:
             raise ConfigError(
-                f"{benchmark!r} holds out subjects of the training split, which names {len(subjects)}; at least 2 are needed"
+                f"{benchmark!r} holds out subjects of the training split, "
+                f"which names {len(subjects)}; at least 2 are needed"
             )
         held = np.isin(subject, subjects[-max(1, len(subjects) // 4) :])
         return training[held if split == "test" else ~held]

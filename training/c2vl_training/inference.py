@@ -125,7 +125,8 @@ def load_joint_embedding(folder: Path, device: torch.device | None = None) -> Jo
     trained = checkpoint.load_encoder(folder, device)
     if trained.facts.get("kind") != "pretrain":
         raise CheckpointError(
-            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; give the folder of a pre-training"
+            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; "
+            "give the folder of a pre-training"
         )
     path = folder / checkpoint.PROJECTORS
     tensors, facts = checkpoint.load(path)

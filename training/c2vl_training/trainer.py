@@ -121,7 +121,8 @@ def check_batch(run: Run, method: Method, total: int) -> None:
     """Raise ConfigError unless the batch fits the split and the processes."""
     if method.batch_size > total:
         raise ConfigError(
-            f"training.{run.kind}.batch_size = {method.batch_size} is larger than the {total} usable training samples; "
+            f"training.{run.kind}.batch_size = {method.batch_size} is larger than "
+            f"the {total} usable training samples; "
             f"choose a smaller one by --set training.{run.kind}.batch_size={max(2, total // 4)}"
         )
     distributed.per_rank(method.batch_size)
@@ -142,9 +143,11 @@ def _broken_batch(run: Run, selection: Selection, error: DivergedError) -> C2VLE
             )
     last = f"the last good checkpoint is {kept}" if kept.is_file() else "there is no checkpoint yet"
     return C2VLError(
-        f"the loss or the weights became NaN or infinite {error.where} (samples {', '.join(ids[:5])}, …: all {len(ids)} in {listed}); "
+        f"the loss or the weights became NaN or infinite {error.where} "
+        f"(samples {', '.join(ids[:5])}, …: all {len(ids)} in {listed}); "
         f"{last}; "
-        f"lower the learning rate, e.g. --set training.{run.kind}.optimiser.lr=0.03, or clip gradients by optimiser.clip_norm=1"
+        f"lower the learning rate, e.g. --set training.{run.kind}.optimiser.lr=0.03, "
+        "or clip gradients by optimiser.clip_norm=1"
     )
 
 
@@ -382,7 +385,8 @@ def _resume(method: Method, optimiser: torch.optim.Optimizer, session: Session) 
     for name, there, here in run_folder.differences(facts.get("made_by", {}), run_folder.made_by()):
         session.emit(
             Note(
-                f"{path} was made with {name} {there}, this process has {here}: the run resumes, its last digits may differ",
+                f"{path} was made with {name} {there}, this process has {here}: "
+                "the run resumes, its last digits may differ",
                 "warning",
             )
         )

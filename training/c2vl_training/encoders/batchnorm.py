@@ -1,4 +1,4 @@
-"""Hand-written batch normalisation: equal rows computed once (`BatchNorm`), statistics of all processes (`SyncBatchNorm`)."""
+"""Hand-written batch normalisation: `BatchNorm` computes equal rows once, `SyncBatchNorm` covers all processes."""
 
 from __future__ import annotations
 

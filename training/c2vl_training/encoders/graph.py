@@ -1,9 +1,9 @@
 """Adjacency matrices of a joint layout for graph convolutions.
 
 Array order everywhere: `A[k, source, target]`, so that `x[..., source] @ A[k]` sums over the sources
-of every target joint. `adjacency` is ST-GCN's, `directed` CTR-GCN's and `distances` MS-G3D's. In the first two, subset 0 is the
-joint itself (root), subset 1 holds messages that travel towards the centre (centripetal), subset 2 those that travel
-away from it (centrifugal).
+of every target joint. `adjacency` is ST-GCN's, `directed` CTR-GCN's and `distances` MS-G3D's. In the first two, subset
+0 is the joint itself (root), subset 1 holds messages that travel towards the centre (centripetal), subset 2 those that
+travel away from it (centrifugal).
 """
 
 from __future__ import annotations
