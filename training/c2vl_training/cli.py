@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,50 +102,32 @@ def _train(
             )
 
 
-@app.command()
-def pretrain(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Pre-train by cross-modal contrastive learning with soft targets; reads no labels."""
-    _train("pretrain", data, benchmark, out, recipe, seed, set_, dry_run)
+def _command(kind: Kind) -> Callable[..., None]:
+    def command(
+        data: DataOption,
+        benchmark: BenchmarkOption = None,
+        out: OutOption = None,
+        recipe: RecipeOption = None,
+        seed: SeedOption = 0,
+        set_: SetOption = None,
+        dry_run: DryOption = False,
+    ) -> None:
+        _train(kind, data, benchmark, out, recipe, seed, set_, dry_run)
+
+    return command
 
 
-@app.command()
-def supervised(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Train the same encoder with labels: the ceiling in every table."""
-    _train("supervised", data, benchmark, out, recipe, seed, set_, dry_run)
-
-
-@app.command("random")
-def random_(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Write the encoder as initialised: the floor in every table."""
-    _train("random", data, benchmark, out, recipe, seed, set_, dry_run)
+_COMMANDS: dict[Kind, str] = {
+    "pretrain": "Pre-train by cross-modal contrastive learning with soft targets; reads no labels.",
+    "supervised": "Train the same encoder with labels: the ceiling in every table.",
+    "random": "Write the encoder as initialised: the floor in every table.",
+}
+for _kind, _help in _COMMANDS.items():
+    app.command(_kind, help=_help)(_command(_kind))
 
 
 @app.command("export")
-def export_(
+def export_command(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
     out: Annotated[
         Path | None,

@@ -101,17 +101,8 @@ def build(
 
 def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> Encoder:
     """Build the encoder that a recipe describes."""
-    return build(
-        config.name,
-        layout,
-        bodies=bodies,
-        blocks=config.blocks,
-        graph=config.graph,
-        temporal_kernel=config.temporal_kernel,
-        dropout=config.dropout,
-        width=config.width,
-        empty_bodies=config.empty_bodies,
-    )
+    settings = {name: getattr(config, name) for name in EncoderConfig.model_fields}
+    return build(layout=layout, bodies=bodies, **settings)
 
 
 class Size(NamedTuple):

@@ -5,6 +5,7 @@ Array order: (N, C, T, V, M) at the input, (N*M, C, T, V) inside, kept channels-
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -189,10 +190,11 @@ def build(
     temporal_kernel: int | None,
     dropout: float,
     empty_bodies: EmptyBodies,
+    published: Blocks = FULL,
 ) -> STGCN:
     """Build an ST-GCN of the published widths unless `blocks` are given."""
     return STGCN(
-        FULL if blocks is None else blocks,
+        published if blocks is None else blocks,
         adjacency(layout, graph),
         channels=channels,
         temporal_kernel=9 if temporal_kernel is None else temporal_kernel,
@@ -201,23 +203,4 @@ def build(
     )
 
 
-def build_slim(
-    layout: Layout,
-    *,
-    channels: int,
-    blocks: Blocks | None,
-    graph: GraphKind,
-    temporal_kernel: int | None,
-    dropout: float,
-    empty_bodies: EmptyBodies,
-) -> STGCN:
-    """Build an ST-GCN of a quarter of the widths unless `blocks` are given."""
-    return build(
-        layout,
-        channels=channels,
-        blocks=SLIM if blocks is None else blocks,
-        graph=graph,
-        temporal_kernel=temporal_kernel,
-        dropout=dropout,
-        empty_bodies=empty_bodies,
-    )
+build_slim = partial(build, published=SLIM)
