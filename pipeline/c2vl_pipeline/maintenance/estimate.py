@@ -115,7 +115,8 @@ def estimate(
     usable = [n for n, path in enumerate(index.table.column("video").to_pylist()) if path is not None]
     if not usable:
         raise StageError(
-            f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to probe; run `c2vl-pipeline index` on the complete folder"
+            f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to "
+            f"probe; run `c2vl-pipeline index` on the complete folder"
         )
     plans: list[StagePlan] = []
     due: dict[str, set[int]] = {}
