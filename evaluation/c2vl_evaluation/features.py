@@ -13,11 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
+from c2vl_manifests.manifest import commit_bytes, file_sha256, fingerprint
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.trainer import device_of
+from c2vl_training.distributed import device_of
+from c2vl_training.inference import encode
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -63,11 +64,9 @@ def extract(
     values = _cached(cache, key)
     if values is None or len(values) != len(selection.rows):
         clips = Clips(packed, selection.rows, encoder.input, where)
-        with torch.inference_mode():
-            places = torch.arange(len(clips), device=where).split(batch_size)
-            values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
+        values = encode(encoder.module, clips, batch_size).float().numpy()
         check_finite(values, f"{run}: of its {split} features of {benchmark}")
-        commit_file(cache, partial(_write, data=serialise({"features": values}, {"key": key})))
+        commit_bytes(cache, serialise({"features": values}, {"key": key}))
     return Features(values, labels, selection.rows, len(selection.left_out))
 
 
@@ -121,10 +120,6 @@ def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.T
     return encoder
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
-
-
 def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) -> Features:
     """Return what an encoder is fed, flattened: the baseline that needs no encoder at all.
 
@@ -133,7 +128,7 @@ def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) 
     config = config.model_copy(update={"frames": min(config.frames, 16)})
     selection = packed.select(benchmark, split)
     clips = Clips(packed, selection.rows, config, torch.device("cpu"))
-    values = torch.cat([clips.test(at).flatten(1) for at in torch.arange(len(clips)).split(128)]).numpy()
+    values = encode(partial(torch.flatten, start_dim=1), clips).numpy()
     return Features(values, packed.labels()[selection.rows], selection.rows, len(selection.left_out))
 
 

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from c2vl_pipeline.raw.check import Findings
 
 app = application(
-    "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in the "
+    "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in "
+    "the "
     "order below, or all of them with `prompts`. Every command resumes where it stopped."
 )
 
@@ -111,7 +112,7 @@ def _index(
     name = recipe or spec.default_recipe
     config = load_recipe(name, set_ or ()).pipeline
     try:
-        made, found = build(
+        made, findings = build(
             spec,
             data,
             work,
@@ -128,39 +129,39 @@ def _index(
         _show_findings(error.findings)
         raise
     rows = [
-        ["samples expected", f"{found.expected:,}"],
-        ["  with video", f"{found.with_video:,}"],
-        ["  with skeleton file", f"{found.with_skeleton:,}"],
-        ["  on the list of missing skeletons", f"{found.known_missing:,}"],
+        ["samples expected", f"{findings.expected:,}"],
+        ["  with video", f"{findings.with_video:,}"],
+        ["  with skeleton file", f"{findings.with_skeleton:,}"],
+        ["  on the list of missing skeletons", f"{findings.known_missing:,}"],
     ]
     expected = spec.expected.splits if spec.expected and limit is None and not only_present else {}
     for benchmark, counts in split_counts(made).items():
-        promise = expected.get(benchmark)
+        published = expected.get(benchmark)
         note = (
             ""
-            if promise is None
+            if published is None
             else "  as published"
-            if promise == (counts["train"], counts["test"])
-            else f"  published: {promise[0]:,} / {promise[1]:,}"
+            if published == (counts["train"], counts["test"])
+            else f"  published: {published[0]:,} / {published[1]:,}"
         )
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
-    _show_findings(found)
-    for note in [*found.errors(), *found.hints]:
+    _show_findings(findings)
+    for note in [*findings.errors(), *findings.hints]:
         say(f"note: {note}")
     return name
 
 
-def _show_findings(found: Findings) -> None:
+def _show_findings(findings: Findings) -> None:
     """Print where most is missing, and the first files of every kind of error."""
-    if found.lacks:
-        show_table("What is missing", ["", "by", "most"], [list(line) for line in found.lacks])
-    for kind, names in found.named().items():
+    if findings.lacks:
+        show_table("What is missing", ["", "by", "most"], [list(line) for line in findings.lacks])
+    for kind, names in findings.named().items():
         for name in names[:5]:
             say(f"{kind}: {name}")
         if len(names) > 5:
             say(f"{kind}: … and {len(names) - 5:,} more")
-    for note in found.notes():
+    for note in findings.notes():
         say(f"note: {note}")
 
 

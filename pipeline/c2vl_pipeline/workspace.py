@@ -1,4 +1,4 @@
-"""The work folder: its index of samples, and where the stages keep their shards."""
+"""The work folder: the index of its samples, and the paths of the stages' shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
-from c2vl_manifests.errors import ConfigError, StageError
+from c2vl_manifests.errors import ConfigError, StageError, one_line
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import (
     ShardManifest,
@@ -27,7 +27,7 @@ from c2vl_pipeline.readers.base import Array
 
 @dataclass(frozen=True)
 class Workspace:
-    """The index of one work folder: its samples and what all stages need to know of them."""
+    """Samples of one work folder, and what all stages need to know about them."""
 
     work: Path
     table: pa.Table
@@ -43,12 +43,12 @@ class Workspace:
 
     @property
     def recipe(self) -> str:
-        """Recipe that `index` was called with: the default of the later stages."""
+        """Recipe given to `index`, the default of the later stages."""
         return str(self.manifest.extra["recipe"])
 
     @property
     def overrides(self) -> list[str]:
-        """The `--set` assignments of that call."""
+        """The `--set` assignments given to `index`."""
         return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
 
     def shard_keys(self, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -61,12 +61,12 @@ class Workspace:
     @cached_property
     def cameras(self) -> dict[str, list[dict[str, Any]]]:
         """Samples with a video by camera: what each camera's empty scene is made from."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        cameras: dict[str, list[dict[str, Any]]] = {}
         columns = ["sample_id", "video", "video_bytes", "start_frame", "end_frame", "camera", "problem"]
         for sample in self.table.select(columns).to_pylist():
             if sample["video"] is not None and not sample["problem"]:
-                found.setdefault(sample["camera"], []).append(sample)
-        return found
+                cameras.setdefault(sample["camera"], []).append(sample)
+        return cameras
 
     def shard(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries; `columns` restricts what of them."""
@@ -80,8 +80,8 @@ def load(work: Path) -> Workspace:
     """Read the index of a work folder.
 
     Raises:
-        StageError: there is none yet.
-        ConfigError: it names a dataset or layout that does not exist any more.
+        StageError: there is no index, or it is damaged.
+        ConfigError: its manifest is incomplete, or its dataset does not exist any more.
     """
     path = work / "samples.parquet"
     manifest = read_shard_manifest(path)
@@ -93,8 +93,7 @@ def load(work: Path) -> Workspace:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        first = str(error).splitlines()[0]
-        raise StageError(f"{path} is damaged ({first}); run `c2vl-pipeline index` again") from error
+        raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
     try:
         if table.column_names != SAMPLES.names:
             raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
@@ -117,7 +116,7 @@ def load(work: Path) -> Workspace:
 
 
 def split_counts(index: Workspace) -> dict[str, dict[str, int]]:
-    """Count usable samples a split: benchmark -> {train, test}."""
+    """Count usable samples per split: benchmark -> {train, test}."""
     counts: dict[str, dict[str, int]] = {}
     usable = index.table.filter(pc.invert(index.table.column("known_missing")))
     for pairs in usable.column("splits").to_pylist():
@@ -127,7 +126,7 @@ def split_counts(index: Workspace) -> dict[str, dict[str, int]]:
 
 
 def shard_path(work: Path, stage: str, number: int) -> Path:
-    """Path of a shard; its manifest lies beside it."""
+    """Return the path of a shard; its manifest is stored next to it, as `.json`."""
     return work / stage / f"shard-{number:05d}.parquet"
 
 

@@ -16,7 +16,8 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support.cli import Cli, refused, sets
 from support.packed import sticks
 from support.training import recipe, run

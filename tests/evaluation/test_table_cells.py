@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from c2vl_evaluation import cli
 from c2vl_evaluation import table as benchmark
 from c2vl_evaluation.cache import Subject
-from c2vl_evaluation.protocols import common, ensemble, finetune, finetuning, semi, transfer
+from c2vl_evaluation.protocols import common, ensemble, finetuning, semi, transfer
 from c2vl_evaluation.report import console
 from c2vl_evaluation.results import FAILED, Finding, Results, load
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
@@ -237,9 +237,9 @@ def test_a_failed_cell_is_tried_again(subject_of, monkeypatch):
         tries.append(1)
         raise C2VLError("the loss\nbecame NaN")
 
-    monkeypatch.setattr(finetune, "tune", diverge)
+    monkeypatch.setattr(finetuning, "tune", diverge)
     for _ in range(2):
-        (found,) = common.tried(finetune.cells(subject_of), "x")
+        (found,) = common.tried(finetuning.cells(subject_of), "x")
         assert found.why == "failed: the loss became NaN"
     assert len(tries) == 2
 

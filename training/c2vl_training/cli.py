@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,10 +13,10 @@ from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, applica
 from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
-    from c2vl_training.trainer import Kind, Run
+    from c2vl_training.run_folder import Kind, Run
 
 app = application(
-    "Train skeleton encoders on packed data. A run that was killed or interrupted goes on by the same command. "
+    "Train skeleton encoders on packed data. A run that was killed or interrupted is resumed by the same command. "
     "On several GPUs: torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …"
 )
 
@@ -26,7 +27,7 @@ DataOption = Annotated[
 BenchmarkOption = Annotated[
     str | None,
     typer.Option(
-        "--benchmark", help="xsub (if the data have it), xview, xset, or one of your own.", show_default=False
+        "--benchmark", help="xsub (if the data have it), xview, xset, or a custom one.", show_default=False
     ),
 ]
 OutOption = Annotated[
@@ -57,14 +58,13 @@ def _resolve(
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.recipe_loading import load_recipe
     from c2vl_training.dataset import Packed
-    from c2vl_training.trainer import Run
+    from c2vl_training.run_folder import Run
 
     packed = Packed(data)
     m, overrides = packed.manifest, list(set_ or ())
     if recipe is None:  # as the work folder was made, its overrides included
         recipe, overrides = m.recipe or load_dataset(m.dataset).default_recipe, [*m.overrides, *overrides]
-    have = packed.benchmarks()
-    benchmark = benchmark or ("xsub" if "xsub" in have or not have else have[0])
+    benchmark = benchmark or packed.main_benchmark()
     out = out or Path("runs") / f"{m.dataset}-{benchmark}-{kind}-{seed}"
     return Run(kind, packed, load_recipe(recipe, overrides), benchmark, seed, out)
 
@@ -80,71 +80,54 @@ def _train(
     dry_run: bool,
 ) -> None:
     from c2vl_training import distributed
-    from c2vl_training import dry_run as plan
-    from c2vl_training.trainer import describe, train
+    from c2vl_training.dry_run import estimate, lines, resolved
+    from c2vl_training.trainer import train
 
     with distributed.joined() as rank:
         run = _resolve(kind, data, benchmark, out, recipe, seed, set_)
         if dry_run:
-            found = plan.plan(run)
+            report = lines(run, estimate(run))
             if rank == 0:
-                say(json.dumps(plan.resolved(run), indent=1))
-                for line in plan.lines(run, found):
+                say(json.dumps(resolved(run), indent=1))
+                for line in report:
                     say(line)
             return
         with Reporter() as emit:
             result = train(run, emit)
         if rank == 0:
             say(
-                f"{describe(run)}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
+                f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
+                f"({result.left_out} left out) in {result.seconds:,.0f} s; "
                 f"next: c2vl-eval knn --run {run.out} --data {data}"
             )
 
 
-@app.command()
-def pretrain(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Pre-train by cross-modal contrastive learning with soft targets; reads no labels."""
-    _train("pretrain", data, benchmark, out, recipe, seed, set_, dry_run)
+def _command(kind: Kind) -> Callable[..., None]:
+    def command(
+        data: DataOption,
+        benchmark: BenchmarkOption = None,
+        out: OutOption = None,
+        recipe: RecipeOption = None,
+        seed: SeedOption = 0,
+        set_: SetOption = None,
+        dry_run: DryOption = False,
+    ) -> None:
+        _train(kind, data, benchmark, out, recipe, seed, set_, dry_run)
+
+    return command
 
 
-@app.command()
-def supervised(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Train the same encoder with labels: the ceiling in every table."""
-    _train("supervised", data, benchmark, out, recipe, seed, set_, dry_run)
-
-
-@app.command("random")
-def random_(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Write the encoder as initialised: the floor in every table."""
-    _train("random", data, benchmark, out, recipe, seed, set_, dry_run)
+_COMMANDS: dict[Kind, str] = {
+    "pretrain": "Pre-train by cross-modal contrastive learning with soft targets; reads no labels.",
+    "supervised": "Train the same encoder with labels: the ceiling in every table.",
+    "random": "Write the encoder as initialised: the floor in every table.",
+}
+for _kind, _help in _COMMANDS.items():
+    app.command(_kind, help=_help)(_command(_kind))
 
 
 @app.command("export")
-def export_(
+def export_command(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
     out: Annotated[
         Path | None,
@@ -154,14 +137,14 @@ def export_(
     """Write the encoder as one ONNX file: clips (N, C, T, V, M) in, features (N, D) out."""
     from c2vl_training.export import export
 
-    found = export(run, out or run / "encoder.onnx")
-    C, T, V, M = found.shape[1:]
+    exported = export(run, out or run / "encoder.onnx")
+    C, T, V, M = exported.shape[1:]
     checked = (
-        f"differs from torch by {found.difference:.0e} in onnxruntime"
-        if found.difference == found.difference
+        f"differs from torch by {exported.difference:.0e} in onnxruntime"
+        if exported.difference == exported.difference
         else "not run: onnxruntime is not installed"
     )
-    say(f"{found.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {found.dim}); {checked}")
+    say(f"{exported.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {exported.dim}); {checked}")
 
 
 def main() -> None:

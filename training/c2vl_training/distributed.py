@@ -1,13 +1,12 @@
 """Several processes, one run: `torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …`.
 
-Each process (rank) encodes its share of every batch; embeddings are gathered, so that the loss sees the whole batch:
-processes x share gives the loss and the gradients of one process with the whole batch. Every rank computes that loss
-in full. `DistributedDataParallel` averages gradients over ranks, hence `gather` multiplies what it hands back by
-their number, and what every rank has in common (temperatures) needs no care. With one process all of this is nothing.
+Each process (rank) encodes its part of every batch; embeddings are gathered, so that the loss sees the whole batch:
+loss and gradients equal those of one process with the whole batch. Every rank computes that loss in full.
+`DistributedDataParallel` averages gradients over ranks, hence `gather` multiplies the gradients it returns by the
+number of ranks; parameters of the loss itself (temperatures) need no correction. With one process nothing changes.
 
-Batch normalisation of several ranks is ours: torch's SyncBatchNorm refuses CPU tensors. A normalisation of one's own
-(an autograd function with weights, say) is in step if it sends its sums through `moments` in the forward and through
-`total` in the backward pass.
+Batch normalisation over ranks is in `encoders/batchnorm.py`: torch's SyncBatchNorm rejects CPU tensors. Any other custom
+normalisation must send its sums through `moments` in the forward and `all_reduce_sum` in the backward pass.
 """
 
 from __future__ import annotations
@@ -24,37 +23,36 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from c2vl_manifests.errors import C2VLError, ConfigError
+from c2vl_manifests.errors import C2VLError, ConfigError, one_line
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others before it takes them for dead."""
+"""How long a rank waits for the others before it reports them as dead."""
 
 
 def size() -> int:
-    """Return how many processes this run has."""
+    """Return the number of processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return which of them this is, counted from 0; the first one writes and reports."""
+    """Return the number of this process, from 0; process 0 writes and reports."""
     return dist.get_rank() if size() > 1 else 0
 
 
-class Lost(C2VLError):  # noqa: N818 - what happened, not a mistake of the user
+class ProcessLostError(C2VLError):
     """Another process of the run has died or cannot be reached."""
 
 
 @contextmanager
 def joined() -> Iterator[int]:
-    """Join the processes that torchrun started, if it did; yields this one's rank.
+    """Join the processes started by torchrun, if any, and yield this one's rank.
 
-    What stops a run is said by one process: the first to meet it raises, the others leave with exit code 1.
+    An error is reported by one process: the first to meet it raises, the others exit with code 1.
 
     Raises:
-        C2VLError: whatever the body raises, on one rank.
+        C2VLError: the error of the body, on one rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield 0
@@ -62,13 +60,13 @@ def joined() -> Iterator[int]:
     cuda = torch.cuda.is_available()
     try:
         store, me, count = next(rendezvous("env://", timeout=PATIENCE))
-        # a run that goes on after torchrun started it anew must not read what the last attempt said
+        # a run restarted by torchrun must not read the messages of the last attempt
         store = PrefixStore(f"c2vl-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=me, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise Lost(
-            f"the processes of this run cannot reach each other ({_first_line(error)}); "
+        raise ProcessLostError(
+            f"the processes of this run cannot reach each other ({one_line(error)}); "
             "start them by torchrun and check its address and port"
         ) from error
     if cuda:
@@ -76,42 +74,66 @@ def joined() -> Iterator[int]:
     try:
         yield me
     except (C2VLError, OSError, KeyboardInterrupt) as error:
-        if _first_to_say(store):
+        if _first_to_report(store):
             raise
         raise SystemExit(1) from error
     finally:
         dist.destroy_process_group()
 
 
-def _first_to_say(store: Store) -> bool:
+def _first_to_report(store: Store) -> bool:
     try:
-        return int(store.add("said", 1)) == 1
-    except (RuntimeError, ValueError):  # whoever kept the store is gone
+        return int(store.add("reported", 1)) == 1
+    except (RuntimeError, ValueError):  # the process that held the store is gone
         return True
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:160]
+def device_of(name: str) -> torch.device:
+    """Return the device of that name, `auto` included.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
+    if name == "auto":
+        # each process of a run has its own GPU: `joined` chose it
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"training.device = {name!r} is not a device; use auto, cpu, cuda or cuda:<number>"
+        ) from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"training.device = {name!r}: training runs on cpu and cuda; use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device = {name!r} and this machine has no CUDA device; use auto or cpu")
+    return device
 
 
 @contextmanager
-def together(remedy: Callable[[], str]) -> Iterator[None]:
-    """Turn the failure of a collective operation, wherever it shows, into `Lost` with a remedy."""
+def collective_errors(remedy: Callable[[], str]) -> Iterator[None]:
+    """Turn the failure of a collective operation into `ProcessLostError` with a remedy."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        told = ("gloo", "NCCL", "Connection", "peer", "socket", "ProcessGroup", "Timed out")
-        if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in told)):
-            raise Lost(f"another of the {size()} processes of this run has died; {remedy()}") from error
+        words = ("gloo", "NCCL", "Connection", "peer", "socket", "ProcessGroup", "Timed out")
+        if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in words)):
+            raise ProcessLostError(
+                f"another of the {size()} processes of this run has died; {remedy()}"
+            ) from error
         raise
 
 
-def share(batch: int) -> int:
-    """Return how many samples of a batch each rank takes.
+def per_rank(batch: int) -> int:
+    """Return the number of samples of a batch per rank.
 
     Raises:
-        ConfigError: they cannot be shared evenly.
+        ConfigError: the batch cannot be shared evenly.
     """
     if batch % size():
         raise ConfigError(
@@ -121,17 +143,17 @@ def share(batch: int) -> int:
     return batch // size()
 
 
-def mine(rows: Any) -> Any:
-    """Return this rank's part of something with a row a sample of the batch."""
+def local_rows(rows: Any) -> Any:
+    """Return this rank's part of an array with one row per sample of the batch."""
     if size() == 1:
         return rows
-    part = share(len(rows))
+    part = per_rank(len(rows))
     return rows[rank() * part : (rank() + 1) * part]
 
 
-def agree(flag: bool, device: torch.device) -> bool:
-    """Return whether any rank says so."""
-    return flag if size() == 1 else bool(total(torch.tensor([float(flag)], device=device)) > 0)
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """Return True if `flag` is True on any rank."""
+    return flag if size() == 1 else bool(all_reduce_sum(torch.tensor([float(flag)], device=device)) > 0)
 
 
 def check_equal(values: list[int], what: str, device: torch.device) -> None:
@@ -146,7 +168,7 @@ def check_equal(values: list[int], what: str, device: torch.device) -> None:
 # ------------------------------------------------------------------------------------ tensors of all ranks
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, without gradient. The same shape."""
     if size() == 1:
         return x
@@ -157,9 +179,9 @@ def total(x: Tensor) -> Tensor:
 
 def _all(x: Tensor) -> Tensor:
     """Shape: S -> (ranks, *S), without gradient."""
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
-    dist.all_gather(found, x.detach().contiguous())
-    return torch.stack(found)
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.stack(parts)
 
 
 class _Gather(torch.autograd.Function):
@@ -169,20 +191,20 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # all ranks have the same loss, so the sum over ranks of this gradient is their number times ours
+        # all ranks have the same loss, so the sum over ranks of this gradient is their number times this one
         return size() * gradients[0].chunk(size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
-    """Put the rows of all ranks one after the other, with exact gradients. Shape: (B / ranks, ...) -> (B, ...)."""
+    """Concatenate the rows of all ranks, with exact gradients. Shape: (B / ranks, ...) -> (B, ...)."""
     gathered: Tensor = x if size() == 1 else _Gather.apply(x)  # type: ignore[no-untyped-call]
     return gathered
 
 
 def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Combine the statistics of the ranks as if their samples lay in one place, without gradient.
+    """Combine the statistics of the ranks into those of all samples, without gradient.
 
-    Means are combined by how far they lie apart, so nothing cancels as it does in a sum of squares.
+    Means are combined by their distances, so that nothing cancels as it does in a sum of squares.
 
     Args:
         count: samples (or their weights) a channel was averaged over. Shape ().
@@ -190,7 +212,7 @@ def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tenso
         squares: sum of squared distances from that mean. Shape (C,).
 
     Returns:
-        The same three of all ranks.
+        Count, mean and squares over all ranks.
     """
     if size() == 1:
         return count, mean, squares
@@ -202,94 +224,10 @@ def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tenso
     return n, middle, distances.sum(0) + (counts * (means - middle).square()).sum(0)
 
 
-# --------------------------------------------------------------------------------------- normalisation
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch normalisation whose statistics are those of all ranks. Shape: (N, C, ...) -> the same."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h = x if x.dtype == torch.float64 else x.float()
-        dims = [0, *range(2, x.dim())]
-        here = h.new_tensor(h.numel() // h.shape[1])
-        mean = h.sum(dims) / here
-        squares = (h - _wide(mean, h)).square().sum(dims)
-        count, mean, squares = moments(here, mean, squares)
-        inverse = (squares / count + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse, count)
-        y = (h - _wide(mean, h)) * _wide(inverse * weight, h) + _wide(bias, h)
-        ctx.mark_non_differentiable(mean, squares, count)
-        return y.to(x.dtype), mean, squares, count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, inverse, count = ctx.saved_tensors
-        g, h = (t if t.dtype == torch.float64 else t.float() for t in (gradients[0], x))
-        dims = [0, *range(2, x.dim())]
-        normal = (h - _wide(mean, h)) * _wide(inverse, h)
-        by_bias, by_weight = g.sum(dims), (g * normal).sum(dims)
-        g_bias, g_weight = total(torch.stack([by_bias, by_weight])) / count
-        dx = (g - _wide(g_bias, h) - normal * _wide(g_weight, h)) * _wide(inverse * weight, h)
-        return dx.to(x.dtype), by_weight, by_bias, None
-
-
-def _wide(channels: Tensor, x: Tensor) -> Tensor:
-    return channels.view(1, -1, *[1] * (x.dim() - 2))
-
-
-class SyncedNorm(nn.BatchNorm1d):
-    """A batch normalisation over inputs of any rank, with the statistics of all processes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise. Shape: (N, C, ...) -> the same."""
-        if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        y: Tensor
-        y, mean, squares, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean), share)
-            self.running_var.lerp_((squares / (count - 1)).to(self.running_var), share)
-        return y
-
-
-def synchronise(model: nn.Module) -> None:
-    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one in step with the other ranks.
-
-    Weights and buffers stay the very same objects, under the same names. Subclasses are left alone.
-    """
-    for parent in list(model.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm) in {nn.BatchNorm1d, nn.BatchNorm2d}:
-                setattr(parent, name, _in_step(norm))
-
-
-def _in_step(norm: nn.Module) -> SyncedNorm:
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    if not (norm.affine and norm.track_running_stats):
-        raise ConfigError("a normalisation without weights or running statistics cannot be kept in step")
-    synced = SyncedNorm(norm.num_features, norm.eps, norm.momentum)
-    synced.weight, synced.bias = norm.weight, norm.bias
-    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
-    synced.num_batches_tracked = norm.num_batches_tracked
-    synced.train(norm.training)
-    return synced
-
-
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return what to call in place of a model: itself, or its `DistributedDataParallel` over all ranks."""
+    """Return the module to call instead of a model: itself, or its `DistributedDataParallel` over all ranks."""
     if size() == 1:
         return model
-    synchronise(model)
     # convolution weights are channels-last, buckets are not: a copy of some megabytes a step
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():

@@ -1,7 +1,8 @@
-"""The space in which skeletons, crops and captions of a finished pre-training meet."""
+"""Frozen networks applied to data: features of clips, and the joint embedding of a finished pre-training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,27 +17,34 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import InputConfig, PretrainConfig
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips
+from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.knowledge import Knowledge
 from c2vl_training.model import CrossModal
 
 
-@dataclass
-class _Joints:
-    """One skeleton as `Clips` reads a whole split."""
+@torch.inference_mode()
+def encode(network: Callable[[Tensor], Tensor], clips: Clips, batch_size: int = 128) -> Tensor:
+    """Apply a network to all clips of a set: central windows, not rotated.
 
-    layout: Layout
-    joints: npt.NDArray[np.float32]
-    offsets: npt.NDArray[np.int64]
+    Args:
+        network: (B, C, T, V, M) -> (B, D); a module in eval mode.
+        clips: N clips, on the device of the network.
+        batch_size: clips at a time.
+
+    Returns:
+        Shape (N, D), on the CPU.
+    """
+    places = torch.arange(len(clips), device=clips.device).split(batch_size)
+    return torch.cat([network(clips.test(at)).cpu() for at in places])
 
 
 def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: InputConfig) -> Tensor:
-    """Return one skeleton as an encoder is fed in evaluation: the central window, resized, not rotated.
+    """Return one skeleton as input of an encoder in evaluation: the central window, resized, not rotated.
 
     Args:
         joints: valid frames in metres, as the skeletons stage makes them. Shape (T, M, V, C).
         layout: the encoder's.
-        bodies: as many as the encoder was trained on; fewer are filled up with zeros, more are dropped.
+        bodies: number that the encoder was trained on; missing ones are filled with zeros, surplus ones dropped.
         config: the encoder's.
 
     Returns:
@@ -52,16 +60,13 @@ def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: Input
         )
     if not np.isfinite(joints).all():
         raise DataError("the joints hold NaN or infinite values; expected metres")
-    held = joints[:, :bodies].astype(np.float32)
-    held = np.pad(held, ((0, 0), (0, bodies - held.shape[1]), (0, 0), (0, 0)))
-    planes = np.ascontiguousarray(held.transpose(0, 3, 1, 2))
-    store = _Joints(layout, planes, np.array([0, len(held)]))
-    return Clips(store, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
+    skeleton = UnpackedSkeletons.of([joints], layout, bodies)
+    return Clips(skeleton, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
 
 
 @dataclass(frozen=True)
-class Space:
-    """A finished pre-training, frozen: everything it embeds is L2-normalised and compared by its dot product."""
+class JointEmbedding:
+    """A finished pre-training, frozen; embeddings are L2-normalised and compared by dot product."""
 
     model: CrossModal
     layout: Layout
@@ -86,13 +91,12 @@ class Space:
     def knowledge(self, kind: str, vectors: npt.NDArray[Any] | Tensor) -> Tensor:
         """Embed vectors of single crops (`vision`) or captions (`language`), as the embed stage makes them.
 
-        Each is taken for the pooled vector of a sample that says the same throughout; with `ordered` pooling, of one
-        that says the same in every quarter.
+        Each is used as the pooled vector of a sample whose vectors are all equal.
 
         Shape: (N, K) -> (N, D)
 
         Raises:
-            ConfigError: the run did not listen to that kind.
+            ConfigError: the run was trained without that kind.
             DataError: vectors of another width.
         """
         if kind not in self.centre:
@@ -111,22 +115,25 @@ class Space:
         return self.model.knowledge(kind, (x - self.centre[kind]) / self.scale[kind])
 
 
-def load_space(folder: Path, device: torch.device | None = None) -> Space:
+def load_joint_embedding(folder: Path, device: torch.device | None = None) -> JointEmbedding:
     """Read the encoder and the projectors of a finished pre-training.
 
     Raises:
-        CheckpointError: the run is unfinished, damaged, or no pre-training.
+        CheckpointError: the run is unfinished, damaged, or not a pre-training.
     """
     device = device or torch.device("cpu")
     trained = checkpoint.load_encoder(folder, device)
     if trained.facts.get("kind") != "pretrain":
         raise CheckpointError(
-            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; give the folder of a pre-training"
+            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; "
+            "give the folder of a pre-training"
         )
     path = folder / checkpoint.PROJECTORS
     tensors, facts = checkpoint.load(path)
     if facts != trained.facts:
-        raise CheckpointError(f"{path} is of another run than the encoder beside it; train again")
+        raise CheckpointError(
+            f"{path} belongs to another run than the encoder in the same folder; train again"
+        )
     config = PretrainConfig.model_validate(facts["config"])
     centre = {n.removeprefix("centre."): t.to(device) for n, t in tensors.items() if n.startswith("centre.")}
     scale = {n.removeprefix("scale."): t.to(device) for n, t in tensors.items() if n.startswith("scale.")}
@@ -136,6 +143,6 @@ def load_space(folder: Path, device: torch.device | None = None) -> Space:
     whole = {f"encoder.{n}": t for n, t in trained.module.state_dict().items()} | rest
     checkpoint.restore(model, whole, "", path)
     model.eval().requires_grad_(False).to(device)
-    return Space(
+    return JointEmbedding(
         model, trained.layout, int(facts["bodies"]), trained.input, config.pooling, centre, scale, facts
     )

@@ -12,7 +12,7 @@ import torch
 from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import Subject, stored
 from c2vl_evaluation.features import encoder_for
-from c2vl_evaluation.protocols import ensemble, finetune, semi, transfer
+from c2vl_evaluation.protocols import ensemble, finetuning, semi, transfer
 from c2vl_evaluation.protocols.finetuning import Cell, splits_of
 from c2vl_evaluation.results import FAILED, FILE, Finding, Protocol, Results, Role, Row, Target, load, save
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
@@ -22,7 +22,7 @@ from c2vl_training.checkpoint import load_finished
 from c2vl_training.dataset import Packed
 
 MORE: dict[Protocol, Callable[[Subject, Emit], Iterator[Cell]]] = {
-    "finetune": finetune.cells,
+    "finetune": finetuning.cells,
     "semi": semi.cells,
     "transfer": transfer.cells,
 }

@@ -15,7 +15,7 @@ import torch
 
 from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import Outcome, Predictions, Subject, kept
-from c2vl_evaluation.protocols import finetune, linear
+from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.protocols.finetuning import Cell
 from c2vl_evaluation.results import Finding
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
@@ -95,7 +95,7 @@ def _fused(
 
     def compute() -> Outcome:
         parts = {
-            stream: finetune.outcome(subject, emit) if protocol == "finetune" else linear.outcome(subject)
+            stream: finetuning.outcome(subject, emit) if protocol == "finetune" else linear.outcome(subject)
             for stream, subject in subjects.items()
         }
         found = add({stream: part.predictions for stream, part in parts.items() if part.predictions}, weights)

@@ -1,4 +1,4 @@
-"""Runs a stage over its shards.
+"""Run a stage over its shards.
 
 A shard is made again unless it is committed under the key that this run would give it (`keys`). Tasks carry a shard
 number to `task.run_shard`, here or in `workers`, and bring back a small result; the manifests on disk are the only
@@ -122,7 +122,8 @@ def run_stage(
 
 def _too_many_failures(stage: Stage, work: Path, statuses: Counter[str], max_failures: float) -> StageError:
     return StageError(
-        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than {max_failures:.0%}; "
+        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
+        f"{max_failures:.0%}; "
         f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
         f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
     )
@@ -143,14 +144,15 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: two runs of one stage would do the work twice. Dies with this process."""
+    """Hold the folder's lock, which ends with this process: two runs of one stage would do the work twice."""
     with (folder / ".lock").open("a+") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             handle.seek(0)
             raise StageError(
-                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for it or stop it"
+                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for "
+                f"it or stop it"
             ) from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -162,7 +164,8 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
     """Raise StageError if the raw folder or an earlier stage is absent; if `whole`, also if one is unfinished."""
     if not index.root.is_dir():
         raise StageError(
-            f"the raw folder {index.root} is not there; mount it, or run `c2vl-pipeline index` again with its new place: every row would say that its file is missing"
+            f"the raw folder {index.root} does not exist; mount it, or run `c2vl-pipeline index` again with "
+            f"its new place: otherwise every row would report a missing file"
         )
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
@@ -173,13 +176,15 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
             )
         if not manifest.complete and whole:
             raise StageError(
-                f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows are there; "
+                f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of "
+                f"{manifest.expected_rows:,} rows exist; "
                 f"{again} again, or take the first ones with --limit"
             )
         frames = manifest.inputs.get("frames")
         if frames is not None and frames != recipe.pipeline.frames:
             raise StageError(
-                f"{name} of {index.work} have {frames} frames a sample, this recipe asks for {recipe.pipeline.frames}; "
+                f"{name} of {index.work} have {frames} frames per sample, this recipe asks for "
+                f"{recipe.pipeline.frames}; "
                 f"give both stages the same pipeline.frames"
             )
 
@@ -209,8 +214,10 @@ def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: li
         held |= set(shard.extra.get("parts", {})) if shard else set()
     if held and (lost := held - set(index.table.column("sample_id").to_pylist())):
         raise StageError(
-            f"the {stage.name} of {work} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no longer has; "
-            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop them"
+            f"the {stage.name} of {work} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no "
+            f"longer has; "
+            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop "
+            f"them"
         )
 
 
@@ -274,7 +281,7 @@ def _execute(
     for task, outcome in workers.run(waiting, index.work):
         if isinstance(outcome, WorkerDied):
             part = f"samples {task.span[0]} to {task.span[1]} of " if task.span else ""
-            emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; going on", "warning"))
+            emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; continuing", "warning"))
             waiting.extendleft(reversed(bisector.died(task)))
         elif outcome.manifest is not None:
             yield outcome

@@ -1,9 +1,9 @@
-"""Where shards are made: worker processes of this machine or of a Dask scheduler, and what to do when they die.
+"""Worker processes of this machine or of a Dask scheduler, in which shards are made.
 
-Imported only where there are workers (`runner.run`), since it loads dask. Seen in practice, and guarded against:
-`retries=` of dask does not count killed workers; an impossible resource request waits for ever without a word;
-with two tasks on a worker the innocent one is blamed for its death; a paused worker that cannot free memory waits
-for ever; daemonic workers cannot have children.
+Imported only if workers are used, since it loads dask. Seen in practice, and guarded against: `retries=` of dask does
+not count killed workers; an impossible resource request waits for ever in silence; with two tasks on a worker the
+innocent one is blamed for its death; a paused worker that cannot free memory waits for ever; daemonic workers cannot
+have children.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
 from c2vl_pipeline.workspace import load
 
 WAIT_FOR_WORKERS = 600.0
-"""Seconds until a scheduler without workers is given up."""
+"""Seconds to wait for the first worker of a scheduler."""
 
 STARTS = 3
 """Attempts to start the processes: one that is killed before it has joined takes the whole cluster with it."""
 
 HEAL_EVERY = 2.0
-"""Seconds without a finished task after which it is looked whether all workers are still there."""
+"""Seconds without a finished task after which the workers are checked."""
 
 STUCK_AFTER = 30.0
-"""Seconds in which no worker holds a task, although there are tasks, until a local cluster is started again."""
+"""Seconds in which no worker holds a task, although tasks wait, until a local cluster is started again."""
 
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerSetup(WorkerPlugin):
-    """Prepares a worker before its first task: one decoder thread, and a GPU of its own where there are several."""
+    """Prepare a worker before its first task: one decoder thread, and one GPU of those that exist."""
 
     name = "c2vl"
 
@@ -61,7 +61,7 @@ class WorkerSetup(WorkerPlugin):
         """Run in the worker; torch is not imported yet, so it will see only this GPU."""
         import cv2
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told once, by the driver
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are reported once, by the driver
         cv2.setNumThreads(1)  # the workers are the parallelism
         with suppress(ValueError):  # Ctrl-C reaches the whole terminal: the driver ends its workers
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -75,7 +75,7 @@ class WorkerDied:
 
 
 def _visit(index: str, root: str | None = None) -> dict[str, Any]:
-    """Say who a worker is and whether it sees the work folder."""
+    """Return a worker's host and version, and whether it sees the work folder and the raw folder."""
     from importlib.metadata import version
 
     path = Path(index)
@@ -89,12 +89,12 @@ def _visit(index: str, root: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class Workers:
-    """Worker processes, started when the first task needs them and kept until closed.
+    """Worker processes, started for the first task and kept until closed.
 
     Args:
         count: processes of a local cluster; ignored with a scheduler.
         scheduler: address of a running Dask scheduler (`tcp://host:8786`).
-        resources: what every task asks of its worker (`{"GPU": 1}`), checked against what workers offer.
+        resources: what every task needs of its worker (`{"GPU": 1}`), checked against what workers offer.
         emit: receives notes while waiting for workers.
     """
 
@@ -115,7 +115,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; the next task starts them again."""
+        """Stop the processes; the next task starts them again."""
         self._stack.close()
         self._client = self._cluster = None
 
@@ -123,11 +123,11 @@ class Workers:
         """Return the connected client; starts the cluster or joins the scheduler the first time.
 
         Raises:
-            StageError: nobody answers at the address, no worker joins, a worker does not see the work folder or
+            StageError: no scheduler answers at the address, no worker joins, a worker does not see the work folder or
                 has another version, or no worker offers the resources.
         """
         if self._client is None:
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported in our words
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported by the runner
             self._client = self._join() if self.scheduler else self._local()
             if self.scheduler:
                 self._check(self._client, work / "samples.parquet")
@@ -136,14 +136,15 @@ class Workers:
     def _local(self) -> Client:
         if self.resources:
             raise StageError(
-                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, or leave them away"
+                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, "
+                f"or omit them"
             )
         self._share_cores()
         settings = {
-            "distributed.worker.daemon": False,  # an engine may want to start a process of its own
+            "distributed.worker.daemon": False,  # an engine may start a process
             "distributed.admin.system-monitor.gil.enabled": False,
             "distributed.scheduler.allowed-failures": 0,  # deaths are counted here, by shard and span
-            "distributed.scheduler.worker-saturation": 1.0,  # one task a worker: nobody is blamed for its neighbour
+            "distributed.scheduler.worker-saturation": 1.0,  # one task per worker: none is blamed for another
             "distributed.worker.profile.enabled": False,  # it looks at every worker's stack a hundred times a second
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
@@ -176,7 +177,8 @@ class Workers:
                     if left:
                         continue
                     raise StageError(
-                        f"worker processes died {STARTS} times while they started ({type(error).__name__}: {error}); look for exhausted memory (fewer --workers) "
+                        f"worker processes died {STARTS} times while they started ({type(error).__name__}: "
+                        f"{error}); look for exhausted memory (fewer --workers) "
                         "or a broken installation, then run the stage again: finished shards are kept"
                     ) from error
                 self._stack.push(stack.pop_all())
@@ -185,7 +187,7 @@ class Workers:
         raise AssertionError
 
     def _share_cores(self) -> None:
-        """Give each worker its share of the cores through the environment, and put that back when they are closed.
+        """Give each worker its share of the cores through the environment, and restore it when they are closed.
 
         All libraries get one number. dask sets such variables for good, and only where they are not set yet: the second
         cluster of a process, or any program started after the first, would inherit the first one's.
@@ -208,7 +210,8 @@ class Workers:
             client: Client = self._stack.enter_context(Client(address, timeout=20))
         except (OSError, ValueError, TypeError) as error:
             raise StageError(
-                f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler` and give its tcp:// address"
+                f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask "
+                f"scheduler` and give its tcp:// address"
             ) from error
         if not client.scheduler_info(n_workers=-1)["workers"]:
             self.emit(
@@ -218,7 +221,8 @@ class Workers:
                 client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
             except TimeoutError as error:
                 raise StageError(
-                    f"no worker joined {address} within {WAIT_FOR_WORKERS:.0f} s; start some with `dask worker {address} --nthreads 1` and run the stage again"
+                    f"no worker joined {address} within {WAIT_FOR_WORKERS:.0f} s; start some with `dask "
+                    f"worker {address} --nthreads 1` and run the stage again"
                 ) from error
         return client
 
@@ -226,7 +230,8 @@ class Workers:
         joined = client.scheduler_info(n_workers=-1)["workers"].values()
         if broad := [w for w in joined if w["nthreads"] > 1]:
             raise StageError(
-                f"{len(broad)} of {len(joined)} workers of {self.scheduler} run {broad[0]['nthreads']} tasks at once, and an engine serves one; start workers with --nthreads 1"
+                f"{len(broad)} of {len(joined)} workers of {self.scheduler} run {broad[0]['nthreads']} tasks "
+                f"at once, and an engine serves one; start workers with --nthreads 1"
             )
         offered = [w["resources"] for w in joined]
         if self.resources and not any(
@@ -236,36 +241,42 @@ class Workers:
                 offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={}
             )
             raise StageError(
-                f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers {best or 'nothing'}), and the tasks would wait for ever; "
-                f"start workers with --resources '{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
+                f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers "
+                f"{best or 'nothing'}), and the tasks would wait for ever; "
+                f"start workers with --resources "
+                f"'{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
             )
         try:
             root = str(load(index.parent).root)
             seen = client.run(_visit, str(index), root)
         except Exception as error:  # whatever unpickling on a foreign machine raises
             raise StageError(
-                f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); install the same c2vl there"
+                f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); "
+                f"install the same c2vl there"
             ) from error
         here = _visit(str(index))
         for address, there in seen.items():
             if there["version"] != here["version"]:
                 raise StageError(
-                    f"worker {address} on {there['host']} has c2vl {there['version']}, this is {here['version']}; install the same version there"
+                    f"worker {address} on {there['host']} has c2vl {there['version']}, this is "
+                    f"{here['version']}; install the same version there"
                 )
             if there["sees"] != here["sees"]:
                 raise StageError(
-                    f"worker {address} on {there['host']} does not see {index}; put the work folder and the raw data on storage that all machines share, under one path"
+                    f"worker {address} on {there['host']} does not see {index}; put the work folder and the "
+                    f"raw data on storage that all machines share, under one path"
                 )
             if not there["raw"]:
                 raise StageError(
-                    f"worker {address} on {there['host']} does not see the raw folder {root}; mount it there under the same path"
+                    f"worker {address} on {there['host']} does not see the raw folder {root}; mount it there "
+                    f"under the same path"
                 )
         client.register_plugin(WorkerSetup(()))
 
     def run(
         self, waiting: deque[ShardTask], work: Path
     ) -> Iterator[tuple[ShardTask, ShardResult | WorkerDied]]:
-        """Run the waiting tasks, about two a worker in flight; the caller may add to `waiting` at any time."""
+        """Run the waiting tasks, about two per worker in flight; the caller may add to `waiting` at any time."""
         client = self.client(work)
         running: dict[Future[Any], ShardTask] = {}
         done: SimpleQueue[Future[Any]] = SimpleQueue()
@@ -289,7 +300,7 @@ class Workers:
                     running.clear()
                 continue
             if future not in running:
-                continue  # of a cluster that was started again
+                continue  # from before the cluster was restarted
             idle = 0.0
             task = running.pop(future)
             try:
@@ -306,7 +317,7 @@ class Workers:
         return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
     def _heal(self, client: Client) -> None:
-        """Start workers again that stayed away, and notice a scheduler that is gone.
+        """Start workers again that did not come back, and raise StageError if the scheduler is gone.
 
         A nanny starts its worker again when it dies, except when that happens before it had noted that the
         worker was up: then it would wait for ever.

@@ -1,6 +1,6 @@
-"""`c2vl-pipeline status`: what each stage holds, counted from the shards' manifests, under the present recipe.
+"""`c2vl-pipeline status`: what each stage holds under the present recipe, counted from the shards' manifests.
 
-With reasons: why a shard is not done is told from what its manifest says it was made of.
+The reason why a shard is not done is found by comparing its manifest with what it would be made from now.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage: `state` is complete, unfinished, stale (made under another configuration or from other rows) or missing."""
+    """One stage: `state` is complete, unfinished, stale (of another configuration or other rows) or missing."""
 
     stage: str
     state: str
@@ -42,10 +42,10 @@ class StageStatus:
     statuses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     why: dict[str, int] = field(default_factory=dict)
-    """Reason -> shards that are not done for it."""
+    """Reason -> number of shards that are not done for it."""
 
     def counts(self) -> str:
-        """Say the statuses in one line."""
+        """Return the statuses in one line."""
         return ", ".join(f"{k} {v:,}" for k, v in self.statuses.items())
 
     def as_dict(self) -> dict[str, Any]:
@@ -56,7 +56,8 @@ class StageStatus:
 def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     """Return the status of every stage of a work folder; reads manifests and footers, no rows.
 
-    Raises StageError where there is no index.
+    Raises:
+        StageError: no index exists.
     """
     index = load(work)
     return [*(_stage_status(stage, index, recipe) for stage in STAGES.values()), _packed_status(index)]
@@ -100,10 +101,10 @@ def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus
 def _engine(
     stage: Stage, index: Workspace, recipe: Recipe, written: StageManifest | None
 ) -> Mapping[str, Any] | None:
-    """Return what of the engine is part of the key; where its checkpoint is not on this machine, as it was written.
+    """Return the facts of the engine that are part of the key; if its checkpoint is absent here, the recorded ones.
 
-    Rows that were made elsewhere can be surveyed without the gigabytes that made them; under an engine that is asked
-    for otherwise they are stale, whatever its checkpoint would turn out to be.
+    So rows made elsewhere can be surveyed without gigabytes of weights. If the recipe asks for another engine, they are
+    stale, whatever its checkpoint is.
     """
     try:
         return engine_facts(stage, index, recipe)
@@ -111,9 +112,11 @@ def _engine(
         spec = stage.engine(recipe, index) if stage.engine else None
         if spec is None or spec.backend not in engines.backends(spec.role):
             raise
-        asked = engines.declared_facts(spec)
+        declared = engines.declared_facts(spec)
         old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
-        return old if all(name in old and old[name] == value for name, value in asked.items()) else asked
+        return (
+            old if all(name in old and old[name] == value for name, value in declared.items()) else declared
+        )
 
 
 # ------------------------------------------------------------------------------------------------ reasons
@@ -123,7 +126,7 @@ _DAMAGED = "the data file "
 
 
 def reasons(work: Path, keys: StageKeys, number: int) -> list[str]:
-    """Say why a shard is not done: never made, damaged, or made of something else (each field that differs)."""
+    """Return why a shard is not done: never made, damaged, or made from something else (each field that differs)."""
     path = shard_path(work, keys.stage.name, number)
     shard = read_shard_manifest(path)
     if shard is None:
@@ -140,7 +143,7 @@ def reasons(work: Path, keys: StageKeys, number: int) -> list[str]:
 def _differences(work: Path, keys: StageKeys, number: int, shard: ShardManifest) -> Iterator[str]:
     now, then = keys.facts[number], shard.extra
     if then.get("samples") != now["samples"]:
-        yield "its samples, or the sizes of their files, are others"
+        yield "its samples, or the sizes of their files, changed"
     for name, digest in now["upstream"].items():
         if digest is None:
             yield f"the {name} it was made from are gone"

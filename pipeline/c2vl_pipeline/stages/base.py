@@ -1,7 +1,7 @@
-"""What a stage is: a function from a shard of samples to a table, with one row for everything expected.
+"""A stage: a function from a shard of samples to a table with one row for everything expected.
 
-The stages themselves are one module each; `runner` decides which of their shards are still to make and `workers`
-where. What they share lies here: the shard they are given, the status columns of a row, batched calls of an engine.
+Each stage is a module; `execution` decides which of its shards are due and where they are made. Shared by all stages:
+their description, the shard they are given, the status columns of a row, batched calls of an engine.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from c2vl_pipeline.readers.video import FILL
 from c2vl_pipeline.workspace import Workspace, shard_path
 
 MAX_ERROR = 300
-"""Characters of an error text that a row keeps."""
+"""Characters of an error text that a row stores."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that the rest of the pipeline knows of a stage."""
+    """Everything that the rest of the pipeline knows about a stage."""
 
     name: str
-    """That of its folder and of its rows."""
+    """Name of its rows and of their folder."""
     command: str
     process: Callable[[ShardContext], pa.Table]
     """Makes the table of a shard."""
     columns: tuple[str, ...]
     """Columns of the index that its rows depend on; never labels or splits."""
     config: Callable[[Recipe], dict[str, Any]]
-    """The values of a recipe, beside the engine, that its rows depend on."""
+    """The values of a recipe that its rows depend on, without the engine."""
     upstream: Callable[[Recipe], tuple[str, ...]]
     """Names of the earlier stages whose rows it reads."""
     row_group: int
     per_frame: bool = False
-    """A row for each (sample, frame) rather than each sample."""
+    """One row per (sample, frame) instead of one per sample."""
     engine: Callable[[Recipe, Workspace], EngineSpec] | None = None
     byte_stream_split: tuple[str, ...] = ()
     status_columns: tuple[str, ...] = ("status",)
     reads_joints: bool = False
-    """Whether the names and order of the joints matter to it."""
+    """True if its rows depend on the names and order of the joints."""
     raw: Literal["video", "skeleton"] | None = None
     """Column of the raw files whose hashes go into the manifests of its shards."""
 
@@ -61,7 +61,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ShardContext:
-    """What a stage's `process` is given: some or all samples of one shard."""
+    """The argument of a stage's `process`: some or all samples of one shard."""
 
     index: Workspace
     recipe: Recipe
@@ -70,9 +70,9 @@ class ShardContext:
     folder: Path = field(default=Path())
     key: str = ""
     only: frozenset[str] | None = None
-    """Sample ids to make rows of; None is the whole shard."""
+    """Ids of the samples to make rows of; None is the whole shard."""
     killable: bool = False
-    """Whether this process may be killed when a file hangs: true in workers, which are started again."""
+    """True if this process may be killed when a file hangs: in workers, which are started again."""
     quarantined: frozenset[str] = frozenset()
     """Ids of samples, of any shard, whose files have killed a worker."""
     provenance: dict[str, Any] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class ShardContext:
 
     @cached_property
     def engine(self) -> Any:
-        """The stage's engine, loaded once a process."""
+        """The stage's engine, loaded once per process."""
         assert self.spec is not None
         return engines.load(self.spec)
 
@@ -113,7 +113,8 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         else:
             continue
         raise StageError(
-            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work {index.work}` again"
+            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work "
+            f"{index.work}` again"
         )
 
 
@@ -123,7 +124,7 @@ def padding(aspect: str) -> dict[str, Any]:
 
 
 def hang_mark(folder: Path, number: int) -> Path:
-    """Where a worker that kills itself over a hanging file says which samples it was at."""
+    """Return the path at which a worker that kills itself over a hanging file names the samples of that file."""
     return folder / f".shard-{number:05d}.hang"
 
 
@@ -135,24 +136,24 @@ def row_status(
 
 
 def failure(error: BaseException, status: Status = Status.FAILED, attempts: int = 1) -> dict[str, Any]:
-    """Return the status columns of a row that an exception befell."""
+    """Return the status columns of a row that failed with an exception."""
     return row_status(status, type(error).__name__, str(error)[:MAX_ERROR], attempts)
 
 
 def unreadable(error: DataError | OSError, missing: Status) -> dict[str, Any]:
-    """Return the status columns of rows whose raw file cannot be read: `missing` where it is not there at all."""
+    """Return the status columns of rows whose raw file cannot be read: `missing` if it does not exist."""
     return failure(error, missing if isinstance(error, FileNotFoundError) else Status.DECODE_ERROR)
 
 
 def blank_rows(
     schema: pa.Schema, sample_id: str, slots: int | None, status: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return rows of a sample that no worker survives: null, zero or empty everywhere but in key and status.
+    """Return rows of a sample that no worker survives: null, zero or empty except for key and status.
 
     Args:
         schema: of the stage's table.
         sample_id: of the sample.
-        slots: rows a sample, or None for a stage with one row a sample and no slot.
+        slots: rows per sample, or None for a stage with one row per sample and no slot.
         status: the status columns.
     """
     empty: dict[str, Any] = {}
@@ -180,8 +181,8 @@ def in_batches(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (item, result or exception) of a batched engine call, isolating the items that break it.
 
-    A batch that raises is tried again one item at a time, so a poisonous row costs one row. Our own errors, a
-    full disk and exhausted memory are not about one row and pass through.
+    A batch that raises is tried again one item at a time, so a bad item costs one row. C2VLError, a full disk and
+    exhausted memory do not concern one row and are raised.
     """
     for start in range(0, len(items), size):
         batch = items[start : start + size]

@@ -1,6 +1,6 @@
-"""`c2vl-pipeline crop`: 16 person crops a sample, stored as JPEG: the vision prompts (Section III-A).
+"""`c2vl-pipeline crop`: 16 person crops per sample, stored as JPEG: the vision prompts (Section III-A).
 
-*Reading:* the paper crops "person" with Grounding DINO and shows one crop; the authors' captions come sixteen a
+*Reading:* the paper crops "person" with Grounding DINO and shows one crop; the authors' captions come sixteen per
 sample and speak of "they" for two-person actions, so a crop is the union of the best (at most two) people.
 """
 
@@ -67,7 +67,7 @@ def _empty(sample: Row, slot: int) -> Row:
 
 
 class _ShardCrops:
-    """Collects the rows of one shard: each video is opened once and serves all its samples."""
+    """The rows of one shard in the making: each video is opened once for all its samples."""
 
     def __init__(self, shard: ShardContext) -> None:
         self.shard = shard
@@ -79,7 +79,7 @@ class _ShardCrops:
         assert shard.spec is not None
         reads = engines.backend(shard.spec).reads
         self.engine_name, self.reads_joints = shard.spec.backend, "joints" in reads
-        # whole frames are then never converted nor kept: only what is stored of them
+        # frames are then neither converted nor copied: only the crops are stored
         self.lent = "pixels" not in reads
         self.deadline: Deadline | None = None
         if shard.killable:
@@ -97,7 +97,7 @@ class _ShardCrops:
             self.rows.setdefault((sample["sample_id"], slot), _empty(sample, slot) | status)
 
     def video(self, relative: str, samples: list[Row]) -> None:
-        """Read one video for all samples cut from it."""
+        """Read one video for all its samples."""
         try:
             opened = Video(self.shard.index.root / relative, self._guard(relative, samples))
         except (DataError, OSError) as error:
@@ -160,7 +160,7 @@ class _ShardCrops:
                 self.detect()
         self.detect()
         if any(sample["end_frame"] is None for sample in samples):
-            video.drain()  # a few frames more; what is there against what was advertised
+            video.drain()  # reads on to the end, to compare the count with the advertised one
         for rows in wanted.values():
             for row in rows:
                 text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
@@ -174,11 +174,11 @@ class _ShardCrops:
     @property
     def _batch(self) -> int:
         assert self.shard.spec is not None
-        # without a model nothing is gained by a batch, and waiting frames are 6 MB each
+        # without a model a batch gains nothing, and waiting frames are 6 MB each
         return self.shard.spec.batch_size if engines.wants_own_process(self.shard.spec) else 1
 
     def _skeleton(self, sample: Row, joints_of: dict[str, Projection]) -> Row | None:
-        """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
+        """Read the projected joints of a sample; return the status of its rows if that fails."""
         if sample["skeleton"] is None:
             return row_status(
                 Status.MISSING_SKELETON, "missing", f"the {self.engine_name} engine needs the skeleton file"
@@ -220,32 +220,32 @@ class _ShardCrops:
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
         query = self.config.query
-        for (rows, frame), found in in_batches(
+        for (rows, frame), boxes in in_batches(
             self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
         ):
-            made = self._crop(frame, found)
+            made = self._crop(frame, boxes)
             for row in rows:
                 self.rows[row["sample_id"], row["slot"]] = row | made
         self.waiting = []
 
-    def _crop(self, frame: Frame, found: list[Box] | Exception) -> Row:
-        if isinstance(found, Exception):
-            return failure(found, attempts=2)
-        if not found:
+    def _crop(self, frame: Frame, boxes: list[Box] | Exception) -> Row:
+        if isinstance(boxes, Exception):
+            return failure(boxes, attempts=2)
+        if not boxes:
             return row_status(Status.NO_PERSON)
         height, width = frame.image.shape[:2]
-        left, top, right, bottom = union(found, self.config, width, height)
+        left, top, right, bottom = union(boxes, self.config, width, height)
         crop = _limit_side(frame.image[top:bottom, left:right], self.config.max_side)
         return row_status(Status.OK) | {
             "box": [float(left), float(top), float(right), float(bottom)],
-            "score": found[0].score,
-            "people": min(len(found), self.config.max_people),
+            "score": boxes[0].score,
+            "people": min(len(boxes), self.config.max_people),
             "jpeg": encode_jpeg(crop, self.config.jpeg_quality, bgr=self.lent),
         }
 
 
 def process(shard: ShardContext) -> pa.Table:
-    """Make one shard: a row a (sample, slot)."""
+    """Make one shard: one row per (sample, slot)."""
     tables = [CROPS.empty_table()]
     with _ShardCrops(shard) as crops:
         for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
@@ -259,7 +259,7 @@ def process(shard: ShardContext) -> pa.Table:
                     samples.append(sample)
             if samples:
                 crops.video(relative, samples)
-            # at once: a shard's JPEGs are half a gigabyte, and would be held twice
+            # per video: the JPEGs of a shard are half a gigabyte and would be held twice
             rows = [crops.rows.pop((s["sample_id"], slot)) for s in group for slot in range(crops.slots)]
             tables.append(pa.Table.from_pylist(rows, schema=CROPS))
     return pa.concat_tables(tables)

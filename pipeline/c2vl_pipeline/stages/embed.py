@@ -1,7 +1,7 @@
-"""`c2vl-pipeline embed`: vectors of the stored crops and of their captions, one row a (sample, slot).
+"""`c2vl-pipeline embed`: vectors of the stored crops and of their captions, one row per (sample, slot).
 
-What is embedded is the stored JPEG, so that anybody can embed the same bytes again. Equal captions (57 % of the
-authors' own) are encoded once a shard.
+The stored JPEG is embedded, so that anybody can embed the same bytes again. Equal captions (57 % of the authors')
+are encoded once per shard.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _unless_finite(vector: npt.NDArray[np.float32]) -> None:
 
 
 def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
-    """Encode the crops that are there; fills the vision status of each row. Returns (rows, D)."""
+    """Encode the existing crops and set the vision status of each row. Returns (rows, D)."""
     assert shard.spec is not None
     aspect = shard.recipe.pipeline.embed.aspect
     vectors = np.zeros((len(rows), shard.engine.image_dim), np.float16)
@@ -48,7 +48,7 @@ def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
 
 
 def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
-    """Encode each distinct caption once; fills language status, tokens and truncated. Returns (rows, D)."""
+    """Encode each distinct caption once and set language status, tokens and truncated. Returns (rows, D)."""
     assert shard.spec is not None
     vectors = np.zeros((len(rows), shard.engine.text_dim), np.float16)
     where: dict[str, list[int]] = {}
@@ -71,7 +71,7 @@ def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
 
 
 def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
-    """Put a vector in its place, or say in the row why there is none."""
+    """Store a vector, or write the reason why none exists into the row."""
     if not isinstance(vector, Exception):
         try:
             _unless_finite(vector)
@@ -79,13 +79,13 @@ def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
             vector = error
     if isinstance(vector, Exception):
         row[column] = str(Status.FAILED)
-        row |= failure(vector, attempts=2)  # though the other kind may be well
+        row |= failure(vector, attempts=2)  # the other kind may be fine
     else:
         vectors[at] = vector
 
 
 def process(shard: ShardContext) -> pa.Table:
-    """Make one shard: a row a (sample, slot), with the vectors of the crop and of the caption."""
+    """Make one shard: one row per (sample, slot), with the vectors of the crop and of the caption."""
     crops, captions = shard.upstream("crops").to_pylist(), shard.upstream("captions").to_pylist()
     rows: list[Row] = [
         {"sample_id": c["sample_id"], "slot": c["slot"], **row_status(Status.OK)} for c in crops

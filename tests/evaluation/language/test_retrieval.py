@@ -15,9 +15,10 @@ from c2vl_evaluation.cache import Subject
 from c2vl_evaluation.language import search, zeroshot
 from c2vl_manifests.errors import DataError
 from c2vl_training.dataset import Packed
-from c2vl_training.inference import load_space
+from c2vl_training.inference import load_joint_embedding
 from c2vl_training.knowledge import Knowledge
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support.evaluation import another, manifest, spoken
 from support.packed import COUNT
 from support.training import recipe, run
@@ -153,7 +154,7 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
     packed = Packed(folder)
     subject = Subject(tmp_path / "main", packed, "xsub", recipe(), 0)
     found = search.outcome(subject, caption)
-    space, rows = load_space(subject.run), packed.select("xsub", "test").rows
+    space, rows = load_joint_embedding(subject.run), packed.select("xsub", "test").rows
     assert rows.tolist() == [0, 4, 8, 12]
     assert (found.queries, found.gallery, found.distinct) == (3, 4, 3)
     vectors = packed.knowledge("language")[0]

@@ -26,7 +26,8 @@ from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import caption, embed, pack
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support import checkpoints
 from support.cli import Cli, refused
 from support.evaluation import TwoEars, another, manifest

@@ -18,7 +18,7 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.inference import load_space
+from c2vl_training.inference import load_joint_embedding
 from c2vl_training.trainer import train
 from support.cli import Cli, refused
 from support.evaluation import TwoEars, another, manifest, spoken
@@ -28,7 +28,7 @@ from support.training import recipe, run
 
 def naive(subject: Subject, texts: list[list[str]]) -> np.ndarray:
     """One clip and one text at a time, by the space's own methods."""
-    space, packed = load_space(subject.run), subject.packed
+    space, packed = load_joint_embedding(subject.run), subject.packed
     encoder = text_encoder.load(packed)
     found = []
     for row in packed.select("xsub", "test").rows:
@@ -187,7 +187,7 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
     found = zeroshot.outcome(subject)
     assert found.through == "vision"
     assert "listened to crops alone" in found.notes[0]
-    space, vector = load_space(subject.run), TwoEars().encode_texts(["kick"]).vectors
+    space, vector = load_joint_embedding(subject.run), TwoEars().encode_texts(["kick"]).vectors
     clips, _ = zeroshot.enter(subject).clips("test")
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = clips @ space.knowledge("vision", vector)[0]

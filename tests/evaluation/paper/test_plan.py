@@ -11,7 +11,7 @@ from c2vl_evaluation.paper import probe as probing
 from c2vl_evaluation.paper.experiments import Lab
 from c2vl_evaluation.paper.plan import duration, plan
 from c2vl_evaluation.paper.spec import everything
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
 from support.paper import FAST, lab
 
 

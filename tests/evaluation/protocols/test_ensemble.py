@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from c2vl_evaluation.cache import Predictions, Subject
-from c2vl_evaluation.protocols import ensemble, finetune, linear
+from c2vl_evaluation.protocols import ensemble, finetuning, linear
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
@@ -63,7 +63,7 @@ def test_three_streams_are_known_by_their_runs(streams):
 def test_an_ensemble_is_the_sum_of_its_runs_with_both_weights(streams, protocol):
     some = [told(one, f"evaluation.ensemble.protocol=['{protocol}']") for one in streams]
     fixed, equal = outcomes(ensemble, ensemble.by_stream(some))
-    each = [linear.outcome(one) if protocol == "linear" else finetune.outcome(one) for one in some]
+    each = [linear.outcome(one) if protocol == "linear" else finetuning.outcome(one) for one in some]
     parts = np.stack([logits(one) for one in each])
     np.testing.assert_allclose(logits(equal), parts.sum(axis=0), rtol=1e-5, atol=1e-6)
     wanted = np.tensordot([0.6, 0.6, 0.4], parts, axes=1)

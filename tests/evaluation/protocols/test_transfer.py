@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from c2vl_evaluation.protocols import finetune, linear, transfer
+from c2vl_evaluation.protocols import finetuning, linear, transfer
 from c2vl_manifests.errors import CheckpointError, ConfigError
 from c2vl_training.dataset import Packed
 from support.evaluation import logits, outcomes, told
@@ -26,7 +26,7 @@ def test_an_encoder_meets_another_dataset_frozen_and_tuned(subject, elsewhere):
     whole = there.recipe.model_copy(
         update={"evaluation": there.recipe.evaluation.model_copy(update={"finetune": config})}
     )
-    np.testing.assert_array_equal(logits(tuned), logits(finetune.outcome(replace(there, recipe=whole))))
+    np.testing.assert_array_equal(logits(tuned), logits(finetuning.outcome(replace(there, recipe=whole))))
 
 
 def test_a_transfer_to_its_own_data_is_refused(subject):

@@ -100,7 +100,7 @@ def test_files_of_other_sizes_and_rows_upstream_are_named(raw: Path, recipe: Rec
     video.write_bytes(other.read_bytes() + b"end")
     index.build(load_dataset("synthetic"), folder, work, recipe.pipeline, recipe="debug")
     assert {k: v for k, v in why(work).items() if k != "packed"} == {
-        "crops": {"its samples, or the sizes of their files, are others": 1}
+        "crops": {"its samples, or the sizes of their files, changed": 1}
     }
     runner.run_stage(crop.STAGE, work, recipe)
     found = why(work)

@@ -36,7 +36,7 @@ def test_missing_and_empty_files_are_counted_with_the_ways_on(part: Path, config
     )
     assert "S001C002P001R001A003_rgb.avi); of 32 expected samples of Synthetic (NTU format). " in text
     assert text.endswith(
-        "Complete the download, or continue with --allow-missing (rows will say what is missing) or --only-present (promise only what is there)"
+        "Complete the download, or continue with --allow-missing (rows state what is missing) or --only-present (expect only what is there)"
     )
 
 

@@ -6,7 +6,6 @@ Array order: (N, C, T, V) inside; graphs are `[..., source, target]`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.base import EmptyBodies, OneByOne
+from c2vl_manifests.layouts import Layout
+from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder
 from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.graph import directed
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
 
-BLOCKS: Sequence[tuple[int, int]] = (
+BLOCKS: Blocks = (
     *[(64, 1)] * 4, (128, 2), *[(128, 1)] * 2, (256, 2), *[(256, 1)] * 2,
 )  # fmt: skip
 """(channels, stride) as published: 1.45 M parameters with a head for 60 classes."""
@@ -29,11 +30,11 @@ DILATIONS = (1, 2)
 
 
 class RefinedGraph(nn.Module):
-    """Graph convolution whose graph is a learned one plus, a channel and clip, what pairs of joints differ in.
+    """Graph convolution whose graph is a learned one plus, per channel and clip, the differences of pairs of joints.
 
     y_c = sum_k x_kc (A_k + alpha R_kc), x_k a 1x1 convolution and R_k a 1x1 convolution of tanh(q_w - k_v), q and k
     being 1x1 convolutions averaged over time. Both are linear, so the average is taken first: the published order
-    convolves every frame and averages then, at 0.17 GMACs more a clip. The sum over neighbours comes after the
+    convolves every frame and averages then, at 0.17 GMACs more per clip. The sum over neighbours comes after the
     convolution, since a graph belongs to a channel that goes out.
 
     Args:
@@ -81,7 +82,7 @@ class Block(nn.Module):
         c_out: channels going out.
         stride: stride in time.
         A: the graph to begin with. Shape (K, V, V).
-        kernel: frames a temporal kernel, odd.
+        kernel: frames of a temporal kernel, odd.
         residual: False for the first block of a network, which keeps the inner shortcut.
     """
 
@@ -109,7 +110,7 @@ class Block(nn.Module):
         return F.relu_(y if self.shortcut is None else y + self.shortcut(x, copies))
 
 
-class CTRGCN(OneByOne):
+class CTRGCN(PerBodyEncoder):
     """Channel-wise topology refinement graph convolutional network without its classifier.
 
     Without its head it has 1.43 M parameters; a clip of two bodies with 64 frames takes 1.77 GMACs, and 1.94 in the
@@ -119,18 +120,18 @@ class CTRGCN(OneByOne):
     Args:
         blocks: (channels, stride) of every block.
         graph: from `c2vl_training.encoders.graph.directed`. Shape (K, V, V).
-        channels: coordinates a joint.
-        bodies: bodies a clip, each with a data normalisation of its own.
-        temporal_kernel: frames a temporal kernel, odd.
-        empty_bodies: see `OneByOne`.
+        channels: coordinates per joint.
+        bodies: bodies per clip, each with its own data normalisation.
+        temporal_kernel: frames of a temporal kernel, odd.
+        empty_bodies: see `PerBodyEncoder`.
 
     Raises:
-        ConfigError: no blocks, an even kernel, channels that are no multiple of 4.
+        ConfigError: no blocks, an even kernel, channels that are not a multiple of 4.
     """
 
     def __init__(
         self,
-        blocks: Sequence[tuple[int, int]],
+        blocks: Blocks,
         graph: NDArray[np.float32],
         *,
         channels: int = 3,
@@ -139,7 +140,7 @@ class CTRGCN(OneByOne):
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
         if not blocks:
-            raise ConfigError("a CTR-GCN of no blocks; give at least one pair [channels, stride]")
+            raise ConfigError("a CTR-GCN without blocks; give at least one pair [channels, stride]")
         A = torch.as_tensor(graph)
         widths = [channels, *(width for width, _ in blocks)]
         super().__init__(
@@ -156,3 +157,23 @@ class CTRGCN(OneByOne):
         for block in self.blocks:
             h = block(h, copies)
         return h.mean(dim=(2, 3))
+
+
+def build(
+    layout: Layout,
+    *,
+    channels: int,
+    bodies: int,
+    blocks: Blocks | None,
+    temporal_kernel: int | None,
+    empty_bodies: EmptyBodies,
+) -> CTRGCN:
+    """Build a CTR-GCN of the published widths unless `blocks` are given."""
+    return CTRGCN(
+        BLOCKS if blocks is None else blocks,
+        directed(layout),
+        channels=channels,
+        bodies=bodies,
+        temporal_kernel=5 if temporal_kernel is None else temporal_kernel,
+        empty_bodies=empty_bodies,
+    )

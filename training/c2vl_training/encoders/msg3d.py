@@ -14,15 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.base import EmptyBodies, OneByOne, gather
+from c2vl_manifests.layouts import Layout
+from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.graph import distances
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
 
-BLOCKS: Sequence[tuple[int, int]] = ((96, 1), (192, 2), (384, 2))
+BLOCKS: Blocks = ((96, 1), (192, 2), (384, 2))
 """(channels, stride) as published: 3.19 M parameters with a head for 60 classes."""
 
 SCALES, WINDOW_SCALES, WINDOWS = 13, 6, (3, 5)
-"""Distances told apart within a frame and within a window, and the frames of the two windows."""
+"""Distances distinguished within a frame and within a window, and the frames of the two windows."""
 
 DILATIONS = (1, 2, 3, 4)
 
@@ -36,7 +38,7 @@ class MultiScaleGraph(nn.Module):
     Args:
         c_in: channels coming in.
         c_out: channels going out.
-        A: one graph a distance; a small learned one is added. Shape (K, V, V).
+        A: one graph per distance; a small learned one is added. Shape (K, V, V).
     """
 
     graph: Tensor
@@ -63,8 +65,8 @@ class WindowGraph(nn.Module):
         c_in: channels coming in.
         c_inner: channels of the graph convolution.
         c_out: channels going out.
-        A: one graph a distance over window * V joints, frame by frame.
-        window: frames a window, odd.
+        A: one graph per distance over window * V joints, frame by frame.
+        window: frames of a window, odd.
         stride: frames from one window to the next.
     """
 
@@ -93,8 +95,8 @@ class Block(nn.Module):
         c_in: channels coming in.
         c_out: channels going out.
         stride: stride in time.
-        graphs: one a distance within a frame, and the same for each window.
-        kernel: frames a temporal kernel, odd.
+        graphs: one per distance within a frame, and the same for each window.
+        kernel: frames of a temporal kernel, odd.
         first: whether it is the first block, which widens at once.
     """
 
@@ -129,7 +131,7 @@ class Block(nn.Module):
         return F.relu_(self._in_time(2, F.relu_(y), copies))
 
 
-class MSG3D(OneByOne):
+class MSG3D(PerBodyEncoder):
     """Disentangled and unified multi-scale graph convolutional network without its classifier.
 
     Without its head it has 3.17 M parameters; a clip of two bodies with 64 frames takes 6.99 GMACs.
@@ -137,19 +139,19 @@ class MSG3D(OneByOne):
     Args:
         blocks: (channels, stride) of every block.
         graphs: from `c2vl_training.encoders.graph.distances`: within a frame, (13, V, V), then for each of `WINDOWS`.
-        joints: joints a body.
-        channels: coordinates a joint.
-        bodies: bodies a clip, each with a data normalisation of its own.
-        temporal_kernel: frames a temporal kernel, odd.
-        empty_bodies: see `OneByOne`.
+        joints: joints per body.
+        channels: coordinates per joint.
+        bodies: bodies per clip, each with its own data normalisation.
+        temporal_kernel: frames of a temporal kernel, odd.
+        empty_bodies: see `PerBodyEncoder`.
 
     Raises:
-        ConfigError: no blocks, an even kernel, channels that are no multiple of 6.
+        ConfigError: no blocks, an even kernel, channels that are not a multiple of 6.
     """
 
     def __init__(
         self,
-        blocks: Sequence[tuple[int, int]],
+        blocks: Blocks,
         graphs: Sequence[NDArray[np.float32]],
         *,
         joints: int,
@@ -159,7 +161,7 @@ class MSG3D(OneByOne):
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
         if not blocks:
-            raise ConfigError("an MS-G3D of no blocks; give at least one pair [channels, stride]")
+            raise ConfigError("an MS-G3D without blocks; give at least one pair [channels, stride]")
         widths = [channels, *(width for width, _ in blocks)]
         super().__init__(widths[-1], joints, channels, side_by_side=bodies, empty_bodies=empty_bodies)
         A = [torch.as_tensor(graph) for graph in graphs]
@@ -174,3 +176,25 @@ class MSG3D(OneByOne):
         for block in self.blocks:
             h = block(h, copies)
         return h.mean(dim=(2, 3))
+
+
+def build(
+    layout: Layout,
+    *,
+    channels: int,
+    bodies: int,
+    blocks: Blocks | None,
+    temporal_kernel: int | None,
+    empty_bodies: EmptyBodies,
+) -> MSG3D:
+    """Build an MS-G3D of the published widths unless `blocks` are given."""
+    windows = [distances(layout, WINDOW_SCALES, frames) for frames in WINDOWS]
+    return MSG3D(
+        BLOCKS if blocks is None else blocks,
+        [distances(layout, SCALES), *windows],
+        joints=layout.joints,
+        channels=channels,
+        bodies=bodies,
+        temporal_kernel=3 if temporal_kernel is None else temporal_kernel,
+        empty_bodies=empty_bodies,
+    )
