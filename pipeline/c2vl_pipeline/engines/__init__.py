@@ -1,4 +1,4 @@
-"""Engines behind three Protocols: who finds people, who describes them, who turns both into vectors.
+"""Engines behind three Protocols: detectors find people, captioners describe them, encoders make vectors.
 
 `BACKENDS` is the registry: one entry per engine with every fact that code outside this folder needs, so that none
 of it knows an engine by name. `load(spec)` imports an engine when it is first asked for and keeps it until another
@@ -38,7 +38,7 @@ def _no_scene() -> Image | None:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded video frame and what else is known about that instant."""
+    """One decoded video frame and further data of that instant."""
 
     image: Image
     sample_id: str
@@ -105,7 +105,7 @@ class TextVectors:
 
 
 class Engine(Protocol):
-    """What every engine class offers. Subclass the Protocol of a role to inherit the defaults."""
+    """Members of every engine class. Subclass the Protocol of a role to inherit the defaults."""
 
     REVISION: ClassVar[int] = 1
     """Revision of the code behind the rows.
@@ -116,7 +116,7 @@ class Engine(Protocol):
     """
 
     VOLATILE_OPTIONS: ClassVar[frozenset[str]] = frozenset()
-    """Options that no row depends on, such as where a server is and how patiently it is asked."""
+    """Options that do not change any row, such as the address of a server and its time limits."""
 
     @abstractmethod
     def __init__(self, spec: EngineSpec) -> None: ...
@@ -175,27 +175,27 @@ class Encoder(Engine, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One entry of the registry: where the class of an engine is, and what other code must know about it."""
+    """Registry entry: the class of an engine, and the facts about it that other code needs."""
 
     factory: str
     """`module:Class`; the module is imported when the engine is first needed."""
     packages: tuple[str, ...] = ()
-    """Optional packages that it needs, named if one of them is not installed."""
+    """Packages that it needs; the error names them if one is not installed."""
     extra: str | None = None
-    """Extra of this project that installs them."""
+    """Extra of this project that installs the packages."""
     reads: frozenset[str] = frozenset({"pixels"})
-    """What it looks at: `pixels` of frames or crops, `joints`.
+    """Its inputs: `pixels` of frames or crops, `joints`.
 
-    Frames for a detector that reads no pixels may have their colours in any order. A captioner that reads nothing
-    answers by sample and slot, and is asked about every planned frame, with or without a crop.
+    A detector that reads no pixels gets frames with colours in any order. A captioner that reads nothing answers by
+    sample and slot, for every planned frame, with or without a crop.
     """
     derived_from: str | None = None
     """`joints`: its output is a function of the joints, the input of the skeleton encoder."""
     joint_space: bool = False
     """Whether its text and image vectors share one space."""
     own_process: bool = False
-    """Whether it wants one process per GPU instead of one per core, and frames in batches: it holds a model, or
-    keeps a server busy from a single process."""
+    """Whether it runs in one process per GPU instead of one per core, and gets frames in batches: it holds a model,
+    or keeps a server busy from a single process."""
 
 
 _JOINTS = frozenset({"joints"})
@@ -272,19 +272,19 @@ def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
 
 
 def _class(spec: EngineSpec) -> type[Engine]:
-    """Import the class of an engine."""
+    """Import and return the class of an engine."""
     entry = backend(spec)
     module, name = entry.factory.split(":")
     try:
-        found: type[Engine] = getattr(importlib.import_module(module), name)
+        engine: type[Engine] = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
         needed = ", ".join(entry.packages) or error.name
-        wanted = f"-e '.[{entry.extra}]'" if entry.extra else error.name
+        package = f"-e '.[{entry.extra}]'" if entry.extra else error.name
         raise EngineError(
             f"the {spec.role} engine {spec.backend!r} needs {needed} and {error.name!r} is not installed; "
-            f"`pip install {wanted}`"
+            f"`pip install {package}`"
         ) from error
-    return found
+    return engine
 
 
 # ---------------------------------------------------------------------------------------- facts and loading

@@ -1,4 +1,4 @@
-"""What both Grounding DINO engines share: the wording of the query, batches of frames, and boxes from results."""
+"""Common parts of both Grounding DINO engines: the query's wording, batches of frames, boxes from results."""
 
 from __future__ import annotations
 

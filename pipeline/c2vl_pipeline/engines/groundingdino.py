@@ -1,6 +1,6 @@
 """The `groundingdino-py` back-end: the original Grounding DINO package and its `.pth` checkpoints.
 
-It finds what the `hf` back-end finds on the same weights, and shares with it everything around the network:
+On the same weights it finds the same boxes as the `hf` back-end, and shares with it everything around the network:
 the query's wording, the frames' pixels, the thresholds. The package needs torchvision, hence the CUDA build of
 torch even on a CPU, so it is an extra and loaded when the engine is built. Its deformable attention is plain
 PyTorch: no extension is compiled.
@@ -33,7 +33,7 @@ from c2vl_pipeline.engines.hf_checkpoint import quiet as quiet_transformers
 _tf: Any = transformers  # its annotations are partial
 _SETTING = "pipeline.crop.engine"
 _UNUSED = re.compile(r"^(label_enc\.weight|bert\.embeddings\.position_ids)$")
-"""In the published checkpoints, and in no model: a training head and a buffer of old transformers."""
+"""Weights of published checkpoints that no model has: a training head and a buffer of old transformers."""
 
 
 class _Options(DetectorOptions):
@@ -68,7 +68,7 @@ def _locate(spec: EngineSpec) -> Path:
 
 @contextlib.contextmanager
 def _bert_shim() -> Iterator[None]:
-    """Give BertModel back what the package copies from it, until the model is built.
+    """Give BertModel the methods that the package copies from it, until the model is built.
 
     The package's BERT wrapper takes three bound methods from a BertModel. transformers 5.0 dropped
     `get_head_mask`, 5.17 the other two. The wrapper keeps what it was given, so nothing stays on the class; a
@@ -103,7 +103,7 @@ def _bert_shim() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the package prints, and warnings about its age."""
+    """Silence the package's output and its deprecation warnings."""
     with quiet_transformers(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -116,15 +116,16 @@ def _import(name: str) -> Any:
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another build raises RuntimeError
         raise EngineError(
             f"the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, and "
-            f"they cannot be imported ({one_line(error, named=True)}); `pip install -e '.[groundingdino]'`, which pulls "
+            f"they cannot be imported ({one_line(error, named=True)}); "
+            "`pip install -e '.[groundingdino]'`, which pulls "
             f"torchvision and with it the CUDA build of torch"
         ) from error
 
 
-def _read_config(asked: str | None) -> dict[str, Any]:
-    """Read a model's .py file, which is assignments of plain values, without running it."""
+def _read_config(path: str | None) -> dict[str, Any]:
+    """Read a model's .py file, a list of assignments of plain values, without running it."""
     file = Path(_import("groundingdino").__file__).parent / "config" / "GroundingDINO_SwinT_OGC.py"
-    file = Path(asked).expanduser() if asked else file
+    file = Path(path).expanduser() if path else file
     try:
         lines = ast.parse(file.read_text("utf-8")).body
         return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}  # type: ignore[attr-defined]
@@ -135,34 +136,33 @@ def _read_config(asked: str | None) -> dict[str, Any]:
         ) from error
 
 
-def _find_text_encoder(asked: str) -> Path:
-    """Return the folder with BERT's configuration and tokenizer: given, in the hub's cache, or downloaded."""
-    why, folder = "expected config.json, and vocab.txt or tokenizer.json", Path(asked).expanduser()
+def _find_text_encoder(name: str) -> Path:
+    """Return the folder of BERT's configuration and tokenizer: as given, in the hub's cache, or downloaded."""
+    why, folder = "expected config.json, and vocab.txt or tokenizer.json", Path(name).expanduser()
     for cached in (True, False):
         if not folder.is_dir():
             try:
-                if not cached:  # asked first, because it fails at once where there is no network
-                    huggingface_hub.HfApi().model_info(asked, timeout=HUB_TIMEOUT)
+                if not cached:  # fails at once without a network, unlike the download
+                    huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
                 fetch = huggingface_hub.snapshot_download
-                found = Path(fetch(asked, allow_patterns=["*.json", "*.txt"], local_files_only=cached))
-            except Exception as error:  # whatever the network stack raises, the remedy is the same
+                candidate = Path(fetch(name, allow_patterns=["*.json", "*.txt"], local_files_only=cached))
+            except Exception as error:  # any error of the network stack has the same remedy
                 why = one_line(error, named=True)
                 continue
         else:
-            found = folder
-        if (found / "config.json").is_file() and any(
-            (found / name).is_file() for name in ("vocab.txt", "tokenizer.json")
-        ):
-            return found
+            candidate = folder
+        vocabularies = (candidate / "vocab.txt", candidate / "tokenizer.json")
+        if (candidate / "config.json").is_file() and any(file.is_file() for file in vocabularies):
+            return candidate
     raise EngineError(
-        f"{_SETTING}.options.text_encoder = {asked!r}: no BERT configuration and tokenizer there ({why}); get "
+        f"{_SETTING}.options.text_encoder = {name!r}: no BERT configuration and tokenizer there ({why}); get "
         f"them with `hf download google-bert/bert-base-uncased --include '*.json' '*.txt' --local-dir "
         f"/path/to/folder` and point to that folder"
     )
 
 
 class _Package(Weights):
-    """The original model, filled exactly by its .pth, and what turns frames and text into its inputs."""
+    """The original model, filled exactly by its .pth, and the processor of its inputs."""
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec, _Options)
@@ -187,7 +187,7 @@ class _Package(Weights):
         config |= {
             "use_checkpoint": False, "use_transformer_ckpt": False, "text_encoder_type": str(text_encoder),
         }  # fmt: skip
-        theirs = names.get_pretrained_language_model
+        original = names.get_pretrained_language_model
         names.get_pretrained_language_model = lambda folder: _tf.BertModel(
             _tf.BertConfig.from_pretrained(folder, local_files_only=True)
         )
@@ -201,14 +201,14 @@ class _Package(Weights):
                 f"groundingdino-py and a BERT folder"
             ) from error
         finally:
-            names.get_pretrained_language_model = theirs
+            names.get_pretrained_language_model = original
 
     def _fill(self, model: Any) -> Any:
         try:
             stored = torch.load(self.file, map_location="cpu", weights_only=True)
             weights = {name.removeprefix("module."): t for name, t in stored.get("model", stored).items()}
             report = model.load_state_dict(weights, strict=False)
-        except Exception as error:  # zip, pickle and shapes each have a family of their own
+        except Exception as error:  # zip, pickle and shapes each raise other types
             raise _refusal(
                 self.spec,
                 f"damaged, not only tensors, or of another config, cannot be loaded ({one_line(error, named=True)})",
@@ -221,7 +221,7 @@ class _Package(Weights):
 
 
 _EDGES = {"shortest_edge": 800, "longest_edge": 1333}
-"""What the package's own demonstration resizes an image to, in pixels."""
+"""Size in pixels to which the package's own demonstration resizes an image."""
 
 
 class GroundingDinoPy(Detector):

@@ -1,6 +1,6 @@
-"""Back-ends without weights: real signals from the data at hand, so that the whole road runs on a laptop.
+"""Engines without weights: real signals computed from the data, so that the whole pipeline runs on a laptop.
 
-They are named as what they are in every manifest and report, and stand in for nothing.
+Every manifest and report names them; they are no substitute for a model.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Classical(_Options):
 
 
 class SkeletonDetector(Detector):
-    """Boxes around the joints projected into the colour image, which NTU's files carry: exact, and no model.
+    """Finds people by the joints projected into the colour image, which NTU's files contain: exact, without a model.
 
     Joints end at the wrist of a hand and the middle of the head, so each box grows by `grow` of its height.
     """
@@ -49,7 +49,7 @@ class SkeletonDetector(Detector):
         self._options = checked_options(spec, _Skeleton)
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
-        """Return a box a body, the largest first; the query is not needed."""
+        """Return one box per body, the largest first; the query is not needed."""
         return [self._boxes(frame) for frame in frames]
 
     def _boxes(self, frame: Frame) -> list[Box]:
@@ -67,16 +67,16 @@ class SkeletonDetector(Detector):
         return sorted(boxes, key=lambda b: -(b.x1 - b.x0) * (b.y1 - b.y0))
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
+        """Return the facts that the stage's manifest records."""
         return {"backend": "skeleton", **self._options.model_dump()}
 
 
 class MotionDetector(Detector):
-    """Foreground of a fixed camera.
+    """Finds people as the foreground of a fixed camera.
 
-    `background = "camera"`: what differs from the camera's empty scene (`empty_scene`, built once from many frames). `background = "black"`:
-    what is not black, for recordings of a person on plain black (a median over such a clip would absorb a person
-    who stands still).
+    `background = "camera"`: pixels that differ from the camera's empty scene (`empty_scene`, built once from many
+    frames). `background = "black"`: pixels that are not black, for recordings of a person on plain black (a median
+    over such a clip would absorb a person who stands still).
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -116,12 +116,12 @@ class MotionDetector(Detector):
         ]
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
+        """Return the facts that the stage's manifest records."""
         return {"backend": "motion", **self._options.model_dump()}
 
 
 def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -> Image:
-    """Return what a fixed camera sees when nobody is there: at each place, what keeps coming back.
+    """Return what a fixed camera sees when nobody is there: at each place, the value that keeps coming back.
 
     A median fails where somebody stands for more than half of the time. But every visitor covers a place once,
     and between any two visitors the background returns; so of all values a place ever had, the one with the most
@@ -161,7 +161,7 @@ def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -
 
 
 class Classical(Encoder):
-    """HOG of the crop and hashed word n-grams of the caption, both without any training.
+    """Encodes crops by HOG and captions by hashed word n-grams, both without any training.
 
     The histogram of oriented gradients of the crop at 64 x 64 (1,764 values) is brought to `image_dim` by a fixed
     random projection, which keeps inner products; n-grams of one and two words are hashed into `text_dim`.
@@ -179,7 +179,7 @@ class Classical(Encoder):
         self._projection = rng.standard_normal(shape) / np.sqrt(self.image_dim)
 
     def encode_images(self, images: Sequence[Image]) -> Array:
-        """Shape: n images -> (n, image_dim), L2-normalised."""
+        """Return L2-normalised vectors of n images, (n, image_dim)."""
         if not images:
             return np.zeros((0, self.image_dim), np.float32)
         small = [cv2.resize(i, (self._SIDE, self._SIDE), interpolation=cv2.INTER_AREA) for i in images]
@@ -189,7 +189,7 @@ class Classical(Encoder):
         return _normalised(np.stack([d @ self._projection for d in descriptors]))
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Shape: n texts -> (n, text_dim), L2-normalised; tokens are words and nothing is truncated."""
+        """Return L2-normalised vectors of n texts, (n, text_dim); tokens are words, nothing is truncated."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         words = np.array([len(t.split()) for t in texts], np.int32)
@@ -199,7 +199,7 @@ class Classical(Encoder):
         return TextVectors(_normalised(hashed.toarray()), words, np.zeros(len(texts), bool))
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
+        """Return the facts that the stage's manifest records."""
         return {"backend": "classical", **self._options.model_dump()}
 
 

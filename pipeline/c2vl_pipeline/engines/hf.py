@@ -38,8 +38,8 @@ class GroundingDino(Detector):
     checkpoint's own).
 
     Reading: the paper names the query, "person"; the model was trained on lower-case phrases that end with a
-    dot. A box is kept when its score passes `threshold` and a word of the query passes `text_threshold`: what
-    matches punctuation or special tokens alone is nobody.
+    dot. A box is kept if its score passes `threshold` and a word of the query passes `text_threshold`: a box that
+    matches only punctuation or special tokens is dropped.
 
     Raises:
         EngineError: One line, from building it: see `Checkpoint`.
@@ -98,7 +98,9 @@ class Llava(Captioner):
         vision, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
         processor.patch_size = processor.patch_size or vision.patch_size
         processor.vision_feature_select_strategy = processor.vision_feature_select_strategy or strategy
-        if vision.model_type == "clip_vision_model":  # it has a class token, and old processors do not say so
+        if (
+            vision.model_type == "clip_vision_model"
+        ):  # it has a class token, which old processors do not state
             processor.num_additional_image_tokens = 1
         bos = tokenizer.bos_token_id
         if (
@@ -106,16 +108,14 @@ class Llava(Captioner):
             and bos is not None
             and bos not in tokenizer("")["input_ids"]
         ):
-            tokenizer.add_bos_token = (
-                True  # Vicuna never saw a text without one; not every tokenizer file says so
-            )
+            tokenizer.add_bos_token = True  # Vicuna was trained with one; not every tokenizer file states it
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
         stop = model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
         self._stops = [stop] if isinstance(stop, int) else list(stop)
         model.generation_config = (
-            transformers.GenerationConfig(  # greedy, whatever sampling the checkpoint suggests
+            transformers.GenerationConfig(  # greedy, also if the checkpoint suggests sampling
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=self._at.options["max_new_tokens"],
@@ -195,7 +195,7 @@ class Clip(Encoder):
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Return L2-normalised float32 vectors, (n, text_dim), and how the texts fitted into the positions.
+        """Return L2-normalised float32 vectors, (n, text_dim), and how many tokens the texts have.
 
         Token counts include the opening and the closing token: a text is truncated exactly when it counts
         more than the model's positions (77 in CLIP). A truncated text keeps its closing token.

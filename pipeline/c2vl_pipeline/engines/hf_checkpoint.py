@@ -1,8 +1,8 @@
-"""What engines with weights share, and finding, checking and loading a transformers checkpoint for one role.
+"""Common parts of engines with weights; find, check and load a transformers checkpoint for one role.
 
 A checkpoint is a local folder or a hub id; a hub id is resolved to its folder in the cache first, so that
-what is loaded and what `describe` records are one thing. Nothing loads half: a missing file, another
-architecture or a weight without a place is refused in one line. Images always go through transformers' PIL
+what is loaded is what `describe` records. A checkpoint loads whole or not at all: a missing file, another
+architecture or an unused weight raises EngineError in one line. Images always go through transformers' PIL
 processors, so that vectors do not depend on whether torchvision happens to be installed.
 """
 
@@ -30,7 +30,7 @@ from c2vl_manifests.manifest import remembered_sha256
 from c2vl_pipeline.engines import checked_options, setting
 
 HUB_TIMEOUT = 5.0
-"""Seconds the hub may take to answer at all: without a network an engine fails at once and does not retry."""
+"""Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
 
 _tf: Any = transformers  # its annotations are partial
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
@@ -60,12 +60,12 @@ class _CaptionerOptions(_Options):
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """What one role asks of a checkpoint, and how to speak of it."""
+    """Requirements of one role on its checkpoint, and names for messages."""
 
     name: str
     model_type: str
     classes: tuple[str, str]
-    """Of transformers: model, processor."""
+    """Classes of transformers: model, processor."""
     options: type[_Options]
     example: str
 
@@ -84,20 +84,20 @@ NEEDS = {
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the weight files `from_pretrained` would read, whether or not they exist."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if index.is_file() and not (folder / whole).is_file():
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if index.is_file() and not (folder / single).is_file():
             return [
                 folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
             ]
-        if (folder / whole).is_file():
-            return [folder / whole]
+        if (folder / single).is_file():
+            return [folder / single]
     return [folder / "model.safetensors"]
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and load reports: what matters in them becomes an EngineError."""
+    """Silence progress bars and load reports; problems in them are raised as EngineError."""
     log = _tf.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -110,11 +110,11 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _refusal(spec: EngineSpec, what: str, wanted: str = "") -> EngineError:
+def _refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:
     need = NEEDS[spec.role]
     return EngineError(
-        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {what}; get one "
-        f"with `hf download {wanted or need.example} --local-dir /path/to/folder` on a machine with "
+        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {problem}; get one "
+        f"with `hf download {hub_id or need.example} --local-dir /path/to/folder` on a machine with "
         f"network and point to it with `--set {setting(spec)}.model=/path/to/folder`"
     )
 
@@ -134,22 +134,24 @@ def locate(spec: EngineSpec) -> Path:
             raise _refusal(spec, "no such folder")
         folder = _find_on_hub(spec, model)
     try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise _refusal(
             spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
         ) from error
-    wanted = NEEDS[spec.role].model_type
-    if found != wanted:
-        raise _refusal(spec, f"holds a {found!r} model, expected {wanted!r}")
+    expected = NEEDS[spec.role].model_type
+    if model_type != expected:
+        raise _refusal(spec, f"holds a {model_type!r} model, expected {expected!r}")
     missing = [file.name for file in _weight_files(folder) if not file.is_file()]
     if missing:
-        raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} beside config.json")
+        raise _refusal(
+            spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json"
+        )
     return folder
 
 
 def _find_on_hub(spec: EngineSpec, model: str) -> Path:
-    """Return the cache's folder if it is complete, else download it, else fail within seconds."""
+    """Return the folder in the hub's cache; download it if it is incomplete; without a network fail within seconds."""
     revision, why = spec.revision, "HF_HUB_OFFLINE forbids asking the hub"
     fetch = huggingface_hub.snapshot_download
     try:
@@ -162,16 +164,16 @@ def _find_on_hub(spec: EngineSpec, model: str) -> Path:
         if not huggingface_hub.is_offline_mode():
             info = huggingface_hub.HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
             safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or [])
-            wanted = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
-            return Path(fetch(model, revision=revision, allow_patterns=wanted))
+            patterns = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
+            return Path(fetch(model, revision=revision, allow_patterns=patterns))
     except hub_errors.RevisionNotFoundError:
         why = f"the hub has no revision {revision!r} of it"
     except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
         why = "the hub has no such model (or it is private or gated: `hf auth login`)"
-    except Exception as error:  # whatever the network stack raises, the remedy is the same
+    except Exception as error:  # any error of the network stack has the same remedy
         why = f"the hub does not answer ({one_line(error, named=True)})"
-    wanted_id = f"{model} --revision {revision}" if revision else model
-    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", wanted_id)
+    hub_id = f"{model} --revision {revision}" if revision else model
+    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", hub_id)
 
 
 def revision(folder: Path) -> str:
@@ -192,7 +194,7 @@ def weights_id(spec: EngineSpec) -> dict[str, Any]:
 
 
 class Weights:
-    """An engine's weights on a device: validated options, the device, batches.
+    """Base of an engine's weights: validated options, the device, batches.
 
     Raises:
         EngineError: One line, for an unknown option or an unusable device.
@@ -217,13 +219,13 @@ class Weights:
         unused: re.Pattern[str],
         refusal: Callable[[EngineSpec, str], EngineError],
     ) -> Any:
-        """Return a model that its weights fill exactly, in eval mode on the device.
+        """Return a model in eval mode on the device; raise `refusal` unless its weights fill it exactly.
 
         Args:
             model: as loaded.
-            report: names under `missing_keys`, `mismatched_keys` and `unexpected_keys`; what is absent is empty.
-            unused: finds the names that may be missing or unexpected.
-            refusal: makes the error of a spec and what is wrong with its weights.
+            report: names under `missing_keys`, `mismatched_keys` and `unexpected_keys`; an absent key means none.
+            unused: matches the names that may be missing or unexpected.
+            refusal: makes the error from a spec and the problem of its weights.
         """
         for kind in ("missing", "mismatched", "unexpected"):
             keys = report.get(f"{kind}_keys", ())
@@ -235,7 +237,7 @@ class Weights:
         return model.eval().to(self.device)
 
     def parts(self, n: int) -> Iterator[slice]:
-        """Cut n items into batches."""
+        """Return slices that cut n items into batches."""
         return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
 
     def _describe(self, resolved: str, *packages: str) -> dict[str, Any]:
@@ -275,13 +277,13 @@ class Checkpoint(Weights):
                     dtype=self.dtype,
                     local_files_only=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # refused below, by name
+                    ignore_mismatched_sizes=True,  # rejected below, by name
                 )
                 processor = processor_class.from_pretrained(self.folder, local_files_only=True)
                 processor.image_processor = _tf.AutoImageProcessor.from_pretrained(
                     self.folder, local_files_only=True, backend="pil"
                 )
-        except Exception as error:  # safetensors, pickle, json and tokenizers each have a family of their own
+        except Exception as error:  # safetensors, pickle, json and tokenizers each raise other types
             raise _refusal(
                 self.spec, f"damaged or incomplete, cannot be loaded ({one_line(error, named=True)})"
             ) from error
@@ -293,5 +295,5 @@ class Checkpoint(Weights):
         return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in moved.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Return what the stage's manifest says of this checkpoint."""
+        """Return the facts about this checkpoint that the stage's manifest records."""
         return self._describe(revision(self.folder), "transformers")

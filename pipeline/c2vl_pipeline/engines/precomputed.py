@@ -1,4 +1,4 @@
-"""`precomputed`: a caption file of the authors' form as the captioner: their prompts without running LLaVA.
+"""`precomputed`: captions from a file in the authors' form: their prompts without running LLaVA.
 
 The file is JSON, {sample id: [caption of each frame, in order]}, or a .zip that holds one such file. The authors'
 own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this project's sample ids.
@@ -34,15 +34,15 @@ def _shape(sample_id: str) -> str:
 class Precomputed(Captioner):
     """Answers by sample and slot from a caption file. Option: `path` (required).
 
-    Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not say which frames
-    they took; 16 equal segments are this project's reading of the paper.
+    Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not state
+    their frames; 16 equal segments are this project's reading of the paper.
 
     Raises:
         EngineError: One line, for a file that is absent or of another form.
     """
 
     VOLATILE_OPTIONS = frozenset({"path"})
-    """The hash of its content stands for the file: it may be moved, and packed or unpacked."""
+    """The hash of the file's content identifies it: it may be moved, and packed or unpacked."""
 
     @staticmethod
     def weights_id(spec: EngineSpec) -> dict[str, Any]:
@@ -64,14 +64,14 @@ class Precomputed(Captioner):
         A sample that the file lacks has a LookupError in its place.
 
         Raises:
-            EngineError: One line, for another number of frames a sample than the file has, or another dataset.
+            EngineError: One line, for another number of frames per sample than the file has, or another dataset.
         """
         return [self._answer(crop) for crop in crops]
 
     def _answer(self, crop: Crop) -> Caption | Exception:
         if crop.frames not in {None, self._frames} or crop.slot >= self._frames:
             raise EngineError(
-                f"caption file {self._path} has {self._frames} captions a sample, this run {crop.frames} frames; "
+                f"caption file {self._path} has {self._frames} captions per sample, this run {crop.frames} frames; "
                 f"set pipeline.frames={self._frames} from the index on, or choose another captioner"
             )
         captions = self._captions.get(crop.sample_id)
@@ -84,7 +84,8 @@ class Precomputed(Captioner):
                 f"like {crop.sample_id!r}; give this dataset's file in pipeline.caption.engine.options.path"
             )
         return LookupError(
-            f"the caption file {self._path.name} has no captions of this sample (it has {len(self._captions):,} samples)"
+            f"the caption file {self._path.name} has no captions of this sample "
+            f"(it has {len(self._captions):,} samples)"
         )
 
     def describe(self) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from c2vl_manifests.errors import EngineError
 
 
 def caption_json(path: Path) -> bytes:
-    """Return the JSON of a caption file, out of its .zip if need be."""
+    """Return the JSON of a caption file, unpacked if it is a .zip."""
     try:
         if path.suffix.lower() != ".zip":
             return path.read_bytes()
@@ -35,7 +35,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     """Return the captions of each sample, equally many for all.
 
     Raises:
-        EngineError: One line, for a file that cannot be read or is of another form.
+        EngineError: One line, for a file that cannot be read or has another form.
     """
     expected = "expected {sample id: [caption of each frame]}, as the authors released"
     try:

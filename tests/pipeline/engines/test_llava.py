@@ -278,7 +278,7 @@ def test_absent_it_says_how_to_install_it_and_what_does_the_same(tmp_path: Path)
         "is not installed",
         "pip install git+https://",
         "LLaVA",
-        "environment of its own",
+        "separate environment",
         "hf-llava",
     )
 

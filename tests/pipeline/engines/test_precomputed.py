@@ -66,7 +66,7 @@ def test_a_sample_the_file_lacks_costs_its_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frames", [1, 3, 16])
 def test_another_number_of_frames_stops_the_stage(tmp_path: Path, frames: int) -> None:
     with pytest.raises(
-        EngineError, match=rf"2 captions a sample, this run {frames} frames; set pipeline.frames=2"
+        EngineError, match=rf"2 captions per sample, this run {frames} frames; set pipeline.frames=2"
     ):
         ask(write(tmp_path / "c.json"), (NAME, 0), frames=frames)
 
@@ -176,7 +176,7 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
     recipe = with_file("captions.json", answers)
     for stage in (skeletons.STAGE, crop.STAGE):
         runner.run_stage(stage, work, recipe)
-    with pytest.raises(EngineError, match=r"5 captions a sample, this run 4 frames"):
+    with pytest.raises(EngineError, match=r"5 captions per sample, this run 4 frames"):
         runner.run_stage(caption.STAGE, work, with_file("longer.json", longer))
     captions = runner.run_stage(caption.STAGE, work, recipe)
     assert captions.complete
