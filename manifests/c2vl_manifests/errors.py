@@ -1,4 +1,4 @@
-"""The errors users meet: one flat family, each message giving value, expectation and remedy in one line."""
+"""Errors that users can fix: one flat family; each message gives value, expectation and remedy in one line."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 160) -> 
 
 
 class C2VLError(Exception):
-    """Anything a user can mend. The command line prints it as one red line and exits with code 1."""
+    """Base of all errors that a user can fix. The command line prints one red line and exits with code 1."""
 
 
 class ConfigError(C2VLError):
-    """A recipe, an override or a dataset description that does not hold together."""
+    """A recipe, an override or a dataset description is invalid."""
 
 
 class DataError(C2VLError):
-    """A file that cannot be read as the format it claims to be (`file:line: reason` where there are lines)."""
+    """A file cannot be read as the format it should have (`file:line: reason` for text files)."""
 
 
 class StageError(C2VLError):
-    """A stage that cannot run: its predecessor is missing, unfinished, or of another configuration."""
+    """A stage cannot run: its predecessor is missing, unfinished, or was made with another configuration."""
 
 
 class EngineError(C2VLError):
-    """A model back-end that is not installed or whose checkpoint cannot be found or loaded."""
+    """An engine is not installed, or its checkpoint cannot be found or loaded."""
 
 
 class CheckpointError(C2VLError):
-    """A run folder or weight file that is absent, damaged, or of another model or dataset."""
+    """A run folder or weight file is missing, damaged, or belongs to another model or dataset."""

@@ -1,4 +1,4 @@
-"""What long-running work says while it runs: plain values that a command line draws or logs.
+"""Events of long-running work: plain values that a command line draws or logs.
 
 Library code never prints. It takes an `Emit` and calls it; `c2vl_manifests.cli_common` turns the events into a
 progress bar on a terminal and into JSON lines elsewhere.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` units of `task`; `info` are figures worth showing beside the bar (loss, no_person)."""
+    """`done` of `total` units of `task`; `info` holds figures to show beside the bar (loss, no_person)."""
 
     task: str
     done: int
@@ -47,4 +47,4 @@ def duration(seconds: float) -> str:
 
 
 def silent(event: Event) -> None:
-    """Swallow an event: the default of every function that takes an `Emit`."""
+    """Ignore an event: the default of every function that takes an `Emit`."""

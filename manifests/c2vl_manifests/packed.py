@@ -1,4 +1,4 @@
-"""`packed.json`: what the trainer is told about the arrays it reads. Written last by `c2vl-pipeline pack`."""
+"""`packed.json`: facts about a packed dataset, written last by `c2vl-pipeline pack`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 
 FILE = "packed.json"
 FORMAT = 2
-"""Of the arrays beside it: 2 keeps joints planar, (frames, C, M, V)."""
+"""Version of the array files: 2 stores joints as (frames, C, M, V)."""
 
 
 class PackedManifest(BaseModel):
@@ -30,7 +30,7 @@ class PackedManifest(BaseModel):
     dataset: str
     title: str
     fingerprint: str
-    """Of the logical content: equal for equal samples, joints and vectors."""
+    """Hash of the content: equal for equal samples, joints and vectors."""
     layout: dict[str, Any]
     classes: tuple[str, ...]
     samples: int
@@ -40,21 +40,21 @@ class PackedManifest(BaseModel):
     vision_dim: int
     language_dim: int
     engines: dict[str, dict[str, Any]]
-    """Which engine made crops, captions and embeddings, as its manifest says."""
+    """Engine of crops, captions and embeddings, as in their stage manifests."""
     second_body: str
     recipe: str | None = None
-    """Recipe that the work folder was made with: what the trainer defaults to."""
+    """Recipe of the work folder: the default of training and evaluation."""
     overrides: tuple[str, ...] = ()
-    """The `--set` assignments beside it."""
+    """`--set` assignments of the work folder."""
 
     def joint_layout(self) -> Layout:
-        """The joint layout, rebuilt from its names and parents."""
+        """Return the joint layout."""
         return Layout.from_dict(self.layout)
 
     def derived_from_joints(self, kind: str) -> bool:
-        """Whether a kind of knowledge (`vision`, `language`) is a function of the encoder's own input.
+        """True if a kind of knowledge (`vision`, `language`) was computed from the joints, the encoder's own input.
 
-        Crops by the skeleton engine are still pixels; captions by `posecode` are joints in words.
+        Crops placed by joints are still pixels; captions by `posecode` are joints in words.
         """
         return kind == "language" and self.engines["captions"].get("backend") == "posecode"
 
@@ -63,8 +63,8 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
     """Read `packed.json`.
 
     Raises:
-        StageError: the folder holds none (the pack stage did not run or did not finish), or one of another format.
-        DataError: it is damaged.
+        StageError: the file does not exist (the pack stage has not finished) or has another format.
+        DataError: the file is damaged.
     """
     path = folder / FILE
     if not path.is_file():
