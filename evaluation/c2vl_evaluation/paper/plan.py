@@ -17,7 +17,8 @@ from c2vl_evaluation.paper.cells import unfinished
 from c2vl_evaluation.paper.experiments import Cell, Job, Lab
 from c2vl_evaluation.report.sections import facts_of
 from c2vl_training import checkpoint
-from c2vl_training.trainer import Run, read_metrics
+from c2vl_training.run_folder import Run
+from c2vl_training.run_log import read_metrics
 
 PROBE = 10.0
 """Seconds after which no further kind is probed."""

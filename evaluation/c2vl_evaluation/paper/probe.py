@@ -8,11 +8,11 @@ from collections.abc import Callable
 import torch
 
 from c2vl_manifests.errors import C2VLError
-from c2vl_training import trainer
+from c2vl_training import distributed, trainer
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
-from c2vl_training.methods import generator_of
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
+from c2vl_training.seeding import generator_of
 
 MOST = 1.0
 """Seconds that the timed step may take, about."""
@@ -47,9 +47,9 @@ def _timed(step: Callable[[int], None], count: int) -> float:
 def _step(run: Run) -> tuple[Callable[[int], None], int]:
     """Return what takes a step of so many clips and waits for its end, and how many clips a batch has at most."""
     config = run.recipe.training
-    device = trainer.device_of(config.device)
-    selection = run.packed.select(run.benchmark, "train", trainer.kinds_of(run))
-    _, learner = trainer.learner_of(run, selection, device)
+    device = distributed.device_of(config.device)
+    selection = run.select()
+    _, learner = trainer.method_of(run, selection, device)
     if learner is None:
         raise RuntimeError("nothing learns")
     total, o = len(selection.rows), learner.optimiser

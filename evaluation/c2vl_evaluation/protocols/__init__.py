@@ -11,7 +11,7 @@ from pathlib import Path
 
 from c2vl_evaluation.cache import Cell
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.protocols import ensemble, finetune, knn, linear, semi, transfer
+from c2vl_evaluation.protocols import ensemble, finetuning, knn, linear, semi, transfer
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError
 from c2vl_manifests.events import Emit, Note, silent
@@ -21,7 +21,7 @@ from c2vl_training.dataset import Packed
 PROTOCOLS: dict[Protocol, Callable[[EvalContext], Iterator[Cell]]] = {
     "knn": knn.cells,
     "linear": linear.cells,
-    "finetune": finetune.cells,
+    "finetune": finetuning.cells,
     "semi": semi.cells,
     "transfer": transfer.cells,
     "ensemble": ensemble.cells,
