@@ -36,8 +36,21 @@ class Answer:
     top: list[tuple[str, float]]
 
 
-def predict(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
-    """Say what is done in skeleton files.
+def predict(
+    run: Path,
+    data: Path,
+    files: Sequence[Path],
+    *,
+    benchmark: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Answer]:
+    """Recognise what is done in skeleton files, see `EvalContext.open` and `predict_files`."""
+    return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
+
+
+def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
+    """Recognise what is done in skeleton files.
 
     `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
     another layout than the encoder's are mapped to it where that is possible. The layer is trained first if the linear
