@@ -135,7 +135,7 @@ def test_a_benchmark_trains_by_the_recipe_and_overrides_of_the_work_folder(cli: 
     assert cli("c2vl-eval", "benchmark", *words).code == 0
     table = json.loads((out / "results.json").read_text())
     assert table["recipe"] == "debug"
-    assert [row["name"] for row in table["rows"]][0] == "hard"
+    assert table["rows"][0]["name"] == "hard"
     training = json.loads((out / "runs" / "hard-seed0" / "run.json").read_text())["recipe"]["training"]
     debug = load_recipe("debug").training
     assert training["encoder"] == debug.encoder.model_dump(mode="json")

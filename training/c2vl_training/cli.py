@@ -92,7 +92,7 @@ def _train(
         if rank == 0:
             say(
                 f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
-                f"next: c2vl-eval knn --run {run.out} --data {data}"
+                f"next: c2vl-eval run knn --run {run.out} --data {data}"
             )
 
 
