@@ -147,11 +147,11 @@ def test_a_folder_of_real_data_is_refused(tmp_path: Path) -> None:
     [
         (
             {"classes": 99},
-            f"classes = 99; 1 to {len(ACTIONS)} synthetic actions exist; ask for a number of these",
+            f"classes = 99; 1 to {len(ACTIONS)} synthetic actions exist; choose a number in this range",
         ),
-        ({"subjects": 0}, "subjects = 0; file names have room for 1 to 999; ask for a number of these"),
-        ({"views": 0}, "views = 0; file names have room for 1 to 999; ask for a number of these"),
-        ({"repeats": -1}, "repeats = -1; file names have room for 1 to 999; ask for a number of these"),
+        ({"subjects": 0}, "subjects = 0; file names have room for 1 to 999; choose a number in this range"),
+        ({"views": 0}, "views = 0; file names have room for 1 to 999; choose a number in this range"),
+        ({"repeats": -1}, "repeats = -1; file names have room for 1 to 999; choose a number in this range"),
         ({"seed": -1}, "seed = -1; a seed is 0 or more; choose another"),
         ({"size": (63, 48)}, "size = (63, 48); width and height are even and at least 16; round them"),
         ({"frames": (9, 8)}, "frames = (9, 8); expected shortest <= longest, at least 8; change them"),
