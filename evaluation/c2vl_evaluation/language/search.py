@@ -23,14 +23,15 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from c2vl_evaluation.cache import Subject, recorded
+from c2vl_evaluation.cache import cached
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Labels
-from c2vl_evaluation.html import render
 from c2vl_evaluation.language.zeroshot import Shared, cosines, enter
 from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.pages import render
 from c2vl_manifests.recipe import PretrainConfig
 from c2vl_training.knowledge import Knowledge
 
@@ -85,7 +86,7 @@ class Retrieval(BaseModel, frozen=True, extra="forbid"):
     seconds: float = 0.0
 
 
-def outcome(subject: Subject, caption: Literal["mean", "one"] = "mean") -> Retrieval:
+def outcome(subject: EvalContext, caption: Literal["mean", "one"] = "mean") -> Retrieval:
     """Run the protocol on the test split, or read what it found before.
 
     Args:
@@ -141,7 +142,7 @@ def outcome(subject: Subject, caption: Literal["mean", "one"] = "mean") -> Retri
             columns["class_rank"] = class_ranks[0].astype(np.int32)
         return finding, pa.table(columns)
 
-    return recorded(*shared.task("retrieval", caption=caption), Retrieval, compute)
+    return cached(shared.key("retrieval", caption=caption), Retrieval, compute)
 
 
 def _queries(shared: Shared, rows: Labels, caption: str) -> tuple[Tensor, npt.NDArray[np.float64]]:
@@ -283,7 +284,7 @@ class Found:
 
 
 def search(
-    subject: Subject, text: str, top: int = 12, split: str = "test", encoder: Path | None = None
+    subject: EvalContext, text: str, top: int = 12, split: str = "test", encoder: Path | None = None
 ) -> Found:
     """Find the clips of a split that lie nearest to a text; of equally near ones the first in the data.
 
@@ -356,7 +357,7 @@ def drawing(joints: npt.NDArray[Any], bones: tuple[tuple[int, int], ...]) -> lis
     return found
 
 
-def page(found: Found, subject: Subject, out: Path) -> Path:
+def page(found: Found, subject: EvalContext, out: Path) -> Path:
     """Write what was found as one HTML file with small animations, which needs no network and no script.
 
     Captions stand below a clip where the work folder around the packed data still holds them.
@@ -373,7 +374,7 @@ def page(found: Found, subject: Subject, out: Path) -> Path:
         joints = np.asarray(planes).transpose(0, 2, 3, 1)
         drawn = {"bodies": drawing(joints, packed.layout.bones), "seconds": max(len(joints) / fps, 0.5)}
         cards.append({"hit": hit, "captions": said.get(hit.sample_id, []), **drawn})
-    told = {"benchmark": subject.benchmark, "run": subject.run.resolve().name, "fps": fps}
+    told: dict[str, Any] = {"benchmark": subject.benchmark, "run": subject.run.resolve().name, "fps": fps}
     told |= {"found": found, "cards": cards, "manifest": packed.manifest}
     commit_text(out, render("c2vl_evaluation.language", "search.html.j2", **told))
     return out

@@ -31,12 +31,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import Subject, Task, recorded, table_of
+from c2vl_evaluation.cache import CacheKey, cached, table_of
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, encoder_for, extract, labels_of
 from c2vl_evaluation.language import text_encoder
 from c2vl_evaluation.results import Protocol, Score
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_manifests.manifest import file_sha256, fingerprint
+from c2vl_manifests.manifest import fingerprint, remembered_sha256
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
 from c2vl_training.distributed import device_of
@@ -55,7 +56,7 @@ _FORMAT = {"zeroshot": 2}
 class Shared:
     """The space of a finished pre-training, and the data that meet in it."""
 
-    subject: Subject
+    subject: EvalContext
     space: JointEmbedding
     through: Literal["language", "vision"]
     """Whose projector texts go through."""
@@ -135,8 +136,8 @@ class Shared:
             )
         return said
 
-    def task(self, protocol: Protocol, **told: Any) -> tuple[Task, str]:
-        """Name a finding, the engine of the vectors among its settings; and hash all that determines it.
+    def key(self, protocol: Protocol, **told: Any) -> CacheKey:
+        """Return the key of a result, the engine of the vectors among its settings.
 
         A moved checkpoint takes part by its weights where they are not those that the data name.
 
@@ -147,15 +148,17 @@ class Shared:
         made = {
             k: v for k, v in text_encoder.engine_of(of.packed).items() if k not in {"device", "libraries"}
         }
-        task = Task(of.run, of.packed, of.benchmark, protocol, told | {"engine": made}, of.seed)
-        projectors = file_sha256(of.run / checkpoint.PROJECTORS)
-        key = {"key": task.key, "projectors": projectors, "format": _FORMAT.get(protocol, 1)}
+        others: dict[str, CacheKey | str] = {
+            "projectors": remembered_sha256(of.run / checkpoint.PROJECTORS),
+            "format": str(_FORMAT.get(protocol, 1)),
+        }
         if self.encoder is not None and (other := text_encoder.differs(of.packed, self.encoder)):
-            key["encoder"] = other
-        return task, fingerprint(key)
+            others["encoder"] = fingerprint(other)
+        settings = told | {"engine": made}
+        return CacheKey(of.run, of.packed, of.benchmark, protocol, settings, of.seed, others)
 
 
-def enter(subject: Subject, encoder: Path | None = None) -> Shared:
+def enter(subject: EvalContext, encoder: Path | None = None) -> Shared:
     """Open the shared space of a run for texts.
 
     Args:
@@ -272,7 +275,7 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     seconds: float = 0.0
 
 
-def outcome(subject: Subject, descriptions: Path | None = None, encoder: Path | None = None) -> ZeroShot:
+def outcome(subject: EvalContext, descriptions: Path | None = None, encoder: Path | None = None) -> ZeroShot:
     """Run the protocol on the test split, or read what it found before.
 
     Raises:
@@ -312,7 +315,7 @@ def outcome(subject: Subject, descriptions: Path | None = None, encoder: Path | 
         answered = subject.predictions(rows, values)
         return finding, table_of(answered, packed.manifest.classes, shared.temperature)
 
-    return recorded(*shared.task("zeroshot", texts=texts), ZeroShot, compute)
+    return cached(shared.key("zeroshot", texts=texts), ZeroShot, compute)
 
 
 def control(values: Array, labels: Labels, draws: int = PERMUTATIONS) -> tuple[Score, Control]:
@@ -334,7 +337,7 @@ def _score(row: npt.NDArray[Any]) -> Score:
     return Score(top1=top1, top5=None if np.isnan(top5) else top5, balanced=balanced)
 
 
-def _majority(subject: Subject, labels: Labels, classes: int) -> Score | None:
+def _majority(subject: EvalContext, labels: Labels, classes: int) -> Score | None:
     try:
         known = subject.packed.labels()[subject.packed.select(subject.benchmark, "train").rows]
     except DataError:  # nothing to train on: a set that is only asked

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.paper.experiments import Cell, Job, Lab
-from c2vl_evaluation.protocols import common, knn, linear
-from c2vl_evaluation.results import Finding
+from c2vl_evaluation.protocols import PROTOCOLS
+from c2vl_evaluation.results import Result
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_training.trainer import train
@@ -27,26 +28,26 @@ _BATCHES = {
 """Where the batch size of a protocol is set."""
 
 
-def evaluate(job: Job, emit: Emit = silent) -> tuple[Finding, ...]:
+def evaluate(job: Job, emit: Emit = silent) -> tuple[Result, ...]:
     """Run a job's protocol on its finished trainings, or read what was found before."""
-    subjects = [
-        Subject(
+    contexts = [
+        EvalContext(
             run.out,
             job.packed,
             job.benchmark,
             run.recipe.model_copy(update={"evaluation": job.evaluation}),
             run.seed,
+            emit,
         )
         for run in job.runs
     ]
-    if job.protocol == "knn":
-        return (knn.outcome(subjects[0]).finding,)
-    if job.protocol == "linear":
-        return (linear.outcome(subjects[0]).finding,)
-    streams: dict[str, Subject] = {
-        run.recipe.training.input.stream: s for run, s in zip(job.runs, subjects, strict=True)
-    }
-    return common.findings(subjects[0], [job.protocol], emit, streams)
+    streams: dict[str, EvalContext] = (
+        {run.recipe.training.input.stream: one for run, one in zip(job.runs, contexts, strict=True)}
+        if job.protocol == "ensemble"
+        else {}
+    )
+    context = replace(contexts[0], streams=streams)
+    return tuple(cell.run().result for cell in PROTOCOLS[job.protocol](context))
 
 
 def unfinished(lab: Lab, cells: Sequence[Cell]) -> list[Job]:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_evaluation import cache, metrics
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import text_encoder, zeroshot
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
@@ -26,7 +26,7 @@ from support.packed import COUNT
 from support.training import recipe, run
 
 
-def naive(subject: Subject, texts: list[list[str]]) -> np.ndarray:
+def naive(subject: EvalContext, texts: list[list[str]]) -> np.ndarray:
     """One clip and one text at a time, by the space's own methods."""
     space, packed = load_joint_embedding(subject.run), subject.packed
     encoder = text_encoder.load(packed)
@@ -68,7 +68,7 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
 def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_with(data, tmp_path, mode):
     sets = (f"training.pretrain.temperature.mode={mode}", "training.pretrain.temperature.tau=0.2")
     train(run(data, tmp_path / "main", *sets))
-    subject = Subject(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
     found = zeroshot.outcome(subject)
     value = float(checkpoint.load(subject.run / checkpoint.PROJECTORS)[0]["scales.language.value"])
     wanted = 1 / value if mode == "raw" else math.exp(-value)
@@ -170,18 +170,18 @@ def test_a_finding_of_an_earlier_form_is_made_again(subject):
     first = zeroshot.outcome(subject)
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.json")
     held = json.loads(path.read_text())
-    assert held["finding"].pop("temperature") == first.temperature
+    assert held["result"].pop("temperature") == first.temperature
     path.write_text(json.dumps(held))
     again = zeroshot.outcome(subject)
     assert again.model_copy(update={"seconds": first.seconds}) == first
-    assert json.loads(path.read_text())["finding"]["temperature"] == first.temperature
+    assert json.loads(path.read_text())["result"]["temperature"] == first.temperature
 
 
 def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so(tmp_path, monkeypatch):
     folder = spoken(tmp_path / "packed", language=np.random.default_rng(1).normal(size=(COUNT, 4, 6)))
     manifest(folder, embeddings={"backend": "hf", "model": "clip"})
     train(run(folder, tmp_path / "seen", "training.pretrain.knowledge=vision"))
-    subject = Subject(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
     monkeypatch.setattr(engines, "load", lambda spec: TwoEars())
     monkeypatch.setattr(engines, "lasting", lambda spec: {})
     found = zeroshot.outcome(subject)
@@ -202,13 +202,13 @@ def test_a_run_that_saw_crops_alone_is_refused_where_texts_lie_elsewhere(data, t
     with pytest.raises(
         ConfigError, match="trained toward crops alone, and the encoder 'classical' puts texts"
     ):
-        zeroshot.outcome(Subject(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
+        zeroshot.outcome(EvalContext(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
 
 
 def test_a_run_without_projectors_is_refused(data, tmp_path):
     train(run(data, tmp_path / "floor", kind="random"))
     with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
-        zeroshot.outcome(Subject(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
+        zeroshot.outcome(EvalContext(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
 
 
 def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tmp_path):
