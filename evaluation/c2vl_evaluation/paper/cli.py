@@ -10,8 +10,8 @@ import typer
 from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
 
 if TYPE_CHECKING:
+    from c2vl_evaluation.paper.compute import Plan
     from c2vl_evaluation.paper.experiments import Cell, Lab
-    from c2vl_evaluation.paper.plan import Plan
 
 
 def paper(
@@ -48,11 +48,9 @@ def paper(
     set_: SetOption = None,
 ) -> None:
     """Tables I-VIII and Figures 4-8 of the paper over every dataset that is there, beside the paper's numbers."""
-    from c2vl_evaluation.paper.cells import compute
-    from c2vl_evaluation.paper.experiments import Lab
+    from c2vl_evaluation.paper.compute import compute, plan
+    from c2vl_evaluation.paper.experiments import Lab, find_sets
     from c2vl_evaluation.paper.export import unshown, write
-    from c2vl_evaluation.paper.plan import plan
-    from c2vl_evaluation.paper.sets import find_sets
     from c2vl_evaluation.paper.spec import everything
     from c2vl_manifests.errors import C2VLError
 
@@ -65,7 +63,7 @@ def paper(
     cells = lab.cells(chosen)
     # what other calls finished stays in the files, further seeds too, and tells the time
     whole = lab.cells(names, finished=True)
-    _show_plan(lab, plan(lab, cells, whole, probe=True))
+    _show_plan(lab, plan(lab, cells, whole))
     if note := unshown(lab, whole):
         say(f"{out / 'cells'}: {note}")
     if dry_run:

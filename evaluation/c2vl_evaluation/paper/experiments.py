@@ -24,8 +24,10 @@ from c2vl_evaluation.paper.spec import Column, Line, Variant, everything, lines,
 from c2vl_evaluation.protocols import common
 from c2vl_evaluation.results import Finding, Protocol, Score
 from c2vl_manifests.datasets import load_dataset
-from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.errors import C2VLError, ConfigError, StageError
+from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_manifests.packed import FILE as PACKED
 from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
@@ -51,6 +53,8 @@ class Job:
     """One protocol on one training (on three, for an ensemble): what is done or left to do as a whole."""
 
     protocol: Protocol
+    setting: str
+    """`1 % stratified, frozen`, `tuned`, or whose scores an ensemble adds."""
     runs: tuple[Run, ...]
     packed: Packed
     """What the encoder is evaluated on."""
@@ -193,7 +197,16 @@ class Lab:
         )
         file = f"{column.dataset}-{column.to and column.to + '-'}{column.benchmark}-{line.protocol}-{told[:16]}.json"
         path = self.out / "cells" / file
-        return Job(line.protocol, runs, self.sets[on], column.benchmark, evaluation, path, told)
+        return Job(
+            line.protocol,
+            _setting(line, column),
+            runs,
+            self.sets[on],
+            column.benchmark,
+            evaluation,
+            path,
+            told,
+        )
 
     def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[Cell]:
         """Return all cells of some tables and figures, in their order.
@@ -295,6 +308,11 @@ class Lab:
         return sum(_read(path) is not None for path in there)
 
 
+def _setting(line: Line, column: Column) -> str:
+    share = "" if column.share is None else f"{100 * column.share:g} % "
+    return line.of if line.protocol == "ensemble" else share + line.setting
+
+
 def _read(path: Path) -> Kept | None:
     """Read a finished job; None where there is none, or it is damaged."""
     try:
@@ -315,3 +333,46 @@ def _narrowed(config: EvaluationConfig, line: Line, column: Column) -> Evaluatio
     elif line.protocol == "ensemble":
         changes["ensemble"] = config.ensemble.model_copy(update={"protocol": (line.of,)})
     return config.model_copy(update=changes)
+
+
+def find_sets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
+    """Return the packed sets below a folder by name: the dataset's, or `dataset (folder)` where two hold the same.
+
+    A folder's name never stands for a dataset, so made-up samples in a folder `ntu60` are not taken for NTU's. A folder
+    that cannot be read is noted and left out.
+
+    Raises:
+        StageError: there is none, or the only one is of an old format.
+        DataError: the only one is damaged.
+        ConfigError: two would have the same name.
+    """
+    places = [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else []
+    homes = [p for p in places if (p / "packed" / PACKED).is_file() or (p / PACKED).is_file()]
+    homes = [p for p in homes if p.name != "packed" or p.parent not in homes]
+    if not homes:
+        raise StageError(
+            f"no packed dataset below {root}; make one by `c2vl-pipeline prompts --work {root}/<dataset>`"
+        )
+    packs: list[tuple[str, Packed]] = []
+    for home in homes:
+        try:
+            packs.append((home.resolve().name, Packed(home)))
+        except C2VLError as error:
+            if len(homes) == 1:
+                raise
+            emit(Note(f"{home} is left out: {error}", "warning"))
+    if not packs:
+        raise StageError(
+            f"none of the {len(homes)} packed datasets below {root} can be read; pack them again"
+        )
+    names = [packed.manifest.dataset for _, packed in packs]
+    found: dict[str, Packed] = {}
+    for folder, packed in packs:
+        own = packed.manifest.dataset
+        name = own if folder == own or names.count(own) == 1 else f"{own} ({folder})"
+        if name in found:
+            raise ConfigError(
+                f"{found[name].folder} and {packed.folder} would both be named {name!r}; rename one of their folders"
+            )
+        found[name] = packed
+    return found

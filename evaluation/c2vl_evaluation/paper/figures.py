@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from c2vl_evaluation.cache import Subject
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name
-from c2vl_evaluation.paper.cells import reason
+from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import Cell, Lab
 from c2vl_evaluation.paper.spec import FIGURES
 from c2vl_evaluation.paper.tables import DERIVED, derived

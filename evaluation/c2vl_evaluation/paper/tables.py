@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from c2vl_evaluation.paper.cells import reason
+from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import BLIND, Cell, Lab
 from c2vl_evaluation.paper.spec import Column, Printed, everything
 from c2vl_evaluation.protocols.common import listens
