@@ -342,7 +342,7 @@ def retrieval(
     set_: SetOption = None,
 ) -> None:
     """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
-    from c2vl_evaluation.language import search
+    from c2vl_evaluation.language import retrieval as captions
     from c2vl_evaluation.protocols import common
     from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
@@ -355,7 +355,7 @@ def retrieval(
     found = []
     for folder in run:
         subject = _warn(_subject(folder, packed, benchmark, resolved))
-        one = search.outcome(subject, "one" if caption == "one" else "mean")
+        one = captions.outcome(subject, "one" if caption == "one" else "mean")
         found.append((folder.name, common.role_of(folder), one))
     show_retrieval(f"{packed.manifest.title}, {subject.benchmark}", found)
 
