@@ -50,7 +50,7 @@ def test_an_interrupted_factory_leaves_one_line_nobody_and_its_shards(
         process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    assert err.splitlines() == ["interrupted; run the same command again to go on from here"]
+    assert err.splitlines() == ["interrupted; run the same command again to resume"]
     assert not psutil.wait_procs(family, timeout=10)[1]
     before = {path.name: path.stat().st_mtime_ns for path in (work / "crops").glob("shard-*.json")}
     again = subprocess.run(words, capture_output=True, text=True, timeout=240, check=False)

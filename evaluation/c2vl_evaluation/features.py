@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_file, file_sha256, fingerprint
+from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
@@ -32,9 +31,13 @@ class Features:
     rows: Labels
     left_out: int
 
-    def sample_ids(self, packed: Packed) -> list[str]:
-        """Ids of the rows."""
-        return packed.sample_ids(self.rows)
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a split and their classes, both (N,)."""
+
+    rows: Labels
+    labels: Labels
 
 
 def extract(
@@ -53,7 +56,7 @@ def extract(
     encoder = encoder_for(run, packed, where)
     key = fingerprint(
         {
-            "encoder": file_sha256(weights),
+            "encoder": remembered_sha256(weights),
             "data": packed.manifest.fingerprint,
             "benchmark": benchmark,
             "split": split,
@@ -67,8 +70,19 @@ def extract(
             places = torch.arange(len(clips), device=where).split(batch_size)
             values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
         check_finite(values, f"{run}: of its {split} features of {benchmark}")
-        commit_file(cache, partial(_write, data=serialise({"features": values}, {"key": key})))
+        commit_bytes(cache, serialise({"features": values}, {"key": key}))
     return Features(values, labels, selection.rows, len(selection.left_out))
+
+
+def labelled_split(packed: Packed, benchmark: str, split: str) -> Split:
+    """Return rows and labels of a split.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label.
+    """
+    rows = packed.select(benchmark, split).rows
+    return Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}"))
 
 
 def labels_of(packed: Packed, rows: Labels, named: str) -> Labels:
@@ -119,10 +133,6 @@ def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.T
             "diverged; train it again with a lower learning rate"
         )
     return encoder
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
 
 
 def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) -> Features:

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from c2vl_evaluation.features import Labels
-from c2vl_evaluation.results import Score
+from c2vl_evaluation.features import Labels, Split, labelled_split
+from c2vl_evaluation.results import Evaluated, Score
 from c2vl_manifests.errors import DataError
 from c2vl_training.dataset import Packed
 
@@ -91,3 +91,35 @@ def check_classes(packed: Packed, train: Labelled, test: Labelled) -> int:
             f"{first!r}), so nothing can learn to answer them; give samples of them, or leave them out of the split"
         )
     return class_count(packed, train.labels, test.labels)
+
+
+def usable_splits(packed: Packed, benchmark: str) -> tuple[Split, Split, int]:
+    """Return the training and the test split of a benchmark, and the number of classes.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label, or a class of the test split has no training sample.
+    """
+    train, test = (labelled_split(packed, benchmark, split) for split in ("train", "test"))
+    return train, test, check_classes(packed, train, test)
+
+
+def no_encoder_scores(packed: Packed, benchmark: str) -> Evaluated:
+    """Return the scores of a benchmark that need no encoder: of the majority class and of chance.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label.
+    """
+    train, test = (labelled_split(packed, benchmark, split).labels for split in ("train", "test"))
+    classes, m = class_count(packed, train, test), packed.manifest
+    return Evaluated(
+        dataset=m.dataset,
+        title=m.title,
+        benchmark=benchmark,
+        data_fingerprint=m.fingerprint,
+        train=len(train),
+        test=len(test),
+        majority=majority(train, test, classes),
+        chance=chance(classes),
+    )

@@ -1,7 +1,7 @@
-"""The contract between the prompt factory, the trainer and the evaluation.
+"""File formats and settings shared by pipeline, training and evaluation.
 
-Everything that crosses a stage boundary is described here and nowhere else: joint layouts, datasets and
-their splits, Arrow schemas, stage manifests and recipes. Imports numpy, pyarrow and pydantic, never torch.
+Joint layouts, datasets and splits, Arrow schemas, manifests and recipes are defined here and nowhere else. Never
+imports torch.
 """
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""What the three command lines share: one red line for an error, a progress bar, JSON lines elsewhere.
+"""Shared parts of the three command lines: errors as one red line, progress bars, JSON lines without a terminal.
 
 Only this module and the `cli` modules import typer and rich.
 """
@@ -49,7 +49,7 @@ SetOption = Annotated[
 
 
 def application(help_text: str) -> typer.Typer:
-    """Return a typer application of the house: no completion commands, no tracebacks, help without rich.
+    """Return a typer application without completion commands, tracebacks and rich help pages.
 
     Importing rich to draw a help page doubles its time; plain text answers in a tenth of a second.
     """
@@ -63,21 +63,21 @@ def application(help_text: str) -> typer.Typer:
 
 
 def main(app: typer.Typer) -> None:
-    """Run an application; what users can mend becomes one red line and exit code 1 (usage errors: 2)."""
+    """Run an application; errors that users can fix become one red line and exit code 1 (usage errors: 2)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with _terminable():
             app()
     except SystemExit as ended:
-        if ended.code == _INTERRUPTED:  # typer's answer to Ctrl-C
-            print("interrupted; run the same command again to go on from here", file=sys.stderr)
+        if ended.code == _INTERRUPTED:  # typer's exit code after Ctrl-C
+            print("interrupted; run the same command again to resume", file=sys.stderr)
         raise
     except C2VLError as error:
-        _refuse(str(error))
+        _exit_with(str(error))
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            _refuse(
-                f"the disk is full ({error.filename or error}); free some space and run the same command again: finished shards are kept"
+            _exit_with(
+                f"the disk is full ({error.filename or error}); free some space and run the same command again; finished shards are kept"
             )
         elif error.errno in {
             errno.EACCES,
@@ -88,17 +88,15 @@ def main(app: typer.Typer) -> None:
             errno.EDQUOT,
             errno.EFBIG,
         }:
-            _refuse(f"{error.strerror}: {error.filename}; check the path and its permissions")
+            _exit_with(f"{error.strerror}: {error.filename}; check the path and its permissions")
         else:
-            _refuse(
-                f"{type(error).__name__}: {error}; nothing that was finished is lost, run the same command again"
-            )
+            _exit_with(f"{type(error).__name__}: {error}; finished work is kept; run the same command again")
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM (`kill`, Slurm, a shutdown) end a command as Ctrl-C does: with its workers, a line and what is done."""
-    # torchrun sends SIGTERM to the processes that are left when one dies: they are about to say so themselves
+    """Handle SIGTERM (`kill`, Slurm, a shutdown) like Ctrl-C: workers end, finished shards stay, one line is printed."""
+    # torchrun sends SIGTERM to the survivors of a dead process, which report that death themselves
     if threading.current_thread() is not threading.main_thread() or "TORCHELASTIC_RUN_ID" in os.environ:
         yield
         return
@@ -113,7 +111,7 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _refuse(message: str) -> None:
+def _exit_with(message: str) -> None:
     from rich.console import Console
 
     line = " ".join(message.split())
@@ -122,12 +120,12 @@ def _refuse(message: str) -> None:
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
-    """Print a table; numbers (all columns but the first) to the right."""
+    """Print a table; all columns but the first are right-aligned."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    # plain: names, titles and what somebody searched for may hold brackets
+    # plain text: names, titles and search queries may contain rich markup
     table = Table(
         title=Text(title),
         caption=None if caption is None else Text(caption),
@@ -139,17 +137,17 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
-    # a pipe or a log file has no width of its own
+    # a pipe or a log file has no width
     (console if console.is_terminal else Console(width=140)).print(table)
 
 
 def say(text: str) -> None:
-    """Print one line of result."""
+    """Print one line of output."""
     print(text, flush=True)
 
 
 class Reporter:
-    """Draws events: `with Reporter() as emit: run(…, emit=emit)`."""
+    """Draw events on a terminal, print JSON lines elsewhere: `with Reporter() as emit: run(…, emit=emit)`."""
 
     def __init__(self) -> None:
         self._live = sys.stdout.isatty()
@@ -168,7 +166,7 @@ class Reporter:
             self._bars.stop()
 
     def __call__(self, event: Event) -> None:
-        """Receive one event."""
+        """Handle one event."""
         if isinstance(event, Note):
             self._note(event)
         elif self._live:

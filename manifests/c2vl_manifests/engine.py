@@ -1,4 +1,4 @@
-"""`EngineSpec`: the small serialisable choice of a back-end that travels to workers and into manifests."""
+"""`EngineSpec`: the choice of an engine, serialisable, sent to workers and written into manifests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Role = Literal["detector", "captioner", "encoder"]
 
 
 class EngineSpec(BaseModel):
-    """Which back-end plays a role, with which weights, how. Loaded by `c2vl_pipeline.engines.load`."""
+    """Back-end, weights and options of an engine for one role. Loaded by `c2vl_pipeline.engines.load`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -20,16 +20,16 @@ class EngineSpec(BaseModel):
     """`hf`, or one of the embedded ones: `skeleton`, `motion`, `posecode`, `classical`. `dataset`: whichever
     embedded detector the dataset's description names."""
     model: str | None = None
-    """Hub id or local folder; engines without weights have none."""
+    """Hub id or local folder; None for engines without weights."""
     revision: str | None = None
-    """Branch, tag or commit asked for; the resolved commit is written to the stage's manifest."""
+    """Requested branch, tag or commit; the resolved commit is written to the stage's manifest."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     device: str = "auto"
     """`auto` (the first GPU if there is one), `cpu`, `cuda`, `cuda:1`."""
     batch_size: int = Field(default=8, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
-    """Knobs of this back-end alone; each engine names and checks its own."""
+    """Options of this back-end only; each engine declares and validates its own."""
 
     def key(self) -> str:
-        """Canonical JSON: equal specs have equal keys."""
+        """Return canonical JSON: equal specs have equal keys."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))

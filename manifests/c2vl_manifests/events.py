@@ -1,4 +1,4 @@
-"""What long-running work says while it runs: plain values that a command line draws or logs.
+"""Events of long-running work: plain values that a command line draws or logs.
 
 Library code never prints. It takes an `Emit` and calls it; `c2vl_manifests.cli_common` turns the events into a
 progress bar on a terminal and into JSON lines elsewhere.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """`done` of `total` units of `task`; `info` are figures worth showing beside the bar (loss, no_person)."""
+    """`done` of `total` units of `task`; `info` holds figures to show beside the bar (loss, no_person)."""
 
     task: str
     done: int
@@ -33,5 +33,18 @@ Event = Progress | Note
 Emit = Callable[[Event], None]
 
 
+def duration(seconds: float) -> str:
+    """Return a time in words: `4.2 s`, `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes:02d} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
 def silent(event: Event) -> None:
-    """Swallow an event: the default of every function that takes an `Emit`."""
+    """Ignore an event: the default of every function that takes an `Emit`."""

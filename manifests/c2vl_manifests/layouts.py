@@ -17,7 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.errors import ConfigError, one_line
 
 _MOST_JOINTS = 1000
 _MOST_BYTES = 1 << 20
@@ -199,16 +199,12 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
         raise ConfigError(f"{source}: not a joint layout ({error}); give a table `joints`") from error
     except (ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
-            f'{source}: not a joint layout ({_one_line(error)}); give a table `joints` of joint = "parent"'
+            f'{source}: not a joint layout ({one_line(error)}); give a table `joints` of joint = "parent"'
         ) from error
     try:
         return Layout(name, tuple(names), parents, dims, where, sources)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _sources(table: Any, place: Mapping[str, int]) -> Sources:

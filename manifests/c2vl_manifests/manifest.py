@@ -18,6 +18,7 @@ import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from c2vl_manifests.errors import DataError
+from c2vl_manifests.errors import DataError, one_line
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -116,13 +117,14 @@ def commit_file(
         raise
 
 
+def commit_bytes(path: Path, data: bytes) -> None:
+    """Write a file atomically and durably."""
+    commit_file(path, lambda temporary: temporary.write_bytes(data))
+
+
 def commit_text(path: Path, text: str) -> None:
-    """Write a text file atomically and durably."""
-    commit_file(path, lambda temporary: _write_text(temporary, text))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
+    """Write a UTF-8 text file atomically and durably."""
+    commit_bytes(path, text.encode())
 
 
 def digest(table: pa.Table) -> str:
@@ -147,6 +149,21 @@ def file_sha256(path: Path) -> str:
     """Hash a file without loading it whole."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def remembered_sha256(path: Path) -> str:
+    """Hash a file once per process, as long as its size and time of change stay the same.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    state = path.stat()
+    return _sha256_of_state(path, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(maxsize=256)
+def _sha256_of_state(path: Path, changed: int, size: int) -> str:
+    return file_sha256(path)
 
 
 def commit_table(
@@ -221,7 +238,7 @@ def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = N
         metadata = pq.read_metadata(path)
         found = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
-        return str(error).splitlines()[0]
+        return one_line(error)
     if metadata.num_rows != rows:
         return f"{metadata.num_rows} rows, expected {rows}"
     if (found.metadata or {}).get(KEY_FIELD, b"").decode() != key:
@@ -241,7 +258,7 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
-        first = str(error).splitlines()[0]
+        first = one_line(error)
         raise DataError(f"{path}: damaged or absent ({first}); delete it and run its stage again") from error
 
 
@@ -274,7 +291,7 @@ def first_error(error: ValueError | OSError) -> str:
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if not isinstance(error, ValidationError):
-        return (str(error).splitlines() or [type(error).__name__])[0][:160]
+        return one_line(error)
     first = error.errors(include_url=False)[0]
     place, said = ".".join(map(str, first["loc"])), first["msg"]
     return " ".join((f"{place}: {said}" if place else said).split())[:160]

@@ -1,20 +1,24 @@
-"""`packed.json`: what the trainer is told about the arrays it reads. Written last by `c2vl-pipeline pack`."""
+"""`packed.json`: facts about a packed dataset, written last by `c2vl-pipeline pack`."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import first_error
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
 
 FILE = "packed.json"
 FORMAT = 2
-"""Of the arrays beside it: 2 keeps joints planar, (frames, C, M, V)."""
+"""Version of the array files: 2 stores joints as (frames, C, M, V)."""
 
 
 class PackedManifest(BaseModel):
@@ -26,7 +30,7 @@ class PackedManifest(BaseModel):
     dataset: str
     title: str
     fingerprint: str
-    """Of the logical content: equal for equal samples, joints and vectors."""
+    """Hash of the content: equal for equal samples, joints and vectors."""
     layout: dict[str, Any]
     classes: tuple[str, ...]
     samples: int
@@ -36,21 +40,21 @@ class PackedManifest(BaseModel):
     vision_dim: int
     language_dim: int
     engines: dict[str, dict[str, Any]]
-    """Which engine made crops, captions and embeddings, as its manifest says."""
+    """Engine of crops, captions and embeddings, as in their stage manifests."""
     second_body: str
     recipe: str | None = None
-    """Recipe that the work folder was made with: what the trainer defaults to."""
+    """Recipe of the work folder: the default of training and evaluation."""
     overrides: tuple[str, ...] = ()
-    """The `--set` assignments beside it."""
+    """`--set` assignments of the work folder."""
 
     def joint_layout(self) -> Layout:
-        """The joint layout, rebuilt from its names and parents."""
+        """Return the joint layout."""
         return Layout.from_dict(self.layout)
 
     def derived_from_joints(self, kind: str) -> bool:
-        """Whether a kind of knowledge (`vision`, `language`) is a function of the encoder's own input.
+        """True if a kind of knowledge (`vision`, `language`) was computed from the joints, the encoder's own input.
 
-        Crops by the skeleton engine are still pixels; captions by `posecode` are joints in words.
+        Crops placed by joints are still pixels; captions by `posecode` are joints in words.
         """
         return kind == "language" and self.engines["captions"].get("backend") == "posecode"
 
@@ -59,8 +63,8 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
     """Read `packed.json`.
 
     Raises:
-        StageError: the folder holds none (the pack stage did not run or did not finish), or one of another format.
-        DataError: it is damaged.
+        StageError: the file does not exist (the pack stage has not finished) or has another format.
+        DataError: the file is damaged.
     """
     path = folder / FILE
     if not path.is_file():
@@ -78,3 +82,22 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
         raise DataError(
             f"{path}: damaged ({first_error(error)}); delete it and run `c2vl-pipeline pack` again"
         ) from error
+
+
+def resolve_recipe(
+    manifest: PackedManifest, recipe: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Return the recipe that applies to packed data.
+
+    Args:
+        manifest: of the data.
+        recipe: name or TOML file; without one, what the work folder was made with, its overrides first.
+        overrides: assignments `section.key=value`.
+
+    Raises:
+        ConfigError: an unknown recipe, key or value.
+    """
+    if recipe is not None:
+        return load_recipe(recipe, overrides)
+    made_with = manifest.recipe or load_dataset(manifest.dataset).default_recipe
+    return load_recipe(made_with, [*manifest.overrides, *overrides])

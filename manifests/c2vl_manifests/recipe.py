@@ -1,13 +1,12 @@
-"""Recipes: TOML presets validated into frozen models, overridden by `--set a.b=value`, fingerprinted.
+"""Recipes: frozen models of every setting of pipeline, training and evaluation.
 
-A knob belongs to the part that owns it; commands take a recipe, paths and `--set`, and no flag a field. The
-resolved recipe is saved as JSON beside every artefact it made.
+Each setting belongs to the component that uses it. Commands take a recipe, paths and `--set`; no setting has a flag
+of its own. The resolved recipe is saved as JSON with every artefact made from it. Files are read by `recipe_loading`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -33,26 +32,26 @@ Aspect = Literal["pad", "center_crop", "squash"]
 
 
 class _Model(BaseModel):
-    """Strict: `true` is no number, nor is a word, nor is 3.0 a whole number."""
+    """Base of all settings: frozen, strict (`true` is not a number, 3.0 is not an integer), without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
 
 Listed = Strict(strict=False)
-"""TOML and JSON know lists and no tuples; their items are as strict as everything else."""
+"""Accepts a list where a tuple is expected, since TOML and JSON have no tuples; its items stay strict."""
 
 
 class SkeletonsConfig(_Model):
     """Assembly of skeleton files into joints."""
 
     second_body: Literal["zeros", "copy"] = "zeros"
-    """What stands for the second body of a one-person clip (the field's NTU60 and NTU120 scripts differ)."""
+    """Second body of a one-person clip: the public scripts for NTU 60 and NTU 120 differ."""
     max_frames: int = Field(default=300, ge=1)
     pku_norm: Literal["aimclr", "first_frame_joint2", "none"] = "first_frame_joint2"
 
 
 class CropConfig(_Model):
-    """Vision prompts: one person crop a planned frame."""
+    """Vision prompts: one person crop per sampled frame."""
 
     engine: EngineSpec
     query: str = "person"
@@ -63,16 +62,16 @@ class CropConfig(_Model):
     max_side: int = Field(default=672, ge=32)
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds that opening a video, or reading on to the next planned frame, may take before the file is given up."""
+    """Seconds allowed for opening a video, or for reading on to the next sampled frame, before the file is skipped."""
 
 
 class CaptionConfig(_Model):
-    """Language prompts: one answer a crop."""
+    """Language prompts: one answer per crop."""
 
     engine: EngineSpec
     question: str = QUESTION
     aspect: Aspect = "pad"
-    """How a crop becomes the square that the model sees; LLaVA-1.5 was trained with pad."""
+    """How a crop is made square for the model; LLaVA-1.5 was trained with `pad`."""
 
 
 class EmbedConfig(_Model):
@@ -83,10 +82,10 @@ class EmbedConfig(_Model):
 
 
 class PipelineConfig(_Model):
-    """The prompt factory."""
+    """Settings of the pipeline."""
 
     frames: int = Field(default=16, ge=1)
-    """Frames a sample: the centres of this many equal segments. The authors' captions have 16."""
+    """Frames per sample: the centres of this many equal segments. The authors published 16 captions per sample."""
     shard_samples: int = Field(default=512, ge=1)
     skeletons: SkeletonsConfig = SkeletonsConfig()
     crop: CropConfig
@@ -95,37 +94,27 @@ class PipelineConfig(_Model):
 
 
 class EncoderConfig(_Model):
-    """The skeleton encoder by name, and what may be varied in it; a value that an encoder has no use for is refused."""
+    """Name and options of the skeleton encoder. An option that the encoder does not use is rejected."""
 
     name: str = "stgcn"
     """stgcn, stgcn_slim, ctrgcn, msg3d, bigru or transformer (the paper's Table VIII)."""
     blocks: Annotated[tuple[Annotated[tuple[PositiveInt, PositiveInt], Listed], ...], Listed] | None = None
-    """(channels, stride) a block of the graph networks; the encoder's own where not given."""
+    """(channels, stride) of each block of a graph network; default: the encoder's own."""
     graph: Literal["stgcn", "proper"] = "stgcn"
     """Partition of ST-GCN."""
     temporal_kernel: int | None = Field(default=None, ge=1)
-    """Frames, odd; the encoder's own where not given (ST-GCN 9, CTR-GCN 5, MS-G3D 3)."""
+    """Odd number of frames; default: the encoder's own (ST-GCN 9, CTR-GCN 5, MS-G3D 3)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Within ST-GCN."""
+    """Dropout inside ST-GCN's blocks."""
     width: int | None = Field(default=None, ge=1)
-    """Hidden units of bigru and transformer; 1024 where not given."""
+    """Hidden units of bigru and transformer; default 1024."""
     empty_bodies: Literal["compute", "exact_skip", "leave_out"] = "exact_skip"
-    """Bodies that are zero throughout a clip (one-person clips): `compute` them like anybody; `exact_skip`, the same
-    result with one computed for all of them (with dropout: `compute`); or `leave_out`, another network."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _renamed(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and "skip_empty" in values:
-            now = "leave_out" if values["skip_empty"] else "compute"
-            raise ValueError(
-                f"skip_empty = {values['skip_empty']!r} is now empty_bodies = {now!r}; rename it"
-            )
-        return values
+    """Treatment of bodies that are zero throughout a clip: `compute` treats them like any other body; `exact_skip` gives
+    the same result but computes one for all (with dropout it acts as `compute`); `leave_out` is a different network."""
 
 
 class Constant(_Model):
-    """alpha stays at one value."""
+    """Constant alpha."""
 
     schedule: Literal["constant"] = "constant"
     value: float = Field(default=0.5, ge=0, le=1)
@@ -133,7 +122,7 @@ class Constant(_Model):
 
 
 class Cosine(_Model):
-    """alpha falls by cosine annealing, refreshed each epoch."""
+    """Cosine annealing of alpha, updated once per epoch."""
 
     schedule: Literal["cosine"] = "cosine"
     start: float = Field(default=0.9, ge=0, le=1)
@@ -151,7 +140,7 @@ class Hard(_Model):
 
 class _Soft(_Model):
     temperature: float | None = Field(default=None, gt=0, le=1)
-    """tau of the targets; the student's own where not given (the paper's)."""
+    """tau of the targets; default: the tau of the logits, as in the paper."""
 
 
 class Intra(_Soft):
@@ -163,7 +152,7 @@ class Intra(_Soft):
 
 class _Inter(_Soft):
     inter_hard: float = Field(default=0.0, ge=0, le=1)
-    """Share of the identity mixed into Q; the paper's is 0."""
+    """Share of the identity matrix mixed into Q; 0 in the paper."""
     average: bool = False
     """Divide Q's sum by its number of terms; the paper does not."""
 
@@ -225,24 +214,24 @@ TABLE_VII = (
 
 
 def targets_name(targets: Hard | Intra | Inter | Blend | Partition) -> str:
-    """Return the short name of a `targets` value, as Table VII's rows are called here."""
+    """Return the short name of a `targets` value, e.g. `partition(cosine)`."""
     if isinstance(targets, (Blend, Partition)):
         return f"{targets.kind}({targets.alpha.schedule})"
     return targets.kind
 
 
 class Temperature(_Model):
-    """tau of the student's logits."""
+    """Temperature tau of the logits."""
 
     mode: Literal["fixed", "learnable", "raw"] = "learnable"
-    """`raw` stores ln(1/tau) and multiplies by it without exp, as the code the paper builds on does."""
+    """`raw` stores ln(1/tau) and multiplies by it without exp, as the code that the paper builds on does."""
     tau: float = Field(default=0.07, gt=0, le=1)
     lr: float = Field(default=1e-3, ge=0)
-    """Its own parameter group, without weight decay; tau is clamped to [0.01, 1]."""
+    """Learning rate of tau (a parameter group without weight decay); tau is clamped to [0.01, 1]."""
 
 
 class Optimiser(_Model):
-    """SGD with warm-up and steps."""
+    """SGD with linear warm-up and step decay."""
 
     lr: float = Field(default=0.1, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
@@ -255,10 +244,10 @@ class Optimiser(_Model):
 
 
 class Augmentation(_Model):
-    """What a training clip goes through; a test clip is the central `test_window`, not rotated."""
+    """Random changes of a training clip. A test clip is the central `test_window`, not rotated."""
 
     window: Annotated[tuple[float, float], Listed] = (0.5, 1.0)
-    """Share of the valid frames kept, drawn uniformly."""
+    """Range of the share of valid frames that is kept, drawn uniformly."""
     rotation: float = Field(default=0.3, ge=0)
     """Each of three angles is drawn from (-rotation, rotation) radians."""
     test_window: float = Field(default=0.95, gt=0, le=1)
@@ -271,7 +260,7 @@ class Augmentation(_Model):
 
 
 class InputConfig(_Model):
-    """How a stored skeleton becomes a clip."""
+    """Conversion of a stored skeleton into a clip of fixed length."""
 
     stream: Literal["joint", "bone", "motion"] = "joint"
     frames: int = Field(default=64, ge=4)
@@ -283,14 +272,14 @@ class PretrainConfig(_Model):
 
     knowledge: Literal["vision", "language", "both"] = "both"
     pooling: Literal["mean", "random", "ordered"] = "mean"
-    """16 vectors to one: their mean; a random frame each epoch; or the means of four consecutive quarters
-    side by side, which keeps the order in time."""
+    """How 16 vectors become one: their `mean`; one at `random` per epoch; or `ordered`, the concatenated means of
+    four consecutive quarters, which keeps the order in time."""
     standardise: bool = False
-    """Centre and scale each knowledge dimension by the training split (for engines that are not CLIP)."""
+    """Standardise each dimension of the knowledge vectors on the training split (for engines other than CLIP)."""
     pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = (
         "true"
     )
-    """`shuffled`: each skeleton gets another sample's knowledge, the control that must not help."""
+    """`shuffled` pairs each skeleton with another sample's knowledge: a control that should not help."""
     projector_dim: int = Field(default=512, ge=1)
     targets: Targets = Partition()
     teacher: Literal["self", "previous_epoch", "ema"] = "self"
@@ -302,7 +291,7 @@ class PretrainConfig(_Model):
 
 
 class SupervisedConfig(_Model):
-    """The ceiling: the same encoder trained with labels."""
+    """Supervised control: the same encoder trained with labels."""
 
     optimiser: Optimiser = Optimiser(milestones=(50, 70), weight_decay=1e-4)
     epochs: int = Field(default=80, ge=1)
@@ -310,21 +299,21 @@ class SupervisedConfig(_Model):
 
 
 class TrainingConfig(_Model):
-    """The trainer."""
+    """Settings of the trainer."""
 
     encoder: EncoderConfig = EncoderConfig()
     input: InputConfig = InputConfig()
     pretrain: PretrainConfig = PretrainConfig()
     supervised: SupervisedConfig = SupervisedConfig()
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
-    """`bfloat16` is autocast; `float64` is for comparing runs to the last digits."""
+    """`bfloat16` uses autocast; `float64` is for comparing runs digit by digit."""
     device: str = "auto"
     checkpoint_every: int = Field(default=5, ge=1)
-    """Epochs between two checkpoints; the last epoch always leaves one."""
+    """Epochs between two checkpoints; the last epoch always writes one."""
 
 
 class LinearConfig(_Model):
-    """One fully connected layer on frozen features."""
+    """Linear protocol: one fully connected layer on frozen features."""
 
     epochs: int = Field(default=100, ge=1)
     batch_size: int = Field(default=1024, ge=1)
@@ -332,12 +321,12 @@ class LinearConfig(_Model):
     lrs: Annotated[tuple[Annotated[float, Field(gt=0, le=1e4)], ...], Listed] = Field(
         default=(0.01, 0.1, 1.0, 3.0, 10.0, 30.0), min_length=1
     )
-    """Swept on a held-out part of the training split, never on test."""
+    """Learning rates, compared on a held-out part of the training split, never on test data."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
 
 
 class KnnConfig(_Model):
-    """Nearest neighbours by cosine in the encoder's own feature."""
+    """kNN protocol: nearest neighbours by cosine similarity of encoder features."""
 
     k: int = Field(default=1, ge=1)
 
@@ -346,25 +335,25 @@ Rate = Annotated[float, Field(gt=0, le=1e4)]
 
 
 class FinetuneConfig(_Model):
-    """The whole network with a fresh fully connected layer."""
+    """Fine-tuning of the whole network with a new fully connected layer."""
 
     optimiser: Optimiser = Optimiser(weight_decay=1e-4, milestones=(50, 70))
     lrs: Annotated[tuple[Rate, ...], Listed] = ()
-    """Swept on a held-out part of the training split, never on test; `optimiser.lr` alone where empty."""
+    """Learning rates, compared on a held-out part of the training split, never on test data; empty: `optimiser.lr` only."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
     epochs: int = Field(default=80, ge=1)
     batch_size: int = Field(default=128, ge=1)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
-    """Each block learns at this share of the rate of the block after it; 1 for one rate throughout."""
+    """Ratio of the learning rates of consecutive blocks, earlier to later; 1 for the same rate everywhere."""
     augment: bool = True
     """Random windows and rotations, as in pre-training; otherwise central windows."""
 
 
 class SemiConfig(_Model):
-    """A share of the labels: the paper's 1, 5 and 10 %.
+    """Semi-supervised protocol with 1, 5 and 10 % of the labels, as in the paper.
 
-    *Reading:* "finetuning the classifier" leaves open whether the encoder learns too, and the paper does not say how
-    labels are drawn; both of both are reported.
+    *Reading:* the paper's "finetuning the classifier" does not say whether the encoder is trained too, nor how labels
+    are drawn; all four combinations are reported.
     """
 
     shares: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Listed] = Field(
@@ -378,40 +367,40 @@ class SemiConfig(_Model):
         default=("frozen", "tuned"), min_length=1
     )
     draws: int = Field(default=5, ge=1)
-    """Drawn anew so many times; equal draws for every encoder, so that encoders can be compared."""
+    """Number of label draws; the draws are the same for every encoder, so that encoders can be compared."""
     lr: Rate = 0.1
-    """Of the layer on a frozen encoder where a class has one label: nothing can be held out for a sweep."""
+    """Learning rate on a frozen encoder if a class has one label only, since then nothing can be held out."""
     tune: FinetuneConfig = FinetuneConfig(
         optimiser=Optimiser(lr=0.01, weight_decay=0.0, milestones=(50, 70)), batch_size=64
     )
 
 
 class TransferConfig(_Model):
-    """An encoder of one dataset on another one."""
+    """Transfer protocol: an encoder pre-trained on one dataset, evaluated on another."""
 
     encoder: Annotated[tuple[Literal["frozen", "tuned"], ...], Listed] = Field(
         default=("frozen", "tuned"), min_length=1
     )
-    """`frozen`: the linear protocol; `tuned`: the paper's."""
+    """`frozen`: linear protocol; `tuned`: fine-tuning, as in the paper."""
     tune: FinetuneConfig = FinetuneConfig(
         optimiser=Optimiser(lr=0.01, weight_decay=1e-4, milestones=(50, 70)), batch_size=64
     )
 
 
 class EnsembleConfig(_Model):
-    """Scores of three streams added up, with weights fixed in advance (and with equal ones)."""
+    """Three-stream ensemble: weighted sum of scores, with fixed weights and with equal weights."""
 
     protocol: Annotated[tuple[Literal["linear", "finetune"], ...], Listed] = Field(
         default=("linear",), min_length=1
     )
-    """Whose scores are added."""
+    """Protocols whose scores are added."""
     joint: float = Field(default=0.6, ge=0)
     bone: float = Field(default=0.6, ge=0)
     motion: float = Field(default=0.4, ge=0)
 
 
 class EvaluationConfig(_Model):
-    """The protocols."""
+    """Settings of all protocols."""
 
     linear: LinearConfig = LinearConfig()
     knn: KnnConfig = KnnConfig()
@@ -422,7 +411,7 @@ class EvaluationConfig(_Model):
 
 
 class Recipe(_Model):
-    """Everything a run needs to know."""
+    """All settings of the pipeline, the trainer and the protocols."""
 
     name: str
     title: str = ""
@@ -441,5 +430,5 @@ class Recipe(_Model):
         return self
 
     def fingerprint(self) -> str:
-        """Hash of the resolved recipe."""
+        """Return a hash of the resolved recipe."""
         return fingerprint(self.model_dump(mode="json"))

@@ -1,4 +1,7 @@
-"""Loads recipes: TOML files, `extends`, engine presets and `--set` overrides, with errors that name the value."""
+"""Recipe loading: TOML files, `extends`, engine presets and `--set` overrides.
+
+Errors are one line: the key as `--set` takes it, its value, what is expected, and the nearest known name.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +29,12 @@ def _names(folder: str) -> list[str]:
 
 
 def recipe_names() -> list[str]:
-    """Names of the built-in recipes."""
+    """Return the names of the built-in recipes."""
     return _names("recipes")
 
 
 def engine_names() -> list[str]:
-    """Names of the built-in engine presets."""
+    """Return the names of the built-in engine presets."""
     return _names("engines")
 
 
@@ -48,7 +51,7 @@ def _read_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`; tables merge, except that another `kind` replaces the table."""
+    """Merge two tables, `over` first; a table of another `kind`, `schedule` or `backend` replaces the old one."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -72,7 +75,7 @@ def engine_preset(name: str) -> dict[str, Any]:
 
 
 def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Read a recipe by name or path, following `extends` and naming engines in full."""
+    """Read a recipe by name or path, resolving `extends` and engine presets."""
     if name in above:
         raise ConfigError(f"recipe {above[0]}: extends itself ({' -> '.join((*above, name))})")
     if name in recipe_names():
@@ -105,9 +108,9 @@ def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         raise ConfigError(
             f"recipe {name}: extends = {parent!r}; give the name of a recipe or the path of a TOML file"
         )
-    beside = Path(name).parent / parent
-    if parent.endswith(".toml") and beside.is_file():  # as seen from the file that says so
-        parent = str(beside)
+    relative = Path(name).parent / parent
+    if parent.endswith(".toml") and relative.is_file():
+        parent = str(relative)
     return _merge(_raw_recipe(parent, (*above, name)), table)
 
 
@@ -122,7 +125,7 @@ _ROLES = {"detector": "crop", "captioner": "caption"}
 
 
 def _in_full(key: str) -> str:
-    """Spell out the short form of an engine's value: `captioner.base_url` is an option of the caption stage's engine."""
+    """Expand a short key: `captioner.base_url` becomes `pipeline.caption.engine.options.base_url`."""
     role, *rest = key.split(".")
     if role not in _ROLES:
         return key
@@ -152,7 +155,7 @@ def _override(table: dict[str, Any], assignment: str) -> None:
 
 
 def _members(annotation: Any) -> list[type[BaseModel]]:
-    """Return the models an annotation admits (through Optional, unions and Annotated)."""
+    """Return the models that an annotation accepts (through Optional, unions and Annotated)."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if get_origin(annotation) in {Union, types.UnionType, Annotated}:
@@ -161,7 +164,7 @@ def _members(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
-    """Return the key where a validation error points, as `--set` takes it, and the keys allowed beside it."""
+    """Return the key of a validation error, as `--set` takes it, and the keys allowed in its table."""
     models: list[type[BaseModel]] = [Recipe]
     steps: list[str] = []
     for number, step in enumerate(location):
@@ -171,7 +174,9 @@ def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
             for m in models
             if any(m.model_fields[t].default == step for t in ("kind", "schedule") if t in m.model_fields)
         ]
-        if tagged and len(models) > 1 and not last:  # a union's tag is a step of the location and no key
+        if (
+            tagged and len(models) > 1 and not last
+        ):  # the tag of a union is a step of the location but not a key
             models = tagged
             continue
         steps.append(str(step))
@@ -186,7 +191,7 @@ def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
 
 
 def _explain(error: ValidationError, source: str) -> str:
-    """Turn pydantic's first complaint into one line: place, value, expectation, near name."""
+    """Describe the first validation error in one line: key, value, expectation, nearest name."""
     first = error.errors()[0]
     location = tuple(first["loc"])
     place, allowed = _place(location)
@@ -205,11 +210,11 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     """Read, override and validate a recipe.
 
     Args:
-        name: a built-in recipe or the path of a TOML file (which may say `extends = "paper"`).
+        name: a built-in recipe or the path of a TOML file (which may contain `extends = "paper"`).
         overrides: assignments `section.key=value`; values are TOML, or bare strings.
 
     Raises:
-        ConfigError: in one line, with the nearest name for an unknown key.
+        ConfigError: the file, an override or a value is invalid.
     """
     table = _raw_recipe(name)
     for assignment in overrides:

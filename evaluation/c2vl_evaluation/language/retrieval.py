@@ -19,7 +19,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from c2vl_evaluation.cache import Subject, recorded
+from c2vl_evaluation.cache import cached
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Labels
 from c2vl_evaluation.language.shared_space import Shared, cosines, enter
 from c2vl_manifests.errors import DataError
@@ -73,7 +74,7 @@ class Retrieval(BaseModel, frozen=True, extra="forbid"):
     seconds: float = 0.0
 
 
-def outcome(subject: Subject, caption: Literal["mean", "one"] = "mean") -> Retrieval:
+def outcome(subject: EvalContext, caption: Literal["mean", "one"] = "mean") -> Retrieval:
     """Run the protocol on the test split, or read what it found before.
 
     Args:
@@ -129,7 +130,7 @@ def outcome(subject: Subject, caption: Literal["mean", "one"] = "mean") -> Retri
             columns["class_rank"] = class_ranks[0].astype(np.int32)
         return finding, pa.table(columns)
 
-    return recorded(*shared.task("retrieval", caption=caption), Retrieval, compute)
+    return cached(shared.key("retrieval", caption=caption), Retrieval, compute)
 
 
 def _queries(shared: Shared, rows: Labels, caption: str) -> tuple[Tensor, npt.NDArray[np.float64]]:

@@ -12,13 +12,13 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from c2vl_evaluation.cache import Subject
-from c2vl_evaluation.html import render
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language.shared_space import cosines, enter
 from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.pages import render
 
 KEYS = 24
 """Poses of an animation; between them joints move on straight lines."""
@@ -52,7 +52,7 @@ class Found:
 
 
 def search(
-    subject: Subject, text: str, top: int = 12, split: str = "test", encoder: Path | None = None
+    subject: EvalContext, text: str, top: int = 12, split: str = "test", encoder: Path | None = None
 ) -> Found:
     """Find the clips of a split that lie nearest to a text; of equally near ones the first in the data.
 
@@ -125,7 +125,7 @@ def drawing(joints: npt.NDArray[Any], bones: tuple[tuple[int, int], ...]) -> lis
     return found
 
 
-def page(found: Found, subject: Subject, out: Path) -> Path:
+def page(found: Found, subject: EvalContext, out: Path) -> Path:
     """Write what was found as one HTML file with small animations, which needs no network and no script.
 
     Captions stand below a clip where the work folder around the packed data still holds them.
@@ -142,7 +142,7 @@ def page(found: Found, subject: Subject, out: Path) -> Path:
         joints = np.asarray(planes).transpose(0, 2, 3, 1)
         drawn = {"bodies": drawing(joints, packed.layout.bones), "seconds": max(len(joints) / fps, 0.5)}
         cards.append({"hit": hit, "captions": said.get(hit.sample_id, []), **drawn})
-    told = {"benchmark": subject.benchmark, "run": subject.run.resolve().name, "fps": fps}
+    told: dict[str, Any] = {"benchmark": subject.benchmark, "run": subject.run.resolve().name, "fps": fps}
     told |= {"found": found, "cards": cards, "manifest": packed.manifest}
     commit_text(out, render("c2vl_evaluation.language", "search.html.j2", **told))
     return out

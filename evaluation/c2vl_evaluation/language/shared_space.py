@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from c2vl_evaluation.cache import Subject, Task
+from c2vl_evaluation.cache import CacheKey
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, encoder_for, extract
 from c2vl_evaluation.language import text_encoder
 from c2vl_evaluation.results import Protocol
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_manifests.manifest import file_sha256, fingerprint
+from c2vl_manifests.manifest import remembered_sha256
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips
 from c2vl_training.inference import Space, load_space
@@ -37,7 +38,7 @@ _DIGITS = 12
 class Shared:
     """The space of a finished pre-training, and the data that meet in it."""
 
-    subject: Subject
+    subject: EvalContext
     space: Space
     through: Literal["language", "vision"]
     """Whose projector texts go through."""
@@ -115,18 +116,16 @@ class Shared:
             )
         return said
 
-    def task(self, protocol: Protocol, **told: Any) -> tuple[Task, str]:
-        """Name a finding, the engine of the vectors among its settings; and hash all that determines it."""
+    def key(self, protocol: Protocol, **settings: Any) -> CacheKey:
+        """Return the key of a result, the engine of the vectors among its settings."""
         of = self.subject
-        made = {
-            k: v for k, v in text_encoder.engine_of(of.packed).items() if k not in {"device", "libraries"}
-        }
-        task = Task(of.run, of.packed, of.benchmark, protocol, told | {"engine": made}, of.seed)
-        projectors = file_sha256(of.run / checkpoint.PROJECTORS)
-        return task, fingerprint({"key": task.key, "projectors": projectors})
+        engine = text_encoder.engine_of(of.packed)
+        settings["engine"] = {k: v for k, v in engine.items() if k not in {"device", "libraries"}}
+        projectors = {"projectors": remembered_sha256(of.run / checkpoint.PROJECTORS)}
+        return CacheKey(of.run, of.packed, of.benchmark, protocol, settings, of.seed, projectors)
 
 
-def enter(subject: Subject, encoder: Path | None = None) -> Shared:
+def enter(subject: EvalContext, encoder: Path | None = None) -> Shared:
     """Open the shared space of a run for texts.
 
     Args:

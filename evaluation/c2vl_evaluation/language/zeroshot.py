@@ -26,7 +26,8 @@ import torch
 from pydantic import BaseModel
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import Subject, recorded, table_of
+from c2vl_evaluation.cache import cached, table_of
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, labels_of
 from c2vl_evaluation.language.shared_space import cosines, enter
 from c2vl_evaluation.results import Score
@@ -127,7 +128,7 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     seconds: float = 0.0
 
 
-def outcome(subject: Subject, descriptions: Path | None = None, encoder: Path | None = None) -> ZeroShot:
+def outcome(subject: EvalContext, descriptions: Path | None = None, encoder: Path | None = None) -> ZeroShot:
     """Run the protocol on the test split, or read what it found before.
 
     Raises:
@@ -167,7 +168,7 @@ def outcome(subject: Subject, descriptions: Path | None = None, encoder: Path | 
         answered = subject.predictions(rows, values)
         return finding, table_of(answered, packed.manifest.classes, shared.temperature)
 
-    return recorded(*shared.task("zeroshot", texts=texts), ZeroShot, compute)
+    return cached(shared.key("zeroshot", texts=texts), ZeroShot, compute)
 
 
 def control(values: Array, labels: Labels, draws: int = PERMUTATIONS) -> tuple[Score, Control]:
@@ -189,7 +190,7 @@ def _score(row: npt.NDArray[Any]) -> Score:
     return Score(top1=top1, top5=None if np.isnan(top5) else top5, balanced=balanced)
 
 
-def _majority(subject: Subject, labels: Labels, classes: int) -> Score | None:
+def _majority(subject: EvalContext, labels: Labels, classes: int) -> Score | None:
     try:
         known = subject.packed.labels()[subject.packed.select(subject.benchmark, "train").rows]
     except DataError:  # nothing to train on: a set that is only asked

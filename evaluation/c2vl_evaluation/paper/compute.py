@@ -10,17 +10,17 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.paper.experiments import Cell, Job, Lab
-from c2vl_evaluation.protocols import common, knn, linear
+from c2vl_evaluation.protocols import PROTOCOLS
 from c2vl_evaluation.report.sections import facts_of
-from c2vl_evaluation.results import Finding
-from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.events import Emit, Note, silent
+from c2vl_evaluation.results import Result
+from c2vl_manifests.errors import C2VLError, one_line
+from c2vl_manifests.events import Emit, Note, duration, silent
 from c2vl_training import checkpoint
 from c2vl_training.trainer import Run, train
 
@@ -33,26 +33,26 @@ _BATCHES = {
 """Where the batch size of a protocol is set."""
 
 
-def evaluate(job: Job, emit: Emit = silent) -> tuple[Finding, ...]:
+def evaluate(job: Job, emit: Emit = silent) -> tuple[Result, ...]:
     """Run a job's protocol on its finished trainings, or read what was found before."""
-    subjects = [
-        Subject(
+    contexts = [
+        EvalContext(
             run.out,
             job.packed,
             job.benchmark,
             run.recipe.model_copy(update={"evaluation": job.evaluation}),
             run.seed,
+            emit,
         )
         for run in job.runs
     ]
-    if job.protocol == "knn":
-        return (knn.outcome(subjects[0]).finding,)
-    if job.protocol == "linear":
-        return (linear.outcome(subjects[0]).finding,)
-    streams: dict[str, Subject] = {
-        run.recipe.training.input.stream: s for run, s in zip(job.runs, subjects, strict=True)
-    }
-    return common.findings(subjects[0], [job.protocol], emit, streams)
+    streams: dict[str, EvalContext] = (
+        {run.recipe.training.input.stream: one for run, one in zip(job.runs, contexts, strict=True)}
+        if job.protocol == "ensemble"
+        else {}
+    )
+    context = replace(contexts[0], streams=streams)
+    return tuple(cell.run().result for cell in PROTOCOLS[job.protocol](context))
 
 
 def unfinished(lab: Lab, cells: Sequence[Cell]) -> list[Job]:
@@ -197,11 +197,7 @@ def _said(error: C2VLError | RuntimeError, job: Job, *, training: bool) -> str:
         kind = job.runs[0].kind
         what, place = f"{kind} training", "" if kind == "random" else f"training.{kind}"
     batch = f"a smaller batch (--set {place}.batch_size=...) or " if place else ""
-    return f"out of memory in the {what} ({_one_line(error)}); give it {batch}a device with more free memory"
-
-
-def _one_line(error: RuntimeError) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")[:160]
+    return f"out of memory in the {what} ({one_line(error).rstrip('.')}); give it {batch}a device with more free memory"
 
 
 def reason(lab: Lab, cell: Cell) -> str:
@@ -213,16 +209,3 @@ def reason(lab: Lab, cell: Cell) -> str:
             if place in lab.failed:
                 return lab.failed[place]
     return "not computed yet"
-
-
-def duration(seconds: float) -> str:
-    """Say a time: `40 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    if seconds < 60:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes:02d} min"
-    return f"{hours // 24} d {hours % 24} h"

@@ -20,16 +20,15 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_evaluation.cache import weights_of
+from c2vl_evaluation.metrics import no_encoder_scores
 from c2vl_evaluation.paper.spec import Column, Line, Variant, everything, lines, printed
-from c2vl_evaluation.protocols import common
-from c2vl_evaluation.results import Finding, Protocol, Score
-from c2vl_manifests.datasets import load_dataset
+from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import C2VLError, ConfigError, StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.packed import FILE as PACKED
+from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
-from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import Run
@@ -77,7 +76,7 @@ class Kept(BaseModel):
 
     told: str
     encoders: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[Result, ...]
     seconds: float
 
 
@@ -93,7 +92,7 @@ class Cell:
     why: str = ""
     """Why it cannot be made; empty where it can."""
 
-    def wants(self, finding: Finding) -> bool:
+    def wants(self, finding: Result) -> bool:
         """Whether a finding of its jobs belongs into it."""
         match self.line.protocol:
             case "semi":
@@ -127,11 +126,7 @@ class Lab:
     def base(self, name: str) -> Recipe:
         """Return the recipe of a dataset."""
         if name not in self._bases:
-            m, overrides, recipe = self.sets[name].manifest, list(self.overrides), self.recipe
-            if recipe is None:
-                recipe = m.recipe or load_dataset(m.dataset).default_recipe
-                overrides = [*m.overrides, *overrides]
-            self._bases[name] = load_recipe(recipe, overrides)
+            self._bases[name] = resolve_recipe(self.sets[name].manifest, self.recipe, self.overrides)
         return self._bases[name]
 
     def unusable(self) -> dict[str, str]:
@@ -250,7 +245,7 @@ class Lab:
 
     def _counted(self, on: Column) -> dict[str, Score] | str:
         try:
-            found = common.target(self.sets[on.dataset], on.benchmark)
+            found = no_encoder_scores(self.sets[on.dataset], on.benchmark)
         except C2VLError as error:
             return str(error)
         return dict(zip(BLIND, (found.majority, found.chance), strict=True))
@@ -294,7 +289,7 @@ class Lab:
         sound = found.told == job.told and (len(there) < len(job.runs) or there == found.encoders)
         return found if sound else None
 
-    def keep(self, job: Job, findings: Sequence[Finding], seconds: float) -> None:
+    def keep(self, job: Job, findings: Sequence[Result], seconds: float) -> None:
         """Write a finished job."""
         spent = max(seconds, sum(finding.seconds for finding in findings))
         kept = Kept(told=job.told, encoders=job.encoders(), findings=tuple(findings), seconds=round(spent, 2))

@@ -11,13 +11,13 @@ from typing import Any
 
 from markupsafe import Markup
 
-from c2vl_evaluation.html import render
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper.experiments import Cell, Lab
 from c2vl_evaluation.paper.spec import FIGURES
 from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, Sheet, SheetRow, Shown, sheet
-from c2vl_evaluation.report.samples import clean
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.pages import render
+from c2vl_manifests.pages import shorten_paths as clean
 
 
 def write(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> Path:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.paper.compute import reason
@@ -89,11 +89,11 @@ def _draw(lab: Lab, cells: Sequence[Cell]) -> list[Panel]:
         return [Panel(f"Not drawn: {error}.")]
 
 
-def _subject(cell: Cell) -> Subject:
+def _subject(cell: Cell) -> EvalContext:
     job = cell.jobs[0]
     run = job.runs[0]
     recipe = run.recipe.model_copy(update={"evaluation": job.evaluation})
-    return Subject(run.out, job.packed, job.benchmark, recipe, run.seed)
+    return EvalContext(run.out, job.packed, job.benchmark, recipe, run.seed)
 
 
 # -------------------------------------------------------------------------------------------- similarities
@@ -251,7 +251,7 @@ def _scatter(cell: Cell) -> Panel:
 
 def _confusion(cell: Cell) -> Panel:
     names = _names(cell)
-    found = linear.outcome(_subject(cell)).predictions
+    found = next(linear.cells(_subject(cell))).run().predictions
     if found is None:
         raise ValueError("the linear evaluation answered nothing")
     return Panel(cell.line.label, figures.confusion_matrix(*confusion_of(found.labels, found.answers, names)))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from c2vl_evaluation.context import uses_joint_captions
 from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import BLIND, Cell, Lab
 from c2vl_evaluation.paper.spec import Column, Printed, everything
-from c2vl_evaluation.protocols.common import listens
 from c2vl_evaluation.results import Score, mean_std
 
 MARK = "†"
@@ -218,7 +218,7 @@ def _cited(printed: Printed) -> str:
 def derived(cell: Cell) -> bool:
     """Whether a cell's encoders learn from captions that are made by rule from the joints that they see."""
     return any(
-        run.kind == "pretrain" and listens(run.recipe.training.pretrain.knowledge, run.packed)
+        run.kind == "pretrain" and uses_joint_captions(run.recipe.training.pretrain.knowledge, run.packed)
         for job in cell.jobs
         for run in job.runs
     )

@@ -8,26 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from c2vl_evaluation.cache import Outcome, Subject, kept
-from c2vl_evaluation.metrics import check_classes
-from c2vl_evaluation.protocols.finetuning import Cell, Job, labelled, tune
-from c2vl_manifests.events import Emit, silent
+from c2vl_evaluation.cache import Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.protocols.finetuning import Job, tune
 
 
-def outcome(subject: Subject, emit: Emit = silent) -> Outcome:
-    """Fine-tune on the training split and answer the test split, or read what was found before."""
-    config = subject.recipe.evaluation.finetune
-
-    def compute() -> Outcome:
-        train, test = labelled(subject)
-        classes = check_classes(subject.packed, train, test)
-        job = Job(subject, train.rows, test.rows, classes, config, f"finetune {subject.run.name}")
-        return tune(job, emit).outcome(job, "finetune")
-
-    precision = subject.recipe.training.precision
-    return kept(subject.task("finetune", config, precision=precision), compute)
-
-
-def cells(subject: Subject, emit: Emit = silent) -> Iterator[Cell]:
+def cells(context: EvalContext) -> Iterator[Cell]:
     """Yield the one cell of the protocol."""
-    yield Cell("finetune", "", 0, lambda: outcome(subject, emit))
+    config, precision = context.recipe.evaluation.finetune, context.recipe.training.precision
+
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.splits()
+        job = Job(context, train.rows, test.rows, classes, config, f"finetune {context.run.name}")
+        return tune(job).result(job, "finetune")
+
+    yield Cell("finetune", compute, context.key("finetune", config, precision=precision))

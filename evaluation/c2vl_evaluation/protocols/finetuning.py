@@ -6,7 +6,7 @@ The loop draws by seed, epoch and step; it leaves a checkpoint every few epochs,
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import FOLDER, Outcome, Subject
-from c2vl_evaluation.features import Array, Labels, encoder_for, labels_of
+from c2vl_evaluation.cache import FOLDER, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.features import Array, Labels, encoder_for
 from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.results import Finding, Protocol, Score
+from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import C2VLError, CheckpointError
-from c2vl_manifests.events import Emit, Progress, silent
+from c2vl_manifests.events import Progress
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, schedule
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips
 from c2vl_training.encoders import Encoder
 from c2vl_training.methods import generator_of, key_of
 from c2vl_training.trainer import device_of
@@ -35,20 +36,10 @@ _TEST_BATCH = 128
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting and draw of a protocol before it is run, so that one that fails need not cost the others."""
-
-    protocol: Protocol
-    setting: str
-    draw: int
-    make: Callable[[], Outcome]
-
-
-@dataclass(frozen=True)
 class Job:
     """One training: what it learns from, and what it is asked at the end of every epoch."""
 
-    subject: Subject
+    context: EvalContext
     rows: Labels
     """Of the training samples."""
     asked: Labels
@@ -70,49 +61,18 @@ class Tuned:
     lr: float
     held_out: float | None
 
-    def outcome(self, job: Job, protocol: Protocol, setting: str = "", draw: int = 0) -> Outcome:
-        """Say it as a cell of a table."""
+    def result(self, job: Job, protocol: Protocol) -> ResultWithPredictions:
+        """Return the training as the result of a protocol."""
         best = max(range(len(self.history)), key=lambda epoch: self.history[epoch].top1)
-        finding = Finding(
-            protocol=protocol, setting=setting, draw=draw, last=self.history[-1], best=self.history[best],
+        result = Result(
+            protocol=protocol, last=self.history[-1], best=self.history[best],
             best_epoch=best + 1, epochs=len(self.history), lr=self.lr, held_out=self.held_out,
             train=len(job.rows), test=len(job.asked),
         )  # fmt: skip
-        return Outcome(finding, job.subject.predictions(job.asked, self.logits))
+        return ResultWithPredictions(result, job.context.predictions(job.asked, self.logits))
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of a split and their classes, both (N,)."""
-
-    rows: Labels
-    labels: Labels
-
-
-def labelled(subject: Subject) -> tuple[Split, Split]:
-    """Return the training and the test split; every sample needs a label.
-
-    Raises:
-        DataError: a sample has none.
-    """
-    return splits_of(subject.packed, subject.benchmark)
-
-
-def splits_of(packed: Packed, benchmark: str) -> tuple[Split, Split]:
-    """Return the training and the test split of a benchmark; every sample needs a label.
-
-    Raises:
-        ConfigError: there is no such benchmark.
-        DataError: a sample has no label.
-    """
-    found = []
-    for split in ("train", "test"):
-        rows = packed.select(benchmark, split).rows
-        found.append(Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}")))
-    return found[0], found[1]
-
-
-def tune(job: Job, emit: Emit = silent) -> Tuned:
+def tune(job: Job) -> Tuned:
     """Train; where `lrs` are given, with the rate that has the lowest cross-entropy on held-out *training* samples.
 
     Raises:
@@ -121,23 +81,23 @@ def tune(job: Job, emit: Emit = silent) -> Tuned:
     """
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
-        return Tuned(*_sound(job, rates[0], emit), rates[0], None)
+        return Tuned(*_sound(job, rates[0]), rates[0], None)
     out, rest = (
-        job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.subject.seed)
+        job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed)
     )
     tried = []
     for rate in rates:
-        history, logits = _train(job, rate, rest, out, emit)
-        truth = torch.from_numpy(job.subject.packed.labels()[out])
+        history, logits = _train(job, rate, rest, out)
+        truth = torch.from_numpy(job.context.packed.labels()[out])
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
         tried.append((loss, rate, history[-1].top1))
     _, rate, reached = min(tried)
-    return Tuned(*_sound(job, rate, emit), rate, reached)
+    return Tuned(*_sound(job, rate), rate, reached)
 
 
-def _sound(job: Job, rate: float, emit: Emit) -> tuple[list[Score], Array]:
+def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
     """Train on all rows; weights that broke in the very last step, after its loss was seen, are no result."""
-    history, logits = _train(job, rate, job.rows, job.asked, emit)
+    history, logits = _train(job, rate, job.rows, job.asked)
     if not np.isfinite(logits).all():
         raise C2VLError(
             f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; "
@@ -146,16 +106,16 @@ def _sound(job: Job, rate: float, emit: Emit) -> tuple[list[Score], Array]:
     return history, logits
 
 
-def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tuple[list[Score], Array]:
-    training = job.subject.recipe.training
+def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Score], Array]:
+    training = job.context.recipe.training
     config, o, where = job.config, job.config.optimiser, device_of(training.device)
-    trained = encoder_for(job.subject.run, job.subject.packed, where)
-    labels = torch.from_numpy(job.subject.packed.labels())
-    known, questions = (Clips(job.subject.packed, some, trained.input, where) for some in (rows, asked))
+    trained = encoder_for(job.context.run, job.context.packed, where)
+    labels = torch.from_numpy(job.context.packed.labels())
+    known, questions = (Clips(job.context.packed, some, trained.input, where) for some in (rows, asked))
     y, truth = labels[rows].to(where), labels[asked].to(where)
     encoder = trained.module.requires_grad_(True)
     assert isinstance(encoder, Encoder)
-    torch.manual_seed(job.subject.seed)
+    torch.manual_seed(job.context.seed)
     network = nn.Sequential(encoder, nn.Linear(encoder.dim, job.classes)).to(where)
     if training.precision == "float64":
         network.double()
@@ -166,15 +126,15 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tu
     batch = min(config.batch_size, len(known))
     steps = len(known) // batch
     told = {
-        "encoder": trained.facts, "config": config.model_dump(mode="json"), "rate": rate, "seed": job.subject.seed,
-        "rows": _digest(rows), "asked": _digest(asked), "data": job.subject.packed.manifest.fingerprint,
+        "encoder": trained.facts, "config": config.model_dump(mode="json"), "rate": rate, "seed": job.context.seed,
+        "rows": _digest(rows), "asked": _digest(asked), "data": job.context.packed.manifest.fingerprint,
     }  # fmt: skip
-    place = job.subject.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
+    place = job.context.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
     first, history, logits = _resume(place, told, network, optimiser)
-    emit(Progress(job.label, first, config.epochs, "epochs"))
+    job.context.emit(Progress(job.label, first, config.epochs, "epochs"))
     for epoch in range(first, config.epochs):
         network.train()
-        generator = generator_of(job.subject.seed, epoch)
+        generator = generator_of(job.context.seed, epoch)
         order = torch.randperm(len(known), generator=generator)
         draws = draw(len(known), trained.input, generator)
         for step in range(steps):
@@ -184,7 +144,7 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tu
             )
             for group in optimiser.param_groups:
                 group["lr"] = now * group["factor"]
-            torch.manual_seed(key_of(job.subject.seed, epoch, step))
+            torch.manual_seed(key_of(job.context.seed, epoch, step))
             clips = known.train(at.to(where), draws.take(at)) if config.augment else known.test(at.to(where))
             loss = F.cross_entropy(_logits(network, clips, training.precision), y[at.to(where)])
             if not torch.isfinite(loss):
@@ -201,7 +161,7 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tu
         history.append(metrics.score(logits, truth))
         if (epoch + 1) % training.checkpoint_every == 0 and epoch + 1 < config.epochs:
             _save(place, told, network, optimiser, history, logits)
-        emit(Progress(job.label, epoch + 1, config.epochs, "epochs", {"top-1": history[-1].top1}))
+        job.context.emit(Progress(job.label, epoch + 1, config.epochs, "epochs", {"top-1": history[-1].top1}))
     place.unlink(missing_ok=True)
     return history, logits.float().cpu().numpy()
 

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from c2vl_evaluation.cache import Subject, softmax
+from c2vl_evaluation.cache import softmax
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
@@ -45,7 +46,7 @@ class _Loose:
     offsets: npt.NDArray[Any]
 
 
-def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
+def predict(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
     """Say what is done in skeleton files.
 
     `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
@@ -58,11 +59,10 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
         DataError: a file that cannot be read, or in which nobody is seen.
         ConfigError: its joints cannot be mapped.
     """
-    linear.outcome(subject)
-    head, by = linear.head_of(subject)
-    where = device_of(subject.recipe.training.device)
-    encoder = encoder_for(subject.run, subject.packed, where)
-    clips = [_read(path, subject, encoder.layout) for path in files]
+    head, by = linear.head_of(context)
+    where = device_of(context.recipe.training.device)
+    encoder = encoder_for(context.run, context.packed, where)
+    clips = [_read(path, context, encoder.layout) for path in files]
     store = _Loose(
         encoder.layout,
         np.ascontiguousarray(np.concatenate(clips).transpose(0, 3, 1, 2)),
@@ -72,15 +72,15 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
     with torch.inference_mode():
         places = torch.arange(len(clips), device=where).split(128)
         features = torch.cat([encoder.module(loaded.test(at)).float().cpu() for at in places]).numpy()
-    check_finite(features, f"{subject.run}: of its features of the files")
+    check_finite(features, f"{context.run}: of its features of the files")
     logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
     if not np.isfinite(logits).all():
         raise CheckpointError(
-            f"{subject.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
+            f"{context.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
             "the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
         )
     scores = softmax(logits)
-    names = subject.packed.manifest.classes
+    names = context.packed.manifest.classes
     found = []
     for path, joints, row in zip(files, clips, scores, strict=True):
         order = np.argsort(-row, kind="stable")[:TOP]
@@ -89,16 +89,16 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
     return found
 
 
-def _read(path: Path, subject: Subject, layout: Layout) -> Array:
+def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers.arrays import read_array
     from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
     from c2vl_pipeline.readers.utd import read_utd
     from c2vl_pipeline.stages.pack import mapped
 
-    manifest = subject.packed.manifest
+    manifest = context.packed.manifest
     bodies, told = manifest.bodies, {"second_body": manifest.second_body}
-    config: SkeletonsConfig = subject.recipe.pipeline.skeletons.model_copy(update=told)
+    config: SkeletonsConfig = context.recipe.pipeline.skeletons.model_copy(update=told)
     try:
         match path.suffix.lower():
             case ".skeleton":

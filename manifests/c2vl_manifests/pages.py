@@ -1,0 +1,72 @@
+"""Self-contained HTML pages: templates, pictures as data URIs, paths shortened.
+
+Every value is escaped: text from data never becomes markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
+
+
+@cache
+def _environment(package: str) -> jinja2.Environment:
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: files(package).joinpath(name).read_text("utf-8")),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def render(
+    package: str, template: str, /, filters: Mapping[str, Callable[..., Any]] | None = None, **context: Any
+) -> str:
+    """Fill a template and return the page.
+
+    Args:
+        package: package that holds the template, e.g. `c2vl_evaluation.paper`.
+        template: path of its file in the package, e.g. `paper.html.j2`.
+        filters: functions that the template applies with `|`.
+        context: values of the template's variables.
+
+    Raises:
+        jinja2.UndefinedError: the template uses a variable that `context` lacks.
+    """
+    environment = _environment(package)
+    environment.filters.update(filters or {})
+    return environment.get_template(template).render(**context)
+
+
+def shorten_paths(text: str | None) -> str:
+    """Replace each path in a text by `…/` and its last part: pages travel, folders do not. Web addresses stay."""
+    return re.sub(r"(?<!\w)(?<!:/)(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text or "")
+
+
+def jpeg_data_uri(jpeg: bytes | None, size: tuple[int, int]) -> str | None:
+    """Return a JPEG scaled to fit `size` (width, height) as a data URI; None if it cannot be decoded."""
+    from PIL import Image
+
+    if not jpeg:
+        return None
+    try:
+        image = Image.open(io.BytesIO(jpeg))
+        image.draft("RGB", size)  # decodes at a fraction of the size: a gallery holds hundreds
+        small = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+    small.thumbnail(size)
+    sink = io.BytesIO()
+    small.save(sink, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"
