@@ -12,6 +12,7 @@ WORK      ?= $(WORKROOT)/$(DATASET)
 OUT       ?= $(RUNROOT)/$(DATASET)-$(BENCHMARK)
 RECIPE    ?=
 SEEDS     ?= 3
+KILLS     ?= 20
 TARGET    ?=
 TARGET_DATA ?= $(if $(C2VL_DATA),$(C2VL_DATA)/$(TARGET))
 ARGS      ?=
@@ -24,7 +25,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table protocols paper test lint bench clean need-dataset need-benchmark need-target
+.PHONY: help demo prompts reproduce table protocols paper test lint bench stress clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -88,5 +89,11 @@ lint: $(VENV)/.dev ## Ruff and mypy --strict
 bench: $(VENV)/.core ## Measure; what it prints is explained in benchmarks/README.md
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
+stress: $(VENV)/.dev ## Kill and damage a pipeline and a pre-training at random, then compare with clean runs: [KILLS=20]
+	@$(BIN)/c2vl-pipeline synth --out "$(WORKROOT)/stress-raw"
+	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data "$(WORKROOT)/stress-raw" --work "$(WORKROOT)/stress" --recipe debug
+	@$(BIN)/python benchmarks/stress/chaos.py --work "$(WORKROOT)/stress" --limit 64 --kills $(KILLS) $(ARGS)
+	@$(BIN)/python benchmarks/stress/kill_training.py --work "$(WORKROOT)/stress" --kills $(KILLS)
+
 clean: ## Remove the virtual environment and what demo made
-	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(RUNROOT)/demo
+	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(WORKROOT)/stress $(WORKROOT)/stress-raw $(RUNROOT)/demo

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from timing import compare, keep_memory
 from torch.nn import functional as F
 from torch.utils.data import default_collate
 
@@ -17,6 +16,7 @@ from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
+from timing import compare, keep_memory
 
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300
 

@@ -13,10 +13,9 @@ import sys
 import zipfile
 from pathlib import Path
 
-from timing import compare
-
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
+from timing import compare
 
 SHARD_SAMPLES = (64, 256, 512, 1024)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import compare
 
 from c2vl_evaluation.features import Features, Labels
 from c2vl_evaluation.protocols import knn
+from timing import compare
 
 GALLERY, QUERY, DIM, CLASSES = 40_091, 16_487, 256, 60
 

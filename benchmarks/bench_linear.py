@@ -12,13 +12,13 @@ import sys
 import time
 
 import torch
-from timing import compare
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.recipe import LinearConfig
+from timing import compare
 
 SAMPLES, DIM, CLASSES, RATES = 40_091, 256, 60, (0.01, 0.1, 1.0, 3.0, 10.0)
 

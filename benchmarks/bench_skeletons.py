@@ -14,7 +14,6 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from timing import compare
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.recipe import SkeletonsConfig
@@ -22,6 +21,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
 from c2vl_pipeline.stages import index, skeletons
+from timing import compare
 
 FRAMES = 96
 

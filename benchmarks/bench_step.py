@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from bench_augmentation import _Packed, feeder
-from timing import keep_memory
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
+from bench_augmentation import _Packed, feeder
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.recipe import InputConfig, PretrainConfig
 from c2vl_training import objective
@@ -33,6 +32,7 @@ from c2vl_training.encoders import build
 from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import FULL
 from c2vl_training.model import CrossModal
+from timing import keep_memory
 
 BATCH, FRAMES, DIM = 32, 64, 768
 

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from timing import keep_memory
 
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.packed import FILE, PackedManifest
@@ -25,6 +24,7 @@ from c2vl_manifests.recipe import InputConfig
 from c2vl_pipeline.stages.pack import INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, Packed
+from timing import keep_memory
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib
-import os
+import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
-
-Cli = Callable[..., tuple[int, list[str], str]]
+from c2vl_manifests.schema import CAPTIONS, CROPS
+from support import SHARED
+from support.cli import PARTS, Cli, Said
+from support.factory import run_factory
+from support.pages import HOSTILE, rewrite
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,19 +30,20 @@ def _quiet_threads() -> None:
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data (`C2VL_SHARED`, or ../shared/data); tests that need it are skipped where it is absent."""
-    folder = Path(os.environ.get("C2VL_SHARED", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"needs the real data of ../shared/data (or C2VL_SHARED); {folder} does not exist")
-    return folder
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the real data of ../shared/data (or C2VL_SHARED); {SHARED} does not exist")
+    return SHARED
 
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A raw synthetic dataset in NTU's format: 4 classes x 4 subjects x 2 views x 1 repeat, tiny frames."""
-    from c2vl_pipeline.synthetic import dataset as synth
+    from c2vl_pipeline.synthetic import dataset
 
     folder = tmp_path_factory.mktemp("raw")
-    synth.generate(folder, classes=4, subjects=4, views=2, repeats=1, seed=1, size=(128, 96), frames=(24, 32))
+    dataset.generate(
+        folder, classes=4, subjects=4, views=2, repeats=1, seed=1, size=(128, 96), frames=(24, 32)
+    )
     return folder
 
 
@@ -49,18 +51,6 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def recipe() -> Recipe:
     """The debug recipe: everything in seconds."""
     return load_recipe("debug")
-
-
-def run_factory(raw: Path, work: Path, recipe: Recipe, dataset: str = "synthetic") -> Path:
-    """Run every stage of the factory in this process; returns the work folder."""
-    from c2vl_pipeline.execution import runner
-    from c2vl_pipeline.stages import caption, crop, embed, index, pack, skeletons
-
-    index.build(load_dataset(dataset), raw, work, recipe.pipeline, recipe=recipe.name)
-    for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
-        runner.run(stage, work, recipe)
-    pack.run(work, recipe)
-    return work
 
 
 @pytest.fixture(scope="session")
@@ -71,18 +61,39 @@ def work(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run `c2vl-pipeline` in this process: exit code, lines on stdout that are no events, stderr."""
+    """Run a command in this process through its entry point; what is printed is caught."""
 
-    def call(*words: str | Path) -> tuple[int, list[str], str]:
-        monkeypatch.setattr(sys, "argv", ["c2vl-pipeline", *map(str, words)])
+    def call(*words: str | Path) -> Said:
+        monkeypatch.setattr(sys, "argv", [str(w) for w in words])
         monkeypatch.setenv("COLUMNS", "200")
+        main = importlib.import_module(f"{PARTS[str(words[0])]}.cli").main
         capfd.readouterr()
         try:
-            importlib.import_module("c2vl_pipeline.cli").main()
+            main()
             code: Any = 0
         except SystemExit as stop:
             code = stop.code
         out, err = capfd.readouterr()
-        return int(code or 0), [line for line in out.splitlines() if not line.startswith('{"event"')], err
+        return Said(int(code or 0), out, err)
 
     return call
+
+
+@pytest.fixture(scope="module")
+def odd(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the work folder with a hostile caption, a lost person and a failed caption."""
+    folder = tmp_path_factory.mktemp("odd") / "work"
+    shutil.copytree(work, folder)
+
+    def captions(rows):
+        for row in (rows[0], *rows[8:16]):  # often enough for the most frequent ones
+            row["caption"] = HOSTILE
+        rows[1]["caption"] = "A" * 400
+        rows[29].update(status="failed", error_class="ValueError", error="broke <b>here</b>", caption=None)
+
+    def crops(rows):
+        rows[17].update(status="no_person", box=None, score=None, jpeg=None, people=0)
+
+    rewrite(folder, "captions", CAPTIONS, captions)
+    rewrite(folder, "crops", CROPS, crops)
+    return folder

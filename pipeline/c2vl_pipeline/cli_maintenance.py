@@ -13,7 +13,6 @@ from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, sh
 from c2vl_pipeline.cli_options import (
     Call,
     FailuresOption,
-    LimitOption,
     ResourceOption,
     SchedulerOption,
     WorkersOption,
@@ -237,56 +236,6 @@ def retry_failed(
         )
     if (work / "packed").is_dir():
         say(f"`c2vl-pipeline status --work {work}` says whether to pack again")
-
-
-def chaos(
-    work: WorkOption,
-    kills: Annotated[int, typer.Option("--kills", min=0, help="SIGKILLs in all.")] = 20,
-    seed: int = 0,
-    limit: LimitOption = None,
-    workers: Annotated[int, typer.Option("--workers", min=1, help="Worker processes of each stage.")] = 2,
-    garbage: Annotated[int, typer.Option("--garbage", min=0, help="Raw files to replace by garbage.")] = 2,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="File for the report as JSON.", show_default=False)
-    ] = None,
-    scratch: Annotated[
-        Path | None, typer.Option("--scratch", help="Where to make the copy.", show_default=False)
-    ] = None,
-    keep: Annotated[bool, typer.Option("--keep", help="Keep the copy.")] = False,
-    set_: SetOption = None,
-) -> None:
-    """Run a copy of all stages under kills, damaged files and a full disk; its rows must equal a clean run's.
-
-    The given work folder and raw data are only read. Exit code 0 if nothing was lost, doubled, or changed without
-    a word.
-    """
-    from c2vl_manifests.manifest import commit_text
-    from c2vl_pipeline import chaos as storm
-    from c2vl_pipeline.chaos_report import TABLE
-
-    with Reporter() as emit:
-        report = storm.run(
-            work,
-            kills=kills,
-            seed=seed,
-            limit=limit,
-            workers=workers,
-            garbage=garbage,
-            overrides=set_ or [],
-            scratch=scratch,
-            keep=keep,
-            emit=emit,
-        )
-    title = (
-        f"{len(report.kills)} kills, {report.damages.total()} damages, {len(report.garbage)} files of garbage"
-    )
-    show_table(title, list(TABLE), report.table())
-    for line in report.lines():
-        say(line)
-    if out is not None:
-        commit_text(out, json.dumps(report.as_dict(), indent=1) + "\n")
-    if not report.held:
-        raise typer.Exit(1)
 
 
 OutOption = Annotated[

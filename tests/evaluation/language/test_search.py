@@ -1,0 +1,185 @@
+"""Search of clips by text."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from c2vl_evaluation.language import search, text_encoder
+from c2vl_manifests.cli_common import show_table
+from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_training.inference import load_space
+from support.cli import Cli, refused
+from support.evaluation import another, manifest
+from support.packed import STICK, moving
+
+# ---------------------------------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_nearest_clips_of_a_text_come_first(subject, split):
+    found = search.search(subject, "sit down", 3, split)
+    space, packed = load_space(subject.run), subject.packed
+    vector = text_encoder.load(packed).encode_texts(["sit down"]).vectors
+    text = space.knowledge("language", vector)[0]
+    rows = packed.select("xsub", split).rows
+    cosines = {}
+    for row, name in zip(rows, packed.sample_ids(rows), strict=True):
+        joints = packed.joints[packed.offsets[row] : packed.offsets[row + 1]].transpose(0, 2, 3, 1)
+        cosines[name] = float(space.skeleton(joints) @ text)
+    order = sorted(cosines, key=lambda name: -cosines[name])[:3]
+    assert [hit.sample_id for hit in found.hits] == order
+    for hit in found.hits:
+        assert hit.cosine == pytest.approx(cosines[hit.sample_id], abs=1e-5)
+        assert packed.sample_ids([hit.row]) == [hit.sample_id]
+        assert hit.name == packed.manifest.classes[packed.labels()[hit.row]]
+    assert (found.clips, found.split) == (len(rows), split)
+    assert found.mean == pytest.approx(np.mean(list(cosines.values())), abs=1e-5)
+
+
+def test_a_search_that_cannot_be_made_is_refused(subject):
+    with pytest.raises(DataError, match="the text is empty"):
+        search.search(subject, "  ")
+    with pytest.raises(ConfigError, match="--split 'val' is none of train, test"):
+        search.search(subject, "wave", split="val")
+    with pytest.raises(DataError, match=r"finds no word in '!'"):
+        search.search(subject, "!")
+
+
+# ------------------------------------------------------------------------------------------------ page
+
+
+def points(path: str) -> list[tuple[int, int]]:
+    return [(int(x), int(y)) for x, y in re.findall(r"(-?\d+) (-?\d+)", path)]
+
+
+def test_poses_of_an_animation_have_equal_lines_and_follow_the_joints():
+    joints = moving()[1][:, [0, 0]].copy()
+    joints[:, 1, :, 0] += 1
+    joints[: len(joints) // 2, 1] = 0  # the second person comes in later
+    first, second = search.drawing(joints, STICK.bones)
+    at = np.linspace(0, len(joints) - 1, min(len(joints), search.KEYS)).round().astype(int)
+    assert set(first.shown.split(";")) == {"1"}
+    assert second.shown == ";".join("1" if joints[t, 1].any() else "0" for t in at)
+    for body, person in ((first, 0), (second, 1)):
+        poses = body.poses.split(";")
+        assert len(poses) == len(at)
+        assert len({len(points(p)) for p in poses}) == 1  # what does not match is not interpolated
+        assert {len(points(p)) for p in poses} == {2 * len(STICK.bones)}
+        for t, pose in zip(at, poses, strict=True):
+            if not joints[t, person].any():
+                continue
+            drawn = np.array(points(pose)).reshape(-1, 2, 2)
+            real = np.array([[joints[t, person, a, :2], joints[t, person, b, :2]] for a, b in STICK.bones])
+            moved = (drawn - drawn[0, 0]) * [1, -1]  # upwards is up
+            scale = 360 / np.ptp(joints[joints.any(axis=(2, 3))][..., :2].reshape(-1, 2), axis=0).max()
+            np.testing.assert_allclose(moved, (real - real[0, 0]) * scale, atol=3)
+        assert all(0 <= v <= 400 for p in poses for xy in points(p) for v in xy)
+        assert 1 <= len(body.still) <= 4
+    assert search.drawing(np.zeros((4, 2, 5, 3), np.float32), STICK.bones) == []
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+HOSTILE = "<script>alert('&')</script>"
+
+
+def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(subject, tmp_path):
+    other = another(
+        subject,
+        tmp_path,
+        lambda folder: manifest(folder, classes=[HOSTILE, "sit down", "kick"], title=HOSTILE),
+    )
+    folder = other.packed.folder.parent / "captions"
+    folder.mkdir()
+    said = [f"<img src=x> {name}" for name in ("s00", "s04", "s08", "s12")]
+    rows = {"sample_id": ["s00", "s04", "s08", "s12"] * 2, "caption": [*said, None, *said[1:]]}
+    pq.write_table(pa.table(rows), folder / "shard-00000.parquet")
+    (folder / "shard-00001.parquet").write_bytes(b"broken")
+    found = search.search(other, f"wave {HOSTILE}", 4)
+    text = search.page(found, other, tmp_path / "deep" / "page.html").read_text("utf-8")
+    page = Tags()
+    page.feed(text)
+    tags = [tag for tag, _ in page.seen]
+    assert not {"script", "img", "link", "iframe", "object"} & set(tags)
+    assert not re.search(r"https?:|url\(|@import", text)
+    assert (tags.count("li"), tags.count("svg")) == (4, 8)  # one that moves, one that stands still
+    assert tags.count("animate") == 4
+    for caption in said:
+        assert page.text.count(caption) == 1
+    assert f"wave {HOSTILE}" in page.text
+    labels = [attrs["aria-label"] for tag, attrs in page.seen if tag == "svg"]
+    assert any(HOSTILE in str(label) for label in labels)
+    meta = {
+        attrs.get("name"): attrs["content"]
+        for tag, attrs in page.seen
+        if tag == "meta" and "content" in attrs
+    }
+    assert meta["viewport"] == "width=device-width, initial-scale=1"
+    assert "default-src 'none'" in str(meta[None])
+    assert "prefers-color-scheme: dark" in text
+    assert "prefers-reduced-motion: reduce" in text
+
+
+def test_a_clip_takes_its_own_time(subject, tmp_path):
+    found = search.search(subject, "wave", 4)
+    page = Tags()
+    page.feed(search.page(found, subject, tmp_path / "page.html").read_text("utf-8"))
+    seconds = [attrs["dur"] for tag, attrs in page.seen if tag == "animate"]
+    frames = np.diff(subject.packed.offsets)[[hit.row for hit in found.hits]]
+    assert seconds == [f"{max(n / 30, 0.5):.2f}s" for n in frames]
+    assert len(set(seconds)) > 1
+
+
+# --------------------------------------------------------------------------------------------- commands
+
+
+def test_the_commands_print_tables_and_draw(cli: Cli, subject, tmp_path):
+    words = ("--data", subject.packed.folder, "--recipe", "debug", "--run", subject.run)
+    found = cli("c2vl-eval", "retrieval", *words)
+    assert found.code == 0, found.err
+    text = " ".join(found.out.split())
+    for said in (
+        "4 queries (4 different) among 4 test clips",
+        "main: the clip itself, captions permuted",
+        "main: any clip of its class",
+        "ceiling: the clip itself, as captions repeat",
+        "chance: any clip of its class",
+        "median rank",
+    ):
+        assert said in text
+    refused(cli("c2vl-eval", "retrieval", *words, "--caption", "two"), "--caption 'two' is none of mean, one")
+    out = tmp_path / "found.html"
+    found = cli("c2vl-eval", "search", "a person waving", *words, "--top", "2", "--out", out)
+    assert found.code == 0, found.err
+    hits = search.search(subject, "a person waving", 2).hits
+    text = " ".join(found.out.split())
+    for hit in hits:
+        assert hit.sample_id in text
+        assert f"{hit.cosine:.3f}" in text
+    assert f"drawn: {out}" in found.out
+    assert out.read_text("utf-8").count("<li>") == 2
+    refused(cli("c2vl-eval", "search", " ", *words, "--out", tmp_path / "no.html"), "the text is empty")
+    assert not (tmp_path / "no.html").exists()
+
+
+def test_brackets_in_titles_and_searches_are_plain_text(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table("wave [/foo]", ["[/a]", "b"], [["[red]", "1"]], caption="[/z]")
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("wave [/foo]", "[/a]", "[red]", "[/z]"))

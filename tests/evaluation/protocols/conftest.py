@@ -1,0 +1,19 @@
+"""An untrained run to evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from c2vl_evaluation.cache import Subject
+from c2vl_training.dataset import Packed
+from c2vl_training.trainer import train
+from support.evaluation import TUNED
+from support.training import recipe, run
+
+
+@pytest.fixture
+def subject(data: Packed, tmp_path: Path) -> Subject:
+    train(run(data.folder, tmp_path / "floor", kind="random"))
+    return Subject(tmp_path / "floor", data, "xsub", recipe(*TUNED), 0)

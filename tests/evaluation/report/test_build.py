@@ -1,0 +1,175 @@
+"""The report as a page: contents, damage, escaping."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from c2vl_evaluation.report import build, samples
+from c2vl_evaluation.results import mean_std
+from support.report import Page, main_run, read, table, work_folder, write_runs
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("full")
+    results = table()
+    write_runs(results, folder)
+    bad = {(17, 2): ("crops", "no_person", "nobody above 0.3 in /home/someone/secret/video.avi")}
+    work = work_folder(folder / "work", bad=bad)
+    path = build.build(results, folder / "report.html", work=work, main=main_run())
+    return results, folder, path
+
+
+def test_page_is_small_and_loads_nothing(full):
+    _, folder, path = full
+    html = path.read_text("utf-8")
+    page = Page(html)
+    assert path.stat().st_size < 4_000_000
+    assert all(link.startswith(("#", "data:image/jpeg;base64,")) for link in page.links)
+    assert not {"script", "link", "iframe", "object", "embed"} & {tag for tag, _ in page.tags}
+    assert "@import" not in html
+    assert not re.search(r"url\((?!#)", html)
+    assert "default-src 'none'" in html
+    assert str(folder) not in html
+    assert "/home/someone" not in html
+
+
+def test_page_minds_phones_and_dark_rooms(full):
+    html = full[2].read_text("utf-8")
+    assert 'name="viewport" content="width=device-width' in html
+    assert "prefers-color-scheme: dark" in html
+    assert "tabular-nums" in html
+
+
+def test_equal_input_writes_equal_bytes(full, tmp_path):
+    results, folder, path = full
+    again = build.build(results, folder / "again.html", work=folder / "work", main=main_run())
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_every_row_is_on_the_page(full):
+    results, _, path = full
+    text = read(path).text
+    for name in results.names():
+        of = results.of(name)
+        for measure in ("knn", "linear", "linear_best"):
+            assert mean_std([getattr(row, measure) for row in of]) in text
+    for row in results.rows:
+        assert row.run.rsplit("/", 1)[1] in text
+    for fact in ("33.3", "40.0", "1 h 02 min", "1,234", "f" * 32, "d" * 32, "posecode", "Toy & Co"):
+        assert fact in text
+
+
+def test_controls_and_derived_rows_are_marked(full):
+    page = read(full[2])
+    classes = [attrs.get("class", "") for tag, attrs in page.tags if tag == "tr"]
+    assert classes.count("control") == 3
+    assert classes.count("main") == 1
+    assert page.text.count("derived from joints") == 3 + 1  # three lines and the explanation
+    assert "captions of these rows are computed from the skeleton itself" in page.text
+
+
+def test_page_without_derived_rows_does_not_speak_of_them(tmp_path):
+    assert "derived from joints" not in read(build.build(table(derived=False), tmp_path / "r.html")).text
+
+
+def test_all_figures_are_drawn_with_captions(full):
+    page = read(full[2])
+    assert page.count("svg") == 7
+    for word in (
+        "metrics.jsonl",
+        "perplexity 19.7",
+        "t-SNE seed 0",
+        "60 test samples of the 3 most frequent of 3 classes",
+    ):
+        assert word in page.text
+    assert "Not drawn" not in page.text
+
+
+def test_most_frequent_mistakes_are_named_with_a_sample(full):
+    assert (
+        "Most often mistaken: wave for clap, 3 of 20 (such as s0); sit <down> for clap, 3 of 20 (such as s14)"
+        in read(full[2]).text
+    )
+
+
+def test_gallery_shows_crops_and_captions(full):
+    page = read(full[2])
+    images = [attrs for tag, attrs in page.tags if tag == "img"]
+    assert page.count("article") == samples.SAMPLES
+    assert len(images) == samples.SAMPLES * samples.SLOTS - 1
+    for word in ("s000 slot 0", "s029 slot 5", "no_person", "nobody above 0.3 in …/video.avi"):
+        assert word in page.text
+
+
+def test_captions_and_names_are_escaped(tmp_path):
+    evil = '<script>alert(1)</script>"><img src=https://evil.example/x.png>'
+    work = work_folder(tmp_path / "w", samples=3, caption=evil)
+    results = table(
+        {(evil, "pretrained"): (0.5, 0.5)}, title=evil, classes=(evil, "b", "c"), engines={evil: evil}
+    )
+    write_runs(results.model_copy(update={"rows": ()}), tmp_path)
+    path = build.build(results, tmp_path / "r.html", work=work, main=main_run())
+    page = read(path)
+    assert page.count("script") == 0
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert evil in page.text
+
+
+def test_empty_work_folder_is_said(tmp_path):
+    text = read(build.build(table(), tmp_path / "r.html", work=tmp_path / "nowhere")).text
+    assert "The work folder holds no readable crops." in text
+    assert "The work folder holds no readable captions." in text
+
+
+def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
+    page = read(
+        build.build(
+            table({("random encoder", "floor"): (0.4, 0.5)}, seeds=1, seconds={}, engines={}),
+            tmp_path / "r.html",
+        )
+    )
+    assert page.count("svg") == 1  # the bars
+    for sentence in (
+        "No pre-trained encoder is in this table; random encoder reaches 40.0 % kNN and 50.0 % linear.",
+        "No work folder was given",
+        "Not drawn: the main run, or the packed data it was evaluated on, is not at hand.",
+        "there is no curve to draw",
+        "No stage recorded its time.",
+    ):
+        assert sentence in page.text
+
+
+@pytest.mark.parametrize("damage", ["", '{"epoch": 0, "lo', "[1]\n", "3\n", '{"epoch": "x", "loss": null}\n'])
+def test_damaged_metrics_are_named_not_fatal(tmp_path, damage):
+    results = table()
+    write_runs(results, tmp_path)
+    (tmp_path / results.rows[0].run / "metrics.jsonl").write_text(damage)
+    page = read(build.build(results, tmp_path / "r.html"))
+    assert "Without readable metrics.jsonl, hence not drawn: partition-seed0." in page.text
+    assert page.count("svg") == 4
+
+
+def test_runs_are_found_where_the_table_was_moved_to(tmp_path):
+    results = table()
+    assert not Path(results.rows[0].run).is_absolute()
+    write_runs(results, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")
+    page = read(build.build(results, tmp_path / "there" / "r.html"))
+    assert page.count("svg") == 4
+
+
+def test_more_labels_than_class_names(tmp_path):
+    page = read(build.build(table(classes=()), tmp_path / "r.html", main=main_run()))
+    assert "class 2" in page.text
+
+
+def test_a_main_run_that_is_gone_says_why_on_the_page(tmp_path):
+    why = build.main_run(table(), tmp_path, tmp_path)
+    assert "holds no packed data; run `c2vl-pipeline pack --work" in why
+    text = read(build.build(table(), tmp_path / "r.html", main=why)).text
+    assert "Not drawn: …/packed holds no packed data; run `c2vl-pipeline pack --work …/" in text
+    assert str(tmp_path) not in text

@@ -1,0 +1,121 @@
+"""Sections of the report: protocols, failures, settings."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import jinja2
+import pytest
+
+from c2vl_evaluation import html as page
+from c2vl_evaluation.report import build
+from c2vl_evaluation.results import FAILED, Finding, Results, by_setting, mean_std
+from support.report import found, read, table, with_findings
+
+
+def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: Path) -> None:
+    text = read(build.build(with_findings(), tmp_path / "r.html")).text
+    four = mean_std([0.4111, 0.4333] * 2)
+    for said in (
+        "Other protocols",
+        four,
+        mean_std([0.5111, 0.5333] * 2),
+        mean_std([0.3611, 0.3833] * 2),
+        mean_std([0.4311, 0.4533] * 2),
+        "n/a: 1 % of 431 clips are 4, fewer than the 27 classes",
+        "synthetic to other, tuned",
+        "Other set, xview",
+        "27.1",
+        "1,043",
+    ):
+        assert said in text
+    assert text.count(four) == 2 * 5  # a line a name, in the overview and beside top-5
+
+
+def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path) -> None:
+    """In the first table, in the overview's header and in each of its three settings' details, but no other row."""
+    html = build.build(with_findings(), tmp_path / "r.html").read_text("utf-8")
+    results, overview, details = re.split(r'id="protocols"|<summary>Top-5, balanced', html)
+    details = details.split("</details>")[0]
+    mark = '<span class="tag derived">derived from joints</span>'
+    assert results.count(f"{mark}</span></td>") == 3
+    heads = re.findall(r'<th class="n">(.*?)</th>', overview)
+    assert [head.split("<")[0] for head in heads if mark in head] == [
+        "partition(cosine)",
+        "hard",
+        "shuffled pairs",
+    ]
+    cells = re.findall(r'<td class="wrap">(.*?)</td>', details)
+    assert {cell.split("<")[0]: mark in cell for cell in cells} == {
+        "partition(cosine)": True, "hard": True, "random encoder": False, "supervised": False, "shuffled pairs": True,
+    }  # fmt: skip
+    assert (
+        "derived from joints"
+        not in read(
+            build.build(
+                with_findings().model_copy(
+                    update={
+                        "rows": tuple(
+                            r.model_copy(update={"derived_from_joints": False}) for r in with_findings().rows
+                        )
+                    }
+                ),
+                tmp_path / "none.html",
+            )
+        ).text
+    )
+
+
+def test_an_evaluation_that_failed_is_its_own_lines(tmp_path: Path) -> None:
+    results = with_findings()
+    bad = Finding(protocol="semi", setting="5 % random, tuned", why=f"{FAILED}the loss became NaN")
+    first, *others = results.rows
+    both = first.model_copy(update={"findings": (*first.findings, bad, found(0.6, bad.setting))})
+    rows = [row.model_copy(update={"findings": (*row.findings, bad)}) for row in others]
+    text = read(build.build(results.model_copy(update={"rows": (both, *rows)}), tmp_path / "r.html")).text
+    of_first = sum(row.name == first.name for row in results.rows)
+    assert f"and {of_first} failed: the loss became NaN" in text  # beside the run that ended well
+    others_named = len({row.name for row in rows} - {first.name})
+    assert text.count("n/a: failed: the loss became NaN") == others_named
+    alone = results.model_copy(update={"rows": tuple(rows)})
+    text = read(build.build(alone, tmp_path / "a.html")).text
+    assert text.count("n/a: failed: the loss became NaN") == len({row.name for row in rows})
+
+
+def test_top5_and_balanced_stand_under_their_accuracy(tmp_path: Path) -> None:
+    text = read(build.build(with_findings(), tmp_path / "r.html")).text
+    assert "top-5 91.3 ± 0.0 balanced 68.7 ± 0.0" in text
+    assert "balanced 58.7 ± 0.0" in text
+    assert "balanced 33.3" in text
+
+
+def test_a_table_of_an_older_version_needs_none_of_it(tmp_path: Path) -> None:
+    old = table().model_dump(exclude={"targets", "majority_score", "chance_score"})
+    added = {"findings", "knn_top5", "knn_balanced", "linear_top5", "linear_balanced"}
+    rows = [{k: v for k, v in row.items() if k not in added} for row in old["rows"]]
+    results = Results.model_validate(old | {"rows": rows})
+    text = read(build.build(results, tmp_path / "r.html")).text
+    assert "Other protocols" not in text
+    assert "top-5" not in text
+
+
+def test_settings_keep_their_order() -> None:
+    cells = by_setting([found(0.1, "b"), found(0.2, "a"), found(0.3, "b", 1)])
+    assert [key[1] for key in cells] == ["b", "a"]
+    assert [f.last.top1 for f in cells["semi", "b"] if f.last] == [0.1, pytest.approx(0.3)]
+
+
+def test_a_template_shows_text_as_text_and_speaks_of_nothing_unknown(tmp_path, monkeypatch):
+    folder = tmp_path / "told_pages"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    lines = ["  {% for one in template %}", "<p>{{ one }}{{ package }}</p>", "  {% endfor %}"]
+    (folder / "page.html.j2").write_text("\n".join(lines), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    made = page.render("told_pages", "page.html.j2", template=["<b>", "é"], package="&")
+    assert made == "<p>&lt;b&gt;&amp;</p>\n<p>é&amp;</p>\n"
+    with pytest.raises(jinja2.UndefinedError, match="'package' is undefined"):
+        page.render("told_pages", "page.html.j2", template=["x"])
+    with pytest.raises(jinja2.UndefinedError):
+        page.render("c2vl_evaluation", "report.html.j2")

@@ -1,0 +1,150 @@
+"""Skeleton files to answers: those of the protocol, and one line for what cannot be answered; the commands around it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2vl_evaluation import predict
+from c2vl_evaluation.cache import Subject, softmax
+from c2vl_evaluation.protocols import linear
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_training import checkpoint
+from c2vl_training.dataset import Packed
+from c2vl_training.trainer import Run, train
+from support.cli import Cli, refused, sets
+from support.packed import sticks
+from support.training import recipe, run
+
+SET = ("evaluation.linear.epochs=5", "evaluation.linear.milestones=[4]")
+
+
+@pytest.fixture(scope="module")
+def subject(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    """A random encoder on the synthetic set in NTU's format."""
+    packed, used = Packed(work), load_recipe("debug", SET)
+    out = tmp_path_factory.mktemp("runs") / "floor"
+    train(Run("random", packed, used, "xsub", 0, out))
+    return Subject(out, packed, "xsub", used, 0)
+
+
+def test_a_skeleton_file_is_answered_as_the_protocol_answered_it(subject, raw):
+    protocol = linear.outcome(subject).predictions
+    assert protocol is not None
+    files = [next(raw.rglob(f"{name}.skeleton")) for name in protocol.sample_ids[:5]]
+    found = predict.predict(subject, files)
+    names = subject.packed.manifest.classes
+    for answer, file, scores in zip(found, files, softmax(protocol.scores[:5]), strict=True):
+        assert answer.file == file
+        order = np.argsort(-scores)
+        assert [name for name, _ in answer.top] == [names[n] for n in order[:5]]
+        np.testing.assert_allclose([p for _, p in answer.top], scores[order[:5]], rtol=1e-3)
+        assert sum(p for _, p in answer.top) == pytest.approx(1)  # of four classes
+    assert len({tuple(answer.top) for answer in found}) > 1
+
+
+def test_the_layer_is_trained_where_it_is_not_there(subject, raw, tmp_path):
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run", ignore=lambda *_: {"evaluations"}))
+    other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
+    with pytest.raises(
+        CheckpointError, match="no head of this encoder, seed and configuration; run `c2vl-eval"
+    ):
+        linear.head_of(other)
+    file = next(raw.rglob("*.skeleton"))
+    assert predict.predict(other, [file]) == predict.predict(subject, [file])
+
+
+def test_a_layer_of_another_encoder_is_refused(subject, tmp_path):
+    linear.outcome(subject)
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
+    tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
+    changed = {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}
+    checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
+    with pytest.raises(
+        CheckpointError, match="no head of this encoder, seed and configuration; run `c2vl-eval"
+    ):
+        linear.head_of(Subject(folder, subject.packed, "xsub", subject.recipe, 0))
+
+
+@pytest.mark.parametrize("keep", [None, 100])
+def test_a_layer_that_is_gone_or_cut_is_trained_again(subject, raw, tmp_path, keep):
+    file = next(raw.rglob("*.skeleton"))
+    wanted = predict.predict(subject, [file])
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
+    for path in (folder / "evaluations").glob("linear-*.safetensors"):
+        path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
+    assert predict.predict(Subject(folder, subject.packed, "xsub", subject.recipe, 0), [file]) == wanted
+
+
+def test_answers_that_are_no_numbers_are_refused(subject, raw, tmp_path):
+    file = next(raw.rglob("*.skeleton"))
+    linear.outcome(subject)
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
+    other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
+    for path in (folder / "evaluations").glob("linear-*.safetensors"):
+        tensors, facts = checkpoint.load(path)
+        checkpoint.save(path, tensors | {"bias": tensors["bias"] * np.nan}, facts)
+    with pytest.raises(
+        CheckpointError, match=r"answers are NaN or infinite.*; give lower ones by --set"
+    ) as caught:
+        predict.predict(other, [file])
+    assert "\n" not in str(caught.value)
+    tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
+    changed = {k: v * np.nan if v.is_floating_point() else v for k, v in tensors.items()}
+    checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
+    with pytest.raises(CheckpointError, match=r"weights that are NaN or infinite.*; train it again"):
+        predict.predict(other, [file])
+
+
+def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkeypatch):
+    """Weights may be finite, and what they make of a file not."""
+    linear.outcome(subject)
+    encoder = predict.encoder_for(subject.run, subject.packed, torch.device("cpu"))
+    encoder.module.register_forward_hook(lambda *of: of[-1] * np.inf)
+    monkeypatch.setattr(predict, "encoder_for", lambda *_: encoder)
+    with pytest.raises(
+        CheckpointError, match=r"of its features of the files, 1 of 1 are NaN or infinite, expected"
+    ):
+        predict.predict(subject, [next(raw.rglob("*.skeleton"))])
+
+
+def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
+    (tmp_path / "empty.skeleton").write_text("3\n0\n0\n0\n")
+    (tmp_path / "cut.skeleton").write_text("3\n1\n")
+    (tmp_path / "clip.avi").write_bytes(b"RIFF")
+    np.save(tmp_path / "nan.npy", np.full((4, 25, 3), np.nan))
+    np.save(tmp_path / "joints.npy", np.ones((4, 9, 3)))
+    for name, said in {
+        "empty.skeleton": "nobody is seen in it",
+        "cut.skeleton": r"cut\.skeleton:",
+        "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
+        "nan.npy": "NaN or infinite",
+        "joints.npy": r"layout 'kinect_v2' needs \(T, 25, 3\)",
+        "nowhere.skeleton": r"nowhere\.skeleton does not exist",
+    }.items():
+        with pytest.raises(DataError, match=said) as caught:
+            predict.predict(subject, [tmp_path / name])
+        assert "\n" not in str(caught.value)
+
+
+def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):
+    packed = Packed(sticks(tmp_path / "packed"))
+    train(run(packed.folder, tmp_path / "floor", kind="random"))
+    subject = Subject(tmp_path / "floor", packed, "xsub", recipe(*SET), 0)
+    with pytest.raises(ConfigError, match="'kinect_v2' cannot be mapped to 'stick'"):
+        predict.predict(subject, [next(raw.rglob("*.skeleton"))])
+
+
+def test_predict_prints_five_classes_with_probabilities(cli: Cli, subject, work, raw):
+    file = next(raw.rglob("*.skeleton"))
+    words = ("--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
+    found = cli("c2vl-eval", "predict", file, *words)
+    assert found.code == 0, found.err
+    (answer,) = predict.predict(subject, [file])
+    assert f"{file} ({answer.frames} frames): {answer.top[0][0]} {answer.top[0][1]:.3f}, " in found.out
+    refused(cli("c2vl-eval", "predict", "nowhere.skeleton", *words), "nowhere.skeleton does not exist")

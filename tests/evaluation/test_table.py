@@ -1,0 +1,206 @@
+"""Tables: lines, controls, growth."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from c2vl_evaluation import metrics
+from c2vl_evaluation import table as benchmark
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.features import extract, raw_joints
+from c2vl_evaluation.protocols import knn, linear
+from c2vl_evaluation.results import Results, Score, load
+from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_training.dataset import Clips, Packed
+from support.evaluation import table_lines
+from support.packed import COUNT, sticks
+
+
+def test_every_table_has_its_three_controls():
+    found = table_lines()
+    assert [(line.name, line.role, line.kind) for line in found] == [
+        ("partition(cosine)", "pretrained", "pretrain"),
+        ("random encoder", "floor", "random"),
+        ("supervised", "ceiling", "supervised"),
+        ("shuffled pairs", "shuffled", "pretrain"),
+    ]
+    pairs = [line.recipe.training.pretrain.pairs for line in found]
+    assert pairs == ["true", "true", "true", "shuffled"]
+
+
+def test_shuffled_pairs_differ_from_the_first_line_in_the_pairs_alone():
+    first, *_, control = table_lines("hard", "intra")
+    assert first.recipe.training.pretrain.targets.kind == "hard"
+    dumps = [line.recipe.model_dump(mode="json") for line in (first, control)]
+    dumps[1]["training"]["pretrain"]["pairs"] = "true"
+    assert dumps[0] == dumps[1]
+
+
+def test_lines_have_a_name_and_a_folder_each(tmp_path):
+    found = table_lines("hard", "partition(0.3)", "partition(0.7)", "partition(cosine)", "blend(constant)")
+    names = [line.name for line in found if line.role == "pretrained"]
+    assert names == ["hard", "partition(0.3)", "partition(0.7)", "partition(cosine)", "blend(constant)"]
+    folders = {line.folder(tmp_path, seed) for line in found for seed in (0, 1)}
+    assert len(folders) == 2 * len(found)
+    assert found[3].folder(tmp_path, 1) == tmp_path / "partition-cosine-seed1"
+
+
+def test_a_value_named_twice_is_one_line():
+    found = table_lines(
+        "partition", "hard", "partition(cosine)", "hard", "partition(constant)", "partition(0.5)"
+    )
+    assert [line.name for line in found if line.role == "pretrained"] == [
+        "partition(cosine)",
+        "hard",
+        "partition(constant)",
+    ]
+
+
+def test_a_value_named_as_the_recipes_own_keeps_the_recipes_numbers():
+    own = ("training.pretrain.targets.beta=0.4", "training.pretrain.targets.average=true")
+    same, other, *_ = table_lines("partition(cosine)", "partition(constant)", more=own)
+    targets = same.recipe.training.pretrain.targets
+    assert (targets.beta, targets.average) == (0.4, True)
+    assert other.recipe.training.pretrain.targets.beta == 0.2
+
+
+def test_an_unknown_target_names_the_known_ones():
+    with pytest.raises(ConfigError, match="'soft' is none of hard, intra, inter, blend"):
+        table_lines("soft")
+
+
+@pytest.fixture(scope="module")
+def table(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+    out = tmp_path_factory.mktemp("table")
+    return out, benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out)
+
+
+def test_raw_joints_are_the_flattened_input_and_need_no_run(table, data, tmp_path):
+    _, results = table
+    row = results.rows[-1]
+    assert (row.name, row.run, row.epochs) == ("raw joints", "", 0)
+    config = table_lines("hard")[0].recipe.training.input
+    gallery, query = (raw_joints(data, "xsub", split, config) for split in ("train", "test"))
+    clip = Clips(
+        data, gallery.rows, config.model_copy(update={"frames": min(16, config.frames)}), torch.device("cpu")
+    )
+    assert np.allclose(gallery.values[0], clip.test(torch.tensor([0]))[0].reshape(-1).numpy())
+    assert row.knn == knn.accuracy(knn.predict(gallery, query), query.labels)
+
+
+def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
+    out, results = table
+    roles = [(row.role, row.seed) for row in results.rows]
+    assert roles == [
+        *((role, seed) for role in ("pretrained", "floor", "ceiling", "shuffled") for seed in (0, 1)),
+        ("baseline", 0),
+    ]
+    assert (results.train, results.test, results.chance) == (12, 4, pytest.approx(1 / 3))
+    train_labels, test_labels = (
+        data.labels()[data.select("xsub", split).rows] for split in ("train", "test")
+    )
+    assert results.majority == metrics.majority(train_labels, test_labels, 3).top1
+    assert load(out) == results
+    pretrained, floor, ceiling, shuffled, _ = (results.of(name)[0] for name in results.names())
+    assert [row.epochs for row in (pretrained, floor, ceiling, shuffled)] == [4, 0, 4, 4]
+    assert [row.knowledge for row in (pretrained, floor, ceiling, shuffled)] == ["both", "", "", "both"]
+    assert [row.derived_from_joints for row in (pretrained, floor)] == [True, False]
+    assert all(row.samples == 12 and 0 <= row.linear <= row.linear_best <= 1 for row in results.rows)
+    assert results.main_run() == pretrained
+
+
+def test_a_tables_numbers_are_those_of_its_protocols(table, data):
+    row = table[1].rows[1]
+    config = table_lines()[0].recipe.evaluation.linear
+    gallery, query = (extract(table[0] / row.run, data, "xsub", split) for split in ("train", "test"))
+    assert row.knn == knn.accuracy(knn.predict(gallery, query), query.labels)
+    found = linear.probe(gallery, query, 3, config, seed=1)
+    assert (row.linear, row.linear_best, row.linear_lr) == (found.last.top1, found.best.top1, found.lr)
+    assert (row.linear_top5, row.linear_balanced) == (None, found.last.balanced)
+
+
+def test_a_table_made_again_trains_nothing_and_grows_by_lines(table, data):
+    out, results = table
+    stamps = {path: path.stat().st_mtime_ns for path in out.glob("runs/*/*.safetensors")}
+    assert len(stamps) == 8 + 6 + 4  # every encoder; a checkpoint for all but the floors; projectors
+    again = benchmark.run_table(data, "xsub", table_lines("hard", "intra"), range(2), out)
+    assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
+    assert again.names() == ["hard", "intra", "random encoder", "supervised", "shuffled pairs", "raw joints"]
+    assert again.of("hard") == results.of("hard")
+
+
+def test_a_result_is_not_found_twice(table, data, monkeypatch):
+    out, results = table
+
+    def never(*_, **__):
+        raise AssertionError("computed again")
+
+    for name in ("knn.search", "linear.fit"):
+        part, function = name.split(".")
+        monkeypatch.setattr({"knn": knn, "linear": linear}[part], function, never)
+    row = results.rows[0]
+    subject = Subject(out / row.run, data, "xsub", table_lines("hard")[0].recipe, row.seed)
+    assert knn.outcome(subject).finding.last.top1 == row.knn
+    again = linear.outcome(subject)
+    assert again.finding.last.top1 == row.linear
+    assert again.predictions is not None
+    assert again.predictions.sample_ids == ["s00", "s04", "s08", "s12"]
+    other = replace(subject, recipe=table_lines("hard", more=("evaluation.linear.epochs=6",))[0].recipe)
+    with pytest.raises(AssertionError, match="computed again"):
+        linear.outcome(other)
+
+
+def test_the_floors_of_a_table_are_scored_in_full(table, data):
+    results = table[1]
+    assert results.chance_score == Score(top1=1 / 3, top5=None, balanced=1 / 3)
+    assert results.majority_score is not None
+    assert results.majority_score.top1 == results.majority
+
+
+def test_a_class_without_training_samples_is_refused_by_name(tmp_path):
+    labels = [3 if n % 4 == 0 else n % 3 for n in range(COUNT)]
+    packed = Packed(sticks(tmp_path / "packed", labels=labels))
+    with pytest.raises(
+        DataError,
+        match=r"1 of 1 classes of the test split have no training sample \(first: 'class 3'\)",
+    ):
+        benchmark.run_table(packed, "xsub", table_lines("hard")[1:2], [0], tmp_path / "out")
+
+
+def test_val_never_looks_at_test_subjects(data, tmp_path):
+    results = benchmark.run_table(data, "xsub-val", table_lines("hard"), [0], tmp_path)
+    assert (results.train, results.test) == (9, 3)
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        (("rows", 0, "knn"), "rows.0.knn: Input should be a finite number"),
+        (
+            ("rows", 1, "findings", 0, "last", "top1"),
+            "rows.1.findings.0.last.top1: Input should be a finite number",
+        ),
+        (("majority_score", "balanced"), "majority_score.balanced: Input should be a finite number"),
+        (("chance",), "chance: Input should be a finite number"),
+    ],
+)
+def test_a_number_that_is_none_is_damage_and_said_where(table, tmp_path, place, said):
+    whole = json.loads((table[0] / "results.json").read_text())
+    score = {"top1": 0.5, "top5": None, "balanced": 0.5}
+    whole["rows"][1]["findings"] = [{"protocol": "semi", "last": score}]
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    assert load(tmp_path).rows[1].findings[0].last == Score(**score)
+    held = whole
+    for step in place[:-1]:
+        held = held[step]
+    held[place[-1]] = float("nan")
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    with pytest.raises(DataError) as caught:
+        load(tmp_path)
+    assert f"results.json: damaged ({said}); run `c2vl-eval benchmark` again" in str(caught.value)

@@ -1,0 +1,491 @@
+"""Cells of a table: refusals before training, failures, earlier calls, targets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from c2vl_evaluation import cli
+from c2vl_evaluation import table as benchmark
+from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.protocols import common, ensemble, finetune, finetuning, semi, transfer
+from c2vl_evaluation.report import console
+from c2vl_evaluation.results import FAILED, Finding, Results, load
+from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
+from c2vl_manifests.events import Event, Note
+from c2vl_training import checkpoint
+from c2vl_training.dataset import Packed
+from c2vl_training.trainer import train
+from support.cli import sets
+from support.evaluation import outcomes
+from support.packed import COUNT, moving, sticks
+from support.training import BASE, recipe, run
+
+SETTINGS = (
+    "evaluation.linear.epochs=2",
+    "evaluation.linear.milestones=[1]",
+    "evaluation.finetune.epochs=1",
+    "evaluation.transfer.tune.epochs=1",
+    "evaluation.semi.shares=[0.05,0.5]",
+    "evaluation.semi.draws=1",
+    "evaluation.semi.tune.epochs=1",
+    "training.pretrain.epochs=1",
+    "training.supervised.epochs=1",
+)
+DIVERGES = "evaluation.finetune.optimiser.lr=1e30"
+
+
+def two_views() -> list[dict[str, str]]:
+    """12 clips to train and 4 to test in both benchmarks; all test clips of xview are training clips of xsub."""
+    return [
+        {"xsub": "train" if n % 4 else "test", "xview": "train" if n % 4 != 1 else "test"}
+        for n in range(COUNT)
+    ]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+    """Tests must not write into it."""
+    return Packed(sticks(tmp_path_factory.mktemp("sticks") / "packed", splits=two_views()))
+
+
+def lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Entry]:
+    return benchmark.entries("debug", [*BASE, *SETTINGS, *more], targets)
+
+
+@pytest.fixture(scope="module")
+def made(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of `hard` with fine-tuning and shares of the labels; tests must not write into it."""
+    out = tmp_path_factory.mktemp("table") / "out"
+    benchmark.run_table(data, "xsub", lines("hard"), [0], out, protocols=("finetune", "semi"))
+    return out
+
+
+@pytest.fixture
+def table(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "table"))
+
+
+def other(folder: Path, seed: int = 7, dataset: str = "generic", **more: object) -> Packed:
+    """Another set of the same joints."""
+    path = sticks(folder / "packed", joints=moving(COUNT, seed), splits=two_views(), **more)
+    text = (path / "packed.json").read_text().replace("f" * 32, f"{seed:x}" * 32)
+    (path / "packed.json").write_text(text.replace('"synthetic"', f'"{dataset}"'))
+    return Packed(path)
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("trained")
+
+
+def call(*words: str | Path) -> tuple[int, str, BaseException | None]:
+    done = CliRunner().invoke(cli.app, [str(word) for word in words], env={"COLUMNS": "250"})
+    return done.exit_code, done.output, done.exception
+
+
+def notes() -> tuple[list[str], Callable[[Event], None]]:
+    said: list[str] = []
+    return said, lambda event: said.append(event.text) if isinstance(event, Note) else None
+
+
+def without_seconds(results: Results) -> list[list[Finding]]:
+    """Findings of each row, in an order of their own."""
+    found = []
+    for row in results.rows:
+        bare = [f.model_copy(update={"seconds": 0.0}) for f in row.findings]
+        found.append(sorted(bare, key=lambda f: (f.protocol, f.setting, f.draw)))
+    return found
+
+
+# ------------------------------------------------------------------------------------- other benchmarks
+
+
+def test_a_table_is_not_filled_with_another_benchmark(table, data, tmp_path):
+    before = (table / "results.json").read_bytes()
+    for protocol in ("finetune", "semi"):
+        with pytest.raises(
+            ConfigError, match=r"is of xsub and --benchmark is xview; leave --benchmark out, or"
+        ):
+            common.extend(table, data, protocol, recipe(*SETTINGS), benchmark="xview")
+    assert (table / "results.json").read_bytes() == before
+    there = other(tmp_path / "there")
+    found = common.extend(table, there, "transfer", recipe(*SETTINGS), benchmark="xview")
+    assert [t.benchmark for t in found.targets] == ["xview"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("pretrain", "4 of the 4 test clips of xview were among its training clips; for a fair number"),
+        ("supervised", "4 of the 4 test clips of xview were among its training clips, with their labels; "),
+        ("random", ""),
+    ],
+)
+def test_clips_that_a_run_was_trained_on_are_said_and_not_refused(data, tmp_path, kind, said):
+    train(run(data.folder, tmp_path / "run", *SETTINGS, kind=kind))
+    words = ["c2vl-eval", "linear", "--run", tmp_path / "run", "--data", data.folder, "--recipe", "debug"]
+    code, out, _ = call(*words[1:], *sets(*SETTINGS), "--benchmark", "xview")
+    assert code == 0
+    assert (said in out) if said else ("training clips" not in out)
+    assert "over 12 training and 4 test samples" in out
+    for same in ("xsub",):
+        assert "training clips" not in call(*words[1:], *sets(*SETTINGS), "--benchmark", same)[1]
+
+
+def test_held_out_training_clips_of_a_run_are_counted(data, tmp_path):
+    train(run(data.folder, tmp_path / "run", *SETTINGS))
+    subject = Subject(tmp_path / "run", data, "xsub-val", recipe(*SETTINGS), 0)
+    asked = data.select("xsub-val", "test").rows
+    assert f"{len(asked)} of the {len(asked)} test clips of xsub-val" in common.overlap(subject)
+    assert common.overlap(replace(subject, packed=other(tmp_path / "there"))) == ""
+
+
+# -------------------------------------------------------------------------------------- before training
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([3 if n % 4 == 0 else n % 3 for n in range(COUNT)], r"classes of the test split have no training"),
+        ([-1 if n == 5 else n % 3 for n in range(COUNT)], r"1 of 12 train samples of xsub have no label"),
+    ],
+    ids=["classes", "labels"],
+)
+def test_splits_that_cannot_be_evaluated_are_refused_before_training(
+    data, tmp_path, monkeypatch, labels, said
+):
+    monkeypatch.setattr(benchmark, "train", never)
+    broken = other(tmp_path / "broken", labels=labels)
+    with pytest.raises(DataError, match=said):
+        benchmark.run_table(broken, "xsub", lines("hard"), [0], tmp_path / "out")
+    with pytest.raises(DataError, match=rf"--target .*broken/packed: .*{said}"):
+        benchmark.run_table(data, "xsub", lines("hard"), [0], tmp_path / "out", target=(broken, "xsub"))
+
+
+def test_a_folder_of_another_run_is_refused_before_any_training(table, data, monkeypatch):
+    monkeypatch.setattr(benchmark, "train", never)
+    shutil.rmtree(table / "runs" / "hard-seed0")
+    changed = lines("hard", more=("training.supervised.epochs=3",))
+    with pytest.raises(
+        CheckpointError,
+        match=r"supervised-seed0/.* is of another run: config\.epochs .*another --out, or delete",
+    ):
+        benchmark.run_table(data, "xsub", changed, [0], table)
+
+
+def test_a_folder_of_another_stream_is_refused_before_any_training(table, data, monkeypatch):
+    monkeypatch.setattr(benchmark, "train", never)
+    shutil.copytree(table / "runs" / "hard-seed0", table / "runs" / "supervised-seed0-bone")
+    with pytest.raises(CheckpointError, match=r"supervised-seed0-bone/.* is of another run: kind"):
+        benchmark.run_table(data, "xsub", lines("hard"), [0], table, protocols=("ensemble",))
+    monkeypatch.undo()
+    benchmark.run_table(data, "xsub", lines("hard"), [0], table)  # not asked for: nobody's business
+
+
+def test_a_table_grows_by_targets_given_alone_with_a_control_of_their_own(table, data):
+    plain = table / "runs" / "shuffled-pairs-seed0" / checkpoint.ENCODER
+    before = plain.read_bytes()
+    for _ in range(2):
+        grown = benchmark.run_table(data, "xsub", lines("intra"), [0], table)
+    assert [(row.name, row.run) for row in grown.rows if row.role in {"pretrained", "shuffled"}] == [
+        ("intra", "runs/intra-seed0"),
+        ("shuffled pairs", "runs/shuffled-pairs-intra-seed0"),
+    ]
+    facts = checkpoint.load_finished(table / "runs" / "shuffled-pairs-intra-seed0")[1]
+    assert (facts["config"]["targets"]["kind"], facts["config"]["pairs"]) == ("intra", "shuffled")
+    assert plain.read_bytes() == before
+    back = benchmark.run_table(data, "xsub", lines("hard"), [0], table)
+    assert back.of("shuffled pairs")[0].run == "runs/shuffled-pairs-seed0"
+
+
+# ------------------------------------------------------------------------------------- cells that fail
+
+
+def test_a_cell_that_diverges_says_why_and_the_others_go_on(made, table, data):
+    said, emit = notes()
+    broken = lines("hard", more=(DIVERGES,))
+    found = benchmark.run_table(data, "xsub", broken, [0], table, emit, ("finetune", "semi"))
+    assert load(table) == found
+    for row, whole in zip(found.rows, load(made).rows, strict=True):
+        if not row.run:
+            continue
+        (cell,) = [f for f in row.findings if f.protocol == "finetune"]
+        assert cell.last is None
+        assert cell.why.startswith(FAILED)
+        assert "lower it (optimiser.lr)" in cell.why
+        assert [f for f in row.findings if f.protocol == "semi"] == [
+            f for f in whole.findings if f.protocol == "semi"
+        ]
+    assert sum("the other cells go on" in text for text in said) == 4
+    cells = sum(len(row.findings) for row in found.rows)
+    assert common.failures(found).startswith(f"4 of {cells} cells beside kNN and linear failed")
+    mended = benchmark.run_table(data, "xsub", lines("hard"), [0], table, protocols=("finetune", "semi"))
+    assert common.failures(mended) == ""
+    assert without_seconds(mended) == without_seconds(load(made))
+
+
+def test_a_failed_cell_is_tried_again(subject_of, monkeypatch):
+    tries = []
+
+    def diverge(*_: object) -> None:
+        tries.append(1)
+        raise C2VLError("the loss\nbecame NaN")
+
+    monkeypatch.setattr(finetune, "tune", diverge)
+    for _ in range(2):
+        (found,) = common.tried(finetune.cells(subject_of), "x")
+        assert found.why == "failed: the loss became NaN"
+    assert len(tries) == 2
+
+
+@pytest.fixture
+def subject_of(table: Path, data: Packed) -> Subject:
+    return Subject(table / "runs" / "random-encoder-seed0", data, "xsub", recipe(*SETTINGS, DIVERGES), 0)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt(), ValueError("x"), ConfigError("x"),
+                                   DataError("x")], ids=lambda e: type(e).__name__)  # fmt: skip
+def test_what_is_not_of_one_cell_is_not_swallowed(error):
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        list(common.tried([finetuning.Cell("finetune", "", 0, fail)], "x"))
+
+
+def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch):
+    real = semi.tune
+
+    def tune(job, emit):
+        if "stratified" in job.label:
+            raise C2VLError("diverged")
+        return real(job, emit)
+
+    monkeypatch.setattr(semi, "tune", tune)
+    some = Subject(table / "runs" / "hard-seed0", data, "xsub", recipe(*SETTINGS, "evaluation.semi.draws=2",
+                                                                       "evaluation.semi.tune.batch_size=3"), 0)  # fmt: skip
+    found = list(common.tried(semi.cells(some), "x"))
+    bad = [(f.setting, f.draw) for f in found if f.why.startswith(FAILED)]
+    assert bad == [("50 % stratified, tuned", 0), ("50 % stratified, tuned", 1)]
+    assert sum(f.last is not None for f in found) == 6
+
+
+def test_a_stream_whose_training_diverges_fails_its_cells_alone(table, data, monkeypatch):
+    real, tries = benchmark.train, []
+
+    def trained(one, emit):
+        if one.out.name == "hard-seed0-motion":
+            tries.append(1)
+            raise C2VLError("the loss or the weights became NaN")
+        return real(one, emit)
+
+    monkeypatch.setattr(benchmark, "train", trained)
+    found = benchmark.run_table(data, "xsub", lines("hard")[:2], [0], table, protocols=("ensemble",))
+    by_row = [[bool(f.why) for f in row.findings if f.protocol == "ensemble"] for row in found.rows[:2]]
+    assert by_row == [[True, True], [False, False]]
+    assert len(tries) == 1
+
+
+def test_the_command_ends_with_1_after_table_and_report(table, data):
+    shutil.rmtree(table / "results.json", ignore_errors=True)
+    words = ("benchmark", "--data", data.folder, "--benchmark", "xsub", "--out", table, "--recipe", "debug")
+    told = sets(*BASE, *SETTINGS, "training.pretrain.targets=hard", DIVERGES)
+    code, out, error = call(*words, *told, "--protocol", "finetune")
+    assert code == 1
+    assert isinstance(error, C2VLError)
+    assert str(error).startswith("4 of ")
+    assert "\n" not in str(error)
+    assert (table / "report.html").is_file()
+    assert "n/a" in out
+    more = ("finetune", "--data", data.folder, "--out", table, "--recipe", "debug", *sets(*SETTINGS))
+    code, out, error = call(*more, *sets(DIVERGES))
+    assert (code, str(error)[:16]) == (1, "4 of 4 cells bes")
+    code, out, error = call(*more)
+    assert (code, error) == (0, None)
+
+
+def test_runs_that_failed_are_not_counted_among_those_of_a_mean(made, data, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    good = next(f for f in load(made).rows[0].findings if f.protocol == "finetune")
+    bad = Finding(protocol="finetune", why=f"{FAILED}it diverged")
+    line = console.Line("hard", "pretrained", [bad, good])
+    console.show_findings("finetune", [line], common.target(data, "xsub"))
+    (shown,) = [text for text in capsys.readouterr().out.splitlines() if "hard" in text]
+    assert shown.replace("│", "").split()[-5:] == ["12", "1", "failed:", "it", "diverged"]
+
+
+# --------------------------------------------------------------------------------------- earlier calls
+
+
+def test_what_earlier_calls_found_stays(table, data, tmp_path, monkeypatch):
+    there = other(tmp_path / "there")
+    whole = common.extend(table, there, "transfer", recipe(*SETTINGS))
+    monkeypatch.setattr(finetuning, "_train", never)
+    said, emit = notes()
+    again = benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
+    assert without_seconds(again) == without_seconds(whole)
+    assert again.targets == whole.targets
+    count = sum(len(row.findings) for row in whole.rows)
+    assert f"{count} findings of earlier calls stay in the table (finetune, semi, transfer)" in said
+    assert not any("not shown" in text for text in said)
+
+
+def test_findings_of_other_weights_do_not_stay(table, data):
+    shutil.rmtree(table / "runs" / "random-encoder-seed0")
+    changed = lines("hard")
+    said, emit = notes()
+    before = load(table)
+    again = benchmark.run_table(data, "xsub", changed, [0], table, emit)
+    floor = again.of("random encoder")[0].findings
+    assert floor
+    assert all(f.last is None and f.why for f in floor)  # what 5 % of 12 clips do not allow
+    assert again.of("hard")[0].findings == before.of("hard")[0].findings
+    lost = len(before.of("random encoder")[0].findings) - len(floor)
+    assert any(f"not shown: {lost} findings; " in text for text in said)
+
+
+def test_lines_and_seeds_that_are_not_asked_for_are_named(table, data):
+    benchmark.run_table(data, "xsub", lines("hard", "intra"), [0], table)
+    said, emit = notes()
+    benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
+    assert any("these are not shown: intra seed 0; the same call with their --targets" in t for t in said)
+
+
+def test_a_cut_table_says_that_it_is_made_again(table, data):
+    (table / "results.json").write_text((table / "results.json").read_text()[:200])
+    said, emit = notes()
+    benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
+    assert any("is damaged and made again; what earlier calls found beyond" in text for text in said)
+    assert load(table).names()[0] == "hard"
+
+
+# --------------------------------------------------------------------------------------------- targets
+
+
+def test_targets_of_one_dataset_id_stand_side_by_side(table, data, tmp_path, capsys, monkeypatch):
+    one, two = other(tmp_path / "one", 7), other(tmp_path / "two", 8)
+    frozen = recipe(*SETTINGS, "evaluation.transfer.encoder=['frozen']")
+    for packed, where in ((one, "xsub"), (two, "xsub"), (two, "xview")):
+        found = common.extend(table, packed, "transfer", frozen, benchmark=where)
+    assert [(t.named, t.data, t.benchmark) for t in found.targets] == [
+        ("generic, xsub", "7" * 32, "xsub"),
+        ("generic, xsub (two)", "8" * 32, "xsub"),
+        ("generic, xview", "8" * 32, "xview"),
+    ]
+    settings = [f.setting for f in found.rows[0].findings if f.protocol == "transfer"]
+    assert settings == [
+        "synthetic to generic, xsub, frozen",
+        "synthetic to generic, xsub (two), frozen",
+        "synthetic to generic, xview, frozen",
+    ]
+    for target, setting in zip(found.targets, settings, strict=True):
+        assert [f.setting for f in found.rows[0].findings if target.holds(f)] == [setting]
+    assert common.extend(table, two, "transfer", frozen, benchmark="xsub").targets[-1] == found.targets[1]
+    assert len(load(table).targets) == 3
+    monkeypatch.setenv("COLUMNS", "250")
+    console.show_results(load(table))
+    shown = capsys.readouterr().out
+    assert shown.count("Sticks, xsub: transfer") == 2
+    assert shown.count("Sticks, xview: transfer") == 1
+    assert shown.count("(two)") == 4
+
+
+def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
+    source = other(tmp_path / "utd", 3)
+    train(run(source.folder, tmp_path / "run", kind="random"))
+    frozen = recipe(*SETTINGS, "evaluation.transfer.encoder=['frozen']")
+    for name, seed in (("msr", 4), ("kicks", 5)):
+        there = other(tmp_path / name, seed)
+        (found,) = outcomes(transfer, Subject(tmp_path / "run", there, "xsub", frozen, 0))
+        assert found.finding.setting == f"generic to generic, xsub ({name}), frozen"
+    moved = Packed(shutil.move(tmp_path / "msr", tmp_path / "msr2"))
+    (again,) = outcomes(transfer, Subject(tmp_path / "run", moved, "xsub", frozen, 0))
+    assert again.finding.setting == "generic to generic, xsub (msr2), frozen"  # read, and called as it is now
+
+
+def test_a_table_of_an_earlier_version_is_read_and_its_target_replaced_not_doubled(table, tmp_path):
+    there, third = other(tmp_path / "there"), other(tmp_path / "third", 8, "third")
+    new = common.extend(table, there, "transfer", recipe(*SETTINGS))
+    told = json.loads((table / "results.json").read_text().replace("to generic, xsub,", "to generic,"))
+    for target in told["targets"]:
+        del target["data"], target["named"]
+    (table / "results.json").write_text(json.dumps(told))
+    old = load(table)
+    assert old.targets[0].holds(next(f for f in old.rows[0].findings if f.protocol == "transfer"))
+    both = common.extend(table, third, "transfer", recipe(*SETTINGS))
+    assert [t.named for t in both.targets] == ["", "third, xsub"]
+    again = common.extend(table, there, "transfer", recipe(*SETTINGS))
+    assert [t.named for t in again.targets] == ["third, xsub", "generic, xsub"]
+    settings = {f.setting for f in again.rows[0].findings if f.protocol == "transfer"}
+    assert settings == {
+        f"synthetic to {to}, xsub, {kind}" for to in ("generic", "third") for kind in ("frozen", "tuned")
+    }
+    assert new.targets == again.targets[1:]
+
+
+# -------------------------------------------------------------------------------------------- ensemble
+
+
+def trained(data: Packed, out: Path, stream: str, *more: str, **told: object) -> Subject:
+    done = run(data.folder, out, f"training.input.stream={stream}", *SETTINGS, *more, **told)
+    train(done)
+    return Subject(out, data, "xsub", done.recipe, done.seed)
+
+
+@pytest.mark.parametrize(
+    ("more", "told", "said"),
+    [
+        ((), {"kind": "random"}, "kind is pretrain there and random here"),
+        (("training.pretrain.targets=hard",), {}, "targets.kind is partition there and hard here"),
+        (("training.pretrain.knowledge=vision",), {}, "knowledge is both there and vision here"),
+        (("training.pretrain.pairs=shuffled",), {}, "pairs is true there and shuffled here"),
+    ],
+    ids=["kind", "targets", "knowledge", "pairs"],
+)
+def test_streams_that_were_not_trained_alike_are_refused(data, tmp_path, more, told, said):
+    found = [trained(data, tmp_path / stream, stream) for stream in ("joint", "motion")]
+    bone = trained(data, tmp_path / "bone", "bone", *more, **told)
+    with pytest.raises(
+        ConfigError, match=f"/joint and .*/bone were not trained alike: {said}; give"
+    ) as caught:
+        ensemble.by_stream([found[0], bone, found[1]])
+    assert "\n" not in str(caught.value)
+
+
+def test_streams_of_other_seeds_are_an_ensemble(data, tmp_path):
+    some = [trained(data, tmp_path / s, s, seed=n) for n, s in enumerate(ensemble.STREAMS)]
+    assert list(ensemble.by_stream(some)) == list(ensemble.STREAMS)
+
+
+def test_no_stream_at_all_names_all_three():
+    with pytest.raises(ConfigError, match="no run of the joint and of the bone") as caught:
+        ensemble.by_stream([])
+    for stream in ensemble.STREAMS:
+        assert f"training.input.stream={stream}" in str(caught.value)
+        assert f"the {stream}" in str(caught.value)
+
+
+# --------------------------------------------------------------------------------------------- console
+
+
+def test_lines_that_listen_to_joints_are_marked(table, data, tmp_path):
+    words = ("--data", data.folder, "--recipe", "debug", *sets(*SETTINGS))
+    code, out, _ = call("finetune", "--out", table, *words)
+    assert code == 0
+    marked = [text for text in out.splitlines() if "[derived from joints]" in text]
+    assert len(marked) == 2  # hard and its control; neither floor nor ceiling
+    assert any("hard [derived" in text for text in marked)
+    assert any("shuffled pairs (control) [derived" in text for text in marked)
+    assert "Derived from joints: captions made by rule" in " ".join(out.split())
+    runs = [word for name in ("hard", "supervised") for word in ("--run", table / "runs" / f"{name}-seed0")]
+    code, out, _ = call("finetune", *runs, *words)
+    assert code == 0
+    assert [text.count("[derived") for text in out.splitlines() if "-seed0" in text] == [1, 0]
+    train(run(data.folder, tmp_path / "sight", *SETTINGS, "training.pretrain.knowledge=vision"))
+    assert "[derived" not in call("finetune", "--run", tmp_path / "sight", *words)[1]

@@ -1,0 +1,191 @@
+"""Behaviour common to all commands: one line per error, exit codes, events as lines of JSON."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from c2vl_training import checkpoint
+from c2vl_training.trainer import train
+from support.cli import PARTS, pretrain, refused, sets
+from support.packed import sticks
+from support.training import StoppedError, run, stop_after
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return sticks(tmp_path_factory.mktemp("sticks") / "packed")
+
+
+# ------------------------------------------------------------------------------------- real processes
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("c2vl-pipeline", "crop", "--work", "nowhere"),
+            "error: nowhere holds no index; run `c2vl-pipeline index --dataset NAME --data DIR --work nowhere` first",
+        ),
+        (
+            ("c2vl-train", "pretrain", "--data", "nowhere", "--benchmark", "xsub", "--out", "run"),
+            "error: nowhere/packed holds no packed data; run `c2vl-pipeline pack --work nowhere` first",
+        ),
+    ],
+    ids=["c2vl-pipeline", "c2vl-train"],
+)
+def test_a_missing_folder_is_one_red_line_of_a_real_process(tmp_path, words, said):
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / words[0]), *words[1:]],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "60"},
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said + "\n")
+
+
+# ---------------------------------------------------------------------------------------- usage errors
+
+
+@pytest.mark.parametrize("command", PARTS)
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("frobnicate",), "No such command 'frobnicate'"), (("--frobnicate",), "No such option")],
+)
+def test_usage_errors_exit_with_2_and_say_what_is_wrong(cli, command, words, said):
+    found = cli(command, *words)
+    assert found.code == 2
+    assert said in found.err
+    assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("c2vl-train", "pretrain", "--benchmark", "xsub", "--out", "x"), "--data"),
+        (("c2vl-eval", "knn", "--data", "x"), "--run"),
+        (("c2vl-pipeline", "index", "--data", "x", "--work", "y"), "--dataset"),
+    ],
+)
+def test_a_missing_option_is_named(cli, words, option):
+    found = cli(*words)
+    assert found.code == 2
+    assert f"Missing option '{option}'" in found.err
+
+
+# ------------------------------------------------------------------------------------ what is printed
+
+
+def test_progress_is_lines_of_json_where_no_terminal_is(cli, data, tmp_path):
+    found = cli(*pretrain(data, tmp_path / "run"))
+    assert found.code == 0, found.err
+    *lines, last = found.out.splitlines()
+    events = [json.loads(line) for line in lines]
+    progress = [e for e in events if e["event"] == "progress"]
+    assert [(e["task"], e["done"], e["total"], e["unit"]) for e in (progress[0], progress[-1])] == [
+        ("run", 0, 4, "epochs"),
+        ("run", 4, 4, "epochs"),
+    ]
+    assert progress[-1]["loss"] > 0
+    assert "4 epochs over 12 samples (0 left out)" in last
+    assert f"next: c2vl-eval knn --run {tmp_path / 'run'} --data {data}" in last
+    assert "\x1b" not in found.out
+
+
+def test_notes_are_lines_of_json_too(cli, data, tmp_path):
+    with pytest.raises(StoppedError):
+        train(run(data, tmp_path / "run"), stop_after(1))
+    found = cli(*pretrain(data, tmp_path / "run"))
+    first = json.loads(found.out.splitlines()[0])
+    assert first == {"event": "info", "text": "run: going on after epoch 1 of 4"}
+
+
+# ------------------------------------------------------------------------------------------- full disk
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 60 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if shutil.which("mount") is None:
+        pytest.skip("a small file system cannot be mounted here: no `mount`")
+    command = ["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=False)
+
+
+def test_a_really_full_disk_is_one_line_and_leaves_no_half_file(cli, data, small):
+    wide = sets("training.encoder.blocks=[[32,1],[32,1]]")
+    found = cli(*pretrain(data, small / "run"), *wide)
+    refused(found, "the disk is full", "free some space and run the same command again")
+    assert not list(small.rglob("*.safetensors"))
+    assert not list(small.rglob(".*.tmp"))
+
+
+def test_a_full_disk_is_one_line_whichever_file_it_strikes(cli, data, tmp_path, monkeypatch):
+    real = Path.write_bytes
+    struck: list[str] = []
+
+    def write(path: Path, content: bytes) -> int:
+        if len(struck) < 1 and name in path.name:
+            struck.append(path.name)
+            real(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return real(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    out = tmp_path / "run"
+    for name in (checkpoint.CHECKPOINT, checkpoint.ENCODER):
+        struck.clear()
+        refused(cli(*pretrain(data, out)), "the disk is full", name)
+        assert not list(out.glob(".*.tmp"))
+        assert not (out / checkpoint.ENCODER).exists()
+    assert cli(*pretrain(data, out)).code == 0
+    name = "xsub-train"
+    struck.clear()
+    words = ("c2vl-eval", "knn", "--run", out, "--data", data, "--recipe", "debug")
+    refused(cli(*words), "the disk is full", name)
+    assert cli(*words).code == 0
+
+
+def test_a_folder_that_is_a_file_is_one_line(cli, data, tmp_path):
+    (tmp_path / "run").write_text("taken")
+    found = cli(*pretrain(data, tmp_path / "run"))
+    refused(found, str(tmp_path / "run"))
+
+
+def test_an_interrupt_exits_with_130(cli, data, tmp_path, monkeypatch):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("c2vl_training.trainer.train", interrupt)
+    found = cli(*pretrain(data, tmp_path / "run"))
+    assert found.code == 130
+    assert "Traceback" not in found.err
+
+
+def test_a_bug_is_not_dressed_as_a_users_error(cli, data, tmp_path, monkeypatch):
+    def broken(*_: Any) -> None:
+        raise builtins.ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("c2vl_training.trainer.train", broken)
+    with pytest.raises(ZeroDivisionError):
+        cli(*pretrain(data, tmp_path / "run"))

@@ -1,0 +1,107 @@
+"""Recipes: built-in presets, targets and fingerprints."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from pydantic import ValidationError
+
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.recipe import TABLE_VII, Cosine, Partition, targets_name
+from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
+
+TARGETS = "training.pretrain.targets"
+
+
+# ---------------------------------------------------------------------------------------------- presets
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_built_in_recipe_loads_and_is_called_by_its_name(name: str) -> None:
+    assert load_recipe(name).name == name
+
+
+def test_the_built_in_recipes_are_the_four_that_help_names() -> None:
+    assert recipe_names() == ["debug", "embedded", "paper", "small"]
+
+
+def test_the_paper_recipe_holds_the_published_numbers() -> None:
+    recipe = load_recipe("paper")
+    pretrain = recipe.training.pretrain
+    assert (recipe.pipeline.frames, pretrain.epochs, pretrain.batch_size) == (16, 150, 400)
+    assert pretrain.targets == Partition(beta=0.2, alpha=Cosine(start=0.9, end=0.1))
+    assert pretrain.optimiser.milestones == (130, 140)
+    assert recipe.pipeline.crop.engine.model == "IDEA-Research/grounding-dino-tiny"
+    assert recipe.pipeline.caption.engine.model == "llava-hf/llava-1.5-7b-hf"
+    assert recipe.pipeline.embed.engine.model == "openai/clip-vit-large-patch14-336"
+    assert recipe.pipeline.caption.question.startswith("Is he/she or are they holding anything")
+
+
+@pytest.mark.parametrize("name", engine_names())
+def test_every_engine_preset_is_a_valid_choice_for_its_role(name: str) -> None:
+    spec = EngineSpec.model_validate(engine_preset(name))
+    stage = {"detector": "crop", "captioner": "caption", "encoder": "embed"}[spec.role]
+    recipe = load_recipe("debug", [f"pipeline.{stage}.engine={name}"])
+    assert getattr(recipe.pipeline, stage).engine == spec
+
+
+def test_recipes_are_frozen() -> None:
+    recipe = load_recipe("debug")
+    with pytest.raises(ValidationError, match="frozen"):
+        recipe.pipeline.frames = 3  # type: ignore[misc]
+
+
+def test_loading_a_recipe_imports_no_torch() -> None:
+    code = "import sys; from c2vl_manifests.recipe import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# ---------------------------------------------------------------------------------------------- targets
+
+
+def test_table_vii_has_seven_rows() -> None:
+    assert len(set(TABLE_VII)) == 7
+
+
+@pytest.mark.parametrize("name", TABLE_VII)
+def test_every_row_of_table_vii_is_chosen_by_its_name(name: str) -> None:
+    targets = load_recipe("debug", [f"{TARGETS}={name}"]).training.pretrain.targets
+    assert targets_name(targets) == name
+
+
+# ----------------------------------------------------------------------------------------- fingerprints
+
+
+def test_fingerprints_are_stable_across_processes() -> None:
+    code = "from c2vl_manifests.recipe import load_recipe; print(load_recipe('paper').fingerprint())"
+    seen = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert seen == {load_recipe("paper").fingerprint()}
+
+
+def test_a_fingerprint_changes_with_a_value_and_only_then() -> None:
+    plain = load_recipe("debug").fingerprint()
+    assert load_recipe("debug", ["training.pretrain.epochs=3"]).fingerprint() == plain
+    changed = {
+        load_recipe("debug", [text]).fingerprint()
+        for text in (
+            "training.pretrain.epochs=4",
+            f"{TARGETS}=hard",
+            f"{TARGETS}.beta=0.21",
+            "pipeline.embed.engine.options.seed=1",
+            "evaluation.knn.k=3",
+        )
+    }
+    assert len(changed) == 5
+    assert plain not in changed

@@ -1,0 +1,78 @@
+"""One sample explained from end to end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.manifest import read_shard
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.browse import trace
+from c2vl_pipeline.workspace import load, shard_path
+from support.factory import run_factory
+from support.pages import assert_self_contained
+
+
+def test_explain_hashes_what_lies_on_the_disk(work):
+    index = load(work)
+    sample = index.table.slice(5, 1).to_pylist()[0]
+    facts = trace.trace(work, sample["sample_id"]).facts
+    json.dumps(facts, allow_nan=False)
+    for what in ("video", "skeleton"):
+        data = (index.root / sample[what]).read_bytes()
+        assert facts["raw"][what]["sha256"] == hashlib.sha256(data).hexdigest()
+        assert facts["raw"][what]["bytes"] == len(data)
+    shard = facts["sample"]["shard"]
+    crops = [
+        r
+        for r in read_shard(shard_path(work, "crops", shard)).to_pylist()
+        if r["sample_id"] == sample["sample_id"]
+    ]
+    assert len(facts["slots"]) == len(crops) > 1
+    for slot, row in zip(facts["slots"], crops, strict=True):
+        assert slot["crop"]["jpeg_sha256"] == hashlib.sha256(row["jpeg"]).hexdigest()
+        assert slot["frame"] == row["frame_index"]
+        assert slot["seconds"] == pytest.approx(row["frame_index"] / facts["raw"]["video"]["fps"], abs=1e-3)
+    for stage in facts["stages"]:
+        path = shard_path(work, stage["stage"], shard)
+        assert stage["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest() == stage["sha256_recorded"]
+        assert (stage["agrees"], stage["same_samples"]) == ("bytes", True)
+    vectors = [
+        r
+        for r in read_shard(shard_path(work, "embeddings", shard)).to_pylist()
+        if r["sample_id"] == sample["sample_id"]
+    ]
+    a, b = (np.asarray(vectors[i]["vision"], np.float64) for i in (0, 1))
+    cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    assert facts["similarity"]["vision"]["matrix"][0][1] == pytest.approx(cosine, abs=1e-3)
+
+
+def test_explain_sees_a_rewritten_shard_and_a_lost_video(work, raw, tmp_path):
+    folder, own = tmp_path / "w", tmp_path / "raw"
+    shutil.copytree(raw, own)
+    run_factory(own, folder, load_recipe("debug"))
+    index = load(folder)
+    sample = index.table.slice(0, 1).to_pylist()[0]
+    path = shard_path(folder, "captions", 0)
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="none")
+    (index.root / sample["video"]).unlink()
+    found = trace.trace(folder, sample["sample_id"])
+    assert {s["stage"]: s["agrees"] for s in found.facts["stages"]}["captions"] == "rows"
+    assert found.facts["raw"]["video"]["sha256"] is None
+    assert found.frames == {}
+    assert found.crops
+    assert_self_contained(trace.write(found, tmp_path / "e.html"))
+
+
+def test_an_unknown_sample_names_the_near_ones(work):
+    with pytest.raises(
+        ConfigError, match=r"no sample 'S001C001P001R001A00'.*did you mean S001C001P001R001A00"
+    ):
+        trace.trace(work, "S001C001P001R001A00")

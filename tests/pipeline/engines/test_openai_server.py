@@ -1,0 +1,570 @@
+"""The `openai` captioner against a real HTTP server: what is sent, what is repeated, what costs a row, what stops."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import EngineError
+from c2vl_manifests.recipe import QUESTION
+from c2vl_manifests.recipe_loading import engine_preset, load_recipe
+from c2vl_pipeline import engines
+from c2vl_pipeline.engines import Caption, Crop
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.video import decode_jpeg
+from c2vl_pipeline.stages import caption, crop, index, skeletons
+
+SHADES = (20, 60, 100, 140, 180, 220)
+"""Plain crops: their shade tells them apart on the server's side, JPEG or not."""
+
+
+@dataclass
+class Reply:
+    """What the server does with one request."""
+
+    status: int = 200
+    body: bytes | None = None
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    """Close the connection in the middle of the body."""
+    hang: bool = False
+    """Say nothing until the test is over."""
+
+
+def completion(text: Any, tokens: int | None = 5, finish: str = "stop") -> Reply:
+    body: dict[str, Any] = {
+        "id": "1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "llava",
+        "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+    }
+    if tokens is not None:
+        body["usage"] = {"prompt_tokens": 600, "completion_tokens": tokens, "total_tokens": 600 + tokens}
+    return Reply(body=json.dumps(body).encode())
+
+
+def refusal(status: int, message: str = "no", **headers: str) -> Reply:
+    body = json.dumps({"error": {"message": message, "type": "t", "code": status}}).encode()
+    return Reply(status, body, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def shade(request: dict[str, Any]) -> int:
+    """The nearest of SHADES to the picture of a request; 127 for the plain grey one."""
+    mean = float(pixels(request).mean())
+    return min((*SHADES, 127), key=lambda s: abs(s - mean))
+
+
+def pixels(request: dict[str, Any]) -> Any:
+    url = request["messages"][0]["content"][0]["image_url"]["url"]
+    head, _, data = url.partition(",")
+    assert head == "data:image/jpeg;base64"
+    return decode_jpeg(base64.b64decode(data))
+
+
+class Server:
+    """A server whose answers a test scripts: `answer(request, how many times this shade was asked)`."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.answer: Callable[[dict[str, Any], int], Reply] = lambda request, _: completion(
+            f"shade {shade(request)}"
+        )
+        self.models = ["llava"]
+        self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
+        self.times: Counter[int] = Counter()
+        self.under_way = self.most_under_way = 0
+        self.over = threading.Event()
+        lock, server = threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *args: Any) -> None: ...
+
+            def do_GET(self) -> None:
+                data = [{"id": name, "object": "model"} for name in server.models]
+                found = self.path == "/v1/models"
+                self.send(
+                    Reply(body=json.dumps({"object": "list", "data": data}).encode())
+                    if found
+                    else refusal(404)
+                )
+
+            def do_POST(self) -> None:
+                request = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                with lock:
+                    server.asked.append((request, {k.lower(): v for k, v in self.headers.items()}))
+                    server.under_way += 1
+                    server.most_under_way = max(server.most_under_way, server.under_way)
+                    server.times[shade(request)] += 1
+                    nth = server.times[shade(request)]
+                try:
+                    reply = (
+                        refusal(404) if self.path != "/v1/chat/completions" else server.answer(request, nth)
+                    )
+                finally:
+                    with lock:
+                        server.under_way -= 1
+                self.send(reply)
+
+            def send(self, reply: Reply) -> None:
+                if reply.hang:
+                    server.over.wait(60)
+                    self.close_connection = True
+                    return
+                body = reply.body or b""
+                self.send_response(reply.status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(body[: len(body) // 2] if reply.cut else body)
+                if reply.cut:
+                    self.close_connection = True
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.http.daemon_threads = True
+        self.port = self.http.server_port
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.over.set()
+        self.http.shutdown()
+        self.http.server_close()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.close()
+
+
+@pytest.fixture(autouse=True)
+def naps(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Pauses between repetitions: noted, not slept."""
+    taken: list[float] = []
+    monkeypatch.setattr(time, "sleep", taken.append)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    return taken
+
+
+def spec(server: Server | str, model: str | None = "llava", **options: Any) -> EngineSpec:
+    url = server if isinstance(server, str) else server.url
+    options = {"base_url": url, "retries": 3, "concurrency": 4} | options
+    return EngineSpec(role="captioner", backend="openai", model=model, options=options)
+
+
+def engine(server: Server | str, model: str | None = "llava", **options: Any) -> Any:
+    return engines.load(spec(server, model, **options))
+
+
+def crops(*shades: int, size: tuple[int, int] = (24, 24)) -> list[Crop]:
+    return [
+        Crop(np.full((*size, 3), value, np.uint8), "S001C001P001R001A001", slot)
+        for slot, value in enumerate(shades)
+    ]
+
+
+def texts(answers: list[Any]) -> list[str]:
+    return [a.text if isinstance(a, Caption) else type(a).__name__ for a in answers]
+
+
+# -------------------------------------------------------------------------------------------- what is sent
+
+
+def test_a_request_asks_greedily_with_picture_and_question(server: Server) -> None:
+    engine(server, max_new_tokens=17).caption(crops(60), QUESTION)
+    ((request, headers),) = server.asked
+    assert request["model"] == "llava"
+    assert request["temperature"] == 0
+    assert request["max_tokens"] == 17
+    (message,) = request["messages"]
+    assert message["role"] == "user"
+    assert [part["type"] for part in message["content"]] == ["image_url", "text"]
+    assert message["content"][1]["text"] == QUESTION
+    assert headers["authorization"] == "Bearer EMPTY"
+
+
+def test_sent_pixels_are_the_crop_up_to_jpeg(server: Server) -> None:
+    rows, columns = np.mgrid[0:48, 0:32]
+    image = np.stack([rows * 5, columns * 7, 255 - rows * 3], -1).astype(
+        np.uint8
+    )  # smooth, and no two channels alike
+    engine(server).caption([Crop(image, "a", 0)], "?")
+    received = pixels(server.asked[0][0])
+    assert received.shape == image.shape
+    assert np.abs(received.astype(int) - image).mean() < 3
+
+
+def test_large_crops_are_reduced_only_on_request(server: Server) -> None:
+    large = crops(60, size=(40, 20))
+    engine(server).caption(large, "?")
+    engine(server, max_side=32).caption(large, "?")
+    engine(server, max_side=64).caption(large, "?")
+    assert [pixels(request).shape for request, _ in server.asked] == [(40, 20, 3), (32, 16, 3), (40, 20, 3)]
+
+
+def test_the_key_is_sent_and_kept_nowhere(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "s3cret\n")
+    asked = spec(server, api_key_env="MY_KEY")
+    served = engines.load(asked)
+    served.caption(crops(60), "?")
+    assert server.asked[0][1]["authorization"] == "Bearer s3cret"
+    kept = (
+        json.dumps([dict(served.describe()), engines.lasting(asked), engines.identity(asked)]) + asked.key()
+    )
+    assert "s3cret" not in kept
+
+
+def test_another_key_of_the_environment_is_not_sent(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "for-somebody-else")
+    engine(server, api_key_env="UNSET_KEY").caption(crops(60), "?")
+    assert "for-somebody-else" not in json.dumps(server.asked[0][1])
+
+
+# --------------------------------------------------------------------------------------------- answers
+
+
+def test_answers_are_in_order_whatever_order_they_come_in(server: Server) -> None:
+    last_was_asked = threading.Event()
+
+    def answer(request: dict[str, Any], nth: int) -> Reply:
+        if shade(request) == SHADES[-1]:
+            last_was_asked.set()
+        elif shade(request) == SHADES[0]:
+            assert last_was_asked.wait(30)
+        return completion(f"shade {shade(request)}")
+
+    server.answer = answer
+    answers = engine(server, concurrency=2).caption(crops(*SHADES), "?")
+    assert texts(answers) == [f"shade {value}" for value in SHADES]
+
+
+def test_no_more_requests_are_under_way_than_allowed_and_that_many_are(server: Server) -> None:
+    together = threading.Barrier(3)
+
+    def answer(request: dict[str, Any], nth: int) -> Reply:
+        together.wait(30)  # passes only when three are under way at once
+        server.over.wait(0.2)  # time for a fourth to show itself
+        return completion("ok")
+
+    server.answer = answer
+    assert texts(engine(server, concurrency=3).caption(crops(*SHADES), "?")) == ["ok"] * 6
+    assert server.most_under_way == 3
+
+
+def test_an_answer_cut_by_its_length_is_an_answer(server: Server) -> None:
+    server.answer = lambda request, _: completion(" He is standing and ", 64, "length")
+    assert engine(server).caption(crops(60), "?") == [Caption("He is standing and", 64)]
+
+
+def test_tokens_are_words_where_the_server_does_not_count(server: Server) -> None:
+    server.answer = lambda request, _: completion("He is standing.", None)
+    assert engine(server).caption(crops(60), "?") == [Caption("He is standing.", 3)]
+
+
+@pytest.mark.parametrize("silence", ["", "  ", None])
+def test_an_empty_answer_is_an_answer_and_not_repeated(server: Server, silence: str | None) -> None:
+    server.answer = lambda request, _: completion(silence, 1)
+    assert engine(server).caption(crops(60), "?") == [Caption("", 1)]
+    assert len(server.asked) == 1
+
+
+def test_nothing_asked_is_nothing_answered(server: Server) -> None:
+    assert engine(server).caption([], "?") == []
+    assert server.asked == []
+
+
+# ------------------------------------------------------------------------------------ what passes by itself
+
+
+def test_the_pause_a_busy_server_asks_for_is_taken(server: Server, naps: list[float]) -> None:
+    server.answer = lambda request, nth: refusal(429, Retry_After="7") if nth == 1 else completion("ok")
+    assert texts(engine(server).caption(crops(60), "?")) == ["ok"]
+    assert naps == [7.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [
+        ("500", refusal(500)),
+        ("503", refusal(503)),
+        ("half an answer", Reply(200, completion("half").body, cut=True)),
+        ("no JSON", Reply(200, b"{nope")),
+        ("an empty body", Reply(200, b"")),
+        ("another object", Reply(200, b'{"hello": 1}')),
+        ("a list", Reply(200, b"[1]")),
+        ("no choice", Reply(200, b'{"choices": []}')),
+        ("content of another type", completion([{"type": "text", "text": "?"}])),
+    ],
+)
+def test_two_faults_are_repeated_with_growing_pauses(
+    server: Server, naps: list[float], name: str, bad: Reply
+) -> None:
+    server.answer = lambda request, nth: bad if nth <= 2 else completion("ok")
+    assert texts(engine(server).caption(crops(60), "?")) == ["ok"]
+    assert len(server.asked) == 3
+    assert len(naps) == 2
+    assert 0 < naps[0] < naps[1]
+
+
+def test_a_hang_is_repeated(server: Server) -> None:
+    server.answer = lambda request, nth: Reply(hang=True) if nth == 1 else completion("ok")
+    assert texts(engine(server, timeout=0.3).caption(crops(60), "?")) == ["ok"]
+    assert len(server.asked) == 2
+
+
+# ----------------------------------------------------------------------------------------- what costs a row
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "says", "times"),
+    [
+        (refusal(400, "image too odd"), "RefusedError", "image too odd", 1),
+        (refusal(413, "too large"), "RefusedError", "too large", 1),
+        (refusal(422, "unprocessable"), "RefusedError", "unprocessable", 1),
+        (refusal(500, "it broke"), "UnansweredError", "it broke", 4),
+        (Reply(200, completion("x").body, cut=True), "UnansweredError", "Protocol", 4),
+        (Reply(200, b"{nope"), "UnansweredError", "no chat completion", 4),
+        (Reply(200, b'{"choices": null}'), "UnansweredError", "no chat completion", 4),
+    ],
+)
+def test_a_fault_of_one_crop_costs_its_row(
+    server: Server, bad: Reply, error: str, says: str, times: int
+) -> None:
+    server.answer = lambda request, nth: bad if shade(request) == 100 else completion("ok")
+    answers = engine(server).caption(crops(20, 60, 100, 140), "?")
+    assert texts(answers) == ["ok", "ok", error, "ok"]
+    assert says in str(answers[2])
+    assert "\n" not in str(answers[2])
+    assert server.times[100] == times
+
+
+def test_a_crop_over_which_the_server_hangs_costs_its_row(server: Server) -> None:
+    server.answer = lambda request, nth: Reply(hang=True) if shade(request) == 100 else completion("ok")
+    answers = engine(server, timeout=0.3, retries=1).caption(crops(20, 100), "?")
+    assert texts(answers) == ["ok", "UnansweredError"]
+    assert "timed out" in str(answers[1])
+
+
+def test_crops_that_all_fail_cost_their_rows_when_a_plain_picture_is_answered(server: Server) -> None:
+    server.answer = lambda request, nth: completion("grey") if shade(request) == 127 else refusal(400)
+    assert texts(engine(server).caption(crops(20, 100), "?")) == ["RefusedError"] * 2
+
+
+def test_a_server_that_comes_back_in_time_costs_nothing(server: Server) -> None:
+    server.answer = lambda request, nth: (
+        completion("ok") if shade(request) == 127 or nth > 4 else refusal(502)
+    )
+    assert texts(engine(server).caption(crops(20, 100), "?")) == ["ok", "ok"]
+
+
+# -------------------------------------------------------------------------------------- what stops the stage
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [refusal(500), refusal(400, "not a multimodal model"), Reply(200, b"{nope"), Reply(200, b"", cut=True)],
+)
+def test_a_server_that_answers_nothing_stops_the_stage(server: Server, bad: Reply) -> None:
+    server.answer = lambda request, nth: bad
+    with pytest.raises(EngineError) as caught:
+        engine(server).caption(crops(20, 60), "?")
+    line(caught.value, server.url, "none of 2 crops", "plain grey picture", "what is done stays", "run")
+
+
+def test_a_server_that_hangs_over_everything_stops_the_stage(server: Server) -> None:
+    server.answer = lambda request, nth: Reply(hang=True)
+    with pytest.raises(EngineError, match=r"none of 2 crops.*timed out"):
+        engine(server, timeout=0.2, retries=0).caption(crops(20, 60), "?")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (refusal(401), "OPENAI_API_KEY"),
+        (refusal(403), "refuses the key"),
+        (refusal(404, "The model does not exist"), "has no model 'llava'"),
+        (refusal(429), "lower options.concurrency"),
+    ],
+)
+def test_what_is_not_about_a_crop_stops_the_stage_even_if_others_are_answered(
+    server: Server, bad: Reply, says: str
+) -> None:
+    server.answer = lambda request, nth: bad if shade(request) == 100 else completion("ok")
+    with pytest.raises(EngineError) as caught:
+        engine(server).caption(crops(20, 100, 140), "?")
+    line(caught.value, server.url, says, "what is done stays")
+
+
+def test_a_server_that_is_not_there_stops_the_stage(server: Server) -> None:
+    server.close()
+    with pytest.raises(EngineError) as caught:
+        engine(server).caption(crops(20, 60), "?")
+    line(caught.value, server.url, "is not there", "start it", "base_url", "run")
+
+
+def test_a_server_that_dies_midway_stops_the_stage_and_fails_no_row(server: Server) -> None:
+    def answer(request: dict[str, Any], nth: int) -> Reply:
+        if shade(request) == SHADES[3]:
+            server.http.socket.close()  # what is open stays open, nobody new comes in
+            return Reply(200, completion("x").body, {"connection": "close"}, cut=True)
+        return Reply(200, completion("ok").body, {"connection": "close"})
+
+    server.answer = answer
+    with pytest.raises(EngineError, match="is not there"):
+        engine(server, concurrency=1).caption(crops(*SHADES), "?")
+
+
+def test_an_address_without_chat_completions_stops_the_stage(server: Server) -> None:
+    with pytest.raises(EngineError, match=r"ends in /v1"):
+        engine(server.url.removesuffix("/v1")).caption(crops(20), "?")
+
+
+def line(error: Exception, *parts: str) -> None:
+    assert "\n" not in str(error)
+    for part in parts:
+        assert part in str(error)
+
+
+# ---------------------------------------------------------------------------------------- spec and identity
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "options.base_url is missing"),
+        ({"base_url": "localhost:8000"}, "is no address"),
+        ({"base_url": "http://a", "tempratur": 1}, "concurrency, timeout, retries"),
+        ({"base_url": "http://a", "concurrency": 0}, "options.concurrency = 0"),
+        ({"base_url": "http://a", "timeout": "long"}, "options.timeout = 'long'"),
+    ],
+)
+def test_options_that_do_not_hold_are_refused_in_one_line(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        engines.load(EngineSpec(role="captioner", backend="openai", model="m", options=options))
+    line(caught.value, "pipeline.caption.engine.options", says)
+
+
+def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
+    with pytest.raises(EngineError, match="api_key_env") as caught:
+        engines.load(spec("http://me:s3cret@host/v1"))
+    assert "s3cret" not in str(caught.value)
+
+
+def test_rows_outlive_another_server_and_other_patience_but_not_another_model() -> None:
+    here = engines.lasting(spec("http://here:1/v1"))  # neither is up: nothing is asked
+    volatile = {"timeout": 3, "retries": 1, "concurrency": 2, "api_key_env": "K"}
+    assert engines.lasting(spec("http://there:2/v1", **volatile)) == here
+    assert engines.lasting(spec("http://here:1/v1", "other")) != here
+    assert engines.lasting(spec("http://here:1/v1", max_new_tokens=65)) != here
+    assert engines.lasting(spec("http://here:1/v1", jpeg_quality=80)) != here
+
+
+def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
+    server.models = ["one"]
+    served = engine(server, None)
+    served.caption(crops(60), "?")
+    assert server.asked[0][0]["model"] == "one"
+    assert served.describe()["model_served"] == "one"
+    assert engines.lasting(spec(server, None))["model_served"] == "one"
+    server.models = ["one", "two"]
+    with pytest.raises(EngineError, match=r"serves 2 models \(one, two\)"):
+        engines.identity(spec(server, None))
+
+
+def test_describe_says_that_the_weights_are_the_servers_word(server: Server) -> None:
+    said = engine(server, max_new_tokens=9).describe()
+    assert "cannot be verified" in said["weights"]
+    assert said["options"] == {"max_new_tokens": 9, "jpeg_quality": 95, "max_side": None}
+    assert said["base_url"] == server.url
+
+
+def test_the_preset_fits() -> None:
+    preset = EngineSpec.model_validate(engine_preset("openai-llava-1.5-7b"))
+    served = engines.load(preset)  # connects to nothing
+    assert served.describe()["base_url"] == "http://localhost:8000/v1"
+
+
+# ---------------------------------------------------------------------------------------- the whole stage
+
+
+def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server) -> None:
+    """Two shards are answered, the server dies, one line; another server elsewhere, and it goes on."""
+    plain = load_recipe("debug", ["pipeline.shard_samples=8"])
+    work = tmp_path / "w"
+    index.build(load_dataset("synthetic"), raw, work, plain.pipeline, recipe="debug")
+    for stage in (skeletons.STAGE, crop.STAGE):
+        runner.run(stage, work, plain)
+
+    def recipe(url: str) -> Any:
+        where = f"pipeline.caption.engine.options={{base_url='{url}', retries=1, concurrency=4}}"
+        return load_recipe(
+            "debug", ["pipeline.shard_samples=8", "pipeline.caption.engine=openai-llava-1.5-7b", where]
+        )
+
+    present = sum(
+        t.column("status").to_pylist().count("ok")
+        for t in map(pq.read_table, sorted((work / "crops").glob("shard-*.parquet")))
+    )
+    odd: list[str] = []
+
+    def url_of(request: dict[str, Any]) -> str:
+        return str(request["messages"][0]["content"][0]["image_url"]["url"])
+
+    def answer(request: dict[str, Any], nth: int) -> Reply:
+        if not odd:
+            odd.append(url_of(request))
+        if url_of(request) == odd[0]:
+            return refusal(400, "image too odd")
+        if len(server.asked) > 65:
+            server.http.socket.close()
+            return Reply(200, completion("x").body, {"connection": "close"}, cut=True)
+        return Reply(200, completion("standing").body, {"connection": "close"})
+
+    server.answer = answer
+    with pytest.raises(EngineError, match="is not there"):
+        runner.run(caption.STAGE, work, recipe(server.url))
+    first = sorted((work / "captions").glob("shard-*.parquet"))
+    assert 1 <= len(first) < 4
+    before = {path: path.stat().st_mtime_ns for path in first}
+
+    successor = Server()
+    try:
+        successor.answer = lambda request, nth: completion("sitting")
+        done = runner.run(caption.STAGE, work, recipe(successor.url))
+    finally:
+        successor.close()
+    assert done.complete
+    assert done.statuses["failed"] == 1
+    assert done.statuses["ok"] == present - 1
+    assert {path: path.stat().st_mtime_ns for path in first} == before
+    assert len(successor.asked) < present
+    rows = [
+        r for p in sorted((work / "captions").glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()
+    ]
+    assert {r["caption"] for r in rows if r["status"] == "ok"} == {"standing", "sitting"}
+    (failed,) = [r for r in rows if r["status"] == "failed"]
+    assert failed["error_class"] == "RefusedError"
+    assert "image too odd" in failed["error"]
+    assert "cannot be verified" in json.dumps(done.provenance)
+    assert str(successor.port) not in json.dumps(done.inputs)

@@ -1,0 +1,95 @@
+"""Search for the samples that kill their worker."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, deque
+from pathlib import Path
+
+import pytest
+
+from c2vl_manifests.errors import StageError
+from c2vl_pipeline.execution.recovery import AGAIN, MOST_DEATHS, Recovery
+from c2vl_pipeline.execution.task import Job
+from c2vl_pipeline.stages.base import hang_mark
+
+IDS = [f"S001C001P001R001A{n:03d}" for n in range(8)]
+
+
+class Fleet:
+    """Runs jobs in order in a world where some samples kill; counts what was made."""
+
+    def __init__(self, poison: set[int], samples: int = 8, chance: int = 0) -> None:
+        self.recovery = Recovery(lambda n: IDS[:samples], lambda n: Path("/nonexistent"))
+        self.poison, self.samples, self.chance, self.deaths = poison, samples, chance, 0
+        self.made: Counter[str] = Counter()
+        self.left_out: set[str] = set()
+
+    def run(self) -> None:
+        job = Job("m", "w", "i", "r", None, 0, "key", {})
+        waiting = deque([job])
+        pieces: dict[str, str] = {}
+        while waiting:
+            job = waiting.popleft()
+            ids = IDS[slice(*job.span)] if job.span else IDS[: self.samples]
+            todo = [s for s in ids if s not in pieces]
+            spoiled = [s for s in todo if IDS.index(s) in self.poison and s not in (job.poison or {})]
+            if spoiled or self.chance > 0:
+                self.chance -= 1
+                self.deaths += 1
+                waiting.extendleft(reversed(self.recovery.died(job)))
+                continue
+            if job.span is None:
+                for sample in ids:
+                    self.made[sample] += 1
+                    if pieces.get(sample) == "left out" or sample in (job.poison or {}):
+                        self.left_out.add(sample)
+                return
+            pieces |= {s: "left out" if s in (job.poison or {}) else "made" for s in todo}
+            waiting.extendleft(self.recovery.finished(job))
+        raise AssertionError("the shard was never finished")
+
+
+@pytest.mark.parametrize("poison", [set(), {0}, {7}, {3, 4}, {0, 2, 5}, set(range(8))], ids=str)
+def test_bisection_finds_exactly_the_samples_that_kill(poison: set[int]) -> None:
+    fleet = Fleet(poison)
+    fleet.run()
+    assert fleet.left_out == {IDS[n] for n in poison}
+    assert fleet.made == Counter(IDS)
+
+
+@pytest.mark.parametrize("chance", [1, 2, 3, 5])
+def test_deaths_by_chance_leave_no_sample_out(chance: int) -> None:
+    fleet = Fleet(set(), chance=chance)
+    fleet.run()
+    assert fleet.left_out == set()
+    assert fleet.deaths == chance
+
+
+def test_a_lone_sample_is_tried_again_before_it_is_left_out() -> None:
+    fleet = Fleet({0}, samples=1)
+    fleet.run()
+    assert fleet.deaths == AGAIN
+    spared = Fleet(set(), samples=1, chance=AGAIN - 1)
+    spared.run()
+    assert spared.left_out == set()
+
+
+def test_workers_that_always_die_end_the_run() -> None:
+    recovery = Recovery(lambda n: IDS, lambda n: Path("/nonexistent"))
+    job = Job("m", "w", "i", "r", None, 5, "key", {})
+    for _ in range(MOST_DEATHS):
+        recovery.died(job)
+    with pytest.raises(StageError, match=f"workers died {MOST_DEATHS} times over shard 5.*fewer --workers"):
+        recovery.died(job)
+
+
+def test_a_mark_of_a_hanging_file_leaves_out_its_samples_at_once(tmp_path: Path) -> None:
+    mark = hang_mark(tmp_path, 3)
+    mark.write_text(json.dumps({"seconds": 2.5, "name": "video.avi", "samples": IDS[1:3]}))
+    recovery = Recovery(lambda n: IDS, lambda n: mark)
+    (again,) = recovery.died(Job("m", "w", "i", "r", None, 3, "key", {}))
+    assert again.span is None
+    text = "reading video.avi took more than 2.5 s and was given up"
+    assert again.poison == dict.fromkeys(IDS[1:3], ("decode_error", "Timeout", text))
+    assert not mark.exists()

@@ -1,0 +1,103 @@
+"""Skeleton files of PKU-MMD."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers.pku import read_pku
+
+CONFIG = SkeletonsConfig()
+
+
+def pku(path: Path, joints: np.ndarray) -> Path:
+    np.savetxt(path, joints.reshape(len(joints), 150), fmt="%.9g")
+    return path
+
+
+@pytest.fixture
+def walk() -> np.ndarray:
+    """(T, 2, 25, 3): two bodies, the second absent at first; frame 4 holds nobody."""
+    joints = np.random.default_rng(0).normal(size=(12, 2, 25, 3)).astype(np.float32)
+    joints[:6, 1] = 0
+    joints[4] = 0
+    return joints
+
+
+def test_pku_cuts_the_frames_of_one_row_and_drops_empty_ones(tmp_path: Path, walk: np.ndarray) -> None:
+    made = read_pku(pku(tmp_path / "x.txt", walk), 2, 9, SkeletonsConfig(pku_norm="none"))
+    np.testing.assert_array_equal(made.joints, walk[[2, 3, 5, 6, 7, 8]])
+    assert made.frame_index.tolist() == [2, 3, 5, 6, 7, 8]
+    assert made.frames_in_file == 7
+
+
+def test_pku_first_frame_joint_2_becomes_the_origin(tmp_path: Path, walk: np.ndarray) -> None:
+    made = read_pku(pku(tmp_path / "x.txt", walk), 0, 12, CONFIG)
+    expected = walk[[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]]
+    absent = ~expected.any(axis=(2, 3))
+    expected = expected - expected[0, 0, 1]
+    expected[absent] = 0
+    np.testing.assert_array_equal(made.joints, expected)
+
+
+def test_pku_aimclr_puts_shoulders_along_x_and_keeps_lengths(tmp_path: Path, walk: np.ndarray) -> None:
+    made = read_pku(pku(tmp_path / "x.txt", walk), 0, 12, SkeletonsConfig(pku_norm="aimclr")).joints
+    raw = walk[[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]]
+    there = raw.any(axis=(2, 3))
+    assert not made[~there].any()
+    assert not made[there][:, 20].any()
+    across = made[there][:, 8] - made[there][:, 4]
+    assert (across[:, 0] > 0).all()
+    np.testing.assert_allclose(across[:, 2], 0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.linalg.norm(made[there], axis=-1),
+        np.linalg.norm(raw[there] - raw[there][:, 20:21], axis=-1),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(made[there][..., 1], (raw[there] - raw[there][:, 20:21])[..., 1], atol=1e-6)
+
+
+def test_a_long_pku_clip_is_cut_in_its_centre(tmp_path: Path) -> None:
+    joints = np.random.default_rng(0).normal(size=(11, 2, 25, 3)).astype(np.float32)
+    config = SkeletonsConfig(pku_norm="none", max_frames=4)
+    made = read_pku(pku(tmp_path / "x.txt", joints), 0, 11, config)
+    assert made.frame_index.tolist() == [3, 4, 5, 6]
+    np.testing.assert_array_equal(made.joints, joints[3:7])
+
+
+def test_pku_beyond_the_end_of_the_file_gives_no_joints(tmp_path: Path, walk: np.ndarray) -> None:
+    made = read_pku(pku(tmp_path / "x.txt", walk), 40, 50, CONFIG)
+    assert made.joints.shape == (0, 2, 25, 3)
+
+
+def test_pku_numbers_that_are_not_finite_become_zero(tmp_path: Path, walk: np.ndarray) -> None:
+    walk[3, 0, 7, 1] = np.nan
+    walk[9, 1] = np.inf
+    made = read_pku(pku(tmp_path / "x.txt", walk), 0, 12, SkeletonsConfig(pku_norm="none")).joints
+    assert made[3, 0, 7, 1] == 0
+    assert not made[8, 1].any()
+    assert np.isfinite(made).all()
+
+
+def test_a_pku_row_that_ends_behind_the_recording_ends_with_it(tmp_path: Path, walk: np.ndarray) -> None:
+    made = read_pku(pku(tmp_path / "x.txt", walk), 9, 40, SkeletonsConfig(pku_norm="none"))
+    np.testing.assert_array_equal(made.joints, walk[9:])
+    assert made.frame_index.tolist() == [9, 10, 11]
+
+
+def test_pku_damage_is_refused_with_file_and_line(tmp_path: Path, walk: np.ndarray) -> None:
+    path = pku(tmp_path / "x.txt", walk)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], lines[3].rsplit(" ", 1)[0], *lines[4:]]))
+    with pytest.raises(DataError) as caught:
+        read_pku(path, 0, 12, CONFIG)
+    assert str(caught.value) == f"{path}:4: 149 numbers; expected 150"
+    assert len(read_pku(path, 5, 12, CONFIG).joints) == 7  # damage elsewhere is another sample's
+    path.write_text("\n".join([*lines[:5], "x " + lines[5], *lines[6:]]))
+    with pytest.raises(DataError, match=rf"^{path}:6: expected 150 numbers \("):
+        read_pku(path, 0, 12, CONFIG)

@@ -1,0 +1,150 @@
+"""Reading of videos: planned frames, decoding and the shape of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from c2vl_manifests.errors import DataError
+from c2vl_pipeline.readers.video import Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
+from support.video import FRAMES, cut, film
+
+# ------------------------------------------------------------------------------------------------ plan
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "slots", "expected"),
+    [
+        (0, 16, 16, list(range(16))),
+        (0, 32, 16, list(range(1, 32, 2))),
+        (0, 90, 3, [15, 45, 75]),
+        (100, 190, 3, [115, 145, 175]),
+        (0, 7, 1, [3]),
+        (0, 2, 5, [0, 0, 1, 1, 1]),
+        (5, 6, 3, [5, 5, 5]),
+        (4, 4, 3, []),
+        (9, 4, 3, []),
+    ],
+)
+def test_planned_frames_are_the_centres_of_equal_segments(
+    start: int, end: int, slots: int, expected: list[int]
+) -> None:
+    assert plan_frames(start, end, slots) == expected
+
+
+def test_a_plan_has_its_length_lies_within_and_never_goes_back() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        start, span, slots = (int(v) for v in rng.integers((0, 1, 1), (1000, 400, 40)))
+        plan = plan_frames(start, start + span, slots)
+        assert len(plan) == slots
+        assert plan == sorted(plan)
+        assert start <= plan[0] <= plan[-1] < start + span
+        if span >= slots:
+            assert len(set(plan)) == slots
+            assert plan[0] - start <= span / slots
+
+
+# -------------------------------------------------------------------------------------------- decoding
+
+
+@pytest.mark.parametrize(("name", "codec"), [("x.avi", "MJPG"), ("x.mp4", "mp4v")])
+def test_one_pass_gives_just_the_wanted_frames_in_order(tmp_path: Path, name: str, codec: str) -> None:
+    path = film(tmp_path / name, codec=codec)
+    plain, every = cv2.VideoCapture(str(path)), []
+    while (step := plain.read())[0]:
+        every.append(step[1][..., ::-1])
+    assert len(every) == FRAMES
+    with Video(path) as video:
+        assert video.count() == FRAMES
+        seen = dict(video.frames([40, 3, 3, 17]))
+        assert list(seen) == [3, 17, 40]
+        for number, image in seen.items():
+            np.testing.assert_array_equal(image, every[number])
+        assert video.decoded == 41
+
+
+def test_frames_are_rgb(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "x.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
+    writer.write(np.full((48, 64, 3), (0, 0, 250), np.uint8))  # OpenCV's red
+    writer.release()
+    with Video(tmp_path / "x.avi") as video:
+        _, image = next(video.frames([0]))
+    assert image.shape == (48, 64, 3)
+    assert image[..., 0].min() > 200
+    assert image[..., 1:].max() < 60
+
+
+def test_a_video_cut_to_60_percent_advertises_all_and_gives_the_beginning(tmp_path: Path) -> None:
+    with Video(cut(film(tmp_path / "x.avi"))) as video:
+        assert video.count() == FRAMES
+        seen = [n for n, _ in video.frames(range(FRAMES))]
+        assert seen == list(range(len(seen)))
+        assert 20 < len(seen) < 50
+        assert video.decoded == len(seen)
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage" * 99])
+def test_a_file_that_is_no_video_says_its_size(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "x.avi"
+    path.write_bytes(data)
+    with pytest.raises(DataError) as caught:
+        Video(path)
+    assert (
+        str(caught.value)
+        == f"{path}: OpenCV cannot open it as a video ({len(data)} bytes); download it again"
+    )
+
+
+def test_an_absent_video_is_an_absent_file(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Video(tmp_path / "none.avi")
+
+
+def test_lent_frames_are_the_same_pixels_in_the_decoders_order(raw: Path) -> None:
+    path = next((raw / "nturgb+d_rgb").iterdir())
+    with Video(path) as own_copy, Video(path) as lent:
+        for (n, rgb), (m, bgr) in zip(
+            own_copy.frames([2, 5, 9]), lent.frames([2, 5, 9], lent=True), strict=True
+        ):
+            assert n == m
+            assert not np.array_equal(rgb, bgr)
+            np.testing.assert_array_equal(rgb, bgr[..., ::-1])
+
+
+# --------------------------------------------------------------------------------------------- shaping
+
+
+def test_pad_centres_the_image_on_clips_mean_colour() -> None:
+    image = np.full((4, 10, 3), 7, np.uint8)
+    square = shape_image(image, "pad")
+    assert square.shape == (10, 10, 3)
+    np.testing.assert_array_equal(square[3:7], image)
+    np.testing.assert_array_equal(square[:3], np.full((3, 10, 3), (122, 116, 104)))
+    np.testing.assert_array_equal(square[7:], np.full((3, 10, 3), (122, 116, 104)))
+    np.testing.assert_array_equal(
+        shape_image(image.transpose(1, 0, 2).copy(), "pad"), square.transpose(1, 0, 2)
+    )
+
+
+def test_squash_gives_a_square_center_crop_and_squares_are_left() -> None:
+    image = np.random.default_rng(0).integers(0, 255, (4, 10, 3)).astype(np.uint8)
+    assert shape_image(image, "squash").shape == (10, 10, 3)
+    assert shape_image(image, "center_crop") is image
+    for aspect in ("pad", "squash", "center_crop"):
+        assert shape_image(image[:, :4], aspect) is not None
+        np.testing.assert_array_equal(shape_image(image[:, :4], aspect), image[:, :4])
+
+
+def test_jpegs_keep_shape_and_channel_order_and_garbage_is_refused() -> None:
+    image = np.zeros((20, 30, 3), np.uint8)
+    image[..., 0] = 200
+    back = decode_jpeg(encode_jpeg(image, 95))
+    assert back.shape == image.shape
+    np.testing.assert_allclose(back, image, atol=4)
+    with pytest.raises(DataError) as caught:
+        decode_jpeg(b"no jpeg")
+    assert str(caught.value) == "a stored crop of 7 bytes is not a JPEG; run the crop stage again"

@@ -1,0 +1,186 @@
+"""Random mutations of label files, own tables, joint layouts and dataset rules: a value or one C2VLError, always.
+
+`python tests/support/fuzz_tables.py --inputs 100000 --seed 0` runs so many inputs of every kind and prints what became of them;
+`test_expected_fuzz.py` runs a few of each. Memory is bounded for the whole run, time for every input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import random
+import resource
+import time
+from collections import Counter
+from collections.abc import Callable
+from importlib import resources
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from c2vl_manifests.datasets import Dataset, load_dataset, parse_dataset
+from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.layouts import Layout, parse_layout
+from c2vl_manifests.schema import SAMPLES
+from c2vl_pipeline.raw.expected import parse_labels, parse_table
+
+SOURCE = "some/file"
+_TOKENS = (
+    b"nan", b"inf", b"-1", b"1e400", b"9" * 400, b"9" * 5000, b"1_0", b"0x10", b"\0", b"\n", b"\r", b"\r\n", b",", b'"',
+    b"'", b"[", b"]", b"{", b"}", b"=", b"[" * 300, b"\xff", b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xd9\xa1", b"true",
+    b"2024-01-01T00:00:00", b"split_", b"sample_id", b'"""', b"#", b" ", b"\x1c", b"\x0b", b"32768", b"-2147483649",
+)  # fmt: skip
+_MOST_SECONDS = 2.0
+_MOST_BYTES = 4 << 30
+
+
+def _data(*parts: str) -> bytes:
+    return resources.files("c2vl_manifests").joinpath("data", *parts).read_bytes()
+
+
+_ENTRIES = [
+    {"sample_id": "b", "video": "v.avi", "start_frame": 10, "end_frame": 20, "label": "wave", "split_mine": "test"},
+    {"sample_id": "a", "video": "v.avi", "start_frame": 0, "end_frame": 10, "label": "3", "split_mine": "train"},
+    {"sample_id": "c", "video": None, "start_frame": None, "end_frame": None, "label": None, "split_mine": None},
+]  # fmt: skip
+
+
+def _parquet(entries: list[dict[str, object]], **options: object) -> bytes:
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(entries), out, **options)
+    return out.getvalue()
+
+
+SEEDS: dict[str, list[bytes]] = {
+    "labels": [b"3,1,30,2\n5,40,20,1\n\n51,31.0,60,2\n", b"1,0,9,2\r\n2,10,50,2", b""],
+    "csv": [
+        b"sample_id,video,start_frame,end_frame,skeleton,label,subject,view,split_mine\n"
+        b'b,v.avi,10,20,b.npy,10,3,2,test\n"a, b",v.avi,0,10,,9,,2,train\nc,,,,b.npy,,1,,\n',
+        b"sample_id\r\na\r\n",
+        b"\xef\xbb\xbfsample_id,label\na,x\n",
+    ],
+    "parquet": [
+        _parquet(_ENTRIES),
+        _parquet(_ENTRIES, compression="none", use_dictionary=False),
+        _parquet(
+            [
+                {"sample_id": 1, "view": 1.0, "label": True},
+                {"sample_id": 2, "view": float("nan"), "label": False},
+            ]
+        ),
+    ],
+    "layout": [
+        _data("layouts", "coco_17.toml"),
+        _data("layouts", "kinect_v1.toml"),
+        b'names = ["hip", "knee"]\nparents = ["hip", "hip"]\ndims = 2\norigin = "knee"\n',
+    ],
+    "rules": [_data("datasets", name) for name in ("utd-mhad.toml", "pku-mmd-1.toml", "pku-mmd-2.toml")],
+}
+
+
+def _labels(content: bytes) -> None:
+    rows = parse_labels(content.decode("utf-8", "replace"), "0043-L", load_dataset("pku-mmd-1"), SOURCE)
+    pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def _table(suffix: str) -> Callable[[bytes], None]:
+    def parse(content: bytes) -> None:
+        classes, rows = parse_table(content, suffix, SOURCE)
+        pa.Table.from_pylist(rows, schema=SAMPLES)
+        assert all(-1 <= row["label"] < len(classes) for row in rows)
+
+    return parse
+
+
+def _layout(content: bytes) -> None:
+    layout = parse_layout(content.decode("utf-8", "replace"), "own", SOURCE)
+    assert len(layout.bones) == layout.joints - 1
+    assert Layout.from_dict(json.loads(json.dumps(layout.as_dict()))) == layout
+
+
+def _rules(content: bytes) -> None:
+    dataset = parse_dataset(content.decode("utf-8", "replace"), SOURCE)
+    assert isinstance(dataset, Dataset)
+    fields = dict.fromkeys(("subject", "view", "setup", "video"), 3)
+    assert set(dataset.splits(fields).values()) <= {"train", "test"}
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "labels": _labels,
+    "csv": _table(".csv"),
+    "parquet": _table(".parquet"),
+    "layout": _layout,
+    "rules": _rules,
+}
+
+
+def mutate(rng: random.Random, seeds: list[bytes]) -> bytes:
+    """Return a seed after one to eight random changes: bits, cuts, insertions, repeats, splices."""
+    data = bytearray(rng.choice(seeds))
+    for _ in range(rng.choice((1, 1, 1, 2, 3, 8))):
+        at = rng.randint(0, len(data))
+        end = min(len(data), at + rng.choice((1, 1, 2, 4, 16, 64)))
+        match rng.randrange(7):
+            case 0 if data:
+                data[at % len(data)] ^= 1 << rng.randrange(8)
+            case 1:
+                del data[at:end]
+            case 2:
+                data[at:at] = rng.choice(_TOKENS)
+            case 3:
+                data[at:end] = rng.choice(_TOKENS)
+            case 4:
+                data[at:at] = data[at:end] * rng.choice((1, 2, 30))
+            case 5:
+                other = rng.choice(seeds)
+                data[at:] = other[rng.randint(0, len(other)) :]
+            case _:
+                data[at:end] = rng.randbytes(end - at)
+    return bytes(data[: 1 << 16])
+
+
+def outcome(target: str, content: bytes) -> str:
+    """Feed one input: `value` or `refused`; anything else is a failure that names the input."""
+    began = time.perf_counter()
+    try:
+        TARGETS[target](content)
+        became = "value"
+    except C2VLError as error:
+        text = str(error)
+        assert "\n" not in text, f"{target}: a message of two lines for {content!r}: {text!r}"
+        assert text.startswith(SOURCE), f"{target}: a message without its file for {content!r}: {text!r}"
+        assert len(text) < 1000, f"{target}: a message of {len(text)} letters for {content!r}"
+        became = "refused"
+    except BaseException as error:
+        raise AssertionError(f"{target}: {type(error).__name__}: {error} for {content!r}") from error
+    seconds = time.perf_counter() - began
+    assert seconds < _MOST_SECONDS, f"{target}: {seconds:.1f} s for {content!r}"
+    return became
+
+
+def run(target: str, inputs: int, seed: int) -> Counter[str]:
+    """Feed so many mutations of a target's seeds."""
+    rng = random.Random(f"{target}-{seed}")
+    return Counter(outcome(target, mutate(rng, SEEDS[target])) for _ in range(inputs))
+
+
+def main() -> None:
+    """Run every target and print what became of its inputs."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--inputs", type=int, default=10_000, help="of every target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", choices=sorted(TARGETS))
+    asked = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
+    for target in [asked.only] if asked.only else TARGETS:
+        began = time.perf_counter()
+        counts = run(target, asked.inputs, asked.seed)
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(
+            f"{target}: {dict(counts)} in {time.perf_counter() - began:.0f} s, at most {most} MiB", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Embedding of single skeletons and texts with a finished run."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
+from c2vl_training import checkpoint
+from c2vl_training.dataset import Clips, Packed
+from c2vl_training.inference import clip_of, load_space
+from c2vl_training.trainer import train
+from support.packed import sticks
+from support.training import recipe, run
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "ordered", "random"])
+def test_the_space_embeds_as_the_run_did(data, tmp_path, pooling):
+    made = run(
+        data, tmp_path / "run", f"training.pretrain.pooling={pooling}", "training.pretrain.standardise=true"
+    )
+    train(made)
+    space = load_space(tmp_path / "run")
+    kept = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[0]
+    model = {n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")}
+    assert dict.fromkeys(model, True) == {
+        n: torch.equal(model[n], t) for n, t in space.model.state_dict().items()
+    }
+    held = Packed(data)
+    clips = Clips(held, np.arange(3), space.input, CPU).test(torch.arange(3))
+    planes = held.joints[held.offsets[1] : held.offsets[2]].transpose(0, 2, 3, 1)
+    torch.testing.assert_close(space.skeleton(planes), space.clips(clips)[1])
+    assert torch.allclose(space.clips(clips).norm(dim=1), torch.ones(3))
+
+
+def test_a_caption_lies_where_a_sample_that_says_nothing_else_lay(tmp_path):
+    one = np.random.default_rng(5).normal(size=(16, 1, 5))
+    folder = sticks(tmp_path / "packed", language=np.repeat(one, 4, axis=1))
+    from c2vl_training.knowledge import Knowledge
+
+    for pooling in ("mean", "ordered"):
+        made = run(
+            folder,
+            tmp_path / pooling,
+            f"training.pretrain.pooling={pooling}",
+            "training.pretrain.standardise=true",
+        )
+        train(made)
+        space = load_space(tmp_path / pooling)
+        rows = made.packed.select("xsub", "train", ("vision", "language")).rows
+        pooled = Knowledge(made.packed, rows, "language", made.recipe.training.pretrain).epoch(
+            torch.Generator()
+        )
+        with torch.inference_mode():
+            wanted = space.model.knowledge("language", pooled)
+        found = space.knowledge("language", one[rows, 0])
+        torch.testing.assert_close(
+            found, wanted, rtol=1e-2, atol=1e-3
+        )  # vectors are stored in half precision
+
+
+def test_what_does_not_belong_to_a_space_is_refused(data, tmp_path):
+    train(run(data, tmp_path / "run", "training.pretrain.knowledge=vision"))
+    train(run(data, tmp_path / "other", "training.pretrain.knowledge=vision", seed=1))
+    train(run(data, tmp_path / "floor", kind="random"))
+    space = load_space(tmp_path / "run")
+    with pytest.raises(ConfigError, match="no language projector; it was trained with vision"):
+        space.knowledge("language", np.ones((1, 5)))
+    with pytest.raises(DataError, match="vision vectors of 7 numbers"):
+        space.knowledge("vision", np.ones((1, 7)))
+    with pytest.raises(DataError, match=r"shape \(4, 1, 9, 3\); expected \(T, M, 5, 3\)"):
+        space.skeleton(np.ones((4, 1, 9, 3)))
+    with pytest.raises(DataError, match="NaN or infinite"):
+        space.skeleton(np.full((4, 1, 5, 3), np.nan))
+    with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
+        load_space(tmp_path / "floor")
+    shutil.copy(tmp_path / "other" / checkpoint.PROJECTORS, tmp_path / "run" / checkpoint.PROJECTORS)
+    with pytest.raises(CheckpointError, match="is of another run than the encoder beside it"):
+        load_space(tmp_path / "run")
+
+
+def test_a_single_skeleton_becomes_the_clip_that_evaluation_sees(raw, work):
+    held = Packed(work)
+    config = recipe().training.input
+    clips = Clips(held, np.arange(4), config, CPU).test(torch.arange(4))
+    for n, name in enumerate(held.sample_ids(range(4))):
+        (file,) = raw.rglob(f"{name}*.skeleton")
+        joints = assemble_ntu(read_ntu(file, pixels=False), SkeletonsConfig()).joints
+        torch.testing.assert_close(
+            clip_of(joints, held.layout, held.manifest.bodies, config), clips[n : n + 1]
+        )

@@ -1,0 +1,92 @@
+"""Run folders: finished runs, changed configurations, recorded facts."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from c2vl_manifests.errors import CheckpointError
+from c2vl_manifests.events import Event, Note
+from c2vl_training import trainer
+from c2vl_training.trainer import train
+from support.packed import COUNT, moving, sticks
+from support.training import StoppedError, recipe, run, stop_after
+
+
+def test_a_finished_run_is_returned_untouched(data, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    first = train(run(data, out))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir() if path.is_file()}
+    monkeypatch.setattr(trainer, "fit", lambda *_: pytest.fail("trained again"))
+    again = train(run(data, out))
+    assert before == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before}
+    assert (again.epochs, again.samples, again.left_out, again.last) == (4, 12, 0, first.last)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 1}, "seed is 0 there and 1 here"),
+        ({"kind": "supervised"}, "kind is 'pretrain' there and 'supervised' here"),
+        (
+            {"set": "training.pretrain.targets=hard"},
+            "config.targets.kind is 'partition' there and 'hard' here",
+        ),
+        ({"set": "training.pretrain.epochs=9"}, "config.epochs is 4 there and 9 here"),
+        ({"set": "training.input.frames=9"}, "input.frames is 8 there and 9 here"),
+    ],
+)
+def test_another_configuration_is_refused_naming_the_first_difference(data, tmp_path, finished, change, said):
+    out = tmp_path / "run"
+    if finished:
+        train(run(data, out))
+    else:
+        with pytest.raises(StoppedError):
+            train(run(data, out), stop_after(1))
+    extra = [change["set"]] if "set" in change else []
+    other = run(data, out, *extra, kind=change.get("kind", "pretrain"), seed=change.get("seed", 0))
+    with pytest.raises(CheckpointError) as caught:
+        train(other)
+    assert str(caught.value).endswith(
+        f"is of another run: {said}; choose another --out, or delete the folder to begin anew"
+    )
+
+
+def test_left_out_samples_are_counted_named_and_listed(tmp_path):
+    joints = moving()
+    joints[1] = joints[1][:0]
+    vision_ok = np.ones((COUNT, 4), bool)
+    vision_ok[2] = False
+    folder = sticks(tmp_path / "packed", joints=joints, vision_ok=vision_ok, reasons={1: "file, lost"})
+    notes: list[Event] = []
+    out = tmp_path / "run"
+    result = train(run(folder, out), notes.append)
+    assert (result.samples, result.left_out) == (10, 2)
+    warning = f"2 of 12 training samples are left out: see {out / 'left_out.csv'}"
+    assert Note(warning, "warning") in notes
+    with (out / "left_out.csv").open(newline="") as handle:
+        assert list(csv.reader(handle)) == [
+            ["sample_id", "reason"],
+            ["s01", "missing_skeleton: file, lost"],
+            ["s02", "no usable vision rows: nobody found in any frame"],
+        ]
+    facts = json.loads((out / "run.json").read_text())
+    assert (facts["samples"], facts["left_out"]) == (10, 2)
+    # who only listens misses less
+    told = train(run(folder, tmp_path / "told", "training.pretrain.knowledge=language"))
+    assert (told.samples, told.left_out) == (11, 1)
+
+
+def test_run_json_says_what_was_run(data, tmp_path):
+    result = train(run(data, tmp_path / "run", seed=5))
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert (facts["kind"], facts["benchmark"], facts["seed"], facts["epochs"]) == ("pretrain", "xsub", 5, 4)
+    assert facts["recipe_fingerprint"] == recipe().fingerprint()
+    assert facts["data"] == "f" * 32
+    assert facts["last"] == pytest.approx(result.last)
+    assert facts["versions"]["torch"] == torch.__version__
