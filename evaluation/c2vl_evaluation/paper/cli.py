@@ -18,7 +18,7 @@ def paper(
     work: Annotated[
         Path, typer.Option("--work", help="Folder whose subfolders are work folders with packed datasets.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of runs, cells, tables and figures.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs, tables and figures.")] = Path(
         "runs/paper"
     ),
     only: Annotated[
@@ -65,7 +65,7 @@ def paper(
     whole = lab.cells(names, finished=True)
     _show_plan(lab, plan(lab, cells, whole))
     if note := unshown(lab, whole):
-        say(f"{out / 'cells'}: {note}")
+        say(f"{out / 'runs'}: {note}")
     if dry_run:
         return
     complete = False

@@ -7,18 +7,15 @@ has finished, it is unknown. A cell that fails holds the reason, and the others 
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
-from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.paper.experiments import Cell, Job, Lab
-from c2vl_evaluation.protocols import PROTOCOLS
 from c2vl_evaluation.report.sections import facts_of
-from c2vl_evaluation.results import Result
 from c2vl_manifests.errors import C2VLError, one_line
 from c2vl_manifests.events import Emit, Note, duration, silent
 from c2vl_training import checkpoint
@@ -33,32 +30,10 @@ _BATCHES = {
 """Where the batch size of a protocol is set."""
 
 
-def evaluate(job: Job, emit: Emit = silent) -> tuple[Result, ...]:
-    """Run a job's protocol on its finished trainings, or read what was found before."""
-    contexts = [
-        EvalContext(
-            run.out,
-            job.packed,
-            job.benchmark,
-            run.recipe.model_copy(update={"evaluation": job.evaluation}),
-            run.seed,
-            emit,
-        )
-        for run in job.runs
-    ]
-    streams: dict[str, EvalContext] = (
-        {run.recipe.training.input.stream: one for run, one in zip(job.runs, contexts, strict=True)}
-        if job.protocol == "ensemble"
-        else {}
-    )
-    context = replace(contexts[0], streams=streams)
-    return tuple(cell.run().result for cell in PROTOCOLS[job.protocol](context))
-
-
 def unfinished(lab: Lab, cells: Sequence[Cell]) -> list[Job]:
     """Return the jobs that cells wait for, each once, in order."""
-    jobs = {job.path: job for cell in cells for job in cell.jobs}
-    return [job for job in jobs.values() if lab.kept(job) is None]
+    jobs = {job.id: job for cell in cells for job in cell.jobs}
+    return [job for job in jobs.values() if lab.results(job) is None]
 
 
 @dataclass(frozen=True)
@@ -109,11 +84,11 @@ def plan(lab: Lab, cells: Sequence[Cell], measured: Iterable[Cell] | None = None
         measured: cells whose finished work tells the time, asked for or not; `cells` unless given.
     """
     waiting = unfinished(lab, cells)
-    paths = {job.path for job in waiting}
+    ids = {job.id for job in waiting}
     tallies, absent = [], Counter(cell.why for cell in cells if cell.why)
     for table in dict.fromkeys(cell.table for cell in cells):
         of = [cell for cell in cells if cell.table == table]
-        todo = sum(any(job.path in paths for job in cell.jobs) for cell in of)
+        todo = sum(any(job.id in ids for job in cell.jobs) for cell in of)
         impossible = sum(not cell.jobs for cell in of)
         tallies.append(Tally(table, todo, len(of) - todo - impossible, impossible))
     runs = {run.out: run for job in waiting for run in job.runs}
@@ -141,10 +116,10 @@ def _encoder(run: Run) -> str:
 def _seconds(lab: Lab, cells: Iterable[Cell]) -> dict[Kind, float]:
     """Return the mean seconds of the finished trainings and evaluations of these cells by kind."""
     spent: dict[Kind, list[float]] = {}
-    jobs = {job.path: job for cell in cells for job in cell.jobs}
+    jobs = {job.id: job for cell in cells for job in cell.jobs}
     for job in jobs.values():
-        if (kept := lab.kept(job)) is not None:
-            spent.setdefault(_evaluation(job), []).append(kept.seconds)
+        if (results := lab.results(job)) is not None:
+            spent.setdefault(_evaluation(job), []).append(sum(result.seconds for result in results))
     for run in {run.out: run for job in jobs.values() for run in job.runs}.values():
         seconds = facts_of(run.out).get("seconds")
         if isinstance(seconds, int | float):
@@ -161,9 +136,9 @@ def compute(lab: Lab, cells: Sequence[Cell], emit: Emit = silent) -> None:
     """
     jobs = unfinished(lab, cells)
     for number, job in enumerate(jobs):
-        named = f"{job.path.stem.rsplit('-', 1)[0]}, {job.runs[0].out.name}"
-        emit(Note(f"cell {number + 1} of {len(jobs)}: {named}"))
-        at = job.path
+        label = f"{job.protocol} {job.setting}".rstrip() + f" of {job.runs[0].out.name}"
+        emit(Note(f"cell {number + 1} of {len(jobs)}: {label}"))
+        at: Path | str = job.id
         try:
             for run in job.runs:
                 at = run.out
@@ -171,11 +146,11 @@ def compute(lab: Lab, cells: Sequence[Cell], emit: Emit = silent) -> None:
                     break
                 train(run, emit)
             else:
-                at, started = job.path, time.monotonic()
-                lab.keep(job, evaluate(job, emit), time.monotonic() - started)
+                at = job.id
+                lab.add(job, [cell.run().result for cell in job.results(emit)])
         except (C2VLError, RuntimeError) as error:
-            lab.failed[at] = _said(error, job, training=at != job.path)
-            emit(Note(f"{named}: {lab.failed[at]}", "warning"))
+            lab.failed[at] = _said(error, job, training=at != job.id)
+            emit(Note(f"{label}: {lab.failed[at]}", "warning"))
 
 
 def _said(error: C2VLError | RuntimeError, job: Job, *, training: bool) -> str:
@@ -205,7 +180,7 @@ def reason(lab: Lab, cell: Cell) -> str:
     if cell.why:
         return cell.why
     for job in cell.jobs:
-        for place in (job.path, *(run.out for run in job.runs)):
+        for place in (job.id, *(run.out for run in job.runs)):
             if place in lab.failed:
                 return lab.failed[place]
     return "not computed yet"

@@ -1,8 +1,8 @@
-"""What `c2vl-eval paper` fills: columns, cells, the jobs that they wait for, and where each is kept. Nothing is trained here.
+"""What `c2vl-eval paper` fills: columns, cells, and the trainings and evaluations behind them. Nothing is computed here.
 
-    OUT/runs/<dataset>/<benchmark>/<what>-<hash>-seed0/     a training; the hash is of all that determines it
-    OUT/cells/<dataset>-<benchmark>-<protocol>-<hash>.json  what a protocol found: a finished cell is never made again
-    OUT/paper.html, paper.md, paper.tex, paper.csv          see `write`
+    OUT/runs/<dataset>/<benchmark>/<what>-<hash>-seed0/   a training; the hash is of all that determines it
+    OUT/runs/…/evaluations/                               its results, see `cache`: none is computed twice
+    OUT/paper.html, paper.md, paper.tex, paper.csv        see `export`
 
 Trainings are those of `c2vl_training.trainer`, protocols those of this package; lines that need the same training
 share it, across tables.
@@ -11,21 +11,21 @@ share it, across tables.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from c2vl_evaluation.cache import weights_of
+from c2vl_evaluation import cache
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.metrics import no_encoder_scores
 from c2vl_evaluation.paper.spec import Column, Line, Variant, everything, lines, printed
+from c2vl_evaluation.protocols import PROTOCOLS
 from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import C2VLError, ConfigError, StageError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import FILE as PACKED
 from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
@@ -33,23 +33,13 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import Run
 
-_FORMAT = 1
-_PARTS: dict[Protocol, tuple[str, ...]] = {
-    "knn": ("knn",),
-    "linear": ("linear",),
-    "finetune": ("finetune",),
-    "semi": ("semi", "linear"),
-    "transfer": ("transfer", "linear"),
-    "ensemble": ("ensemble", "linear", "finetune"),
-}
-"""Sections of the recipe's evaluation that a protocol depends on."""
 BLIND = ("majority class", "chance")
 """What answers without looking at a sample."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One protocol on one training (on three, for an ensemble): what is done or left to do as a whole."""
+    """One protocol on one training (on three, for an ensemble): what one seed of a cell waits for."""
 
     protocol: Protocol
     setting: str
@@ -59,25 +49,32 @@ class Job:
     """What the encoder is evaluated on."""
     benchmark: str
     evaluation: EvaluationConfig
-    path: Path
-    """Where the findings are kept."""
-    told: str
-    """Hash of all that determines them but the weights."""
 
-    def encoders(self) -> tuple[str, ...]:
-        """Hashes of the weights that are there."""
-        return tuple(weights_of(run.out) for run in self.runs if (run.out / checkpoint.ENCODER).is_file())
+    @property
+    def id(self) -> str:
+        """Equal for equal jobs."""
+        words = (
+            self.protocol,
+            self.setting,
+            self.packed.folder,
+            self.benchmark,
+            *(run.out for run in self.runs),
+        )
+        return "|".join(map(str, words))
 
-
-class Kept(BaseModel):
-    """A finished job, as it lies on disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    told: str
-    encoders: tuple[str, ...]
-    findings: tuple[Result, ...]
-    seconds: float
+    def results(self, emit: Emit = silent) -> Iterator[cache.Cell]:
+        """Return the protocol's results before they are computed; its trainings must be finished."""
+        contexts = [
+            EvalContext(
+                run.out, self.packed, self.benchmark,
+                run.recipe.model_copy(update={"evaluation": self.evaluation}), run.seed, emit,
+            )
+            for run in self.runs
+        ]  # fmt: skip
+        if self.protocol == "ensemble":
+            streams: dict[str, EvalContext] = {one.recipe.training.input.stream: one for one in contexts}
+            contexts[0] = replace(contexts[0], streams=streams)
+        return PROTOCOLS[self.protocol](contexts[0])
 
 
 @dataclass(frozen=True)
@@ -116,10 +113,10 @@ class Lab:
     seeds: int = 1
     wide: bool = False
     """Every table on every dataset and benchmark, also where the paper has no number of it."""
-    failed: dict[Path, str] = field(default_factory=dict)
-    """Of this session: a training's folder or a job's file -> why."""
+    failed: dict[Path | str, str] = field(default_factory=dict)
+    """Of this session: a training's folder or a job's id -> why."""
     _bases: dict[str, Recipe] = field(default_factory=dict)
-    _read: dict[Path, Kept] = field(default_factory=dict)
+    _results: dict[str, tuple[Result, ...]] = field(default_factory=dict)
     _whys: dict[Column, str] = field(default_factory=dict)
     _blind: dict[tuple[str, str], dict[str, Score] | str] = field(default_factory=dict)
 
@@ -180,28 +177,7 @@ class Lab:
         runs = tuple(self.run(column.dataset, source, variant, seed) for variant in line.streams)
         on = column.to or column.dataset
         evaluation = _narrowed(runs[0].recipe.evaluation, line, column)
-        told = fingerprint(
-            {
-                "format": _FORMAT,
-                "protocol": line.protocol,
-                "runs": [run.facts() for run in runs],
-                "data": self.sets[on].manifest.fingerprint,
-                "benchmark": column.benchmark,
-                "config": evaluation.model_dump(mode="json", include=set(_PARTS[line.protocol])),
-            }
-        )
-        file = f"{column.dataset}-{column.to and column.to + '-'}{column.benchmark}-{line.protocol}-{told[:16]}.json"
-        path = self.out / "cells" / file
-        return Job(
-            line.protocol,
-            _setting(line, column),
-            runs,
-            self.sets[on],
-            column.benchmark,
-            evaluation,
-            path,
-            told,
-        )
+        return Job(line.protocol, _setting(line, column), runs, self.sets[on], column.benchmark, evaluation)
 
     def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[Cell]:
         """Return all cells of some tables and figures, in their order.
@@ -228,7 +204,7 @@ class Lab:
         """Yield the finished jobs of the seeds after those asked for, up to the first that is not finished."""
         for seed in count(self.seeds):
             job = self.job(line, column, seed)
-            if self.kept(job) is None:
+            if self.results(job) is None:
                 return
             yield job
 
@@ -277,43 +253,33 @@ class Lab:
             return str(error)
         return ""
 
-    def kept(self, job: Job) -> Kept | None:
-        """Return a finished job; None where it is not finished, or was made with other weights than there are now."""
-        if job.path not in self._read:
-            if (read := _read(job.path)) is None:
+    def results(self, job: Job) -> tuple[Result, ...] | None:
+        """Return the stored results of a job; None if one is missing, or of other weights than there are now."""
+        if job.id not in self._results:
+            if not (job.runs[0].out / cache.FOLDER).is_dir():  # most often, and the data need not be asked
                 return None
-            self._read[job.path] = read
-        found = self._read[job.path]
-        there = job.encoders()
-        # runs may be deleted to free the disk: what they gave is kept
-        sound = found.told == job.told and (len(there) < len(job.runs) or there == found.encoders)
-        return found if sound else None
+            try:
+                found = [cell.cached() for cell in job.results()]
+            except C2VLError:
+                return None
+            if not found or None in found:
+                return None
+            self.add(job, [result for result in found if result is not None])
+        return self._results[job.id]
 
-    def keep(self, job: Job, findings: Sequence[Result], seconds: float) -> None:
-        """Write a finished job."""
-        spent = max(seconds, sum(finding.seconds for finding in findings))
-        kept = Kept(told=job.told, encoders=job.encoders(), findings=tuple(findings), seconds=round(spent, 2))
-        commit_text(job.path, kept.model_dump_json(indent=1) + "\n")
-        self._read[job.path] = kept
+    def add(self, job: Job, results: Iterable[Result]) -> None:
+        """Note that a job is finished."""
+        self._results[job.id] = tuple(results)
 
     def others(self, cells: Iterable[Cell]) -> int:
-        """Count the finished cells in the folder that are none of these: of other settings, data or seeds."""
-        own = {job.path for cell in cells for job in cell.jobs}
-        there = [path for path in (self.out / "cells").glob("*.json") if path not in own]
-        return sum(_read(path) is not None for path in there)
+        """Count the trainings in the folder that are behind none of these cells: of other settings, data or seeds."""
+        own = {run.out for cell in cells for job in cell.jobs for run in job.runs}
+        return sum(path.parent not in own for path in (self.out / "runs").glob(f"*/*/*/{checkpoint.ENCODER}"))
 
 
 def _setting(line: Line, column: Column) -> str:
     share = "" if column.share is None else f"{100 * column.share:g} % "
     return line.of if line.protocol == "ensemble" else share + line.setting
-
-
-def _read(path: Path) -> Kept | None:
-    """Read a finished job; None where there is none, or it is damaged."""
-    try:
-        return Kept.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
 
 
 def _narrowed(config: EvaluationConfig, line: Line, column: Column) -> EvaluationConfig:

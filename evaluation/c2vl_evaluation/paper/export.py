@@ -16,8 +16,7 @@ from c2vl_evaluation.paper.experiments import Cell, Lab
 from c2vl_evaluation.paper.spec import FIGURES
 from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, Sheet, SheetRow, Shown, sheet
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.pages import render
-from c2vl_manifests.pages import shorten_paths as clean
+from c2vl_manifests.pages import render, shorten_paths
 
 
 def write(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> Path:
@@ -43,11 +42,10 @@ def write(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> Path:
 
 
 def unshown(lab: Lab, cells: Sequence[Cell]) -> str:
-    """Say how many finished cells of the folder are none of these; empty where there are none."""
+    """Say how many finished trainings of the folder are behind none of these; empty where there are none."""
     if not (count := lab.others(cells)):
         return ""
-    said = "cell is" if count == 1 else "cells are"
-    return f"{count} finished {said} of other settings, data or seeds and not shown"
+    return f"{count} finished training{'s are' if count > 1 else ' is'} of other settings, data or seeds and not shown"
 
 
 def _figures(lab: Lab, of: dict[str, list[Cell]], fresh: bool) -> list[dict[str, Any]]:
@@ -56,7 +54,7 @@ def _figures(lab: Lab, of: dict[str, list[Cell]], fresh: bool) -> list[dict[str,
         for column in dict.fromkeys(cell.column for cell in of.get(name, ())):
             here = [cell for cell in of[name] if cell.column == column]
             panels = paper_figures.draw(lab, here, fresh=fresh)
-            drawn = [{"title": clean(p.title), "svg": Markup(p.svg)} for p in panels]
+            drawn = [{"title": shorten_paths(p.title), "svg": Markup(p.svg)} for p in panels]
             found.append(
                 {
                     "name": name,
@@ -148,7 +146,7 @@ def as_markdown(sheets: Sequence[Sheet], note: str = "") -> str:
         "# The paper's tables and ours",
         "",
         "Percent top-1, last epoch; mean ± standard deviation over runs.",
-        *(["", f"In `cells/`, {note}."] if note else []),
+        *(["", f"In `runs/`, {note}."] if note else []),
     ]
     for one in sheets:
         lines += ["", f"## {one.heading}", "", _caption(one), "", *_ruled(one)]
@@ -193,7 +191,7 @@ def _reasons(one: Sheet) -> list[str]:
     found: dict[str, int] = {}
     for cell in (cell for row in one.rows for cell in row.cells if cell.why):
         found[cell.why] = found.get(cell.why, 0) + 1
-    return [f"{clean(why)} ({count} cell{'s' if count > 1 else ''})" for why, count in found.items()]
+    return [f"{shorten_paths(why)} ({count} cell{'s' if count > 1 else ''})" for why, count in found.items()]
 
 
 _TEX = {

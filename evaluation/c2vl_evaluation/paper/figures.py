@@ -11,21 +11,19 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
-from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import Cell, Lab
 from c2vl_evaluation.paper.spec import FIGURES
 from c2vl_evaluation.paper.tables import DERIVED, derived
-from c2vl_evaluation.protocols import linear
 from c2vl_evaluation.report import figures
 from c2vl_evaluation.report.svg import COLOURS, GREY, legend, svg
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_training.run_log import read_histograms
 
-_FORMAT = 2
+_FORMAT = 3
 CLASSES = 10
 """Of the t-SNE and the confusion matrices; drawn once from the test split, by a seed of their own."""
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -52,14 +50,11 @@ def draw(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> list[Panel]:
         fresh: draw what was not drawn before, which takes seconds.
     """
     cells = [cell for cell in cells if cell.line.role == "pretrained"]  # controls stand in the numbers alone
-    waiting = [cell for cell in cells if not cell.jobs or any(lab.kept(job) is None for job in cell.jobs)]
+    waiting = [cell for cell in cells if not cell.jobs or any(lab.results(job) is None for job in cell.jobs)]
     if waiting:
         several = f" ({len(waiting)} of {len(cells)} trainings)" if cells[0].jobs else ""
         return [Panel(f"Not drawn: {reason(lab, waiting[0])}{several}.")]
-    # of the weights as they were evaluated: runs may have been deleted since
-    made_of = [
-        (c.line.label, job.told, kept.encoders) for c in cells for job in c.jobs if (kept := lab.kept(job))
-    ]
+    made_of = [(c.line.label, [r.key for job in c.jobs for r in lab.results(job) or ()]) for c in cells]
     first = cells[0]
     key = fingerprint({"format": _FORMAT, "figure": first.table, "made_of": made_of})[:16]
     path = lab.out / "figures" / f"{first.table}-{first.column.dataset}-{first.column.benchmark}-{key}.json"
@@ -87,13 +82,6 @@ def _draw(lab: Lab, cells: Sequence[Cell]) -> list[Panel]:
         return drawn[cells[0].table]()
     except (C2VLError, OSError, ValueError) as error:  # a run's folder was deleted, or too few samples
         return [Panel(f"Not drawn: {error}.")]
-
-
-def _subject(cell: Cell) -> EvalContext:
-    job = cell.jobs[0]
-    run = job.runs[0]
-    recipe = run.recipe.model_copy(update={"evaluation": job.evaluation})
-    return EvalContext(run.out, job.packed, job.benchmark, recipe, run.seed)
 
 
 # -------------------------------------------------------------------------------------------- similarities
@@ -151,8 +139,8 @@ def _sweeps(lab: Lab, cells: Sequence[Cell]) -> list[Panel]:
         points = {}
         for cell in cells:
             if cell.line.label.startswith(name):
-                kept = [found for job in cell.jobs if (found := lab.kept(job)) is not None]
-                scores = [f.last.top1 for one in kept for f in one.findings if f.last is not None]
+                results = [r for job in cell.jobs for r in lab.results(job) or ()]
+                scores = [r.last.top1 for r in results if r.last is not None]
                 points[cell.line.label.removeprefix(f"{name} ")] = scores
         panels.append(Panel(name, sweep(points, name)))
     return panels
@@ -241,8 +229,9 @@ def _names(cell: Cell) -> dict[int, str]:
 
 
 def _scatter(cell: Cell) -> Panel:
-    subject, names = _subject(cell), _names(cell)
-    test = extract(subject.run, subject.packed, subject.benchmark, "test", subject.recipe.training.device)
+    job, names = cell.jobs[0], _names(cell)
+    run = job.runs[0]
+    test = extract(run.out, job.packed, job.benchmark, "test", run.recipe.training.device)
     at = np.isin(test.labels, list(names))
     layout = figures.project(test.values[at], test.labels[at])
     every = [names.get(label, "") for label in range(max(names) + 1)]
@@ -251,7 +240,7 @@ def _scatter(cell: Cell) -> Panel:
 
 def _confusion(cell: Cell) -> Panel:
     names = _names(cell)
-    found = next(linear.cells(_subject(cell))).run().predictions
+    (found,) = [one.run().predictions for one in cell.jobs[0].results()]
     if found is None:
         raise ValueError("the linear evaluation answered nothing")
     return Panel(cell.line.label, figures.confusion_matrix(*confusion_of(found.labels, found.answers, names)))

@@ -11,7 +11,7 @@ from c2vl_evaluation.context import uses_joint_captions
 from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import BLIND, Cell, Lab
 from c2vl_evaluation.paper.spec import Column, Printed, everything
-from c2vl_evaluation.results import Score, mean_std
+from c2vl_evaluation.results import Result, summarise
 
 MARK = "†"
 DERIVED = (
@@ -31,56 +31,64 @@ MEASURES: dict[Measure, str] = {
 
 @dataclass(frozen=True)
 class Shown:
-    """What one place of a table says, in percent."""
+    """One place of a table: the paper's number in percent, and the results of ours."""
 
     paper: float | None = None
-    ours: tuple[float, ...] = ()
-    """Top-1 at the last epoch, one a seed and draw."""
+    results: tuple[Result, ...] = ()
+    """Those with a score, one per seed and draw."""
     why: str = ""
     """Why there is no number of ours, or of fewer seeds than were asked for; empty for rows of others."""
     part: str = ""
     """`1 of 2 seeds`, until all are finished."""
-    top5: tuple[float, ...] = ()
-    """At the last epoch; nothing where five classes or fewer leave nothing to be wrong about."""
-    balanced: tuple[float, ...] = ()
-    """At the last epoch."""
-    best: tuple[float, ...] = ()
-    """Top-1 at the best epoch; nothing where a protocol has no epochs, or its scores are added."""
-    last_epochs: tuple[int, ...] = ()
-    """Which epochs the last ones were, counted from 1, each once."""
-    best_epochs: tuple[int, ...] = ()
-    """Which epochs the best ones were, one a seed and draw."""
     derived: bool = False
-    """Whether it was pre-trained on captions that are made by rule from the joints that the encoder sees."""
+    """Whether it was pre-trained on captions that are computed from the joints that the encoder sees."""
+
+    @property
+    def ours(self) -> tuple[float, ...]:
+        """Top-1 at the last epoch in percent, one per seed and draw."""
+        return tuple(100 * r.last.top1 for r in self.results if r.last is not None)
 
     @property
     def mark(self) -> str:
         """`†` behind a number of captions derived from the joints."""
-        return MARK if self.derived and self.ours else ""
+        return MARK if self.derived and self.results else ""
 
     @property
     def spoken(self) -> str:
         """`61.2`, `61.2 ± 1.3`."""
-        return _spoken(self.ours)
+        return summarise(self.results).top1 if self.results else ""
 
     @property
     def mean(self) -> str:
         """`61.2`, `61.2 ± 1.3`, `61.2†`, or `61.2, 1 of 2 seeds`."""
         end = f", {self.part}" if self.part else ""
-        return self.spoken + self.mark + end if self.ours else ""
+        return self.spoken + self.mark + end if self.results else ""
 
     def values(self, measure: Measure) -> tuple[float, ...]:
-        """Return one of `MEASURES`."""
-        return {"top5": self.top5, "balanced": self.balanced, "best": self.best}[measure]
+        """Return one of `MEASURES` in percent; nothing where a protocol does not have it."""
+        scores = [r.best if measure == "best" else r.last for r in self.results]
+        name = "top1" if measure == "best" else measure
+        found = [getattr(score, name) for score in scores if score is not None]
+        return tuple(100 * value for value in found if value is not None)
 
     def beside(self, measure: Measure) -> str:
-        """`61.2`, `61.2 ± 1.3` or nothing."""
-        return _spoken(self.values(measure))
+        """Return one of `MEASURES` as `61.2` or `61.2 ± 1.3`; empty where a protocol does not have it."""
+        return str(getattr(summarise(self.results), measure)) if self.values(measure) else ""
+
+    @property
+    def last_epochs(self) -> tuple[int, ...]:
+        """The last epochs, counted from 1, each once."""
+        return tuple(dict.fromkeys(r.epochs for r in self.results if r.epochs))
+
+    @property
+    def best_epochs(self) -> tuple[int, ...]:
+        """The best epochs, one per seed and draw."""
+        return tuple(r.best_epoch for r in self.results if r.best_epoch is not None)
 
     @property
     def difference(self) -> float | None:
         """Ours less the paper's."""
-        return statistics.mean(self.ours) - self.paper if self.ours and self.paper is not None else None
+        return statistics.mean(self.ours) - self.paper if self.results and self.paper is not None else None
 
     @property
     def sense(self) -> Literal["", "up", "same", "down"]:
@@ -93,10 +101,6 @@ class Shown:
     def points(self) -> str:
         """`+0.3`, `−1.2`, or nothing."""
         return "" if self.difference is None else f"{self.difference:+.1f}".replace("-", "−")
-
-
-def _spoken(values: Sequence[float]) -> str:
-    return mean_std([value / 100 for value in values]) if values else ""
 
 
 @dataclass(frozen=True)
@@ -233,36 +237,21 @@ def _shown(lab: Lab, cell: Cell | None, value: float | None) -> Shown:
 
 def _found(lab: Lab, cell: Cell, value: float | None) -> Shown:
     """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
-    kept = [one for job in cell.jobs if (one := lab.kept(job)) is not None]
-    if not kept:
+    finished = [found for job in cell.jobs if (found := lab.results(job)) is not None]
+    if not finished:
         return Shown(value, (), reason(lab, cell))
-    findings = [f for one in kept for f in one.findings if cell.wants(f)]
-    last = [f.last for f in findings if f.last is not None]
-    if not last:
-        return Shown(
-            value, (), "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "nothing was found"
-        )
-    part = f"{len(kept)} of {len(cell.jobs)} seeds" if len(kept) < len(cell.jobs) else ""
-    return replace(
-        _measured(last),
-        paper=value,
-        why=f"{part}, the others: {reason(lab, cell)}" if part else "",
-        part=part,
-        best=tuple(100 * f.best.top1 for f in findings if f.best is not None),
-        last_epochs=tuple(dict.fromkeys(f.epochs for f in findings if f.epochs)),
-        best_epochs=tuple(f.best_epoch for f in findings if f.best_epoch is not None),
-    )
+    results = [result for one in finished for result in one if cell.wants(result)]
+    scored = tuple(result for result in results if result.last is not None)
+    if not scored:
+        return Shown(value, (), summarise(results).why or "nothing was found")
+    part = f"{len(finished)} of {len(cell.jobs)} seeds" if len(finished) < len(cell.jobs) else ""
+    why = f"{part}, the others: {reason(lab, cell)}" if part else ""
+    return Shown(value, scored, why, part)
 
 
 def _blind(lab: Lab, column: Column, who: str) -> Shown:
     """Return what an answer without looking reaches; it is known before anything is trained."""
     found = lab.blind(column)
-    return Shown(why=found) if isinstance(found, str) else _measured([found[who]])
-
-
-def _measured(found: Sequence[Score]) -> Shown:
-    return Shown(
-        ours=tuple(100 * score.top1 for score in found),
-        top5=tuple(100 * score.top5 for score in found if score.top5 is not None),
-        balanced=tuple(100 * score.balanced for score in found),
-    )
+    if isinstance(found, str):
+        return Shown(why=found)
+    return Shown(results=(Result(protocol="linear", setting=who, last=found[who]),))

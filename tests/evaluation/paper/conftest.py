@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_evaluation.paper.cells import compute
+from c2vl_evaluation.paper.compute import compute
 from c2vl_evaluation.paper.experiments import Lab
 from support.packed import COUNT, sticks
 from support.paper import lab

@@ -10,10 +10,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from c2vl_evaluation.paper import cells as paper
 from c2vl_evaluation.paper import cli as paper_cli
-from c2vl_evaluation.paper.experiments import Lab
-from c2vl_evaluation.paper.sets import find_sets
+from c2vl_evaluation.paper import compute as paper
+from c2vl_evaluation.paper.experiments import Lab, find_sets
 from c2vl_evaluation.paper.spec import everything
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Note
@@ -124,11 +123,11 @@ def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     assert "0 trainings and 0 evaluations to do: nothing to do" in second.output
     assert '"cell' not in second.output
     assert "other settings" not in second.output + (tmp_path / "paper.html").read_text("utf-8")
-    there = len(list((tmp_path / "cells").glob("*.json")))
-    third = CliRunner().invoke(app, [*words, "--set", "evaluation.linear.epochs=3"])
+    there = set((tmp_path / "runs").glob("*/*/*/encoder.safetensors"))
+    third = CliRunner().invoke(app, [*words, "--set", "training.pretrain.epochs=2"])
     assert third.exit_code == 0, third.output
-    note = f"{there} finished cells are of other settings, data or seeds and not shown"
+    note = "4 finished trainings are of other settings, data or seeds and not shown"  # all that pre-train
     assert note in " ".join(third.output.split())
     for name in ("paper.html", "paper.md"):
         assert note in (tmp_path / name).read_text("utf-8")
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * there  # none is deleted
+    assert there < set((tmp_path / "runs").glob("*/*/*/encoder.safetensors"))  # none is deleted

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_evaluation.paper import cells as paper
+from c2vl_evaluation.paper import compute as paper
 from c2vl_evaluation.paper import export as paper_write
-from c2vl_evaluation.paper.cells import compute, reason, unfinished
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.compute import compute, reason, unfinished
+from c2vl_evaluation.paper.experiments import Cell, Job, Lab, find_sets
 from c2vl_evaluation.paper.export import as_markdown
-from c2vl_evaluation.paper.sets import find_sets
 from c2vl_evaluation.paper.spec import everything, lines
-from c2vl_evaluation.paper.tables import Shown, sheet
+from c2vl_evaluation.paper.tables import MEASURES, Shown, sheet
 from c2vl_manifests.errors import ConfigError, StageError
 from c2vl_manifests.events import Emit, Event, Note, Progress
 from c2vl_manifests.recipe import TABLE_VII
@@ -98,7 +97,7 @@ def test_equal_trainings_are_shared_between_tables_and_unequal_ones_never(work: 
     assert len({*different}) == len(TABLE_VII) + 3
     other = lab(work, tmp_path, "training.pretrain.epochs=2")
     assert other.cells(["table7"])[0].jobs[0].runs[0].out != run("table7", "hard")
-    assert len({job.path for c in cells.values() for job in c.jobs}) > 40
+    assert len({job.id for c in cells.values() for job in c.jobs}) > 40
 
 
 def _controls() -> list[tuple[str, str]]:
@@ -117,7 +116,7 @@ def test_a_finished_cell_is_never_made_again(
         raise AssertionError("made again")
 
     monkeypatch.setattr(paper, "train", fail)
-    monkeypatch.setattr(paper, "evaluate", fail)
+    monkeypatch.setattr(Job, "results", fail)
     compute(again, cells)
     assert again.failed == {}
 
@@ -130,8 +129,10 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
     with pytest.raises(StoppedError):
         compute(broken, cells, stop_at(11))  # type: ignore[arg-type]
     left = unfinished(broken, cells)
-    assert 0 < len(left) < len({job.path for cell in cells for job in cell.jobs})
-    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("cells/*.json")}
+    assert 0 < len(left) < len({job.id for cell in cells for job in cell.jobs})
+    first = {
+        path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/*/evaluations/*.json")
+    }
     said: list[str] = []
     resumed = lab(work, tmp_path / "out")
     compute(resumed, cells, lambda e: said.append(e.text) if isinstance(e, Note) else None)
@@ -141,7 +142,11 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
         sheet(one, "table7", [c for c in one.cells(["table7"]) if c.column.dataset == "utd-mhad"])
         for one in (resumed, finished)
     ]
-    assert both[0] == both[1]
+    numbers = [
+        [(row.label, [(c.ours, *(c.values(m) for m in MEASURES)) for c in row.cells]) for row in one.rows]
+        for one in both
+    ]
+    assert numbers[0] == numbers[1]
     assert sum(bool(c.ours) for row in both[0].rows if row.trained for c in row.cells) == 10
 
 
@@ -153,7 +158,7 @@ def test_other_weights_make_a_cell_unfinished_and_deleted_ones_do_not(finished: 
     changed, deleted = (c.jobs[0].runs[0].out for c in cells[:2])
     tensors, facts = checkpoint.load(changed / checkpoint.ENCODER)
     checkpoint.save(changed / checkpoint.ENCODER, {k: v + 1 for k, v in tensors.items()}, facts)
-    shutil.rmtree(deleted)
+    (deleted / checkpoint.ENCODER).unlink()
     assert unfinished(here, cells) == [cells[0].jobs[0]]
 
 
@@ -173,7 +178,7 @@ def test_what_cannot_be_trained_is_said_and_the_rest_goes_on(work: Path, tmp_pat
     mute = lab(root, tmp_path / "out")
     cells = [c for c in mute.cells(["table6"]) if c.jobs]
     compute(mute, cells)
-    found = {c.line.label: mute.kept(c.jobs[0]) is not None for c in cells}
+    found = {c.line.label: mute.results(c.jobs[0]) is not None for c in cells}
     assert found["vision"]
     assert found["random encoder (floor)"]
     assert not found["language"]
@@ -208,7 +213,7 @@ def test_a_lack_of_memory_is_said_with_its_remedy_and_the_rest_goes_on(
             assert "--set training.pretrain.batch_size=" in why
             assert "\n" not in why
         else:
-            assert here.kept(cell.jobs[0]) is not None
+            assert here.results(cell.jobs[0]) is not None
 
     def wrong(*_: object) -> None:
         raise RuntimeError("shapes do not fit")
@@ -241,8 +246,8 @@ def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap
     more = Lab(finished.sets, out, "debug", FAST, seeds=3)
     own = [c for c in more.cells(["table4"]) if (c.column.title, c.line.role) == ("utd-mhad xsub", "floor")]
     compute(more, own)
-    paths = [job.path for job in own[0].jobs]
-    scores = [100 * json.loads(path.read_text())["findings"][0]["last"]["top1"] for path in paths]
+    paths = [next((job.runs[0].out / "evaluations").glob("knn-*.json")) for job in own[0].jobs]
+    scores = [100 * json.loads(path.read_text())["result"]["last"]["top1"] for path in paths]
 
     def told() -> tuple[Lab, list[Cell], Shown]:
         few = Lab(finished.sets, out, "debug", FAST)
@@ -267,10 +272,9 @@ def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap
     paths[1].unlink()
     few, whole, shown = told()
     assert shown.ours == pytest.approx(scores[:1])
-    assert few.others(whole) == 1
-    paths[2].write_text("{")  # damaged: not finished
-    few, whole, shown = told()
-    assert few.others(whole) == 0
+    assert few.others(whole) == 2  # trainings of seeds 1 and 2
+    paths[0].write_text("{")  # damaged: not finished
+    assert told()[2].ours == ()
 
 
 def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
@@ -291,11 +295,13 @@ def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
     }
     assert {"3s-C²VL", "3s-C²VL, equal weights", *controls} <= {row.label for row in fused.rows}
     told = {(c.table, c.line.label): c.jobs[0] for c in cells}
-    both = [told["table1", name].path for name in ("3s-C²VL", "3s-C²VL, equal weights")]
-    assert len({*both, *(told["table1", name].path for name in controls)}) == 4  # one job has both weights
+    both = [told["table1", name].id for name in ("3s-C²VL", "3s-C²VL, equal weights")]
+    assert len({*both, *(told["table1", name].id for name in controls)}) == 4  # one job has both weights
     floor = told["table1", "3s random encoder (floor)"].runs
     assert floor == told["table2", "3s-ST-GCN from random weights"].runs
     assert {(run.kind, run.recipe.training.input.stream) for run in floor} == {
         ("random", stream) for stream in ("joint", "bone", "motion")
     }
-    assert {row.cells[0].best for row in fused.rows if row.label.startswith("3s")} == {()}  # scores are added
+    assert {row.cells[0].values("best") for row in fused.rows if row.label.startswith("3s")} == {
+        ()
+    }  # scores are added

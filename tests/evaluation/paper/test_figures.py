@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from c2vl_evaluation.paper import figures as paper_figures
-from c2vl_evaluation.paper.cells import compute
+from c2vl_evaluation.paper.compute import compute
 from c2vl_evaluation.paper.spec import FIGURES
 from support.paper import lab
 

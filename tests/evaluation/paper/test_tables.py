@@ -13,16 +13,15 @@ import pytest
 
 from c2vl_evaluation.paper import cli as paper_cli
 from c2vl_evaluation.paper import figures as paper_figures
-from c2vl_evaluation.paper.cells import compute, unfinished
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.compute import compute, unfinished
+from c2vl_evaluation.paper.experiments import Cell, Lab, find_sets
 from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
-from c2vl_evaluation.paper.sets import find_sets
 from c2vl_evaluation.paper.spec import everything, printed
-from c2vl_evaluation.paper.tables import Sheet, SheetRow, Shown, derived, sheet
+from c2vl_evaluation.paper.tables import Sheet, SheetRow, derived, sheet
 from c2vl_manifests.recipe import TABLE_VII
 from c2vl_training.dataset import Packed
 from support.packed import COUNT, sticks
-from support.paper import FAST, lab, small_sheet
+from support.paper import FAST, lab, shown, small_sheet
 
 # -------------------------------------------------------------------------- without looking at a sample
 
@@ -73,9 +72,9 @@ def test_majority_and_chance_stand_in_every_table_before_anything_is_computed(
             for column, cell in zip(shown.columns, row.cells, strict=True):
                 on = column.to or column.dataset
                 if on == "pku-mmd-2":  # the source of a transfer may be absent
-                    found = (*cell.ours, *cell.top5, *cell.balanced)
+                    found = (*cell.ours, *cell.values("top5"), *cell.values("balanced"))
                     assert found == pytest.approx(wanted[row.label]), (name, column)
-                    assert (cell.paper, cell.best, cell.why) == (None, (), "")
+                    assert (cell.paper, cell.values("best"), cell.why) == (None, (), "")
                     counted += 1
                 else:
                     assert cell.ours == ()
@@ -99,14 +98,14 @@ def test_majority_and_chance_stand_in_every_table_before_anything_is_computed(
 
 
 def test_differences_are_signed_and_near_ones_are_equal() -> None:
-    up, same, down = Shown(70.0, (71.0,)), Shown(80.0, (80.04,)), Shown(84.4, (84.0, 82.0))
+    up, same, down = shown(70.0, (71.0,)), shown(80.0, (80.04,)), shown(84.4, (84.0, 82.0))
     assert [(c.sense, c.points) for c in (up, same, down)] == [
         ("up", "+1.0"),
         ("same", "+0.0"),
         ("down", "−1.4"),
     ]
     assert down.mean == "83.0 ± 1.4"
-    for nothing in (Shown(70.0), Shown(None, (1.0,)), Shown()):
+    for nothing in (shown(70.0), shown(None, (1.0,)), shown()):
         assert (nothing.difference, nothing.sense, nothing.points) == (None, "", "")
 
 
@@ -256,11 +255,11 @@ def test_the_number_of_runs_is_said_and_beside_each_number_where_they_differ() -
     assert (even.counts(), even.runs()) == ([1], "Every number of ours is of 1 run.")
     bare = Sheet("table9", "IX", "bare", "Caption.", uneven.columns, uneven.rows[:1])
     assert (bare.counts(), bare.runs()) == ([], "")
-    blind = SheetRow("chance", "", "baseline", (Shown(None, (50.0,)), Shown()))
+    blind = SheetRow("chance", "", "baseline", (shown(None, (50.0,)), shown()))
     page = as_html([Sheet("t", "IX", "t", "C.", uneven.columns, (*uneven.rows, blind))], [], [])
     assert re.findall(r">n = (\d+)<", page) == ["2", "1", "1", "1", "1"]  # none of chance, none of the peer
     assert ">n = " not in as_html([even], [], [])
-    half = SheetRow("half", "", "pretrained", (Shown(None, (50.0,), "why", "1 of 2 seeds"), Shown()))
+    half = SheetRow("half", "", "pretrained", (shown(None, (50.0,), "why", "1 of 2 seeds"), shown()))
     page = as_html([Sheet("t", "IX", "t", "C.", uneven.columns, (half,))], [], [])
     assert '<span class="under">1 of 2 seeds</span>' in page
     for text in (as_markdown([even]), as_latex([even]), as_html([even], [], [])):
