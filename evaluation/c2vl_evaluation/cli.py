@@ -66,20 +66,18 @@ def _contexts(
     """Return what runs are evaluated with; warns of a run that was trained on clips that it is to be tested on."""
     from c2vl_evaluation.context import EvalContext
     from c2vl_manifests.events import Note, silent
-    from c2vl_manifests.packed import resolve_recipe
     from c2vl_training.dataset import Packed
 
     packed = Packed(data)
-    resolved = resolve_recipe(packed.manifest, recipe, set_ or ())
-    contexts = [EvalContext.of_run(run, packed, resolved, benchmark or "", emit or silent) for run in runs]
+    contexts = [EvalContext.open(run, packed, benchmark, recipe, set_ or (), emit or silent) for run in runs]
     for context in contexts:
         if text := context.overlap():
             (emit or Reporter())(Note(text, "warning"))
     return contexts
 
 
-@app.command()
-def run(
+@app.command("run")
+def run_command(
     protocol: Annotated[
         str, typer.Argument(help="knn, linear, finetune, semi, transfer or ensemble.", metavar="PROTOCOL")
     ],
@@ -154,7 +152,7 @@ def predict(
     from c2vl_evaluation import prediction
 
     (context,) = _contexts([run], data, benchmark, recipe, set_)
-    for answer in prediction.predict(context, files):
+    for answer in prediction.predict_files(context, files):
         say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from c2vl_evaluation.features import Array, Features, Labels, Split, extract
 from c2vl_evaluation.metrics import check_classes, usable_splits
 from c2vl_evaluation.results import Protocol, Role
 from c2vl_manifests.events import Emit, silent
+from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import Recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
@@ -37,17 +38,35 @@ class EvalContext:
     """Name of the data in results of `transfer`; made of dataset and benchmark if empty."""
 
     @classmethod
-    def of_run(
-        cls, run: Path, packed: Packed, recipe: Recipe, benchmark: str = "", emit: Emit = silent
+    def open(
+        cls,
+        run: Path,
+        data: Path | Packed,
+        benchmark: str | None = None,
+        recipe: str | None = None,
+        overrides: Sequence[str] = (),
+        emit: Emit = silent,
     ) -> EvalContext:
-        """Return the context of a run, on the benchmark it was trained on unless another one is given.
+        """Return the context of a run on packed data.
+
+        Args:
+            run: folder that `c2vl-train` wrote.
+            data: packed data, or the work folder around them.
+            benchmark: the one that the run was trained on unless given.
+            recipe: name or TOML file; the one that the work folder was made with unless given.
+            overrides: assignments `section.key=value`.
+            emit: receives progress.
 
         Raises:
             CheckpointError: there is no finished run.
+            ConfigError: an unknown recipe, key or value.
+            StageError: there are no packed data.
         """
+        packed = data if isinstance(data, Packed) else Packed(data)
+        resolved = resolve_recipe(packed.manifest, recipe, overrides)
         facts = checkpoint.load_finished(run)[1]
-        benchmark = benchmark or str(facts.get("benchmark", ""))
-        return cls(run, packed, benchmark, recipe, int(facts.get("seed", 0)), emit)
+        where = benchmark or str(facts.get("benchmark", ""))
+        return cls(run, packed, where, resolved, int(facts.get("seed", 0)), emit)
 
     def facts(self) -> dict[str, Any]:
         """Return what is saved beside the encoder's weights.

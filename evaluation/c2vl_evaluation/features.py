@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.trainer import device_of
+from c2vl_training.distributed import device_of
+from c2vl_training.inference import encode
 
 Array = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
@@ -66,9 +68,7 @@ def extract(
     values = _cached(cache, key)
     if values is None or len(values) != len(selection.rows):
         clips = Clips(packed, selection.rows, encoder.input, where)
-        with torch.inference_mode():
-            places = torch.arange(len(clips), device=where).split(batch_size)
-            values = torch.cat([encoder.module(clips.test(at)).float().cpu() for at in places]).numpy()
+        values = encode(encoder.module, clips, batch_size).float().numpy()
         check_finite(values, f"{run}: of its {split} features of {benchmark}")
         commit_bytes(cache, serialise({"features": values}, {"key": key}))
     return Features(values, labels, selection.rows, len(selection.left_out))
@@ -143,7 +143,7 @@ def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) 
     config = config.model_copy(update={"frames": min(config.frames, 16)})
     selection = packed.select(benchmark, split)
     clips = Clips(packed, selection.rows, config, torch.device("cpu"))
-    values = torch.cat([clips.test(at).flatten(1) for at in torch.arange(len(clips)).split(128)]).numpy()
+    values = encode(partial(torch.flatten, start_dim=1), clips).numpy()
     return Features(values, packed.labels()[selection.rows], selection.rows, len(selection.left_out))
 
 

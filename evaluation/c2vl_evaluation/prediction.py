@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from c2vl_evaluation.cache import softmax
@@ -22,8 +20,9 @@ from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_training.dataset import Clips
-from c2vl_training.trainer import device_of
+from c2vl_training.dataset import Clips, UnpackedSkeletons
+from c2vl_training.distributed import device_of
+from c2vl_training.inference import encode
 
 TOP = 5
 
@@ -37,17 +36,21 @@ class Answer:
     top: list[tuple[str, float]]
 
 
-@dataclass
-class _Loose:
-    """Joints that never were packed, as `Clips` takes them."""
+def predict(
+    run: Path,
+    data: Path,
+    files: Sequence[Path],
+    *,
+    benchmark: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Answer]:
+    """Recognise what is done in skeleton files, see `EvalContext.open` and `predict_files`."""
+    return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
 
-    layout: Layout
-    joints: npt.NDArray[Any]
-    offsets: npt.NDArray[Any]
 
-
-def predict(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
-    """Say what is done in skeleton files.
+def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
+    """Recognise what is done in skeleton files.
 
     `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
     another layout than the encoder's are mapped to it where that is possible. The layer is trained first if the linear
@@ -63,15 +66,9 @@ def predict(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
     where = device_of(context.recipe.training.device)
     encoder = encoder_for(context.run, context.packed, where)
     clips = [_read(path, context, encoder.layout) for path in files]
-    store = _Loose(
-        encoder.layout,
-        np.ascontiguousarray(np.concatenate(clips).transpose(0, 3, 1, 2)),
-        np.cumsum([0, *(len(joints) for joints in clips)]),
-    )
-    loaded = Clips(store, np.arange(len(clips)), encoder.input, where)
-    with torch.inference_mode():
-        places = torch.arange(len(clips), device=where).split(128)
-        features = torch.cat([encoder.module(loaded.test(at)).float().cpu() for at in places]).numpy()
+    skeletons = UnpackedSkeletons.of(clips, encoder.layout, context.packed.manifest.bodies)
+    loaded = Clips(skeletons, np.arange(len(clips)), encoder.input, where)
+    features = encode(encoder.module, loaded).float().numpy()
     check_finite(features, f"{context.run}: of its features of the files")
     logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
     if not np.isfinite(logits).all():
@@ -90,7 +87,7 @@ def predict(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
 
 
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
-    """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
+    """Return the joints of a file in a layout. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers.arrays import read_array
     from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
     from c2vl_pipeline.readers.utd import read_utd
@@ -120,6 +117,4 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
         raise DataError(f"{path}: holds joints that are NaN or infinite; expected metres")
     if source.names != layout.names or source.dims != layout.dims:
         found = mapped(found, source, layout)
-    found = found[:, :bodies]
-    absent = bodies - found.shape[1]
-    return np.asarray(np.pad(found, ((0, 0), (0, absent), (0, 0), (0, 0))), np.float32)
+    return np.asarray(found, np.float32)

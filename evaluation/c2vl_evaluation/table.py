@@ -37,7 +37,8 @@ from c2vl_manifests.packed import PackedManifest, resolve_recipe
 from c2vl_manifests.recipe import Recipe, targets_name
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Kind, Run, refuse_other, train
+from c2vl_training.run_folder import Kind, Run, check_same
+from c2vl_training.trainer import train
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def _check(
             run = line.run(packed, benchmark, seed, out)
             for one in _streams(run).values() if streams else (run,):
                 if (held := _held(one.out)) is not None:
-                    refuse_other(one, held[1], held[0])
+                    check_same(one.facts(), held[1], held[0])
 
 
 def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:

@@ -225,7 +225,7 @@ class Temperature(_Model):
 
     mode: Literal["fixed", "learnable", "raw"] = "learnable"
     """`raw` stores ln(1/tau) and multiplies by it without exp, as the code that the paper builds on does."""
-    tau: float = Field(default=0.07, gt=0, le=1)
+    tau: float = Field(default=0.07, ge=0.01, le=1)
     lr: float = Field(default=1e-3, ge=0)
     """Learning rate of tau (a parameter group without weight decay); tau is clamped to [0.01, 1]."""
 

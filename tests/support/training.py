@@ -12,7 +12,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint, methods, trainer
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Kind, Run
+from c2vl_training.run_folder import Kind, Run
 
 BASE = (
     "training.encoder.blocks=[[4,1],[6,2]]",
@@ -54,8 +54,7 @@ def stop_after(epochs: int) -> Callable[[Event], None]:
     return emit
 
 
-def learner_of(pretraining: Run) -> methods.Learner:
-    selection = pretraining.packed.select("xsub", "train", trainer.kinds_of(pretraining))
-    learner = trainer.learner_of(pretraining, selection, torch.device("cpu"))[1]
-    assert learner is not None
-    return learner
+def learner_of(pretraining: Run) -> methods.Method:
+    method = trainer.method_of(pretraining, pretraining.select(), torch.device("cpu"))[1]
+    assert method is not None
+    return method

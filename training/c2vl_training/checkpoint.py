@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.manifest import canonical, commit_file
+from c2vl_manifests.manifest import canonical, commit_bytes
 from c2vl_manifests.recipe import EncoderConfig, InputConfig
 from c2vl_training import encoders
 
@@ -51,11 +51,7 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     # bytes, not save_file: a full disk is then an OSError as everywhere else
     data = serialise(plain, {"c2vl": json.dumps(facts), "sha256": _sha256(plain, facts)})
-    commit_file(path, lambda temporary: _write(temporary, data))
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)
+    commit_bytes(path, data)
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -165,25 +161,10 @@ def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
     tensors, facts = load_finished(folder)
     try:
         layout, config = Layout.from_dict(facts["layout"]), EncoderConfig.model_validate(facts["encoder"])
-        module = build_encoder(config, layout, int(facts["bodies"]))
+        module = encoders.build_encoder(config, layout, int(facts["bodies"]))
         inputs = InputConfig.model_validate(facts["input"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: does not say which encoder it holds ({str(error)[:100]})") from error
     restore(module, tensors, "", path)
     module.eval().requires_grad_(False).to(device)
     return TrainedEncoder(module, layout, inputs, facts)
-
-
-def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> encoders.Encoder:
-    """Build the encoder that a recipe describes."""
-    return encoders.build(
-        config.name,
-        layout,
-        bodies=bodies,
-        blocks=config.blocks,
-        graph=config.graph,
-        temporal_kernel=config.temporal_kernel,
-        dropout=config.dropout,
-        width=config.width,
-        empty_bodies=config.empty_bodies,
-    )

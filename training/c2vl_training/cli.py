@@ -12,7 +12,7 @@ from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, applica
 from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
-    from c2vl_training.trainer import Kind, Run
+    from c2vl_training.run_folder import Kind, Run
 
 app = application(
     "Train skeleton encoders on packed data. A run that was killed or interrupted goes on by the same command. "
@@ -56,11 +56,10 @@ def _resolve(
 ) -> Run:
     from c2vl_manifests.packed import resolve_recipe
     from c2vl_training.dataset import Packed
-    from c2vl_training.trainer import Run
+    from c2vl_training.run_folder import Run
 
     packed = Packed(data)
-    have = packed.benchmarks()
-    benchmark = benchmark or ("xsub" if "xsub" in have or not have else have[0])
+    benchmark = benchmark or packed.main_benchmark()
     out = out or Path("runs") / f"{packed.manifest.dataset}-{benchmark}-{kind}-{seed}"
     return Run(kind, packed, resolve_recipe(packed.manifest, recipe, set_ or ()), benchmark, seed, out)
 
@@ -76,23 +75,23 @@ def _train(
     dry_run: bool,
 ) -> None:
     from c2vl_training import distributed
-    from c2vl_training import dry_run as plan
-    from c2vl_training.trainer import describe, train
+    from c2vl_training.dry_run import estimate, lines, resolved
+    from c2vl_training.trainer import train
 
     with distributed.joined() as rank:
         run = _resolve(kind, data, benchmark, out, recipe, seed, set_)
         if dry_run:
-            found = plan.plan(run)
+            report = lines(run, estimate(run))
             if rank == 0:
-                say(json.dumps(plan.resolved(run), indent=1))
-                for line in plan.lines(run, found):
+                say(json.dumps(resolved(run), indent=1))
+                for line in report:
                     say(line)
             return
         with Reporter() as emit:
             result = train(run, emit)
         if rank == 0:
             say(
-                f"{describe(run)}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
+                f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
                 f"next: c2vl-eval knn --run {run.out} --data {data}"
             )
 

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -185,14 +185,30 @@ def _lack(row: dict[str, Any], knowledge: Sequence[str]) -> str:
     return f"no usable {lacking} rows: {row['reason'] or 'nobody found in any frame'}"
 
 
-class Store(Protocol):
-    """What clips are cut from: a `Packed`, or joints that never were in one."""
+@dataclass(frozen=True)
+class UnpackedSkeletons:
+    """Skeletons that were never packed, with the arrays of a `Packed`."""
 
     layout: Layout
     joints: npt.NDArray[Any]
-    """Frames of all samples, one after the other. Shape (frames, C, M, V)."""
+    """Frames of all skeletons, one after the other. Shape (frames, C, M, V)."""
     offsets: npt.NDArray[Any]
-    """Where each sample begins, and where the last one ends. Shape (N + 1,)."""
+    """Where each skeleton begins, and where the last one ends. Shape (N + 1,)."""
+
+    @classmethod
+    def of(cls, skeletons: Sequence[npt.NDArray[Any]], layout: Layout, bodies: int) -> UnpackedSkeletons:
+        """Put skeletons one after the other; missing bodies are filled with zeros, surplus ones dropped.
+
+        Args:
+            skeletons: valid frames in metres, as the skeletons stage makes them. Shape (T, M, V, C) each.
+            layout: of the joints.
+            bodies: M of the result.
+        """
+        offsets = np.cumsum([0, *(len(skeleton) for skeleton in skeletons)])
+        joints = np.zeros((offsets[-1], bodies, layout.joints, layout.dims), np.float32)
+        for start, skeleton in zip(offsets, skeletons, strict=False):
+            joints[start : start + len(skeleton), : skeleton.shape[1]] = skeleton[:, :bodies]
+        return cls(layout, np.ascontiguousarray(joints.transpose(0, 3, 1, 2)), offsets)
 
 
 class Clips:
@@ -203,7 +219,9 @@ class Clips:
     of 80 frames).
     """
 
-    def __init__(self, packed: Store, rows: Rows, config: InputConfig, device: torch.device) -> None:
+    def __init__(
+        self, packed: Packed | UnpackedSkeletons, rows: Rows, config: InputConfig, device: torch.device
+    ) -> None:
         self.config = config
         self.layout = packed.layout
         self._shape = packed.joints.shape[1:]
@@ -267,7 +285,9 @@ def _mapped(joints: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(joints)  # read alone
 
 
-def resident(packed: Store, rows: Rows, device: torch.device, at_once: int = 1024) -> tuple[Tensor, Rows]:
+def resident(
+    packed: Packed | UnpackedSkeletons, rows: Rows, device: torch.device, at_once: int = 1024
+) -> tuple[Tensor, Rows]:
     """Copy the frames of some rows to a device, a thousand clips at a time.
 
     Returns:

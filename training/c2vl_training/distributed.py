@@ -7,7 +7,7 @@ their number, and what every rank has in common (temperatures) needs no care. Wi
 
 Batch normalisation of several ranks is ours: torch's SyncBatchNorm refuses CPU tensors. A normalisation of one's own
 (an autograd function with weights, say) is in step if it sends its sums through `moments` in the forward and through
-`total` in the backward pass.
+`all_reduce_sum` in the backward pass.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from c2vl_manifests.errors import C2VLError, ConfigError
+from c2vl_manifests.errors import C2VLError, ConfigError, one_line
 
 PATIENCE = timedelta(minutes=10)
 """How long a rank waits for the others before it takes them for dead."""
@@ -68,7 +67,7 @@ def joined() -> Iterator[int]:
         dist.init_process_group(backend, store=store, rank=me, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise Lost(
-            f"the processes of this run cannot reach each other ({_first_line(error)}); "
+            f"the processes of this run cannot reach each other ({one_line(error)}); "
             "start them by torchrun and check its address and port"
         ) from error
     if cuda:
@@ -90,12 +89,30 @@ def _first_to_say(store: Store) -> bool:
         return True
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:160]
+def device_of(name: str) -> torch.device:
+    """Resolve `auto`; raises ConfigError for a device this machine lacks."""
+    if name == "auto":
+        # each process of a run has its own GPU: `joined` chose it
+        return (
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"training.device = {name!r} is no device; use auto, cpu, cuda or cuda:<number>"
+        ) from error
+    if device.type not in {"cpu", "cuda"}:
+        raise ConfigError(f"training.device = {name!r}: training runs on cpu and cuda; use auto, cpu or cuda")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"training.device = {name!r} and this machine has no CUDA device; use auto or cpu")
+    return device
 
 
 @contextmanager
-def together(remedy: Callable[[], str]) -> Iterator[None]:
+def collective_errors(remedy: Callable[[], str]) -> Iterator[None]:
     """Turn the failure of a collective operation, wherever it shows, into `Lost` with a remedy."""
     try:
         yield
@@ -107,7 +124,7 @@ def together(remedy: Callable[[], str]) -> Iterator[None]:
         raise
 
 
-def share(batch: int) -> int:
+def per_rank(batch: int) -> int:
     """Return how many samples of a batch each rank takes.
 
     Raises:
@@ -121,17 +138,17 @@ def share(batch: int) -> int:
     return batch // size()
 
 
-def mine(rows: Any) -> Any:
+def local_rows(rows: Any) -> Any:
     """Return this rank's part of something with a row a sample of the batch."""
     if size() == 1:
         return rows
-    part = share(len(rows))
+    part = per_rank(len(rows))
     return rows[rank() * part : (rank() + 1) * part]
 
 
-def agree(flag: bool, device: torch.device) -> bool:
+def any_rank(flag: bool, device: torch.device) -> bool:
     """Return whether any rank says so."""
-    return flag if size() == 1 else bool(total(torch.tensor([float(flag)], device=device)) > 0)
+    return flag if size() == 1 else bool(all_reduce_sum(torch.tensor([float(flag)], device=device)) > 0)
 
 
 def check_equal(values: list[int], what: str, device: torch.device) -> None:
@@ -146,7 +163,7 @@ def check_equal(values: list[int], what: str, device: torch.device) -> None:
 # ------------------------------------------------------------------------------------ tensors of all ranks
 
 
-def total(x: Tensor) -> Tensor:
+def all_reduce_sum(x: Tensor) -> Tensor:
     """Sum over ranks, without gradient. The same shape."""
     if size() == 1:
         return x
@@ -202,94 +219,10 @@ def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tenso
     return n, middle, distances.sum(0) + (counts * (means - middle).square()).sum(0)
 
 
-# --------------------------------------------------------------------------------------- normalisation
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch normalisation whose statistics are those of all ranks. Shape: (N, C, ...) -> the same."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h = x if x.dtype == torch.float64 else x.float()
-        dims = [0, *range(2, x.dim())]
-        here = h.new_tensor(h.numel() // h.shape[1])
-        mean = h.sum(dims) / here
-        squares = (h - _wide(mean, h)).square().sum(dims)
-        count, mean, squares = moments(here, mean, squares)
-        inverse = (squares / count + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse, count)
-        y = (h - _wide(mean, h)) * _wide(inverse * weight, h) + _wide(bias, h)
-        ctx.mark_non_differentiable(mean, squares, count)
-        return y.to(x.dtype), mean, squares, count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, inverse, count = ctx.saved_tensors
-        g, h = (t if t.dtype == torch.float64 else t.float() for t in (gradients[0], x))
-        dims = [0, *range(2, x.dim())]
-        normal = (h - _wide(mean, h)) * _wide(inverse, h)
-        by_bias, by_weight = g.sum(dims), (g * normal).sum(dims)
-        g_bias, g_weight = total(torch.stack([by_bias, by_weight])) / count
-        dx = (g - _wide(g_bias, h) - normal * _wide(g_weight, h)) * _wide(inverse * weight, h)
-        return dx.to(x.dtype), by_weight, by_bias, None
-
-
-def _wide(channels: Tensor, x: Tensor) -> Tensor:
-    return channels.view(1, -1, *[1] * (x.dim() - 2))
-
-
-class SyncedNorm(nn.BatchNorm1d):
-    """A batch normalisation over inputs of any rank, with the statistics of all processes."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise. Shape: (N, C, ...) -> the same."""
-        if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        y: Tensor
-        y, mean, squares, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean), share)
-            self.running_var.lerp_((squares / (count - 1)).to(self.running_var), share)
-        return y
-
-
-def synchronise(model: nn.Module) -> None:
-    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one in step with the other ranks.
-
-    Weights and buffers stay the very same objects, under the same names. Subclasses are left alone.
-    """
-    for parent in list(model.modules()):
-        for name, norm in list(parent.named_children()):
-            if type(norm) in {nn.BatchNorm1d, nn.BatchNorm2d}:
-                setattr(parent, name, _in_step(norm))
-
-
-def _in_step(norm: nn.Module) -> SyncedNorm:
-    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    if not (norm.affine and norm.track_running_stats):
-        raise ConfigError("a normalisation without weights or running statistics cannot be kept in step")
-    synced = SyncedNorm(norm.num_features, norm.eps, norm.momentum)
-    synced.weight, synced.bias = norm.weight, norm.bias
-    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
-    synced.num_batches_tracked = norm.num_batches_tracked
-    synced.train(norm.training)
-    return synced
-
-
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
     """Return what to call in place of a model: itself, or its `DistributedDataParallel` over all ranks."""
     if size() == 1:
         return model
-    synchronise(model)
     # convolution weights are channels-last, buckets are not: a copy of some megabytes a step
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from c2vl_manifests.errors import ConfigError, EngineError
-from c2vl_manifests.manifest import commit_file
+from c2vl_manifests.manifest import commit_bytes
 from c2vl_training import checkpoint
 from c2vl_training.encoders.base import OneByOne
 
@@ -104,7 +104,7 @@ def export(run: Path, out: Path) -> Exported:
             f"the exported graph of {run} differs from the encoder by {difference:.1e} of its largest feature; "
             "install the versions of torch, onnx and onnxscript that constraints.txt names"
         )
-    commit_file(out, lambda temporary: _write(temporary, data))
+    commit_bytes(out, data)
     return Exported(out, shape, int(wanted.shape[1]), difference)
 
 
@@ -133,7 +133,3 @@ def _difference(data: bytes, clips: Tensor, wanted: Tensor) -> float:
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     (found,) = session.run([OUTPUT], {INPUT: clips.numpy()})
     return float((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max())
-
-
-def _write(path: Path, data: bytes) -> None:
-    path.write_bytes(data)

@@ -1,7 +1,8 @@
-"""The space in which skeletons, crops and captions of a finished pre-training meet."""
+"""Frozen networks applied to data: features of clips, and the joint embedding of a finished pre-training."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,25 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import InputConfig, PretrainConfig
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips
+from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.knowledge import Knowledge
 from c2vl_training.model import CrossModal
 
 
-@dataclass
-class _Joints:
-    """One skeleton as `Clips` reads a whole split."""
+@torch.inference_mode()
+def encode(network: Callable[[Tensor], Tensor], clips: Clips, batch_size: int = 128) -> Tensor:
+    """Apply a network to all clips of a set: central windows, not rotated.
 
-    layout: Layout
-    joints: npt.NDArray[np.float32]
-    offsets: npt.NDArray[np.int64]
+    Args:
+        network: (B, C, T, V, M) -> (B, D); a module in eval mode.
+        clips: N clips, on the device of the network.
+        batch_size: clips at a time.
+
+    Returns:
+        Shape (N, D), on the CPU.
+    """
+    places = torch.arange(len(clips), device=clips.device).split(batch_size)
+    return torch.cat([network(clips.test(at)).cpu() for at in places])
 
 
 def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: InputConfig) -> Tensor:
@@ -52,15 +60,12 @@ def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: Input
         )
     if not np.isfinite(joints).all():
         raise DataError("the joints hold NaN or infinite values; expected metres")
-    held = joints[:, :bodies].astype(np.float32)
-    held = np.pad(held, ((0, 0), (0, bodies - held.shape[1]), (0, 0), (0, 0)))
-    planes = np.ascontiguousarray(held.transpose(0, 3, 1, 2))
-    store = _Joints(layout, planes, np.array([0, len(held)]))
-    return Clips(store, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
+    skeleton = UnpackedSkeletons.of([joints], layout, bodies)
+    return Clips(skeleton, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
 
 
 @dataclass(frozen=True)
-class Space:
+class JointEmbedding:
     """A finished pre-training, frozen: everything it embeds is L2-normalised and compared by its dot product."""
 
     model: CrossModal
@@ -111,7 +116,7 @@ class Space:
         return self.model.knowledge(kind, (x - self.centre[kind]) / self.scale[kind])
 
 
-def load_space(folder: Path, device: torch.device | None = None) -> Space:
+def load_joint_embedding(folder: Path, device: torch.device | None = None) -> JointEmbedding:
     """Read the encoder and the projectors of a finished pre-training.
 
     Raises:
@@ -136,6 +141,6 @@ def load_space(folder: Path, device: torch.device | None = None) -> Space:
     whole = {f"encoder.{n}": t for n, t in trained.module.state_dict().items()} | rest
     checkpoint.restore(model, whole, "", path)
     model.eval().requires_grad_(False).to(device)
-    return Space(
+    return JointEmbedding(
         model, trained.layout, int(facts["bodies"]), trained.input, config.pooling, centre, scale, facts
     )

@@ -6,6 +6,7 @@ and only their projectors are here. Vision and language have a logit scale each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import cast
 
@@ -13,9 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2vl_manifests.recipe import PretrainConfig
+from c2vl_manifests.recipe import PretrainConfig, Temperature
 from c2vl_training.encoders import Encoder
-from c2vl_training.objective import LogitScale
 
 
 class CrossModal(nn.Module):
@@ -34,9 +34,7 @@ class CrossModal(nn.Module):
         self.projectors = nn.ModuleDict(
             {kind: nn.Linear(dim, config.projector_dim) for kind, dim in knowledge.items()}
         )
-        self.scales = nn.ModuleDict(
-            {kind: LogitScale(config.temperature.mode, config.temperature.tau) for kind in knowledge}
-        )
+        self.scales = nn.ModuleDict({kind: LogitScale(config.temperature) for kind in knowledge})
 
     def forward(self, clips: Tensor, vectors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Embed a batch of all modalities at once, the one call that several processes have to share.
@@ -64,3 +62,39 @@ class CrossModal(nn.Module):
 
 def _unit(x: Tensor) -> Tensor:
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+
+
+class LogitScale(nn.Module):
+    """1 / tau, the factor of every similarity; called without arguments.
+
+    *Reading:* tau is 0.07 and "learnable". With the paper's learning rate a free tau runs off to 15 and more
+    within 30 epochs and the loss to its trivial value, so it is held in [1/100, 1]: the parameter itself is
+    put back into the interval whenever it is read, which keeps its gradient alive at the bounds. Give it a
+    parameter group of its own, without weight decay and with a small learning rate.
+
+    Args:
+        temperature: initial tau and mode. `learnable`: exp of a free logarithm (CLIP's). `fixed`: the same, but a
+            buffer. `raw`: the code base that the paper builds on stores ln(1 / tau) and multiplies by it *without*
+            exp, which makes 0.07 an effective tau of 0.376; learnable, for parity with it, within the same bounds.
+    """
+
+    value: Tensor
+
+    def __init__(self, temperature: Temperature) -> None:
+        super().__init__()
+        self.mode = temperature.mode
+        value = torch.tensor(-math.log(temperature.tau))
+        if self.mode == "fixed":
+            self.register_buffer("value", value)
+        else:
+            self.value = nn.Parameter(value)
+
+    def forward(self) -> Tensor:
+        """Return 1 / tau.
+
+        Shape: -> ()
+        """
+        low, high = (1.0, 100.0) if self.mode == "raw" else (0.0, math.log(100.0))
+        with torch.no_grad():
+            self.value.clamp_(low, high)
+        return self.value * 1.0 if self.mode == "raw" else self.value.exp()

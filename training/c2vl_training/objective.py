@@ -8,13 +8,13 @@ a row of a target says for one query how probable each key should be. Nothing he
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import NamedTuple, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.recipe import Hard, Inter, Intra, Targets
 
 Scalar: TypeAlias = float | Tensor
 """A number, or a tensor of no dimensions through which gradients may flow."""
@@ -22,15 +22,12 @@ Scalar: TypeAlias = float | Tensor
 Embeddings: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
 """(S, V, L) of one batch; None where that knowledge is not used."""
 
-TargetKind = Literal["hard", "intra", "inter", "blend", "partition"]
-TemperatureKind = Literal["fixed", "learnable", "raw"]
-
 
 # --- softmax and cross-entropy -----------------------------------------------------------------------------
 
 
-def rho(scores: Tensor, tau: Scalar) -> Tensor:
-    """Row-wise softmax of scores / tau, the rho of Eq. 2-13.
+def row_softmax(scores: Tensor, tau: Scalar) -> Tensor:
+    """Row-wise softmax of scores / tau, the paper's rho (Eq. 2-13).
 
     *Reading:* the paper calls rho "the standard softmax"; Eq. 1 divides by tau, so every rho does.
 
@@ -55,17 +52,6 @@ def cross_entropy(P: Tensor, scores: Tensor, tau: Scalar) -> Tensor:
     return -(P * torch.log_softmax(scores / tau, dim=-1)).sum() / max(len(scores), 1)
 
 
-def infonce(S: Tensor, V: Tensor, tau: Scalar) -> Tensor:
-    """Hard alignment in both directions, H(I, rho(S V^T)) + H(I, rho(V S^T)): Eq. 2, and Eq. 3 with L for V.
-
-    The first term is Eq. 1.
-
-    Shape: (B, D), (B, D) -> ()
-    """
-    eye = _identity(S)
-    return cross_entropy(eye, S @ V.T, tau) + cross_entropy(eye, V @ S.T, tau)
-
-
 # --- targets -----------------------------------------------------------------------------------------------
 
 
@@ -77,7 +63,7 @@ def intra_target(X: Tensor, tau: Scalar, beta: float = 0.2) -> Tensor:
 
     Shape: (B, D) -> (B, B)
     """
-    return beta * rho(X @ X.T, tau) + (1.0 - beta) * _identity(X)
+    return beta * row_softmax(X @ X.T, tau) + (1.0 - beta) * _identity(X)
 
 
 def inter_scores(S: Tensor, V: Tensor) -> Tensor:
@@ -115,44 +101,8 @@ def inter_target(S: Tensor, V: Tensor, tau: Scalar, *, hard: float = 0.0, averag
         Shape (B, B).
     """
     scores = inter_scores(S, V)
-    soft = rho(scores / 3.0 if average else scores, tau)
+    soft = row_softmax(scores / 3.0 if average else scores, tau)
     return (1.0 - hard) * soft + hard * _identity(S) if hard else soft
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What supervises the alignment: the rows of Table VII, and three values beside the paper's.
-
-    Together with the schedule of alpha: `hard`, `intra`, `inter`, `blend` and `partition` under a constant
-    alpha, `blend` and `partition` under cosine annealing. The last is the paper.
-    """
-
-    kind: TargetKind
-    """`hard`: I (Eq. 2-3). `intra`: P (Eq. 4-6). `inter`: Q (Eq. 7-10). `blend`: P and Q on every row.
-    `partition`: P on the first floor(alpha B) rows, Q on the others (Eq. 12-13)."""
-
-    beta: float = 0.2
-    """Share of self-similarity in P; the rest is the identity."""
-
-    inter_hard: float = 0.0
-    """Share of the identity in Q; 0 is the paper."""
-
-    temperature: float | None = None
-    """Temperature of P and Q; None takes the student's present one, as the paper's rho does."""
-
-    average: bool = False
-    """Divide the sum inside Q by its three terms; False is the paper."""
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(TargetKind):
-            raise ConfigError(f"unknown targets {self.kind!r}; use one of {', '.join(get_args(TargetKind))}")
-        for name, share in (("beta", self.beta), ("inter_hard", self.inter_hard)):
-            if not 0.0 <= share <= 1.0:
-                raise ConfigError(f"{name} = {share} is not a share; give a number from 0 to 1")
-        if self.temperature is not None and self.temperature <= 0.0:
-            raise ConfigError(
-                f"temperature = {self.temperature} of the targets; give a number above 0 or leave it out"
-            )
 
 
 # --- the loss ----------------------------------------------------------------------------------------------
@@ -194,7 +144,7 @@ def loss(
         S: skeleton embeddings. Shape (B, D).
         V: vision embeddings, or None to leave vision out. Shape (B, D).
         L: language embeddings, or None to leave language out. Shape (B, D).
-        targets: what supervises.
+        targets: what supervises; the rows of Table VII are its kinds.
         alpha: weight of P, and for `partition` its share of the rows; ignored by `hard`, `intra` and `inter`.
         scale_v: 1 / tau between skeleton and vision.
         scale_l: 1 / tau between skeleton and language.
@@ -202,6 +152,13 @@ def loss(
 
     Raises:
         ConfigError: neither V nor L is given, or the teacher lacks one that is, or alpha is not in [0, 1].
+
+    Examples:
+        >>> from c2vl_manifests.recipe import Partition
+        >>> S, V = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
+        >>> parts = loss(S, V, None, targets=Partition(), alpha=0.9, scale_v=1 / 0.07, scale_l=1.0)
+        >>> sorted(parts.parts)  # 7 rows have intra targets, 1 row has inter targets
+        ['s2v/inter', 's2v/intra', 'v2s/inter', 'v2s/intra']
     """
     if V is None and L is None:
         raise ConfigError("no knowledge to align with; give vision embeddings, language embeddings or both")
@@ -291,12 +248,13 @@ def target_pair(name: str, S: Tensor, V: Tensor, tau: Scalar, targets: Targets) 
     Returns:
         The target of skeleton queries and that of knowledge queries. Shape (B, B) each.
     """
+    if isinstance(targets, Hard):
+        return _identity(S), _identity(S)
     own = tau if targets.temperature is None else targets.temperature
-    if name == "hard":
-        eye = _identity(S)
-        return eye, eye
     if name == "intra":
+        assert not isinstance(targets, Inter)
         return intra_target(S, own, targets.beta), intra_target(V, own, targets.beta)
+    assert not isinstance(targets, Intra)
     Q_s2v = inter_target(V, S, own, hard=targets.inter_hard, average=targets.average)
     Q_v2s = inter_target(S, V, own, hard=targets.inter_hard, average=targets.average)
     return Q_s2v, Q_v2s
@@ -320,52 +278,3 @@ def _identity(X: Tensor) -> Tensor:
 def _exact(X: Tensor) -> Tensor:
     """Lift half precision to float32, leave float64."""
     return X if X.dtype == torch.float64 else X.float()
-
-
-# --- temperature -------------------------------------------------------------------------------------------
-
-
-class LogitScale(nn.Module):
-    """1 / tau, the factor of every similarity; called without arguments.
-
-    *Reading:* tau is 0.07 and "learnable". With the paper's learning rate a free tau runs off to 15 and more
-    within 30 epochs and the loss to its trivial value, so it is held in [1/100, 1]: the parameter itself is
-    put back into the interval whenever it is read, which keeps its gradient alive at the bounds. Give it a
-    parameter group of its own, without weight decay and with a small learning rate.
-
-    Args:
-        mode: `learnable`: exp of a free logarithm (CLIP's). `fixed`: the same, but a buffer. `raw`: the code
-            base that the paper builds on stores ln(1 / tau) and multiplies by it *without* exp, which makes
-            0.07 an effective tau of 0.376; learnable, for parity with it, within the same bounds.
-        tau: initial temperature.
-
-    Raises:
-        ConfigError: unknown mode, or a tau outside [1/100, 1].
-    """
-
-    value: Tensor
-
-    def __init__(self, mode: TemperatureKind = "learnable", tau: float = 0.07) -> None:
-        super().__init__()
-        if mode not in get_args(TemperatureKind):
-            raise ConfigError(
-                f"unknown temperature mode {mode!r}; use one of {', '.join(get_args(TemperatureKind))}"
-            )
-        if not 0.01 <= tau <= 1.0:
-            raise ConfigError(f"tau = {tau} is out of bounds; give a temperature from 0.01 to 1")
-        self.mode = mode
-        value = torch.tensor(-math.log(tau))
-        if mode == "fixed":
-            self.register_buffer("value", value)
-        else:
-            self.value = nn.Parameter(value)
-
-    def forward(self) -> Tensor:
-        """Return 1 / tau.
-
-        Shape: -> ()
-        """
-        low, high = (1.0, 100.0) if self.mode == "raw" else (0.0, math.log(100.0))
-        with torch.no_grad():
-            self.value.clamp_(low, high)
-        return self.value * 1.0 if self.mode == "raw" else self.value.exp()

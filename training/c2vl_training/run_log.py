@@ -71,31 +71,31 @@ def _read(path: Path) -> list[dict[str, Any]]:
 
 
 class Log:
-    """The log of one run from epoch `first` on; `last` is what the epoch before it said."""
+    """The log of one run; opened by the first epoch written, which drops lines of that epoch and later ones."""
 
-    def __init__(self, folder: Path, first: int) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        kept = [line for line in read_metrics(folder) if line["epoch"] < first]
-        _rewrite(folder / METRICS, kept)
-        if (folder / HISTOGRAMS).is_file():
-            _rewrite(folder / HISTOGRAMS, [x for x in read_histograms(folder) if x["epoch"] < first])
-        self.last: Metrics = {k: v for k, v in kept[-1].items() if k != "epoch"} if kept else {}
-        self._board = _Board(folder / "tensorboard", first)
+        self._board: _Board | None = None
 
     def write(self, epoch: int, metrics: Metrics, counts: Counts) -> None:
-        """Write the figures of an epoch, and its histograms if there are any."""
+        """Write the figures of an epoch, and its histograms if it has any."""
+        if self._board is None:
+            for path in (self._folder / METRICS, self._folder / HISTOGRAMS):
+                if path.is_file():
+                    lines = [line for line in _read(path) if line["epoch"] < epoch]
+                    commit_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+            self._board = _Board(self._folder / "tensorboard", epoch)
         _append(self._folder / METRICS, {"epoch": epoch, **metrics})
         if counts:
             _append(self._folder / HISTOGRAMS, {"epoch": epoch, "low": -1.0, "high": 1.0, **counts})
         self._board.write(epoch, metrics, counts)
 
-    def close(self) -> None:
-        """Close TensorBoard's file."""
-        self._board.close()
-
-
-def _rewrite(path: Path, lines: list[dict[str, Any]]) -> None:
-    commit_text(path, "".join(json.dumps(line) + "\n" for line in lines))
+    def close(self) -> Metrics:
+        """Close TensorBoard's file; return the figures of the last epoch."""
+        if self._board is not None:
+            self._board.close()
+        lines = read_metrics(self._folder)
+        return {k: v for k, v in lines[-1].items() if k != "epoch"} if lines else {}
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:

@@ -27,8 +27,8 @@ from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.manifest import remembered_sha256
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips
-from c2vl_training.inference import Space, load_space
-from c2vl_training.trainer import device_of
+from c2vl_training.distributed import device_of
+from c2vl_training.inference import JointEmbedding, encode, load_joint_embedding
 
 _DIGITS = 12
 """Cosines that agree to so many digits are a tie."""
@@ -39,7 +39,7 @@ class Shared:
     """The space of a finished pre-training, and the data that meet in it."""
 
     subject: EvalContext
-    space: Space
+    space: JointEmbedding
     through: Literal["language", "vision"]
     """Whose projector texts go through."""
     encoder: Path | None
@@ -63,9 +63,7 @@ class Shared:
         else:  # the protocols' cache is of labelled clips
             encoder = encoder_for(of.run, packed, device_of(device))
             held = Clips(packed, rows, encoder.input, device_of(device))
-            with torch.inference_mode():
-                places = torch.arange(len(rows), device=held.device).split(128)
-                features = torch.cat([encoder.module(held.test(at)).float().cpu() for at in places])
+            features = encode(encoder.module, held).float()
         with torch.inference_mode():
             vectors = F.normalize(self.space.model.skeleton(features), dim=1)
         if (broken := int((~vectors.isfinite()).any(dim=1).sum())) > 0:
@@ -92,7 +90,7 @@ class Shared:
         return np.asarray(found.vectors / norms[:, None], np.float32), int(found.truncated.sum())
 
     def project(self, vectors: Array) -> Tensor:
-        """Bring unit vectors of texts (n, K) into the shared space, (n, D), see `Space.knowledge`."""
+        """Bring unit vectors of texts (n, K) into the shared space, (n, D), see `JointEmbedding.knowledge`."""
         return self.space.knowledge(self.through, vectors).cpu()
 
     @property
@@ -136,7 +134,7 @@ def enter(subject: EvalContext, encoder: Path | None = None) -> Shared:
         CheckpointError: the run is no finished pre-training.
         ConfigError: it listened to crops alone, and their encoder puts texts elsewhere.
     """
-    space = load_space(subject.run)
+    space = load_joint_embedding(subject.run)
     engine = text_encoder.engine_of(subject.packed)
     if "language" not in space.centre and not engine.get("joint_space"):
         raise ConfigError(

@@ -19,7 +19,8 @@ from c2vl_evaluation.report.sections import facts_of
 from c2vl_manifests.errors import C2VLError, one_line
 from c2vl_manifests.events import Emit, Note, duration, silent
 from c2vl_training import checkpoint
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 
 _BATCHES = {
     "linear": "evaluation.linear",

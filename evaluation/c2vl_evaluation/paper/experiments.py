@@ -31,7 +31,7 @@ from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
 
 BLIND = ("majority class", "chance")
 """What answers without looking at a sample."""

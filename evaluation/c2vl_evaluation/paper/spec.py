@@ -28,7 +28,7 @@ from c2vl_manifests.recipe import (
     Recipe,
     targets_name,
 )
-from c2vl_training.trainer import Kind
+from c2vl_training.run_folder import Kind
 
 AnyTargets = Hard | Intra | Inter | Blend | Partition
 Knowledge = Literal["vision", "language", "both"]

@@ -11,17 +11,16 @@ from pathlib import Path
 
 from c2vl_evaluation.cache import Cell
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.protocols import ensemble, finetune, knn, linear, semi, transfer
+from c2vl_evaluation.protocols import ensemble, finetuning, knn, linear, semi, transfer
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.packed import resolve_recipe
 from c2vl_training.dataset import Packed
 
 PROTOCOLS: dict[Protocol, Callable[[EvalContext], Iterator[Cell]]] = {
     "knn": knn.cells,
     "linear": linear.cells,
-    "finetune": finetune.cells,
+    "finetune": finetuning.cells,
     "semi": semi.cells,
     "transfer": transfer.cells,
     "ensemble": ensemble.cells,
@@ -46,7 +45,7 @@ def evaluate(
     data: Path,
     protocol: str = "linear",
     *,
-    benchmark: str = "",
+    benchmark: str | None = None,
     recipe: str | None = None,
     overrides: Sequence[str] = (),
     emit: Emit = silent,
@@ -57,18 +56,17 @@ def evaluate(
         runs: folder of a run that `c2vl-train` wrote; one for each stream for `ensemble`.
         data: packed data, or the work folder around them; those to go to for `transfer`.
         protocol: a key of `PROTOCOLS`.
-        benchmark: the one that the run was trained on unless given.
-        recipe: name or TOML file; the one that the work folder was made with unless given.
-        overrides: assignments `section.key=value`.
+        benchmark: see `EvalContext.open`.
+        recipe: see `EvalContext.open`.
+        overrides: see `EvalContext.open`.
         emit: receives progress.
 
     Raises:
         C2VLError: the run, the data or the configuration cannot be used, or the evaluation diverged.
     """
     name, packed = protocol_name(protocol), Packed(data)
-    resolved = resolve_recipe(packed.manifest, recipe, overrides)
     folders = [runs] if isinstance(runs, Path) else runs
-    contexts = [EvalContext.of_run(run, packed, resolved, benchmark, emit) for run in folders]
+    contexts = [EvalContext.open(run, packed, benchmark, recipe, overrides, emit) for run in folders]
     if name == "ensemble":
         contexts = [ensemble.joined(contexts)]
     return [cell.run().result for context in contexts for cell in PROTOCOLS[name](context)]

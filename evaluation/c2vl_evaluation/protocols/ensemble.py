@@ -16,7 +16,7 @@ import torch
 from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import Cell, Predictions, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.protocols import finetune, linear
+from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.results import Result
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 
@@ -80,7 +80,7 @@ def cells(context: EvalContext) -> Iterator[Cell]:
 
 def _fused(context: EvalContext, protocol: str, weighting: str, weights: Mapping[str, float]) -> Cell:
     name = f"{protocol}, {weighting}"
-    cells_of = finetune.cells if protocol == "finetune" else linear.cells
+    cells_of = finetuning.cells if protocol == "finetune" else linear.cells
     parts = {stream: next(cells_of(one)) for stream, one in context.streams.items()}
 
     def compute() -> ResultWithPredictions:

@@ -1,6 +1,9 @@
-"""Training of a whole network with labels, from the weights of a run: what fine-tuning, semi-supervision and transfer share.
+"""Fine-tuning protocol: the whole network learns with labels, from the weights of a run and a fresh linear layer.
 
-The loop draws by seed, epoch and step; it leaves a checkpoint every few epochs, and a killed one goes on from there.
+*Reading:* the paper gives no recipe. SGD, learning rate 0.1, weight decay 1e-4, batch 128, 80 epochs, x0.1 at 50 and
+70: the recipe of the supervised control, so that the two differ in their first weights alone.
+
+Semi-supervision and transfer tune by the same `tune`. A killed training resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,22 +20,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import FOLDER, ResultWithPredictions
+from c2vl_evaluation.cache import FOLDER, Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, encoder_for
 from c2vl_evaluation.protocols import linear
 from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import C2VLError, CheckpointError
-from c2vl_manifests.events import Progress
 from c2vl_manifests.recipe import FinetuneConfig
-from c2vl_training import checkpoint, schedule
-from c2vl_training.augmentation import draw
+from c2vl_training import checkpoint, run_folder, trainer
 from c2vl_training.dataset import Clips
-from c2vl_training.encoders import Encoder
-from c2vl_training.methods import generator_of, key_of
-from c2vl_training.trainer import device_of
-
-_TEST_BATCH = 128
+from c2vl_training.distributed import device_of
+from c2vl_training.inference import encode
+from c2vl_training.methods import FineTuning
+from c2vl_training.run_log import Counts, Metrics
+from c2vl_training.trainer import DivergedError, Session
 
 
 @dataclass(frozen=True)
@@ -107,122 +108,76 @@ def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
 
 
 def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Score], Array]:
-    training = job.context.recipe.training
-    config, o, where = job.config, job.config.optimiser, device_of(training.device)
-    trained = encoder_for(job.context.run, job.context.packed, where)
-    labels = torch.from_numpy(job.context.packed.labels())
-    known, questions = (Clips(job.context.packed, some, trained.input, where) for some in (rows, asked))
-    y, truth = labels[rows].to(where), labels[asked].to(where)
-    encoder = trained.module.requires_grad_(True)
-    assert isinstance(encoder, Encoder)
-    torch.manual_seed(job.context.seed)
-    network = nn.Sequential(encoder, nn.Linear(encoder.dim, job.classes)).to(where)
-    if training.precision == "float64":
-        network.double()
-    optimiser = torch.optim.SGD(
-        list(_groups(encoder, network[1], config)),
-        lr=rate, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0,
-    )  # fmt: skip
-    batch = min(config.batch_size, len(known))
-    steps = len(known) // batch
-    told = {
-        "encoder": trained.facts, "config": config.model_dump(mode="json"), "rate": rate, "seed": job.context.seed,
-        "rows": _digest(rows), "asked": _digest(asked), "data": job.context.packed.manifest.fingerprint,
+    """Train on `rows`; return the scores of the `asked` rows after every epoch, and their last logits (N, C)."""
+    context, config = job.context, job.context.recipe.training
+    device, precision = device_of(config.device), config.precision
+    trained = encoder_for(context.run, context.packed, device)
+    clips, questions = (Clips(context.packed, some, trained.input, device) for some in (rows, asked))
+    labels = torch.from_numpy(context.packed.labels())
+    dtype = torch.float64 if precision == "float64" else torch.float32
+    torch.manual_seed(context.seed)
+    method = FineTuning(trained.module, labels[rows].to(device), job.classes, job.config, rate, dtype)
+
+    def on_epoch_end(epoch: int, figures: Metrics, counts: Counts) -> Metrics:
+        score = metrics.score(answer(method.model, questions, precision), labels[asked])
+        return {_FIGURES[name]: value for name, value in score.model_dump().items() if value is not None}
+
+    facts = {
+        "encoder": trained.facts, "config": job.config.model_dump(mode="json"), "rate": rate, "seed": context.seed,
+        "rows": _digest(rows), "asked": _digest(asked), "data": context.packed.manifest.fingerprint,
     }  # fmt: skip
-    place = job.context.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
-    first, history, logits = _resume(place, told, network, optimiser)
-    job.context.emit(Progress(job.label, first, config.epochs, "epochs"))
-    for epoch in range(first, config.epochs):
-        network.train()
-        generator = generator_of(job.context.seed, epoch)
-        order = torch.randperm(len(known), generator=generator)
-        draws = draw(len(known), trained.input, generator)
-        for step in range(steps):
-            at = order[step * batch : (step + 1) * batch]
-            now = schedule.learning_rate_at(
-                epoch * steps + step, steps, rate, o.warmup_epochs, o.milestones, o.gamma
-            )
-            for group in optimiser.param_groups:
-                group["lr"] = now * group["factor"]
-            torch.manual_seed(key_of(job.context.seed, epoch, step))
-            clips = known.train(at.to(where), draws.take(at)) if config.augment else known.test(at.to(where))
-            loss = F.cross_entropy(_logits(network, clips, training.precision), y[at.to(where)])
-            if not torch.isfinite(loss):
-                raise C2VLError(
-                    f"{job.label}: the loss became NaN or infinite in epoch {epoch}, step {step}, at the rate {rate:g}; "
-                    "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
-                )
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            if o.clip_norm is not None:
-                nn.utils.clip_grad_norm_(network.parameters(), o.clip_norm)
-            optimiser.step()
-        logits = answer(network, questions, training.precision)
-        history.append(metrics.score(logits, truth))
-        if (epoch + 1) % training.checkpoint_every == 0 and epoch + 1 < config.epochs:
-            _save(place, told, network, optimiser, history, logits)
-        job.context.emit(Progress(job.label, epoch + 1, config.epochs, "epochs", {"top-1": history[-1].top1}))
-    place.unlink(missing_ok=True)
-    return history, logits.float().cpu().numpy()
+    path = context.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
+    _drop_other(path, facts)
+    session = Session(job.label, context.seed, config, path, facts, context.emit, on_epoch_end)
+    try:
+        at = trainer.fit(method, clips, session)
+    except DivergedError as error:
+        raise C2VLError(
+            f"{job.label}: the loss became NaN or infinite {error.where}, at the rate {rate:g}; "
+            "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
+        ) from error
+    logits = answer(method.model, questions, precision).float().numpy()
+    path.unlink(missing_ok=True)
+    history = [Score(**{name: figures.get(key) for name, key in _FIGURES.items()}) for figures in at.history]
+    return history, logits
 
 
-def _logits(network: nn.Module, clips: Tensor, precision: str) -> Tensor:
-    clips = clips.double() if precision == "float64" else clips
-    with torch.autocast(clips.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        found: Tensor = network(clips)
-    return found if precision == "float64" else found.float()
+_FIGURES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced"}
+"""Field of a score -> its name in the history of a training."""
 
 
-@torch.inference_mode()
 def answer(network: nn.Module, clips: Clips, precision: str = "float32") -> Tensor:
-    """Return the logits of all clips in eval mode, central windows, not rotated. Shape: (N, C)."""
+    """Return the logits of all clips in eval mode, central windows, not rotated. Shape: (N, C), on the CPU."""
+
+    def logits(batch: Tensor) -> Tensor:
+        batch = batch.double() if precision == "float64" else batch
+        with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            found: Tensor = network(batch)
+        return found if precision == "float64" else found.float()
+
     network.eval()
-    places = torch.arange(len(clips), device=clips.device).split(_TEST_BATCH)
-    return torch.cat([_logits(network, clips.test(at), precision) for at in places]).clone()
-
-
-def _groups(encoder: nn.Module, head: nn.Module, config: FinetuneConfig) -> Iterator[dict[str, Any]]:
-    """Yield parameter groups from the head down to the input, each `layer_decay` slower than the one above it."""
-    layers = []
-    for child in encoder.children():
-        layers += list(child) if isinstance(child, nn.ModuleList) else [child]
-    own = list(encoder.parameters(recurse=False))
-    chosen = [own, *(list(layer.parameters()) for layer in layers), list(head.parameters())]
-    factor = 1.0
-    for parameters in reversed([some for some in chosen if some]):
-        yield {"params": parameters, "weight_decay": config.optimiser.weight_decay, "factor": factor}
-        factor *= config.layer_decay
+    return encode(logits, clips)
 
 
 def _digest(rows: Labels) -> str:
     return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
-def _save(
-    place: Path,
-    told: dict[str, Any],
-    network: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    history: list[Score],
-    logits: Tensor,
-) -> None:
-    tensors = {f"model.{name}": tensor for name, tensor in network.state_dict().items()}
-    tensors |= checkpoint.optimiser_tensors(optimiser) | {"logits": logits}
-    checkpoint.save(place, tensors, {"told": told, "history": [score.model_dump() for score in history]})
-
-
-def _resume(
-    place: Path, told: dict[str, Any], network: nn.Module, optimiser: torch.optim.Optimizer
-) -> tuple[int, list[Score], Tensor]:
-    """Load a checkpoint of this very training; returns the epochs done, their scores and the last logits."""
-    nothing: tuple[int, list[Score], Tensor] = (0, [], torch.empty(0))
+def _drop_other(path: Path, facts: dict[str, Any]) -> None:
+    """Delete a checkpoint that is damaged or of another training."""
     try:
-        tensors, facts = checkpoint.load(place)
-    except CheckpointError:  # none, or damaged: from the beginning
-        return nothing
-    if facts.get("told") != told:
-        return nothing
-    checkpoint.restore(network, tensors, "model.", place)
-    checkpoint.restore_optimiser(optimiser, tensors)
-    history = [Score.model_validate(found) for found in facts["history"]]
-    return len(history), history, tensors["logits"]
+        run_folder.check_same(facts, checkpoint.load(path)[1], path)
+    except CheckpointError:
+        path.unlink(missing_ok=True)
+
+
+def cells(context: EvalContext) -> Iterator[Cell]:
+    """Yield the one cell of the protocol."""
+    config, precision = context.recipe.evaluation.finetune, context.recipe.training.precision
+
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.splits()
+        job = Job(context, train.rows, test.rows, classes, config, f"finetune {context.run.name}")
+        return tune(job).result(job, "finetune")
+
+    yield Cell("finetune", compute, context.key("finetune", config, precision=precision))

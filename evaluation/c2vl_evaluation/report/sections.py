@@ -146,8 +146,7 @@ def _device(facts: Facts) -> str:
 
 def macs(facts: Facts) -> int | None:
     """Return the multiplications of one clip through the encoder of a run; None where run.json does not tell."""
-    from c2vl_training.checkpoint import build_encoder
-    from c2vl_training.encoders import count
+    from c2vl_training.encoders import build_encoder, count
 
     try:
         layout, bodies = Layout.from_dict(facts["layout"]), int(facts["bodies"])

@@ -1,15 +1,14 @@
-"""Skeleton encoders by name: a plain dict, one function that builds from it and one that counts.
+"""Skeleton encoders by name: the registry `ENCODERS`, functions that build from it, and one that counts.
 
-Every encoder is an `Encoder`: it takes (N, C, T, V, M), returns (N, D) and tells D as `dim`.
+Every encoder is an `Encoder`: it takes (N, C, T, V, M), returns (N, D) and has D as `dim`.
 """
 
 from __future__ import annotations
 
 import copy
 import difflib
+import importlib
 import inspect
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -17,94 +16,23 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders import bigru, ctrgcn, msg3d, transformer
-from c2vl_training.encoders.base import EmptyBodies, Encoder, OneByOne
-from c2vl_training.encoders.graph import GraphKind, adjacency, directed, distances
-from c2vl_training.encoders.stgcn import FULL, SLIM, STGCN, Blocks
+from c2vl_manifests.recipe import EncoderConfig
+from c2vl_training.encoders.base import Blocks, EmptyBodies, Encoder, OneByOne
+from c2vl_training.encoders.graph import GraphKind
 
-__all__ = ["ENCODERS", "Encoder", "Size", "build", "count"]
-
-
-def _stgcn(
-    default: Blocks,
-    layout: Layout,
-    *,
-    channels: int,
-    blocks: Blocks | None,
-    graph: GraphKind,
-    temporal_kernel: int | None,
-    dropout: float,
-    empty_bodies: EmptyBodies,
-) -> Encoder:
-    return STGCN(
-        default if blocks is None else blocks,
-        adjacency(layout, graph),
-        channels=channels,
-        temporal_kernel=9 if temporal_kernel is None else temporal_kernel,
-        dropout=dropout,
-        empty_bodies=empty_bodies,
-    )
+__all__ = ["ENCODERS", "Encoder", "Size", "build", "build_encoder", "count"]
 
 
-def _ctrgcn(
-    layout: Layout,
-    *,
-    channels: int,
-    bodies: int,
-    blocks: Blocks | None,
-    temporal_kernel: int | None,
-    empty_bodies: EmptyBodies,
-) -> Encoder:
-    return ctrgcn.CTRGCN(
-        ctrgcn.BLOCKS if blocks is None else blocks,
-        directed(layout),
-        channels=channels,
-        bodies=bodies,
-        temporal_kernel=5 if temporal_kernel is None else temporal_kernel,
-        empty_bodies=empty_bodies,
-    )
-
-
-def _msg3d(
-    layout: Layout,
-    *,
-    channels: int,
-    bodies: int,
-    blocks: Blocks | None,
-    temporal_kernel: int | None,
-    empty_bodies: EmptyBodies,
-) -> Encoder:
-    windows = [distances(layout, msg3d.WINDOW_SCALES, frames) for frames in msg3d.WINDOWS]
-    return msg3d.MSG3D(
-        msg3d.BLOCKS if blocks is None else blocks,
-        [distances(layout, msg3d.SCALES), *windows],
-        joints=layout.joints,
-        channels=channels,
-        bodies=bodies,
-        temporal_kernel=3 if temporal_kernel is None else temporal_kernel,
-        empty_bodies=empty_bodies,
-    )
-
-
-def _bigru(layout: Layout, *, channels: int, bodies: int, width: int | None) -> Encoder:
-    return bigru.BiGRU(layout.joints, channels=channels, bodies=bodies, width=width or bigru.WIDTH)
-
-
-def _transformer(layout: Layout, *, channels: int, bodies: int, width: int | None) -> Encoder:
-    return transformer.Transformer(
-        layout.joints, channels=channels, bodies=bodies, width=width or transformer.WIDTH
-    )
-
-
-ENCODERS: dict[str, Callable[..., Encoder]] = {
-    "stgcn": partial(_stgcn, FULL),
-    "stgcn_slim": partial(_stgcn, SLIM),
-    "ctrgcn": _ctrgcn,
-    "msg3d": _msg3d,
-    "bigru": _bigru,
-    "transformer": _transformer,
+ENCODERS = {
+    "stgcn": "stgcn:build",
+    "stgcn_slim": "stgcn:build_slim",
+    "ctrgcn": "ctrgcn:build",
+    "msg3d": "msg3d:build",
+    "bigru": "bigru:build",
+    "transformer": "transformer:build",
 }
-"""Name of an encoder -> its builder, which takes a layout and those keywords of `build` that it has a use for."""
+"""Name of an encoder -> `module:function` of its builder, which takes a layout and, by name, those arguments of `build`
+that it uses."""
 
 
 def build(
@@ -141,6 +69,8 @@ def build(
         near = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown encoder {name!r}; {hint}use one of {', '.join(ENCODERS)}")
+    module, function = ENCODERS[name].split(":")
+    builder = getattr(importlib.import_module(f"{__name__}.{module}"), function)
     knobs = {
         "bodies": bodies,
         "channels": layout.dims if channels is None else channels,
@@ -151,7 +81,7 @@ def build(
         "width": width,
         "empty_bodies": empty_bodies,
     }
-    known = inspect.signature(ENCODERS[name]).parameters
+    known = inspect.signature(builder).parameters
     asked = {
         "blocks": blocks is not None,
         "graph": graph != "stgcn",
@@ -165,7 +95,23 @@ def build(
             f"encoder {name!r} has no {knob} (given: {knobs[knob]!r}); leave it out of the recipe, "
             f"or begin anew by --set 'training.encoder={{name=\"{name}\"}}'"
         )
-    return ENCODERS[name](layout, **{k: v for k, v in knobs.items() if k in known})
+    encoder: Encoder = builder(layout, **{k: v for k, v in knobs.items() if k in known})
+    return encoder
+
+
+def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> Encoder:
+    """Build the encoder that a recipe describes."""
+    return build(
+        config.name,
+        layout,
+        bodies=bodies,
+        blocks=config.blocks,
+        graph=config.graph,
+        temporal_kernel=config.temporal_kernel,
+        dropout=config.dropout,
+        width=config.width,
+        empty_bodies=config.empty_bodies,
+    )
 
 
 class Size(NamedTuple):

@@ -8,6 +8,7 @@ batch normalisation counts it as often as it occurs (`BatchNorm`), forwards and 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -17,6 +18,9 @@ from c2vl_manifests.errors import ConfigError
 
 EmptyBodies = Literal["compute", "exact_skip", "leave_out"]
 """What becomes of bodies that are zero throughout a clip: see `OneByOne`."""
+
+Blocks = Sequence[tuple[int, int]]
+"""(channels, temporal stride) of every block."""
 
 
 class Encoder(nn.Module):

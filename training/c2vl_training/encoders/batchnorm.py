@@ -1,4 +1,4 @@
-"""Batch normalisation that skips empty bodies exactly."""
+"""Hand-written batch normalisation: equal rows computed once (`BatchNorm`), statistics of all processes (`SyncBatchNorm`)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from c2vl_manifests.errors import ConfigError
 from c2vl_training import distributed
 
 
@@ -55,7 +57,7 @@ class _Weighted(torch.autograd.Function):
             per_value = torch.stack([G, H]) / n
         else:
             dx, H, G = native(g, x, weight, mean, var, None, None, False, ctx.eps, every)
-            per_value = distributed.total(torch.stack([G, H])) / n
+            per_value = distributed.all_reduce_sum(torch.stack([G, H])) / n
             dx[:first] -= _pull(x[:first], per_value, mean, scale, a)
         if K:
             dx[first:] -= copies[:, None, None, None] * _pull(x[first:], per_value, mean, scale, a)
@@ -116,3 +118,86 @@ class BatchNorm(nn.BatchNorm2d):
         cast("Tensor", self.running_mean).lerp_(mean, cast("float", self.momentum))
         cast("Tensor", self.running_var).lerp_(spread / (n - 1), cast("float", self.momentum))
         return n, mean, spread / n
+
+
+# ------------------------------------------------------------------------------------ several processes
+
+
+class _Normalise(torch.autograd.Function):
+    """Batch normalisation whose statistics are those of all ranks. Shape: (N, C, ...) -> the same."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        h = x if x.dtype == torch.float64 else x.float()
+        dims = [0, *range(2, x.dim())]
+        here = h.new_tensor(h.numel() // h.shape[1])
+        mean = h.sum(dims) / here
+        squares = (h - _wide(mean, h)).square().sum(dims)
+        count, mean, squares = distributed.moments(here, mean, squares)
+        inverse = (squares / count + eps).rsqrt()
+        ctx.save_for_backward(x, weight, mean, inverse, count)
+        y = (h - _wide(mean, h)) * _wide(inverse * weight, h) + _wide(bias, h)
+        ctx.mark_non_differentiable(mean, squares, count)
+        return y.to(x.dtype), mean, squares, count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, mean, inverse, count = ctx.saved_tensors
+        g, h = (t if t.dtype == torch.float64 else t.float() for t in (gradients[0], x))
+        dims = [0, *range(2, x.dim())]
+        normal = (h - _wide(mean, h)) * _wide(inverse, h)
+        by_bias, by_weight = g.sum(dims), (g * normal).sum(dims)
+        g_bias, g_weight = distributed.all_reduce_sum(torch.stack([by_bias, by_weight])) / count
+        dx = (g - _wide(g_bias, h) - normal * _wide(g_weight, h)) * _wide(inverse * weight, h)
+        return dx.to(x.dtype), by_weight, by_bias, None
+
+
+def _wide(channels: Tensor, x: Tensor) -> Tensor:
+    return channels.view(1, -1, *[1] * (x.dim() - 2))
+
+
+class SyncBatchNorm(nn.BatchNorm1d):
+    """A batch normalisation over inputs of any rank, with the statistics of all processes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise. Shape: (N, C, ...) -> the same."""
+        if not self.training:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        y: Tensor
+        y, mean, squares, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            self.num_batches_tracked += 1
+            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean), share)
+            self.running_var.lerp_((squares / (count - 1)).to(self.running_var), share)
+        return y
+
+
+def convert_sync_batchnorm(model: nn.Module) -> None:
+    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one in step with the other ranks.
+
+    Weights and buffers stay the very same objects, under the same names. Subclasses are left alone.
+    """
+    for parent in list(model.modules()):
+        for name, norm in list(parent.named_children()):
+            if type(norm) in {nn.BatchNorm1d, nn.BatchNorm2d}:
+                setattr(parent, name, _in_step(norm))
+
+
+def _in_step(norm: nn.Module) -> SyncBatchNorm:
+    assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
+    if not (norm.affine and norm.track_running_stats):
+        raise ConfigError("a normalisation without weights or running statistics cannot be kept in step")
+    synced = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
+    synced.weight, synced.bias = norm.weight, norm.bias
+    synced.running_mean, synced.running_var = norm.running_mean, norm.running_var
+    synced.num_batches_tracked = norm.num_batches_tracked
+    synced.train(norm.training)
+    return synced

@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from c2vl_manifests.layouts import Layout
 from c2vl_training.encoders.base import Encoder
 
 LAYERS, WIDTH = 3, 1024
@@ -51,3 +52,8 @@ class BiGRU(Encoder):
         for pair in self.layers:
             h = torch.cat([gru(h)[0] for gru in cast("nn.ModuleList", pair)], dim=2)
         return h[:, -1]
+
+
+def build(layout: Layout, *, channels: int, bodies: int, width: int | None) -> BiGRU:
+    """Build the network for a layout, of the published width unless `width` is given."""
+    return BiGRU(layout.joints, channels=channels, bodies=bodies, width=width or WIDTH)

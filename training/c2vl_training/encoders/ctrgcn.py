@@ -6,7 +6,6 @@ Array order: (N, C, T, V) inside; graphs are `[..., source, target]`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -16,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.base import EmptyBodies, OneByOne
+from c2vl_manifests.layouts import Layout
+from c2vl_training.encoders.base import Blocks, EmptyBodies, OneByOne
 from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.graph import directed
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
 
-BLOCKS: Sequence[tuple[int, int]] = (
+BLOCKS: Blocks = (
     *[(64, 1)] * 4, (128, 2), *[(128, 1)] * 2, (256, 2), *[(256, 1)] * 2,
 )  # fmt: skip
 """(channels, stride) as published: 1.45 M parameters with a head for 60 classes."""
@@ -130,7 +131,7 @@ class CTRGCN(OneByOne):
 
     def __init__(
         self,
-        blocks: Sequence[tuple[int, int]],
+        blocks: Blocks,
         graph: NDArray[np.float32],
         *,
         channels: int = 3,
@@ -156,3 +157,23 @@ class CTRGCN(OneByOne):
         for block in self.blocks:
             h = block(h, copies)
         return h.mean(dim=(2, 3))
+
+
+def build(
+    layout: Layout,
+    *,
+    channels: int,
+    bodies: int,
+    blocks: Blocks | None,
+    temporal_kernel: int | None,
+    empty_bodies: EmptyBodies,
+) -> CTRGCN:
+    """Build a CTR-GCN of the published widths unless `blocks` are given."""
+    return CTRGCN(
+        BLOCKS if blocks is None else blocks,
+        directed(layout),
+        channels=channels,
+        bodies=bodies,
+        temporal_kernel=5 if temporal_kernel is None else temporal_kernel,
+        empty_bodies=empty_bodies,
+    )

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.base import EmptyBodies, OneByOne, gather
+from c2vl_manifests.layouts import Layout
+from c2vl_training.encoders.base import Blocks, EmptyBodies, OneByOne, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.graph import distances
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
 
-BLOCKS: Sequence[tuple[int, int]] = ((96, 1), (192, 2), (384, 2))
+BLOCKS: Blocks = ((96, 1), (192, 2), (384, 2))
 """(channels, stride) as published: 3.19 M parameters with a head for 60 classes."""
 
 SCALES, WINDOW_SCALES, WINDOWS = 13, 6, (3, 5)
@@ -149,7 +151,7 @@ class MSG3D(OneByOne):
 
     def __init__(
         self,
-        blocks: Sequence[tuple[int, int]],
+        blocks: Blocks,
         graphs: Sequence[NDArray[np.float32]],
         *,
         joints: int,
@@ -174,3 +176,25 @@ class MSG3D(OneByOne):
         for block in self.blocks:
             h = block(h, copies)
         return h.mean(dim=(2, 3))
+
+
+def build(
+    layout: Layout,
+    *,
+    channels: int,
+    bodies: int,
+    blocks: Blocks | None,
+    temporal_kernel: int | None,
+    empty_bodies: EmptyBodies,
+) -> MSG3D:
+    """Build an MS-G3D of the published widths unless `blocks` are given."""
+    windows = [distances(layout, WINDOW_SCALES, frames) for frames in WINDOWS]
+    return MSG3D(
+        BLOCKS if blocks is None else blocks,
+        [distances(layout, SCALES), *windows],
+        joints=layout.joints,
+        channels=channels,
+        bodies=bodies,
+        temporal_kernel=3 if temporal_kernel is None else temporal_kernel,
+        empty_bodies=empty_bodies,
+    )

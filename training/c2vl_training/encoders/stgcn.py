@@ -5,7 +5,6 @@ Array order: (N, C, T, V, M) at the door, (N*M, C, T, V) inside, kept channels-l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -15,12 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.encoders.base import EmptyBodies, OneByOne, gather
+from c2vl_manifests.layouts import Layout
+from c2vl_training.encoders.base import Blocks, EmptyBodies, OneByOne, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
+from c2vl_training.encoders.graph import GraphKind, adjacency
 from c2vl_training.encoders.layers import Pointwise
-
-Blocks = Sequence[tuple[int, int]]
-"""(channels, temporal stride) of every block."""
 
 FULL: Blocks = (*[(64, 1)] * 4, (128, 2), *[(128, 1)] * 2, (256, 2), *[(256, 1)] * 2)
 """The published widths: 3.08 M parameters (3.10 M with a head for 60 classes), 3.6 GMACs a clip of two
@@ -180,3 +178,46 @@ class STGCN(OneByOne):
         for block in self.blocks:
             h = block(h, copies)
         return h.mean(dim=(2, 3))
+
+
+def build(
+    layout: Layout,
+    *,
+    channels: int,
+    blocks: Blocks | None,
+    graph: GraphKind,
+    temporal_kernel: int | None,
+    dropout: float,
+    empty_bodies: EmptyBodies,
+) -> STGCN:
+    """Build an ST-GCN of the published widths unless `blocks` are given."""
+    return STGCN(
+        FULL if blocks is None else blocks,
+        adjacency(layout, graph),
+        channels=channels,
+        temporal_kernel=9 if temporal_kernel is None else temporal_kernel,
+        dropout=dropout,
+        empty_bodies=empty_bodies,
+    )
+
+
+def build_slim(
+    layout: Layout,
+    *,
+    channels: int,
+    blocks: Blocks | None,
+    graph: GraphKind,
+    temporal_kernel: int | None,
+    dropout: float,
+    empty_bodies: EmptyBodies,
+) -> STGCN:
+    """Build an ST-GCN of a quarter of the widths unless `blocks` are given."""
+    return build(
+        layout,
+        channels=channels,
+        blocks=SLIM if blocks is None else blocks,
+        graph=graph,
+        temporal_kernel=temporal_kernel,
+        dropout=dropout,
+        empty_bodies=empty_bodies,
+    )

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.layouts import Layout
 from c2vl_training.encoders.base import Encoder
 
 FRAMES, WIDTH = 64, 1024
@@ -89,3 +90,8 @@ class Transformer(Encoder):
             courses = F.interpolate(courses.reshape(N, M * V * C, T), size=self.frames, mode="linear")
         courses = courses.reshape(N, M * V, C, self.frames).transpose(2, 3)
         return torch.cat([in_time, self.spatial(courses.reshape(N, M * V, self.frames * C))], dim=1)
+
+
+def build(layout: Layout, *, channels: int, bodies: int, width: int | None) -> Transformer:
+    """Build the network for a layout, of the published width unless `width` is given."""
+    return Transformer(layout.joints, channels=channels, bodies=bodies, width=width or WIDTH)
