@@ -1,12 +1,12 @@
-"""A lab of the paper's tables that trains in seconds."""
+"""Experiments of the paper's tables that train in seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from c2vl_evaluation.paper.experiments import Lab, find_sets
+from c2vl_evaluation.paper.experiments import Experiments, find_datasets
 from c2vl_evaluation.paper.spec import Column
-from c2vl_evaluation.paper.tables import Sheet, SheetRow, Shown
+from c2vl_evaluation.paper.tables import FilledCell, FilledRow, FilledTable
 from c2vl_evaluation.results import Result, Score
 from support.training import BASE
 
@@ -27,8 +27,8 @@ FAST = (
 )
 
 
-def lab(work: Path, out: Path, *overrides: str, seeds: int = 1) -> Lab:
-    return Lab(find_sets(work), out, "debug", (*FAST, *overrides), seeds)
+def experiments(work: Path, out: Path, *overrides: str, seeds: int = 1) -> Experiments:
+    return Experiments(find_datasets(work), out, "debug", (*FAST, *overrides), seeds)
 
 
 def shown(
@@ -37,7 +37,7 @@ def shown(
     why: str = "",
     part: str = "",
     **more: tuple[float, ...],
-) -> Shown:
+) -> FilledCell:
     """A place of a table with numbers in percent, one per result; `more` are `top5`, `balanced`, `best`, `best_epochs`."""
     results = []
     for n, top1 in enumerate(ours):
@@ -48,7 +48,7 @@ def shown(
         results.append(
             Result(protocol="linear", last=last, best=best, best_epoch=epoch, epochs=9 if epoch else 0)
         )
-    return Shown(paper, tuple(results), why, part)
+    return FilledCell(paper, tuple(results), why, part)
 
 
 BESIDE = shown(
@@ -56,12 +56,12 @@ BESIDE = shown(
 )
 
 
-def small_sheet() -> Sheet:
+def small_table() -> FilledTable:
     columns = (Column(dataset="ntu60", benchmark="xsub"), Column(dataset="a_b", benchmark="x|v", share=0.05))
     rows = (
-        SheetRow("P&C [61]", "", "peer", (shown(50.0), shown())),
-        SheetRow("C²VL", "GCN", "pretrained", (BESIDE, shown(None, (61.5,)))),
-        SheetRow("even", "", "pretrained", (shown(80.0, (80.04,)), shown(70.0, (71.0,)))),
-        SheetRow("floor", "", "floor", (shown(None, (12.5,)), shown(None, (), "a_b is <not> there"))),
+        FilledRow("P&C [61]", "", "peer", (shown(50.0), shown())),
+        FilledRow("C²VL", "GCN", "pretrained", (BESIDE, shown(None, (61.5,)))),
+        FilledRow("even", "", "pretrained", (shown(80.0, (80.04,)), shown(70.0, (71.0,)))),
+        FilledRow("floor", "", "floor", (shown(None, (12.5,)), shown(None, (), "a_b is <not> there"))),
     )
-    return Sheet("table9", "IX", "100 % & more", "Caption with $ and _.", columns, rows)
+    return FilledTable("table9", "IX", "100 % & more", "Caption with $ and _.", columns, rows)

@@ -1,7 +1,7 @@
-"""`c2vl-eval paper`: count, then train and evaluate what the cells lack; resumable.
+"""Count the unfinished cells of the paper's tables, then train and evaluate them; resumable.
 
-The time of a plan is the mean of finished trainings and evaluations of the same kind in the same folder; where none
-has finished, it is unknown. A cell that fails holds the reason, and the others are still computed.
+Time is estimated as the mean of finished trainings and evaluations of the same kind in the same folder, and unknown if
+none has finished. A failure costs the cells that need it; the others are still computed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from c2vl_evaluation.paper.experiments import Cell, Job, Lab
+from c2vl_evaluation.paper.experiments import Evaluation, Experiments, TableCell
 from c2vl_evaluation.report.sections import facts_of
 from c2vl_manifests.errors import C2VLError, one_line
 from c2vl_manifests.events import Emit, Note, duration, silent
@@ -28,18 +28,20 @@ _BATCHES = {
     "semi": "evaluation.semi.tune",
     "transfer": "evaluation.transfer.tune",
 }
-"""Where the batch size of a protocol is set."""
+"""Section of the recipe that sets the batch size of a protocol."""
+Kind = tuple[str, str, str, str]
+"""Training or protocol, its setting, data, encoder: what a time is measured for."""
 
 
-def unfinished(lab: Lab, cells: Sequence[Cell]) -> list[Job]:
-    """Return the jobs that cells wait for, each once, in order."""
-    jobs = {job.id: job for cell in cells for job in cell.jobs}
-    return [job for job in jobs.values() if lab.results(job) is None]
+def unfinished(experiments: Experiments, cells: Sequence[TableCell]) -> list[Evaluation]:
+    """Return the unfinished evaluations of some cells, each once, in order."""
+    evaluations = {one.id: one for cell in cells for one in cell.evaluations}
+    return [one for one in evaluations.values() if experiments.results(one) is None]
 
 
 @dataclass(frozen=True)
 class Tally:
-    """The cells of one table or figure."""
+    """Numbers of cells of one table or figure."""
 
     table: str
     todo: int
@@ -48,18 +50,18 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What there is to do."""
+class Workload:
+    """Unfinished cells, and the trainings and evaluations that they need."""
 
     tallies: tuple[Tally, ...]
-    absent: dict[str, int]
-    """Why cells cannot be made -> how many."""
+    impossible: dict[str, int]
+    """Reason why cells cannot be computed -> number of cells."""
     trainings: int
     evaluations: int
     seconds: float
-    """Of those whose kind has finished before."""
+    """Estimate for those of a known kind."""
     unknown: int
-    """How many are of a kind of which nothing has finished."""
+    """Number of trainings and evaluations of which no other of the kind has finished."""
 
     def time(self) -> str:
         """Return the estimated time in words."""
@@ -67,98 +69,94 @@ class Plan:
         if not todo:
             return "nothing to do"
         if self.unknown == todo:
-            return "time unknown: nothing of these kinds has finished here yet"
+            return "time unknown: none of these kinds has finished in this folder yet"
         rest = f" for {todo - self.unknown} of them, unknown for the others" if self.unknown else ""
         return f"about {duration(self.seconds)}{rest}"
 
 
-Kind = tuple[str, str, str, str]
-"""Training or protocol, its setting, dataset, encoder."""
-
-
-def plan(lab: Lab, cells: Sequence[Cell], measured: Iterable[Cell] | None = None) -> Plan:
-    """Count what cells lack and estimate its time; nothing is trained or written.
+def workload(
+    experiments: Experiments, cells: Sequence[TableCell], measured: Iterable[TableCell] | None = None
+) -> Workload:
+    """Count unfinished cells and estimate their time; nothing is trained or written.
 
     Args:
-        lab: where finished cells are.
-        cells: what is asked for.
-        measured: cells whose finished work tells the time, asked for or not; `cells` unless given.
+        experiments: for the stored results.
+        cells: the cells to compute.
+        measured: cells whose finished trainings and evaluations give the time; `cells` unless given.
     """
-    waiting = unfinished(lab, cells)
-    ids = {job.id for job in waiting}
-    tallies, absent = [], Counter(cell.why for cell in cells if cell.why)
+    todo = unfinished(experiments, cells)
+    ids = {one.id for one in todo}
+    tallies = []
     for table in dict.fromkeys(cell.table for cell in cells):
         of = [cell for cell in cells if cell.table == table]
-        todo = sum(any(job.id in ids for job in cell.jobs) for cell in of)
-        impossible = sum(not cell.jobs for cell in of)
-        tallies.append(Tally(table, todo, len(of) - todo - impossible, impossible))
-    runs = {run.out: run for job in waiting for run in job.runs}
+        open_ = sum(any(one.id in ids for one in cell.evaluations) for cell in of)
+        impossible = sum(not cell.evaluations for cell in of)
+        tallies.append(Tally(table, open_, len(of) - open_ - impossible, impossible))
+    runs = {run.out: run for one in todo for run in one.runs}
     trainings = [run for run in runs.values() if not (run.out / checkpoint.ENCODER).is_file()]
-    known = _seconds(lab, cells if measured is None else measured)
-    work = [_training(run) for run in trainings] + [_evaluation(job) for job in waiting]
-    times = [known[kind] for kind in work if kind in known]
-    return Plan(
-        tuple(tallies), dict(absent), len(trainings), len(waiting), sum(times), len(work) - len(times)
+    known = _mean_seconds(experiments, cells if measured is None else measured)
+    kinds = [*map(_training_kind, trainings), *map(_evaluation_kind, todo)]
+    times = [known[kind] for kind in kinds if kind in known]
+    reasons = Counter(cell.why for cell in cells if cell.why)
+    return Workload(
+        tuple(tallies), dict(reasons), len(trainings), len(todo), sum(times), len(kinds) - len(times)
     )
 
 
-def _training(run: Run) -> Kind:
-    return run.kind, "", run.packed.manifest.fingerprint, _encoder(run)
+def _training_kind(run: Run) -> Kind:
+    return run.kind, "", run.packed.manifest.fingerprint, run.recipe.training.encoder.name
 
 
-def _evaluation(job: Job) -> Kind:
-    return job.protocol.upper(), job.setting, job.packed.manifest.fingerprint, _encoder(job.runs[0])
+def _evaluation_kind(one: Evaluation) -> Kind:
+    encoder = one.runs[0].recipe.training.encoder.name
+    return one.protocol.upper(), one.setting, one.packed.manifest.fingerprint, encoder
 
 
-def _encoder(run: Run) -> str:
-    return run.recipe.training.encoder.name
+def _mean_seconds(experiments: Experiments, cells: Iterable[TableCell]) -> dict[Kind, float]:
+    """Return the mean seconds of the finished trainings and evaluations of some cells by kind."""
+    seconds: dict[Kind, list[float]] = {}
+    evaluations = {one.id: one for cell in cells for one in cell.evaluations}
+    for one in evaluations.values():
+        if (results := experiments.results(one)) is not None:
+            seconds.setdefault(_evaluation_kind(one), []).append(sum(result.seconds for result in results))
+    for run in {run.out: run for one in evaluations.values() for run in one.runs}.values():
+        value = facts_of(run.out).get("seconds")
+        if isinstance(value, int | float):
+            seconds.setdefault(_training_kind(run), []).append(float(value))
+    return {kind: statistics.mean(values) for kind, values in seconds.items()}
 
 
-def _seconds(lab: Lab, cells: Iterable[Cell]) -> dict[Kind, float]:
-    """Return the mean seconds of the finished trainings and evaluations of these cells by kind."""
-    spent: dict[Kind, list[float]] = {}
-    jobs = {job.id: job for cell in cells for job in cell.jobs}
-    for job in jobs.values():
-        if (results := lab.results(job)) is not None:
-            spent.setdefault(_evaluation(job), []).append(sum(result.seconds for result in results))
-    for run in {run.out: run for job in jobs.values() for run in job.runs}.values():
-        seconds = facts_of(run.out).get("seconds")
-        if isinstance(seconds, int | float):
-            spent.setdefault(_training(run), []).append(float(seconds))
-    return {kind: statistics.mean(values) for kind, values in spent.items()}
-
-
-def compute(lab: Lab, cells: Sequence[Cell], emit: Emit = silent) -> None:
-    """Train and evaluate what cells lack; what cannot be done is noted in `lab.failed`, and the rest goes on.
+def compute(experiments: Experiments, cells: Sequence[TableCell], emit: Emit = silent) -> None:
+    """Train and evaluate the unfinished cells; failures are recorded in `experiments.failed`.
 
     Raises:
         OSError: the disk is full.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; everything finished is kept, and a training leaves a checkpoint.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; finished results are stored, and a training leaves a checkpoint.
     """
-    jobs = unfinished(lab, cells)
-    for number, job in enumerate(jobs):
-        label = f"{job.protocol} {job.setting}".rstrip() + f" of {job.runs[0].out.name}"
-        emit(Note(f"cell {number + 1} of {len(jobs)}: {label}"))
-        at: Path | str = job.id
+    todo = unfinished(experiments, cells)
+    for number, evaluation in enumerate(todo):
+        label = f"{evaluation.protocol} {evaluation.setting}".rstrip() + f" of {evaluation.runs[0].out.name}"
+        emit(Note(f"cell {number + 1} of {len(todo)}: {label}"))
+        at: Path | str = evaluation.id
         try:
-            for run in job.runs:
+            for run in evaluation.runs:
                 at = run.out
-                if at in lab.failed:
+                if at in experiments.failed:
                     break
                 train(run, emit)
             else:
-                at = job.id
-                lab.add(job, [cell.run().result for cell in job.results(emit)])
+                at = evaluation.id
+                experiments.add_results(evaluation, [cell.run().result for cell in evaluation.cells(emit)])
         except (C2VLError, RuntimeError) as error:
-            lab.failed[at] = _said(error, job, training=at != job.id)
-            emit(Note(f"{label}: {lab.failed[at]}", "warning"))
+            experiments.failed[at] = _failure_reason(error, evaluation, training=at != evaluation.id)
+            emit(Note(f"{label}: {experiments.failed[at]}", "warning"))
 
 
-def _said(error: C2VLError | RuntimeError, job: Job, *, training: bool) -> str:
-    """Say in one line what stopped a job.
+def _failure_reason(error: C2VLError | RuntimeError, evaluation: Evaluation, *, training: bool) -> str:
+    """Return in one line why a training or evaluation failed.
 
     Raises:
-        RuntimeError: as it came, where it is a fault of the program and not a lack of memory.
+        RuntimeError: `error` itself, if it is a fault of the program and not a lack of memory.
     """
     if isinstance(error, C2VLError):
         return str(error)
@@ -168,20 +166,20 @@ def _said(error: C2VLError | RuntimeError, job: Job, *, training: bool) -> str:
         raise error
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    what, place = f"{job.protocol} evaluation", _BATCHES.get(job.protocol, "")
+    what, place = f"{evaluation.protocol} evaluation", _BATCHES.get(evaluation.protocol, "")
     if training:
-        kind = job.runs[0].kind
+        kind = evaluation.runs[0].kind
         what, place = f"{kind} training", "" if kind == "random" else f"training.{kind}"
     batch = f"a smaller batch (--set {place}.batch_size=...) or " if place else ""
     return f"out of memory in the {what} ({one_line(error).rstrip('.')}); give it {batch}a device with more free memory"
 
 
-def reason(lab: Lab, cell: Cell) -> str:
-    """Say why a cell is empty."""
+def reason(experiments: Experiments, cell: TableCell) -> str:
+    """Return the reason why a cell is empty."""
     if cell.why:
         return cell.why
-    for job in cell.jobs:
-        for place in (job.id, *(run.out for run in job.runs)):
-            if place in lab.failed:
-                return lab.failed[place]
+    for one in cell.evaluations:
+        for place in (one.id, *(run.out for run in one.runs)):
+            if place in experiments.failed:
+                return experiments.failed[place]
     return "not computed yet"

@@ -1,11 +1,10 @@
-"""What `c2vl-eval paper` fills: columns, cells, and the trainings and evaluations behind them. Nothing is computed here.
+"""Columns and cells of the paper's tables, and the trainings and evaluations behind them. Nothing is computed here.
 
-    OUT/runs/<dataset>/<benchmark>/<what>-<hash>-seed0/   a training; the hash is of all that determines it
-    OUT/runs/…/evaluations/                               its results, see `cache`: none is computed twice
-    OUT/paper.html, paper.md, paper.tex, paper.csv        see `export`
+    OUT/runs/<dataset>/<benchmark>/<variant>-<hash>-seed0/   a training; the hash is of everything that determines it
+    OUT/runs/…/evaluations/                                  its results (see `cache`): none is computed twice
+    OUT/paper.html, paper.md, paper.tex, paper.csv           see `export`
 
-Trainings are those of `c2vl_training.trainer`, protocols those of this package; lines that need the same training
-share it, across tables.
+Rows that need the same training share it, across tables.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from typing import Any
 from c2vl_evaluation import cache
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.metrics import no_encoder_scores
-from c2vl_evaluation.paper.spec import Column, Line, Variant, everything, lines, printed
+from c2vl_evaluation.paper.spec import Column, RowSpec, Variant, printed_tables, rows_of, tables_and_figures
 from c2vl_evaluation.protocols import PROTOCOLS
 from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import C2VLError, ConfigError, StageError
@@ -33,41 +32,35 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Run
 
-BLIND = ("majority class", "chance")
-"""What answers without looking at a sample."""
+NO_ENCODER = ("majority class", "chance")
+"""Baselines that need no encoder."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One protocol on one training (on three, for an ensemble): what one seed of a cell waits for."""
+class Evaluation:
+    """One protocol on one training (on three, for an ensemble): one seed of a cell."""
 
     protocol: Protocol
     setting: str
     """`1 % stratified, frozen`, `tuned`, or whose scores an ensemble adds."""
     runs: tuple[Run, ...]
     packed: Packed
-    """What the encoder is evaluated on."""
+    """Data that the encoder is evaluated on."""
     benchmark: str
-    evaluation: EvaluationConfig
+    config: EvaluationConfig
 
     @property
     def id(self) -> str:
-        """Equal for equal jobs."""
-        words = (
-            self.protocol,
-            self.setting,
-            self.packed.folder,
-            self.benchmark,
-            *(run.out for run in self.runs),
-        )
-        return "|".join(map(str, words))
+        """Identify the evaluation: equal for equal ones."""
+        words = (self.protocol, self.setting, self.packed.folder, self.benchmark)
+        return "|".join(map(str, (*words, *(run.out for run in self.runs))))
 
-    def results(self, emit: Emit = silent) -> Iterator[cache.Cell]:
-        """Return the protocol's results before they are computed; its trainings must be finished."""
+    def cells(self, emit: Emit = silent) -> Iterator[cache.Cell]:
+        """Yield the protocol's results before they are computed; the trainings must be finished."""
         contexts = [
             EvalContext(
                 run.out, self.packed, self.benchmark,
-                run.recipe.model_copy(update={"evaluation": self.evaluation}), run.seed, emit,
+                run.recipe.model_copy(update={"evaluation": self.config}), run.seed, emit,
             )
             for run in self.runs
         ]  # fmt: skip
@@ -78,89 +71,89 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A place of a table: a line of ours in a column."""
+class TableCell:
+    """A cell of a table: a row of ours in a column."""
 
     table: str
-    line: Line
+    row: RowSpec
     column: Column
-    jobs: tuple[Job, ...] = ()
-    """One a seed."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """One per seed."""
     why: str = ""
-    """Why it cannot be made; empty where it can."""
+    """Why it cannot be computed; empty if it can."""
 
-    def wants(self, finding: Result) -> bool:
-        """Whether a finding of its jobs belongs into it."""
-        match self.line.protocol:
+    def takes(self, result: Result) -> bool:
+        """Return True if a result of its evaluations belongs in this cell."""
+        match self.row.protocol:
             case "semi":
-                return finding.setting == f"{100 * (self.column.share or 0):g} % {self.line.setting}"
+                return result.setting == f"{100 * (self.column.share or 0):g} % {self.row.setting}"
             case "transfer":
-                return finding.setting.endswith(f", {self.line.setting}")
+                return result.setting.endswith(f", {self.row.setting}")
             case "ensemble":
-                return finding.setting.endswith("equal weights") == (self.line.setting == "equal weights")
+                return result.setting.endswith("equal weights") == (self.row.setting == "equal weights")
         return True
 
 
 @dataclass
-class Lab:
-    """What the tables are made from and where they go."""
+class Experiments:
+    """The datasets, settings and output folder of all tables."""
 
-    sets: dict[str, Packed]
+    datasets: dict[str, Packed]
     out: Path
     recipe: str | None = None
-    """The one that each work folder was made with, unless given."""
+    """Name or file; the recipe that each work folder was made with unless given."""
     overrides: tuple[str, ...] = ()
     seeds: int = 1
     wide: bool = False
-    """Every table on every dataset and benchmark, also where the paper has no number of it."""
+    """Fill every table for every dataset and benchmark, even where the paper has no number."""
     failed: dict[Path | str, str] = field(default_factory=dict)
-    """Of this session: a training's folder or a job's id -> why."""
-    _bases: dict[str, Recipe] = field(default_factory=dict)
+    """Failures of this session: folder of a training or id of an evaluation -> reason."""
+    _recipes: dict[str, Recipe] = field(default_factory=dict)
     _results: dict[str, tuple[Result, ...]] = field(default_factory=dict)
-    _whys: dict[Column, str] = field(default_factory=dict)
-    _blind: dict[tuple[str, str], dict[str, Score] | str] = field(default_factory=dict)
+    _impossible: dict[Column, str] = field(default_factory=dict)
+    _no_encoder: dict[Column, dict[str, Score] | str] = field(default_factory=dict)
 
-    def base(self, name: str) -> Recipe:
+    def recipe_of(self, name: str) -> Recipe:
         """Return the recipe of a dataset."""
-        if name not in self._bases:
-            self._bases[name] = resolve_recipe(self.sets[name].manifest, self.recipe, self.overrides)
-        return self._bases[name]
+        if name not in self._recipes:
+            self._recipes[name] = resolve_recipe(self.datasets[name].manifest, self.recipe, self.overrides)
+        return self._recipes[name]
 
     def unusable(self) -> dict[str, str]:
-        """Return the datasets that can fill no cell at all, and why: no benchmark, or no recipe."""
-        found = {}
-        for name, packed in self.sets.items():
+        """Return the datasets that can fill no cell, with the reason: no benchmark, or no recipe."""
+        reasons = {}
+        for name, packed in self.datasets.items():
             try:
                 packed.main_benchmark()
-                self.base(name)
+                self.recipe_of(name)
             except C2VLError as error:
-                found[name] = str(error)
-        return found
+                reasons[name] = str(error)
+        return reasons
 
     def columns(self, table: str) -> list[Column]:
-        """Return the paper's columns of a table, then those of datasets that it has no numbers of."""
-        spec = everything()[table]
-        known = {c.dataset for t in printed().values() for c in t.columns}
+        """Return the paper's columns of a table, then those of datasets that the paper does not use."""
+        spec = tables_and_figures()[table]
+        known = {c.dataset for t in printed_tables().values() for c in t.columns}
         more: list[Column] = []
         unusable = self.unusable()
-        sets = {name: packed for name, packed in self.sets.items() if name not in unusable}
-        for name, packed in sets.items():
+        usable = {name: packed for name, packed in self.datasets.items() if name not in unusable}
+        for name, packed in usable.items():
             if name in known and not self.wide:
                 continue
             if spec.protocol == "transfer":
-                pairs = [(a, b) for a in sets for b in sets if a != b and name in {a, b}]
-                ways = [Column(dataset=a, benchmark=sets[b].main_benchmark(), to=b) for a, b in pairs]
-                more += [way for way in ways if not self._impossible(way)]
+                pairs = [(a, b) for a in usable for b in usable if a != b and name in {a, b}]
+                transfers = [Column(dataset=a, benchmark=usable[b].main_benchmark(), to=b) for a, b in pairs]
+                more += [column for column in transfers if not self.why_impossible(column)]
                 continue
             names = [packed.main_benchmark()] if table.startswith("figure") else packed.benchmarks()
-            shares = self.base(name).evaluation.semi.shares if spec.protocol == "semi" else (None,)
+            shares = self.recipe_of(name).evaluation.semi.shares if spec.protocol == "semi" else (None,)
             more += [Column(dataset=name, benchmark=b, share=s) for b in names for s in shares]
         return list(dict.fromkeys([*spec.columns, *more]))
 
     def run(self, name: str, benchmark: str, variant: Variant, seed: int) -> Run:
-        """Return the training of a variant; equal ones have equal folders, whatever asks for them."""
-        recipe = variant.recipe(self.base(name))
-        bare = Run(variant.kind, self.sets[name], recipe, benchmark, seed, self.out)
+        """Return the training of a variant; equal trainings have the same folder, whichever table needs them."""
+        recipe = variant.recipe(self.recipe_of(name))
+        bare = Run(variant.kind, self.datasets[name], recipe, benchmark, seed, self.out)
         t = recipe.training
         words = [variant.kind, t.encoder.name, t.input.stream]
         if variant.kind == "pretrain":
@@ -169,141 +162,145 @@ class Lab:
         slug = re.sub(r"[^a-z0-9_]+", "-", "-".join(filter(None, words)).lower()).strip("-")
         folder = f"{slug}-{fingerprint(bare.facts())[:8]}-seed{seed}"
         out = self.out / "runs" / name / benchmark / folder
-        return Run(variant.kind, self.sets[name], recipe, benchmark, seed, out)
+        return Run(variant.kind, self.datasets[name], recipe, benchmark, seed, out)
 
-    def job(self, line: Line, column: Column, seed: int) -> Job:
-        """Return the job of a cell and a seed."""
-        source = self.sets[column.dataset].main_benchmark() if column.to else column.benchmark
-        runs = tuple(self.run(column.dataset, source, variant, seed) for variant in line.streams)
-        on = column.to or column.dataset
-        evaluation = _narrowed(runs[0].recipe.evaluation, line, column)
-        return Job(line.protocol, _setting(line, column), runs, self.sets[on], column.benchmark, evaluation)
+    def evaluation(self, row: RowSpec, column: Column, seed: int) -> Evaluation:
+        """Return the evaluation of a row and a column for a seed."""
+        source = self.datasets[column.dataset].main_benchmark() if column.to else column.benchmark
+        runs = tuple(self.run(column.dataset, source, variant, seed) for variant in row.streams)
+        packed = self.datasets[column.to or column.dataset]
+        config = _narrowed(runs[0].recipe.evaluation, row, column)
+        return Evaluation(row.protocol, _setting(row, column), runs, packed, column.benchmark, config)
 
-    def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[Cell]:
+    def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[TableCell]:
         """Return all cells of some tables and figures, in their order.
 
         Args:
-            tables: their names.
-            finished: with the seeds that follow those asked for, as far as they are finished.
+            tables: names of tables and figures.
+            finished: add the seeds beyond those asked for, up to the first that is not finished.
         """
-        found = []
+        cells = []
         for table in tables:
             several = table == "figure6" or table.startswith("table")
             for column in self.columns(table):
-                why = self._impossible(column)
-                encoder = "stgcn" if why else self.base(column.dataset).training.encoder.name
-                for line in lines(table, encoder):
-                    jobs: list[Job] = []
+                why = self.why_impossible(column)
+                encoder = "stgcn" if why else self.recipe_of(column.dataset).training.encoder.name
+                for row in rows_of(table, encoder):
+                    evaluations: list[Evaluation] = []
                     if not why:
-                        jobs += (self.job(line, column, seed) for seed in range(self.seeds if several else 1))
-                        jobs += self._later(line, column) if finished and several else ()
-                    found.append(Cell(table, line, column, tuple(jobs), why))
-        return found
+                        seeds = range(self.seeds if several else 1)
+                        evaluations += (self.evaluation(row, column, seed) for seed in seeds)
+                        evaluations += self._later_seeds(row, column) if finished and several else ()
+                    cells.append(TableCell(table, row, column, tuple(evaluations), why))
+        return cells
 
-    def _later(self, line: Line, column: Column) -> Iterator[Job]:
-        """Yield the finished jobs of the seeds after those asked for, up to the first that is not finished."""
+    def _later_seeds(self, row: RowSpec, column: Column) -> Iterator[Evaluation]:
+        """Yield the evaluations of the seeds after those asked for, up to the first that is not finished."""
         for seed in count(self.seeds):
-            job = self.job(line, column, seed)
-            if self.results(job) is None:
+            evaluation = self.evaluation(row, column, seed)
+            if self.results(evaluation) is None:
                 return
-            yield job
+            yield evaluation
 
-    def blind(self, column: Column) -> dict[str, Score] | str:
-        """Return what each of `BLIND` reaches on the data that a column is evaluated on, or why that is not known.
+    def no_encoder_scores(self, column: Column) -> dict[str, Score] | str:
+        """Return the score of each of `NO_ENCODER` on the data of a column, or the reason why there is none.
 
-        All labels of the training split are counted, also where encoders learn from a share of them.
+        All labels of the training split are counted, even if encoders learn from a share of them.
         """
         on = Column(dataset=column.to or column.dataset, benchmark=column.benchmark)
-        key = on.dataset, on.benchmark
-        if key not in self._blind:
-            self._blind[key] = self._impossible(on) or self._counted(on)
-        return self._blind[key]
+        if on not in self._no_encoder:
+            self._no_encoder[on] = self.why_impossible(on) or self._count_labels(on)
+        return self._no_encoder[on]
 
-    def _counted(self, on: Column) -> dict[str, Score] | str:
+    def _count_labels(self, on: Column) -> dict[str, Score] | str:
         try:
-            found = no_encoder_scores(self.sets[on.dataset], on.benchmark)
+            scores = no_encoder_scores(self.datasets[on.dataset], on.benchmark)
         except C2VLError as error:
             return str(error)
-        return dict(zip(BLIND, (found.majority, found.chance), strict=True))
+        return dict(zip(NO_ENCODER, (scores.majority, scores.chance), strict=True))
 
-    def _impossible(self, column: Column) -> str:
-        """Say why a column cannot be filled; nothing where it can."""
-        if column not in self._whys:  # many tables have the same columns, and a split is read to know
-            self._whys[column] = self._lack(column)
-        return self._whys[column]
+    def why_impossible(self, column: Column) -> str:
+        """Return the reason why a column cannot be filled; empty if it can."""
+        if column not in self._impossible:  # many tables have the same columns, and the check reads a split
+            self._impossible[column] = self._check(column)
+        return self._impossible[column]
 
-    def _lack(self, column: Column) -> str:
+    def _check(self, column: Column) -> str:
         for name in filter(None, (column.dataset, column.to)):
-            if name not in self.sets:
-                return f"{name} is not there"
-        on = self.sets[column.to or column.dataset]
+            if name not in self.datasets:
+                return f"{name} is not available"
+        on = self.datasets[column.to or column.dataset]
         if column.benchmark not in on.benchmarks():
             return f"{column.to or column.dataset} has no benchmark {column.benchmark}"
-        own = self.sets[column.dataset].layout
+        own = self.datasets[column.dataset].layout
         if (own.names, own.dims) != (on.layout.names, on.layout.dims):
             return f"the joints of {column.to} are of another layout ({on.layout.name}, not {own.name})"
         try:
-            self.base(column.dataset)
+            self.recipe_of(column.dataset)
             for split in ("train", "test"):
                 on.select(column.benchmark, split)
             if column.to:
-                source = self.sets[column.dataset]
+                source = self.datasets[column.dataset]
                 source.select(source.main_benchmark(), "train")
         except C2VLError as error:
             return str(error)
         return ""
 
-    def results(self, job: Job) -> tuple[Result, ...] | None:
-        """Return the stored results of a job; None if one is missing, or of other weights than there are now."""
-        if job.id not in self._results:
-            if not (job.runs[0].out / cache.FOLDER).is_dir():  # most often, and the data need not be asked
+    def results(self, evaluation: Evaluation) -> tuple[Result, ...] | None:
+        """Return the stored results of an evaluation; None if one is missing or of other weights."""
+        if evaluation.id not in self._results:
+            if not (
+                evaluation.runs[0].out / cache.FOLDER
+            ).is_dir():  # the common case, without reading the data
                 return None
             try:
-                found = [cell.cached() for cell in job.results()]
+                stored = [cell.cached() for cell in evaluation.cells()]
             except C2VLError:
                 return None
-            if not found or None in found:
+            if not stored or None in stored:
                 return None
-            self.add(job, [result for result in found if result is not None])
-        return self._results[job.id]
+            self.add_results(evaluation, (result for result in stored if result is not None))
+        return self._results[evaluation.id]
 
-    def add(self, job: Job, results: Iterable[Result]) -> None:
-        """Note that a job is finished."""
-        self._results[job.id] = tuple(results)
+    def add_results(self, evaluation: Evaluation, results: Iterable[Result]) -> None:
+        """Record the results of a finished evaluation."""
+        self._results[evaluation.id] = tuple(results)
 
-    def others(self, cells: Iterable[Cell]) -> int:
-        """Count the trainings in the folder that are behind none of these cells: of other settings, data or seeds."""
-        own = {run.out for cell in cells for job in cell.jobs for run in job.runs}
-        return sum(path.parent not in own for path in (self.out / "runs").glob(f"*/*/*/{checkpoint.ENCODER}"))
+    def unshown_trainings(self, cells: Iterable[TableCell]) -> int:
+        """Count the finished trainings in the folder that no cell uses: of other settings, data or seeds."""
+        used = {run.out for cell in cells for evaluation in cell.evaluations for run in evaluation.runs}
+        return sum(
+            path.parent not in used for path in (self.out / "runs").glob(f"*/*/*/{checkpoint.ENCODER}")
+        )
 
 
-def _setting(line: Line, column: Column) -> str:
+def _setting(row: RowSpec, column: Column) -> str:
     share = "" if column.share is None else f"{100 * column.share:g} % "
-    return line.of if line.protocol == "ensemble" else share + line.setting
+    return row.of if row.protocol == "ensemble" else share + row.setting
 
 
-def _narrowed(config: EvaluationConfig, line: Line, column: Column) -> EvaluationConfig:
-    """Return a configuration that asks for what a line needs and nothing else."""
+def _narrowed(config: EvaluationConfig, row: RowSpec, column: Column) -> EvaluationConfig:
+    """Return the configuration restricted to the setting of a row."""
     changes: dict[str, Any] = {}
-    if line.protocol == "semi":
-        sampling, encoder = line.setting.split(", ")
-        told = {"sampling": (sampling,), "encoder": (encoder,), "shares": (column.share,)}
-        changes["semi"] = config.semi.model_copy(update=told)
-    elif line.protocol == "transfer":
-        changes["transfer"] = config.transfer.model_copy(update={"encoder": (line.setting,)})
-    elif line.protocol == "ensemble":
-        changes["ensemble"] = config.ensemble.model_copy(update={"protocol": (line.of,)})
+    if row.protocol == "semi":
+        sampling, encoder = row.setting.split(", ")
+        setting = {"sampling": (sampling,), "encoder": (encoder,), "shares": (column.share,)}
+        changes["semi"] = config.semi.model_copy(update=setting)
+    elif row.protocol == "transfer":
+        changes["transfer"] = config.transfer.model_copy(update={"encoder": (row.setting,)})
+    elif row.protocol == "ensemble":
+        changes["ensemble"] = config.ensemble.model_copy(update={"protocol": (row.of,)})
     return config.model_copy(update=changes)
 
 
-def find_sets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
-    """Return the packed sets below a folder by name: the dataset's, or `dataset (folder)` where two hold the same.
+def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
+    """Return the packed datasets below a folder by name; `dataset (folder)` if two folders hold the same dataset.
 
-    A folder's name never stands for a dataset, so made-up samples in a folder `ntu60` are not taken for NTU's. A folder
-    that cannot be read is noted and left out.
+    The name comes from the data and not from the folder, so synthetic samples in a folder `ntu60` are not taken for
+    NTU's. A folder that cannot be read is skipped with a warning.
 
     Raises:
-        StageError: there is none, or the only one is of an old format.
+        StageError: no packed dataset exists, or the only one has another format.
         DataError: the only one is damaged.
         ConfigError: two would have the same name.
     """
@@ -327,13 +324,13 @@ def find_sets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
             f"none of the {len(homes)} packed datasets below {root} can be read; pack them again"
         )
     names = [packed.manifest.dataset for _, packed in packs]
-    found: dict[str, Packed] = {}
+    datasets: dict[str, Packed] = {}
     for folder, packed in packs:
         own = packed.manifest.dataset
         name = own if folder == own or names.count(own) == 1 else f"{own} ({folder})"
-        if name in found:
+        if name in datasets:
             raise ConfigError(
-                f"{found[name].folder} and {packed.folder} would both be named {name!r}; rename one of their folders"
+                f"{datasets[name].folder} and {packed.folder} would both be named {name!r}; rename one of their folders"
             )
-        found[name] = packed
-    return found
+        datasets[name] = packed
+    return datasets

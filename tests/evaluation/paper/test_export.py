@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from c2vl_evaluation.paper import export as paper_write
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
-from c2vl_evaluation.paper.spec import everything
-from support.paper import small_sheet
+from c2vl_evaluation.paper.spec import tables_and_figures
+from support.paper import small_table
 
 
 def test_the_csv_says_everything() -> None:
-    lines_ = list(csv.DictReader(io.StringIO(as_csv([small_sheet()]))))
+    lines_ = list(csv.DictReader(io.StringIO(as_csv([small_table()]))))
     assert len(lines_) == 8
     ours = lines_[2]
     assert (ours["row"], ours["paper"], ours["ours"], ours["runs"], ours["difference"]) == (
@@ -36,7 +36,7 @@ def test_the_csv_says_everything() -> None:
 
 
 def test_markdown_has_as_many_cells_in_every_row() -> None:
-    text = as_markdown([small_sheet()])
+    text = as_markdown([small_table()])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
     assert "83.0 ± 1.4 (paper 84.4, −1.4) ▼" in text
@@ -46,13 +46,13 @@ def test_markdown_has_as_many_cells_in_every_row() -> None:
     assert "not shown" not in text
     assert (
         "In `runs/`, 7 cells are elsewhere."
-        in as_markdown([small_sheet()], "7 cells are elsewhere").splitlines()
+        in as_markdown([small_table()], "7 cells are elsewhere").splitlines()
     )
     assert "61.5 (paper -)" in text
 
 
 def test_latex_is_balanced_and_escaped() -> None:
-    text = as_latex([small_sheet()])
+    text = as_latex([small_table()])
     bare = re.sub(r"\\[{}]", "", text)
     depth = np.cumsum([{"{": 1, "}": -1}.get(letter, 0) for letter in bare])
     assert depth.min() >= 0
@@ -86,7 +86,7 @@ class _Cells(HTMLParser):
 
 
 def test_the_page_stands_alone_and_colours_differences() -> None:
-    text = as_html([small_sheet()], [], [])
+    text = as_html([small_table()], [], [])
     found = _Cells()
     found.feed(text)
     assert found.rows == [3] * (5 + 8)  # folded: four more of C²VL, two of the others
@@ -98,7 +98,7 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     assert re.search(
         r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show runs, top-5, balanced', text
     )
-    assert "2 cells of other" in as_html([small_sheet()], [], [], "2 cells of other settings")
+    assert "2 cells of other" in as_html([small_table()], [], [], "2 cells of other settings")
     assert found.loads == []
     assert '<span class="d down">−1.4</span>' in text
     assert '<span class="d up">+1.0</span>' in text
@@ -110,8 +110,8 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     assert text.count("--shade: ") == 2  # light and dark
 
 
-def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
-    whole = finished.cells(everything())
+def test_numbers_in_the_files_are_those_of_the_findings(finished: Experiments) -> None:
+    whole = finished.cells(tables_and_figures())
     page = paper_write.write(finished, whole)
     assert {p.name for p in finished.out.glob("paper.*")} == {
         f"paper.{e}" for e in ("csv", "md", "tex", "html")
@@ -123,9 +123,9 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
         cell = next(
             c
             for c in whole
-            if (c.table, c.line.label, c.column.dataset) == ("table7", "hard", line["dataset"])
+            if (c.table, c.row.label, c.column.dataset) == ("table7", "hard", line["dataset"])
         )
-        held = json.loads((cell.jobs[0].runs[0].out / "evaluations" / _only(cell)).read_text())
+        held = json.loads((cell.evaluations[0].runs[0].out / "evaluations" / _only(cell)).read_text())
         last, best = held["result"]["last"], held["result"]["best"]
         assert float(line["ours"]) == pytest.approx(100 * last["top1"], abs=0.01)
         assert float(line["balanced"]) == pytest.approx(100 * last["balanced"], abs=0.01)
@@ -136,13 +136,13 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
     assert float(shown[0]["difference"]) == pytest.approx(float(shown[0]["ours"]) - 82.0, abs=0.011)
     assert shown[1]["difference"] == ""
     rest = {t["why_empty"] for t in told if t["table"] == "table1" and t["role"] == "pretrained"}
-    assert {"not computed yet", "ntu120 is not there", "pku-mmd-2 is not there"} <= rest
+    assert {"not computed yet", "ntu120 is not available", "pku-mmd-2 is not available"} <= rest
     text = page.read_text("utf-8")
     assert "Figure 4. Similarity of positive pairs: ntu60 xsub" in text
     assert text.count("<svg") == 8  # figures 4 and 5, vision and language, two datasets
     assert "Not drawn: not computed yet (" in text
 
 
-def _only(cell: Cell) -> str:
-    (path,) = (cell.jobs[0].runs[0].out / "evaluations").glob("linear-*.json")
+def _only(cell: TableCell) -> str:
+    (path,) = (cell.evaluations[0].runs[0].out / "evaluations").glob("linear-*.json")
     return path.name
