@@ -22,7 +22,7 @@ from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.report import classes as report_classes
 from c2vl_evaluation.report import figures, samples, sections
 from c2vl_evaluation.report.verdict import verdict
-from c2vl_evaluation.results import FILE, Table, TableRow
+from c2vl_evaluation.results import FILE, Table
 from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.events import duration
 from c2vl_manifests.manifest import commit_text
@@ -239,31 +239,19 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
         packed = Packed(work)
         if packed.manifest.fingerprint != table.data_fingerprint:
             return "the packed data are others than those that the table was made from"
-        found = _predictions(row, folder)
         test = extract(folder / row.run, packed, table.benchmark, "test")
+        found = cache.predictions_of(folder / row.run, row.result("linear").key)
     except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
     answers: dict[str, list[npt.NDArray[np.int64]]] = {}
     for other in (r for r in table.rows if r.run):
         try:
-            held = found if other is row else _predictions(other, folder)
+            held = cache.predictions_of(folder / other.run, other.result("linear").key)
         except (C2VLError, OSError):
             continue
         if held.sample_ids == found.sample_ids:
             answers.setdefault(other.name, []).append(held.answers)
     return MainRun(test.values, test.labels, found.answers, found.sample_ids, answers)
-
-
-def _predictions(row: TableRow, folder: Path) -> cache.Predictions:
-    """Return the stored answers of a row's linear probe.
-
-    Raises:
-        CheckpointError: the run is gone.
-        DataError: its answers are gone or damaged.
-    """
-    run = folder / row.run
-    cache.weights_of(run)  # raises with the reason where the run is gone
-    return cache.predictions_of(run, row.result("linear").key)
 
 
 def class_table(table: Table, main: MainRun, names: Sequence[str]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ import torch
 from torch.nn import functional as F
 
 from c2vl_evaluation import cache
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import search, zeroshot
 from c2vl_manifests.errors import DataError
 from c2vl_training.dataset import Packed
-from c2vl_training.inference import load_space
+from c2vl_training.inference import load_joint_embedding
 from c2vl_training.knowledge import Knowledge
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support.evaluation import another, manifest, spoken
 from support.packed import COUNT
 from support.training import recipe, run
@@ -151,9 +152,9 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
     made = run(folder, tmp_path / "main", *sets)
     train(made)
     packed = Packed(folder)
-    subject = Subject(tmp_path / "main", packed, "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "main", packed, "xsub", recipe(), 0)
     found = search.outcome(subject, caption)
-    space, rows = load_space(subject.run), packed.select("xsub", "test").rows
+    space, rows = load_joint_embedding(subject.run), packed.select("xsub", "test").rows
     assert rows.tolist() == [0, 4, 8, 12]
     assert (found.queries, found.gallery, found.distinct) == (3, 4, 3)
     vectors = packed.knowledge("language")[0]
@@ -189,7 +190,7 @@ def test_captions_that_repeat_lower_the_ceiling(tmp_path, pooling, distinct):
     vectors[4], vectors[8] = vectors[0], vectors[0][::-1]  # the same captions, once at other times
     folder = spoken(tmp_path / "packed", language=vectors)
     train(run(folder, tmp_path / "main", f"training.pretrain.pooling={pooling}"))
-    found = search.outcome(Subject(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
+    found = search.outcome(EvalContext(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
     assert (found.queries, found.distinct) == (4, distinct)
     assert found.ceiling.r1 == distinct / 4
 
@@ -198,7 +199,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     """On the synthetic set in NTU's format, with captions of the classical encoder."""
     packed = Packed(work)
     train(Run("pretrain", packed, recipe, "xsub", 0, tmp_path / "main"))
-    found = search.outcome(Subject(tmp_path / "main", packed, "xsub", recipe, 0))
+    found = search.outcome(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0))
     own = found.clip
     assert own.shuffled.r5 == pytest.approx(own.chance.r5, abs=4 * own.shuffled_std.r5 / found.draws**0.5)
     assert own.shuffled_std.r5 > 0
@@ -207,7 +208,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     assert "derived from joints" in found.notes[0]
     (path,) = (tmp_path / "main" / cache.FOLDER).glob("retrieval-*.json")
     before = path.stat().st_mtime_ns
-    assert search.outcome(Subject(tmp_path / "main", packed, "xsub", recipe, 0)) == found
+    assert search.outcome(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0)) == found
     assert path.stat().st_mtime_ns == before
 
 

@@ -13,7 +13,7 @@ import pytest
 from c2vl_evaluation.language import search, text_encoder
 from c2vl_manifests.cli_common import show_table
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_training.inference import load_space
+from c2vl_training.inference import load_joint_embedding
 from support.cli import Cli, refused
 from support.evaluation import another, manifest
 from support.packed import STICK, moving
@@ -24,7 +24,7 @@ from support.packed import STICK, moving
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_nearest_clips_of_a_text_come_first(subject, split):
     found = search.search(subject, "sit down", 3, split)
-    space, packed = load_space(subject.run), subject.packed
+    space, packed = load_joint_embedding(subject.run), subject.packed
     vector = text_encoder.load(packed).encode_texts(["sit down"]).vectors
     text = space.knowledge("language", vector)[0]
     rows = packed.select("xsub", split).rows

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from c2vl_evaluation import cache
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import search, text_encoder, zeroshot
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.recipe import Recipe
@@ -26,7 +26,8 @@ from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import caption, embed, pack
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support import checkpoints
 from support.cli import Cli, refused
 from support.evaluation import TwoEars, another, manifest
@@ -96,7 +97,7 @@ def test_another_checkpoint_is_told_by_its_revision(subject, tmp_path, monkeypat
 class Moved:
     """A run on vectors of a tiny CLIP that came from the hub, a download of it, and another CLIP of its width."""
 
-    subject: Subject
+    subject: EvalContext
     recipe: Recipe
     right: Path
     wrong: Path
@@ -126,7 +127,7 @@ def made(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
     packed = Packed(here)
     train(Run("pretrain", packed, recipe, "xsub", 0, folder / "main"))
     engines._load.cache_clear()
-    return Moved(Subject(folder / "main", packed, "xsub", recipe, 0), recipe, right, wrong)
+    return Moved(EvalContext(folder / "main", packed, "xsub", recipe, 0), recipe, right, wrong)
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def moved(made: Moved, tmp_path: Path) -> Iterator[Moved]:
     """The same without findings, on a work folder that a test may change."""
     run = Path(shutil.copytree(made.subject.run, tmp_path / "main"))
     here = Path(shutil.copytree(made.subject.packed.folder.parent, tmp_path / "work"))
-    yield Moved(Subject(run, Packed(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
+    yield Moved(EvalContext(run, Packed(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
     engines._load.cache_clear()
 
 
@@ -181,7 +182,7 @@ def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved
     packed = moved.subject.packed
     held = {**text_encoder.engine_of(packed), "model": str(moved.right), **now}
     manifest(packed.folder, embeddings=held)
-    subject = Subject(moved.subject.run, Packed(packed.folder), "xsub", moved.recipe, 0)
+    subject = EvalContext(moved.subject.run, Packed(packed.folder), "xsub", moved.recipe, 0)
     found = zeroshot.outcome(subject)
     monkeypatch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))
     assert zeroshot.outcome(subject, encoder=moved.right) == found

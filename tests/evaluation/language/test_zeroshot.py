@@ -12,13 +12,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_evaluation import cache, metrics
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import text_encoder, zeroshot
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.inference import load_space
+from c2vl_training.inference import load_joint_embedding
 from c2vl_training.trainer import train
 from support.cli import Cli, refused
 from support.evaluation import TwoEars, another, manifest, spoken
@@ -26,9 +26,9 @@ from support.packed import COUNT
 from support.training import recipe, run
 
 
-def naive(subject: Subject, texts: list[list[str]]) -> np.ndarray:
+def naive(subject: EvalContext, texts: list[list[str]]) -> np.ndarray:
     """One clip and one text at a time, by the space's own methods."""
-    space, packed = load_space(subject.run), subject.packed
+    space, packed = load_joint_embedding(subject.run), subject.packed
     encoder = text_encoder.load(packed)
     found = []
     for row in packed.select("xsub", "test").rows:
@@ -68,7 +68,7 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
 def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_with(data, tmp_path, mode):
     sets = (f"training.pretrain.temperature.mode={mode}", "training.pretrain.temperature.tau=0.2")
     train(run(data, tmp_path / "main", *sets))
-    subject = Subject(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
     found = zeroshot.outcome(subject)
     value = float(checkpoint.load(subject.run / checkpoint.PROJECTORS)[0]["scales.language.value"])
     wanted = 1 / value if mode == "raw" else math.exp(-value)
@@ -181,13 +181,13 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
     folder = spoken(tmp_path / "packed", language=np.random.default_rng(1).normal(size=(COUNT, 4, 6)))
     manifest(folder, embeddings={"backend": "hf", "model": "clip"})
     train(run(folder, tmp_path / "seen", "training.pretrain.knowledge=vision"))
-    subject = Subject(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
     monkeypatch.setattr(engines, "load", lambda spec: TwoEars())
     monkeypatch.setattr(engines, "lasting", lambda spec: {})
     found = zeroshot.outcome(subject)
     assert found.through == "vision"
     assert "listened to crops alone" in found.notes[0]
-    space, vector = load_space(subject.run), TwoEars().encode_texts(["kick"]).vectors
+    space, vector = load_joint_embedding(subject.run), TwoEars().encode_texts(["kick"]).vectors
     clips, _ = zeroshot.enter(subject).clips("test")
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = clips @ space.knowledge("vision", vector)[0]
@@ -202,13 +202,13 @@ def test_a_run_that_saw_crops_alone_is_refused_where_texts_lie_elsewhere(data, t
     with pytest.raises(
         ConfigError, match="trained toward crops alone, and the encoder 'classical' puts texts"
     ):
-        zeroshot.outcome(Subject(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
+        zeroshot.outcome(EvalContext(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
 
 
 def test_a_run_without_projectors_is_refused(data, tmp_path):
     train(run(data, tmp_path / "floor", kind="random"))
     with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
-        zeroshot.outcome(Subject(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
+        zeroshot.outcome(EvalContext(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
 
 
 def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tmp_path):

@@ -11,21 +11,21 @@ from torch import nn
 from torch.nn import functional as F
 
 from c2vl_evaluation import cache
-from c2vl_evaluation.protocols import finetune, finetuning
+from c2vl_evaluation.protocols import finetuning
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, encoders
 from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import train
-from support.evaluation import TUNED, logits, told
+from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks
 from support.training import StoppedError, recipe, run, stop_after
 
 
 def test_two_steps_match_a_loop_of_torch(subject, data):
     more = ("epochs=2", "batch_size=12", "augment=false")
-    found = finetune.outcome(told(subject, *(f"evaluation.finetune.{word}" for word in more)))
+    found = evaluated(finetuning, told(subject, *(f"evaluation.finetune.{word}" for word in more)))
     loaded = checkpoint.load_encoder(subject.run, torch.device("cpu"))
     torch.manual_seed(0)
     network = nn.Sequential(loaded.module.requires_grad_(True), nn.Linear(6, 3))
@@ -40,77 +40,75 @@ def test_two_steps_match_a_loop_of_torch(subject, data):
         optimiser.step()
     wanted = network.eval()(questions.test(torch.arange(4))).detach().numpy()
     np.testing.assert_allclose(logits(found), wanted, rtol=1e-3, atol=1e-4)
-    assert (found.finding.train, found.finding.test, found.finding.epochs) == (12, 4, 2)
+    assert (found.result.train, found.result.test, found.result.epochs) == (12, 4, 2)
 
 
 def test_the_run_itself_stays_as_it_is(subject):
     before = (subject.run / checkpoint.ENCODER).read_bytes()
-    finetune.outcome(subject)
+    evaluated(finetuning, subject)
     assert (subject.run / checkpoint.ENCODER).read_bytes() == before
     assert not list(subject.run.rglob("*-going.safetensors"))
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_stopped_and_resumed_tuning_ends_with_bitwise_the_same_answers(subject, data, tmp_path, epochs):
-    whole = finetune.outcome(subject)
+    whole = evaluated(finetuning, subject)
     train(run(data.folder, tmp_path / "again", kind="random"))
     other = replace(subject, run=tmp_path / "again")
     with pytest.raises(StoppedError):
-        finetune.outcome(other, stop_after(epochs))
+        evaluated(finetuning, replace(other, emit=stop_after(epochs)))
     assert len(list(other.run.rglob("*-going.safetensors"))) == 1
     seen = []
-    resumed = finetune.outcome(other, seen.append)
+    resumed = evaluated(finetuning, replace(other, emit=seen.append))
     assert seen[0].done == epochs
     np.testing.assert_array_equal(logits(whole), logits(resumed))
-    assert whole.finding.model_copy(update={"seconds": 0}) == resumed.finding.model_copy(
-        update={"seconds": 0}
-    )
+    assert whole.result.model_copy(update={"seconds": 0}) == resumed.result.model_copy(update={"seconds": 0})
 
 
 def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
     with pytest.raises(StoppedError):
-        finetune.outcome(subject, stop_after(2))
+        evaluated(finetuning, replace(subject, emit=stop_after(2)))
     seen = []
-    finetune.outcome(told(subject, "evaluation.finetune.batch_size=4"), seen.append)
+    evaluated(finetuning, replace(told(subject, "evaluation.finetune.batch_size=4"), emit=seen.append))
     assert seen[0].done == 0
 
 
 def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
     reached = iter([0.25, 0.75, 0.5])
-    real = finetuning.scores.score
+    real = finetuning.metrics.score
 
     def score(*args):
         return real(*args).model_copy(update={"top1": next(reached)})
 
-    monkeypatch.setattr(finetuning.scores, "score", score)
-    finding = finetune.outcome(subject).finding
+    monkeypatch.setattr(finetuning.metrics, "score", score)
+    finding = evaluated(finetuning, subject).result
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
 
 def test_a_sweep_never_looks_at_the_test_split(data, subject, tmp_path):
     rates = "evaluation.finetune.lrs=[0.0001,0.05,0.3]"
-    honest = finetune.outcome(told(subject, rates))
+    honest = evaluated(finetuning, told(subject, rates))
     labels = data.labels().copy()
     test_rows = data.select("xsub", "test").rows
     labels[test_rows] = np.roll(labels[test_rows], 1)
     other = Packed(sticks(tmp_path / "permuted" / "packed", labels=labels.tolist()))
-    cheated = finetune.outcome(replace(told(subject, rates), packed=other))
-    assert honest.finding.lr == cheated.finding.lr
-    assert honest.finding.held_out == cheated.finding.held_out is not None
+    cheated = evaluated(finetuning, replace(told(subject, rates), packed=other))
+    assert honest.result.lr == cheated.result.lr
+    assert honest.result.held_out == cheated.result.held_out is not None
     np.testing.assert_array_equal(logits(honest), logits(cheated))
 
 
 def test_the_rate_of_the_lowest_held_out_loss_is_taken(subject, monkeypatch):
     asked = []
 
-    def trained(job, rate, rows, test, emit):
+    def trained(job, rate, rows, test):
         asked.append((rate, sorted(rows), sorted(test)))
-        good = torch.from_numpy(job.subject.packed.labels()[test])
+        good = torch.from_numpy(job.context.packed.labels()[test])
         sharp = F.one_hot(good, 3).float() * {0.1: 1.0, 0.2: 5.0, 0.3: 2.0}[rate]
-        return [finetuning.scores.score(sharp, good)], sharp.numpy()
+        return [finetuning.metrics.score(sharp, good)], sharp.numpy()
 
     monkeypatch.setattr(finetuning, "_train", trained)
-    finding = finetune.outcome(told(subject, "evaluation.finetune.lrs=[0.1,0.2,0.3]")).finding
+    finding = evaluated(finetuning, told(subject, "evaluation.finetune.lrs=[0.1,0.2,0.3]")).result
     assert (finding.lr, finding.held_out) == (0.2, 1.0)
     *swept, (rate, rows, test) = asked
     assert rate == 0.2
@@ -124,7 +122,7 @@ def test_a_diverging_rate_is_said(subject):
     with pytest.raises(
         C2VLError, match=r"became NaN or infinite in epoch \d, step \d, at the rate 1e\+30; lower"
     ):
-        finetune.outcome(told(subject, "evaluation.finetune.optimiser.lr=1e30"))
+        evaluated(finetuning, told(subject, "evaluation.finetune.optimiser.lr=1e30"))
 
 
 @pytest.mark.parametrize("name", ["stgcn", "stgcn_slim", "ctrgcn", "bigru", "transformer"])
@@ -148,7 +146,7 @@ def test_each_layer_is_slower_than_the_one_above_it_and_none_is_forgotten(name):
 def test_a_layer_decay_holds_the_encoder_back(subject):
     often = ("evaluation.finetune.augment=false", "evaluation.finetune.batch_size=12")
     decayed = [told(subject, *often, f"evaluation.finetune.layer_decay={share}") for share in ("1e-9", "1.0")]
-    held, free = (logits(finetune.outcome(some)) for some in decayed)
+    held, free = (logits(evaluated(finetuning, some)) for some in decayed)
     assert not np.allclose(held, free, atol=1e-3)
 
 
@@ -169,5 +167,5 @@ def test_weights_that_break_in_the_last_step_are_no_result(subject):
     with pytest.raises(
         C2VLError, match=r"NaN or infinite after the last epoch, at the rate 1e\+30; lower it"
     ):
-        finetune.outcome(told(subject, *one_step))
+        evaluated(finetuning, told(subject, *one_step))
     assert not list((subject.run / cache.FOLDER).glob("finetune-*.json"))
