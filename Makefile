@@ -25,7 +25,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table protocols paper test lint bench stress clean need-dataset need-benchmark need-target
+.PHONY: help demo prompts reproduce table protocols paper test lint bench stress docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -94,6 +94,13 @@ stress: $(VENV)/.dev ## Kill and damage a pipeline and a pre-training at random,
 	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data "$(WORKROOT)/stress-raw" --work "$(WORKROOT)/stress" --recipe debug
 	@$(BIN)/python benchmarks/stress/chaos.py --work "$(WORKROOT)/stress" --limit 64 --kills $(KILLS) $(ARGS)
 	@$(BIN)/python benchmarks/stress/kill_training.py --work "$(WORKROOT)/stress" --kills $(KILLS)
+
+$(VENV)/.docs: $(VENV)/.core
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	@touch $@
+
+docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove the virtual environment and what demo made
 	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(WORKROOT)/stress $(WORKROOT)/stress-raw $(RUNROOT)/demo

@@ -119,7 +119,9 @@ def transferred(out: Path, data: Packed, packed: Packed, where: str = "xsub", *m
 
 def test_a_table_is_not_filled_with_another_benchmark(table, data):
     before = (table / "results.json").read_bytes()
-    with pytest.raises(CheckpointError, match="benchmark is 'xsub' there and 'xview' here; choose another --out"):
+    with pytest.raises(
+        CheckpointError, match="benchmark is 'xsub' there and 'xview' here; choose another --out"
+    ):
         benchmark.run_table(data, "xview", lines("hard")[1:2], [0], table)
     assert (table / "results.json").read_bytes() == before
 

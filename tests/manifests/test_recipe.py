@@ -54,7 +54,7 @@ def test_recipes_are_frozen() -> None:
 
 
 def test_loading_a_recipe_imports_no_torch() -> None:
-    code = "import sys; from c2vl_manifests.recipe import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
+    code = "import sys; from c2vl_manifests.recipe_loading import load_recipe; load_recipe('paper'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -19,10 +16,10 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, EngineError
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint, export
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.trainer import Run, train
+from c2vl_training.trainer import train
 from support import ROOT
 from support.packed import STICK, moving, sticks
-from support.training import recipe, run
+from support.training import run
 
 CPU = torch.device("cpu")
 
@@ -87,32 +84,6 @@ def test_a_graph_that_differs_is_not_written(data, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"differs from the encoder by 5\.0e-01"):
         export.export(tmp_path / "run", tmp_path / "encoder.onnx")
     assert not (tmp_path / "encoder.onnx").exists()
-
-
-# ---------------------------------------------------------------------------------------------- README
-
-
-def test_the_example_of_the_readme_runs(raw, work, tmp_path, monkeypatch, capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (code,) = [block for block in blocks if "load_space" in block]
-    train(Run("pretrain", Packed(work), recipe(), "xsub", 0, tmp_path / "runs" / "ntu60-xsub-pretrain-0"))
-    (tmp_path / "work").mkdir()
-    (tmp_path / "work" / "ntu60").symlink_to(work)
-    shutil.copy(next(iter(sorted(raw.rglob("*.skeleton")))), tmp_path / "S001C001P001R001A001.skeleton")
-    monkeypatch.chdir(tmp_path)
-    exec(compile(code, "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 3
-    told = {
-        text
-        for path in sorted((work / "captions").glob("*.parquet"))
-        for text in pq.read_table(path, columns=["caption"])["caption"].to_pylist()
-    }
-    scores = [float(line.split("  ", 1)[0]) for line in lines]
-    assert scores == sorted(scores, reverse=True)
-    assert all(line.split("  ", 1)[1] in told for line in lines)
-    assert len({line.split("  ", 1)[1] for line in lines}) == 3
-    assert len([line for line in code.splitlines() if line.strip()]) <= 22
 
 
 def test_onnx_is_an_extra_and_not_needed_to_train():

@@ -13,7 +13,7 @@ import pytest
 
 from c2vl_evaluation import cache, metrics
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.language import text_encoder, zeroshot
+from c2vl_evaluation.language import shared_space, text_encoder, zeroshot
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_training import checkpoint
@@ -152,7 +152,7 @@ def test_classes_of_one_text_are_a_tie_that_the_first_wins(subject, tmp_path):
 def test_what_is_finished_is_not_made_again(subject, tmp_path, monkeypatch):
     first = zeroshot.outcome(subject)
     with monkeypatch.context() as patch:
-        patch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))
+        patch.setattr(shared_space.Shared, "texts", lambda *_: pytest.fail("encoded again"))
         assert zeroshot.outcome(subject) == first
         (table,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
         table.write_bytes(table.read_bytes()[:-3])
@@ -179,7 +179,7 @@ def test_a_finding_of_an_earlier_form_is_made_again(subject):
 
 def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so(tmp_path, monkeypatch):
     folder = spoken(tmp_path / "packed", language=np.random.default_rng(1).normal(size=(COUNT, 4, 6)))
-    manifest(folder, embeddings={"backend": "hf", "model": "clip"})
+    manifest(folder, embeddings={"backend": "hf", "model": "clip", "joint_space": True})
     train(run(folder, tmp_path / "seen", "training.pretrain.knowledge=vision"))
     subject = EvalContext(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
     monkeypatch.setattr(engines, "load", lambda spec: TwoEars())
@@ -188,7 +188,7 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
     assert found.through == "vision"
     assert "listened to crops alone" in found.notes[0]
     space, vector = load_joint_embedding(subject.run), TwoEars().encode_texts(["kick"]).vectors
-    clips, _ = zeroshot.enter(subject).clips("test")
+    clips, _ = shared_space.enter(subject).clips("test")
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = clips @ space.knowledge("vision", vector)[0]
     np.testing.assert_allclose(cache.load(path).scores[:, 2], wanted, atol=1e-5)

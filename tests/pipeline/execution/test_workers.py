@@ -123,9 +123,10 @@ def test_a_video_that_hangs_is_given_up_and_named(raw: Path, tmp_path: Path, rec
 DRIVER = """
 import sys
 from pathlib import Path
-from c2vl_manifests.config import load_recipe
-from c2vl_pipeline import crop, runner
-from c2vl_pipeline.workers import Workers
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import crop
+from c2vl_pipeline.execution.workers import Workers
 if __name__ == "__main__":
     with Workers(2) as workers:
         runner.run(crop.STAGE, Path(sys.argv[1]), load_recipe("debug"), workers=workers)

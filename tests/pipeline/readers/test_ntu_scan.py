@@ -223,9 +223,10 @@ def test_the_compiler_is_loaded_when_a_file_is_read_and_not_before(tmp_path: Pat
     path = numbers_file(tmp_path / "made.skeleton", ["1.5"])
     code = f"""
 import sys, gc, pathlib
-from c2vl_pipeline import skeletons
+from c2vl_pipeline.readers import ntu
+from c2vl_pipeline.stages import skeletons
 print("numba" in sys.modules)
-skeletons.read_ntu(pathlib.Path({str(path)!r}))
+ntu.read_ntu(pathlib.Path({str(path)!r}))
 print("numba" in sys.modules, gc.isenabled())
 """
     assert in_a_process(code).split() == ["False", "True", "True"]
@@ -237,7 +238,7 @@ def test_files_are_read_where_no_folder_can_keep_compiled_code(tmp_path: Path) -
 import pathlib
 from numba.core.caching import CacheImpl
 CacheImpl._locator_classes = []
-from c2vl_pipeline import ntu
+from c2vl_pipeline.readers import ntu
 print(ntu.read_ntu(pathlib.Path({str(path)!r})).tracks["a"].pixels[0, 0, 0], ntu._compiled().scan.stats.cache_path)
 """
     assert in_a_process(code).split() == ["1.5", "None"]

@@ -249,8 +249,9 @@ def test_a_retry_that_is_stopped_goes_on_from_its_journal(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from c2vl_manifests.config import load_recipe
-from c2vl_pipeline import caption, runner
+from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import caption
 from c2vl_pipeline.engines.posecode import PoseCode
 
 describe, calls = PoseCode.caption, [0]
