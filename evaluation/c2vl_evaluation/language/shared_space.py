@@ -2,8 +2,8 @@
 
 Texts go through the text encoder that made the data's vectors and then through the run's projector.
 
-*Reading:* a run that was trained toward crops alone has no projector for texts; where the encoder puts texts and images
-into one space (CLIP), texts go through the projector of crops, and the finding says so.
+*Reading:* a run that was trained toward crops only has no projector for texts. If the encoder puts texts and images into
+one space (CLIP), texts go through the projector of crops, and a note of the result says so.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from c2vl_training.distributed import device_of
 from c2vl_training.inference import JointEmbedding, encode, load_joint_embedding
 
 _DIGITS = 12
-"""Cosines that agree to so many digits are a tie."""
+"""Cosines are a tie if they agree to this number of digits."""
 
 
 @dataclass(frozen=True)
-class Shared:
-    """The space of a finished pre-training, and the data that meet in it."""
+class SharedSpace:
+    """The embedding space of a finished pre-training, and the data that are compared in it."""
 
-    subject: EvalContext
+    context: EvalContext
     space: JointEmbedding
     through: Literal["language", "vision"]
-    """Whose projector texts go through."""
+    """Projector that texts go through."""
     encoder: Path | None
-    """Where the text encoder's checkpoint lies now, if it was moved."""
+    """Folder of the text encoder's checkpoint, if it was moved."""
 
     def clips(self, split: str) -> tuple[Tensor, Labels]:
-        """Embed the clips of a split, central window, not rotated.
+        """Embed the clips of a split (central window, not rotated).
 
         Returns:
             Unit vectors (N, D) on the CPU, and the rows of the packed data, (N,).
@@ -55,96 +55,102 @@ class Shared:
             CheckpointError: the encoder is of another joint layout.
             DataError: an embedding is NaN or infinite, or the split is empty.
         """
-        of, packed = self.subject, self.subject.packed
-        rows = packed.select(of.benchmark, split).rows
-        device = of.recipe.training.device
+        context, packed = self.context, self.context.packed
+        rows = packed.select(context.benchmark, split).rows
+        device = context.recipe.training.device
         if (packed.labels()[rows] >= 0).all():
-            features = torch.from_numpy(extract(of.run, packed, of.benchmark, split, device).values)
-        else:  # the protocols' cache is of labelled clips
-            encoder = encoder_for(of.run, packed, device_of(device))
-            held = Clips(packed, rows, encoder.input, device_of(device))
-            features = encode(encoder.module, held).float()
+            features = torch.from_numpy(extract(context.run, packed, context.benchmark, split, device).values)
+        else:  # stored features are of labelled clips
+            encoder = encoder_for(context.run, packed, device_of(device))
+            clips = Clips(packed, rows, encoder.input, device_of(device))
+            features = encode(encoder.module, clips).float()
         with torch.inference_mode():
             vectors = F.normalize(self.space.model.skeleton(features), dim=1)
         if (broken := int((~vectors.isfinite()).any(dim=1).sum())) > 0:
             raise DataError(
-                f"{broken} of {len(rows)} {split} clips have NaN or infinite embeddings: the encoder diverged; train it again with a lower learning rate"
+                f"{broken} of {len(rows)} {split} clips have NaN or infinite embeddings: the encoder diverged; "
+                "train it again with a lower learning rate"
             )
         return vectors, rows
 
     def texts(self, texts: Sequence[str]) -> tuple[Array, int]:
-        """Encode texts by the engine that made the data's vectors.
+        """Encode texts with the engine that made the data's vectors.
 
         Returns:
-            Unit vectors before the projector, (n, K), and how many texts were longer than the encoder reads.
+            Unit vectors before the projector, (n, K), and the number of texts that were truncated.
 
         Raises:
             EngineError: the encoder cannot be loaded, or is not the one that made the vectors.
-            DataError: a text in which the encoder finds no word.
+            DataError: the encoder finds no word in a text.
         """
-        found = text_encoder.load(self.subject.packed, self.encoder).encode_texts(list(texts))
-        norms = np.linalg.norm(found.vectors, axis=1)
+        encoded = text_encoder.load(self.context.packed, self.encoder).encode_texts(list(texts))
+        norms = np.linalg.norm(encoded.vectors, axis=1)
         for text, norm in zip(texts, norms, strict=True):
             if not (np.isfinite(norm) and norm > 0):
-                raise DataError(f"the text encoder finds no word in {text!r}; say it in other words")
-        return np.asarray(found.vectors / norms[:, None], np.float32), int(found.truncated.sum())
+                raise DataError(f"the text encoder finds no word in {text!r}; write it in other words")
+        return np.asarray(encoded.vectors / norms[:, None], np.float32), int(encoded.truncated.sum())
 
     def project(self, vectors: Array) -> Tensor:
-        """Bring unit vectors of texts (n, K) into the shared space, (n, D), see `JointEmbedding.knowledge`."""
+        """Project unit vectors of texts (n, K) into the shared space (n, D), see `JointEmbedding.knowledge`."""
         return self.space.knowledge(self.through, vectors).cpu()
 
     @property
     def temperature(self) -> float:
-        """Of the run's own similarities of skeletons and what texts go through."""
+        """Temperature that the run was trained with for the projector that texts go through."""
         return 1 / float(self.space.model.scales[self.through]())
 
     def notes(self) -> list[str]:
-        """Say what a reader of any figure of this space must know."""
-        packed, said = self.subject.packed, []
+        """Return what a reader of results in this space must know."""
+        packed, notes = self.context.packed, []
         if self.through == "vision":
-            said.append(
-                "This run listened to crops alone: texts go through the projector of crops, which never saw a text; "
-                "what they find is owed to the encoder's common space of texts and images."
+            notes.append(
+                "This run was trained toward crops only: texts go through the projector of crops, which never saw a "
+                "text; the results rest on the encoder's common space of texts and images."
             )
         elif packed.manifest.derived_from_joints("language"):
-            said.append("The captions of this data are derived from joints: no evidence for language.")
+            notes.append("The captions of this data are derived from joints: no evidence for language.")
         if self.space.facts.get("data") != packed.manifest.fingerprint:
-            said.append(
-                "This run was trained on other data than these: their text encoders are taken to be the same."
+            notes.append(
+                "This run was trained on other data than these: both are assumed to have the same text encoder."
             )
-        return said
+        return notes
 
     def key(self, protocol: Protocol, **settings: Any) -> CacheKey:
-        """Return the key of a result, the engine of the vectors among its settings."""
-        of = self.subject
-        engine = text_encoder.engine_of(of.packed)
+        """Return the key of a result, with the engine of the vectors among its settings."""
+        context = self.context
+        engine = text_encoder.engine_of(context.packed)
         settings["engine"] = {k: v for k, v in engine.items() if k not in {"device", "libraries"}}
-        projectors = {"projectors": remembered_sha256(of.run / checkpoint.PROJECTORS)}
-        return CacheKey(of.run, of.packed, of.benchmark, protocol, settings, of.seed, projectors)
+        projectors = {"projectors": remembered_sha256(context.run / checkpoint.PROJECTORS)}
+        return CacheKey(
+            context.run, context.packed, context.benchmark, protocol, settings, context.seed, projectors
+        )
 
 
-def enter(subject: EvalContext, encoder: Path | None = None) -> Shared:
-    """Open the shared space of a run for texts.
+def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace:
+    """Open the shared space of a run.
 
     Args:
-        subject: a finished pre-training, and what it is evaluated on.
-        encoder: folder of the text encoder's checkpoint, if it is not where it was when the vectors were made.
+        context: a finished pre-training, and the data that it is evaluated on.
+        encoder: folder of the text encoder's checkpoint, if it was moved since the vectors were made.
 
     Raises:
-        CheckpointError: the run is no finished pre-training.
-        ConfigError: it listened to crops alone, and their encoder puts texts elsewhere.
+        CheckpointError: the run is not a finished pre-training.
+        ConfigError: the run was trained toward crops only, and their encoder puts texts into another space.
     """
-    space = load_joint_embedding(subject.run)
-    engine = text_encoder.engine_of(subject.packed)
+    space = load_joint_embedding(context.run)
+    engine = text_encoder.engine_of(context.packed)
     if "language" not in space.centre and not engine.get("joint_space"):
         raise ConfigError(
-            f"{subject.run} was trained toward crops alone, and the encoder {engine.get('backend')!r} puts texts and "
-            "images into different spaces, so no text can be asked; pre-train with "
+            f"{context.run} was trained toward crops only, and the encoder {engine.get('backend')!r} puts texts and "
+            "images into different spaces, so texts cannot be compared with clips; pre-train with "
             "`--set training.pretrain.knowledge=both`"
         )
-    return Shared(subject, space, "language" if "language" in space.centre else "vision", encoder)
+    return SharedSpace(context, space, "language" if "language" in space.centre else "vision", encoder)
 
 
 def cosines(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Return dot products of unit vectors in float64, rounded so that what is equal is a tie. Shape: (Q, D), (N, D) -> (Q, N)."""
+    """Return dot products of unit vectors in float64, rounded so that equal ones tie.
+
+    Shape: (Q, D), (N, D) -> (Q, N)
+    """
     return (queries.double() @ gallery.double().T).round(decimals=_DIGITS)

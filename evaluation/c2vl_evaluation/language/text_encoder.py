@@ -1,7 +1,7 @@
 """The text encoder that made the vectors of packed data, loaded again for new texts.
 
-It is the same encoder if its revisions are those that `packed.json` names, or else if it gives one caption of the work
-folder the vector that was packed.
+An encoder is the same if its revisions equal those in `packed.json`, or if it gives one caption of the work folder the
+vector that was packed.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 ALIKE = 0.99
 """Least cosine of a caption's vector to the packed one: half precision, other devices and batches cost far less."""
 _REVISIONS = (("revision_resolved", "revision", "unknown"), ("revision_of_code", "code revision", 1))
-"""Key, what it is called, and its value where the key is absent."""
+"""Key, its name in messages, and its value if the key is absent."""
 _REMEDY = "name the folder of that checkpoint by --encoder, or embed, pack and train again"
 
 
 def engine_of(packed: Packed) -> Mapping[str, Any]:
-    """Return what `packed.json` says of the engine that made the vectors."""
+    """Return the facts in `packed.json` on the engine that made the vectors."""
     return packed.manifest.engines.get("embeddings", {})
 
 
@@ -48,13 +48,13 @@ def load(packed: Packed, folder: Path | None = None) -> Encoder:
     from c2vl_pipeline import engines
 
     made = engine_of(packed)
-    told = {key: made[key] for key in ("backend", "model", "revision", "dtype", "options") if key in made}
+    facts = {key: made[key] for key in ("backend", "model", "revision", "dtype", "options") if key in made}
     if folder is not None:
-        told["model"] = str(folder)
+        facts["model"] = str(folder)
     elif (was := made.get("revision_resolved")) and not was.startswith("sha256:"):
-        told["revision"] = was  # of a hub id: exactly that commit
+        facts["revision"] = was  # of a hub id: exactly that commit
     try:
-        spec = EngineSpec.model_validate({"role": "encoder", "batch_size": 64} | told)
+        spec = EngineSpec.model_validate({"role": "encoder", "batch_size": 64} | facts)
         now = engines.lasting(spec)
         encoder: Encoder = engines.load(spec)
     except (EngineError, ValidationError) as error:
@@ -77,9 +77,9 @@ def load(packed: Packed, folder: Path | None = None) -> Encoder:
     ]
     if not other:
         return encoder
-    if (found := witness(packed)) is None:
+    if (known := witness(packed)) is None:
         raise EngineError(f"{other[0]}, and no caption next to them is left to compare; {_REMEDY}")
-    text, vector = found
+    text, vector = known
     again = encoder.encode_texts([text]).vectors[0].astype(np.float32)
     cosine = float(again @ vector / max(np.linalg.norm(again) * np.linalg.norm(vector), 1e-12))
     if not cosine > ALIKE:

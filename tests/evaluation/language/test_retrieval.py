@@ -153,7 +153,7 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
     train(made)
     packed = Packed(folder)
     subject = EvalContext(tmp_path / "main", packed, "xsub", recipe(), 0)
-    found = retrieval.outcome(subject, caption)
+    found = retrieval.evaluate(subject, caption)
     space, rows = load_joint_embedding(subject.run), packed.select("xsub", "test").rows
     assert rows.tolist() == [0, 4, 8, 12]
     assert (found.queries, found.gallery, found.distinct) == (3, 4, 3)
@@ -173,7 +173,7 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
             queries.append(space.model.knowledge("language", raw[None])[0])
         else:
             queries.append(space.knowledge("language", own.mean(axis=0)[None])[0])
-    clips, _ = shared_space.enter(subject).clips("test")
+    clips, _ = shared_space.open_space(subject).clips("test")
     wanted = naive(torch.stack(queries).numpy(), clips.numpy(), np.array([0, 1, 3]), packed.labels()[rows])
     (path,) = (subject.run / cache.FOLDER).glob("retrieval-*.parquet")
     table = pq.read_table(path)
@@ -190,7 +190,7 @@ def test_captions_that_repeat_lower_the_ceiling(tmp_path, pooling, distinct):
     vectors[4], vectors[8] = vectors[0], vectors[0][::-1]  # the same captions, once at other times
     folder = spoken(tmp_path / "packed", language=vectors)
     train(run(folder, tmp_path / "main", f"training.pretrain.pooling={pooling}"))
-    found = retrieval.outcome(EvalContext(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
+    found = retrieval.evaluate(EvalContext(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
     assert (found.queries, found.distinct) == (4, distinct)
     assert found.ceiling.r1 == distinct / 4
 
@@ -199,7 +199,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     """On the synthetic set in NTU's format, with captions of the classical encoder."""
     packed = Packed(work)
     train(Run("pretrain", packed, recipe, "xsub", 0, tmp_path / "main"))
-    found = retrieval.outcome(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0))
+    found = retrieval.evaluate(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0))
     own = found.clip
     assert own.shuffled.r5 == pytest.approx(own.chance.r5, abs=4 * own.shuffled_std.r5 / found.draws**0.5)
     assert own.shuffled_std.r5 > 0
@@ -208,7 +208,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     assert "derived from joints" in found.notes[0]
     (path,) = (tmp_path / "main" / cache.FOLDER).glob("retrieval-*.json")
     before = path.stat().st_mtime_ns
-    assert retrieval.outcome(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0)) == found
+    assert retrieval.evaluate(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0)) == found
     assert path.stat().st_mtime_ns == before
 
 
@@ -217,7 +217,7 @@ def test_clips_without_labels_are_searched_all_the_same(subject, tmp_path):
         np.save(folder / "labels.npy", np.full(COUNT, -1, np.int16))
 
     other = another(subject, tmp_path, forget)
-    found, labelled = retrieval.outcome(other), retrieval.outcome(subject)
+    found, labelled = retrieval.evaluate(other), retrieval.evaluate(subject)
     assert found.same_class is None
     assert found.clip == labelled.clip
     hits = search.search(other, "wave", 4).hits
@@ -232,7 +232,7 @@ def test_a_test_split_without_captions_is_refused(subject, tmp_path):
         np.save(folder / "language_ok.npy", np.zeros((COUNT, 4), bool))
 
     with pytest.raises(DataError, match=r"none of the 4 test clips of .* has a caption"):
-        retrieval.outcome(another(subject, tmp_path, silence))
+        retrieval.evaluate(another(subject, tmp_path, silence))
 
 
 def test_captions_of_another_encoder_are_refused(subject, tmp_path):
@@ -240,12 +240,12 @@ def test_captions_of_another_encoder_are_refused(subject, tmp_path):
         np.save(folder / "language.npy", np.ones((COUNT, 4, 7), np.float16))
         manifest(folder, language_dim=7)
 
-    with pytest.raises(DataError, match="vectors of 7 numbers; this run was trained on another"):
-        retrieval.outcome(another(subject, tmp_path, widen))
+    with pytest.raises(DataError, match="vectors of 7 numbers; this run was trained on vectors of another encoder"):
+        retrieval.evaluate(another(subject, tmp_path, widen))
 
 
 def test_queries_are_pooled_as_the_trainer_pools(subject):
-    packed, shared = subject.packed, shared_space.enter(subject)
+    packed, shared = subject.packed, shared_space.open_space(subject)
     rows = packed.select("xsub", "train").rows
     config = recipe("training.pretrain.standardise=true").training.pretrain
     pooled = Knowledge(packed, rows, "language", config).epoch(torch.Generator())

@@ -52,7 +52,7 @@ from support.evaluation import TwoEars, another, manifest
 def test_an_encoder_that_did_not_make_the_vectors_is_refused_in_one_line(subject, tmp_path, engine, said):
     other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))
     with pytest.raises(EngineError, match=said) as caught:
-        zeroshot.outcome(other)
+        zeroshot.evaluate(other)
     assert "\n" not in str(caught.value)
     assert "--encoder" in str(caught.value)
 
@@ -141,10 +141,10 @@ def moved(made: Moved, tmp_path: Path) -> Iterator[Moved]:
 
 
 def test_a_checkpoint_that_was_moved_is_taken_if_it_says_the_same_of_a_caption(moved):
-    found = zeroshot.outcome(moved.subject, encoder=moved.right)
+    found = zeroshot.evaluate(moved.subject, encoder=moved.right)
     assert not any("--encoder" in note for note in found.notes)
     wanted = text_encoder.load(moved.subject.packed, moved.right).encode_texts(["jumping"]).vectors
-    vectors, cut = shared_space.enter(moved.subject, moved.right).texts(["jumping"])
+    vectors, cut = shared_space.open_space(moved.subject, moved.right).texts(["jumping"])
     np.testing.assert_allclose(vectors, wanted, atol=1e-6)
     assert cut == 0
     assert search.search(moved.subject, "jumping", 3, encoder=moved.right).hits
@@ -163,16 +163,16 @@ def test_another_checkpoint_of_the_same_width_is_refused_in_one_line(moved, cli:
 def test_a_moved_checkpoint_is_rejected_where_no_caption_is_left_to_compare(moved):
     shutil.rmtree(moved.subject.packed.folder.parent / "captions")
     with pytest.raises(EngineError, match="no caption next to them is left to compare; name the folder"):
-        zeroshot.outcome(moved.subject, encoder=moved.right)
+        zeroshot.evaluate(moved.subject, encoder=moved.right)
     with pytest.raises(EngineError, match=r"cannot be loaded \(encoder checkpoint .* no such folder"):
-        zeroshot.outcome(moved.subject, encoder=moved.right / "gone")
+        zeroshot.evaluate(moved.subject, encoder=moved.right / "gone")
 
 
 def test_one_finding_wherever_the_checkpoint_lies(moved, tmp_path, monkeypatch):
-    found = zeroshot.outcome(moved.subject, encoder=moved.right)
+    found = zeroshot.evaluate(moved.subject, encoder=moved.right)
     elsewhere = Path(shutil.copytree(moved.right, tmp_path / "elsewhere"))
-    monkeypatch.setattr(shared_space.Shared, "texts", lambda *_: pytest.fail("encoded again"))
-    assert zeroshot.outcome(moved.subject, encoder=elsewhere) == found
+    monkeypatch.setattr(shared_space.SharedSpace, "texts", lambda *_: pytest.fail("encoded again"))
+    assert zeroshot.evaluate(moved.subject, encoder=elsewhere) == found
 
 
 def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved, monkeypatch):
@@ -181,9 +181,9 @@ def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved
     held = {**text_encoder.engine_of(packed), "model": str(moved.right), **now}
     manifest(packed.folder, embeddings=held)
     subject = EvalContext(moved.subject.run, Packed(packed.folder), "xsub", moved.recipe, 0)
-    found = zeroshot.outcome(subject)
-    monkeypatch.setattr(shared_space.Shared, "texts", lambda *_: pytest.fail("encoded again"))
-    assert zeroshot.outcome(subject, encoder=moved.right) == found
+    found = zeroshot.evaluate(subject)
+    monkeypatch.setattr(shared_space.SharedSpace, "texts", lambda *_: pytest.fail("encoded again"))
+    assert zeroshot.evaluate(subject, encoder=moved.right) == found
 
 
 # ------------------------------------------------------------------------------ what cannot be compared

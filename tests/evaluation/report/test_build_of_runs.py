@@ -99,7 +99,7 @@ def test_protocols_with_findings_of_their_own_cost_too(made, copy):
         chance=score, majority=None, classes=3, test=4, seconds=61,
     )  # fmt: skip
     found = retrieval.recall(np.array([1, 2]), 4)
-    side = retrieval.Side(last=found, shuffled=found, shuffled_std=found, chance=found)
+    side = retrieval.RecallWithControls(last=found, shuffled=found, shuffled_std=found, chance=found)
     retrieved = retrieval.Retrieval(
         through="language", caption="mean", clip=side, same_class=None, ceiling=found, queries=2, distinct=2,
         gallery=4, seconds=2.5,
