@@ -178,7 +178,7 @@ def zeroshot(
     from c2vl_evaluation.report.console import show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), named.outcome(one, descriptions, encoder)) for one in contexts]
+    found = [(one.run.name, one.role(), named.evaluate(one, descriptions, encoder)) for one in contexts]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
@@ -194,7 +194,7 @@ def retrieval(
     set_: SetOption = None,
 ) -> None:
     """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
-    from c2vl_evaluation.language import search
+    from c2vl_evaluation.language import retrieval as captions
     from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
 
@@ -202,7 +202,7 @@ def retrieval(
         raise ConfigError(f"--caption {caption!r} is none of mean, one")
     contexts = _contexts(run, data, benchmark, recipe, set_)
     words: Literal["one", "mean"] = "one" if caption == "one" else "mean"
-    found = [(one.run.name, one.role(), search.outcome(one, words)) for one in contexts]
+    found = [(one.run.name, one.role(), captions.evaluate(one, words)) for one in contexts]
     show_retrieval(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
@@ -234,7 +234,7 @@ def search(
     )
     for note in found.notes:
         say(note)
-    say(f"drawn: {nearest.page(found, context, out).resolve()}")
+    say(f"drawn: {nearest.write_page(found, context, out).resolve()}")
 
 
 @app.command()
