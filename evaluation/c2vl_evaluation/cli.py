@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,9 +14,9 @@ from c2vl_manifests.cli_common import main as run_app
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from c2vl_evaluation.cache import Subject
-    from c2vl_evaluation.results import Protocol, Results
-    from c2vl_manifests.recipe import Recipe
+    from c2vl_evaluation.context import EvalContext
+    from c2vl_evaluation.results import Protocol, Table
+    from c2vl_manifests.events import Emit
     from c2vl_training.dataset import Packed
 
 app = application("Evaluate frozen skeleton encoders, with controls, and write the report.")
@@ -33,19 +33,10 @@ BenchmarkOption = Annotated[
 
 
 RunsOption = Annotated[
-    list[Path] | None,
+    list[Path],
     typer.Option(
         "--run",
         help="Folder of a finished run; give one more for each control: random, supervised, shuffled pairs.",
-        show_default=False,
-    ),
-]
-TableOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out",
-        help="Folder of a finished table in place of runs: all its runs are evaluated, and the table grows.",
-        show_default=False,
     ),
 ]
 EncoderOption = Annotated[
@@ -64,187 +55,63 @@ SpaceRunsOption = Annotated[
 ]
 
 
-def _recipe(packed: Packed, recipe: str | None, set_: list[str] | None) -> Recipe:
-    from c2vl_manifests.datasets import load_dataset
-    from c2vl_manifests.recipe_loading import load_recipe
-
-    m, overrides = packed.manifest, list(set_ or ())
-    if recipe is None:  # as the work folder was made, its overrides included
-        recipe, overrides = m.recipe or load_dataset(m.dataset).default_recipe, [*m.overrides, *overrides]
-    return load_recipe(recipe, overrides)
-
-
-def _subject(run: Path, packed: Packed, benchmark: str | None, recipe: Recipe) -> Subject:
-    from c2vl_evaluation.cache import Subject
-    from c2vl_training.checkpoint import load_finished
-
-    facts = load_finished(run)[1]
-    return Subject(run, packed, benchmark or facts.get("benchmark", ""), recipe, int(facts.get("seed", 0)))
-
-
-def _warn(subject: Subject) -> Subject:
-    """Say so if a run was trained on clips that it is about to be tested on."""
-    from c2vl_evaluation.protocols.common import overlap
-    from c2vl_manifests.events import Note
-
-    if text := overlap(subject):
-        Reporter()(Note(text, "warning"))
-    return subject
-
-
-def _one(
-    run: Path, data: Path, benchmark: str | None, recipe: str | None, set_: list[str] | None, protocol: str
-) -> None:
-    from c2vl_evaluation.protocols import knn as nearest
-    from c2vl_evaluation.protocols import linear as probe
-    from c2vl_training.dataset import Packed
-
-    packed = Packed(data)
-    subject = _warn(_subject(run, packed, benchmark, _recipe(packed, recipe, set_)))
-    found = (nearest.outcome if protocol == "knn" else probe.outcome)(subject).finding
-    if found.last is None or (found.best is None and protocol != "knn"):
-        return
-    top5 = "" if found.last.top5 is None else f", {100 * found.last.top5:.2f} % top-5"
-    also = f"{top5}, {100 * found.last.balanced:.2f} % balanced"
-    sizes = f"{found.train:,} training and {found.test:,} test samples"
-    top1 = f"{100 * found.last.top1:.2f} % top-1"
-    if found.best is None:
-        say(f"kNN (k = {subject.recipe.evaluation.knn.k}): {top1} over {sizes}{also}")
-    else:
-        oracle = f"{100 * found.best.top1:.2f} % at the best, {found.best_epoch}, an oracle"
-        say(f"linear: {top1} at the last epoch ({oracle}), lr {found.lr:g}, over {sizes}{also}")
-
-
-@app.command()
-def knn(
-    run: RunOption,
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-) -> None:
-    """Nearest neighbour by cosine among the training split."""
-    _one(run, data, benchmark, recipe, set_, "knn")
-
-
-@app.command()
-def linear(
-    run: RunOption,
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-) -> None:
-    """One fully connected layer on frozen features."""
-    _one(run, data, benchmark, recipe, set_, "linear")
-
-
-def _more(
-    protocol: Protocol,
-    run: list[Path] | None,
-    out: Path | None,
+def _contexts(
+    runs: Sequence[Path],
     data: Path,
     benchmark: str | None,
     recipe: str | None,
     set_: list[str] | None,
-) -> None:
-    """Run a protocol on runs, or on all runs of a table."""
-    from c2vl_evaluation.protocols import common
-    from c2vl_evaluation.report.console import Line, lines_of, show_findings
-    from c2vl_manifests.errors import C2VLError, ConfigError
+    emit: Emit | None = None,
+) -> list[EvalContext]:
+    """Return what runs are evaluated with; warns of a run that was trained on clips that it is to be tested on."""
+    from c2vl_evaluation.context import EvalContext
+    from c2vl_manifests.events import Note, silent
     from c2vl_training.dataset import Packed
 
-    if bool(run) == (out is not None):
-        raise ConfigError("give either --run (once a run) or --out with the folder of a finished table")
     packed = Packed(data)
-    resolved = _recipe(packed, recipe, set_)
-    lines: list[Line] = []
-    failed, where = "", None
-    with Reporter() as emit:
-        if out is not None:
-            results = common.extend(out, packed, protocol, resolved, emit, benchmark or "")
-            benchmark = benchmark or results.benchmark
-            where = results.targets[-1] if protocol == "transfer" else None
-            lines, failed = lines_of(results, protocol, where), common.failures(results, protocol)
-        for folder in run or ():
-            subject = _warn(_subject(folder, packed, benchmark, resolved))
-            benchmark = benchmark or subject.benchmark
-            found = common.findings(subject, [protocol], emit)
-            derived = common.derived(folder, packed)
-            lines.append(Line(folder.name, common.role_of(folder), found, derived))
-    show_findings(protocol, lines, where or common.target(packed, benchmark or ""))
-    if failed:
-        raise C2VLError(failed)
+    contexts = [EvalContext.open(run, packed, benchmark, recipe, set_ or (), emit or silent) for run in runs]
+    for context in contexts:
+        if text := context.overlap():
+            (emit or Reporter())(Note(text, "warning"))
+    return contexts
 
 
-@app.command()
-def finetune(
+@app.command("run")
+def run_command(
+    protocol: Annotated[
+        str, typer.Argument(help="knn, linear, finetune, semi, transfer or ensemble.", metavar="PROTOCOL")
+    ],
+    run: RunsOption,
     data: DataOption,
-    run: RunsOption = None,
-    out: TableOption = None,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """The whole network with a fresh fully connected layer, on all labels."""
-    _more("finetune", run, out, data, benchmark, recipe, set_)
+    """Evaluate finished runs by one protocol; finished results are read, not computed again.
 
+    knn: the nearest training sample by cosine. linear: one fully connected layer on frozen features. finetune: the whole
+    network with a fresh layer. semi: 1, 5 and 10 % of the labels, drawn several times, encoder frozen and tuned. transfer:
+    --data is another dataset than the run was trained on, encoder frozen and tuned. ensemble: scores of a joint, a bone and
+    a motion run added up with fixed weights; give --run three times.
 
-@app.command()
-def semi(
-    data: DataOption,
-    run: RunsOption = None,
-    out: TableOption = None,
-    benchmark: BenchmarkOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-) -> None:
-    """1, 5 and 10 % of the labels, drawn several times, with a frozen and with a tuned encoder."""
-    _more("semi", run, out, data, benchmark, recipe, set_)
-
-
-@app.command()
-def transfer(
-    data: DataOption,
-    run: RunsOption = None,
-    out: TableOption = None,
-    benchmark: BenchmarkOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-) -> None:
-    """An encoder trained on other data, frozen and tuned; --data is the dataset to go to."""
-    _more("transfer", run, out, data, benchmark, recipe, set_)
-
-
-@app.command()
-def ensemble(
-    data: DataOption,
-    run: RunsOption = None,
-    benchmark: BenchmarkOption = None,
-    recipe: RecipeOption = None,
-    set_: SetOption = None,
-) -> None:
-    """Scores of a joint, a bone and a motion run added up, with weights fixed in advance: give --run three times.
-
-    With all controls: `c2vl-eval benchmark --protocol ensemble`.
+    With all controls, and for all runs of a table: `c2vl-eval benchmark --protocol`.
     """
-    from c2vl_evaluation.protocols import common
-    from c2vl_evaluation.protocols import ensemble as fusion
-    from c2vl_evaluation.report.console import Line, show_findings
-    from c2vl_training.dataset import Packed
+    from c2vl_evaluation.metrics import no_encoder_scores
+    from c2vl_evaluation.protocols import PROTOCOLS, ensemble, protocol_name
+    from c2vl_evaluation.report.console import show_protocol
+    from c2vl_evaluation.results import Line
 
-    packed = Packed(data)
-    resolved = _recipe(packed, recipe, set_)
-    streams = fusion.by_stream([_subject(folder, packed, benchmark, resolved) for folder in run or ()])
-    for subject in streams.values():
-        _warn(subject)
+    name = protocol_name(protocol)
     with Reporter() as emit:
-        found = common.findings(streams["joint"], ["ensemble"], emit, streams)
-    first = streams["joint"]
-    where = common.target(packed, first.benchmark)
-    derived = common.derived(first.run, packed)
-    line = Line(first.run.name, common.role_of(first.run), found, derived)
-    show_findings("three streams (joint/bone/motion)", [line], where)
+        contexts = _contexts(run, data, benchmark, recipe, set_, emit)
+        if name == "ensemble":
+            contexts = [ensemble.joined(contexts)]
+        names, lines = [context.run.name for context in contexts], []
+        for context in contexts:
+            results = [cell.run().result for cell in PROTOCOLS[name](context)]
+            label = context.run.name if names.count(context.run.name) == 1 else str(context.run)
+            lines.append(Line(label, context.role(), results, context.uses_joint_captions()))
+    show_protocol(protocol, lines, no_encoder_scores(contexts[0].packed, contexts[0].benchmark))
 
 
 @app.command()
@@ -254,16 +121,10 @@ def compare(
     protocol: Annotated[str, typer.Option("--protocol", help="Whose answers are compared.")] = "linear",
 ) -> None:
     """Two runs on the same test samples: differences with 95 % intervals by a paired bootstrap."""
-    from typing import get_args
+    from c2vl_evaluation import comparison
+    from c2vl_evaluation.protocols import protocol_name
 
-    from c2vl_evaluation import compare as paired
-    from c2vl_evaluation.results import Protocol
-    from c2vl_manifests.errors import ConfigError
-
-    known = {name: name for name in get_args(Protocol)}
-    if protocol not in known:
-        raise ConfigError(f"--protocol {protocol!r} is none of {', '.join(known)}")
-    for found in paired.compare(run_a, run_b, known[protocol]):
+    for found in comparison.compare(run_a, run_b, protocol_name(protocol)):
         setting = f" ({found.setting})" if found.setting else ""
         say(
             f"{found.protocol}{setting}, {found.samples:,} test samples"
@@ -288,12 +149,10 @@ def predict(
     set_: SetOption = None,
 ) -> None:
     """Say what is done in skeleton files, with the five most probable classes."""
-    from c2vl_evaluation import predict as skeletons
-    from c2vl_training.dataset import Packed
+    from c2vl_evaluation import prediction
 
-    packed = Packed(data)
-    subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
-    for answer in skeletons.predict(subject, files):
+    (context,) = _contexts([run], data, benchmark, recipe, set_)
+    for answer in prediction.predict_files(context, files):
         say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
 
 
@@ -316,18 +175,11 @@ def zeroshot(
 ) -> None:
     """No labels: the class whose name or description lies nearest to a clip, with permuted names as the control."""
     from c2vl_evaluation.language import zeroshot as named
-    from c2vl_evaluation.protocols import common
     from c2vl_evaluation.report.console import show_zeroshot
-    from c2vl_training.dataset import Packed
 
-    packed = Packed(data)
-    resolved = _recipe(packed, recipe, set_)
-    found = []
-    for folder in run:
-        subject = _warn(_subject(folder, packed, benchmark, resolved))
-        one = named.outcome(subject, descriptions, encoder)
-        found.append((folder.name, common.role_of(folder), one))
-    show_zeroshot(f"{packed.manifest.title}, {subject.benchmark}", found)
+    contexts = _contexts(run, data, benchmark, recipe, set_)
+    found = [(one.run.name, one.role(), named.evaluate(one, descriptions, encoder)) for one in contexts]
+    show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
 @app.command()
@@ -342,22 +194,16 @@ def retrieval(
     set_: SetOption = None,
 ) -> None:
     """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
-    from c2vl_evaluation.language import search
-    from c2vl_evaluation.protocols import common
+    from c2vl_evaluation.language import retrieval as captions
     from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
-    from c2vl_training.dataset import Packed
 
     if caption not in {"mean", "one"}:
         raise ConfigError(f"--caption {caption!r} is none of mean, one")
-    packed = Packed(data)
-    resolved = _recipe(packed, recipe, set_)
-    found = []
-    for folder in run:
-        subject = _warn(_subject(folder, packed, benchmark, resolved))
-        one = search.outcome(subject, "one" if caption == "one" else "mean")
-        found.append((folder.name, common.role_of(folder), one))
-    show_retrieval(f"{packed.manifest.title}, {subject.benchmark}", found)
+    contexts = _contexts(run, data, benchmark, recipe, set_)
+    words: Literal["one", "mean"] = "one" if caption == "one" else "mean"
+    found = [(one.run.name, one.role(), captions.evaluate(one, words)) for one in contexts]
+    show_retrieval(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
 @app.command()
@@ -377,20 +223,18 @@ def search(
 ) -> None:
     """List the clips that lie nearest to a text, and draw them."""
     from c2vl_evaluation.language import search as nearest
-    from c2vl_training.dataset import Packed
 
-    packed = Packed(data)
-    subject = _subject(run, packed, benchmark, _recipe(packed, recipe, set_))
-    found = nearest.search(subject, text, top, split, encoder)
+    (context,) = _contexts([run], data, benchmark, recipe, set_)
+    found = nearest.search(context, text, top, split, encoder)
     show_table(
-        f"{packed.manifest.title}, {subject.benchmark}: nearest to {text!r}",
+        f"{context.packed.manifest.title}, {context.benchmark}: nearest to {text!r}",
         ["sample", "class", "cosine"],
         [[hit.sample_id, hit.name, f"{hit.cosine:.3f}"] for hit in found.hits],
         f"Of {found.clips:,} {split} clips, whose cosines are {found.mean:.3f} ± {found.std:.3f}.",
     )
     for note in found.notes:
         say(note)
-    say(f"drawn: {nearest.page(found, subject, out).resolve()}")
+    say(f"drawn: {nearest.write_page(found, context, out).resolve()}")
 
 
 @app.command()
@@ -435,39 +279,39 @@ def benchmark(
     ] = None,
     set_: SetOption = None,
 ) -> None:
-    """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report."""
-    from c2vl_evaluation.protocols.common import failures
-    from c2vl_evaluation.report.console import show_results
+    """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report.
+
+    The same command with one more --protocol, --target, --targets or --seeds adds to the table; nothing that is finished is
+    computed again.
+    """
     from c2vl_evaluation.table import entries, run_table
-    from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.errors import C2VLError
     from c2vl_training.dataset import Packed
 
     packed = Packed(data)
-    lines = entries(recipe or load_dataset(packed.manifest.dataset).default_recipe, set_ or (), targets or ())
+    lines = entries(packed.manifest, recipe, set_ or (), targets or ())
     where = _target(target, target_benchmark)
     with Reporter() as emit:
-        results = run_table(packed, benchmark, lines, range(seeds), out, emit, _chosen(protocol or ()), where)
-    show_results(results)
-    path = _report(results, packed.folder.parent, out)
-    say(f"report: {path.resolve()}")
-    if failed := failures(results):
+        table = run_table(packed, benchmark, lines, range(seeds), out, emit, _chosen(protocol or ()), where)
+    _show_and_write(table, packed, out)
+    if failed := table.failure_summary():
         raise C2VLError(failed)
 
 
 def _chosen(words: Sequence[str]) -> list[Protocol]:
     """Return the protocols that `--protocol` names, each once."""
+    from c2vl_evaluation.protocols import PROTOCOLS
+    from c2vl_evaluation.results import ALWAYS
     from c2vl_manifests.errors import ConfigError
 
-    names: dict[str, Protocol] = {"finetune": "finetune", "semi": "semi", "ensemble": "ensemble"}
+    names = [name for name in PROTOCOLS if name not in (*ALWAYS, "transfer")]
     for word in words:
         if word not in {*names, "all"}:
             raise ConfigError(
                 f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, and "
                 "transfer needs the data to go to: --target"
             )
-    asked = [name for word in words for name in (names if word == "all" else [word])]
-    return [names[name] for name in dict.fromkeys(asked)]
+    return [name for name in names if name in words or "all" in words]
 
 
 def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | None:
@@ -489,26 +333,26 @@ def report(
     data: DataOption,
 ) -> None:
     """Draw the report again from a finished table."""
-    from c2vl_evaluation.report.console import show_results
     from c2vl_evaluation.results import load
     from c2vl_manifests.errors import DataError
     from c2vl_training.dataset import Packed
 
-    results = load(out)
-    packed = Packed(data)
-    if packed.manifest.fingerprint != results.data_fingerprint:
+    table, packed = load(out), Packed(data)
+    if packed.manifest.fingerprint != table.data_fingerprint:
         raise DataError(
             f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` into a new folder"
         )
-    show_results(results)
-    path = _report(results, packed.folder.parent, out)
-    say(f"report: {path.resolve()}")
+    _show_and_write(table, packed, out)
 
 
-def _report(results: Results, work: Path, out: Path) -> Path:
+def _show_and_write(table: Table, packed: Packed, out: Path) -> None:
     from c2vl_evaluation.report.build import build, main_run
+    from c2vl_evaluation.report.console import show_results
 
-    return build(results, out / "report.html", work=work, main=main_run(results, work, out))
+    show_results(table)
+    work = packed.folder.parent
+    path = build(table, out / "report.html", work=work, main=main_run(table, work, out))
+    say(f"report: {path.resolve()}")
 
 
 app.command()(paper)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_bytes, file_sha256, fingerprint
+from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
@@ -33,9 +33,13 @@ class Features:
     rows: Labels
     left_out: int
 
-    def sample_ids(self, packed: Packed) -> list[str]:
-        """Ids of the rows."""
-        return packed.sample_ids(self.rows)
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a split and their classes, both (N,)."""
+
+    rows: Labels
+    labels: Labels
 
 
 def extract(
@@ -54,7 +58,7 @@ def extract(
     encoder = encoder_for(run, packed, where)
     key = fingerprint(
         {
-            "encoder": file_sha256(weights),
+            "encoder": remembered_sha256(weights),
             "data": packed.manifest.fingerprint,
             "benchmark": benchmark,
             "split": split,
@@ -68,6 +72,17 @@ def extract(
         check_finite(values, f"{run}: of its {split} features of {benchmark}")
         commit_bytes(cache, serialise({"features": values}, {"key": key}))
     return Features(values, labels, selection.rows, len(selection.left_out))
+
+
+def labelled_split(packed: Packed, benchmark: str, split: str) -> Split:
+    """Return rows and labels of a split.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label.
+    """
+    rows = packed.select(benchmark, split).rows
+    return Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}"))
 
 
 def labels_of(packed: Packed, rows: Labels, named: str) -> Labels:

@@ -7,15 +7,17 @@ gallery = training split.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from c2vl_evaluation.cache import Outcome, Subject, kept
+from c2vl_evaluation.cache import Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Features, Labels
 from c2vl_evaluation.metrics import of_ranks, ranks
-from c2vl_evaluation.results import Finding, Score
+from c2vl_evaluation.results import Result, Score
 
 _CHUNK = 256
 _DIGITS = 12
@@ -88,30 +90,20 @@ def score(gallery: Features, query: Features, classes: int, k: int = 1) -> tuple
     return of_ranks(found, query.labels, classes), answers, nearest
 
 
-def outcome(subject: Subject) -> Outcome:
-    """Run the protocol on a run's frozen features, or read what it found before."""
-    config = subject.recipe.evaluation.knn
+def cells(context: EvalContext) -> Iterator[Cell]:
+    """Yield the one cell of the protocol."""
+    config = context.recipe.evaluation.knn
 
-    def compute() -> Outcome:
-        gallery, query, classes = subject.splits()
+    def compute() -> ResultWithPredictions:
+        gallery, query, classes = context.features()
         last, answers, nearest = score(gallery, query, classes, config.k)
-        finding = Finding(protocol="knn", last=last, train=len(gallery.labels), test=len(query.labels))
-        return Outcome(finding, subject.predictions(query.rows, nearest, answers))
+        result = Result(protocol="knn", last=last, train=len(gallery.labels), test=len(query.labels))
+        return ResultWithPredictions(result, context.predictions(query.rows, nearest, answers))
 
-    return kept(subject.task("knn", config), compute)
-
-
-def predict(gallery: Features, query: Features, k: int = 1) -> Labels:
-    """Return the class of each query, see `search`. Shape: (N,)."""
-    return search(gallery, query, int(gallery.labels.max()) + 1, k)[0]
+    yield Cell("knn", compute, context.key("knn", config))
 
 
 def _vote(labels: Labels) -> int:
     """Most frequent label; of equally frequent ones, that of the nearest neighbour."""
     counts = {int(label): int((labels == label).sum()) for label in labels}
     return max(counts, key=lambda label: counts[label])
-
-
-def accuracy(predicted: Labels, labels: Labels) -> float:
-    """Share of right answers."""
-    return float((predicted == labels).mean())

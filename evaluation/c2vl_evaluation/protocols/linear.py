@@ -8,10 +8,9 @@ learning rates. All rates of the sweep are trained at once: their weights lie si
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import FOLDER, Outcome, Subject, Task, kept
-from c2vl_evaluation.features import Array, Features, Labels
-from c2vl_evaluation.results import Finding, Score
+from c2vl_evaluation.cache import FOLDER, CacheKey, Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.features import Array, Features
+from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.recipe import LinearConfig
 from c2vl_training import checkpoint
@@ -59,12 +59,6 @@ def standard(train: Array) -> Standard:
     # in float64: the rounding of a float32 mean would pass for a spread
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     return Standard(centre, np.where(scale > 1e-8 * np.maximum(1, np.abs(centre)), scale, np.inf))
-
-
-def standardise(train: Array, *others: Array) -> list[Array]:
-    """Centre and scale every feature by the training split; constant features become zero."""
-    by = standard(train)
-    return [by(values) for values in (train, *others)]
 
 
 def fit(
@@ -140,20 +134,12 @@ class Probe:
     """The one head, for standardised features."""
     by: Standard
 
-    @property
-    def predictions(self) -> Labels:
-        """Answers of the last epoch, (N,)."""
-        return np.asarray(self.logits.argmax(axis=1), np.int64)
-
-    def outcome(
-        self, subject: Subject, test: Features, config: LinearConfig, train: int, **said: Any
-    ) -> Outcome:
-        """Say it as a cell of a table; `said` may name another protocol, a setting and a draw."""
-        finding = Finding(
-            last=self.last, best=self.best, best_epoch=self.best_epoch, epochs=config.epochs, lr=self.lr,
-            held_out=self.held_out, train=train, test=len(self.logits), **({"protocol": "linear"} | said),
+    def result(self, config: LinearConfig, train: int, protocol: Protocol = "linear") -> Result:
+        """Return the probe as the result of a protocol."""
+        return Result(
+            protocol=protocol, last=self.last, best=self.best, best_epoch=self.best_epoch, epochs=config.epochs, lr=self.lr,
+            held_out=self.held_out, train=train, test=len(self.logits),
         )  # fmt: skip
-        return Outcome(finding, subject.predictions(test.rows, self.logits))
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -199,50 +185,42 @@ def probe(
 # ---------------------------------------------------------------------------------------------- on a run
 
 
-def outcome(subject: Subject) -> Outcome:
-    """Run the protocol on a run's frozen features, or read what it found before; the head is kept beside it."""
-    config = subject.recipe.evaluation.linear
-    task = subject.task("linear", config)
-
-    def compute() -> Outcome:
-        gallery, query, classes = subject.splits()
-        found = probe(gallery, query, classes, config, subject.seed)
-        tensors = {
-            "weight": found.head.weight[0], "bias": found.head.bias[0],
-            "centre": torch.from_numpy(found.by.centre), "scale": torch.from_numpy(found.by.scale),
-        }  # fmt: skip
-        checkpoint.save(_head_file(task), tensors, {"key": task.key})
-        return found.outcome(subject, query, config, len(gallery.labels))
-
-    return kept(task, compute, whole=lambda: _head(task) is not None)
+def cells(context: EvalContext) -> Iterator[Cell]:
+    """Yield the one cell of the protocol; its head is stored next to the result."""
+    yield Cell("linear", lambda: _trained(context)[0], _key(context))
 
 
-def _head_file(task: Task) -> Path:
-    return task.run / FOLDER / f"{task.settings}.safetensors"
+def _key(context: EvalContext) -> CacheKey:
+    return context.key("linear", context.recipe.evaluation.linear)
 
 
-def _head(task: Task) -> tuple[Heads, Standard] | None:
-    """Read the head of a task; None where there is none, it is damaged, or it is of another encoder or seed."""
+def _trained(context: EvalContext) -> tuple[ResultWithPredictions, Probe]:
+    """Train the head of a run and store it."""
+    config, key = context.recipe.evaluation.linear, _key(context)
+    train, test, classes = context.features()
+    found = probe(train, test, classes, config, context.seed)
+    tensors = {
+        "weight": found.head.weight[0], "bias": found.head.bias[0],
+        "centre": torch.from_numpy(found.by.centre), "scale": torch.from_numpy(found.by.scale),
+    }  # fmt: skip
+    checkpoint.save(_head_file(key), tensors, {"key": key.text})
+    predictions = context.predictions(test.rows, found.logits)
+    return ResultWithPredictions(found.result(config, len(train.labels)), predictions), found
+
+
+def _head_file(key: CacheKey) -> Path:
+    return key.run / FOLDER / f"{key.name}.safetensors"
+
+
+def head_of(context: EvalContext) -> tuple[Heads, Standard]:
+    """Return the head of a run and how its features are standardised; trained first if it is not stored."""
+    key = _key(context)
     try:
-        tensors, facts = checkpoint.load(_head_file(task))
-    except CheckpointError:
-        return None
-    if facts.get("key") != task.key:
-        return None
+        tensors, facts = checkpoint.load(_head_file(key))
+    except CheckpointError:  # none, or damaged
+        facts = {}
+    if facts.get("key") != key.text:
+        found = _trained(context)[1]
+        return found.head, found.by
     by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
     return Heads(tensors["weight"][None], tensors["bias"][None]), by
-
-
-def head_of(subject: Subject) -> tuple[Heads, Standard]:
-    """Return the head that the protocol trained on a run, and how its features are standardised.
-
-    Raises:
-        CheckpointError: the protocol was not run, or with another encoder, seed or configuration, or the head is damaged.
-    """
-    task = subject.task("linear", subject.recipe.evaluation.linear)
-    if (found := _head(task)) is None:
-        raise CheckpointError(
-            f"{_head_file(task)}: no head of this encoder, seed and configuration; run `c2vl-eval linear` on {task.run}, "
-            "which trains it again"
-        )
-    return found

@@ -10,27 +10,25 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from markupsafe import Markup
 
-from c2vl_evaluation.html import render
+from c2vl_evaluation import cache
+from c2vl_evaluation.features import extract
+from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.report import classes as report_classes
 from c2vl_evaluation.report import figures, samples, sections
-from c2vl_evaluation.report.samples import clean
 from c2vl_evaluation.report.verdict import verdict
-from c2vl_evaluation.results import FILE, Results, Row
+from c2vl_evaluation.results import FILE, Table
 from c2vl_manifests.errors import C2VLError, DataError
+from c2vl_manifests.events import duration
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.recipe import Recipe
-
-if TYPE_CHECKING:
-    from c2vl_evaluation.cache import Outcome, Predictions
-    from c2vl_training.dataset import Packed
-
-__all__ = ["Figure", "MainRun", "build", "class_table", "main_run", "verdict"]
+from c2vl_manifests.pages import render, shorten_paths
+from c2vl_training.dataset import Packed
+from c2vl_training.run_log import read_histograms, read_metrics
 
 _COMPARED = ("floor", "shuffled", "ceiling")
 _READABLE = 0.85
@@ -39,7 +37,7 @@ _READABLE = 0.85
 
 @dataclass(frozen=True)
 class MainRun:
-    """The test split as the main run (`Results.main_run`) sees it, and what the other rows answered on it."""
+    """The test split as the main run (`Table.main_row`) sees it, and what the other rows answered on it."""
 
     features: npt.NDArray[np.float32]
     """Shape: (N, D), the frozen encoder's output before the projector."""
@@ -74,22 +72,22 @@ def _drawn(title: str, caption: str, draw: Callable[[], str], *, wide: bool = Fa
         across = float(svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0])
         return Figure(title, caption, Markup(svg), wide, round(_READABLE * across) if wide else 0)
     except ValueError as error:
-        return Figure(title, f"Not drawn: {clean(str(error))}.")
+        return Figure(title, f"Not drawn: {shorten_paths(str(error))}.")
 
 
 def _logged(
-    results: Results, table: Path, read: Callable[[Path], list[dict[str, Any]]]
+    table: Table, folder: Path, read: Callable[[Path], list[dict[str, Any]]]
 ) -> tuple[dict[str, list[list[dict[str, Any]]]], list[str]]:
     """Read a log of the pre-training runs, by name; names of runs without a readable one come second."""
     found: dict[str, list[list[dict[str, Any]]]] = {}
     absent = []
-    for row in results.rows:
+    for row in table.rows:
         if row.role not in {"pretrained", "shuffled"}:
             continue
         try:
             epochs = [
                 line
-                for line in read(table / row.run)
+                for line in read(folder / row.run)
                 if isinstance(line, dict) and _number(line.get("epoch"))
             ]
         except (OSError, ValueError):
@@ -117,23 +115,21 @@ def _counted(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list
     return [epochs[epoch] for epoch in sorted(epochs) if epochs[epoch]]
 
 
-def _training_figures(results: Results, table: Path) -> list[Figure]:
-    from c2vl_training.run_log import read_histograms, read_metrics
-
-    logged, absent = _logged(results, table, read_metrics)
+def _training_figures(table: Table, folder: Path) -> list[Figure]:
+    logged, absent = _logged(table, folder, read_metrics)
     curves = {
         name: [[{k: v for k, v in epoch.items() if _number(v)} for epoch in run] for run in runs]
         for name, runs in logged.items()
     }
     lacking = f" Without readable metrics.jsonl, hence not drawn: {', '.join(absent)}." if absent else ""
-    compared = [results.main_run().name, *(row.name for row in results.rows if row.role == "shuffled")]
-    spread = {name: _counted(runs) for name, runs in _logged(results, table, read_histograms)[0].items()}
+    compared = [table.main_row().name, *(row.name for row in table.rows if row.role == "shuffled")]
+    spread = {name: _counted(runs) for name, runs in _logged(table, folder, read_histograms)[0].items()}
     return [
         _drawn(
             "All rows",
             "Look at how far a bar stands from the floor and from the ceiling (dashed). Mean over seeds; whiskers are "
             "one standard deviation; the dotted line is chance.",
-            lambda: figures.accuracy_bars(results),
+            lambda: figures.accuracy_bars(table),
         ),
         _drawn(
             "Training",
@@ -156,17 +152,17 @@ def _training_figures(results: Results, table: Path) -> list[Figure]:
     ]  # fmt: skip
 
 
-def _all_figures(results: Results, main: MainRun | str | None, table: Path) -> list[Figure]:
-    drawn = _training_figures(results, table)
+def _all_figures(table: Table, main: MainRun | str | None, folder: Path) -> list[Figure]:
+    drawn = _training_figures(table, folder)
     titles = ("t-SNE of test features", "Accuracy by class", "Confusion matrix")
     if not isinstance(main, MainRun):
         why = main or "the main run, or the packed data it was evaluated on, is not at hand"
-        return [*drawn, *(Figure(title, f"Not drawn: {clean(why)}.") for title in titles)]
-    run, names = results.main_run(), _names(results, main)
+        return [*drawn, *(Figure(title, f"Not drawn: {shorten_paths(why)}.") for title in titles)]
+    run, names = table.main_row(), _names(table, main)
     try:
         layout = figures.project(main.features, main.labels)
     except ValueError as error:
-        drawn.append(Figure(titles[0], f"Not drawn: {clean(str(error))}."))
+        drawn.append(Figure(titles[0], f"Not drawn: {shorten_paths(str(error))}."))
     else:
         how = (
             f"Look for classes that hold together; distances between groups mean little. {run.name}, seed {run.seed}: "
@@ -175,7 +171,7 @@ def _all_figures(results: Results, main: MainRun | str | None, table: Path) -> l
             f"t-SNE seed {layout.seed}."
         )
         drawn.append(_drawn(titles[0], how, lambda: figures.scatter(layout, names)))
-    drawn.append(_class_figure(results, main, names))
+    drawn.append(_class_figure(table, main, names))
     counts = figures.confusion_counts(main.labels, main.predictions, len(names))
     how = (
         "Rows are the truth, columns the answer of the linear probe, each row sums to one; orange off the diagonal "
@@ -185,9 +181,8 @@ def _all_figures(results: Results, main: MainRun | str | None, table: Path) -> l
     return drawn
 
 
-def _class_figure(results: Results, main: MainRun, names: Sequence[str]) -> Figure:
-    table = class_table(results, main, names)
-    of = table["answers"]
+def _class_figure(table: Table, main: MainRun, names: Sequence[str]) -> Figure:
+    of = class_table(table, main, names)["answers"]
     series = {a.name: (a.role, report_classes.accuracies(main.labels, a.runs, len(names))) for a in of}
     first = series[of[0].name][1]
     against = next((a for a in of[1:] if a.role != "ceiling"), None)
@@ -204,13 +199,11 @@ def _class_figure(results: Results, main: MainRun, names: Sequence[str]) -> Figu
     return _drawn("Accuracy by class", how, lambda: report_classes.draw([names[i] for i in at], drawn))
 
 
-def _names(results: Results, main: MainRun) -> tuple[str, ...]:
+def _names(table: Table, main: MainRun) -> tuple[str, ...]:
     """Names of all classes that occur, those that the dataset does not name included."""
-    from c2vl_evaluation.metrics import class_name
-
     answers = [a for runs in main.answers.values() for a in runs]
     most = max(int(values.max(initial=-1)) for values in (main.labels, main.predictions, *answers))
-    return tuple(class_name(results.classes, i) for i in range(max(len(results.classes), most + 1)))
+    return tuple(class_name(table.classes, i) for i in range(max(len(table.classes), most + 1)))
 
 
 def _mistakes(counts: npt.NDArray[np.int64], main: MainRun, classes: Sequence[str]) -> str:
@@ -229,88 +222,48 @@ def _mistakes(counts: npt.NDArray[np.int64], main: MainRun, classes: Sequence[st
 # ------------------------------------------------------------------------------------------------ page
 
 
-def main_run(results: Results, work: Path, table: Path) -> MainRun | str:
-    """Read what `results.main_run()` and the other rows answered, and the main run's features; cached ones are reused.
+def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
+    """Read the stored answers of all rows and the features of `table.main_row()`; cached features are reused.
 
-    Returns a sentence that says why where the run or the packed data it was evaluated on is gone or is another.
+    Args:
+        table: the table.
+        work: the packed data, or the work folder around them.
+        folder: of the table.
+
+    Returns:
+        A sentence that gives the reason where the run, its answers or the packed data are gone or have changed.
     """
-    from c2vl_evaluation.features import extract
-    from c2vl_training.dataset import Packed
-
-    _need_rows(results, table)
-    row = results.main_run()
+    _need_rows(table, folder)
+    row = table.main_row()
     try:
         packed = Packed(work)
-        if packed.manifest.fingerprint != results.data_fingerprint:
+        if packed.manifest.fingerprint != table.data_fingerprint:
             return "the packed data are others than those that the table was made from"
-        found = _predictions(row, packed, results, table)
-        test = extract(table / row.run, packed, results.benchmark, "test")
+        test = extract(folder / row.run, packed, table.benchmark, "test")
+        found = cache.predictions_of(folder / row.run, row.result("linear").key)
     except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
-    if found is None:
-        return f"the answers that gave {row.name} its number in the table are not at hand; run `c2vl-eval benchmark` again"
     answers: dict[str, list[npt.NDArray[np.int64]]] = {}
-    for other in (r for r in results.rows if r.run):
+    for other in (r for r in table.rows if r.run):
         try:
-            held = found if other is row else _predictions(other, packed, results, table)
-        except (C2VLError, OSError, ValueError, KeyError, TypeError):
+            held = cache.predictions_of(folder / other.run, other.result("linear").key)
+        except (C2VLError, OSError):
             continue
-        if held is not None and held.sample_ids == found.sample_ids:
+        if held.sample_ids == found.sample_ids:
             answers.setdefault(other.name, []).append(held.answers)
     return MainRun(test.values, test.labels, found.answers, found.sample_ids, answers)
 
 
-def _predictions(row: Row, packed: Packed, results: Results, table: Path) -> Predictions | None:
-    """Return what the linear probe of a row answered: the stored answers that gave the table's number, or else anew."""
-    from c2vl_evaluation import cache
-    from c2vl_evaluation.protocols import linear
-
-    run = table / row.run
-    cache.weights_of(run)  # says what is the matter with a run that is gone
-    asked = packed.sample_ids(packed.select(results.benchmark, "test").rows)
-    try:
-        found = [*cache.stored(run, "linear").found.values()]
-    except C2VLError:  # damaged: made again
-        found = []
-    if not any(_gave(held, row, asked) for held in found):
-        recipe = _recipe_of(run)
-        found = [linear.outcome(cache.Subject(run, packed, results.benchmark, recipe, row.seed))]
-    return next((held.predictions for held in found if _gave(held, row, asked)), None)
-
-
-def _recipe_of(run: Path) -> Recipe:
-    try:
-        return Recipe.model_validate(sections.facts_of(run)["recipe"])
-    except (KeyError, ValueError) as error:
-        raise DataError(
-            f"{run / 'run.json'}: damaged or absent, so the answers of {run.name} cannot be made again; run "
-            "`c2vl-eval linear` on it with the recipe of the table"
-        ) from error
-
-
-def _gave(held: Outcome, row: Row, asked: Sequence[str]) -> bool:
-    """Whether a finding is that of a row: of the samples that the table asked, and all its numbers are the row's.
-
-    A run may have been evaluated on other data and benchmarks, too, and by other settings.
-    """
-    of, last, best = held.finding, held.finding.last, held.finding.best
-    if held.predictions is None or held.predictions.sample_ids != asked or last is None or best is None:
-        return False
-    known = (row.linear, row.linear_best, row.linear_lr)
-    beside = ((row.linear_top5, last.top5), (row.linear_balanced, last.balanced))  # absent in older tables
-    return known == (last.top1, best.top1, of.lr) and all(told in {None, found} for told, found in beside)
-
-
-def class_table(results: Results, main: MainRun, names: Sequence[str]) -> dict[str, Any]:
+def class_table(table: Table, main: MainRun, names: Sequence[str]) -> dict[str, Any]:
     """Accuracy of every class in the main row and its controls, and the confusions that moved most against each.
 
     Without answers of other rows, the main run's own seed stands alone.
     """
-    name = results.main_run().name
+    name = table.main_row().name
     held = main.answers if name in main.answers else {name: [main.predictions], **main.answers}
-    firsts = {role: next((r.name for r in results.rows if r.role == role), "") for role in _COMPARED}
+    firsts = {role: next((r.name for r in table.rows if r.role == role), "") for role in _COMPARED}
     chosen = dict.fromkeys([name, *(other for other in firsts.values() if other in held)])
-    of = [report_classes.Answers(n, results.of(n)[0].role, held[n]) for n in chosen]
+    of = [report_classes.Answers(n, table.of(n)[0].role, held[n]) for n in chosen]
     values = [report_classes.accuracies(main.labels, a.runs, len(names)) for a in of]
     totals = np.bincount(main.labels[main.labels >= 0], minlength=len(names))
     return {
@@ -327,57 +280,53 @@ def class_table(results: Results, main: MainRun, names: Sequence[str]) -> dict[s
     }  # fmt: skip
 
 
-def build(
-    results: Results, out: Path, *, work: Path | None = None, main: MainRun | str | None = None
-) -> Path:
+def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | str | None = None) -> Path:
     """Write the report and return its path.
 
     Args:
-        results: the table with its controls.
-        out: the HTML file; curves are read of the runs below its folder, or else of where `Row.run` points.
+        table: the table with its controls.
+        out: the HTML file; curves are read of the runs below its folder, or else of where `TableRow.run` points.
         work: folder with `crops/` and `captions/` for the gallery of prompts.
-        main: what `results.main_run()` and the other rows answered, or why that is not at hand.
+        main: stored answers of the rows and features of the main one, or why there are none.
 
     Raises:
         DataError: the table has no row.
     """
-    _need_rows(results, out.parent)
-    lines = [sections.line(results.of(name)) for name in results.names()]
-    groups = sections.protocols(results)
+    _need_rows(table, out.parent)
+    lines = [sections.line(line) for line in table.lines()]
+    groups = sections.protocols(table)
+    shown = {name for each in groups for name in each["group"].cells}
     text = render(
         "c2vl_evaluation.report",
         "report.html.j2",
-        results=results,
-        verdict=verdict(results),
+        table=table,
+        verdict=verdict(table),
         lines=lines,
         derived=any(line["derived"] for line in lines),
         groups=groups,
-        grouped={cell["name"]: cell["derived"] for group in groups for cell in group["lines"]},
-        floors={
-            "chance": sections.floor(results.chance_score),
-            "majority": sections.floor(results.majority_score),
-        },
-        details=[(row, Path(row.run).name) for row in results.rows],
+        grouped={line["name"]: line["derived"] for line in lines if line["name"] in shown},
+        floors={"chance": sections.floor(table.chance), "majority": sections.floor(table.majority)},
+        details=[(row, Path(row.run).name) for row in table.rows],
         percent=lambda value: f"{100 * value:.1f}",
-        duration=sections.duration,
+        duration=duration,
         size=sections.size,
-        engines={role: clean(engine) for role, engine in results.engines.items()},
-        gallery=samples.read(work, results.classes) if work is not None else None,
-        figures=_all_figures(results, main, out.parent),
-        per_class=class_table(results, main, _names(results, main)) if isinstance(main, MainRun) else None,
-        stages=sections.stages(results, work),
-        total=sum(results.seconds.values()),
-        training=sections.training(results, out.parent),
-        evaluation=sections.evaluation(results, out.parent),
-        configuration=sections.configuration(results, out.parent),
+        engines={role: shorten_paths(engine) for role, engine in table.engines.items()},
+        gallery=samples.read(work, table.classes) if work is not None else None,
+        figures=_all_figures(table, main, out.parent),
+        per_class=class_table(table, main, _names(table, main)) if isinstance(main, MainRun) else None,
+        stages=sections.stages(table, work),
+        total=sum(table.stage_seconds.values()),
+        training=sections.training(table, out.parent),
+        evaluation=sections.evaluation(table, out.parent),
+        configuration=sections.configuration(table, out.parent),
     )
     out.parent.mkdir(parents=True, exist_ok=True)
     commit_text(out, text)
     return out
 
 
-def _need_rows(results: Results, table: Path) -> None:
-    if not results.rows:
+def _need_rows(table: Table, folder: Path) -> None:
+    if not table.rows:
         raise DataError(
-            f"{table / FILE} holds no row, a table has at least one; run `c2vl-eval benchmark` into a new folder"
+            f"{folder / FILE} holds no row, a table has at least one; run `c2vl-eval benchmark` into a new folder"
         )

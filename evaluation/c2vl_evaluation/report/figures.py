@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from c2vl_evaluation.report.svg import COLOURS, FONT, GREY, WIDTH, legend, short, svg
-from c2vl_evaluation.results import Results, Role, mean_std
+from c2vl_evaluation.results import ALWAYS, Role, Table, mean_std
 
 Metrics = Mapping[str, float]
 Curves = Mapping[str, Sequence[Sequence[Metrics]]]
@@ -317,9 +317,9 @@ def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:
         )  # fmt: skip
 
 
-def accuracy_bars(results: Results) -> str:
+def accuracy_bars(table: Table) -> str:
     """Draw kNN and linear accuracy of every name: mean and deviation over seeds; floor, ceiling and chance."""
-    groups = [(name, results.of(name)) for name in results.names()]
+    groups = [(name, table.of(name)) for name in table.names()]
     paints: dict[Role, str] = {
         "pretrained": COLOURS[0],
         "shuffled": COLOURS[1],
@@ -328,19 +328,17 @@ def accuracy_bars(results: Results) -> str:
         "baseline": GREY,
     }
     lines = ["\n".join(textwrap.wrap(name, 22, max_lines=2, placeholder="…")) for name, _ in groups]
-    top = 106 * max(max(row.knn, row.linear) for row in results.rows)
+    top = 106 * max(row.top1(protocol) for row in table.rows for protocol in ALWAYS)
     height = sum(0.2 + 0.15 * (line.count("\n") + 1) for line in lines)
 
     def paint(figure: Figure) -> None:
         panels = figure.subplots(2, 1, sharex=True)
         panels[1].set_xlabel("top-1 accuracy on the test split, %")
-        for ax, title, measure in zip(
-            panels, ("kNN", "linear probe, last epoch"), ("knn", "linear"), strict=True
-        ):
+        for ax, title, measure in zip(panels, ("kNN", "linear probe, last epoch"), ALWAYS, strict=True):
             ax.set_title(f"{title}\n", linespacing=1.2)
-            marks = [("chance", results.chance, (0, (1, 2)))]
+            marks = [("chance", table.chance.top1, (0, (1, 2)))]
             for y, (_, rows) in enumerate(groups):
-                values = [getattr(row, measure) for row in rows]
+                values = [row.top1(measure) for row in rows]
                 mean, role = 100 * statistics.mean(values), rows[0].role
                 error = 100 * statistics.stdev(values) if len(values) > 1 else None
                 bar = {"height": 0.62, "color": paints[role], "alpha": 0.85, "error_kw": {"elinewidth": 0.9}}
@@ -356,7 +354,7 @@ def accuracy_bars(results: Results) -> str:
             ax.set_xlim(0, top)
             right = ax.twinx()
             right.set_yticks(
-                range(len(groups)), [mean_std([getattr(r, measure) for r in rows]) for _, rows in groups]
+                range(len(groups)), [mean_std([r.top1(measure) for r in rows]) for _, rows in groups]
             )
             right.tick_params(axis="y", length=0)
             right.set_ylim(ax.get_ylim())

@@ -6,9 +6,6 @@ a note; a row that is not ok is shown as such.
 
 from __future__ import annotations
 
-import base64
-import io
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,8 +16,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from c2vl_manifests.errors import one_line
+from c2vl_manifests.pages import jpeg_data_uri, shorten_paths
 from c2vl_manifests.schema import Status
 
 SAMPLES, SLOTS, HEIGHT = 12, 4, 160
@@ -105,7 +103,7 @@ def _read(path: Path, gallery: Gallery, **options: Any) -> pa.Table | None:
     try:
         return pq.read_table(path, **options)
     except (OSError, pa.ArrowException, KeyError) as error:
-        reason = clean(str(error).splitlines()[0])
+        reason = shorten_paths(one_line(error))
         gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read and is passed over ({reason}).")
         return None
 
@@ -142,7 +140,7 @@ def _sample(
     crops, said = [], []
     for slot in slots:
         crop, caption = rows["crops"].get((key, slot), {}), rows["captions"].get((key, slot), {})
-        image, text = _thumbnail(crop.get("jpeg")), caption.get("caption") or ""
+        image, text = jpeg_data_uri(crop.get("jpeg"), (2 * HEIGHT, HEIGHT)), caption.get("caption") or ""
         crops.append(
             {"slot": slot, "image": image, "alt": text or "no caption", **_status(crop, image is not None)}
         )
@@ -164,23 +162,4 @@ def _status(row: dict[str, Any], usable: bool) -> dict[str, Any]:
     status = row.get("status", "no row")
     if status == Status.OK and not usable:
         status = "unreadable"
-    return {"status": status, "ok": status == Status.OK, "error": clean(row.get("error") or "")}
-
-
-def _thumbnail(jpeg: bytes | None) -> str | None:
-    """Return a JPEG of at most HEIGHT pixels as a data URI, None if it cannot be decoded."""
-    if not jpeg:
-        return None
-    try:
-        image = Image.open(io.BytesIO(jpeg)).convert("RGB")
-    except (OSError, ValueError):
-        return None
-    image.thumbnail((2 * HEIGHT, HEIGHT))
-    small = io.BytesIO()
-    image.save(small, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
-
-
-def clean(text: str) -> str:
-    """Shorten paths to their last part: a report travels, its folders do not. Addresses of the web stay whole."""
-    return re.sub(r"(?<!\w)(?<!:/)(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text)
+    return {"status": status, "ok": status == Status.OK, "error": shorten_paths(row.get("error") or "")}

@@ -6,31 +6,31 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from c2vl_evaluation.report.sections import KINDS
-from c2vl_evaluation.results import Results, Row, mean_std
+from c2vl_evaluation.results import Protocol, Table, TableRow, mean_std
 
 
-def verdict(results: Results) -> str:
+def verdict(table: Table) -> str:
     """Say what the table shows: the main row against the floor, shuffled pairs, and joints without an encoder."""
-    baseline = [row for row in results.rows if row.role == "baseline"]
+    baseline = [row for row in table.rows if row.role == "baseline"]
     if not baseline:
-        return _against_floor(results)
-    reached = " and ".join(f"{100 * getattr(baseline[0], k):.1f} % {kind}" for k, kind in KINDS.items())
-    return f"{_against_floor(results)} The raw joints, without any encoder, reach {reached}."
+        return _against_floor(table)
+    reached = " and ".join(f"{100 * baseline[0].top1(k):.1f} % {kind}" for k, kind in KINDS.items())
+    return f"{_against_floor(table)} The raw joints, without any encoder, reach {reached}."
 
 
-def _against_floor(results: Results) -> str:
-    main = results.of(results.main_run().name)
+def _against_floor(table: Table) -> str:
+    main = table.of(table.main_row().name)
     name, role = main[0].name, main[0].role
-    reached = " and ".join(f"{mean_std([getattr(r, k) for r in main])} % {kind}" for k, kind in KINDS.items())
+    reached = " and ".join(f"{mean_std([r.top1(k) for r in main])} % {kind}" for k, kind in KINDS.items())
     if role != "pretrained":
         return f"No pre-trained encoder is in this table; {name} reaches {reached}."
-    floor = [row for row in results.rows if row.role == "floor"]
+    floor = [row for row in table.rows if row.role == "floor"]
     if not floor:
         return f"{name} reaches {reached}; without a random encoder in the table, what it gained is unknown."
     gains = _differences(main, floor)
     word = "over" if min(gains.values()) > 0 else "against"
     said = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
-    shuffled = [row for row in results.rows if row.role == "shuffled"]
+    shuffled = [row for row in table.rows if row.role == "shuffled"]
     if not shuffled:
         return f"{said}; without shuffled pairs in the table, what the pairing adds is unknown."
     control = _differences(shuffled, floor)
@@ -38,16 +38,16 @@ def _against_floor(results: Results) -> str:
     return f"{said}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
 
 
-def _differences(rows: Sequence[Row], other: Sequence[Row]) -> dict[str, float]:
+def _differences(rows: Sequence[TableRow], other: Sequence[TableRow]) -> dict[Protocol, float]:
     """Return the differences of the means in points, by measure."""
 
-    def mean(of: Sequence[Row], kind: str) -> float:
-        return 100 * statistics.mean([float(getattr(row, kind)) for row in of])
+    def mean(of: Sequence[TableRow], kind: Protocol) -> float:
+        return 100 * statistics.mean([row.top1(kind) for row in of])
 
     return {kind: mean(rows, kind) - mean(other, kind) for kind in KINDS}
 
 
-def _gained(gains: Mapping[str, float]) -> str:
+def _gained(gains: Mapping[Protocol, float]) -> str:
     parts: list[str] = []
     last = ""
     for kind, value in gains.items():
@@ -57,7 +57,7 @@ def _gained(gains: Mapping[str, float]) -> str:
     return " and ".join(parts)
 
 
-def _because(gains: Mapping[str, float], control: Mapping[str, float]) -> str:
+def _because(gains: Mapping[Protocol, float], control: Mapping[Protocol, float]) -> str:
     """Say whether the gain is owed to the right pairing: whether shuffled pairs reach half of it."""
     rising = [kind for kind, value in gains.items() if value >= 0.05]
     paired = [kind for kind in rising if control[kind] < gains[kind] / 2]
@@ -69,14 +69,14 @@ def _because(gains: Mapping[str, float], control: Mapping[str, float]) -> str:
     return f"so most of the{which} gain comes from pairing each skeleton with its own prompts"
 
 
-def _noise(main: Sequence[Row], floor: Sequence[Row]) -> str:
+def _noise(main: Sequence[TableRow], floor: Sequence[TableRow]) -> str:
     """Say whether the differences stand out of the spread over seeds."""
     seeds = min(len(main), len(floor))
     if seeds < 2:
         return "one seed, so how much of it is luck is unknown"
     clear = []
     for kind, difference in _differences(main, floor).items():
-        spread = [statistics.variance([float(getattr(row, kind)) for row in rows]) for rows in (main, floor)]
+        spread = [statistics.variance([row.top1(kind) for row in rows]) for rows in (main, floor)]
         error = 100 * (spread[0] / len(main) + spread[1] / len(floor)) ** 0.5
         clear += [KINDS[kind]] if abs(difference) > 2 * error else []
     which = "both" if len(clear) == len(KINDS) else f"only {clear[0]}" if clear else "neither"

@@ -55,8 +55,9 @@ def test_every_row_is_on_the_page(full):
     text = read(path).text
     for name in results.names():
         of = results.of(name)
-        for measure in ("knn", "linear", "linear_best"):
-            assert mean_std([getattr(row, measure) for row in of]) in text
+        for protocol in ("knn", "linear"):
+            assert mean_std([row.top1(protocol) for row in of]) in text
+        assert mean_std([row.result("linear").best.top1 for row in of]) in text
     for row in results.rows:
         assert row.run.rsplit("/", 1)[1] in text
     for fact in ("33.3", "40.0", "1 h 02 min", "1,234", "f" * 32, "d" * 32, "posecode", "Toy & Co"):
@@ -128,7 +129,7 @@ def test_empty_work_folder_is_said(tmp_path):
 def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
     page = read(
         build.build(
-            table({("random encoder", "floor"): (0.4, 0.5)}, seeds=1, seconds={}, engines={}),
+            table({("random encoder", "floor"): (0.4, 0.5)}, seeds=1, stage_seconds={}, engines={}),
             tmp_path / "r.html",
         )
     )

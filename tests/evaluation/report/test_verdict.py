@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from c2vl_evaluation.report import build
-from support.report import BASE, table
+from c2vl_evaluation.report.verdict import verdict
+from support.report import BASE, both, table
 
 
 def said(seeds=3, **changes):
     roles = {role: name for name, role in reversed(BASE)}
-    return build.verdict(table(BASE | {(roles[role], role): value for role, value in changes.items()}, seeds))
+    return verdict(table(BASE | {(roles[role], role): value for role, value in changes.items()}, seeds))
 
 
 def test_verdict_is_one_sentence_of_the_numbers():
@@ -49,17 +49,17 @@ def test_verdict_changes_with_the_numbers(changes, words):
     ],
 )
 def test_verdict_names_the_control_that_is_missing(role, words):
-    assert build.verdict(table({key: value for key, value in BASE.items() if key[1] != role})).endswith(words)
+    assert verdict(table({key: value for key, value in BASE.items() if key[1] != role})).endswith(words)
 
 
 def test_the_verdict_names_joints_without_an_encoder():
     results = table()
-    assert "raw joints" not in build.verdict(results)
+    assert "raw joints" not in verdict(results)
     raw = results.rows[0].model_copy(
-        update={"name": "raw joints", "role": "baseline", "knn": 0.9, "linear": 0.5}
+        update={"name": "raw joints", "role": "baseline", "results": both(0.9, 0.5)}
     )
-    spoken = build.verdict(results.model_copy(update={"rows": (*results.rows, raw)}))
+    spoken = verdict(results.model_copy(update={"rows": (*results.rows, raw)}))
     assert (
         spoken
-        == f"{build.verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
+        == f"{verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
     )

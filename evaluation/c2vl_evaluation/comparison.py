@@ -15,7 +15,7 @@ import numpy.typing as npt
 from c2vl_evaluation import cache
 from c2vl_evaluation.features import Labels
 from c2vl_evaluation.results import Protocol
-from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.errors import CheckpointError, DataError
 
 Floats = npt.NDArray[np.float64]
 
@@ -98,19 +98,14 @@ def compare(
         CheckpointError: a folder holds no finished run, or what they have in common is of another encoder than it
             holds now.
         DataError: they have no setting in common, or a file is damaged.
-        ConfigError: the protocol keeps no class scores of the test samples under settings of its own.
     """
-    if protocol in {"zeroshot", "retrieval"}:
-        raise ConfigError(
-            f"compare speaks of classifiers and not of {protocol}; give knn, linear, finetune, semi, transfer or ensemble"
-        )
     ours, theirs = cache.stored(one, protocol), cache.stored(other, protocol)
     common = [name for name in ours.found if name in theirs.found]
     if not common:
         _refuse_stale(one, ours, other, theirs)
         raise DataError(
             f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; "
-            f"run `c2vl-eval {protocol}` on both"
+            f"run `c2vl-eval run {protocol}` on both"
         )
     settings: dict[str, list[tuple[cache.Predictions, cache.Predictions]]] = {}
     for name in common:
@@ -119,7 +114,7 @@ def compare(
         assert b.predictions is not None
         if a.predictions.sample_ids != b.predictions.sample_ids:
             raise DataError(f"{one} and {other} answered other test samples; evaluate both on the same data")
-        settings.setdefault(a.finding.setting, []).append((a.predictions, b.predictions))
+        settings.setdefault(a.result.setting, []).append((a.predictions, b.predictions))
     return [_compared(protocol, setting, pairs, resamples) for setting, pairs in settings.items()]
 
 

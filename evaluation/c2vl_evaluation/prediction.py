@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from c2vl_evaluation.cache import Subject, softmax
+from c2vl_evaluation.cache import softmax
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
@@ -35,8 +36,21 @@ class Answer:
     top: list[tuple[str, float]]
 
 
-def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
-    """Say what is done in skeleton files.
+def predict(
+    run: Path,
+    data: Path,
+    files: Sequence[Path],
+    *,
+    benchmark: str | None = None,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+) -> list[Answer]:
+    """Recognise what is done in skeleton files, see `EvalContext.open` and `predict_files`."""
+    return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
+
+
+def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
+    """Recognise what is done in skeleton files.
 
     `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
     another layout than the encoder's are mapped to it where that is possible. The layer is trained first if the linear
@@ -48,23 +62,22 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
         DataError: a file that cannot be read, or in which nobody is seen.
         ConfigError: its joints cannot be mapped.
     """
-    linear.outcome(subject)
-    head, by = linear.head_of(subject)
-    where = device_of(subject.recipe.training.device)
-    encoder = encoder_for(subject.run, subject.packed, where)
-    clips = [_read(path, subject, encoder.layout) for path in files]
-    skeletons = UnpackedSkeletons.of(clips, encoder.layout, subject.packed.manifest.bodies)
+    head, by = linear.head_of(context)
+    where = device_of(context.recipe.training.device)
+    encoder = encoder_for(context.run, context.packed, where)
+    clips = [_read(path, context, encoder.layout) for path in files]
+    skeletons = UnpackedSkeletons.of(clips, encoder.layout, context.packed.manifest.bodies)
     loaded = Clips(skeletons, np.arange(len(clips)), encoder.input, where)
     features = encode(encoder.module, loaded).float().numpy()
-    check_finite(features, f"{subject.run}: of its features of the files")
+    check_finite(features, f"{context.run}: of its features of the files")
     logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
     if not np.isfinite(logits).all():
         raise CheckpointError(
-            f"{subject.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
+            f"{context.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
             "the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
         )
     scores = softmax(logits)
-    names = subject.packed.manifest.classes
+    names = context.packed.manifest.classes
     found = []
     for path, joints, row in zip(files, clips, scores, strict=True):
         order = np.argsort(-row, kind="stable")[:TOP]
@@ -73,16 +86,16 @@ def predict(subject: Subject, files: Sequence[Path]) -> list[Answer]:
     return found
 
 
-def _read(path: Path, subject: Subject, layout: Layout) -> Array:
+def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers import read_skeleton
     from c2vl_pipeline.stages.pack import mapped
 
-    manifest = subject.packed.manifest
-    bodies, told = manifest.bodies, {"second_body": manifest.second_body}
-    config: SkeletonsConfig = subject.recipe.pipeline.skeletons.model_copy(update=told)
+    manifest = context.packed.manifest
+    told = {"second_body": manifest.second_body}
+    config: SkeletonsConfig = context.recipe.pipeline.skeletons.model_copy(update=told)
     try:
-        assembled, source = read_skeleton(path, layout, bodies, config)
+        assembled, source = read_skeleton(path, layout, manifest.bodies, config)
         found = assembled.joints
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give a skeleton file") from error
