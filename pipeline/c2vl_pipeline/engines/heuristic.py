@@ -14,10 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import Array, Box, Frame, Image, TextVectors, checked_options
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+from c2vl_pipeline.engines import Array, Box, Detector, Encoder, Frame, Image, TextVectors, checked_options
 
 
 class _Options(BaseModel):
@@ -42,13 +39,11 @@ class _Classical(_Options):
     seed: int = Field(default=0, ge=0)
 
 
-class SkeletonDetector:
+class SkeletonDetector(Detector):
     """Boxes around the joints projected into the colour image, which NTU's files carry: exact, and no model.
 
     Joints end at the wrist of a hand and the middle of the head, so each box grows by `grow` of its height.
     """
-
-    needs = frozenset({"joints", "shape"})
 
     def __init__(self, spec: EngineSpec) -> None:
         self._options = checked_options(spec, _Skeleton)
@@ -73,10 +68,10 @@ class SkeletonDetector:
 
     def describe(self) -> Mapping[str, Any]:
         """What the manifest says of this engine."""
-        return {"backend": "skeleton", "derived_from": "joints", **self._options.model_dump()}
+        return {"backend": "skeleton", **self._options.model_dump()}
 
 
-class MotionDetector:
+class MotionDetector(Detector):
     """Foreground of a fixed camera.
 
     `background = "camera"`: what differs from the camera's empty scene (`empty_scene`, built once from many frames). `background = "black"`:
@@ -86,7 +81,6 @@ class MotionDetector:
 
     def __init__(self, spec: EngineSpec) -> None:
         self._options = checked_options(spec, _Motion)
-        self.needs = frozenset({"background"} if self._options.background == "camera" else ())
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
         """Return boxes of the foreground's components, the largest first; the query is not needed."""
@@ -97,12 +91,13 @@ class MotionDetector:
         height, width = image.shape[:2]
         if self._options.background == "black":
             difference = image.max(axis=2)
-        elif frame.background is not None and frame.background.shape == image.shape:
-            difference = cv2.absdiff(image, frame.background).max(axis=2)
         else:
-            raise ValueError(
-                f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
-            )
+            scene = frame.background()
+            if scene is None or scene.shape != image.shape:
+                raise ValueError(
+                    f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
+                )
+            difference = cv2.absdiff(image, scene).max(axis=2)
         mask = (cv2.GaussianBlur(difference, (5, 5), 0) > self._options.threshold).astype(np.uint8)
         reach = max(3, height // 40) | 1
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
@@ -165,7 +160,7 @@ def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -
     return scene
 
 
-class Classical:
+class Classical(Encoder):
     """HOG of the crop and hashed word n-grams of the caption, both without any training.
 
     The histogram of oriented gradients of the crop at 64 x 64 (1,764 values) is brought to `image_dim` by a fixed

@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,8 @@ from huggingface_hub import errors as hub_errors
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.manifest import remembered_sha256
 from c2vl_pipeline.engines import checked_options, setting
 
 HUB_TIMEOUT = 5.0
@@ -45,7 +45,9 @@ class _Options(BaseModel):
     allow_unexpected_weights: bool = False
 
 
-class _DetectorOptions(_Options):
+class DetectorOptions(_Options):
+    """`EngineSpec.options` of a Grounding DINO detector."""
+
     threshold: float = Field(default=0.35, ge=0, le=1)
     text_threshold: float = Field(default=0.25, ge=0, le=1)
     shortest_edge: int | None = Field(default=None, ge=32)
@@ -73,15 +75,11 @@ _LLAVA = ("LlavaForConditionalGeneration", "LlavaProcessor")
 _CLIP = ("CLIPModel", "CLIPProcessor")
 # fmt: off
 NEEDS = {
-    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, _DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
+    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
     "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "llava-hf/llava-1.5-7b-hf"),
     "encoder": _Need("CLIP", "clip", _CLIP, _Options, "openai/clip-vit-large-patch14-336"),
 }
 # fmt: on
-
-
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": ")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -98,7 +96,7 @@ def _weight_files(folder: Path) -> list[Path]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence progress bars and load reports: what matters in them becomes an EngineError."""
     log = _tf.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
@@ -138,7 +136,9 @@ def locate(spec: EngineSpec) -> Path:
     try:
         found = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise _refusal(spec, f"not a checkpoint, its config.json cannot be read ({_line(error)})") from error
+        raise _refusal(
+            spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
+        ) from error
     wanted = NEEDS[spec.role].model_type
     if found != wanted:
         raise _refusal(spec, f"holds a {found!r} model, expected {wanted!r}")
@@ -169,7 +169,7 @@ def _find_on_hub(spec: EngineSpec, model: str) -> Path:
     except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
         why = "the hub has no such model (or it is private or gated: `hf auth login`)"
     except Exception as error:  # whatever the network stack raises, the remedy is the same
-        why = f"the hub does not answer ({_line(error)})"
+        why = f"the hub does not answer ({one_line(error, named=True)})"
     wanted_id = f"{model} --revision {revision}" if revision else model
     raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", wanted_id)
 
@@ -180,17 +180,15 @@ def revision(folder: Path) -> str:
         return folder.name
     small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}
     files = sorted(small.union(_weight_files(folder)))
-    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(maxsize=8)
-def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash files once, as long as sizes and times stay what they are: weights can be many gigabytes."""
     digest = hashlib.sha256()
-    for path, _, _ in files:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + bytes.fromhex(remembered_sha256(path)))
     return f"sha256:{digest.hexdigest()}"
+
+
+def weights_id(spec: EngineSpec) -> dict[str, Any]:
+    """Return the revision that a spec resolves to, without loading the model."""
+    return {"revision_resolved": revision(locate(spec))}
 
 
 class Weights:
@@ -208,7 +206,7 @@ class Weights:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"{setting(spec)}.device = {spec.device!r}: torch cannot use it ({_line(error)}); "
+                f"{setting(spec)}.device = {spec.device!r}: torch cannot use it ({one_line(error, named=True)}); "
                 f"expected auto, cpu or one of the {torch.cuda.device_count()} GPUs it sees"
             ) from error
 
@@ -271,7 +269,7 @@ class Checkpoint(Weights):
     def _load(self) -> tuple[Any, Any]:
         model_class, processor_class = (getattr(_tf, name) for name in self.need.classes)
         try:
-            with _quiet():
+            with quiet():
                 model, report = model_class.from_pretrained(
                     self.folder,
                     dtype=self.dtype,
@@ -284,7 +282,9 @@ class Checkpoint(Weights):
                     self.folder, local_files_only=True, backend="pil"
                 )
         except Exception as error:  # safetensors, pickle, json and tokenizers each have a family of their own
-            raise _refusal(self.spec, f"damaged or incomplete, cannot be loaded ({_line(error)})") from error
+            raise _refusal(
+                self.spec, f"damaged or incomplete, cannot be loaded ({one_line(error, named=True)})"
+            ) from error
         return self.placed(model, report, _BUFFERS, _refusal), processor
 
     def inputs(self, batch: Any) -> dict[str, torch.Tensor]:

@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, checked_options
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
 
 _WANTED = {
     "llava.constants": ("IMAGE_TOKEN_INDEX", "DEFAULT_IMAGE_TOKEN", "DEFAULT_IM_START_TOKEN", "DEFAULT_IM_END_TOKEN"),
@@ -38,10 +38,6 @@ class _Options(BaseModel):
     conversation: str = "vicuna_v1"
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
 def _package() -> SimpleNamespace:
     """Return what is used of the original package.
 
@@ -56,7 +52,9 @@ def _package() -> SimpleNamespace:
         except Exception as error:  # its imports fail in many ways beside other versions of transformers
             absent = isinstance(error, ModuleNotFoundError) and error.name == "llava"
             problem = (
-                "is not installed" if absent else f"is not what is installed here as 'llava' ({_line(error)})"
+                "is not installed"
+                if absent
+                else f"is not what is installed here as 'llava' ({one_line(error, named=True)})"
             )
             raise EngineError(
                 f"the captioner engine 'llava' needs the original LLaVA package, which {problem}; `pip install "
@@ -83,13 +81,13 @@ def _folder(spec: EngineSpec) -> Path:
             folder = Path(huggingface_hub.snapshot_download(model, revision=spec.revision))
         except Exception as error:  # whatever the network stack raises, the remedy is the same
             raise EngineError(
-                f"{what}: neither a folder nor had from the hub ({_line(error)}); {remedy}"
+                f"{what}: neither a folder nor had from the hub ({one_line(error, named=True)}); {remedy}"
             ) from error
     try:
         made_for = json.loads((folder / "config.json").read_text("utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError) as error:
         raise EngineError(
-            f"{what}: not a checkpoint, its config.json cannot be read ({_line(error)}); {remedy}"
+            f"{what}: not a checkpoint, its config.json cannot be read ({one_line(error, named=True)}); {remedy}"
         ) from error
     if not made_for or not str(made_for[0]).startswith("Llava") or "ConditionalGeneration" in made_for[0]:
         raise EngineError(
@@ -99,14 +97,7 @@ def _folder(spec: EngineSpec) -> Path:
     return folder
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the revision that a spec resolves to, without the package and without loading the model."""
-    from c2vl_pipeline.engines.hf_checkpoint import revision
-
-    return {"revision_resolved": revision(_folder(spec))}
-
-
-class OriginalLlava:
+class OriginalLlava(Captioner):
     """Answers the question about each crop with the original LLaVA code, greedily.
 
     Options: `max_new_tokens` (64) and `conversation` (vicuna_v1, a name of the package's `conv_templates`).
@@ -123,7 +114,12 @@ class OriginalLlava:
             unknown option or conversation, an unusable device.
     """
 
-    needs: frozenset[str] = frozenset()
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the revision that a spec resolves to, without the package and without loading the model."""
+        from c2vl_pipeline.engines.hf_checkpoint import revision
+
+        return {"revision_resolved": revision(_folder(spec))}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec, self._options = spec, checked_options(spec, _Options)
@@ -148,7 +144,7 @@ class OriginalLlava:
         except Exception as error:  # the package, transformers and torch each have a family of their own
             raise EngineError(
                 f"captioner checkpoint {spec.model!r} (original LLaVA) cannot be loaded on {self._device} "
-                f"({_line(error)}); expected a whole checkpoint such as liuhaotian/llava-v1.5-7b, its CLIP vision "
+                f"({one_line(error, named=True)}); expected a whole checkpoint such as liuhaotian/llava-v1.5-7b, its CLIP vision "
                 "tower (openai/clip-vit-large-patch14-336) in the hub's cache, and a device that torch sees"
             ) from error
 
@@ -203,7 +199,7 @@ class OriginalLlava:
             "backend": "llava",
             "model": self._spec.model,
             "revision_asked": self._spec.revision,
-            **identify(self._spec),
+            **self.weights_id(self._spec),
             "dtype": self._spec.dtype,
             "device": self._device,
             "options": self._options.model_dump(),

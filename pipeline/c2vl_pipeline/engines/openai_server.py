@@ -23,15 +23,9 @@ import openai
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, Image, checked_options
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, checked_options
 from c2vl_pipeline.readers.video import encode_jpeg
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
-
-VOLATILE_OPTIONS = frozenset({"base_url", "api_key_env", "concurrency", "timeout", "retries"})
-"""Where the model is served and how patiently it is asked; no row depends on it."""
 
 CONNECT_TIMEOUT = 10.0
 """Seconds a server may take to accept a connection; an answer may take `timeout`."""
@@ -91,10 +85,9 @@ def _client(options: _Options) -> openai.OpenAI:
     )
 
 
-def _line(error: BaseException) -> str:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+def _named(error: BaseException) -> str:
     cause = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
-    return said + cause
+    return one_line(error, named=True) + cause
 
 
 def _stop(error: Exception, options: _Options, model: str | None) -> EngineError | None:
@@ -102,22 +95,22 @@ def _stop(error: Exception, options: _Options, model: str | None) -> EngineError
     server, status = f"the captioner's server at {options.base_url}", getattr(error, "status_code", None)
     if status in {401, 403}:
         return EngineError(
-            f"{server} refuses the key ({_line(error)}); expected one in the environment variable "
+            f"{server} refuses the key ({_named(error)}); expected one in the environment variable "
             f"{options.api_key_env} (options.api_key_env names it); {_AGAIN}"
         )
     if status == 404:
         return EngineError(
-            f"{server} has no model {model!r}, or no chat completions under this address ({_line(error)}); expected "
+            f"{server} has no model {model!r}, or no chat completions under this address ({_named(error)}); expected "
             f"a served model in pipeline.caption.engine.model and an address that ends in /v1; {_AGAIN}"
         )
     if status == 429:
         return EngineError(
-            f"{server} is still busy after {options.retries} repetitions ({_line(error)}); expected an answer; lower "
+            f"{server} is still busy after {options.retries} repetitions ({_named(error)}); expected an answer; lower "
             f"options.concurrency ({options.concurrency}); {_AGAIN}"
         )
     if isinstance(error, openai.APIConnectionError) and type(error.__cause__).__name__ in _NOT_THERE:
         return EngineError(
-            f"{server} is not there ({_line(error)}); start it, or name another in "
+            f"{server} is not there ({_named(error)}); start it, or name another in "
             f"pipeline.caption.engine.options.base_url; {_AGAIN}"
         )
     return None
@@ -129,7 +122,7 @@ def _only_model(options: _Options) -> str:
         found = [model.id for model in _client(options).models.list().data]
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
         raise _stop(error, options, None) or EngineError(
-            f"the captioner's server at {options.base_url} does not say what it serves ({_line(error)}); name the "
+            f"the captioner's server at {options.base_url} does not say what it serves ({_named(error)}); name the "
             "model in pipeline.caption.engine.model"
         ) from error
     if len(found) != 1:
@@ -140,16 +133,7 @@ def _only_model(options: _Options) -> str:
     return found[0]
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the served model's name. A server's weights cannot be verified: name and revision are taken on trust.
-
-    Only a spec that names no model needs the server for this.
-    """
-    options = _options(spec)
-    return {"model_served": spec.model or _only_model(options)}
-
-
-class Served:
+class Served(Captioner):
     """Asks a served model about each crop, greedily (temperature 0).
 
     Options: `base_url` (required, e.g. http://localhost:8000/v1), `api_key_env` (the environment variable that
@@ -161,7 +145,17 @@ class Served:
         EngineError: One line: an option that does not hold, or a server that is at fault.
     """
 
-    needs: frozenset[str] = frozenset()
+    VOLATILE_OPTIONS = frozenset({"base_url", "api_key_env", "concurrency", "timeout", "retries"})
+    """Where the model is served and how patiently it is asked."""
+
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the served model's name, which is taken on trust: a server's weights cannot be verified.
+
+        Only a spec that names no model needs the server for this.
+        """
+        options = _options(spec)
+        return {"model_served": spec.model or _only_model(options)}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec, self._options = spec, _options(spec)
@@ -224,7 +218,7 @@ class Served:
                     raise stop from error
                 status = getattr(error, "status_code", None)
                 refused = isinstance(status, int) and 400 <= status < 500 and status not in {408, 409}
-                return (RefusedError if refused else UnansweredError)(_line(error))
+                return (RefusedError if refused else UnansweredError)(_named(error))
             except (
                 ValueError,
                 TypeError,
@@ -235,7 +229,7 @@ class Served:
                 if attempt < self._options.retries:
                     time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
         assert malformed is not None
-        return UnansweredError(f"the answer is no chat completion ({_line(malformed)})")
+        return UnansweredError(f"the answer is no chat completion ({_named(malformed)})")
 
     def data_url(self, image: Image) -> str:
         """Return pixels (H, W, 3) as the JPEG data URL that is sent."""
@@ -255,7 +249,7 @@ class Served:
             "revision_asked": self._spec.revision,
             "weights": "as served: they and their revision cannot be verified from here",
             "base_url": self._options.base_url,
-            "options": self._options.model_dump(exclude=set(VOLATILE_OPTIONS)),
+            "options": self._options.model_dump(exclude=set(self.VOLATILE_OPTIONS)),
             "openai": openai.__version__,
         }
 

@@ -14,10 +14,7 @@ import numpy as np
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import Layout
-from c2vl_pipeline.engines import Array, Caption, Crop, Pose
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+from c2vl_pipeline.engines import Array, Caption, Captioner, Crop, Pose
 
 _ROLES: dict[str, tuple[str, ...]] = {
     "pelvis": ("spine_base", "hip_centre", "pelvis", "hip_left+hip_right"),
@@ -154,10 +151,8 @@ class _Person:
         return "back and forth"
 
 
-class PoseCode:
+class PoseCode(Captioner):
     """Describes the joints around each crop's instant."""
-
-    needs = frozenset({"pose"})
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.options:
@@ -193,4 +188,4 @@ class PoseCode:
 
     def describe(self) -> Mapping[str, Any]:
         """What the manifest says of this engine."""
-        return {"backend": "posecode", "derived_from": "joints"}
+        return {"backend": "posecode"}

@@ -1,4 +1,4 @@
-"""`released`: a caption file of the authors' form as the captioner: their prompts without running LLaVA.
+"""`precomputed`: a caption file of the authors' form as the captioner: their prompts without running LLaVA.
 
 The file is JSON, {sample id: [caption of each frame, in order]}, or a .zip that holds one such file. The authors'
 own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this project's sample ids.
@@ -7,9 +7,7 @@ own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this proj
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, checked_options
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
-
-VOLATILE_OPTIONS = frozenset({"path"})
-"""The hash of its content stands for the file: it may be moved, and packed or unpacked."""
+from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
+from c2vl_pipeline.readers.captions import caption_json, read_captions
 
 
 class _Options(BaseModel):
@@ -33,66 +26,12 @@ class _Options(BaseModel):
     path: str
 
 
-def _content(path: Path) -> bytes:
-    """Return the JSON of a caption file, out of its .zip if need be."""
-    try:
-        if path.suffix.lower() != ".zip":
-            return path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            names = [
-                n for n in archive.namelist() if n.lower().endswith(".json") and not n.startswith("__MACOSX/")
-            ]
-            if len(names) != 1:
-                raise EngineError(
-                    f"caption file {path} holds {len(names)} JSON files, expected one; unpack it and name the right "
-                    "one in pipeline.caption.engine.options.path"
-                )
-            return archive.read(names[0])
-    except (OSError, zipfile.BadZipFile) as error:
-        raise EngineError(
-            f"caption file {path} cannot be read ({error}); give the path of a .json or .zip file in "
-            "pipeline.caption.engine.options.path"
-        ) from error
-
-
-def read_captions(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each sample, equally many for all.
-
-    Raises:
-        EngineError: One line, for a file that cannot be read or is of another form.
-    """
-    expected = "expected {sample id: [caption of each frame]}, as the authors released"
-    try:
-        table = json.loads(_content(path))
-    except ValueError as error:
-        raise EngineError(f"caption file {path} is not JSON ({error}); {expected}") from error
-    if not isinstance(table, dict) or not table:
-        raise EngineError(f"caption file {path} holds no table of samples; {expected}")
-    frames = None
-    for sample_id, captions in table.items():
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise EngineError(f"caption file {path}: {sample_id!r} has no list of texts; {expected}")
-        frames = len(captions) if frames is None else frames
-        if len(captions) != frames or not frames:
-            raise EngineError(
-                f"caption file {path}: {sample_id!r} has {len(captions)} captions, the first sample {frames}; "
-                "expected as many for each"
-            )
-    return table
-
-
 def _shape(sample_id: str) -> str:
     """Return an id without its numbers: equal for all samples of one dataset."""
     return re.sub(r"\d+", "#", sample_id)
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the hash of the file's JSON, packed or not."""
-    content = _content(Path(checked_options(spec, _Options).path).expanduser())
-    return {"captions": f"sha256:{hashlib.sha256(content).hexdigest()}"}
-
-
-class Released:
+class Precomputed(Captioner):
     """Answers by sample and slot from a caption file. Option: `path` (required).
 
     Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not say which frames
@@ -102,12 +41,19 @@ class Released:
         EngineError: One line, for a file that is absent or of another form.
     """
 
-    needs = frozenset({"nothing"})
+    VOLATILE_OPTIONS = frozenset({"path"})
+    """The hash of its content stands for the file: it may be moved, and packed or unpacked."""
+
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the hash of the file's JSON, packed or not."""
+        content = caption_json(Path(checked_options(spec, _Options).path).expanduser())
+        return {"captions": f"sha256:{hashlib.sha256(content).hexdigest()}"}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._path = Path(checked_options(spec, _Options).path).expanduser()
         self._captions = read_captions(self._path)
-        self._identity = identify(spec)
+        self._content_id = self.weights_id(spec)
         first = next(iter(self._captions))
         self._first, self._frames = first, len(self._captions[first])
         self._shapes = {_shape(sample_id) for sample_id in self._captions}
@@ -144,9 +90,9 @@ class Released:
     def describe(self) -> Mapping[str, Any]:
         """Return file, hash and size, for the stage's manifest."""
         return {
-            "backend": "released",
+            "backend": "precomputed",
             "file": self._path.name,
-            **self._identity,
+            **self._content_id,
             "samples": len(self._captions),
             "frames": self._frames,
             "question": "not asked: these captions were made elsewhere",

@@ -230,7 +230,8 @@ def test_the_key_is_sent_and_kept_nowhere(server: Server, monkeypatch: pytest.Mo
     served.caption(crops(60), "?")
     assert server.asked[0][1]["authorization"] == "Bearer s3cret"
     kept = (
-        json.dumps([dict(served.describe()), engines.lasting(asked), engines.identity(asked)]) + asked.key()
+        json.dumps([dict(served.describe()), engines.key_facts(asked), engines.weights_id(asked)])
+        + asked.key()
     )
     assert "s3cret" not in kept
 
@@ -472,12 +473,12 @@ def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
 
 
 def test_rows_outlive_another_server_and_other_patience_but_not_another_model() -> None:
-    here = engines.lasting(spec("http://here:1/v1"))  # neither is up: nothing is asked
+    here = engines.key_facts(spec("http://here:1/v1"))  # neither is up: nothing is asked
     volatile = {"timeout": 3, "retries": 1, "concurrency": 2, "api_key_env": "K"}
-    assert engines.lasting(spec("http://there:2/v1", **volatile)) == here
-    assert engines.lasting(spec("http://here:1/v1", "other")) != here
-    assert engines.lasting(spec("http://here:1/v1", max_new_tokens=65)) != here
-    assert engines.lasting(spec("http://here:1/v1", jpeg_quality=80)) != here
+    assert engines.key_facts(spec("http://there:2/v1", **volatile)) == here
+    assert engines.key_facts(spec("http://here:1/v1", "other")) != here
+    assert engines.key_facts(spec("http://here:1/v1", max_new_tokens=65)) != here
+    assert engines.key_facts(spec("http://here:1/v1", jpeg_quality=80)) != here
 
 
 def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
@@ -486,10 +487,10 @@ def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
     served.caption(crops(60), "?")
     assert server.asked[0][0]["model"] == "one"
     assert served.describe()["model_served"] == "one"
-    assert engines.lasting(spec(server, None))["model_served"] == "one"
+    assert engines.key_facts(spec(server, None))["model_served"] == "one"
     server.models = ["one", "two"]
     with pytest.raises(EngineError, match=r"serves 2 models \(one, two\)"):
-        engines.identity(spec(server, None))
+        engines.weights_id(spec(server, None))
 
 
 def test_describe_says_that_the_weights_are_the_servers_word(server: Server) -> None:
