@@ -174,7 +174,7 @@ def test_a_finding_of_an_earlier_form_is_made_again(subject):
     path.write_text(json.dumps(held))
     again = zeroshot.evaluate(subject)
     assert again.model_copy(update={"seconds": first.seconds}) == first
-    assert json.loads(path.read_text())["finding"]["temperature"] == first.temperature
+    assert json.loads(path.read_text())["result"]["temperature"] == first.temperature
 
 
 def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so(tmp_path, monkeypatch):
