@@ -142,7 +142,7 @@ def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
     with Workers(PROCESSES) as workers:
 
         def ours() -> None:
-            runner.run(crop.STAGE, work, recipe, workers=workers)
+            runner.run_stage(crop.STAGE, work, recipe, workers=workers)
 
         def clear() -> None:
             shutil.rmtree(work / "crops", ignore_errors=True)

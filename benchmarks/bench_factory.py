@@ -110,7 +110,7 @@ def main() -> None:
             for stage in chosen:
                 started = time.perf_counter()
                 with Memory() as memory:
-                    made = runner.run(stage, work, recipe, workers=workers)
+                    made = runner.run_stage(stage, work, recipe, workers=workers)
                 print(
                     f"{stage.name}: {made.rows:,} rows in {time.perf_counter() - started:.0f} s {made.statuses}; driver "
                     f"{memory.course(memory.driver)}; larger worker {memory.course(memory.workers)}",
@@ -120,7 +120,7 @@ def main() -> None:
             times = []
             for _ in range(3):
                 started = time.perf_counter()
-                runner.run(stage, work, recipe)
+                runner.run_stage(stage, work, recipe)
                 times.append(time.perf_counter() - started)
             print(f"{stage.name}: nothing to do, decided in {statistics.median(times):.2f} s", flush=True)
         print(f"load {os.getloadavg()[0]:.1f}")

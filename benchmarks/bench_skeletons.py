@@ -125,7 +125,7 @@ def main() -> None:
 
         def ours() -> None:
             shutil.rmtree(work / "skeletons", ignore_errors=True)
-            runner.run(skeletons.STAGE, work, recipe)
+            runner.run_stage(skeletons.STAGE, work, recipe)
 
         def usual() -> None:
             padded = np.zeros((len(paths), 300, 2, 25, 3), np.float32)

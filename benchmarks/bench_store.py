@@ -21,7 +21,7 @@ import torch
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.packed import FILE, PackedManifest
 from c2vl_manifests.recipe import InputConfig
-from c2vl_pipeline.stages.pack import INDEX
+from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, Packed
 from timing import keep_memory
@@ -51,7 +51,7 @@ def write(folder: Path) -> None:
         "view": number % 3,
         "splits": [[("xsub", "train" if n % 2 else "test")] for n in number],
     }
-    pq.write_table(pa.table(columns, schema=INDEX), folder / "index.parquet", compression="zstd")
+    pq.write_table(pa.table(columns, schema=PACKED_INDEX), folder / "index.parquet", compression="zstd")
     manifest = PackedManifest(
         dataset="synthetic",
         title="113,945 clips",

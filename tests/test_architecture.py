@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from c2vl_manifests.datasets import dataset_names
+from c2vl_pipeline import readers
 from support import ROOT
 
 PARTS = {
@@ -175,6 +178,68 @@ def test_nothing_but_a_cli_imports_a_cli():
     assert found == []
 
 
+# ------------------------------------------------------------------------------- folders of the pipeline
+
+_STAGES = ("readers", "engines", "raw", "workspace")
+MAY_IMPORT = {
+    "readers": (),
+    "synthetic": (),
+    "raw": ("readers",),
+    "workspace": ("readers",),
+    "engines": ("readers", "workspace"),
+    "stages": _STAGES,
+    "execution": (*_STAGES, "stages"),
+    "maintenance": (*_STAGES, "stages", "execution"),
+    "browse": ("readers", "engines", "workspace", "stages"),
+}
+"""Folder of `c2vl_pipeline` -> the others that it may import; the command line may import all."""
+
+
+def test_folders_of_the_pipeline_import_only_those_below_them():
+    def room(module: str) -> str:
+        steps = module.split(".")
+        return steps[1] if steps[0] == "c2vl_pipeline" and len(steps) > 1 else ""
+
+    found = {
+        f"{dotted(path, part)} imports {i.module}"
+        for part, path, i in ALL
+        if (own := room(dotted(path, part))) and not own.startswith("cli")
+        if (other := room(i.module)) and other not in {own, *MAY_IMPORT[own]}
+    }
+    assert found == set()
+
+
+def _texts(tree: ast.Module) -> list[ast.Constant]:
+    """Return the strings of a module that are no docstrings."""
+    bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in bare
+    ]
+
+
+def test_no_dataset_or_reader_is_known_by_name_outside_readers():
+    names = "|".join(re.escape(name) for name in set(dataset_names()) - {*readers.READERS})
+    known = [
+        f"{dotted(path, part)}:{text.lineno}: {text.value[:60]}"
+        for part, path in MODULES
+        if not dotted(path, part).startswith("c2vl_pipeline.readers")
+        for text in _texts(ast.parse(path.read_text("utf-8")))
+        if text.value in readers.READERS or re.search(rf"(?<![\w-])({names})(?![\w-])", text.value)
+    ]
+    assert known == []
+    kinds = {path.stem for path in Path(readers.__file__).parent.glob("*.py")} - {"__init__", "base", "video"}
+    doors = [
+        f"{dotted(path, part)} imports {i.module}"
+        for part, path, i in ALL
+        if not dotted(path, part).startswith("c2vl_pipeline.readers")
+        and i.module.startswith("c2vl_pipeline.readers.")
+        and i.module.split(".")[2] in kinds
+    ]
+    assert doors == []
+
+
 # ---------------------------------------------------------------------------------- foreign packages
 
 
@@ -271,7 +336,7 @@ HEAVY = (
 COMMANDS = {
     "c2vl_pipeline": (
         "synth", "index", "skeletons", "crop", "caption", "embed", "pack", "prompts", "status",
-        "plan", "verify", "repair", "retry-failed", "inspect", "explain", "audit",
+        "verify", "inspect", "explain", "audit",
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": (

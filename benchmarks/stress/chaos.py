@@ -30,14 +30,15 @@ from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_pipeline.execution import runner
-from c2vl_pipeline.stages import crop
-from c2vl_pipeline.stages.base import stages
+from c2vl_pipeline.execution.runner import run_stage
+from c2vl_pipeline.stages import STAGES, crop
 from c2vl_pipeline.stages.index import build
-from c2vl_pipeline.workspace import COMMANDS, Index, load, shard_path
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 from chaos_report import TABLE, Garbage, Report
 from compare_rows import Damaged, compare_stage
 from faults import GARBAGE, Killer, damage, spoil
+
+COMMANDS = {name: stage.command for name, stage in STAGES.items()}
 
 DAMAGE_SHARE, UPSTREAM_SHARE, LAST_DAMAGES = 0.7, 0.2, 3
 """Runs followed by damage; damages that hit an earlier stage; damages of a complete stage before `repair`."""
@@ -51,7 +52,7 @@ HANGS = 300.0
 # ------------------------------------------------------------------------------------------------ farm
 
 
-def _link_raw(index: Index, samples: list[dict[str, Any]], farm: Path) -> None:
+def _link_raw(index: Workspace, samples: list[dict[str, Any]], farm: Path) -> None:
     """Link the raw files of some samples, and every file of the raw folder that is neither video nor skeleton."""
     suffixes = (*index.dataset.video_suffixes, *index.dataset.skeleton_suffixes)
     files = {Path(row[what]) for row in samples for what in ("video", "skeleton") if row[what] is not None}
@@ -64,7 +65,7 @@ def _link_raw(index: Index, samples: list[dict[str, Any]], farm: Path) -> None:
         (farm / path).symlink_to(index.root / path)
 
 
-def _build(index: Index, farm: Path, work: Path, recipe: Recipe, overrides: list[str]) -> Index:
+def _build(index: Workspace, farm: Path, work: Path, recipe: Recipe, overrides: list[str]) -> Workspace:
     """Index a farm of links as the given index was."""
     layout = index.layout.name
     own = layout if (farm / f"{layout}.toml").is_file() is False else f"{layout}.toml"
@@ -75,7 +76,7 @@ def _build(index: Index, farm: Path, work: Path, recipe: Recipe, overrides: list
         recipe.pipeline,
         recipe=index.recipe,
         overrides=overrides,
-        layout=own if index.dataset.reader == "generic" else None,
+        layout=own,
         only_present=True,
     )
     return made
@@ -101,7 +102,7 @@ class Chaos:
 
     def __init__(
         self,
-        given: Index,
+        given: Workspace,
         scratch: Path,
         *,
         kills: int,
@@ -226,8 +227,8 @@ class Chaos:
     def run(self) -> Report:
         """Do it all."""
         started = time.monotonic()
-        for stage in stages():
-            runner.run(stage, self.clean, self.recipe)
+        for stage in STAGES.values():
+            run_stage(stage, self.clean, self.recipe)
         self.report.clean_seconds = time.monotonic() - started
         self.report.full_disk = self._full_disk()
         _build(self.given, self.scratch / "raw", self.work, self.recipe, self.overrides)
@@ -291,7 +292,7 @@ class Chaos:
             self.report.damages[at, what] += 1
 
     def _repair(self) -> None:
-        if self._call("repair", self.work, "--workers", "0"):
+        if self._call("verify", self.work, "--repair", "--workers", "0"):
             self.report.violations.append("repair did not make everything whole")
 
     def _settle(self) -> None:
@@ -299,7 +300,7 @@ class Chaos:
         for command in COMMANDS.values():
             self._undisturbed(command, self.work, "--workers", str(self.report.workers))
         if any(_blamed(self.work, name) for name in COMMANDS):
-            self._undisturbed("retry-failed", self.work, "--workers", str(self.report.workers))
+            self._undisturbed("prompts", self.work, "--retry-failed", "--workers", str(self.report.workers))
         self._undisturbed("verify", self.work)
 
     def _compare(self) -> None:

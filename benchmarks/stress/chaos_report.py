@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from c2vl_pipeline.workspace import COMMANDS
+from c2vl_pipeline.stages import STAGES
 from compare_rows import Comparison
 
 TABLE = (
@@ -71,7 +71,7 @@ class Report:
                 "committing": sum(k.committing for k in mine),
                 "torn": sum(k.torn for k in mine),
             }
-            for stage in COMMANDS
+            for stage in STAGES
             for mine in [[k for k in self.kills if k.stage == stage]]
         }
 

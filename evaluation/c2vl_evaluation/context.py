@@ -91,7 +91,7 @@ class EvalContext:
         train, test = (
             extract(self.run, self.packed, self.benchmark, split, device) for split in ("train", "test")
         )
-        return train, test, check_classes(self.packed, train, test)
+        return train, test, check_classes(self.packed, train.labels, test.labels)
 
     def splits(self) -> tuple[Split, Split, int]:
         """Return rows and labels of the training and of the test split, and the number of classes.

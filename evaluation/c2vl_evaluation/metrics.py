@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -70,27 +69,19 @@ def class_name(names: Sequence[str], label: int) -> str:
     return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
 
-class Labelled(Protocol):
-    """Something with classes (N,): features, or the rows of a split."""
-
-    @property
-    def labels(self) -> Labels:
-        """0-based."""
-
-
-def check_classes(packed: Packed, train: Labelled, test: Labelled) -> int:
+def check_classes(packed: Packed, train: Labels, test: Labels) -> int:
     """Return `class_count` of two splits.
 
     Raises:
         DataError: a class of the test split has no training sample.
     """
-    if len(absent := np.setdiff1d(test.labels, train.labels)):
+    if len(absent := np.setdiff1d(test, train)):
         first = class_name(packed.manifest.classes, int(absent[0]))
         raise DataError(
-            f"{len(absent)} of {len(np.unique(test.labels))} classes of the test split have no training sample (first: "
+            f"{len(absent)} of {len(np.unique(test))} classes of the test split have no training sample (first: "
             f"{first!r}), so nothing can learn to answer them; give samples of them, or leave them out of the split"
         )
-    return class_count(packed, train.labels, test.labels)
+    return class_count(packed, train, test)
 
 
 def usable_splits(packed: Packed, benchmark: str) -> tuple[Split, Split, int]:
@@ -101,7 +92,7 @@ def usable_splits(packed: Packed, benchmark: str) -> tuple[Split, Split, int]:
         DataError: a sample has no label, or a class of the test split has no training sample.
     """
     train, test = (labelled_split(packed, benchmark, split) for split in ("train", "test"))
-    return train, test, check_classes(packed, train, test)
+    return train, test, check_classes(packed, train.labels, test.labels)
 
 
 def no_encoder_scores(packed: Packed, benchmark: str) -> Evaluated:

@@ -18,7 +18,7 @@ from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.distributed import device_of
@@ -87,28 +87,16 @@ def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
 
 
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
-    """Return the joints of a file in a layout. Shape: (T, M, V, C)."""
-    from c2vl_pipeline.readers.arrays import read_array
-    from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
-    from c2vl_pipeline.readers.utd import read_utd
+    """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
+    from c2vl_pipeline.readers import read_skeleton
     from c2vl_pipeline.stages.pack import mapped
 
     manifest = context.packed.manifest
-    bodies, told = manifest.bodies, {"second_body": manifest.second_body}
+    told = {"second_body": manifest.second_body}
     config: SkeletonsConfig = context.recipe.pipeline.skeletons.model_copy(update=told)
     try:
-        match path.suffix.lower():
-            case ".skeleton":
-                found, source = assemble_ntu(read_ntu(path, pixels=False), config).joints, KINECT_V2
-            case ".mat":
-                found, source = read_utd(path).joints, KINECT_V1
-            case ".npy" | ".npz":
-                found, source = read_array(path, layout, bodies).joints, layout
-            case other:
-                raise DataError(
-                    f"{path}: {other or 'no suffix'} is no skeleton file; give .skeleton (NTU RGB+D), .mat (UTD-MHAD), "
-                    ".npy or .npz"
-                )
+        assembled, source = read_skeleton(path, layout, manifest.bodies, config)
+        found = assembled.joints
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give a skeleton file") from error
     if len(found) == 0:

@@ -303,7 +303,7 @@ def _again(error: C2VLError) -> NoReturn:
 def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
     """Run kNN and linear on the joints themselves: what an encoder has to beat."""
     train, test = (raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test"))
-    config, classes = recipe.evaluation, metrics.check_classes(packed, train, test)
+    config, classes = recipe.evaluation, metrics.check_classes(packed, train.labels, test.labels)
     last, sizes = knn.score(train, test, classes, config.knn.k)[0], (len(train.labels), len(test.labels))
     nearest = Result(protocol="knn", last=last, train=sizes[0], test=sizes[1])
     probe = linear.probe(train, test, classes, config.linear, 0).result(config.linear, sizes[0])

@@ -1,8 +1,8 @@
-"""Datasets as data: ids and their fields, classes, benchmarks and splits, and how many samples are promised.
+"""Datasets as data: ids and their fields, classes, benchmarks and splits, and the expected number of samples.
 
-Each built-in dataset is one TOML file under `data/datasets`; own sets use `generic` with a table of samples.
-A benchmark is one rule about one field of the id, so splits are computed, never shipped as lists of names; a short
-list of names is shipped only of what no rule gives: skeletons that are missing, samples that published work drops.
+Each built-in dataset is one TOML file under `data/datasets`; custom datasets use `generic` with a table of samples.
+A benchmark is one rule about one field of the id, so splits are computed. Lists of ids exist only where no rule does:
+for missing skeletons and for samples that published work drops.
 """
 
 from __future__ import annotations
@@ -29,30 +29,30 @@ class _Table(BaseModel):
 
 
 class Benchmark(_Table):
-    """One rule: a sample trains if its `field` is in `train`, or is not in `test` where that is given.
+    """One rule that splits samples: a sample trains if its `field` is in `train`, or is not in `test`.
 
-    Ids on the list `drops` are in neither split, so that two readings of one rule can be had from one packed set.
+    Ids on the list `drops` are in neither split, so that one packed set serves two readings of one rule.
     """
 
     field: Literal["subject", "view", "setup", "video"]
     train: tuple[int, ...] | None = None
     test: tuple[int, ...] | None = None
     range: bool = False
-    """`test` is (first, last), both included, rather than a list."""
+    """If true, `test` is (first, last), both included, instead of a list."""
     drops: str | None = None
-    """List of samples that published work leaves out of this benchmark, a file beside the dataset's."""
+    """File in `data/datasets` listing the samples that published work leaves out of this benchmark."""
 
     @field_validator("drops")
     @classmethod
-    def _a_list_of_ours(cls, drops: str | None) -> str | None:
+    def _known_list(cls, drops: str | None) -> str | None:
         lists = _files(".txt")
         if drops is not None and drops not in lists:
-            raise ValueError(f"{drops[:60]!r} is no list of samples; use one of {', '.join(lists)}")
+            raise ValueError(f"{drops[:60]!r} is not a list of samples; use one of {', '.join(lists)}")
         return drops
 
     def dropped(self) -> frozenset[str]:
         """Return the ids that are in neither split."""
-        return frozenset() if self.drops is None else _listed(self.drops)
+        return frozenset() if self.drops is None else _ids_of_list(self.drops)
 
     def split(self, fields: Mapping[str, int]) -> Split:
         """Return the split of a sample with these id fields."""
@@ -65,30 +65,30 @@ class Benchmark(_Table):
 
 
 class Expected(_Table):
-    """What the dataset's authors promise, for the check before work."""
+    """Published numbers of samples, for the check before work."""
 
     samples: int
     usable: int | None = None
-    """Samples whose skeleton is not on the list of missing ones."""
+    """Samples whose skeleton is not on the list of missing skeletons."""
     videos: int | None = None
     splits: dict[str, tuple[int, int]] = Field(default_factory=dict)
     """benchmark -> (train, test) among the usable samples."""
 
 
 class Sessions(_Table):
-    """Which subjects were recorded in which setup, every one with all repeats, views and actions."""
+    """Subjects recorded in each setup, each with all repeats, views and actions."""
 
     repeats: tuple[int, ...]
     views: tuple[int, ...]
     actions: tuple[int, int]
     later_setups: int | None = None
-    """From this setup on, `later_actions` were recorded instead of `actions`."""
+    """First setup that recorded `later_actions` instead of `actions`."""
     later_actions: tuple[int, int] | None = None
     subjects: dict[int, tuple[int, ...]]
 
 
 class Trials(_Table):
-    """Every class, done by every subject so many times: ids of the form `form`, less the dataset's `lost` ones."""
+    """Every class performed by every subject `repeats` times: ids of the form `form`, without the dataset's `lost`."""
 
     form: str
     subjects: int
@@ -96,7 +96,7 @@ class Trials(_Table):
 
 
 class Recordings(_Table):
-    """Long recordings `form` of every setup and subject from three sides, less the dataset's `lost` ones."""
+    """Long recordings of every setup and subject from three sides, named `form`, without the dataset's `lost`."""
 
     form: str
     setups: int
@@ -104,26 +104,28 @@ class Recordings(_Table):
 
 
 class Detector(_Table):
-    """The embedded person finder that suits this dataset's videos."""
+    """Person detector without a model that suits this dataset's videos."""
 
-    backend: Literal["skeleton", "motion"]
+    backend: str
     options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Dataset(_Table):
-    """One dataset as its TOML file describes it."""
+    """One dataset, as its TOML file describes it."""
 
     name: str
     title: str
-    reader: Literal["ntu", "pku", "utd", "msr", "synthetic", "generic"]
+    reader: str
+    """Name in `c2vl_pipeline.readers.READERS`."""
     layout: str
     bodies: int
     fps: int
     id_pattern: str
+    """Regular expression of a sample's (PKU-MMD: a recording's) id; its named groups are the fields."""
     video_suffixes: tuple[str, ...]
     skeleton_suffixes: tuple[str, ...]
     default_recipe: str
-    embedded_detector: Detector
+    detector: Detector
     classes: tuple[str, ...] = ()
     missing_list: str | None = None
     lost: tuple[str, ...] = ()
@@ -132,11 +134,6 @@ class Dataset(_Table):
     sessions: Sessions | None = None
     trials: Trials | None = None
     recordings: Recordings | None = None
-
-    @property
-    def has_videos(self) -> bool:
-        """Whether videos are promised at all; a set of joints alone names no ending for them."""
-        return self.reader == "generic" or bool(self.video_suffixes)
 
     @field_validator("benchmarks")
     @classmethod
@@ -151,11 +148,11 @@ class Dataset(_Table):
         return benchmarks
 
     @model_validator(mode="after")
-    def _rules_of_known_fields(self) -> Dataset:
+    def _rules_use_known_fields(self) -> Dataset:
         try:
             known = set(re.compile(self.id_pattern).groupindex)
         except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"id_pattern is no regular expression ({error})") from error
+            raise ValueError(f"id_pattern is not a regular expression ({error})") from error
         known |= {"view"} if "side" in known else set()
         for name, rule in self.benchmarks.items():
             if rule.field not in known:
@@ -165,9 +162,10 @@ class Dataset(_Table):
         return self
 
     def parse_id(self, sample_id: str) -> dict[str, int]:
-        """Return the numeric fields of an id: subject, view, setup, repeat, action, as far as it has them.
+        """Return the numeric fields of an id, such as subject, view, setup, repeat, action.
 
-        Raises DataError for an id of another dataset.
+        Raises:
+            DataError: the id does not match `id_pattern`.
         """
         match = re.fullmatch(self.id_pattern, sample_id)
         if match is None:
@@ -181,7 +179,7 @@ class Dataset(_Table):
         return fields
 
     def splits(self, fields: Mapping[str, int], sample_id: str = "") -> dict[str, Split]:
-        """Return benchmark -> split of a sample with these id fields, without benchmarks that drop this id."""
+        """Return benchmark -> split of a sample with these id fields; benchmarks that drop the id are left out."""
         return {
             name: rule.split(fields)
             for name, rule in self.benchmarks.items()
@@ -189,11 +187,11 @@ class Dataset(_Table):
         }
 
     def known_missing(self) -> frozenset[str]:
-        """Ids whose skeletons the dataset's authors list as missing or incomplete."""
-        return frozenset() if self.missing_list is None else _listed(self.missing_list)
+        """Return the ids whose skeletons the dataset's authors list as missing or incomplete."""
+        return frozenset() if self.missing_list is None else _ids_of_list(self.missing_list)
 
-    def promised_ids(self) -> Iterator[str]:
-        """Yield every id that `sessions` (NTU) or `trials` (UTD-MHAD, MSRAction3D) promise, in order."""
+    def expected_ids(self) -> Iterator[str]:
+        """Yield every id that `sessions` or `trials` give, in order."""
         if self.sessions is not None:
             s = self.sessions
             for setup, subjects in s.subjects.items():
@@ -213,8 +211,8 @@ class Dataset(_Table):
                         if name not in self.lost:
                             yield name
 
-    def promised_recordings(self) -> Iterator[str]:
-        """Yield the name of every long recording that `recordings` (PKU-MMD II) promises, in order."""
+    def expected_recordings(self) -> Iterator[str]:
+        """Yield the name of every long recording that `recordings` gives, in order."""
         if self.recordings is not None:
             r = self.recordings
             for setup in range(1, r.setups + 1):
@@ -225,20 +223,21 @@ class Dataset(_Table):
                             yield name
 
 
+_FOLDER = resources.files("c2vl_manifests") / "data" / "datasets"
+
+
 def _files(suffix: str) -> list[str]:
-    folder = resources.files("c2vl_manifests") / "data" / "datasets"
-    return sorted(f.name for f in folder.iterdir() if f.name.endswith(suffix))
+    return sorted(f.name for f in _FOLDER.iterdir() if f.name.endswith(suffix))
 
 
 @lru_cache
-def _listed(name: str) -> frozenset[str]:
-    """Return the ids of a list that lies beside the datasets."""
-    text = (resources.files("c2vl_manifests") / "data" / "datasets" / name).read_text("ascii")
-    return frozenset(text.split())
+def _ids_of_list(name: str) -> frozenset[str]:
+    """Return the ids of a list in `data/datasets`."""
+    return frozenset((_FOLDER / name).read_text("ascii").split())
 
 
 def dataset_names() -> list[str]:
-    """Names of the built-in datasets."""
+    """Return the names of the built-in datasets."""
     return [name.removesuffix(".toml") for name in _files(".toml")]
 
 
@@ -246,22 +245,22 @@ def dataset_names() -> list[str]:
 def load_dataset(name: str) -> Dataset:
     """Return a built-in dataset by name.
 
-    Raises ConfigError, naming the near ones, for an unknown name.
+    Raises:
+        ConfigError: the name is unknown; similar names are given.
     """
     names = dataset_names()
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ConfigError(f"unknown dataset {name!r}; use one of {', '.join(names)}{hint}")
-    text = (resources.files("c2vl_manifests") / "data" / "datasets" / f"{name}.toml").read_text("utf-8")
-    return parse_dataset(text, f"{name}.toml")
+    return parse_dataset((_FOLDER / f"{name}.toml").read_text("utf-8"), f"{name}.toml")
 
 
 def parse_dataset(text: str, source: str) -> Dataset:
-    """Return the dataset that a TOML text describes; `source` is the file that messages name.
+    """Return the dataset that a TOML text describes; error messages name it `source`.
 
     Raises:
-        ConfigError: it describes none, or its rules do not hold together.
+        ConfigError: the text does not describe a dataset, or its rules contradict each other.
     """
     try:
         return Dataset.model_validate(tomllib.loads(text))
@@ -275,8 +274,8 @@ def parse_dataset(text: str, source: str) -> Dataset:
 
 
 def resolve_detector(spec: EngineSpec, dataset: Dataset) -> EngineSpec:
-    """Replace the back-end `dataset` by the embedded detector that suits the dataset's videos."""
+    """Replace the backend `dataset` by the detector that suits the dataset's videos."""
     if spec.backend != "dataset":
         return spec
-    chosen = dataset.embedded_detector
+    chosen = dataset.detector
     return spec.model_copy(update={"backend": chosen.backend, "options": {**chosen.options, **spec.options}})

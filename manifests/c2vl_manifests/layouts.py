@@ -1,7 +1,7 @@
 """Joint layouts: one table of joints and parents from which bones, graphs, poses and mappings derive.
 
-A layout is written once, as names and the parent of each joint: the built-in ones are the TOML files under
-`data/layouts`, own ones are files of the same form. The 25-joint table reproduces the published bone pairs of NTU
+A layout is written once, as names and the parent of each joint: built-in layouts are the TOML files under
+`data/layouts`, custom layouts are files of the same form. The 25-joint table reproduces the published bone pairs of NTU
 RGB+D (1-based: (1,2) (2,21) (3,21) (4,3) (5,21) ... (25,12)); joint 21, the middle of the shoulders, is its own
 parent and the graph's centre.
 """
@@ -29,7 +29,7 @@ Sources = tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
 class Layout:
     """Joints of one skeleton: `names[j]`, `parents[j]` (an index; the centre is its own parent).
 
-    `dims` is 2 or 3 coordinates a joint; the vertical coordinate is the second and points up.
+    `dims` is the number of coordinates per joint, 2 or 3; the second points up.
     """
 
     name: str
@@ -37,15 +37,15 @@ class Layout:
     parents: tuple[int, ...]
     dims: int = 3
     origin: int | None = None
-    """Joint of the first body that lies at zero in a clip's first frame; the centre where not given."""
+    """Joint of the first body that is the origin in a clip's first frame; None: the centre."""
     sources: Sources = field(default=(), compare=False, repr=False)
-    """(joint, ways): how `Layout.mapping_to` makes a joint that the other layout names differently."""
+    """(joint, ways): joints of other layouts whose mean `Layout.mapping_to` takes if no joint has this name."""
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.parents):
             raise ConfigError(
                 f"layout {self.name!r} names {len(self.names)} joints but gives {len(self.parents)} parents; "
-                "give one parent a joint"
+                "give one parent per joint"
             )
         if len(set(self.names)) != len(self.names):
             twice = sorted({n for n in self.names if self.names.count(n) > 1})
@@ -64,18 +64,14 @@ class Layout:
                 f"layout {self.name!r} has {len(centres)} joints that are their own parent; "
                 "exactly one, the centre, must be"
             )
-        ends = {centres[0]}  # joints known to reach the centre
-        for joint in range(len(self.names)):
-            chain, at = set[int](), joint
-            while at not in ends:
-                if at in chain:
-                    raise ConfigError(
-                        f"layout {self.name!r}: the parents of joint {self.names[joint]!r} form a ring; "
-                        f"every chain of parents must end at the centre {self.names[centres[0]]!r}"
-                    )
-                chain.add(at)
-                at = self.parents[at]
-            ends |= chain
+        reached = set(centres)  # joints whose chain of parents ends at the centre
+        while more := {j for j, p in enumerate(self.parents) if p in reached} - reached:
+            reached |= more
+        if rings := [name for j, name in enumerate(self.names) if j not in reached]:
+            raise ConfigError(
+                f"layout {self.name!r}: the parents of joint {rings[0]!r} form a ring; "
+                f"every chain of parents must end at the centre {self.names[centres[0]]!r}"
+            )
 
     @cached_property
     def centre(self) -> int:
@@ -84,7 +80,7 @@ class Layout:
 
     @property
     def anchor(self) -> int:
-        """Index of the joint that lies at zero in a clip's first frame."""
+        """Index of the joint that is the origin in a clip's first frame."""
         return self.centre if self.origin is None else self.origin
 
     @cached_property
@@ -98,29 +94,29 @@ class Layout:
         return len(self.names)
 
     def index(self, *candidates: str) -> int | None:
-        """Index of the first of `candidates` that this layout has, or None."""
+        """Return the index of the first of `candidates` that this layout has, or None."""
         return next((self.names.index(c) for c in candidates if c in self.names), None)
 
     def mapping_to(self, other: Layout) -> tuple[tuple[int, ...], ...]:
-        """For each joint of `other`, the joints of this layout whose mean it is.
+        """Return, for each joint of `other`, the joints of this layout whose mean it is.
 
-        A joint of the same name is taken as it is, else the first way of `other.sources` of which this layout has
-        all joints. Joints of this layout that nobody asks for are left out.
+        A joint of the same name is used if there is one, else the first way of `other.sources` of which this layout
+        has all joints.
 
         Raises:
-            ConfigError: this layout cannot give a joint, or has another number of coordinates.
+            ConfigError: this layout lacks a joint, or has another number of coordinates.
         """
         if self.dims != other.dims:
             raise ConfigError(
-                f"layout {self.name!r} has {self.dims} coordinates a joint, {other.name!r} has {other.dims}; "
-                "joints are mapped among layouts of the same number"
+                f"layout {self.name!r} has {self.dims} coordinates per joint, {other.name!r} has {other.dims}; "
+                "joints can be mapped only between layouts with the same number"
             )
         ways = dict(other.sources)
         mapping: list[tuple[int, ...]] = []
         for name in other.names:
             way = next((w for w in ((name,), *ways.get(name, ())) if set(w) <= set(self.names)), None)
             mapping.append(tuple(map(self.names.index, way or ())))
-        if lacking := [name for name, found in zip(other.names, mapping, strict=True) if not found]:
+        if lacking := [name for name, joints in zip(other.names, mapping, strict=True) if not joints]:
             raise ConfigError(
                 f"layout {self.name!r} cannot be mapped to {other.name!r}: it has nothing for {', '.join(lacking[:6])}"
                 f"{', …' if len(lacking) > 6 else ''}; choose a layout whose joints it has"
@@ -128,40 +124,40 @@ class Layout:
         return tuple(mapping)
 
     def as_dict(self) -> dict[str, Any]:
-        """What manifests keep of a layout."""
-        kept: dict[str, Any] = {
+        """Return the layout as plain values, for a manifest."""
+        values: dict[str, Any] = {
             "name": self.name,
             "names": self.names,
             "parents": self.parents,
             "dims": self.dims,
         }
-        return kept if self.origin is None else kept | {"origin": self.origin}
+        return values if self.origin is None else values | {"origin": self.origin}
 
     @classmethod
-    def from_dict(cls, kept: Mapping[str, Any]) -> Layout:
+    def from_dict(cls, values: Mapping[str, Any]) -> Layout:
         """Rebuild a layout from `as_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: it is something else.
+            KeyError, TypeError, ValueError: the values do not describe a layout.
         """
-        origin = kept.get("origin")
+        origin = values.get("origin")
         return cls(
-            kept["name"],
-            tuple(kept["names"]),
-            tuple(kept["parents"]),
-            int(kept["dims"]),
+            values["name"],
+            tuple(values["names"]),
+            tuple(values["parents"]),
+            int(values["dims"]),
             None if origin is None else int(origin),
         )
 
 
 def parse_layout(text: str, name: str, source: str) -> Layout:
-    """Return the layout that a TOML text describes; `source` is the file that messages name.
+    """Return the layout that a TOML text describes; error messages name it `source`.
 
-    Either a table `[joints]` of `joint = "parent"`, or the lists `names` and `parents`; then, as far as wanted, `dims`,
-    `origin` (a joint) and `[sources]` (joint -> ways to make it from other layouts, `+` for a mean).
+    The text holds either a table `[joints]` of `joint = "parent"`, or the lists `names` and `parents`. Optional are
+    `dims`, `origin` (a joint) and `[sources]` (joint -> ways to make it from other layouts, `+` for a mean).
 
     Raises:
-        ConfigError: it does not describe a tree of joints.
+        ConfigError: the text does not describe a tree of joints.
     """
     try:
         table = tomllib.loads(text)
@@ -173,14 +169,14 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
             raise ValueError(f"unknown key {first!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if "joints" in table:
             if not isinstance(table["joints"], dict):
-                raise ValueError("`joints` is no table of joint = parent")
+                raise ValueError("`joints` is not a table of joint = parent")
             names, over = list(table["joints"]), list(table["joints"].values())
         else:
             names, over = table["names"], table["parents"]
         if not isinstance(names, list) or not isinstance(over, list):
-            raise ValueError("`names` and `parents` are no lists")
+            raise ValueError("`names` and `parents` are not lists")
         if strangers := [str(n)[:40] for n in (*names, *over) if not isinstance(n, str)]:
-            raise ValueError(f"{strangers[0]} is no name of a joint")
+            raise ValueError(f"{strangers[0]} is not the name of a joint")
         if not 1 <= len(names) <= _MOST_JOINTS:
             raise ValueError(f"{len(names):,} joints; 1 to {_MOST_JOINTS:,} are possible")
         place = {n: j for j, n in enumerate(names)}
@@ -188,7 +184,7 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
             raise ValueError(f"the parent {outside[0][:40]!r} is not one of the names")
         dims = table.get("dims", 3)
         if type(dims) is not int:
-            raise ValueError(f"dims = {str(dims)[:20]!r} is no whole number")
+            raise ValueError(f"dims = {str(dims)[:20]!r} is not a whole number")
         origin = table.get("origin")
         if origin is not None and origin not in names:
             raise ValueError(f"the origin {str(origin)[:40]!r} is not one of the names")
@@ -209,15 +205,15 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
 
 def _sources(table: Any, place: Mapping[str, int]) -> Sources:
     if not isinstance(table, dict):
-        raise ValueError("`sources` is no table of joint = [ways]")
-    found = []
+        raise ValueError("`sources` is not a table of joint = [ways]")
+    sources = []
     for joint, ways in table.items():
         if joint not in place:
             raise ValueError(f"sources of {joint[:40]!r}, which is not one of the names")
         if not isinstance(ways, list) or not all(isinstance(way, str) for way in ways):
-            raise ValueError(f"the sources of {joint[:40]!r} are no list of names")
-        found.append((joint, tuple(tuple(part.strip() for part in way.split("+")) for way in ways)))
-    return tuple(found)
+            raise ValueError(f"the sources of {joint[:40]!r} are not a list of names")
+        sources.append((joint, tuple(tuple(part.strip() for part in way.split("+")) for way in ways)))
+    return tuple(sources)
 
 
 def _built_in() -> dict[str, Layout]:
@@ -240,7 +236,7 @@ def load_layout(name: str, folder: Path | None = None) -> Layout:
     `<name>_2d` and `<name>_3d` are the joints of a built-in layout with that many coordinates.
 
     Raises:
-        ConfigError: an unknown name, or a file that does not describe a tree.
+        ConfigError: the name is unknown, or the file does not describe a tree.
     """
     stem, _, dims = name.rpartition("_")
     if name in LAYOUTS:
@@ -255,7 +251,7 @@ def load_layout(name: str, folder: Path | None = None) -> Layout:
                 "coordinates) or the path of a TOML file"
             )
         if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; a joint layout has some hundred")
+            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; a joint layout has a few hundred")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not a joint layout ({error}); give a TOML file in UTF-8") from error

@@ -1,4 +1,4 @@
-"""Commit protocol of the factory: how a shard becomes durable, and how a later run knows that it is.
+"""Commit protocol: how a shard becomes durable, and how a later run knows that it is.
 
 1. the table is written to a hidden temporary file in the same folder, with page checksums;
 2. it is synced, reopened and checked (rows, schema, stage key in its footer);
@@ -30,9 +30,9 @@ from c2vl_manifests.errors import DataError, one_line
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
-"""Columns that may differ between two runs that made the same thing."""
+"""Columns that may differ between two runs that made the same rows."""
 _CHECK = "check"
-"""Entry of a shard's manifest file that is the fingerprint of all others: one flipped bit would otherwise be believed."""
+"""Entry of a shard's manifest file: fingerprint of all others, so that one flipped bit is noticed."""
 _DIGEST_ROWS = 512
 """Rows hashed at once: bounds the copy that a digest makes."""
 
@@ -49,14 +49,14 @@ class ShardManifest(BaseModel):
     bytes: int
     sha256: str
     digest: str
-    """Of the logical content: equal for equal rows, whatever wrote them."""
+    """Hash of the rows: equal for equal rows, whatever wrote them."""
     statuses: dict[str, int]
     seconds: float = 0.0
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
 class StageManifest(BaseModel):
-    """A whole stage: what made it, and (once `complete`) what it holds."""
+    """A whole stage: what made it and what it holds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,7 +65,7 @@ class StageManifest(BaseModel):
     inputs: dict[str, Any]
     """Everything hashed into `key`: upstream key, resolved configuration, engine, schema version."""
     provenance: dict[str, Any] = Field(default_factory=dict)
-    """Engine as loaded (weights revision asked and resolved) and the versions of the libraries."""
+    """The engine as loaded (revision of the weights as requested and as resolved) and the versions of libraries."""
     shards: int
     expected_rows: int
     complete: bool = False
@@ -76,7 +76,7 @@ class StageManifest(BaseModel):
 
 
 def canonical(value: Any) -> str:
-    """Return JSON in one fixed form, the thing that fingerprints hash."""
+    """Return JSON in one fixed form, which fingerprints hash."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, default=str)
 
 
@@ -99,8 +99,8 @@ def commit_file(
 ) -> None:
     """Write a file so that it is either complete or absent.
 
-    `write` fills a hidden temporary path, `check` may refuse it by raising. OSError (a full disk) passes through
-    after the temporary file is removed.
+    `write` fills a hidden temporary path, `check` may reject it by raising. OSError (a full disk) is raised after the
+    temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
@@ -179,10 +179,10 @@ def commit_table(
     """Write one shard and its manifest by the commit protocol and return the manifest.
 
     Args:
-        path: `<stage>/shard-00000.parquet`; the manifest goes beside it as `.json`.
+        path: `<stage>/shard-00000.parquet`; the manifest is stored next to it as `.json`.
         table: all rows of the shard.
         key: what a later run must present to reuse the shard; also written into the footer.
-        row_group: rows a row group (small for images, thousands for vectors).
+        row_group: rows per row group (small for images, thousands for vectors).
         seconds: time spent, for the report.
         byte_stream_split: float columns that compress better split by byte.
         extra: further facts for the manifest.
@@ -233,17 +233,17 @@ def commit_table(
 
 
 def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = None) -> str | None:
-    """Return what is wrong with a shard's footer, or None: cheap enough to ask of every shard at every start."""
+    """Return what is wrong with a shard's footer, or None: cheap enough for every shard at every start."""
     try:
         metadata = pq.read_metadata(path)
-        found = metadata.schema.to_arrow_schema()
+        written = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
         return one_line(error)
     if metadata.num_rows != rows:
         return f"{metadata.num_rows} rows, expected {rows}"
-    if (found.metadata or {}).get(KEY_FIELD, b"").decode() != key:
+    if (written.metadata or {}).get(KEY_FIELD, b"").decode() != key:
         return "written under another configuration"
-    if schema is not None and not found.remove_metadata().equals(schema.remove_metadata()):
+    if schema is not None and not written.remove_metadata().equals(schema.remove_metadata()):
         return "another schema"
     return None
 
@@ -252,7 +252,7 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a shard with its page checksums verified.
 
     Raises:
-        DataError: it is absent or damaged, by so much as a bit.
+        DataError: it is absent or damaged, even by one bit.
     """
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
@@ -263,14 +263,14 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
 
 def read_shard_manifest(path: Path) -> ShardManifest | None:
-    """Read the manifest of a shard, or None if there is none or it is damaged (the shard is then made again)."""
+    """Read the manifest of a shard; None if it is absent or damaged (the shard is then made again)."""
     try:
         facts = json.loads(path.with_suffix(".json").read_bytes())
         check = facts.pop(_CHECK, None) if isinstance(facts, dict) else None
         manifest = ShardManifest.model_validate(facts)
     except (OSError, ValueError):  # pydantic's and json's errors are ValueErrors
         return None
-    return manifest if check in {None, fingerprint(facts)} else None
+    return manifest if check == fingerprint(facts) else None
 
 
 def finished_shard(path: Path, key: str) -> ShardManifest | None:
@@ -287,20 +287,21 @@ def finished_shard(path: Path, key: str) -> ShardManifest | None:
 
 
 def first_error(error: ValueError | OSError) -> str:
-    """Say in one line where a file first differs from its form, and how: `rows.0.knn: Input should be …`."""
+    """Return one line on where and how a file first differs from its form: `rows.0.knn: Input should be …`."""
     if isinstance(error, OSError):
         return error.strerror or type(error).__name__
     if not isinstance(error, ValidationError):
         return one_line(error)
     first = error.errors(include_url=False)[0]
-    place, said = ".".join(map(str, first["loc"])), first["msg"]
-    return " ".join((f"{place}: {said}" if place else said).split())[:160]
+    place, message = ".".join(map(str, first["loc"])), first["msg"]
+    return " ".join((f"{place}: {message}" if place else message).split())[:160]
 
 
 def read_stage_manifest(folder: Path) -> StageManifest | None:
-    """Read `stage.json` of a stage folder, or None where there is none.
+    """Read `stage.json` of a stage folder; None if it does not exist.
 
-    Raises DataError for a damaged one.
+    Raises:
+        DataError: it is damaged.
     """
     path = folder / "stage.json"
     if not path.is_file():

@@ -15,20 +15,20 @@ SCHEMA_VERSION = 1
 
 
 class Status(StrEnum):
-    """What became of one row."""
+    """The outcome of one row."""
 
     OK = "ok"
     NO_PERSON = "no_person"
-    """The frame was read and the detector found nobody in it."""
+    """The frame was read and the detector found no person."""
     TRUNCATED_VIDEO = "truncated_video"
     """The video ends before this planned frame."""
     MISSING_VIDEO = "missing_video"
     MISSING_SKELETON = "missing_skeleton"
-    """There is no skeleton file, it holds no body, or no joints at this instant."""
+    """No skeleton file exists, or it holds no body, or no joints at this instant."""
     DECODE_ERROR = "decode_error"
-    """The file is there and cannot be read as what it claims to be."""
+    """The file exists and cannot be read as what it claims to be."""
     FAILED = "failed"
-    """Our own engine failed on this row; `error` holds its words."""
+    """The engine failed on this row; `error` holds its message."""
 
 
 _STATUS = [
@@ -83,9 +83,8 @@ CROPS = pa.schema(
         pa.field("frame_width", pa.int32()),
         pa.field("frame_height", pa.int32()),
         pa.field("frames_advertised", pa.int32()),  # by the container
-        pa.field(
-            "frames_decoded", pa.int32()
-        ),  # in fact there; of a part of a longer video: up to its last planned frame
+        # frames that exist; for a part of a longer video: up to its last planned frame
+        pa.field("frames_decoded", pa.int32()),
         pa.field("jpeg", pa.binary()),
     ]
 )
@@ -101,7 +100,7 @@ CAPTIONS = pa.schema(
 
 
 def embeddings(image_dim: int, text_dim: int) -> pa.Schema:
-    """Schema of the embed stage for vectors of these widths.
+    """Return the schema of the embed stage for vectors of these widths.
 
     Vectors are L2-normalised float16, all zero where their status is not ok. `status` is ok if either is.
     """
@@ -123,3 +122,19 @@ def embeddings(image_dim: int, text_dim: int) -> pa.Schema:
             pa.field("truncated", pa.bool_(), nullable=False),
         ]
     )
+
+
+PACKED_INDEX = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("frames", pa.int32(), nullable=False),
+        pa.field("skeleton_status", pa.string(), nullable=False),
+        pa.field("vision_rows", pa.int16(), nullable=False),
+        pa.field("language_rows", pa.int16(), nullable=False),
+        pa.field("reason", pa.string()),  # first error of a sample that lacks something
+        pa.field("subject", pa.int16()),
+        pa.field("view", pa.int16()),
+        pa.field("splits", pa.map_(pa.string(), pa.string()), nullable=False),
+    ]
+)
+"""`index.parquet` of a packed folder: one row per sample."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +12,9 @@ from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, applica
 from c2vl_manifests.cli_common import main as run_app
 from c2vl_pipeline import cli_maintenance
 from c2vl_pipeline.cli_options import (
+    DATA,
+    DATASET,
     AllowMissing,
-    Call,
-    DataOption,
-    DatasetOption,
     EngineOption,
     FailuresOption,
     LayoutOption,
@@ -24,6 +24,7 @@ from c2vl_pipeline.cli_options import (
     ResourceOption,
     SchedulerOption,
     ShardLimit,
+    StageRunner,
     WorkersOption,
     WorkOption,
     recipe_of,
@@ -34,12 +35,12 @@ if TYPE_CHECKING:
 
 app = application(
     "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in the "
-    "order below, or all of them with `prompts`. Every command goes on where it stopped."
+    "order below, or all of them with `prompts`. Every command resumes where it stopped."
 )
 
 
-@app.command()
-def synth(
+@app.command("synth")
+def synth_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to make.")],
     classes: Annotated[int, typer.Option(min=2)] = 8,
     subjects: Annotated[int, typer.Option(min=2)] = 8,
@@ -51,10 +52,10 @@ def synth(
     """Make a synthetic dataset in NTU RGB+D's format: videos and skeleton files of kinematic people."""
     import os
 
-    from c2vl_pipeline.synthetic import dataset as maker
+    from c2vl_pipeline.synthetic.dataset import generate
 
     with Reporter() as emit:
-        maker.generate(
+        generate(
             out,
             classes=classes,
             subjects=subjects,
@@ -64,15 +65,14 @@ def synth(
             workers=workers or os.cpu_count() or 1,
             emit=emit,
         )
-    say(
-        f"{classes * subjects * views * repeats} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR"
-    )
+    clips = classes * subjects * views * repeats
+    say(f"{clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
 
 
-@app.command()
-def index(
-    dataset: DatasetOption,
-    data: DataOption,
+@app.command("index")
+def index_command(
+    dataset: Annotated[str, DATASET],
+    data: Annotated[Path, DATA],
     work: WorkOption,
     recipe: RecipeOption = None,
     layout: LayoutOption = None,
@@ -85,7 +85,7 @@ def index(
     ] = False,
     set_: SetOption = None,
 ) -> None:
-    """Check the raw folder against what the dataset promises and write one row a sample."""
+    """Compare the raw folder with what the dataset should hold; write one row per sample."""
     _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_, deep)
 
 
@@ -103,15 +103,15 @@ def _index(
 ) -> str:
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.recipe_loading import load_recipe
-    from c2vl_pipeline import workspace
-    from c2vl_pipeline.raw import check
-    from c2vl_pipeline.stages import index as stage
+    from c2vl_pipeline.raw.check import IncompleteDataError
+    from c2vl_pipeline.stages.index import build
+    from c2vl_pipeline.workspace import split_counts
 
     spec = load_dataset(dataset)
     name = recipe or spec.default_recipe
     config = load_recipe(name, set_ or ()).pipeline
     try:
-        made, found = stage.build(
+        made, findings = build(
             spec,
             data,
             work,
@@ -124,119 +124,84 @@ def _index(
             limit=limit,
             deep=deep,
         )
-    except check.DoubtfulError as error:
-        _show_doubts(error.findings)
+    except IncompleteDataError as error:
+        _show_findings(error.findings)
         raise
     rows = [
-        ["samples promised", f"{found.promised:,}"],
-        ["  with video", f"{found.with_video:,}"],
-        ["  with skeleton file", f"{found.with_skeleton:,}"],
-        ["  on the list of missing skeletons", f"{found.known_missing:,}"],
+        ["samples expected", f"{findings.expected:,}"],
+        ["  with video", f"{findings.with_video:,}"],
+        ["  with skeleton file", f"{findings.with_skeleton:,}"],
+        ["  on the list of missing skeletons", f"{findings.known_missing:,}"],
     ]
     expected = spec.expected.splits if spec.expected and limit is None and not only_present else {}
-    for benchmark, counts in workspace.split_counts(made).items():
-        promise = expected.get(benchmark)
+    for benchmark, counts in split_counts(made).items():
+        published = expected.get(benchmark)
         note = (
             ""
-            if promise is None
+            if published is None
             else "  as published"
-            if promise == (counts["train"], counts["test"])
-            else f"  published: {promise[0]:,} / {promise[1]:,}"
+            if published == (counts["train"], counts["test"])
+            else f"  published: {published[0]:,} / {published[1]:,}"
         )
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
-    _show_doubts(found)
-    for note in [*found.doubts(), *found.hints]:
+    _show_findings(findings)
+    for note in [*findings.errors(), *findings.hints]:
         say(f"note: {note}")
     return name
 
 
-def _show_doubts(found: Findings) -> None:
-    """Say where most is missing, and name the first files of every kind of doubt."""
-    if found.lacks:
-        show_table("What is missing", ["", "by", "most"], [list(line) for line in found.lacks])
-    for kind, names in found.named().items():
+def _show_findings(findings: Findings) -> None:
+    """Print where most is missing, and the first files of every kind of error."""
+    if findings.lacks:
+        show_table("What is missing", ["", "by", "most"], [list(line) for line in findings.lacks])
+    for kind, names in findings.named().items():
         for name in names[:5]:
             say(f"{kind}: {name}")
         if len(names) > 5:
             say(f"{kind}: … and {len(names) - 5:,} more")
-    for note in found.notes():
+    for note in findings.notes():
         say(f"note: {note}")
 
 
-@app.command()
-def skeletons(
-    work: WorkOption,
-    recipe: RecipeOption = None,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
-    resource: ResourceOption = None,
-    max_failures: FailuresOption = 0.05,
-    overwrite: OverwriteOption = False,
-    limit: ShardLimit = None,
-    set_: SetOption = None,
-) -> None:
-    """Read and assemble the skeleton files: joints of the valid frames."""
-    with Call(work, workers, scheduler, resource, max_failures, overwrite) as run:
-        run.stage("skeletons", recipe_of(work, recipe, set_), limit)
+def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) -> None:
+    """Register the command of one stage; those without an engine lack --engine."""
+
+    def command(
+        work: WorkOption,
+        recipe: RecipeOption = None,
+        engine: EngineOption = None,
+        workers: WorkersOption = None,
+        scheduler: SchedulerOption = None,
+        resource: ResourceOption = None,
+        max_failures: FailuresOption = 0.05,
+        overwrite: OverwriteOption = False,
+        limit: ShardLimit = None,
+        set_: SetOption = None,
+    ) -> None:
+        from c2vl_pipeline.stages import STAGES
+
+        stage = next(stage for stage in STAGES.values() if stage.command == name)
+        resolved = recipe_of(work, recipe, set_, engine, name)
+        with StageRunner(work, workers, scheduler, resource, max_failures, overwrite) as runner:
+            runner.run(stage, resolved, limit)
+
+    signature = inspect.signature(command, eval_str=True)
+    options = [option for option in signature.parameters.values() if has_engine or option.name != "engine"]
+    command.__signature__ = signature.replace(parameters=options)  # type: ignore[attr-defined]
+    app.command(name, help=help_text)(command)
 
 
-@app.command()
-def crop(
-    work: WorkOption,
-    recipe: RecipeOption = None,
-    engine: EngineOption = None,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
-    resource: ResourceOption = None,
-    max_failures: FailuresOption = 0.05,
-    overwrite: OverwriteOption = False,
-    limit: ShardLimit = None,
-    set_: SetOption = None,
-) -> None:
-    """Decode 16 frames a sample and crop the person: the vision prompts."""
-    with Call(work, workers, scheduler, resource, max_failures, overwrite) as run:
-        run.stage("crop", recipe_of(work, recipe, set_, engine, "crop"), limit)
+_add_stage_command(
+    "skeletons", "Read and assemble the skeleton files: joints of the valid frames.", has_engine=False
+)
+_add_stage_command("crop", "Decode 16 frames per sample and crop the person: the vision prompts.")
+_add_stage_command("caption", "Ask the paper's question about every crop: the language prompts.")
+_add_stage_command("embed", "Turn crops and captions into vectors.")
 
 
-@app.command()
-def caption(
-    work: WorkOption,
-    recipe: RecipeOption = None,
-    engine: EngineOption = None,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
-    resource: ResourceOption = None,
-    max_failures: FailuresOption = 0.05,
-    overwrite: OverwriteOption = False,
-    limit: ShardLimit = None,
-    set_: SetOption = None,
-) -> None:
-    """Ask the paper's question about every crop: the language prompts."""
-    with Call(work, workers, scheduler, resource, max_failures, overwrite) as run:
-        run.stage("caption", recipe_of(work, recipe, set_, engine, "caption"), limit)
-
-
-@app.command()
-def embed(
-    work: WorkOption,
-    recipe: RecipeOption = None,
-    engine: EngineOption = None,
-    workers: WorkersOption = None,
-    scheduler: SchedulerOption = None,
-    resource: ResourceOption = None,
-    max_failures: FailuresOption = 0.05,
-    overwrite: OverwriteOption = False,
-    limit: ShardLimit = None,
-    set_: SetOption = None,
-) -> None:
-    """Turn crops and captions into vectors."""
-    with Call(work, workers, scheduler, resource, max_failures, overwrite) as run:
-        run.stage("embed", recipe_of(work, recipe, set_, engine, "embed"), limit)
-
-
-@app.command()
-def pack(
+@app.command("pack")
+def pack_command(
     work: WorkOption,
     recipe: RecipeOption = None,
     layout: Annotated[
@@ -250,21 +215,21 @@ def pack(
     set_: SetOption = None,
 ) -> None:
     """Write the memory-mapped arrays that training reads."""
-    from c2vl_pipeline.stages import pack as stage
+    from c2vl_pipeline.stages import pack
 
     with Reporter() as emit:
-        manifest = stage.run(work, recipe_of(work, recipe, set_), emit, layout)
+        manifest = pack.run(work, recipe_of(work, recipe, set_), emit, layout)
     say(
         f"packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies "
-        f"of {manifest.joint_layout().joints} joints in {stage.folder_of(work, layout)}"
+        f"of {manifest.joint_layout().joints} joints in {pack.folder_of(work, layout)}"
     )
 
 
-@app.command()
-def prompts(
-    dataset: DatasetOption,
-    data: DataOption,
+@app.command("prompts")
+def prompts_command(
     work: WorkOption,
+    dataset: Annotated[str | None, DATASET] = None,
+    data: Annotated[Path | None, DATA] = None,
     recipe: RecipeOption = None,
     layout: LayoutOption = None,
     workers: WorkersOption = None,
@@ -275,28 +240,62 @@ def prompts(
     allow_missing: AllowMissing = False,
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Make no prompts: estimate time, GPU-hours and disk from a few samples. Exit code 1 if the disk is too small.",
+        ),
+    ] = False,
+    seconds: Annotated[float, typer.Option("--seconds", min=1, help="--dry-run: how long to probe.")] = 30.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="--dry-run: one JSON object instead of a table.")
+    ] = False,
+    retry_failed: Annotated[
+        bool,
+        typer.Option(
+            "--retry-failed",
+            help="Try failed and undecodable samples again, whatever their share, and bring later stages up to date.",
+        ),
+    ] = False,
     set_: SetOption = None,
 ) -> None:
-    """All stages: index, skeletons, crop, caption, embed, pack."""
-    name = _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
-    resolved = recipe_of(work, name, set_)
-    with Call(work, workers, scheduler, resource, max_failures, overwrite) as run:
-        from c2vl_pipeline.workspace import COMMANDS
+    """Run all stages: index, skeletons, crop, caption, embed, pack.
 
-        for command in COMMANDS.values():
-            run.stage(command, resolved)
-    pack(work, name, set_=set_)
+    Without --dataset and --data, the index of the work folder is used.
+    """
+    if (dataset is None) != (data is None):
+        raise typer.BadParameter("give --dataset and --data, or neither to use the index of the work folder")
+    if dataset is None and (layout or limit or allow_missing or only_present):
+        raise typer.BadParameter(
+            "--layout, --limit, --allow-missing and --only-present need --dataset and --data"
+        )
+    if retry_failed and (dry_run or dataset is not None):
+        raise typer.BadParameter("--retry-failed goes with neither --dry-run nor --dataset and --data")
+    if dataset is not None and data is not None:
+        recipe = _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
+    resolved = recipe_of(work, recipe, set_)
+    if dry_run:
+        cli_maintenance.show_estimate(work, resolved, workers, seconds, as_json)
+        return
+    if retry_failed:
+        with StageRunner(work, workers, scheduler, resource, max_failures=1.0) as runner:
+            cli_maintenance.retry_failed(work, resolved, runner)
+        return
+    from c2vl_pipeline.stages import STAGES
+
+    with StageRunner(work, workers, scheduler, resource, max_failures, overwrite) as runner:
+        for stage in STAGES.values():
+            runner.run(stage, resolved)
+    pack_command(work, recipe, set_=set_)
 
 
 # after the commands that make something, in the order of the help page
-app.command()(cli_maintenance.status)
-app.command()(cli_maintenance.plan)
-app.command()(cli_maintenance.verify)
-app.command()(cli_maintenance.repair)
-app.command("retry-failed")(cli_maintenance.retry_failed)
-app.command()(cli_maintenance.inspect)
-app.command()(cli_maintenance.explain)
-app.command()(cli_maintenance.audit)
+app.command("status")(cli_maintenance.status_command)
+app.command("verify")(cli_maintenance.verify_command)
+app.command("inspect")(cli_maintenance.inspect_command)
+app.command("explain")(cli_maintenance.explain_command)
+app.command("audit")(cli_maintenance.audit_command)
 
 
 def main() -> None:

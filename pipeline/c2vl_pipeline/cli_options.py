@@ -1,42 +1,42 @@
-"""What the commands of the factory have in common: options, the recipe they mean, and the processes of one call."""
+"""Shared parts of the commands: options, the recipe that applies, and the worker processes of one call."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+import c2vl_manifests
 from c2vl_manifests.cli_common import Reporter, say
 
 if TYPE_CHECKING:
     from c2vl_manifests.events import Emit
-    from c2vl_manifests.manifest import StageManifest
     from c2vl_manifests.recipe import Recipe
+    from c2vl_pipeline.execution.keys import Redo
     from c2vl_pipeline.execution.workers import Workers
     from c2vl_pipeline.stages.base import Stage
 
 WorkOption = Annotated[
     Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")
 ]
-DatasetOption = Annotated[
-    str,
-    typer.Option(
-        "--dataset",
-        help="ntu60, ntu120, pku-mmd-1, pku-mmd-2, utd-mhad, msr-action3d, synthetic or generic (own data).",
-    ),
-]
-DataOption = Annotated[
-    Path, typer.Option("--data", help="Folder of the raw dataset, as downloaded and unpacked.")
-]
+# the files, not `datasets.dataset_names`: --help loads no pydantic
+_DATASETS = sorted(
+    p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml")
+)
+DATASET = typer.Option(
+    "--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.", show_default=False
+)
+DATA = typer.Option(
+    "--data", help="Folder of the raw dataset, as downloaded and unpacked.", show_default=False
+)
 WorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers",
         min=0,
-        help="Worker processes (default: one a core; one a GPU for engines with weights); 0: this process, unprotected.",
+        help="Worker processes (default: one per core; one per GPU for engines with weights); 0: this process, unprotected.",
         show_default=False,
     ),
 ]
@@ -59,7 +59,7 @@ ResourceOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Make rows again that another engine or configuration made.")
+    bool, typer.Option("--overwrite", help="Also make rows again that another engine or configuration made.")
 ]
 FailuresOption = Annotated[
     float,
@@ -68,12 +68,17 @@ FailuresOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first so many samples.", show_default=False)
+    int | None,
+    typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.", show_default=False),
 ]
 ShardLimit = Annotated[
     int | None,
     typer.Option(
-        "--limit", min=1, help="Only the shards that hold the first so many samples.", show_default=False
+        "--limit",
+        min=1,
+        metavar="N",
+        help="Only the shards that hold the first N samples.",
+        show_default=False,
     ),
 ]
 EngineOption = Annotated[
@@ -86,15 +91,18 @@ LayoutOption = Annotated[
     str | None,
     typer.Option(
         "--layout",
-        help="Own data: joint layout by name, or a TOML file in the data folder.",
+        help="Custom data: joint layout by name, or a TOML file in the data folder.",
         show_default=False,
     ),
 ]
 AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Go on where promised files are missing; their rows say so.")
+    bool,
+    typer.Option(
+        "--allow-missing", help="Continue although expected files are missing; their rows give the reason."
+    ),
 ]
 OnlyPresent = Annotated[
-    bool, typer.Option("--only-present", help="Promise only the samples that are there: part of a dataset.")
+    bool, typer.Option("--only-present", help="Expect only the samples that exist: part of a dataset.")
 ]
 
 
@@ -105,7 +113,7 @@ def recipe_of(
     engine: str | None = None,
     stage: str | None = None,
 ) -> Recipe:
-    """Resolve the recipe of a stage: as given, else as `index` was called, overrides included."""
+    """Return the recipe of a stage: the given one, else the one of `index` with its overrides."""
     from c2vl_manifests.recipe_loading import engine_names, load_recipe
     from c2vl_pipeline.workspace import load
 
@@ -119,8 +127,8 @@ def recipe_of(
     return load_recipe(recipe, overrides)
 
 
-class Call:
-    """Options of one call that are the same for all its stages, and the worker processes they share."""
+class StageRunner:
+    """Runs stages with the options of one command line, in worker processes that they share."""
 
     def __init__(
         self,
@@ -131,38 +139,35 @@ class Call:
         max_failures: float = 0.05,
         overwrite: bool = True,
     ) -> None:
-        self.work, self._count, self._scheduler, self._max_failures = work, workers, scheduler, max_failures
-        self._overwrite = overwrite
+        self._work, self._count, self._scheduler = work, workers, scheduler
+        self._max_failures, self._overwrite = max_failures, overwrite
         self._resources = _resources(resource)
         self._stack = ExitStack()
-        self._open: Workers | None = None
+        self._workers: Workers | None = None
 
-    def __enter__(self) -> Call:
+    def __enter__(self) -> StageRunner:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._stack.close()
 
-    def stage(
+    def run(
         self,
-        module: str,
+        stage: Stage,
         recipe: Recipe,
         limit: int | None = None,
         only: frozenset[int] | None = None,
-        redo: Mapping[int, frozenset[str]] | None = None,
-    ) -> StageManifest:
-        """Run one stage and say what became of it."""
-        import importlib
+        redo: Redo | None = None,
+    ) -> None:
+        """Run one stage and print the counts of its rows."""
+        from c2vl_pipeline.execution.runner import run_stage
 
-        from c2vl_pipeline.execution import runner
-
-        stage: Stage = importlib.import_module(f"c2vl_pipeline.stages.{module}").STAGE
         with Reporter() as emit:
-            manifest = runner.run(
+            manifest = run_stage(
                 stage,
-                self.work,
+                self._work,
                 recipe,
-                workers=self._workers(stage, recipe, emit),
+                workers=self._workers_for(stage, recipe, emit),
                 limit=limit,
                 only=only,
                 redo=redo,
@@ -170,39 +175,34 @@ class Call:
                 overwrite=self._overwrite,
                 emit=emit,
             )
-        _say_stage(manifest)
-        return manifest
+        counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
+        state = "all accounted for" if manifest.complete else "unfinished"
+        say(f"{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
 
-    def _workers(self, stage: Stage, recipe: Recipe, emit: Emit) -> Workers | None:
-        """Return the processes for a stage; those of the stage before where as many are wanted."""
+    def _workers_for(self, stage: Stage, recipe: Recipe, emit: Emit) -> Workers | None:
+        """Return the processes for a stage; those of the stage before if as many are wanted."""
         from c2vl_pipeline.execution.runner import default_workers
 
-        count = default_workers(stage, self.work, recipe) if self._count is None else self._count
+        count = default_workers(stage, self._work, recipe) if self._count is None else self._count
         if count == 0 and self._scheduler is None:
             return None
         from c2vl_pipeline.execution.workers import Workers  # dask takes a second to import
 
-        if self._open is None or self._open.count != count:
+        if self._workers is None or self._workers.count != count:
             self._stack.close()
-            self._open = self._stack.enter_context(Workers(count, self._scheduler, self._resources))
-        self._open.emit = emit
-        return self._open
+            self._workers = self._stack.enter_context(Workers(count, self._scheduler, self._resources))
+        self._workers.emit = emit
+        return self._workers
 
 
-def _resources(given: list[str] | None) -> dict[str, float]:
-    found = {}
-    for text in given or ():
+def _resources(options: list[str] | None) -> dict[str, float]:
+    resources = {}
+    for text in options or ():
         name, _, amount = text.partition("=")
         try:
-            found[name.strip()] = float(amount)
+            resources[name.strip()] = float(amount)
         except ValueError:
             raise typer.BadParameter(
                 f"{text!r} is not of the form NAME=AMOUNT, e.g. GPU=1", param_hint="--resource"
             ) from None
-    return found
-
-
-def _say_stage(manifest: StageManifest) -> None:
-    counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
-    state = "all accounted for" if manifest.complete else "unfinished"
-    say(f"{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
+    return resources

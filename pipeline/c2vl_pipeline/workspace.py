@@ -1,8 +1,8 @@
-"""The work folder: its index of samples, and where the stages keep their shards."""
+"""The work folder: the index of its samples, and the paths of the stages' shards."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,25 +19,15 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import (
     ShardManifest,
     digest,
-    finished_shard,
     read_shard_manifest,
 )
 from c2vl_manifests.schema import SAMPLES
-from c2vl_pipeline.readers.assembly import Array
-
-_SKELETON = ("skeleton", "skeleton_bytes", "start_frame", "end_frame", "known_missing", "problem")
-READS: dict[str, tuple[str, ...]] = {
-    "skeletons": ("sample_id", *_SKELETON),
-    "crops": ("sample_id", "camera", "video", "video_bytes", *_SKELETON),
-    "captions": ("sample_id",),
-    "embeddings": ("sample_id",),
-}
-"""What of a sample each stage's rows depend on; never labels or splits. Later stages read the rows of earlier ones."""
+from c2vl_pipeline.readers.base import Array
 
 
 @dataclass(frozen=True)
-class Index:
-    """The samples of one work folder and what all stages need to know of them."""
+class Workspace:
+    """Samples of one work folder, and what all stages need to know about them."""
 
     work: Path
     table: pa.Table
@@ -49,55 +39,49 @@ class Index:
     bodies: int
     plan: tuple[tuple[int, int], ...]
     """Rows [start, stop) of each shard; samples of one video are never split."""
-    _keys: dict[str, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
+    _keys: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def recipe(self) -> str:
-        """Recipe that `index` was called with: the default of the later stages."""
+        """Recipe given to `index`, the default of the later stages."""
         return str(self.manifest.extra["recipe"])
 
     @property
     def overrides(self) -> list[str]:
-        """The `--set` assignments of that call."""
+        """The `--set` assignments given to `index`."""
         return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
 
-    def shard_keys(self, stage: str) -> tuple[str, ...]:
-        """For each shard, a fingerprint of what a stage reads of its samples (see `READS`)."""
-        if stage not in self._keys:
-            rows = self.table.select(list(READS[stage]))
-            self._keys[stage] = tuple(digest(rows.slice(start, stop - start)) for start, stop in self.plan)
-        return self._keys[stage]
-
-    def reads(self, stage: str, number: int) -> list[dict[str, Any]]:
-        """Return of each sample of a shard what a stage reads of it."""
-        start, stop = self.plan[number]
-        table = self.table.select(list(READS[stage])).slice(start, stop - start)
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return rows
+    def shard_keys(self, columns: tuple[str, ...]) -> tuple[str, ...]:
+        """Return a fingerprint of these columns for each shard."""
+        if columns not in self._keys:
+            rows = self.table.select(list(columns))
+            self._keys[columns] = tuple(digest(rows.slice(start, stop - start)) for start, stop in self.plan)
+        return self._keys[columns]
 
     @cached_property
     def cameras(self) -> dict[str, list[dict[str, Any]]]:
         """Samples with a video by camera: what each camera's empty scene is made from."""
-        found: dict[str, list[dict[str, Any]]] = {}
+        cameras: dict[str, list[dict[str, Any]]] = {}
         columns = ["sample_id", "video", "video_bytes", "start_frame", "end_frame", "camera", "problem"]
         for sample in self.table.select(columns).to_pylist():
             if sample["video"] is not None and not sample["problem"]:
-                found.setdefault(sample["camera"], []).append(sample)
-        return found
+                cameras.setdefault(sample["camera"], []).append(sample)
+        return cameras
 
-    def shard(self, number: int) -> list[dict[str, Any]]:
-        """Return the samples of one shard as dictionaries."""
+    def shard(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """Return the samples of one shard as dictionaries; `columns` restricts what of them."""
         start, stop = self.plan[number]
-        rows: list[dict[str, Any]] = self.table.slice(start, stop - start).to_pylist()
+        table = self.table if columns is None else self.table.select(list(columns))
+        rows: list[dict[str, Any]] = table.slice(start, stop - start).to_pylist()
         return rows
 
 
-def load(work: Path) -> Index:
+def load(work: Path) -> Workspace:
     """Read the index of a work folder.
 
     Raises:
-        StageError: there is none yet.
-        ConfigError: it names a dataset or layout that does not exist any more.
+        StageError: there is no index, or it is damaged.
+        ConfigError: its manifest is incomplete, or its dataset does not exist any more.
     """
     path = work / "samples.parquet"
     manifest = read_shard_manifest(path)
@@ -117,7 +101,7 @@ def load(work: Path) -> Index:
         str(extra["recipe"])
         layout = Layout.from_dict(extra["layout"])
         plan = tuple((int(a), int(b)) for a, b in extra["plan"])
-        return Index(
+        return Workspace(
             work=work,
             table=table,
             manifest=manifest,
@@ -132,8 +116,8 @@ def load(work: Path) -> Index:
         raise ConfigError(f"{path}: its manifest lacks {error}; run `c2vl-pipeline index` again") from error
 
 
-def split_counts(index: Index) -> dict[str, dict[str, int]]:
-    """Count usable samples a split: benchmark -> {train, test}."""
+def split_counts(index: Workspace) -> dict[str, dict[str, int]]:
+    """Count usable samples per split: benchmark -> {train, test}."""
     counts: dict[str, dict[str, int]] = {}
     usable = index.table.filter(pc.invert(index.table.column("known_missing")))
     for pairs in usable.column("splits").to_pylist():
@@ -142,12 +126,8 @@ def split_counts(index: Index) -> dict[str, dict[str, int]]:
     return counts
 
 
-COMMANDS = {"skeletons": "skeletons", "crops": "crop", "captions": "caption", "embeddings": "embed"}
-"""Stage folder -> the command that fills it, in the order of the road."""
-
-
 def shard_path(work: Path, stage: str, number: int) -> Path:
-    """Path of a shard; its manifest lies beside it."""
+    """Return the path of a shard; its manifest is stored next to it, as `.json`."""
     return work / stage / f"shard-{number:05d}.parquet"
 
 
@@ -159,23 +139,3 @@ def stored_joints(row: dict[str, Any], layout: Layout) -> Array:
         else (0, 1, layout.joints, layout.dims)
     )
     return np.frombuffer(row["joints"], np.float32).reshape(shape)
-
-
-def check_shards(index: Index, name: str, numbers: Iterable[int], reader: str) -> None:
-    """Refuse shards that are absent, damaged, or made from other samples or files than the present index names.
-
-    Raises:
-        StageError: naming the shard and the command that makes it again.
-    """
-    for number in numbers:
-        path = shard_path(index.work, name, number)
-        shard = read_shard_manifest(path)
-        if shard is None or finished_shard(path, shard.key) is None:
-            problem = "is absent or damaged"
-        elif shard.extra.get("samples") != index.shard_keys(name)[number]:
-            problem = "was made from other samples or files than the index names now"
-        else:
-            continue
-        raise StageError(
-            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` again"
-        )

@@ -31,9 +31,9 @@ def test_a_browser_shows_the_page_without_overflow(odd, tmp_path, kind, width):
     if kind == "inspect":
         gallery.gallery(odd, page, limit=6)
     elif kind == "explain":
-        trace.explain(odd, load(odd).table["sample_id"][0].as_py(), page)
+        trace.write(trace.trace(odd, load(odd).table["sample_id"][0].as_py()), page)
     else:
-        audit.audit(odd, page)
+        audit.write(audit.measure(odd), page)
     (tmp_path / "probe.html").write_text(PROBE.format(width=width))
     flags = (
         "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

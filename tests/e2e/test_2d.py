@@ -31,7 +31,7 @@ def flat(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Packed:
     dataset = load_dataset("generic")
     index.build(dataset, root, work, recipe.pipeline, recipe=recipe.name, layout="coco_17")
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
-        runner.run(stage, work, recipe)
+        runner.run_stage(stage, work, recipe)
     pack.run(work, recipe)
     return Packed(work)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
 from c2vl_training.trainer import train
 from support.cli import Cli, pretrain, refused, sets
@@ -121,3 +123,22 @@ def test_a_benchmark_takes_protocols_by_name(cli: Cli, tmp_path):
         cli("c2vl-eval", "benchmark", *words, "--protocol", "transfer"),
         "--protocol 'transfer' is none of finetune, semi, ensemble",
     )
+
+
+def test_a_benchmark_trains_by_the_recipe_and_overrides_of_the_work_folder(cli: Cli, raw, tmp_path):
+    """`prompts --recipe …` and then `benchmark` without any: not the dataset's default recipe."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    made = sets("training.pretrain.epochs=2", "training.pretrain.targets=hard", "evaluation.linear.epochs=3")
+    words = ("--dataset", "synthetic", "--data", raw, "--work", work, "--recipe", "debug")
+    assert cli("c2vl-pipeline", "prompts", *words, *made).code == 0
+    words = ("--data", work, "--benchmark", "xsub", "--out", out, *sets("training.pretrain.epochs=1"))
+    assert cli("c2vl-eval", "benchmark", *words).code == 0
+    table = json.loads((out / "results.json").read_text())
+    assert table["recipe"] == "debug"
+    assert table["rows"][0]["name"] == "hard"
+    training = json.loads((out / "runs" / "hard-seed0" / "run.json").read_text())["recipe"]["training"]
+    debug = load_recipe("debug").training
+    assert training["encoder"] == debug.encoder.model_dump(mode="json")
+    assert training["pretrain"]["epochs"] == 1  # given here, after what the work folder was made with
+    assert training["supervised"]["epochs"] == debug.supervised.epochs
+    assert table["rows"][0]["results"][1]["epochs"] == 3

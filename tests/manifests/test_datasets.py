@@ -20,7 +20,7 @@ def usable_splits(name: str) -> tuple[int, int, dict[str, tuple[int, int]]]:
     """Promised samples, usable ones, and (train, test) of each benchmark among the usable."""
     dataset = load_dataset(name)
     missing = dataset.known_missing()
-    promised = list(dataset.promised_ids())
+    promised = list(dataset.expected_ids())
     assert len(set(promised)) == len(promised)
     usable = [i for i in promised if i not in missing]
     counts: Counter[tuple[str, str]] = Counter()
@@ -67,8 +67,8 @@ def test_pku_promises_are_the_published_ones() -> None:
 
 
 def test_the_whole_of_ntu60_is_the_beginning_of_ntu120() -> None:
-    sixty = list(load_dataset("ntu60").promised_ids())
-    assert set(sixty) <= set(load_dataset("ntu120").promised_ids())
+    sixty = list(load_dataset("ntu60").expected_ids())
+    assert set(sixty) <= set(load_dataset("ntu120").expected_ids())
     lists = load_dataset("ntu60").known_missing(), load_dataset("ntu120").known_missing()
     assert len(lists[1]) == 535
     assert len(lists[0] & set(sixty)) == 302
@@ -106,7 +106,7 @@ def test_promised_less_missing_is_exactly_the_list_of_available_ntu_names(shared
     for name, names in (("ntu120", available), ("ntu60", available[:56_578])):
         dataset = load_dataset(name)
         missing = dataset.known_missing()
-        ours = [i for i in dataset.promised_ids() if i not in missing]
+        ours = [i for i in dataset.expected_ids() if i not in missing]
         assert len(ours) == len(names)
         assert set(ours) == set(names)
 
@@ -116,7 +116,7 @@ def test_missing_skeletons_are_the_official_ones(shared: Path) -> None:
     small = official(shared / "ntu" / "NTU_RGBD_samples_with_missing_skeletons.txt")
     assert load_dataset("ntu120").known_missing() == big
     sixty = load_dataset("ntu60")
-    assert sixty.known_missing() & set(sixty.promised_ids()) == small
+    assert sixty.known_missing() & set(sixty.expected_ids()) == small
 
 
 def test_class_names_are_the_official_ones(shared: Path) -> None:
@@ -189,7 +189,7 @@ def test_every_sample_is_in_exactly_one_split_of_a_rule() -> None:
     assert [listed.split({"video": v}) for v in (3, 4, 5)] == ["test", "train", "test"]
 
 
-def test_the_embedded_detector_is_the_one_that_suits_the_dataset() -> None:
+def test_the_detector_is_the_one_that_suits_the_dataset() -> None:
     asked = EngineSpec(role="detector", backend="dataset", options={"threshold": 40})
     resolved = resolve_detector(asked, load_dataset("utd-mhad"))
     assert (resolved.backend, resolved.options) == ("motion", {"background": "black", "threshold": 40})

@@ -13,7 +13,7 @@ import pytest
 
 from c2vl_manifests.datasets import Benchmark, Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import ConfigError
-from c2vl_pipeline.raw.expected import parse_labels
+from c2vl_pipeline.readers.pku import parse_labels
 from c2vl_training.dataset import Packed
 from support.packed import write_packed
 
@@ -67,7 +67,7 @@ def test_the_shipped_list_is_the_difference_of_the_two_published_counts(
     lost = counts(rows)[WITH]
     assert lost == {split: n - PUBLISHED[WITHOUT][split] for split, n in PUBLISHED[WITH].items()}
     assert lost.total() == len(drops) == 47
-    assert {recording(sample)[0] for sample in drops} <= set(dataset.promised_recordings())
+    assert {recording(sample)[0] for sample in drops} <= set(dataset.expected_recordings())
 
 
 def test_the_description_expects_both_published_counts(dataset: Dataset) -> None:
@@ -88,7 +88,7 @@ def test_only_the_listed_samples_differ(dataset: Dataset, drops: frozenset[str])
 
 
 def test_every_other_sample_keeps_the_split_of_the_rule(dataset: Dataset) -> None:
-    for name in dataset.promised_recordings():
+    for name in dataset.expected_recordings():
         splits = dataset.splits(dataset.parse_id(name), "A001N001V001C001L999")
         assert splits[WITHOUT] == splits[WITH]
 
@@ -147,13 +147,13 @@ id_pattern = 'A(?P<setup>\\d{{2}})N(?P<subject>\\d{{2}})-(?P<side>[LMR])'
 video_suffixes = [".avi"]
 skeleton_suffixes = [".txt"]
 default_recipe = "paper"
-embedded_detector = {{ backend = "motion" }}
+detector = {{ backend = "motion" }}
 benchmarks.xsub = {{ field = "subject", test = [2], drops = "{name}" }}
 """
     with pytest.raises(ConfigError) as caught:
         parse_dataset(text, "x.toml")
     assert str(caught.value) == (
-        f"x.toml: not a description of a dataset (benchmarks.xsub.drops: Value error, {name!r} is no list of "
+        f"x.toml: not a description of a dataset (benchmarks.xsub.drops: Value error, {name!r} is not a list of "
         "samples; use one of ntu_missing.txt, pku2_drops.txt)"
     )
 

@@ -108,20 +108,20 @@ def test_a_table_of_joints_is_read_in_its_order() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("joints = 3", "`joints` is no table of joint = parent"),
+        ("joints = 3", "`joints` is not a table of joint = parent"),
         ("[joints]", "0 joints; 1 to 1,000 are possible"),
-        ("[joints]\na = 1", "1 is no name of a joint"),
+        ("[joints]\na = 1", "1 is not the name of a joint"),
         ('[joints]\na = "a"\na = "a"', "Cannot overwrite a value"),
         ('[joint]\na = "a"', "unknown key 'joint'; did you mean 'joints'?"),
-        ('dims = 2.5\n[joints]\na = "a"', "dims = '2.5' is no whole number"),
-        ('dims = true\n[joints]\na = "a"', "dims = 'True' is no whole number"),
-        ('dims = inf\n[joints]\na = "a"', "dims = 'inf' is no whole number"),
+        ('dims = 2.5\n[joints]\na = "a"', "dims = '2.5' is not a whole number"),
+        ('dims = true\n[joints]\na = "a"', "dims = 'True' is not a whole number"),
+        ('dims = inf\n[joints]\na = "a"', "dims = 'inf' is not a whole number"),
         ('origin = "b"\n[joints]\na = "a"', "the origin 'b' is not one of the names"),
         ('origin = []\n[joints]\na = "a"', "the origin '[]' is not one of the names"),
-        ('sources = 1\n[joints]\na = "a"', "`sources` is no table of joint = [ways]"),
+        ('sources = 1\n[joints]\na = "a"', "`sources` is not a table of joint = [ways]"),
         ('[joints]\na = "a"\n[sources]\nb = ["c"]', "sources of 'b', which is not one of the names"),
-        ('[joints]\na = "a"\n[sources]\na = "c"', "the sources of 'a' are no list of names"),
-        ('names = "ab"\nparents = "aa"', "`names` and `parents` are no lists"),
+        ('[joints]\na = "a"\n[sources]\na = "c"', "the sources of 'a' are not a list of names"),
+        ('names = "ab"\nparents = "aa"', "`names` and `parents` are not lists"),
         ("x = " + "[" * 5000, ""),
         ('[joints]\na = "b"\nb = "a"', "own.toml: layout 'own' has 0 joints that are their own parent"),
     ],
@@ -193,7 +193,7 @@ def test_an_impossible_mapping_names_what_is_lacking() -> None:
         "layout 'kinect_v1' cannot be mapped to 'kinect_v2': it has nothing for spine_base, spine_mid, neck, "
         "spine_shoulder, hand_tip_left, thumb_left, …; choose a layout whose joints it has"
     )
-    with pytest.raises(ConfigError, match="'kinect_v2' has 3 coordinates a joint, 'coco_17' has 2"):
+    with pytest.raises(ConfigError, match="'kinect_v2' has 3 coordinates per joint, 'coco_17' has 2"):
         KINECT_V2.mapping_to(LAYOUTS["coco_17"])
 
 
@@ -280,13 +280,13 @@ def test_an_own_layout_is_read_from_toml(tmp_path: Path) -> None:
             'names = ["a", "b"]\nparents = ["b", "a"]',
             "layout 'own' has 0 joints that are their own parent; exactly one, the centre, must be",
         ),
-        ('names = ["a", "b"]\nparents = ["a"]', "layout 'own' names 2 joints but gives 1 parents; give one parent a joint"),
+        ('names = ["a", "b"]\nparents = ["a"]', "layout 'own' names 2 joints but gives 1 parents; give one parent per joint"),
         ('names = ["a", "a"]\nparents = ["a", "a"]', "layout 'own' names a twice; joint names must be unique"),
         ('names = ["a"]\nparents = ["a"]\ndims = 4', "layout 'own' has dims = 4; 2 or 3 coordinates are possible"),
         ('names = ["a"]\nparents = ["z"]', "own.toml: not a joint layout (the parent 'z' is not one of the names); give a table `joints`"),
         ('names = ["a"]', "own.toml: not a joint layout ('parents'); give"),
-        ("names = 3\nparents = 3", "own.toml: not a joint layout (`names` and `parents` are no lists); give"),
-        ('names = ["a"]\nparents = ["a"]\ndims = "x"', "own.toml: not a joint layout (dims = 'x' is no whole number)"),
+        ("names = 3\nparents = 3", "own.toml: not a joint layout (`names` and `parents` are not lists); give"),
+        ('names = ["a"]\nparents = ["a"]\ndims = "x"', "own.toml: not a joint layout (dims = 'x' is not a whole number)"),
         ("names = [", "own.toml: not a joint layout (Invalid value"),
     ],
 )  # fmt: skip

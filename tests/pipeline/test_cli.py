@@ -8,6 +8,7 @@ import shutil
 import pytest
 
 from c2vl_manifests.manifest import read_stage_manifest
+from c2vl_pipeline.stages import STAGES
 from support.cli import refused
 
 
@@ -54,3 +55,44 @@ def test_stages_report_in_lines_of_json_and_one_sentence(cli, copied):
     *lines, last = found.out.splitlines()
     assert [json.loads(line)["task"] for line in lines] == ["captions"] * len(lines)
     assert last.startswith("captions: 128 of 128 rows, all accounted for: ")
+
+
+def test_every_stage_has_a_command(cli):
+    for stage in STAGES.values():
+        help_text = cli("c2vl-pipeline", stage.command, "--help").out
+        assert ("--engine" in help_text) == (stage.engine is not None)
+        assert "--max-failures" in help_text
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--data", "x"), "give --dataset and --data, or neither"),
+        (("--limit", "3"), "need --dataset and --data"),
+        (("--retry-failed", "--dry-run"), "--retry-failed goes with neither --dry-run nor"),
+        (("--retry-failed", "--dataset", "synthetic", "--data", "x"), "--retry-failed goes with neither"),
+    ],
+)
+def test_options_of_prompts_that_exclude_each_other_are_usage_errors(cli, copied, words, text):
+    answer = cli("c2vl-pipeline", "prompts", "--work", copied, *words)
+    assert answer.code == 2
+    assert text in " ".join(answer.err.split())
+
+
+def test_prompts_without_a_dataset_resumes_with_the_index_of_the_work_folder(cli, copied):
+    shutil.rmtree(copied / "embeddings")
+    code, lines, _ = cli("c2vl-pipeline", "prompts", "--work", copied, "--workers", "0").told
+    assert code == 0
+    assert [line.split(":")[0] for line in lines] == [
+        "skeletons",
+        "crops",
+        "captions",
+        "embeddings",
+        "packed",
+    ]
+
+
+def test_verify_does_not_repair_and_list_as_json_at_once(cli, copied):
+    answer = cli("c2vl-pipeline", "verify", "--work", copied, "--repair", "--json")
+    assert answer.code == 2
+    assert "cannot be combined with --repair" in " ".join(answer.err.split())

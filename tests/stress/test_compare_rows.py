@@ -94,7 +94,7 @@ def test_rows_doubled_across_shards_are_noticed(raw: Path, work: Path, tmp_path:
     other = tmp_path / "w"
     recipe = load_recipe("debug")
     index.build(load_dataset("synthetic"), raw, other, recipe.pipeline, recipe="debug")
-    runner.run(skeletons.STAGE, other, recipe)
+    runner.run_stage(skeletons.STAGE, other, recipe)
     assert compare_stage("skeletons", work, other, Damaged()).equal == 32
     first, second = (shard_path(other, "skeletons", n) for n in (0, 1))
     second.write_bytes(first.read_bytes())

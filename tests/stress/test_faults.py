@@ -35,7 +35,7 @@ def test_every_damage_is_found_by_verify_or_is_only_a_leftover(
 
     work = tmp_path / "w"
     index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug")
-    runner.run(skeletons.STAGE, work, recipe)
+    runner.run_stage(skeletons.STAGE, work, recipe)
     whole = {p.name: p.read_bytes() for p in (work / "skeletons").glob("shard-*")}
     assert verify(work) == []
     rng, seen = random.Random(0), set()

@@ -13,36 +13,35 @@ from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.manifest import StageManifest, read_shard, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_pipeline import engines
+from c2vl_pipeline import engines, stages
 from c2vl_pipeline.engines.heuristic import Classical, SkeletonDetector
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.maintenance.status import survey
-from c2vl_pipeline.stages import caption, crop, embed, index, pack, skeletons
+from c2vl_pipeline.stages import index, pack
 from c2vl_pipeline.stages.base import Stage
 
-STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
+STAGES = tuple(stages.STAGES.values())
 
 
 def run_factory(raw: Path, work: Path, recipe: Recipe, dataset: str = "synthetic") -> Path:
     """Run every stage of the factory in this process; returns the work folder."""
     index.build(load_dataset(dataset), raw, work, recipe.pipeline, recipe=recipe.name)
     for stage in STAGES:
-        runner.run(stage, work, recipe)
+        runner.run_stage(stage, work, recipe)
     pack.run(work, recipe)
     return work
 
 
 def run_all(work: Path, recipe: Recipe, stages: Sequence[Stage] = STAGES) -> list[StageManifest]:
-    return [runner.run(stage, work, recipe) for stage in stages]
+    return [runner.run_stage(stage, work, recipe) for stage in stages]
 
 
 def states(work: Path, recipe: Recipe) -> dict[str, str]:
     return {s.stage: s.state for s in survey(work, recipe)}
 
 
-BY_COMMAND = {s.command: s for s in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)}
-STAGE_NAMES = [s.name for s in BY_COMMAND.values()]
+STAGE_NAMES = [*stages.STAGES]
 
 
 def start(raw: Path, work: Path, shard_samples: int = 8) -> Path:
@@ -54,7 +53,7 @@ def start(raw: Path, work: Path, shard_samples: int = 8) -> Path:
 
 def road(work: Path, recipe: Recipe) -> dict[str, str]:
     """Run all stages; returns their digests."""
-    return {s.name: runner.run(s, work, recipe).digest for s in BY_COMMAND.values()}
+    return {s.name: runner.run_stage(s, work, recipe).digest for s in STAGES}
 
 
 def digests(work: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Random mutations of label files, own tables, joint layouts and dataset rules: a value or one C2VLError, always.
 
 `python tests/support/fuzz_tables.py --inputs 100000 --seed 0` runs so many inputs of every kind and prints what became of them;
-`test_expected_fuzz.py` runs a few of each. Memory is bounded for the whole run, time for every input.
+`test_readers_fuzz.py` runs a few of each. Memory is bounded for the whole run, time for every input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from c2vl_manifests.datasets import Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout, parse_layout
 from c2vl_manifests.schema import SAMPLES
-from c2vl_pipeline.raw.expected import parse_labels, parse_table
+from c2vl_pipeline.readers.pku import parse_labels
+from c2vl_pipeline.readers.sample_table import parse_table
 
 SOURCE = "some/file"
 _TOKENS = (

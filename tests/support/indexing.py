@@ -13,16 +13,16 @@ import pytest
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe import PipelineConfig
-from c2vl_pipeline.raw.check import DoubtfulError, Findings
+from c2vl_pipeline.raw.check import Findings, IncompleteDataError
 from c2vl_pipeline.stages.index import build
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.workspace import Workspace
 
 AVI = b"RIFF\x04\0\0\0AVI "
 
 
 def indexed(
     dataset: str, root: Path, work: Path, config: PipelineConfig, **how: Any
-) -> tuple[Index, Findings]:
+) -> tuple[Workspace, Findings]:
     return build(load_dataset(dataset), root, work, config, recipe="debug", **how)
 
 
@@ -36,7 +36,7 @@ def refused(dataset: str, root: Path, config: PipelineConfig, **how: Any) -> str
     return str(caught.value)
 
 
-def rows(index: Index) -> dict[str, dict[str, Any]]:
+def rows(index: Workspace) -> dict[str, dict[str, Any]]:
     return {r["sample_id"]: r for r in index.table.to_pylist()}
 
 
@@ -54,11 +54,11 @@ def own(folder: Path, entries: list[dict[str, Any]], kind: str) -> Path:
 
 def doubtful(dataset: str, root: Path, config: PipelineConfig, **how: Any) -> Findings:
     """Return what an index that must stop has found."""
-    with pytest.raises(DoubtfulError) as caught:
+    with pytest.raises(IncompleteDataError) as caught:
         indexed(dataset, root, root.parent / "refused", config, **how)
     assert not (root.parent / "refused").exists()
     assert "\n" not in str(caught.value)
-    assert all(doubt in str(caught.value) for doubt in caught.value.findings.doubts())
+    assert all(doubt in str(caught.value) for doubt in caught.value.findings.errors())
     return caught.value.findings
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest
-from c2vl_pipeline.stages.pack import INDEX
+from c2vl_manifests.schema import PACKED_INDEX
 
 STICK = Layout("stick", ("hip", "chest", "head", "hand", "foot"), (1, 1, 1, 1, 0))
 T = 8
@@ -65,7 +65,7 @@ def write_packed(
         }
         for n in range(count)
     ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=INDEX), folder / "index.parquet")
+    pq.write_table(pa.Table.from_pylist(rows, schema=PACKED_INDEX), folder / "index.parquet")
     manifest = PackedManifest(
         dataset="synthetic",
         title="Sticks",

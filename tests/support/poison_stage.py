@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from c2vl_pipeline import engines
 from c2vl_pipeline.stages import skeletons
-from c2vl_pipeline.stages.base import Shard
+from c2vl_pipeline.stages.base import ShardContext
 
 
-def process(shard: Shard) -> pa.Table:
+def process(shard: ShardContext) -> pa.Table:
     work = shard.index.work
     with (work / "processes.txt").open("a") as handle:
         handle.write(f"{os.getpid()} {shard.number} {len(shard.samples)}\n")

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
 from c2vl_evaluation.cache import FOLDER
+from c2vl_evaluation.protocols.ensemble import STREAMS
 from c2vl_evaluation.results import ALWAYS, Line, Protocol, Role, Score, Table, grouped
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
@@ -32,7 +33,6 @@ ROLES: dict[Role, str] = {
     "baseline": "baseline",
 }
 KINDS: dict[Protocol, str] = {"knn": "kNN", "linear": "linear"}
-_STREAMS = ("joint", "bone", "motion")
 Facts = dict[str, Any]
 
 
@@ -163,7 +163,7 @@ def evaluation(table: Table, folder: Path) -> dict[str, float]:
         run = folder / row.run
         for result in _spent(run) if row.run else ():
             spent[result.protocol] += result.seconds
-        for stream in _STREAMS if row.run else ():
+        for stream in STREAMS if row.run else ():
             seconds = facts_of(run.with_name(f"{run.name}-{stream}")).get("seconds")
             spent["training of further streams"] += seconds if isinstance(seconds, int | float) else 0
     return {name: seconds for name, seconds in spent.items() if seconds > 0}

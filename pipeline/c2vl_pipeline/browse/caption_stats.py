@@ -1,6 +1,6 @@
-"""What captions say, counted: length, vocabulary, repeats, posture, what is held, agreement of two captioners.
+"""Statistics of captions: length, vocabulary, repeats, posture, held objects, agreement of two captioners.
 
-Plain rules on English answers to the paper's question (is the person holding anything, standing or sitting, what
+Plain rules for English answers to the paper's question (is the person holding anything, standing or sitting, what
 are they trying to do): good for comparing captioners, not a parser.
 """
 
@@ -19,7 +19,7 @@ from c2vl_pipeline.browse.html import Histogram, Quantiles
 Codes = npt.NDArray[np.int32]
 
 CONTEXT = 77
-"""Tokens that CLIP reads, with its two marks."""
+"""Tokens that CLIP reads, including start and end."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _CLIP_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORECASE)
@@ -62,7 +62,7 @@ def posture(text: str) -> str:
 
 
 def held(text: str) -> str:
-    """Return the first thing a text says is held, without its adjectives; empty where nothing is."""
+    """Return the first object that a text describes as held, without adjectives; empty if none."""
     for match in _HOLDING.finditer(text):
         if match["no"]:
             continue
@@ -83,7 +83,7 @@ def held(text: str) -> str:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Captions of samples: `texts` are the different ones, `codes[sample, slot]` their numbers, -1 where none is."""
+    """Captions of samples: `texts` are the different ones, `codes[sample, slot]` their numbers, -1 for none."""
 
     texts: list[str]
     codes: Codes
@@ -96,14 +96,14 @@ class Corpus:
         return cls(list(numbers), np.array(codes, np.int32).reshape(len(samples), -1))
 
     @property
-    def said(self) -> Codes:
-        """Codes of all captions that are there, in order."""
+    def flat(self) -> Codes:
+        """Codes of all existing captions, in order."""
         return np.asarray(self.codes[self.codes >= 0])
 
 
 @dataclass(frozen=True)
-class Wording:
-    """Figures of one set of captions; shares are of captions unless said otherwise."""
+class CaptionStats:
+    """Figures of one set of captions; shares are of captions unless stated otherwise."""
 
     samples: int
     captions: int
@@ -127,21 +127,21 @@ class Wording:
     holding: float
     objects: list[tuple[str, float]]
     over_context: int
-    """Captions with surely more than CLIP's 77 tokens."""
+    """Captions with certainly more than CLIP's 77 tokens."""
 
 
-def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> Wording | None:
-    """Count a corpus; None where it holds no caption."""
-    said = corpus.said
-    if not said.size:
+def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | None:
+    """Return the figures of a corpus; None if it holds no caption."""
+    flat = corpus.flat
+    if not flat.size:
         return None
-    counts = np.bincount(said, minlength=len(corpus.texts))
+    counts = np.bincount(flat, minlength=len(corpus.texts))
     split = [words(t) for t in corpus.texts]
     length = np.array([len(s) for s in split])
     postures = np.array([posture(t) for t in corpus.texts])
     objects = np.array([held(t) for t in corpus.texts])
     tokens = np.array([least_tokens(t) for t in corpus.texts])
-    vocabulary, growth = _growth(said, split, length, seed)
+    vocabulary, growth = _growth(flat, split, length, seed)
     complete = corpus.codes[(corpus.codes >= 0).all(axis=1)]
     names, where = np.unique(objects, return_inverse=True)
     amounts = np.bincount(where, weights=counts)
@@ -149,33 +149,33 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> Wording | None:
         ((str(n), float(a)) for n, a in zip(names, amounts, strict=True) if n), key=lambda e: -e[1]
     )
     order = np.argsort(-counts, kind="stable")[:top]
-    return Wording(
+    return CaptionStats(
         samples=len(corpus.codes),
-        captions=int(said.size),
+        captions=int(flat.size),
         unique=int((counts > 0).sum()),
-        repeats=1 - int((counts > 0).sum()) / said.size,
+        repeats=1 - int((counts > 0).sum()) / flat.size,
         top=[(corpus.texts[i], int(counts[i])) for i in order],
-        words=Quantiles.of(length[said]),
-        words_histogram=Histogram.of(length[said]),
+        words=Quantiles.of(length[flat]),
+        words_histogram=Histogram.of(length[flat]),
         vocabulary=vocabulary,
-        running_words=int(length[said].sum()),
+        running_words=int(length[flat].sum()),
         growth=growth,
-        most_common=float(counts.max() / said.size),
+        most_common=float(counts.max() / flat.size),
         all_equal=float((complete == complete[:, :1]).all(axis=1).mean()) if len(complete) else 0.0,
-        standing=float((postures[said] == "standing").mean()),
-        sitting=float((postures[said] == "sitting").mean()),
+        standing=float((postures[flat] == "standing").mean()),
+        sitting=float((postures[flat] == "sitting").mean()),
         contradicting=float(contradicting(corpus).mean()),
-        holding=float((objects[said] != "").mean()),
-        objects=[(name, amount / said.size) for name, amount in things[:top]],
-        over_context=int((tokens[said] > CONTEXT).sum()),
+        holding=float((objects[flat] != "").mean()),
+        objects=[(name, amount / flat.size) for name, amount in things[:top]],
+        over_context=int((tokens[flat] > CONTEXT).sum()),
     )
 
 
 def _growth(
-    said: Codes, split: list[list[str]], length: npt.NDArray[np.int64], seed: int
+    flat: Codes, split: list[list[str]], length: npt.NDArray[np.int64], seed: int
 ) -> tuple[int, list[tuple[int, int]]]:
-    """Follow the vocabulary over captions in a random order: only first occurrences can add a word."""
-    order = np.random.default_rng(seed).permutation(said)
+    """Return the size of the vocabulary and its growth over captions in a random order."""
+    order = np.random.default_rng(seed).permutation(flat)
     running = np.cumsum(length[order])
     codes, first = np.unique(order, return_index=True)
     known: set[str] = set()
@@ -189,41 +189,41 @@ def _growth(
 
 
 def contradicting(corpus: Corpus) -> npt.NDArray[np.bool_]:
-    """Which samples are said to stand in one caption and to sit in another. Returns (samples,)."""
-    postures = np.array([*(posture(t) for t in corpus.texts), ""])  # the last stands for -1
+    """Mark the samples that stand in one caption and sit in another. Returns (samples,)."""
+    postures = np.array([*(posture(t) for t in corpus.texts), ""])  # the last is for -1
     of = postures[corpus.codes]
     return np.asarray((of == "standing").any(axis=1) & (of == "sitting").any(axis=1))
 
 
 @dataclass(frozen=True)
-class ClassWording:
-    """Captions of one class."""
+class ClassStats:
+    """Figures of the captions of one class."""
 
     name: str
     captions: int
     most_common: float
     text: str
     entropy: float
-    """Of the captions as whole texts, bits."""
+    """Of the captions as whole texts, in bits."""
     normalised: float
-    """Entropy over its most, log2 of the number of captions: 1 means that no two are equal."""
+    """Entropy divided by its maximum, log2 of the number of captions: 1 means that no two are equal."""
     contradicting: float
     thing: str
-    """The thing most often held in this class."""
+    """The object most often held in this class."""
     thing_share: float
     lift: float
-    """Its share in this class over its share in all."""
+    """Its share in this class divided by its share in all."""
 
 
-def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, str]) -> list[ClassWording]:
-    """Describe each class; labels are one a sample, -1 where unknown."""
-    said = corpus.said
-    if not said.size:
+def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, str]) -> list[ClassStats]:
+    """Return the figures of each class; `labels` has one entry per sample, -1 if unknown."""
+    flat = corpus.flat
+    if not flat.size:
         return []
-    found_things, thing_of = np.unique([held(t) for t in corpus.texts], return_inverse=True)
-    overall = np.bincount(thing_of[said], minlength=len(found_things)) / said.size
+    objects, thing_of = np.unique([held(t) for t in corpus.texts], return_inverse=True)
+    overall = np.bincount(thing_of[flat], minlength=len(objects)) / flat.size
     torn = contradicting(corpus)
-    found = []
+    classes = []
     for label in sorted({int(v) for v in labels if v >= 0}):
         mask = labels == label
         codes = corpus.codes[mask]
@@ -233,12 +233,12 @@ def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, 
         texts, counts = np.unique(codes, return_counts=True)
         p = counts / counts.sum()
         entropy = float(-(p * np.log2(p)).sum()) + 0.0
-        share = np.bincount(thing_of[codes], minlength=len(found_things)) / codes.size
-        share[found_things == ""] = 0
+        share = np.bincount(thing_of[codes], minlength=len(objects)) / codes.size
+        share[objects == ""] = 0
         best = int(np.argmax(share))
         any_thing = share[best] > 0
-        found.append(
-            ClassWording(
+        classes.append(
+            ClassStats(
                 name=names.get(label, f"class {label}"),
                 captions=int(codes.size),
                 most_common=float(counts.max() / codes.size),
@@ -246,12 +246,12 @@ def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, 
                 entropy=entropy,
                 normalised=entropy / float(np.log2(codes.size)) if codes.size > 1 else 0.0,
                 contradicting=float(torn[mask].mean()),
-                thing=str(found_things[best]) if any_thing else "",
+                thing=str(objects[best]) if any_thing else "",
                 thing_share=float(share[best]),
                 lift=float(share[best] / overall[best]) if any_thing else 0.0,
             )
         )
-    return found
+    return classes
 
 
 # ------------------------------------------------------------------------------------------ agreement
@@ -259,7 +259,7 @@ def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Of two captions of the same sample and slot, means over all pairs."""
+    """Agreement of two captions of the same sample and slot: means over all pairs."""
 
     pairs: int
     exact: float
@@ -268,14 +268,14 @@ class Agreement:
     f1: float
     """Of the words with their counts."""
     posture: float | None
-    """Where both say standing or sitting: the share that says the same."""
+    """Of pairs that both state standing or sitting, the share that agree."""
     posture_pairs: int
     holding: float
-    """Share where both, or neither, say that something is held."""
+    """Share of pairs in which both or neither state that something is held."""
 
 
 def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
-    """Compare two corpora of the same samples in the same order, slot by slot; None where no pair is complete."""
+    """Compare two corpora of the same samples in the same order, slot by slot; None if no pair is complete."""
     slots = min(ours.codes.shape[1], theirs.codes.shape[1])
     a, b = ours.codes[:, :slots], theirs.codes[:, :slots]
     both = (a >= 0) & (b >= 0)
@@ -305,7 +305,7 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
 
 
 def shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
-    """Give every sample another sample's captions: the control of an agreement."""
+    """Give every sample another sample's captions, as a control of an agreement."""
     order = np.random.default_rng(seed).permutation(len(corpus.codes))
     codes = np.empty_like(corpus.codes)
     codes[order] = corpus.codes[np.roll(order, 1)]
@@ -313,7 +313,7 @@ def shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
 
 
 def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_array, sp.csr_array]:
-    """Word counts of both lists of texts over one vocabulary, (texts, vocabulary)."""
+    """Return the word counts of both lists of texts over one vocabulary, (texts, vocabulary)."""
     numbers: dict[str, int] = {}
     rows, columns = [], []
     for n, text in enumerate([*ours, *theirs]):
@@ -330,5 +330,5 @@ def _sum(matrix: sp.csr_array) -> npt.NDArray[np.float64]:
 
 
 def _mean(part: npt.NDArray[np.float64], whole: npt.NDArray[np.float64]) -> float:
-    """Mean of part / whole; two empty captions agree."""
+    """Return the mean of part / whole; two empty captions agree."""
     return float(np.where(whole > 0, part / np.maximum(whole, 1), 1.0).mean())

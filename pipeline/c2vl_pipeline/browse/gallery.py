@@ -1,7 +1,7 @@
-"""`c2vl-pipeline inspect`: any slice of a work folder as an offline gallery: crops, captions, what became of them.
+"""`c2vl-pipeline inspect`: any subset of a work folder as an offline gallery of crops, captions and statuses.
 
-The slice is chosen on the index and, for statuses and texts, on one column of the shards whose manifests say they
-hold any; pictures are read of the samples shown alone. So 1.8 million rows answer in seconds.
+Samples are selected on the index and, for statuses and texts, on one column of the shards whose manifests count any;
+pictures are read only for the samples shown. So 1.8 million rows take seconds.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
-from c2vl_pipeline.browse.reader import Lookup, Row
-from c2vl_pipeline.workspace import COMMANDS, Index, load
+from c2vl_pipeline.browse.reader import Row, RowReader
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Workspace, load
 
 Mask = npt.NDArray[np.bool_]
 
@@ -32,10 +33,10 @@ NOT_OK = "not-ok"
 
 @dataclass(frozen=True)
 class Filters:
-    """Which samples to show; all that are given must hold."""
+    """Conditions on the samples to show; all given ones must hold."""
 
     status: str | None = None
-    """A row of the sample has it in any stage; `captions:failed` asks one stage; `not-ok` is all but ok."""
+    """Status of any row of the sample; `captions:failed` looks at one stage; `not-ok` is every status but ok."""
     samples: tuple[str, ...] = ()
     """Ids, or patterns with * and ?."""
     label: str | None = None
@@ -44,19 +45,19 @@ class Filters:
     """`benchmark:train` or `benchmark:test`."""
     subject: int | None = None
     camera: str | None = None
-    """The index's name of a camera, or the number of a view."""
+    """Name of a camera in the index, or the number of a view."""
     shard: int | None = None
     text: str | None = None
-    """A caption holds it (any case)."""
+    """Text that a caption contains (any case)."""
 
     def words(self) -> str:
-        """Say the filters in one line."""
-        said = [
+        """Return the filters in one line."""
+        phrases = [
             f"{name} {value if isinstance(value, str | int) else ', '.join(value)}"
             for name, value in vars(self).items()
             if value not in (None, ())
         ]
-        return ", ".join(said) or "all samples"
+        return ", ".join(phrases) or "all samples"
 
 
 @dataclass(frozen=True)
@@ -81,13 +82,13 @@ def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
     return ConfigError(f"unknown {what} {str(value)!r}; {hint}")
 
 
-def select(index: Index, filters: Filters, lookup: Lookup | None = None) -> npt.NDArray[np.int64]:
+def select(index: Workspace, filters: Filters, reader: RowReader | None = None) -> npt.NDArray[np.int64]:
     """Return the numbers of the samples that pass all filters, in the order of the index.
 
     Raises:
-        ConfigError: a filter names what this work folder does not have; near names are given.
+        ConfigError: a filter names something that this work folder lacks; similar names are given.
     """
-    lookup = lookup or Lookup(index)
+    reader = reader or RowReader(index)
     table = index.table
     mask = np.ones(table.num_rows, bool)
     if filters.samples:
@@ -106,14 +107,14 @@ def select(index: Index, filters: Filters, lookup: Lookup | None = None) -> npt.
         start, stop = index.plan[filters.shard]
         mask[:start] = mask[stop:] = False
     if filters.status is not None:
-        mask &= _status(index, lookup, filters.status, mask)
+        mask &= _status(index, reader, filters.status, mask)
     if filters.text is not None:
-        mask &= _text(index, lookup, filters.text, mask)
+        mask &= _text(index, reader, filters.text, mask)
     return np.flatnonzero(mask)
 
 
-def _bools(found: Any) -> Mask:
-    return np.asarray(pc.fill_null(found, False).to_numpy(zero_copy_only=False), bool)
+def _bools(values: Any) -> Mask:
+    return np.asarray(pc.fill_null(values, False).to_numpy(zero_copy_only=False), bool)
 
 
 def _ids(ids: list[str], wanted: tuple[str, ...]) -> Mask:
@@ -125,8 +126,8 @@ def _ids(ids: list[str], wanted: tuple[str, ...]) -> Mask:
 
 
 def unknown_sample(sample_id: str, ids: list[str]) -> ConfigError:
-    """Return the error for an id that is not in the index, with the ids near it."""
-    # difflib looks at every pair of letters: leave it the few ids that share most places
+    """Return the error for an id that is not in the index, with similar ids."""
+    # difflib compares every pair of letters: give it only the ids that share most positions
     letters = np.array(ids, dtype=np.str_)
     width = max(letters.dtype.itemsize // 4, len(sample_id), 1)
     grid = letters.astype(f"U{width}").view(np.uint32).reshape(len(ids), width)
@@ -137,7 +138,7 @@ def unknown_sample(sample_id: str, ids: list[str]) -> ConfigError:
     return ConfigError(f"no sample {sample_id!r} in this work folder; {hint}")
 
 
-def _label(index: Index, label: str) -> int:
+def _label(index: Workspace, label: str) -> int:
     if label.isdigit() and int(label) < len(index.classes):
         return int(label)
     names = [name.casefold() for name in index.classes]
@@ -163,41 +164,41 @@ def _split(table: pa.Table, split: str) -> Mask:
     return _bools(pc.equal(pc.map_lookup(table["splits"], benchmark, "first"), side))
 
 
-def _status(index: Index, lookup: Lookup, status: str, among: Mask) -> Mask:
+def _status(index: Workspace, reader: RowReader, status: str, among: Mask) -> Mask:
     stage, _, name = status.rpartition(":")
     known = [*map(str, Status), NOT_OK]
     if name not in known:
         raise _unknown("status", name, known)
-    if stage and stage not in COMMANDS:
-        raise _unknown("stage", stage, COMMANDS)
+    if stage and stage not in STAGES:
+        raise _unknown("stage", stage, STAGES)
     mask = np.zeros(len(among), bool)
-    for each in [stage] if stage else COMMANDS:
-        for shard, manifest in lookup.shards(each):
+    for each in [stage] if stage else STAGES:
+        for shard, manifest in reader.shards(each):
             start, stop = index.plan[shard]
             counts = {
                 k: n for k, n in manifest.statuses.items() if (k != "ok" if name == NOT_OK else k == name)
             }
             if not any(counts.values()) or not among[start:stop].any():
                 continue
-            table = lookup.columns(each, shard, ["status"])
+            table = reader.columns(each, shard, ["status"])
             if table is not None:
                 rows = _bools(pc.equal(table["status"], str(Status.OK) if name == NOT_OK else name))
-                mask[start:stop] |= lookup.by_sample(each, shard, ~rows if name == NOT_OK else rows)
+                mask[start:stop] |= reader.by_sample(each, shard, ~rows if name == NOT_OK else rows)
     return mask
 
 
-def _text(index: Index, lookup: Lookup, text: str, among: Mask) -> Mask:
+def _text(index: Workspace, reader: RowReader, text: str, among: Mask) -> Mask:
     mask = np.zeros(len(among), bool)
-    for shard, _ in lookup.shards("captions"):
+    for shard, _ in reader.shards("captions"):
         start, stop = index.plan[shard]
         if not among[start:stop].any():
             continue
-        table = lookup.columns("captions", shard, ["caption"], read_dictionary=["caption"])
+        table = reader.columns("captions", shard, ["caption"], read_dictionary=["caption"])
         if table is not None:
             column = table["caption"].unify_dictionaries().combine_chunks()
             held = _bools(pc.match_substring(column.dictionary, text, ignore_case=True))
             rows = _bools(pc.take(pa.array(held), column.indices))
-            mask[start:stop] |= lookup.by_sample("captions", shard, rows)
+            mask[start:stop] |= reader.by_sample("captions", shard, rows)
     return mask
 
 
@@ -207,60 +208,60 @@ def _text(index: Index, lookup: Lookup, text: str, among: Mask) -> Mask:
 def gallery(
     work: Path, out: Path, filters: Filters = Filters(), *, limit: int = 48, seed: int | None = None
 ) -> Gallery:
-    """Write a gallery of the samples that pass the filters and say how many did.
+    """Write a gallery of the samples that pass the filters.
 
     Args:
-        work: folder of the index and the stages; stages that were not run yet are left out, with a note.
+        work: the work folder; stages that were not run are left out, with a note.
         out: the HTML file.
-        filters: which samples.
-        limit: show at most so many: the first ones.
-        seed: show random ones instead.
+        filters: conditions on the samples.
+        limit: show at most `limit` samples, the first ones.
+        seed: show random samples instead.
 
     Raises:
         StageError: there is no index.
-        ConfigError: a filter names what this work folder does not have.
+        ConfigError: a filter names something that this work folder lacks.
     """
     index = load(work)
-    lookup = Lookup(index)
-    matched = select(index, filters, lookup)
+    reader = RowReader(index)
+    matched = select(index, filters, reader)
     chosen = matched[:limit]
     if seed is not None and len(matched) > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(matched, limit, replace=False))
     numbers = [int(n) for n in chosen]
-    found = {
-        "crops": lookup.rows("crops", numbers),
-        "captions": lookup.rows("captions", numbers),
-        "embeddings": lookup.rows("embeddings", numbers, ["slot", "tokens", "truncated", "language_status"]),
-        "skeletons": lookup.rows(
+    stored = {
+        "crops": reader.rows("crops", numbers),
+        "captions": reader.rows("captions", numbers),
+        "embeddings": reader.rows("embeddings", numbers, ["slot", "tokens", "truncated", "language_status"]),
+        "skeletons": reader.rows(
             "skeletons", numbers, ["status", "error", "frames", "frames_in_file", "bodies"]
         ),
     }
     samples = index.table.take(pa.array(numbers, pa.int64())).to_pylist()
     cards = [
-        _card(index, lookup, sample, {stage: rows.get(n, []) for stage, rows in found.items()}, n)
+        _card(index, reader, sample, {stage: rows.get(n, []) for stage, rows in stored.items()}, n)
         for n, sample in zip(numbers, samples, strict=True)
     ]
     html.render(
         "inspect.html.j2",
         out,
         index=index,
-        filters=filters.words(),
+        selection=filters.words(),
         matched=len(matched),
         seed=seed if len(matched) > limit else None,
         cards=cards,
-        notes=lookup.notes,
-        stages=_stages(lookup),
+        notes=reader.notes,
+        stages=_stages(reader),
         slot_spans=html.spans,
     )
-    return Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(lookup.notes))
+    return Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(reader.notes))
 
 
-def _stages(lookup: Lookup) -> list[dict[str, Any]]:
-    """Count the statuses of every stage, from the manifests of its shards."""
+def _stages(reader: RowReader) -> list[dict[str, Any]]:
+    """Return the counts of statuses of every stage, from the manifests of its shards."""
     counted = []
-    for stage in COMMANDS:
+    for stage in STAGES:
         statuses: dict[str, int] = {}
-        for _, manifest in lookup.shards(stage):
+        for _, manifest in reader.shards(stage):
             for status, n in manifest.statuses.items():
                 statuses[status] = statuses.get(status, 0) + n
         if statuses:
@@ -268,13 +269,13 @@ def _stages(lookup: Lookup) -> list[dict[str, Any]]:
     return counted
 
 
-def class_name(index: Index, label: int) -> str:
-    """Name a class, empty where it is unknown."""
+def class_name(index: Workspace, label: int) -> str:
+    """Return the name of a class, empty if unknown."""
     return index.classes[label] if 0 <= label < len(index.classes) else ""
 
 
 def _card(
-    index: Index, lookup: Lookup, sample: Row, rows: dict[str, list[Row]], number: int
+    index: Workspace, reader: RowReader, sample: Row, rows: dict[str, list[Row]], number: int
 ) -> dict[str, Any]:
     crops = []
     for row in rows["crops"]:
@@ -287,7 +288,7 @@ def _card(
     return {
         "sample": sample,
         "name": class_name(index, sample["label"]),
-        "shard": lookup.shard_of(number),
+        "shard": reader.shard_of(number),
         "crops": crops,
         "failures": _grouped(
             [(row["slot"], (row["status"], row["error"] or "")) for row in crops if not row["ok"]]
@@ -300,20 +301,20 @@ def _card(
 
 
 def _grouped(slots: list[tuple[int, tuple[Any, ...]]]) -> list[tuple[list[int], tuple[Any, ...]]]:
-    """Gather slots that say the same, in order of first appearance."""
+    """Group slots with equal values, in order of first appearance."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     for slot, what in slots:
         groups.setdefault(what, []).append(slot)
-    return [(found, what) for what, found in groups.items()]
+    return [(same, what) for what, same in groups.items()]
 
 
 def _captions(rows: list[Row], embedded: list[Row]) -> list[dict[str, Any]]:
-    """Equal captions of a sample once, with their slots."""
+    """Return each different caption of a sample once, with its slots."""
     texts = {row["slot"]: row for row in embedded}
-    said = []
+    captions = []
     for row in rows:
         text = texts.get(row["slot"], {})
-        said.append(
+        captions.append(
             (
                 row["slot"],
                 (
@@ -326,4 +327,4 @@ def _captions(rows: list[Row], embedded: list[Row]) -> list[dict[str, Any]]:
             )
         )
     names = ("text", "status", "error", "tokens", "truncated")
-    return [{"slots": slots, **dict(zip(names, what, strict=True))} for slots, what in _grouped(said)]
+    return [{"slots": slots, **dict(zip(names, what, strict=True))} for slots, what in _grouped(captions)]

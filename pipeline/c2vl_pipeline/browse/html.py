@@ -1,8 +1,6 @@
-"""Offline HTML pages: one file that needs nothing else, asks no network for anything and runs no script.
+"""Offline pages of the pipeline: templates, and stored values turned into what a template can draw.
 
-`render` fills a template of `templates/` (autoescaped: captions are what a model said, never markup) into the
-shell `page.html.j2`; pictures travel as data URIs. The other functions turn what the factory stored into what a
-template can draw.
+A page is one file that loads nothing and runs no script.
 """
 
 from __future__ import annotations
@@ -10,54 +8,32 @@ from __future__ import annotations
 import base64
 import io
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from c2vl_manifests import pages
 from c2vl_manifests.manifest import commit_text
 
 THUMBNAIL = 160
 """Longer side of a small picture, pixels; bounds the size of a page."""
 
 
-@lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
-        loader=jinja2.PackageLoader("c2vl_pipeline.browse"),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    made.filters.update(
-        count=lambda value: f"{value:,}",
-        percent=percent,
-        clean=clean,
-        short=short,
-        json=lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False, default=str),
-        megabytes=lambda value: f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value:,} bytes",
-    )
-    return made
-
-
 def render(template: str, out: Path, **context: Any) -> Path:
-    """Fill a template and write the page atomically; returns its path."""
-    text = _environment().get_template(template).render(**context)
+    """Fill a template of `templates/`, write the page atomically and return its path."""
+    text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, **context)
     out.parent.mkdir(parents=True, exist_ok=True)
     commit_text(out, text)
     return out
 
 
 def percent(share: float | None) -> str:
-    """Say a share of one in percent; a share that rounds to 0 or 100 and is neither gets a sign."""
+    """Return a share in percent; one that only rounds to 0 or 100 is shown as `< 0.1` or `> 99.9`."""
     if share is None:
         return "–"
     value = 100 * share
@@ -67,17 +43,12 @@ def percent(share: float | None) -> str:
 
 
 def short(value: float) -> str:
-    """Write a number with three significant digits, whole ones in full."""
+    """Return a number with three significant digits, whole numbers in full."""
     return f"{value:,.0f}" if abs(value) >= 1000 or float(value).is_integer() else f"{value:.3g}"
 
 
-def clean(text: str | None) -> str:
-    """Shorten paths to their last part: a page travels, its folders do not."""
-    return re.sub(r"(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text or "")
-
-
 def spans(numbers: Iterable[int]) -> str:
-    """Write slots in few signs: 0, 1, 2, 5 becomes `0–2, 5`."""
+    """Return slots as ranges: 0, 1, 2, 5 becomes `0–2, 5`."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:
@@ -87,36 +58,28 @@ def spans(numbers: Iterable[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}–{b}" for a, b in runs)
 
 
-# --------------------------------------------------------------------------------------------- pictures
+_FILTERS: dict[str, Callable[..., Any]] = {
+    "count": lambda value: f"{value:,}",
+    "percent": percent,
+    "clean": pages.shorten_paths,
+    "short": short,
+    "json": lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False, default=str),
+    "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value:,} bytes",
+}
 
 
-def data_uri(jpeg: bytes) -> str:
-    """Return a JPEG as a data URI."""
-    return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"
+def thumbnail(jpeg: bytes | None) -> str | None:
+    """Return a stored JPEG as a small data URI; None if it cannot be decoded."""
+    return pages.jpeg_data_uri(jpeg, (THUMBNAIL, THUMBNAIL))
 
 
-def thumbnail(jpeg: bytes | None, side: int = THUMBNAIL) -> str | None:
-    """Return a JPEG of at most `side` pixels as a data URI, None if there is none or it cannot be decoded."""
-    if not jpeg:
-        return None
-    try:
-        image = Image.open(io.BytesIO(jpeg))
-        image.draft("RGB", (side, side))  # decodes at a fraction of the size: a gallery holds hundreds
-        return _small(image.convert("RGB"), side)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-
-
-def picture(image: npt.NDArray[np.uint8], side: int = THUMBNAIL) -> str:
-    """Return RGB pixels (H, W, 3) as a data URI of a JPEG of at most `side` pixels."""
-    return _small(Image.fromarray(image), side)
-
-
-def _small(image: Image.Image, side: int) -> str:
-    image.thumbnail((side, side))
+def picture(image: npt.NDArray[np.uint8], side: int) -> str:
+    """Return RGB pixels (H, W, 3) as the data URI of a JPEG of at most `side` pixels."""
+    small = Image.fromarray(image)
+    small.thumbnail((side, side))
     sink = io.BytesIO()
-    image.save(sink, "JPEG", quality=80)
-    return data_uri(sink.getvalue())
+    small.save(sink, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(sink.getvalue()).decode()}"
 
 
 # --------------------------------------------------------------------------------------------- drawings
@@ -124,7 +87,7 @@ def _small(image: Image.Image, side: int) -> str:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of equal bins: `edges` has one entry more than `counts`."""
+    """Counts of bins of equal width; `edges` has one more entry than `counts`."""
 
     edges: list[float]
     counts: list[int]
@@ -133,7 +96,7 @@ class Histogram:
     def of(
         cls, values: npt.ArrayLike, bins: int = 20, span: tuple[float, float] | None = None
     ) -> Histogram | None:
-        """Count values; None where there are none."""
+        """Count values; None if there are none."""
         array = np.asarray(values, np.float64)
         if not array.size:
             return None
@@ -154,7 +117,7 @@ class Quantiles:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Quantiles | None:
-        """Summarise values; None where there are none."""
+        """Summarise values; None if there are none."""
         array = np.asarray(values, np.float64)
         if not array.size:
             return None
@@ -163,8 +126,8 @@ class Quantiles:
 
 
 @dataclass(frozen=True)
-class Pose:
-    """Bones and joints of the bodies of one instant within a square of 100 units, for an SVG."""
+class StickFigure:
+    """Bones and joints of the bodies in one frame, within a square of 100 units, for an SVG."""
 
     bones: list[tuple[float, ...]]
     """(body, x0, y0, x1, y1)."""
@@ -172,24 +135,24 @@ class Pose:
     """(body, x, y)."""
 
 
-def poses(joints: npt.NDArray[np.float32], bones: Sequence[tuple[int, int]]) -> list[Pose]:
-    """Lay out instants of one clip, (n, M, V, C), seen from the front, at one scale; absent bodies are left out."""
+def poses(joints: npt.NDArray[np.float32], bones: Sequence[tuple[int, int]]) -> list[StickFigure]:
+    """Project frames of one clip, (n, M, V, C), to the front plane at one scale; absent bodies are left out."""
     shown = joints[..., :2].astype(np.float64)
     present = np.asarray(joints.any(axis=(2, 3)), np.bool_)
     if not present.any():
-        return [Pose([], []) for _ in joints]
+        return [StickFigure([], []) for _ in joints]
     seen = shown[present].reshape(-1, 2)
     low, high = seen.min(axis=0), seen.max(axis=0)
     scale = 90 / max(float((high - low).max()), 1e-6)
     middle = (low + high) / 2
     at = np.round((shown - middle) * scale * (1, -1) + 50, 1)
-    laid = []
+    figures = []
     for points, there in zip(at, present, strict=True):
         bodies = [int(m) for m in np.flatnonzero(there)]
-        laid.append(
-            Pose(
+        figures.append(
+            StickFigure(
                 [(m, *map(float, points[m, a]), *map(float, points[m, b])) for m in bodies for a, b in bones],
                 [(m, float(x), float(y)) for m in bodies for x, y in points[m]],
             )
         )
-    return laid
+    return figures

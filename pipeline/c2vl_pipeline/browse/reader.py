@@ -1,7 +1,7 @@
-"""Reads the rows of a few samples out of a big work folder: only their shards, row groups and columns.
+"""Read the rows of a few samples of a large work folder: only their shards, row groups and columns.
 
-A stage's shards hold the samples of the index in its order, so a sample's place follows from its number; its id
-is checked against what was found there.
+A stage's shards hold the samples in the order of the index, so a sample's position follows from its number; the id
+found there is checked.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
-from c2vl_pipeline.workspace import COMMANDS, Index, shard_path
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Workspace, shard_path
 
 Row = dict[str, Any]
 
 
-class Lookup:
-    """Rows of chosen samples by their number in the index; what could not be read is said in `notes`."""
+class RowReader:
+    """Stored rows of samples by their number in the index; `notes` lists what could not be read."""
 
-    def __init__(self, index: Index) -> None:
+    def __init__(self, index: Workspace) -> None:
         self.index = index
         self.notes: list[str] = []
         self._starts = [start for start, _ in index.plan]
 
     def note(self, text: str) -> None:
-        """Keep a sentence, once."""
+        """Add a sentence to `notes`, once."""
         if text not in self.notes:
             self.notes.append(text)
 
@@ -41,22 +42,22 @@ class Lookup:
         return bisect_right(self._starts, number) - 1
 
     def path(self, stage: str, shard: int) -> Path:
-        """Path of a shard."""
+        """Return the path of a shard."""
         return shard_path(self.index.work, stage, shard)
 
     def shards(self, stage: str) -> Iterator[tuple[int, ShardManifest]]:
-        """Yield (number, manifest) of every committed shard of a stage, reading manifests alone."""
-        found = False
+        """Yield (number, manifest) of every committed shard of a stage; reads manifests only."""
+        any_made = False
         for shard in range(len(self.index.plan)):
             manifest = read_shard_manifest(self.path(stage, shard))
             if manifest is not None:
-                found = True
+                any_made = True
                 yield shard, manifest
-        if not found:
-            self.note(f"There are no {stage} yet; `c2vl-pipeline {COMMANDS[stage]}` makes them.")
+        if not any_made:
+            self.note(f"There are no {stage} yet; `c2vl-pipeline {STAGES[stage].command}` makes them.")
 
     def columns(self, stage: str, shard: int, columns: Sequence[str], **options: Any) -> pa.Table | None:
-        """Read some columns of a whole shard; None, with a note, where that cannot be or rows do not fit the index."""
+        """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
         try:
             with pq.ParquetFile(self.path(stage, shard), page_checksum_verification=True, **options) as file:
                 table = file.read(columns=list(columns))
@@ -70,38 +71,38 @@ class Lookup:
         return table
 
     def by_sample(self, stage: str, shard: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Fold a mask of a shard's rows to its samples: whether any row of a sample is marked."""
+        """Reduce a mask of a shard's rows to its samples: true if any row of the sample is marked."""
         start, stop = self.index.plan[shard]
         return np.asarray(mask.reshape(stop - start, -1).any(axis=1))
 
     def rows(
         self, stage: str, numbers: Sequence[int], columns: Sequence[str] | None = None
     ) -> dict[int, list[Row]]:
-        """Return the rows of samples by their number in the index, in the order they are stored.
+        """Return the stored rows of samples by their number in the index.
 
-        Only the row groups that hold them are read. Samples of shards that are absent, damaged or of another
-        index are left out, with a note.
+        Only their row groups are read. Samples of shards that are absent, damaged or of another index are left out,
+        with a note.
         """
-        found: dict[int, list[Row]] = {}
+        result: dict[int, list[Row]] = {}
         for shard, group in groupby(sorted(set(numbers)), key=self.shard_of):
             path = self.path(stage, shard)
             if not path.is_file():
                 self.note(
-                    f"Some {stage} are not made yet; `c2vl-pipeline {COMMANDS[stage]}` makes the shards that are missing."
+                    f"Some {stage} are not made yet; `c2vl-pipeline {STAGES[stage].command}` makes the shards that are missing."
                 )
                 continue
             try:
-                found |= self._read(path, stage, shard, list(group), columns)
+                result |= self._read(path, stage, shard, list(group), columns)
             except (OSError, pa.ArrowException) as error:
                 self._unreadable(stage, shard, error)
-        return found
+        return result
 
     def _read(
         self, path: Path, stage: str, shard: int, numbers: list[int], columns: Sequence[str] | None
     ) -> dict[int, list[Row]]:
         start, stop = self.index.plan[shard]
         wanted = None if columns is None else ["sample_id", *(c for c in columns if c != "sample_id")]
-        found: dict[int, list[Row]] = {}
+        result: dict[int, list[Row]] = {}
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             total = file.metadata.num_rows
             if total == 0 or total % (stop - start):
@@ -110,7 +111,7 @@ class Lookup:
             each = total // (stop - start)
             groups = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
             ends = np.cumsum(groups)
-            held: dict[int, pa.Table] = {}  # row groups in use; samples come in order, so few at a time
+            held: dict[int, pa.Table] = {}  # row groups in use: few at a time, since samples are in order
             for number in numbers:
                 first = (number - start) * each
                 needed = range(
@@ -122,16 +123,16 @@ class Lookup:
                 rows: list[Row] = pa.concat_tables(held.values()).slice(offset, each).to_pylist()
                 if any(row["sample_id"] != self.index.table["sample_id"][number].as_py() for row in rows):
                     self._misfit(stage, shard)
-                    return found
-                found[number] = rows
-        return found
+                    return result
+                result[number] = rows
+        return result
 
     def _unreadable(self, stage: str, shard: int, error: Exception) -> None:
         reason = str(error).splitlines()[0]
-        self.note(f"{self.path(stage, shard).name} of {stage} cannot be read and is passed over ({reason}).")
+        self.note(f"{self.path(stage, shard).name} of {stage} cannot be read and is skipped ({reason}).")
 
     def _misfit(self, stage: str, shard: int) -> None:
         self.note(
-            f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is passed over; "
-            f"`c2vl-pipeline {COMMANDS[stage]}` makes it again."
+            f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is skipped; "
+            f"`c2vl-pipeline {STAGES[stage].command}` makes it again."
         )

@@ -1,15 +1,12 @@
-"""`c2vl-pipeline explain SAMPLE_ID`: one sample from its raw files to its vectors, every engine and config involved.
+"""`c2vl-pipeline explain SAMPLE_ID`: one sample from its raw files to its vectors, with every engine and setting.
 
-What can be checked is checked now: raw files and shards are hashed, the video is decoded again, stored crops are
-hashed. `trace` returns the facts (plain values, ready for JSON) with the pictures apart; `write` makes the page.
+Raw files, shards and stored crops are hashed, and the video is decoded, at the time of the call. `trace` returns the
+facts as plain values and the pictures apart; `write` makes the page.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import pyarrow.compute as pc
-from PIL import Image
 
 from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.manifest import (
@@ -30,107 +25,95 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
     read_stage_manifest,
 )
+from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.gallery import class_name, unknown_sample
-from c2vl_pipeline.browse.reader import Lookup, Row
-from c2vl_pipeline.readers.ntu import projected, read_ntu
+from c2vl_pipeline.browse.reader import Row, RowReader
+from c2vl_pipeline.browse.trace_rows import similarity, skeleton_facts, slot_facts
+from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
-from c2vl_pipeline.workspace import COMMANDS, Index, load, stored_joints
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.workspace import Workspace, load
 
 FRAME_SIDE = 320
 """Longer side of a decoded frame on the page, pixels."""
 
-_FIRST = 8
-"""Values of a vector that are shown."""
-
 
 @dataclass(frozen=True)
 class Trace:
-    """All that is known of one sample."""
+    """Everything known about one sample."""
 
-    index: Index
+    index: Workspace
     facts: dict[str, Any]
     """Plain values: sample, index, raw, slots, similarity, skeleton, stages, notes."""
     frames: dict[int, str] = field(default_factory=dict)
-    """Slot -> the decoded frame as a data URI."""
+    """Slot -> decoded frame as a data URI."""
     crops: dict[int, str] = field(default_factory=dict)
     projected: dict[int, list[list[float]]] = field(default_factory=dict)
-    """Slot -> joints in pixels of the frame, where the dataset records them."""
-    poses: dict[int, html.Pose] = field(default_factory=dict)
+    """Slot -> joints in pixels of the frame, if the dataset records them."""
+    poses: dict[int, html.StickFigure] = field(default_factory=dict)
 
 
-def explain(work: Path, sample_id: str, out: Path) -> Path:
-    """Write the page of one sample and return its path.
-
-    Raises:
-        StageError: there is no index.
-        ConfigError: it has no such sample; near ids are given.
-    """
-    return write(trace(work, sample_id), out)
-
-
-def write(found: Trace, out: Path) -> Path:
-    """Write the page of a trace and return its path."""
+def write(result: Trace, out: Path) -> Path:
+    """Write the page of a trace; return its path."""
     return html.render(
-        "explain.html.j2", out, trace=found, verdict=verdict(found.facts["stages"]), **found.facts
+        "explain.html.j2", out, trace=result, verdict=verdict(result.facts["stages"]), **result.facts
     )
 
 
 def verdict(stages: list[dict[str, Any]]) -> str:
-    """Say in a sentence how far the sample came and whether its shards are what was committed."""
+    """Return a sentence: which stages were run, and whether the sample's shards are as committed."""
     made = [s for s in stages if s["state"] == "made"]
     changed = [s["stage"] for s in made if s["agrees"] == "no"]
     stale = [s["stage"] for s in made if not s["same_samples"]]
     missing = [s["stage"] for s in stages if s["state"] != "made"]
     if not made:
         return "No stage was run yet."
-    said = "All four stages were run" if not missing else f"Still to run: {', '.join(missing)}"
+    text = "All four stages were run" if not missing else f"Still to run: {', '.join(missing)}"
     if changed:
-        said += f"; not as committed: {', '.join(changed)}"
+        text += f"; not as committed: {', '.join(changed)}"
     if stale:
-        said += f"; made from other samples or files than the index names now: {', '.join(stale)}"
-    return f"{said}{'' if changed or stale else ', and every shard is as committed'}."
+        text += f"; made from other samples or files than the index names now: {', '.join(stale)}"
+    return f"{text}{'' if changed or stale else ', and every shard is as committed'}."
 
 
 def page_name(sample_id: str) -> str:
-    """File name of a sample's page: own ids may hold anything."""
+    """Return the file name of a sample's page; custom ids may contain any character."""
     return f"explain-{re.sub(r'[^A-Za-z0-9_.-]+', '-', sample_id)[:100].strip('.') or 'sample'}.html"
 
 
 def trace(work: Path, sample_id: str) -> Trace:
-    """Gather everything that is known of one sample; what cannot be had is said, not raised.
+    """Collect everything known about one sample; missing parts are noted, not raised.
 
     Raises:
         StageError: there is no index.
-        ConfigError: it has no such sample; near ids are given.
+        ConfigError: the index has no such sample; similar ids are given.
     """
     index = load(work)
     number = pc.index(index.table["sample_id"], sample_id).as_py()
     if number < 0:
         raise unknown_sample(sample_id, index.table["sample_id"].to_pylist())
-    lookup = Lookup(index)
+    reader = RowReader(index)
     sample: Row = index.table.slice(number, 1).to_pylist()[0]
-    rows = {stage: lookup.rows(stage, [number]).get(number, []) for stage in COMMANDS}
+    rows = {stage: reader.rows(stage, [number]).get(number, []) for stage in STAGES}
     planned = _planned(index, sample, rows["crops"])
     raw = _raw(index, sample)
-    found = Trace(index, {})
-    decoded = _decode(index, sample, planned, found)
+    result = Trace(index, {})
+    decoded = _decode(index, sample, planned, result)
     video = raw["video"]
     if video:
         video |= decoded
     fps = (video or {}).get("fps") or index.dataset.fps or None
-    body = _skeleton(index, sample, rows["skeletons"], planned, found)
-    slots = [
-        _slot(slot, frame, fps, {stage: _at(rows[stage], slot) for stage in rows}, found)
-        for slot, frame in enumerate(planned)
-    ]
-    _project(index, sample, planned, found)
-    shard = lookup.shard_of(number)
-    stages = [_stage(index, lookup, stage, shard, sample) for stage in COMMANDS]
+    body, poses = skeleton_facts(index, rows["skeletons"], planned)
+    result.poses.update(poses)
+    slots = [slot_facts(slot, frame, fps, rows) for slot, frame in enumerate(planned)]
+    result.crops.update({r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))})
+    _project(index, sample, planned, result)
+    shard = reader.shard_of(number)
+    stages = [_stage(index, reader, stage, shard, sample) for stage in STAGES]
     _match_files(stages, raw)
-    found.facts.update(
+    result.facts.update(
         sample={
             **{k: v for k, v in sample.items() if k != "splits"},
             "class": class_name(index, sample["label"]),
@@ -141,25 +124,25 @@ def trace(work: Path, sample_id: str) -> Trace:
         index=_index(index),
         raw=raw,
         slots=slots,
-        similarity={what: _similarity(rows["embeddings"], what) for what in ("vision", "language")},
+        similarity={what: similarity(rows["embeddings"], what) for what in ("vision", "language")},
         skeleton=body,
         stages=stages,
-        notes=lookup.notes,
+        notes=reader.notes,
     )
-    return found
+    return result
 
 
 # ----------------------------------------------------------------------------------------- raw files
 
 
-def _planned(index: Index, sample: Row, crops: list[Row]) -> list[int | None]:
-    """Frames of the video by slot: as stored, else as they would be planned now."""
+def _planned(index: Workspace, sample: Row, crops: list[Row]) -> list[int | None]:
+    """Return the video frame of each slot: as stored, else as planned now."""
     if any(row["frame_index"] is not None for row in crops):
         return [row["frame_index"] for row in crops]
     manifest = read_stage_manifest(index.work / "crops")
     slots = (manifest.inputs.get("frames") if manifest else None) or 16
     if manifest is None:
-        with suppress(C2VLError):  # a recipe file may be gone; its default then
+        with suppress(C2VLError):  # the recipe file may be gone; then its default
             slots = load_recipe(index.recipe, index.overrides).pipeline.frames
     end = sample["end_frame"]
     if end is None and sample["video"]:
@@ -169,11 +152,11 @@ def _planned(index: Index, sample: Row, crops: list[Row]) -> list[int | None]:
     return planned or [None] * slots
 
 
-def _raw(index: Index, sample: Row) -> dict[str, Any]:
-    """Size and hash of the raw files as they are now."""
-    found: dict[str, Any] = {}
+def _raw(index: Workspace, sample: Row) -> dict[str, Any]:
+    """Return size and hash of the raw files as they are now."""
+    result: dict[str, Any] = {}
     for what in ("video", "skeleton"):
-        found[what] = None
+        result[what] = None
         if sample[what] is None:
             continue
         path = index.root / sample[what]
@@ -187,12 +170,12 @@ def _raw(index: Index, sample: Row) -> dict[str, Any]:
             entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path), "problem": None}
         except OSError as error:
             entry["problem"] = error.strerror or type(error).__name__
-        found[what] = entry
-    return found
+        result[what] = entry
+    return result
 
 
-def _decode(index: Index, sample: Row, planned: list[int | None], found: Trace) -> dict[str, Any]:
-    """Decode the planned frames now; fills `found.frames`."""
+def _decode(index: Workspace, sample: Row, planned: list[int | None], result: Trace) -> dict[str, Any]:
+    """Decode the planned frames into `result.frames`; return facts about the video."""
     wanted: dict[int, list[int]] = {}
     for slot, number in enumerate(planned):
         if number is not None:
@@ -207,10 +190,10 @@ def _decode(index: Index, sample: Row, planned: list[int | None], found: Trace) 
                 facts["frame_size"] = [image.shape[1], image.shape[0]]
                 uri = html.picture(image, FRAME_SIDE)
                 for slot in wanted[number]:
-                    found.frames[slot] = uri
+                    result.frames[slot] = uri
             facts["frames_decoded"] = video.decoded
     except (DataError, OSError) as error:
-        return {"decode_problem": html.clean(str(error))}
+        return {"decode_problem": shorten_paths(str(error))}
     return facts
 
 
@@ -223,26 +206,27 @@ def _fps(path: Path) -> float | None:
     return round(fps, 3) if 0 < fps < 10_000 else None
 
 
-def _project(index: Index, sample: Row, planned: list[int | None], found: Trace) -> None:
-    """Joints in pixels of the frames, where the raw skeleton file has them."""
-    if index.dataset.reader not in {"ntu", "synthetic"} or not sample["skeleton"]:
+def _project(index: Workspace, sample: Row, planned: list[int | None], result: Trace) -> None:
+    """Read the joints in pixels of the planned frames into `result.projected`."""
+    project = reader_of(index.dataset).project
+    if project is None or not sample["skeleton"]:
         return
     try:
-        file = read_ntu(index.root / sample["skeleton"])
+        joints_of = project(index.root / sample["skeleton"])
     except (DataError, OSError):
-        return  # the skeletons stage's row says so
+        return  # the row of the skeletons stage states the error
     for slot, number in enumerate(planned):
-        joints = None if number is None else projected(file, number)
+        joints = None if number is None else joints_of(number)
         if joints is not None:
             flat = joints.reshape(-1, 2)
-            found.projected[slot] = flat[np.isfinite(flat).all(axis=1)].round(1).tolist()
+            result.projected[slot] = flat[np.isfinite(flat).all(axis=1)].round(1).tolist()
 
 
 # --------------------------------------------------------------------------------------------- stages
 
 
-def _index(index: Index) -> dict[str, Any]:
-    """What the index file says of itself."""
+def _index(index: Workspace) -> dict[str, Any]:
+    """Return the facts of the index."""
     manifest = index.manifest
     return {
         "dataset": index.dataset.name,
@@ -259,32 +243,37 @@ def _index(index: Index) -> dict[str, Any]:
 
 
 def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
-    """Hash a file now and compare with what its manifest recorded.
+    """Hash a file and compare with its manifest.
 
-    `agrees` says how: bytes (the file itself), rows (other bytes, the same content), or no.
+    `agrees` is `bytes` (same file), `rows` (other bytes, same content) or `no`.
     """
-    found: dict[str, Any] = {"file": path.name, "sha256_recorded": sha256, "digest_recorded": content}
+    result: dict[str, Any] = {"file": path.name, "sha256_recorded": sha256, "digest_recorded": content}
     try:
-        found["sha256"] = file_sha256(path)
+        result["sha256"] = file_sha256(path)
     except OSError as error:
-        return found | {"sha256": None, "agrees": "no", "problem": error.strerror}
-    if found["sha256"] == sha256:
-        return found | {"agrees": "bytes"}
+        return result | {"sha256": None, "agrees": "no", "problem": error.strerror}
+    if result["sha256"] == sha256:
+        return result | {"agrees": "bytes"}
     try:
-        return found | {"agrees": "rows" if digest(read_shard(path)) == content else "no"}
+        return result | {"agrees": "rows" if digest(read_shard(path)) == content else "no"}
     except DataError as error:
-        return found | {"agrees": "no", "problem": html.clean(str(error))}
+        return result | {"agrees": "no", "problem": shorten_paths(str(error))}
 
 
-def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) -> dict[str, Any]:
-    """What made this sample's rows in a stage, and whether its shard is what was committed."""
-    found: dict[str, Any] = {"stage": stage, "command": COMMANDS[stage], "state": "not run", "shard": shard}
+def _stage(index: Workspace, reader: RowReader, stage: str, shard: int, sample: Row) -> dict[str, Any]:
+    """Return what made the sample's rows in a stage, and whether its shard is as committed."""
+    result: dict[str, Any] = {
+        "stage": stage,
+        "command": STAGES[stage].command,
+        "state": "not run",
+        "shard": shard,
+    }
     try:
         manifest = read_stage_manifest(index.work / stage)
     except C2VLError as error:
-        return found | {"state": "damaged", "problem": html.clean(str(error))}
+        return result | {"state": "damaged", "problem": shorten_paths(str(error))}
     if manifest is not None:
-        found |= {
+        result |= {
             "state": "not made yet",
             "stage_key": manifest.key,
             "config": manifest.inputs.get("config"),
@@ -294,11 +283,11 @@ def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) ->
             "libraries": manifest.provenance.get("libraries", {}),
         }
     own = {sample["video"], sample["skeleton"]}
-    path = lookup.path(stage, shard)
+    path = reader.path(stage, shard)
     committed = read_shard_manifest(path)
     if committed is None:
-        return found | ({"state": "not committed"} if path.is_file() else {})
-    found |= {
+        return result | ({"state": "not committed"} if path.is_file() else {})
+    result |= {
         "state": "made",
         "key": committed.key,
         "rows": committed.rows,
@@ -307,16 +296,16 @@ def _stage(index: Index, lookup: Lookup, stage: str, shard: int, sample: Row) ->
         "seconds": committed.seconds,
         **_hashes(path, committed.sha256, committed.digest),
         "footer_problem": footer_problem(path, committed.key, committed.rows),
-        "same_samples": committed.extra.get("samples") == index.shard_keys(stage)[shard],
+        "same_samples": committed.extra.get("samples") == index.shard_keys(STAGES[stage].columns)[shard],
         "upstream": committed.extra.get("upstream", []),
         "files": {k: v for k, v in committed.extra.get("files", {}).items() if k in own},
         "part": committed.extra.get("parts", {}).get(sample["sample_id"]),
     }
-    return found
+    return result
 
 
 def _match_files(stages: list[dict[str, Any]], raw: dict[str, Any]) -> None:
-    """Compare the raw files as they are now with what the shards were made from."""
+    """Compare the present raw files with those that the shards were made from."""
     for entry in raw.values():
         for stage in stages:
             recorded = None if entry is None else stage.get("files", {}).get(entry["file"])
@@ -324,136 +313,11 @@ def _match_files(stages: list[dict[str, Any]], raw: dict[str, Any]) -> None:
                 entry |= {"sha256_recorded": recorded, "agrees": recorded == entry["sha256"]}
 
 
-# ---------------------------------------------------------------------------------------------- slots
-
-
-def _at(rows: list[Row], slot: int) -> Row | None:
-    return next((row for row in rows if row.get("slot") == slot), None)
-
-
-def _outcome(row: Row) -> dict[str, Any]:
-    return {
-        "status": row["status"],
-        "error_class": row["error_class"],
-        "error": html.clean(row["error"]) or None,
-        "attempts": row["attempts"],
-    }
-
-
-def _slot(
-    slot: int, frame: int | None, fps: float | None, rows: dict[str, Row | None], found: Trace
-) -> dict[str, Any]:
-    """One instant through all stages; a stage that has no row of it is None. Fills `found.crops`."""
-    crop, caption, vectors = rows["crops"], rows["captions"], rows["embeddings"]
-    facts: dict[str, Any] = {
-        "slot": slot,
-        "frame": frame,
-        "seconds": round(frame / fps, 3) if frame is not None and fps else None,
-        "crop": None,
-        "caption": None,
-        "vectors": None,
-    }
-    if crop is not None:
-        facts["crop"] = _outcome(crop) | {
-            "box": [round(v, 2) for v in crop["box"]] if crop["box"] else None,
-            "score": crop["score"],
-            "people": crop["people"],
-            "frame_size": [crop["frame_width"], crop["frame_height"]] if crop["frame_width"] else None,
-            "frames_advertised": crop["frames_advertised"],
-            "frames_decoded": crop["frames_decoded"],
-            **_jpeg(crop["jpeg"]),
-        }
-        if (uri := html.thumbnail(crop["jpeg"])) is not None:
-            found.crops[slot] = uri
-    if caption is not None:
-        facts["caption"] = _outcome(caption) | {"text": caption["caption"], "tokens": caption["tokens"]}
-    if vectors is not None:
-        vision = np.asarray(vectors["vision"], np.float32)
-        language = np.asarray(vectors["language"], np.float32)
-        facts["vectors"] = _outcome(vectors) | {
-            "tokens": vectors["tokens"],
-            "truncated": vectors["truncated"],
-            "vision": _vector(vision, vectors["vision_status"]),
-            "language": _vector(language, vectors["language_status"]),
-            "cosine": _cosine(vision, language),
-        }
-    return facts
-
-
-def _jpeg(data: bytes | None) -> dict[str, Any]:
-    if not data:
-        return {"jpeg_bytes": 0, "jpeg_sha256": None, "jpeg_size": None}
-    try:
-        size = list(Image.open(io.BytesIO(data)).size)
-    except (OSError, ValueError):
-        size = None
-    return {"jpeg_bytes": len(data), "jpeg_sha256": hashlib.sha256(data).hexdigest(), "jpeg_size": size}
-
-
-def _vector(vector: npt.NDArray[np.float32], status: str) -> dict[str, Any]:
-    return {
-        "status": status,
-        "dim": len(vector),
-        "norm": round(float(np.linalg.norm(vector)), 5),
-        "first": [round(float(v), 5) for v in vector[:_FIRST]],
-    }
-
-
-def _cosine(a: npt.NDArray[np.float32], b: npt.NDArray[np.float32]) -> float | None:
-    """Cosine of two vectors of one space: None where widths differ or one is absent (zero)."""
-    if len(a) != len(b) or not a.any() or not b.any():
-        return None
-    return round(float(a @ b / (np.linalg.norm(a) * np.linalg.norm(b))), 4)
-
-
-def _similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
-    """Cosines between the slots of a sample; rows and columns of absent vectors are None."""
-    vectors = [np.asarray(row[what], np.float32) for row in rows if row[f"{what}_status"] is not None]
-    if not vectors:
-        return None
-    matrix = [[_cosine(a, b) for b in vectors] for a in vectors]
-    beside = [matrix[i][i + 1] for i in range(len(vectors) - 1)]
-    neighbours = [c for c in beside if c is not None]
-    known = [c for line in matrix for c in line if c is not None]
-    return {
-        "matrix": matrix,
-        "neighbours": beside,
-        "mean_neighbours": round(float(np.mean(neighbours)), 4) if neighbours else None,
-        "low": min(known, default=0.0),
-        "high": max(known, default=1.0),
-    }
-
-
-def _skeleton(
-    index: Index, sample: Row, rows: list[Row], planned: Sequence[int | None], found: Trace
-) -> dict[str, Any] | None:
-    """What is stored of the joints; fills `found.poses` with the kept frame nearest to each planned one."""
-    if not rows:
-        return None
-    row = rows[0]
-    facts = _outcome(row) | {k: row[k] for k in ("frames", "frames_in_file", "bodies")}
-    kept = np.asarray(row["frame_index"])
-    facts |= {"layout": index.layout.name, "shape": None, "nearest": [None] * len(planned)}
-    if row["status"] != Status.OK or not len(kept):
-        return facts
-    joints = stored_joints(row, index.layout)
-    nearest = [None if f is None else int(np.argmin(np.abs(kept - f))) for f in planned]
-    facts |= {
-        "shape": list(joints.shape),
-        "joints_sha256": hashlib.sha256(row["joints"]).hexdigest(),
-        "nearest": [None if at is None else int(kept[at]) for at in nearest],
-    }
-    slots = [slot for slot, at in enumerate(nearest) if at is not None]
-    drawn = html.poses(joints[[at for at in nearest if at is not None]], index.layout.bones)
-    found.poses.update(zip(slots, drawn, strict=True))
-    return facts
-
-
 # ------------------------------------------------------------------------------------------- terminal
 
 
 def outline(facts: dict[str, Any]) -> list[str]:
-    """Say a trace in a few lines of plain text."""
+    """Return the facts of a trace in a few lines of plain text."""
     sample, slots = facts["sample"], facts["slots"]
     splits = ", ".join(f"{k} {v}" for k, v in sample["splits"].items()) or "no split"
     lines = [

@@ -1,1 +1,1 @@
-"""Runs stages: keys, shards, workers, recovery."""
+"""Run stages: keys of shards, tasks, worker processes, recovery from their deaths."""

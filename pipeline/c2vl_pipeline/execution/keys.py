@@ -1,4 +1,7 @@
-"""Keys of shards: what each is made of, which are committed under their present key, and what changed."""
+"""What is due: the key of every shard, what it is hashed from, and which shards are committed under it.
+
+Nothing here writes.
+"""
 
 from __future__ import annotations
 
@@ -18,112 +21,111 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION
 from c2vl_pipeline import engines
-from c2vl_pipeline.readers.video import FILL
 from c2vl_pipeline.stages.base import Stage
-from c2vl_pipeline.workspace import Index, shard_path
+from c2vl_pipeline.workspace import Workspace, shard_path
+
+Redo = Mapping[int, frozenset[str]]
+"""Shard number -> samples to make again although their shard is committed."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a stage would do now: keys of all shards and what they are made of, and which are done."""
+class StageKeys:
+    """The shards of a stage as the present index, recipe and earlier stages would make them."""
 
     stage: Stage
     manifest: StageManifest
+    """Without what only a run can know: rows, statuses, provenance."""
     keys: tuple[str, ...]
     facts: tuple[dict[str, Any], ...]
+    """What each key is the hash of."""
     done: dict[int, ShardManifest]
+    """Shards committed under their key."""
+
+    def due(self, index: Workspace, limit: int | None, only: frozenset[int] | None, redo: Redo) -> list[int]:
+        """Return the shards to make: not done or with samples to make again, within `limit` samples and `only`."""
+        return [
+            n
+            for n, (start, _) in enumerate(index.plan)
+            if (n not in self.done or redo.get(n))
+            and (limit is None or start < limit)
+            and (only is None or n in only)
+        ]
 
 
-def stage_inputs(
-    stage: Stage, index: Index, recipe: Recipe, engine: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """Return the configuration that determines a stage's rows; hashed into its key."""
-    configs: dict[str, Any] = {
-        "skeletons": recipe.pipeline.skeletons.model_dump(mode="json"),
-        "crops": recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
-        "captions": recipe.pipeline.caption.model_dump(mode="json", exclude={"engine"}),
-        "embeddings": recipe.pipeline.embed.model_dump(mode="json", exclude={"engine"}),
-    }
-    return {
-        "schema": SCHEMA_VERSION,
-        "stage": stage.name,
-        "layout": index.manifest.extra["layout"] if stage.reads_joints else None,
-        "frames": recipe.pipeline.frames if stage.per_frame else None,
-        "config": configs[stage.name],
-        "engine": None if engine is None else dict(engine),
-        "prepared": {},  # of folders made before scenes had keys of their own
-        **({"padding": list(FILL)} if configs[stage.name].get("aspect") == "pad" else {}),
-    }
-
-
-def lasting_engine(stage: Stage, index: Index, recipe: Recipe) -> dict[str, Any] | None:
-    """Return what of a stage's engine is part of its key; raises EngineError where its checkpoint is not there."""
-    return engines.lasting(stage.engine(recipe, index)) if stage.engine else None
-
-
-def make_plan(
-    stage: Stage,
-    index: Index,
-    recipe: Recipe,
-    engine: Mapping[str, Any] | None = None,
-) -> Plan:
+def stage_keys(
+    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None = None
+) -> StageKeys:
     """Compute the keys of all shards and find which are committed under them.
 
-    A shard's key binds the stage's configuration, its samples and the sizes of their files, the empty scenes of
-    their cameras, and the digests of the upstream shards: a repaired video costs its sample, a change upstream that
-    leaves the rows as they were nothing.
+    A shard's key binds the stage's configuration, its samples with the sizes of their files, and the digests of the
+    earlier stages' shards: a repaired video costs its sample; a change in an earlier stage that leaves the rows as
+    they were costs nothing.
 
     Args:
-        stage: which one.
+        stage: to compute them for.
         index: of the work folder.
         recipe: resolved.
-        engine: what of the engine is part of the key, where it is known already (see `lasting_engine`).
+        engine: facts of the engine that are part of the key, where they are known already (see `engine_facts`).
     """
-    inputs = stage_inputs(stage, index, recipe, engine or lasting_engine(stage, index, recipe))
+    inputs = stage_inputs(stage, index, recipe, engine or engine_facts(stage, index, recipe))
     key = fingerprint(inputs)
-    facts: list[dict[str, Any]] = []
-    scenes = (
-        stage.backgrounds(stage.engine(recipe, index), index) if stage.backgrounds and stage.engine else {}
-    )
-    cameras = index.table.column("camera").to_pylist() if scenes else []
-    for number, samples in enumerate(index.shard_keys(stage.name)):
-        above = {
+    facts = []
+    for number, samples in enumerate(index.shard_keys(stage.columns)):
+        earlier = {
             name: read_shard_manifest(shard_path(index.work, name, number)) for name in stage.upstream(recipe)
         }
-        upstream = {name: shard.digest if shard else None for name, shard in above.items()}
+        upstream = {name: shard.digest if shard else None for name, shard in earlier.items()}
         facts.append({"stage": key, "samples": samples, "upstream": upstream})
-        if scenes:
-            seen = set(cameras[slice(*index.plan[number])])
-            facts[-1]["backgrounds"] = {camera: scenes[camera] for camera in sorted(seen & scenes.keys())}
     keys = tuple(fingerprint(fact) for fact in facts)
     done = {
         n: m
         for n, k in enumerate(keys)
         if (m := finished_shard(shard_path(index.work, stage.name, n), k)) is not None
     }
-    per_sample = recipe.pipeline.frames if stage.per_frame else 1
     manifest = StageManifest(
         stage=stage.name,
         key=key,
         inputs=inputs,
         shards=len(keys),
-        expected_rows=index.table.num_rows * per_sample,
+        expected_rows=index.table.num_rows * stage.rows_per_sample(recipe),
     )
-    return Plan(stage, manifest, keys, tuple(facts), done)
+    return StageKeys(stage, manifest, keys, tuple(facts), done)
+
+
+def stage_inputs(
+    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return the configuration that determines a stage's rows; its hash is the stage's key."""
+    return {
+        "schema": SCHEMA_VERSION,
+        "stage": stage.name,
+        "layout": index.manifest.extra["layout"] if stage.reads_joints else None,
+        "frames": recipe.pipeline.frames if stage.per_frame else None,
+        "config": stage.config(recipe),
+        "engine": None if engine is None else dict(engine),
+    }
+
+
+def engine_facts(stage: Stage, index: Workspace, recipe: Recipe) -> dict[str, Any] | None:
+    """Return the facts of a stage's engine that are part of its key; None for a stage without an engine.
+
+    Raises:
+        EngineError: the engine's checkpoint is absent.
+    """
+    return engines.lasting(stage.engine(recipe, index)) if stage.engine else None
 
 
 def inputs_path(folder: Path, key: str) -> Path:
-    """Where the inputs behind a stage key are kept, so that `status --why` can name the field that changed."""
+    """Return where the inputs behind a stage key are stored, so that `status --why` can name the field that changed."""
     return folder / "inputs" / f"{key}.json"
 
 
 def former_inputs(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the inputs behind a stage key, or None where they are not on record."""
     try:
-        found: dict[str, Any] = dict(json.loads(inputs_path(folder, key).read_text("utf-8"))["inputs"])
+        return dict(json.loads(inputs_path(folder, key).read_text("utf-8"))["inputs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return found
 
 
 def changes(old: Any, new: Any, place: str = "") -> Iterator[str]:

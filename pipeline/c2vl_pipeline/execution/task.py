@@ -1,10 +1,10 @@
-"""Makes and commits one shard: what runs in a worker.
+"""Make and commit one shard: what runs in a worker.
 
-A job names a shard and travels; the rows stay here. What was made once is not made again:
+A task names a shard; rows never travel. Nothing is made twice:
 
-- A stale shard keeps the rows of every sample whose own key (stage, index row, its rows upstream) is as it was:
+- A stale shard keeps the rows of every sample whose own key (stage, index row, its rows upstream) is unchanged:
   one repaired video costs one sample in each stage, not its shard.
-- After a worker has died on a shard, jobs of smaller spans leave *pieces* (hidden Parquet files beside the shard)
+- After a worker has died on a shard, tasks of smaller spans leave *pieces* (hidden Parquet files next to the shard)
   until the sample that kills workers is found; the shard is then put together from its pieces.
 """
 
@@ -14,7 +14,7 @@ import importlib
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -38,27 +38,27 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.stages.base import MAX_ERROR, Shard, Stage, blank_rows, row_status
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.stages.base import ShardContext, Stage, blank_rows, row_status
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 
 @dataclass(frozen=True)
-class Job:
-    """What travels to a worker."""
+class ShardTask:
+    """One shard, or a part of one, to be made by a worker."""
 
     module: str
     work: str
     index: str
-    """Key of the index the plan was made from."""
+    """Key of the index that the shards were cut from."""
     recipe: str
     spec: str | None
     number: int
     key: str
     facts: Mapping[str, Any]
-    """What the key was made of: kept in the shard's manifest, for `status --why` and for later stages."""
+    """What the key is the hash of: stored in the shard's manifest, for `status --why` and for later stages."""
     span: tuple[int, int] | None = None
     """Samples [start, stop) of the shard to make a piece of; None makes and commits the shard."""
-    poison: Mapping[str, tuple[str, str, str]] | None = None
+    quarantined: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     """Sample id -> status, error class and text of samples that no worker survives."""
     redo: frozenset[str] = frozenset()
     """Samples of a committed shard to make again; its other rows stay."""
@@ -66,8 +66,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Receipt:
-    """What comes back: about a kilobyte."""
+class ShardResult:
+    """What a worker returns: about a kilobyte."""
 
     number: int
     manifest: ShardManifest | None
@@ -75,7 +75,7 @@ class Receipt:
 
 
 @lru_cache(maxsize=2)
-def _index(work: str, key: str) -> Index:
+def _index(work: str, key: str) -> Workspace:
     index = load(Path(work))
     if index.manifest.key != key:
         raise StageError(
@@ -84,56 +84,57 @@ def _index(work: str, key: str) -> Index:
     return index
 
 
-def run_shard(job: Job) -> Receipt:
-    """Make what a job asks for.
+def run_shard(task: ShardTask) -> ShardResult:
+    """Make and commit the shard of a task, or write a piece of it.
 
-    A shard that is already committed under the job's key is left alone: a receipt that was lost with its worker
+    A shard that is already committed under the task's key is left as it is: a result that was lost with its worker
     costs nothing.
 
     Raises:
-        C2VLError: the engine, or a file of ours, is not as expected.
+        C2VLError: the engine, or a file of an earlier stage, is not as expected.
         OSError: the disk is full.
     """
-    stage: Stage = importlib.import_module(job.module).STAGE
-    path = shard_path(Path(job.work), stage.name, job.number)
-    if not job.redo and job.span is None and (done := finished_shard(path, job.key)) is not None:
+    stage: Stage = importlib.import_module(task.module).STAGE
+    path = shard_path(Path(task.work), stage.name, task.number)
+    if not task.redo and task.span is None and (done := finished_shard(path, task.key)) is not None:
         remove_leftovers(path)
-        return Receipt(job.number, done)
+        return ShardResult(task.number, done)
     started = time.monotonic()
-    recipe = Recipe.model_validate_json(job.recipe)
-    shard = Shard(
-        index=_index(job.work, job.index),
+    recipe = Recipe.model_validate_json(task.recipe)
+    shard = ShardContext(
+        index=_index(task.work, task.index),
         recipe=recipe,
-        number=job.number,
-        spec=EngineSpec.model_validate_json(job.spec) if job.spec else None,
+        number=task.number,
+        spec=EngineSpec.model_validate_json(task.spec) if task.spec else None,
         folder=path.parent,
-        key=job.key,
-        killable=job.killable,
+        key=task.key,
+        killable=task.killable,
+        quarantined=frozenset(task.quarantined),
     )
-    per_sample = recipe.pipeline.frames if stage.per_frame else 1
-    keys = _sample_keys(stage, shard, job)
+    per_sample = stage.rows_per_sample(recipe)
+    keys = _sample_keys(stage, shard, task)
     before = read_shard_manifest(path)
-    table, kept, seconds = _rows(stage, shard, job, keys, per_sample)
-    if job.span is not None:
-        _write_piece(path, job, table)
-        return Receipt(job.number, None)
+    table, reused, seconds = _rows(stage, shard, task, keys, per_sample)
+    if task.span is not None:
+        _write_piece(path, task, table)
+        return ShardResult(task.number, None)
     expected = [s["sample_id"] for s in shard.samples for _ in range(per_sample)]
     if table.column("sample_id").to_pylist() != expected:
         raise StageError(
-            f"{stage.name} shard {job.number} made {table.num_rows} rows for {len(expected)} expected; this is a bug, please report it"
+            f"{stage.name} shard {task.number} made {table.num_rows} rows for {len(expected)} expected; this is a bug, please report it"
         )
-    provenance: dict[str, Any] = dict(shard.engine.describe()) if shard.spec else {}
+    provenance = {**(shard.engine.describe() if shard.spec else {}), **shard.provenance}
     manifest = commit_table(
         path,
         table,
-        key=job.key,
+        key=task.key,
         row_group=stage.row_group,
         seconds=time.monotonic() - started + seconds,
         byte_stream_split=stage.byte_stream_split,
         extra={
-            **job.facts,
+            **task.facts,
             "provenance": provenance,
-            "files": _raw_files(stage, shard, kept, before.extra.get("files", {}) if before else {}),
+            "files": _raw_files(stage, shard, reused, before.extra.get("files", {}) if before else {}),
             "parts": {
                 sample: [key, digest(table.slice(n * per_sample, per_sample))[:_SHORT]]
                 for n, (sample, key) in enumerate(keys.items())
@@ -141,41 +142,39 @@ def run_shard(job: Job) -> Receipt:
         },
     )
     remove_leftovers(path)
-    return Receipt(job.number, manifest)
+    return ShardResult(task.number, manifest)
 
 
 _SHORT = 16
 """Hex digits of a sample's key and digest: they are compared within one shard only."""
 
 
-def _sample_keys(stage: Stage, shard: Shard, job: Job) -> dict[str, str]:
-    """Return what the rows of each sample are made of, hashed: the stage, its index row, its rows upstream."""
-    above = []
-    for name in job.facts["upstream"]:
+def _sample_keys(stage: Stage, shard: ShardContext, task: ShardTask) -> dict[str, str]:
+    """Return a hash of what the rows of each sample are made from: the stage, its index row, its rows upstream."""
+    earlier = []
+    for name in task.facts["upstream"]:
         manifest = read_shard_manifest(shard_path(shard.index.work, name, shard.number))
-        above.append(manifest.extra.get("parts", {}) if manifest else {})
-    found = {}
-    for row in shard.index.reads(stage.name, shard.number):
-        upstream = [parts.get(row["sample_id"], [None, None])[1] for parts in above]
-        scene = [name] if (name := job.facts.get("backgrounds", {}).get(row.get("camera"))) else []
-        found[row["sample_id"]] = fingerprint([job.facts["stage"], row, upstream, *scene])[:_SHORT]
-    return found
+        earlier.append(manifest.extra.get("parts", {}) if manifest else {})
+    keys = {}
+    for row in shard.index.shard(shard.number, stage.columns):
+        upstream = [parts.get(row["sample_id"], [None, None])[1] for parts in earlier]
+        keys[row["sample_id"]] = fingerprint([task.facts["stage"], row, upstream])[:_SHORT]
+    return keys
 
 
 def _rows(
-    stage: Stage, shard: Shard, job: Job, keys: Mapping[str, str], per_sample: int
+    stage: Stage, shard: ShardContext, task: ShardTask, keys: Mapping[str, str], per_sample: int
 ) -> tuple[pa.Table, frozenset[str], float]:
-    """Return the rows a job asks for, the samples whose rows stayed as committed, and the seconds spent earlier."""
+    """Return the rows of a task, the samples whose committed rows were reused, and the seconds spent earlier."""
     path = shard_path(shard.index.work, stage.name, shard.number)
-    parts, kept, seconds = _kept(path, job, keys)
+    parts, reused, seconds = _reusable(path, task, keys)
     known = {sample for part in parts for sample in part.column("sample_id").unique().to_pylist()}
     samples = [s["sample_id"] for s in shard.samples]
-    wanted = samples if job.span is None else samples[slice(*job.span)]
-    poison = job.poison or {}
+    wanted = samples if task.span is None else samples[slice(*task.span)]
     missing = [s for s in wanted if s not in known]
-    healthy = [s for s in missing if s not in poison]
-    if not healthy and parts and not any(s in poison for s in missing):
-        fresh = parts[0].slice(0, 0)  # everything is there: do not load an engine to make nothing
+    healthy = [s for s in missing if s not in task.quarantined]
+    if not healthy and parts and not any(s in task.quarantined for s in missing):
+        fresh = parts[0].slice(0, 0)  # nothing to make: do not load an engine
     else:
         whole = len(healthy) == len(samples)
         fresh = stage.process(shard if whole else replace(shard, only=frozenset(healthy)))
@@ -183,24 +182,26 @@ def _rows(
         raise StageError(
             f"{stage.name} shard {shard.number} made {fresh.num_rows} rows for {len(healthy) * per_sample} expected; this is a bug, please report it"
         )
-    if job.redo:
-        fresh = _count_attempts(path, fresh, job.redo)
+    if task.redo:
+        fresh = _count_attempts(path, fresh, task.redo)
     slots = per_sample if stage.per_frame else None
     blank = [
         row
         for s in missing
-        if s in poison
-        for row in blank_rows(fresh.schema, s, slots, row_status(Status(poison[s][0]), *poison[s][1:]))
+        if s in task.quarantined
+        for row in blank_rows(
+            fresh.schema, s, slots, row_status(Status(task.quarantined[s][0]), *task.quarantined[s][1:])
+        )
     ]
     if blank:
         parts.append(pa.Table.from_pylist(blank, schema=fresh.schema))
-    if job.span is not None:
-        return pa.concat_tables([fresh, *parts[-1:]] if blank else [fresh]), kept, seconds
-    return _in_order([fresh, *parts], samples), kept, seconds
+    if task.span is not None:
+        return pa.concat_tables([fresh, *parts[-1:]] if blank else [fresh]), reused, seconds
+    return _in_order([fresh, *parts], samples), reused, seconds
 
 
 def _in_order(tables: Sequence[pa.Table], samples: Sequence[str]) -> pa.Table:
-    """Put the rows of several tables into the order of the samples."""
+    """Return the rows of several tables in the order of the samples."""
     if len(tables) == 1:
         return tables[0]
     whole = pa.concat_tables([t.replace_schema_metadata(None) for t in tables])
@@ -213,7 +214,7 @@ def _in_order(tables: Sequence[pa.Table], samples: Sequence[str]) -> pa.Table:
 
 
 def _count_attempts(path: Path, fresh: pa.Table, redo: frozenset[str]) -> pa.Table:
-    """Add the attempts that rows made again have behind them, row by row."""
+    """Add the earlier attempts of rows that were made again, row by row."""
     try:
         names = [name for name in ("sample_id", "slot") if name in fresh.column_names]
         old = read_shard(path, [*names, "attempts"])
@@ -232,48 +233,52 @@ def _count_attempts(path: Path, fresh: pa.Table, redo: frozenset[str]) -> pa.Tab
     return fresh.set_column(at, fresh.schema.field(at), pa.array(attempts, fresh.schema.field(at).type))
 
 
-def _raw_files(stage: Stage, shard: Shard, kept: frozenset[str], before: Mapping[str, str]) -> dict[str, str]:
-    """Return the hashes of the raw files a shard was made of: relative path -> sha256.
+def _raw_files(
+    stage: Stage, shard: ShardContext, reused: frozenset[str], before: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the hashes of the raw files a shard was made from: relative path -> sha256.
 
-    Files of rows made now are hashed now (they were read a moment ago); those of rows that stayed keep the hash of
-    the bytes that were read then, or a change since would never be noticed.
+    Files of rows made now are hashed now (they were read a moment ago); those of reused rows keep the hash of
+    the bytes that were read then, so that a later change is noticed.
     """
     if stage.raw is None:
         return {}
-    found = {}
+    hashes = {}
     samples = [s for s in shard.samples if s[stage.raw] is not None]
-    fresh = {s[stage.raw] for s in samples if s["sample_id"] not in kept}
+    fresh = {s[stage.raw] for s in samples if s["sample_id"] not in reused}
     for relative in dict.fromkeys(s[stage.raw] for s in samples):
         path = shard.index.root / relative
         if relative not in fresh and relative in before:
-            found[relative] = before[relative]
+            hashes[relative] = before[relative]
         else:
-            with suppress(OSError):  # its rows say why it cannot be read
+            with suppress(OSError):  # its rows give the reason
                 if path.is_file():  # a pipe would never end
-                    found[relative] = file_sha256(path)
-    return found
+                    hashes[relative] = file_sha256(path)
+    return hashes
 
 
 # ------------------------------------------------------------------------------------------------ pieces
 
 
-def _kept(path: Path, job: Job, keys: Mapping[str, str]) -> tuple[list[pa.Table], frozenset[str], float]:
-    """Return rows that need not be made again, without overlaps, whose of them were committed, and their seconds."""
+def _reusable(
+    path: Path, task: ShardTask, keys: Mapping[str, str]
+) -> tuple[list[pa.Table], frozenset[str], float]:
+    """Return tables of rows to reuse, the samples of the committed ones, and the seconds that these took."""
     tables: list[pa.Table] = []
-    kept: frozenset[str] = frozenset()
+    reused: frozenset[str] = frozenset()
     seconds = 0.0
     manifest = read_shard_manifest(path)
     if manifest is not None:
         parts = manifest.extra.get("parts", {})
-        same = [s for s, key in keys.items() if parts.get(s, [None])[0] == key and s not in job.redo]
-        # a kill between data and manifest leaves rows that this manifest does not speak of
+        same = [s for s, key in keys.items() if parts.get(s, [None])[0] == key and s not in task.redo]
+        # a kill between data and manifest leaves rows that this manifest does not describe
         if same and path.is_file() and file_sha256(path) == manifest.sha256:
             with suppress(DataError):
                 old = read_shard(path)
                 tables.append(old.filter(pc.is_in(old.column("sample_id"), pa.array(same, pa.string()))))
-                kept, seconds = frozenset(same), manifest.seconds
+                reused, seconds = frozenset(same), manifest.seconds
     seen = {s for table in tables for s in table.column("sample_id").unique().to_pylist()}
-    for piece in pieces(path, job.key):
+    for piece in pieces(path, task.key):
         try:
             table = read_shard(piece)
         except DataError:
@@ -283,34 +288,24 @@ def _kept(path: Path, job: Job, keys: Mapping[str, str]) -> tuple[list[pa.Table]
         if seen.isdisjoint(names):
             tables.append(table.replace_schema_metadata(None))
             seen.update(names)
-    return tables, kept, seconds
+    return tables, reused, seconds
 
 
 def pieces(path: Path, key: str | None = None) -> list[Path]:
-    """Return the pieces of a shard that lie beside it, of one key or of any."""
+    """Return the paths of the pieces of a shard, of one key or of any."""
     return sorted(path.parent.glob(f".{path.stem}-{key[:12] if key else '*'}-*.piece"))
 
 
-def _write_piece(path: Path, job: Job, table: pa.Table) -> None:
-    assert job.span is not None
+def _write_piece(path: Path, task: ShardTask, table: pa.Table) -> None:
+    assert task.span is not None
     if table.num_rows == 0:
         return
-    start, stop = job.span
-    piece = path.with_name(f".{path.stem}-{job.key[:12]}-{start:05d}-{stop:05d}.piece")
+    start, stop = task.span
+    piece = path.with_name(f".{path.stem}-{task.key[:12]}-{start:05d}-{stop:05d}.piece")
     commit_file(piece, lambda temporary: pq.write_table(table, temporary, write_page_checksum=True))
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what the making of a shard left beside it once the shard is committed."""
+    """Remove the pieces and journals of a shard that is committed."""
     for leftover in [*pieces(path), *path.parent.glob(f".{path.stem}-*.journal")]:
         leftover.unlink(missing_ok=True)
-
-
-def killed(text: str) -> tuple[str, str, str]:
-    """Return the status of a sample that no worker survives."""
-    return str(Status.FAILED), "WorkerDied", text[:MAX_ERROR]
-
-
-def hung(text: str) -> tuple[str, str, str]:
-    """Return the status of a sample whose file hangs."""
-    return str(Status.DECODE_ERROR), "Timeout", text[:MAX_ERROR]

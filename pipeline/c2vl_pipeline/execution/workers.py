@@ -1,9 +1,9 @@
-"""Where shards are made: worker processes of this machine or of a Dask scheduler, and what to do when they die.
+"""Worker processes of this machine or of a Dask scheduler, in which shards are made.
 
-Imported only where there are workers (`runner.run`), since it loads dask. Seen in practice, and guarded against:
-`retries=` of dask does not count killed workers; an impossible resource request waits for ever without a word;
-with two tasks on a worker the innocent one is blamed for its death; a paused worker that cannot free memory waits
-for ever; daemonic workers cannot have children.
+Imported only if workers are used, since it loads dask. Seen in practice, and guarded against: `retries=` of dask does
+not count killed workers; an impossible resource request waits for ever in silence; with two tasks on a worker the
+innocent one is blamed for its death; a paused worker that cannot free memory waits for ever; daemonic workers cannot
+have children.
 """
 
 from __future__ import annotations
@@ -30,25 +30,27 @@ from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import file_sha256
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.recovery import STARTS
-from c2vl_pipeline.execution.task import Job, Receipt, run_shard
+from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
 from c2vl_pipeline.workspace import load
 
 WAIT_FOR_WORKERS = 600.0
-"""Seconds until a scheduler without workers is given up."""
+"""Seconds to wait for the first worker of a scheduler."""
+
+STARTS = 3
+"""Attempts to start the processes: one that is killed before it has joined takes the whole cluster with it."""
 
 HEAL_EVERY = 2.0
-"""Seconds without a finished job after which it is looked whether all workers are still there."""
+"""Seconds without a finished task after which the workers are checked."""
 
 STUCK_AFTER = 30.0
-"""Seconds in which no worker holds a job, although there are jobs, until a local cluster is started again."""
+"""Seconds in which no worker holds a task, although tasks wait, until a local cluster is started again."""
 
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerSetup(WorkerPlugin):
-    """Prepares a worker before its first task: one decoder thread, and a GPU of its own where there are several."""
+    """Prepare a worker before its first task: one decoder thread, and one GPU of those that exist."""
 
     name = "c2vl"
 
@@ -59,7 +61,7 @@ class WorkerSetup(WorkerPlugin):
         """Run in the worker; torch is not imported yet, so it will see only this GPU."""
         import cv2
 
-        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are told once, by the driver
+        logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are reported once, by the driver
         cv2.setNumThreads(1)  # the workers are the parallelism
         with suppress(ValueError):  # Ctrl-C reaches the whole terminal: the driver ends its workers
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -68,12 +70,12 @@ class WorkerSetup(WorkerPlugin):
 
 
 @dataclass(frozen=True)
-class Death:
-    """A worker died while it held this job."""
+class WorkerDied:
+    """A worker died while it held this task."""
 
 
 def _visit(index: str, root: str | None = None) -> dict[str, Any]:
-    """Say who a worker is and whether it sees the work folder."""
+    """Return a worker's host and version, and whether it sees the work folder and the raw folder."""
     from importlib.metadata import version
 
     path = Path(index)
@@ -87,12 +89,12 @@ def _visit(index: str, root: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class Workers:
-    """Worker processes, started when the first job needs them and kept until closed.
+    """Worker processes, started for the first task and kept until closed.
 
     Args:
         count: processes of a local cluster; ignored with a scheduler.
         scheduler: address of a running Dask scheduler (`tcp://host:8786`).
-        resources: what every task asks of its worker (`{"GPU": 1}`), checked against what workers offer.
+        resources: what every task needs of its worker (`{"GPU": 1}`), checked against what workers offer.
         emit: receives notes while waiting for workers.
     """
 
@@ -113,7 +115,7 @@ class Workers:
         self.close()
 
     def close(self) -> None:
-        """End the processes; the next job starts them again."""
+        """Stop the processes; the next task starts them again."""
         self._stack.close()
         self._client = self._cluster = None
 
@@ -121,11 +123,11 @@ class Workers:
         """Return the connected client; starts the cluster or joins the scheduler the first time.
 
         Raises:
-            StageError: nobody answers at the address, no worker joins, a worker does not see the work folder or
+            StageError: no scheduler answers at the address, no worker joins, a worker does not see the work folder or
                 has another version, or no worker offers the resources.
         """
         if self._client is None:
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported in our words
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported by the runner
             self._client = self._join() if self.scheduler else self._local()
             if self.scheduler:
                 self._check(self._client, work / "samples.parquet")
@@ -134,14 +136,14 @@ class Workers:
     def _local(self) -> Client:
         if self.resources:
             raise StageError(
-                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, or leave them away"
+                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, or omit them"
             )
         self._share_cores()
         settings = {
-            "distributed.worker.daemon": False,  # an engine may want to start a process of its own
+            "distributed.worker.daemon": False,  # an engine may start a process
             "distributed.admin.system-monitor.gil.enabled": False,
             "distributed.scheduler.allowed-failures": 0,  # deaths are counted here, by shard and span
-            "distributed.scheduler.worker-saturation": 1.0,  # one task a worker: nobody is blamed for its neighbour
+            "distributed.scheduler.worker-saturation": 1.0,  # one task per worker: none is blamed for another
             "distributed.worker.profile.enabled": False,  # it looks at every worker's stack a hundred times a second
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
@@ -183,7 +185,7 @@ class Workers:
         raise AssertionError
 
     def _share_cores(self) -> None:
-        """Give each worker its share of the cores through the environment, and put that back when they are closed.
+        """Give each worker its share of the cores through the environment, and restore it when they are closed.
 
         All libraries get one number. dask sets such variables for good, and only where they are not set yet: the second
         cluster of a process, or any program started after the first, would inherit the first one's.
@@ -260,23 +262,25 @@ class Workers:
                 )
         client.register_plugin(WorkerSetup(()))
 
-    def run(self, waiting: deque[Job], work: Path) -> Iterator[tuple[Job, Receipt | Death]]:
-        """Run the waiting jobs, about two a worker in flight; the caller may add to `waiting` at any time."""
+    def run(
+        self, waiting: deque[ShardTask], work: Path
+    ) -> Iterator[tuple[ShardTask, ShardResult | WorkerDied]]:
+        """Run the waiting tasks, about two per worker in flight; the caller may add to `waiting` at any time."""
         client = self.client(work)
-        running: dict[Future[Any], Job] = {}
+        running: dict[Future[Any], ShardTask] = {}
         done: SimpleQueue[Future[Any]] = SimpleQueue()
         idle = 0.0
         while waiting or running:
             while waiting and len(running) < 2 * self._size(client):
-                job = replace(waiting.popleft(), killable=True)
-                future = client.submit(run_shard, job, pure=False, resources=dict(self.resources) or None)
-                running[future] = job
+                task = replace(waiting.popleft(), killable=True)
+                future = client.submit(run_shard, task, pure=False, resources=dict(self.resources) or None)
+                running[future] = task
                 future.add_done_callback(done.put)
             try:
                 future = done.get(timeout=HEAL_EVERY)
             except Empty:
                 self._heal(client)
-                # no worker holds a job although there are jobs: start the cluster again and hand them out anew
+                # no worker holds a task although there are tasks: start the cluster again and hand them out anew
                 idle = 0.0 if any(client.processing().values()) else idle + HEAL_EVERY
                 if idle >= STUCK_AFTER and self._cluster is not None:
                     self.close()
@@ -285,16 +289,16 @@ class Workers:
                     running.clear()
                 continue
             if future not in running:
-                continue  # of a cluster that was started again
+                continue  # from before the cluster was restarted
             idle = 0.0
-            job = running.pop(future)
+            task = running.pop(future)
             try:
-                outcome: Receipt | Death = future.result()
+                outcome: ShardResult | WorkerDied = future.result()
             except KilledWorker:
-                outcome = Death()
+                outcome = WorkerDied()
             except (CommClosedError, CancelledError, TimeoutError) as error:
                 raise _lost(error) from error
-            yield job, outcome
+            yield task, outcome
 
     def _size(self, client: Client) -> int:
         if self._cluster is not None:
@@ -302,7 +306,7 @@ class Workers:
         return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
     def _heal(self, client: Client) -> None:
-        """Start workers again that stayed away, and notice a scheduler that is gone.
+        """Start workers again that did not come back, and raise StageError if the scheduler is gone.
 
         A nanny starts its worker again when it dies, except when that happens before it had noted that the
         worker was up: then it would wait for ever.

@@ -1,1 +1,1 @@
-"""What is looked at and mended in a work folder between runs."""
+"""Inspection and repair of a work folder between runs."""

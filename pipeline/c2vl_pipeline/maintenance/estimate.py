@@ -1,8 +1,7 @@
-"""`c2vl-pipeline plan`: what a run will cost, measured on a few samples before it starts.
+"""`c2vl-pipeline prompts --dry-run`: what a run will cost, measured on a few samples before it starts.
 
-A probe runs the stages themselves over a few samples spread over the dataset, in a folder of its own, and
-extrapolates time, GPU-hours and disk. The estimate is kept beside the work, and `status` sets it against what the
-stages in fact took.
+A probe runs the stages over a few samples spread over the dataset, in a temporary folder, and extrapolates time,
+GPU-hours and disk. The estimate is stored in the work folder, and `status` compares it with what the stages took.
 """
 
 from __future__ import annotations
@@ -27,23 +26,25 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution import keys, runner
-from c2vl_pipeline.stages.base import Stage, stages
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.execution.keys import stage_keys
+from c2vl_pipeline.execution.runner import default_workers, run_stage
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 FILE = "plan.json"
 
 
 class StagePlan(BaseModel):
-    """What one stage is expected to take."""
+    """The expected cost of one stage."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stage: str
     probed: int
-    """Samples that the figures come from."""
+    """Number of samples that were measured."""
     load_seconds: float
-    """Until the first sample: loading the engine, empty scenes; once a worker."""
+    """Time to the first sample: loading the engine, empty scenes; once per worker."""
     sample_seconds: float
     sample_bytes: float
     samples: int
@@ -53,22 +54,22 @@ class StagePlan(BaseModel):
 
     @property
     def seconds(self) -> float:
-        """Wall time with all workers busy."""
+        """Return the wall time with all workers busy."""
         return self.load_seconds + self.samples * self.sample_seconds / self.workers if self.samples else 0.0
 
     @property
     def gpu_hours(self) -> float:
-        """Hours of GPUs, whole workers counted."""
+        """Return the GPU-hours, one GPU per worker."""
         return self.seconds * self.workers / 3600 if self.on_gpu else 0.0
 
     @property
     def bytes(self) -> float:
-        """Bytes the stage will write."""
+        """Return the bytes that the stage will write."""
         return self.samples * self.sample_bytes
 
 
 class Estimate(BaseModel):
-    """The plan of a work folder, as kept in `plan.json`."""
+    """The estimate of a work folder, stored in `plan.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,7 +78,7 @@ class Estimate(BaseModel):
     all_samples: int
 
     def problem(self) -> str | None:
-        """Say if the disk will not do."""
+        """Return a message if the disk is too small, else None."""
         needed = sum(stage.bytes for stage in self.stages)
         # packing writes vectors and joints once more
         needed += sum(s.bytes for s in self.stages if s.stage in {"skeletons", "embeddings"}) * 2
@@ -89,7 +90,7 @@ class Estimate(BaseModel):
 @dataclass(frozen=True)
 class _Probe:
     work: Path
-    index: Index
+    index: Workspace
     recipe: Recipe
     folder: Path
 
@@ -97,7 +98,7 @@ class _Probe:
 def estimate(
     work: Path, recipe: Recipe, *, seconds: float = 30.0, workers: int | None = None, emit: Emit = silent
 ) -> Estimate:
-    """Probe each stage for its share of `seconds` and extrapolate to what is still to do.
+    """Probe each stage for its share of `seconds` and extrapolate to the remaining samples.
 
     Args:
         work: folder with an index.
@@ -107,8 +108,8 @@ def estimate(
         emit: receives progress.
 
     Raises:
-        StageError: there is no index, or no sample with a video.
-        EngineError: an engine cannot be loaded: better now than after a night.
+        StageError: no index exists, or no sample has a video.
+        EngineError: an engine cannot be loaded.
     """
     index = load(work)
     usable = [n for n, path in enumerate(index.table.column("video").to_pylist()) if path is not None]
@@ -116,23 +117,22 @@ def estimate(
         raise StageError(
             f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to probe; run `c2vl-pipeline index` on the complete folder"
         )
-    road = stages()
-    found: list[StagePlan] = []
-    todo: dict[str, set[int]] = {}
+    plans: list[StagePlan] = []
+    due: dict[str, set[int]] = {}
     with tempfile.TemporaryDirectory(prefix="plan-", dir=work) as name:
         probe = _Probe(work, index, recipe, Path(name))
-        emit(Progress("probe", 0, len(road), "stages"))
-        # 48 samples spread over everything; a stage reads what the one before made of them
+        emit(Progress("probe", 0, len(STAGES), "stages"))
+        # 48 samples spread over the dataset; a stage reads what the one before made from them
         count = min(48, len(usable))
         chosen = [usable[n * len(usable) // count] for n in range(count)]
-        for number, stage in enumerate(road):
-            todo[stage.name] = _todo(probe, stage, todo)
-            left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in todo[stage.name])
-            plan, chosen = _probe(probe, stage, chosen, seconds / len(road), workers)
-            found.append(plan.model_copy(update={"samples": left}))
-            emit(Progress("probe", number + 1, len(road), "stages"))
+        for number, stage in enumerate(STAGES.values()):
+            due[stage.name] = _due(probe, stage, due)
+            left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in due[stage.name])
+            plan, chosen = _probe(probe, stage, chosen, seconds / len(STAGES), workers)
+            plans.append(plan.model_copy(update={"samples": left}))
+            emit(Progress("probe", number + 1, len(STAGES), "stages"))
     made = Estimate(
-        stages=tuple(found), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
+        stages=tuple(plans), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
     )
     commit_text(work / FILE, made.model_dump_json(indent=1) + "\n")
     return made
@@ -144,11 +144,11 @@ def _probe(
     """Run one stage over one sample (which loads its engine), then over as many as its time allows."""
     started = time.monotonic()
     _subset(probe, chosen)
-    runner.run(stage, probe.folder, probe.recipe, only=frozenset({0}))
+    run_stage(stage, probe.folder, probe.recipe, only=frozenset({0}))
     first = time.monotonic() - started
     done, spent = 1, 0.0
     while done < len(chosen) and spent < seconds:
-        runner.run(stage, probe.folder, probe.recipe, only=frozenset({done}))
+        run_stage(stage, probe.folder, probe.recipe, only=frozenset({done}))
         made = read_shard_manifest(shard_path(probe.folder, stage.name, done))
         assert made is not None
         spent += made.seconds  # without what starting and ending a run costs: a shard has hundreds of samples
@@ -164,22 +164,22 @@ def _probe(
             sample_seconds=each,
             sample_bytes=size / done,
             samples=0,
-            workers=workers or runner.default_workers(stage, probe.work, probe.recipe),
+            workers=workers or default_workers(stage, probe.work, probe.recipe),
             on_gpu=spec is not None and engines.has_weights(spec) and bool(engines.gpus()),
         ),
         list(chosen[:done]),
     )
 
 
-def _todo(probe: _Probe, stage: Stage, above: Mapping[str, set[int]]) -> set[int]:
-    """Return the shards of the real work folder that a run would make: not there, stale, or below such a one."""
-    plan = keys.make_plan(stage, probe.index, probe.recipe)
-    below = (above.get(name, set()) for name in stage.upstream(probe.recipe))
-    return set(range(len(plan.keys))) - plan.done.keys() | set().union(*below)
+def _due(probe: _Probe, stage: Stage, earlier: Mapping[str, set[int]]) -> set[int]:
+    """Return the shards of the work folder that a run would make: absent, stale, or made from such a shard."""
+    keys = stage_keys(stage, probe.index, probe.recipe)
+    stale = (earlier.get(name, set()) for name in stage.upstream(probe.recipe))
+    return set(range(len(keys.keys))) - keys.done.keys() | set().union(*stale)
 
 
 def _subset(probe: _Probe, chosen: Sequence[int]) -> None:
-    """Write the index of the probe: the chosen samples, one a shard; what is made of them already stays."""
+    """Write the index of the probe: one shard per chosen sample; shards that exist already stay."""
     table = probe.index.table.take(pa.array(chosen))
     extra = probe.index.manifest.extra | {"plan": [[n, n + 1] for n in range(len(chosen))]}
     key = fingerprint({"probe": table.column("sample_id").to_pylist()})
@@ -187,7 +187,7 @@ def _subset(probe: _Probe, chosen: Sequence[int]) -> None:
 
 
 def read(work: Path) -> Estimate | None:
-    """Return the estimate of a work folder, or None where there is none that can be read."""
+    """Return the estimate of a work folder, or None if none can be read."""
     try:
         return Estimate.model_validate_json((work / FILE).read_bytes())
     except (OSError, ValidationError):

@@ -1,6 +1,6 @@
-"""`c2vl-pipeline status`: what each stage holds, counted from the shards' manifests, under the present recipe.
+"""`c2vl-pipeline status`: what each stage holds under the present recipe, counted from the shards' manifests.
 
-With reasons: why a shard is not done is told from what its manifest says it was made of.
+The reason why a shard is not done is found by comparing its manifest with what it would be made from now.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.keys import Plan, changes, former_inputs, lasting_engine, make_plan
-from c2vl_pipeline.stages.base import Stage, stages
-from c2vl_pipeline.stages.pack import STAGES, content_key
-from c2vl_pipeline.workspace import Index, load, shard_path
+from c2vl_pipeline.execution.keys import StageKeys, changes, engine_facts, former_inputs, stage_keys
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.stages.pack import content_key
+from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage: `state` is complete, unfinished, stale (made under another configuration or from other rows) or missing."""
+    """One stage: `state` is complete, unfinished, stale (of another configuration or other rows) or missing."""
 
     stage: str
     state: str
@@ -41,10 +42,10 @@ class StageStatus:
     statuses: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     why: dict[str, int] = field(default_factory=dict)
-    """Reason -> shards that are not done for it."""
+    """Reason -> number of shards that are not done for it."""
 
     def counts(self) -> str:
-        """Say the statuses in one line."""
+        """Return the statuses in one line."""
         return ", ".join(f"{k} {v:,}" for k, v in self.statuses.items())
 
     def as_dict(self) -> dict[str, Any]:
@@ -55,65 +56,67 @@ class StageStatus:
 def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     """Return the status of every stage of a work folder; reads manifests and footers, no rows.
 
-    Raises StageError where there is no index.
+    Raises:
+        StageError: no index exists.
     """
     index = load(work)
-    found = [_stage_status(stage, index, recipe) for stage in stages()]
-    return [*found, _packed_status(index)]
+    return [*(_stage_status(stage, index, recipe) for stage in STAGES.values()), _packed_status(index)]
 
 
-def _stage_status(stage: Stage, index: Index, recipe: Recipe) -> StageStatus:
+def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus:
     written = read_stage_manifest(index.work / stage.name)
-    plan = make_plan(stage, index, recipe, _engine(stage, index, recipe, written))
+    keys = stage_keys(stage, index, recipe, _engine(stage, index, recipe, written))
     statuses: Counter[str] = Counter()
-    for shard in plan.done.values():
+    for shard in keys.done.values():
         statuses.update(shard.statuses)
     why: Counter[str] = Counter()
     if written is not None:
-        for number in range(len(plan.keys)):
-            if number not in plan.done:
-                why.update(reasons(index.work, plan, number))
+        for number in range(len(keys.keys)):
+            if number not in keys.done:
+                why.update(reasons(index.work, keys, number))
     made_otherwise = any(reason not in _UNMADE and not reason.startswith(_DAMAGED) for reason in why)
-    if len(plan.done) == len(plan.keys):
+    if len(keys.done) == len(keys.keys):
         state = "complete"
     elif written is None:
         state = "missing"
     else:
         state = (
             "stale"
-            if made_otherwise and (written.key != plan.manifest.key or written.complete)
+            if made_otherwise and (written.key != keys.manifest.key or written.complete)
             else "unfinished"
         )
     return StageStatus(
         stage.name,
         state,
-        len(plan.done),
-        len(plan.keys),
-        sum(s.rows for s in plan.done.values()),
-        plan.manifest.expected_rows,
+        len(keys.done),
+        len(keys.keys),
+        sum(s.rows for s in keys.done.values()),
+        keys.manifest.expected_rows,
         dict(sorted(statuses.items())),
-        sum(s.seconds for s in plan.done.values()),
+        sum(s.seconds for s in keys.done.values()),
         dict(why.most_common()),
     )
 
 
 def _engine(
-    stage: Stage, index: Index, recipe: Recipe, written: StageManifest | None
+    stage: Stage, index: Workspace, recipe: Recipe, written: StageManifest | None
 ) -> Mapping[str, Any] | None:
-    """Return what of the engine is part of the key; where its checkpoint is not on this machine, as it was written.
+    """Return the facts of the engine that are part of the key; if its checkpoint is absent here, the recorded ones.
 
-    Rows that were made elsewhere can be surveyed without the gigabytes that made them; under an engine that is asked
-    for otherwise they are stale, whatever its checkpoint would turn out to be.
+    So rows made elsewhere can be surveyed without gigabytes of weights. If the recipe asks for another engine, they are
+    stale, whatever its checkpoint is.
     """
     try:
-        return lasting_engine(stage, index, recipe)
+        return engine_facts(stage, index, recipe)
     except EngineError:
         spec = stage.engine(recipe, index) if stage.engine else None
         if spec is None or spec.backend not in engines.backends(spec.role):
             raise
-        asked = engines.stated(spec)
+        declared = engines.stated(spec)
         old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
-        return old if all(name in old and old[name] == value for name, value in asked.items()) else asked
+        return (
+            old if all(name in old and old[name] == value for name, value in declared.items()) else declared
+        )
 
 
 # ------------------------------------------------------------------------------------------------ reasons
@@ -122,44 +125,42 @@ _UNMADE = frozenset({"not made yet", "written but not committed"})
 _DAMAGED = "the data file "
 
 
-def reasons(work: Path, plan: Plan, number: int) -> list[str]:
-    """Say why a shard is not done: never made, damaged, or made of something else (each field that differs)."""
-    path = shard_path(work, plan.stage.name, number)
+def reasons(work: Path, keys: StageKeys, number: int) -> list[str]:
+    """Return why a shard is not done: never made, damaged, or made from something else (each field that differs)."""
+    path = shard_path(work, keys.stage.name, number)
     shard = read_shard_manifest(path)
     if shard is None:
         return ["written but not committed" if path.is_file() else "not made yet"]
-    if shard.key == plan.keys[number]:
+    if shard.key == keys.keys[number]:
         if not path.is_file():
             return [f"{_DAMAGED}is gone"]
         if path.stat().st_size != shard.bytes:
             return [f"{_DAMAGED}has another size than was committed"]
         return [f"{_DAMAGED}is damaged ({footer_problem(path, shard.key, shard.rows)})"]
-    return list(_differences(work, plan, number, shard)) or ["made under another key"]
+    return list(_differences(work, keys, number, shard)) or ["made under another key"]
 
 
-def _differences(work: Path, plan: Plan, number: int, shard: ShardManifest) -> Iterator[str]:
-    now, then = plan.facts[number], shard.extra
+def _differences(work: Path, keys: StageKeys, number: int, shard: ShardManifest) -> Iterator[str]:
+    now, then = keys.facts[number], shard.extra
     if then.get("samples") != now["samples"]:
-        yield "its samples, or the sizes of their files, are others"
-    if then.get("stage") == now["stage"] and then.get("backgrounds") != now.get("backgrounds"):
-        yield "its camera's empty scene is made of other files"
+        yield "its samples, or the sizes of their files, changed"
     for name, digest in now["upstream"].items():
         if digest is None:
             yield f"the {name} it was made from are gone"
         elif then.get("upstream", {}).get(name) != digest:
             yield f"the {name} it was made from changed"
     if then.get("stage") != now["stage"]:
-        old = former_inputs(work / plan.stage.name, str(then.get("stage")))
+        old = former_inputs(work / keys.stage.name, str(then.get("stage")))
         if old is None:
             yield "the configuration changed (the former one is not on record)"
         else:
-            yield from changes(old, plan.manifest.inputs)
+            yield from changes(old, keys.manifest.inputs)
 
 
 # ------------------------------------------------------------------------------------------------- packed
 
 
-def _packed_status(index: Index) -> StageStatus:
+def _packed_status(index: Workspace) -> StageStatus:
     work, total = index.work, index.table.num_rows
     if not (work / "packed" / FILE).is_file():
         return StageStatus("packed", "missing", 0, 1, 0, total)

@@ -1,35 +1,33 @@
-"""What lies in a raw folder against what was promised: the check before work, in one pass over the names.
+"""Compare a raw folder with the expected samples before work begins.
 
-Everything here is cheap: names and sizes, the first bytes of each video, the directory of each archive. With `deep`
-archives are read through and skeleton files parsed. A doubt stops `index` unless it is told to go on; a note does not.
+The check is cheap: names and sizes, the first bytes of each video, the directory of each archive. With `deep`, archives
+and skeleton files are read whole. Errors stop `index` unless it is told to continue; notes do not.
 """
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError, StageError
-from c2vl_pipeline.raw import hints as guesses
-from c2vl_pipeline.raw.scan import File, Scan, look_into, sign
-
-Row = dict[str, Any]
+from c2vl_pipeline.raw.hints import hints
+from c2vl_pipeline.raw.scan import check_video_header, list_zip
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Expected, Match, Row, Scan
 
 _FAR_BELOW = 20
-"""A file this many times smaller than the median of its camera is doubted (a camera has at least `_ENOUGH` files)."""
+"""A file this many times smaller than the median of its camera is suspect, if the camera has `_ENOUGH` files."""
 _ENOUGH = 8
-_READERS = 8
+_THREADS = 8
 
 
-class DoubtfulError(StageError):
-    """The raw folder is not what was promised; `findings` says what."""
+class IncompleteDataError(StageError):
+    """The raw folder is incomplete or damaged, as `findings` states."""
 
     def __init__(self, message: str, findings: Findings) -> None:
         super().__init__(message)
@@ -41,50 +39,52 @@ class DoubtfulError(StageError):
 
 @dataclass
 class Findings:
-    """What is there against what was promised; empty lists mean no doubt."""
+    """Result of the check: counts, and lists of sample ids or files per kind of error."""
 
-    promised: int = 0
+    expected: int = 0
     with_video: int = 0
     with_skeleton: int = 0
     known_missing: int = 0
     labels: list[str] = field(default_factory=list)
-    """Label files that are not there."""
+    """Label files that do not exist."""
     too_few: str = ""
-    """How many label files or rows of them there are, where that is all one can say."""
+    """Count of label files or of their rows, if it differs from the published one."""
     missing_videos: list[str] = field(default_factory=list)
     missing_skeletons: list[str] = field(default_factory=list)
     empty: list[str] = field(default_factory=list)
     truncated: list[str] = field(default_factory=list)
-    """Files whose first bytes or (deep) content say that they are not whole."""
+    """Files that are not whole by their first bytes or, with `deep`, by their content."""
     small: list[str] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
     """Archives that cannot be read."""
     packed: list[str] = field(default_factory=list)
-    """Archives that hold what is missing."""
+    """Archives that hold missing files."""
     unfinished: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     hints: list[str] = field(default_factory=list)
-    """Guesses at what went wrong, as sentences."""
+    """Probable causes, as sentences without a full stop."""
     lacks: list[tuple[str, str, str]] = field(default_factory=list)
-    """(videos | skeletons, by what, where most are missing)."""
+    """(videos | skeletons, grouped by, groups that lack most)."""
 
-    def doubts(self) -> list[str]:
-        """Say each kind of doubt in a few words, with the first name: these stop `index`."""
-        return [self.too_few][: bool(self.too_few)] + _listed(
-            ("label files missing", self.labels),
-            ("videos missing", self.missing_videos),
-            ("skeletons missing", self.missing_skeletons),
-            ("empty files", self.empty),
-            ("truncated files", self.truncated),
-            (f"files under 1/{_FAR_BELOW} of the median of their camera", self.small),
-            ("damaged archives", self.damaged),
-            ("archives not unpacked", self.packed),
-            ("unfinished downloads", self.unfinished),
+    def errors(self) -> list[str]:
+        """Return one phrase per kind of error, with the first name: these stop `index`."""
+        return [self.too_few][: bool(self.too_few)] + _phrases(
+            {
+                "label files missing": self.labels,
+                "videos missing": self.missing_videos,
+                "skeletons missing": self.missing_skeletons,
+                "empty files": self.empty,
+                "truncated files": self.truncated,
+                f"files under 1/{_FAR_BELOW} of the median of their camera": self.small,
+                "damaged archives": self.damaged,
+                "archives not unpacked": self.packed,
+                "unfinished downloads": self.unfinished,
+            }
         )
 
     def keep(self, samples: set[str], files: set[str | None]) -> None:
-        """Forget what concerns other samples and other files than these."""
+        """Drop findings about other samples and files than these."""
         for names in (self.missing_videos, self.missing_skeletons, self.problems):
             names[:] = [s for s in names if s in samples]
         for names in (self.empty, self.truncated, self.small):
@@ -92,7 +92,7 @@ class Findings:
         self.labels, self.too_few, self.lacks = [], "", []
 
     def named(self) -> dict[str, list[str]]:
-        """Files that are not what they should be, by kind of doubt, for a list under the table."""
+        """Return the faulty files by kind of error."""
         kinds = {
             "label": self.labels,
             "empty": self.empty,
@@ -105,143 +105,55 @@ class Findings:
         return {kind: names for kind, names in kinds.items() if names}
 
     def notes(self) -> list[str]:
-        """Say what is odd and does not stop `index`."""
-        return _listed(("unexpected files", self.unexpected), ("impossible samples", self.problems))
+        """Return one phrase per kind of oddity that does not stop `index`."""
+        return _phrases({"unexpected files": self.unexpected, "impossible samples": self.problems})
 
 
-def _listed(*kinds: tuple[str, list[str]]) -> list[str]:
-    return [
-        f"{len(names):,} {what} ({names[0]}{', …' if len(names) > 1 else ''})"
-        for what, names in kinds
-        if names
-    ]
+def _phrases(kinds: dict[str, list[str]]) -> list[str]:
+    return [f"{len(n):,} {what} ({n[0]}{', …' if len(n) > 1 else ''})" for what, n in kinds.items() if n]
 
 
-def is_label(relative: str) -> bool:
-    """Whether a PKU-MMD text file lies below a folder of labels."""
-    return "label" in os.path.dirname(relative).lower()
+def check(
+    dataset: Dataset, root: Path, expected: Expected, match: Match, scan: Scan, deep: bool = False
+) -> Findings:
+    """Compare the expected samples with the files that were matched to them.
 
-
-def check_labels(dataset: Dataset, files: list[str], samples: int, findings: Findings) -> None:
-    """Note which label files of PKU-MMD are not there, or how many, and whether their rows are as many as published."""
-    there = {os.path.splitext(os.path.basename(name))[0] for name in files}
-    findings.labels = [f"{name}.txt" for name in dataset.promised_recordings() if name not in there]
-    expected = dataset.expected
-    if findings.labels or expected is None or expected.videos is None:
-        return
-    if len(there) != expected.videos:
-        findings.too_few = f"{len(there):,} of {expected.videos:,} label files"
-    elif samples != expected.samples:
-        findings.too_few = f"{samples:,} rows in all label files, {expected.samples:,} were published"
-
-
-def compare(dataset: Dataset, root: Path, rows: list[Row], found: Scan, deep: bool = False) -> Findings:
-    """Fill in where each sample's files are, and note what is missing, empty, broken or unexpected."""
-    findings = Findings(unfinished=list(found.unfinished))
-    lacking: dict[str, set[str]] = {}
-    if dataset.reader == "generic":
-        _locate_own(root, rows, findings)
-    elif dataset.reader == "msr":
-        _locate_msr(root, rows, found, findings)
-    else:
-        lacking = _locate_named(dataset, rows, found, findings)
-    _broken(dataset, root, rows, findings, deep)
+    Args:
+        dataset: what the folder should hold.
+        root: the raw folder.
+        expected: its samples; the rows name their files.
+        match: what the reader could not find.
+        scan: all files.
+        deep: read archives and skeleton files whole.
+    """
+    rows = expected.rows
+    findings = Findings(
+        labels=expected.missing_labels,
+        too_few=expected.too_few,
+        missing_videos=match.missing_videos,
+        missing_skeletons=match.missing_skeletons,
+        unexpected=match.unexpected,
+        unfinished=list(scan.unfinished),
+        problems=[r["sample_id"] for r in rows if r["problem"]],
+    )
+    _check_content(dataset, root, rows, findings, deep)
     _empty_and_small(rows, findings)
-    _open_archives(dataset, root, lacking, found, findings, deep)
-    findings.problems = [r["sample_id"] for r in rows if r["problem"]]
+    _open_archives(dataset, root, match, scan, findings, deep)
     findings.lacks = _lacks(dataset, rows, findings)
     if findings.missing_videos or findings.missing_skeletons:
-        findings.hints = guesses.hints(
+        findings.hints = hints(
             dataset,
             root,
-            found,
+            scan,
             missing={"videos": findings.missing_videos, "skeletons": findings.missing_skeletons},
-            there={kinds for kind, kinds in _KINDS if any(r[kind] for r in rows)},
+            present={kinds for kind, kinds in _KINDS if any(r[kind] for r in rows)},
             unexpected=findings.unexpected,
         )
     return findings
 
 
-def _locate_own(root: Path, rows: list[Row], findings: Findings) -> None:
-    """Fill in the sizes of the files that an own table names."""
-    sizes: dict[str, int] = {}
-    for row in rows:
-        for what, missing in (
-            ("video", findings.missing_videos),
-            ("skeleton", findings.missing_skeletons),
-        ):
-            name = row[what]
-            if name is None:
-                continue
-            if name not in sizes:
-                try:
-                    path = root / name
-                    sizes[name] = path.stat().st_size if path.is_file() else -1
-                except (OSError, ValueError):  # no possible file name
-                    sizes[name] = -1
-            if sizes[name] < 0:
-                missing.append(row["sample_id"])
-                row[what] = None
-            else:
-                row[f"{what}_bytes"] = sizes[name]
-
-
-def _locate_msr(root: Path, rows: list[Row], found: Scan, findings: Findings) -> None:
-    from c2vl_pipeline.readers import msr
-
-    where: dict[str, tuple[File, tuple[int, int]]] = {}
-    for file in found.files:
-        try:
-            where.update({name: (file, span) for name, span in msr.clips(root / file.relative).items()})
-        except DataError as error:
-            findings.unexpected.append(f"{file.relative}: {str(error).split(': ', 1)[-1]}")
-    for row in rows:
-        if row["sample_id"] in where:
-            file, (row["start_frame"], row["end_frame"]) = where[row["sample_id"]]
-            row.update(skeleton=file.relative, skeleton_bytes=file.size)
-        else:
-            findings.missing_skeletons.append(row["sample_id"])
-
-
-def _locate_named(dataset: Dataset, rows: list[Row], found: Scan, findings: Findings) -> dict[str, set[str]]:
-    """Find the files of samples that are named by their id (PKU-MMD: by their recording).
-
-    Returns the names, without endings, that have no file, by kind.
-    """
-    files: dict[str, dict[str, File]] = {"video": {}, "skeleton": {}}
-    order = {s: i for i, s in enumerate((*dataset.video_suffixes, *dataset.skeleton_suffixes))}
-    twice = []
-    for file in found.files:
-        if dataset.reader == "pku" and file.suffix == ".txt" and is_label(file.relative):
-            continue
-        kind = "video" if file.suffix in dataset.video_suffixes else "skeleton"
-        best = files[kind].get(file.stem)
-        if best is None or order[file.suffix] < order[best.suffix]:
-            files[kind][file.stem] = file
-        elif best.suffix == file.suffix:
-            twice.append(f"{file.relative}: as {best.relative}")
-    wanted: dict[str, set[str]] = {"video": set(), "skeleton": set()}
-    for row in rows:
-        for kind, missing in (("video", findings.missing_videos), ("skeleton", findings.missing_skeletons)):
-            stem = row[kind] or row["sample_id"]
-            wanted[kind].add(stem)
-            there = files[kind].get(stem)
-            row[kind] = there.relative if there else None
-            row[f"{kind}_bytes"] = there.size if there else None
-            if (
-                there is None
-                and not (kind == "skeleton" and row["known_missing"])
-                and (kind == "skeleton" or dataset.has_videos)
-            ):
-                missing.append(row["sample_id"])
-    for kind, named in files.items():
-        findings.unexpected += [f.relative for s, f in named.items() if s not in wanted[kind]]
-    findings.unexpected += twice
-    return {kind: wanted[kind] - set(named) for kind, named in files.items()}
-
-
 def _there(rows: list[Row], kind: str) -> Iterator[tuple[str, int, Row]]:
-    """Every file of one kind once: (relative path, bytes, its first sample)."""
+    """Yield every file of one kind once: (relative path, bytes, its first sample)."""
     seen = set()
     for row in rows:
         if row[kind] is not None and row[kind] not in seen:
@@ -250,6 +162,7 @@ def _there(rows: list[Row], kind: str) -> Iterator[tuple[str, int, Row]]:
 
 
 def _empty_and_small(rows: list[Row], findings: Findings) -> None:
+    """Note empty files, and files far smaller than the others of their camera."""
     broken = {line.split(": ", 1)[0] for line in findings.truncated}
     for kind in ("video", "skeleton"):
         sizes: dict[str, list[tuple[int, str]]] = {}
@@ -271,54 +184,44 @@ def _empty_and_small(rows: list[Row], findings: Findings) -> None:
 # ------------------------------------------------------------------------------------------- broken files
 
 
-def _broken(dataset: Dataset, root: Path, rows: list[Row], findings: Findings, deep: bool) -> None:
+def _check_content(dataset: Dataset, root: Path, rows: list[Row], findings: Findings, deep: bool) -> None:
+    """Note damaged videos by their first bytes and, with `deep`, damaged skeleton files by reading them."""
     videos = [(str(root / relative), relative, size) for relative, size, _ in _there(rows, "video") if size]
 
     def look(part: list[tuple[str, str, int]]) -> list[str]:
-        return [f"{relative}: {why}" for path, relative, size in part if (why := sign(path, size))]
+        return [
+            f"{relative}: {why}" for path, relative, size in part if (why := check_video_header(path, size))
+        ]
 
-    # several at once for folders across a network; a thread a slice, a task a file would cost more than the reading
-    with ThreadPoolExecutor(_READERS) as pool:
-        for lines in pool.map(look, [videos[n::_READERS] for n in range(_READERS)]):
+    # threads help in folders across a network; each takes a slice, for a task per file would cost more than reading
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for lines in pool.map(look, [videos[n::_THREADS] for n in range(_THREADS)]):
             findings.truncated += lines
     findings.truncated.sort()
-    if deep:
-        for relative, size, row in _there(rows, "skeleton"):
-            if size and not row["known_missing"] and (why := _unreadable(dataset, root / relative)):
-                findings.truncated.append(f"{relative}: {why}")
-
-
-def _unreadable(dataset: Dataset, path: Path) -> str | None:
-    """Read a skeleton file whole; of a PKU-MMD file its last line."""
-    from c2vl_pipeline.readers import ntu, utd
-
-    try:
-        if dataset.reader in {"ntu", "synthetic"}:
-            ntu.read_ntu(path)
-        elif dataset.reader == "utd":
-            utd.read_utd(path)
-        elif dataset.reader == "pku":
-            with path.open("rb") as handle:
-                handle.seek(max(0, path.stat().st_size - 8192))
-                tail = handle.read()
-            if not tail.endswith(b"\n") or len(tail.rstrip().rsplit(b"\n", 1)[-1].split()) != 150:
-                return "its last line is not 150 numbers"
-    except (DataError, OSError) as error:
-        return str(error).removeprefix(str(path)).lstrip(": ")
-    return None
+    check_file = reader_of(dataset).check_file
+    if not deep or check_file is None:
+        return
+    for relative, size, row in _there(rows, "skeleton"):
+        if size and not row["known_missing"]:
+            path = root / relative
+            try:
+                check_file(path)
+            except (DataError, OSError) as error:
+                reason = str(error).removeprefix(str(path)).lstrip(": ")
+                findings.truncated.append(f"{relative}: {reason}")
 
 
 def _open_archives(
-    dataset: Dataset, root: Path, lacking: dict[str, set[str]], found: Scan, findings: Findings, deep: bool
+    dataset: Dataset, root: Path, match: Match, scan: Scan, findings: Findings, deep: bool
 ) -> None:
-    """Look into the directories of zip archives: damaged ones, and ones that hold what is missing."""
+    """Note zip archives that are damaged or that hold missing files."""
     stems = {
-        suffix: lacking.get(kind, set())
+        suffix: match.missing_stems.get(kind, set())
         for kind, endings in (("video", dataset.video_suffixes), ("skeleton", dataset.skeleton_suffixes))
         for suffix in endings
     }
-    for relative in found.zips:
-        names, problem = look_into(root / relative, deep)
+    for relative in scan.zips:
+        names, problem = list_zip(root / relative, deep)
         if problem is not None:
             findings.damaged.append(f"{relative}: {problem}")
         held = sum(
@@ -337,7 +240,7 @@ _MOST_GROUPS = 6
 
 
 def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[str, str, str]]:
-    """Count what is missing by setup, camera, subject and class, the worst first."""
+    """Count missing files by setup, camera, subject and class, the worst first."""
     lines = []
     for (kind, kinds), gone in zip(
         _KINDS, (findings.missing_videos, findings.missing_skeletons), strict=True
@@ -347,31 +250,32 @@ def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[
         lost = set(gone)
         due = [r for r in rows if not (kind == "skeleton" and r["known_missing"])]
         for column, by, form in _GROUPS:
-            promised = Counter(r[column] for r in due if r[column] is not None)
+            expected = Counter(r[column] for r in due if r[column] is not None)
             missing = Counter(r[column] for r in due if r["sample_id"] in lost and r[column] is not None)
-            if missing and len(promised) > 1:
-                named = {value: form.format(value) for value in promised}
-                lines.append((kinds, by, _worst(named, missing, promised)))
-        promised = Counter(r["label"] for r in due if r["label"] >= 0)
+            if missing and len(expected) > 1:
+                named = {value: form.format(value) for value in expected}
+                lines.append((kinds, by, _worst(named, missing, expected)))
+        expected = Counter(r["label"] for r in due if r["label"] >= 0)
         missing = Counter(r["label"] for r in due if r["sample_id"] in lost and r["label"] >= 0)
-        if missing and len(promised) > 1:
+        if missing and len(expected) > 1:
             classes = {
                 n: f"A{n + 1:03d} {dataset.classes[n]}" if n < len(dataset.classes) else f"class {n}"
-                for n in promised
+                for n in expected
             }
-            lines.append((kinds, "class", _worst(classes, missing, promised)))
+            lines.append((kinds, "class", _worst(classes, missing, expected)))
     return lines
 
 
-def _worst(names: dict[int, str], missing: Counter[int], promised: Counter[int]) -> str:
-    if missing == promised:
-        return f"all of all {len(promised):,}"
-    ordered = sorted(missing, key=lambda v: (-missing[v] / promised[v], -missing[v], v))
-    whole = [v for v in ordered if missing[v] == promised[v]]
-    first, last = (missing[v] / promised[v] for v in (ordered[0], ordered[-1]))
+def _worst(names: dict[int, str], missing: Counter[int], expected: Counter[int]) -> str:
+    """Return the groups that lack the largest share, in words."""
+    if missing == expected:
+        return f"all {len(expected):,}"
+    ordered = sorted(missing, key=lambda v: (-missing[v] / expected[v], -missing[v], v))
+    whole = [v for v in ordered if missing[v] == expected[v]]
+    first, last = (missing[v] / expected[v] for v in (ordered[0], ordered[-1]))
     if len(ordered) > _MOST_GROUPS and first <= 1.5 * last:
-        return f"{len(ordered):,} of {len(promised):,} alike, as {names[ordered[0]]}: {missing[ordered[0]]:,} of {promised[ordered[0]]:,}"
-    shown = [f"{names[v]}: {missing[v]:,} of {promised[v]:,}" for v in ordered[:_MOST_GROUPS]]
+        return f"{len(ordered):,} of {len(expected):,} alike, as {names[ordered[0]]}: {missing[ordered[0]]:,} of {expected[ordered[0]]:,}"
+    shown = [f"{names[v]}: {missing[v]:,} of {expected[v]:,}" for v in ordered[:_MOST_GROUPS]]
     rest = len(ordered) - len(shown)
     text = "; ".join(shown) + (f"; and {rest:,} more" if rest else "")
-    return text + (f" ({len(whole):,} of {len(promised):,} lack all)" if len(whole) > _MOST_GROUPS else "")
+    return text + (f" ({len(whole):,} of {len(expected):,} lack all)" if len(whole) > _MOST_GROUPS else "")

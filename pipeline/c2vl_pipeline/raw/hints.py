@@ -1,4 +1,4 @@
-"""Guesses at why files are missing: another dataset, another ending, a neighbouring folder, an unopened archive."""
+"""Probable causes of missing files: another dataset, another suffix, a neighbouring folder, a packed archive."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset, dataset_names, load_dataset
-from c2vl_pipeline.raw.scan import Scan
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Scan
 
 
 def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
-    """Say which other dataset most of some file names belong to, or None."""
+    """Return a hint at the other dataset that most of these file names belong to, or None."""
     bases = [name.rsplit(os.sep, 1)[-1] for name in names]
     best: tuple[int, Dataset] | None = None
     for name in dataset_names():
         other = load_dataset(name)
-        if other.reader in {"generic", "msr", "synthetic"} or other.id_pattern == asked.id_pattern:
+        if not reader_of(other).named_by_id or other.id_pattern == asked.id_pattern:
             continue
         pattern = re.compile(other.id_pattern)
         endings = (*other.video_suffixes, *other.skeleton_suffixes)
@@ -27,61 +28,65 @@ def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
             best = count, other
     if best is None or 2 * best[0] < len(bases):
         return None
-    return f"this looks like {best[1].title}, not {asked.title}: {best[0]:,} files are named so; try --dataset {best[1].name}"
+    return f"this looks like {best[1].title}, not {asked.title}: {best[0]:,} files have its names; try --dataset {best[1].name}"
 
 
 def hints(
     dataset: Dataset,
     root: Path,
-    found: Scan,
+    scan: Scan,
     missing: dict[str, list[str]],
-    there: set[str],
+    present: set[str],
     unexpected: list[str],
 ) -> list[str]:
-    """Guess why files are missing, as sentences without a full stop.
+    """Return probable causes of missing files, as sentences without a full stop.
 
     Args:
-        dataset: what was promised.
+        dataset: what the folder should hold.
         root: the raw folder.
-        found: what lies in it.
+        scan: its files.
         missing: ids without a file, of `videos` and of `skeletons`.
-        there: which of the two has any file at all.
-        unexpected: files whose names end as promised and that belong to no sample.
+        present: the kinds, of these two, with at least one file.
+        unexpected: files with a suffix of the dataset that belong to no sample.
     """
-    if dataset.reader == "generic":
+    if not (dataset.video_suffixes or dataset.skeleton_suffixes):
         return []
-    guessed = []
-    if not there and (other := looks_like([*found.others, *unexpected], dataset)) is not None:
-        guessed.append(other)
-    if hint := _same_names(dataset, missing["videos"], unexpected):
-        guessed.append(hint)
+    causes = []
+    if not present and (other := looks_like([*scan.others, *unexpected], dataset)) is not None:
+        causes.append(other)
+    if hint := _same_ids(dataset, missing["videos"], unexpected):
+        causes.append(hint)
     for kinds, endings in (("videos", dataset.video_suffixes), ("skeletons", dataset.skeleton_suffixes)):
         if not missing[kinds]:
             continue
-        if hint := _other_endings(dataset, found, kinds, endings):
-            guessed.append(hint)
-        elif kinds not in there and (near := _neighbour(dataset, root, endings)):
-            guessed.append(f"the {kinds} lie in {near}: give --data {root.parent}")
-    return guessed + [f"{name} may hold what is missing: unpack it" for name in found.archives[:3]]
+        if hint := _other_suffixes(dataset, scan, kinds, endings):
+            causes.append(hint)
+        elif kinds not in present and (near := _neighbour(dataset, root, endings)):
+            causes.append(f"the {kinds} are in {near}: give --data {root.parent}")
+    return causes + [f"{name} may hold the missing files: unpack it" for name in scan.archives[:3]]
 
 
-def _same_names(dataset: Dataset, missing: list[str], unexpected: list[str]) -> str | None:
-    """NTU 60 and 120 name their files alike: say which of the two is there."""
-    if dataset.name == "ntu120":
-        small = set(load_dataset("ntu60").promised_ids())
-        lost = set(missing)
-        if lost and not lost & small and len(lost) + len(small) == sum(1 for _ in dataset.promised_ids()):
-            return "all of NTU RGB+D 60 is there and nothing else; try --dataset ntu60"
-    if dataset.name == "ntu60" and unexpected:
-        pattern = re.compile(dataset.id_pattern)
-        count = sum(bool(pattern.match(os.path.basename(name))) for name in unexpected)
-        if count > 1000:
-            return f"{count:,} files more are named as those of NTU RGB+D 120; for all of them try --dataset ntu120"
+def _same_ids(dataset: Dataset, missing: list[str], unexpected: list[str]) -> str | None:
+    """Return a hint at a smaller or larger dataset with ids of the same form, if the files are its own."""
+    pattern = re.compile(dataset.id_pattern)
+    others = [load_dataset(name) for name in dataset_names() if name != dataset.name]
+    for other in others:
+        if dataset.expected is None or other.expected is None or other.id_pattern != dataset.id_pattern:
+            continue
+        if other.expected.samples < dataset.expected.samples:
+            small, gone = set(other.expected_ids()), set(missing)
+            total = sum(1 for _ in dataset.expected_ids())
+            if gone and not gone & small and len(gone) + len(small) == total:
+                return f"all of {other.title} is here and nothing else; try --dataset {other.name}"
+        else:
+            count = sum(bool(pattern.match(os.path.basename(name))) for name in unexpected)
+            if count > 1000:
+                return f"{count:,} more files are named like those of {other.title}; for all of them try --dataset {other.name}"
     return None
 
 
-def _other_endings(dataset: Dataset, found: Scan, kinds: str, endings: tuple[str, ...]) -> str | None:
-    """Files that have an id and then another ending than the promised ones."""
+def _other_suffixes(dataset: Dataset, scan: Scan, kinds: str, endings: tuple[str, ...]) -> str | None:
+    """Return a hint at files named by an id and another suffix than the dataset's."""
     pattern = re.compile(dataset.id_pattern)
     kinds_of = (
         (".avi", ".mp4", ".mkv", ".mov", ".webm")
@@ -89,7 +94,7 @@ def _other_endings(dataset: Dataset, found: Scan, kinds: str, endings: tuple[str
         else (".skeleton", ".txt", ".mat", ".npy")
     )
     rests: Counter[str] = Counter()
-    for name in found.others:
+    for name in scan.others:
         base = os.path.basename(name)
         match = pattern.match(base)
         if match and base.lower().endswith(kinds_of):
@@ -101,11 +106,11 @@ def _other_endings(dataset: Dataset, found: Scan, kinds: str, endings: tuple[str
 
 
 def _neighbour(dataset: Dataset, root: Path, endings: tuple[str, ...]) -> str | None:
-    """Name a folder beside `root` whose first entries are what is looked for."""
+    """Return the name of a folder next to `root` whose first entries have the wanted names."""
     pattern = re.compile(dataset.id_pattern)
     try:
-        beside = sorted(p for p in root.parent.iterdir() if p.is_dir() and p != root)[:50]
-        for folder in beside:
+        siblings = sorted(p for p in root.parent.iterdir() if p.is_dir() and p != root)[:50]
+        for folder in siblings:
             with os.scandir(folder) as entries:
                 for _, entry in zip(range(500), entries, strict=False):
                     ending = next((s for s in endings if entry.name.endswith(s)), None)

@@ -1,46 +1,25 @@
-"""Raw folders as names, sizes and first bytes: one walk, and what a video's head or a zip's directory says of damage."""
+"""List a raw folder in one walk; check video headers and zip directories for damage."""
 
 from __future__ import annotations
 
 import os
 import zipfile
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from c2vl_manifests.errors import DataError
+from c2vl_pipeline.readers.base import File, Scan
 
 _ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
 _UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".filepart", ".!qb")
 
 
-@dataclass(frozen=True)
-class File:
-    """A file whose name ends as the dataset's do."""
-
-    stem: str
-    suffix: str
-    size: int
-    relative: str
-
-
-@dataclass
-class Scan:
-    """All files below a folder, by what their names say."""
-
-    files: list[File] = field(default_factory=list)
-    zips: list[str] = field(default_factory=list)
-    archives: list[str] = field(default_factory=list)
-    unfinished: list[str] = field(default_factory=list)
-    others: list[str] = field(default_factory=list)
-
-
-def scan(root: Path, suffixes: tuple[str, ...]) -> Scan:
-    """Walk a folder once; links to folders are followed, once each.
+def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
+    """List all files below a folder; links to folders are followed, each once.
 
     Raises:
         DataError: a folder cannot be read.
     """
-    found = Scan()
+    scan = Scan()
     pending, seen = [str(root)], set[tuple[int, int]]()
     while pending:
         folder = pending.pop()
@@ -52,7 +31,7 @@ def scan(root: Path, suffixes: tuple[str, ...]) -> Scan:
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda e: e.name)
         except OSError as error:
-            raise DataError(f"{folder}: cannot be read ({error.strerror}); mend its permissions") from error
+            raise DataError(f"{folder}: cannot be read ({error.strerror}); fix its permissions") from error
         inside, folders = os.path.relpath(folder, root), []
         for entry in listed:
             relative = entry.name if inside == "." else os.path.join(inside, entry.name)
@@ -63,53 +42,53 @@ def scan(root: Path, suffixes: tuple[str, ...]) -> Scan:
             if folder_inside:
                 folders.append(entry.path)
             else:
-                _sort_in(found, entry, relative, suffixes)
+                _add(scan, entry, relative, suffixes)
         pending += reversed(folders)
-    return found
+    return scan
 
 
-def _sort_in(found: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str, ...]) -> None:
+def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str, ...]) -> None:
     lower = entry.name.lower()
     if lower.endswith(".zip"):
-        found.zips.append(relative)
+        scan.zips.append(relative)
     elif lower.endswith(_ARCHIVES):
-        found.archives.append(relative)
+        scan.archives.append(relative)
     elif lower.endswith(_UNFINISHED):
-        found.unfinished.append(relative)
+        scan.unfinished.append(relative)
     suffix = next((s for s in suffixes if entry.name.endswith(s)), None)
     if suffix is None:
-        found.others.append(relative)
+        scan.others.append(relative)
         return
     try:
         size = entry.stat().st_size
-    except OSError:  # a link to nowhere is no file
+    except OSError:  # a broken link
         return
-    found.files.append(File(entry.name[: -len(suffix)], suffix, size, relative))
+    scan.files.append(File(entry.name[: -len(suffix)], suffix, size, relative))
 
 
 # ------------------------------------------------------------------------------------------- broken files
 
 
-def sign(path: str, size: int) -> str | None:
-    """Say what the first bytes of a video reveal of damage, or None; endings other than these are not judged."""
+def check_video_header(path: str, size: int) -> str | None:
+    """Return the damage that the first bytes of a video reveal, or None; other suffixes are not checked."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}:
         return None
     try:
         handle = os.open(path, os.O_RDONLY)
         try:
-            return _sign(handle, size)
+            return _check_header(handle, size)
         finally:
             os.close(handle)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _sign(handle: int, size: int) -> str | None:
+def _check_header(handle: int, size: int) -> str | None:
     head = os.read(handle, 16)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         announced = int.from_bytes(head[4:8], "little")
-        # a recorder that never finished leaves 0 or all ones; such a file may still be read
+        # an unfinished recording has 0 or all ones here; it may still be readable
         whole = announced in {0, 0xFFFFFFFF} or announced + 8 <= size + 1
         return None if whole else f"{size:,} of {announced + 8:,} bytes"
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}:
@@ -118,7 +97,7 @@ def _sign(handle: int, size: int) -> str | None:
 
 
 def _boxes(handle: int, size: int) -> str | None:
-    """Walk the outermost boxes of an MP4 file: all must end within it, and one must be the table of its frames."""
+    """Check the outermost boxes of an MP4 file: all must end within it, and one must be the table of frames."""
     at, kinds = 0, set[bytes]()
     while at + 8 <= size and len(kinds) < 64:
         os.lseek(handle, at, os.SEEK_SET)
@@ -137,8 +116,8 @@ def _boxes(handle: int, size: int) -> str | None:
     return None if b"moov" in kinds else "without its table of frames (moov)"
 
 
-def look_into(path: Path, deep: bool) -> tuple[list[str], str | None]:
-    """Names in a zip archive, and what is wrong with it; with `deep` every byte is checked against its checksum."""
+def list_zip(path: Path, deep: bool) -> tuple[list[str], str | None]:
+    """Return the names in a zip archive and its damage or None; `deep` verifies all checksums."""
     names: list[str] = []
     try:
         with zipfile.ZipFile(path) as archive:

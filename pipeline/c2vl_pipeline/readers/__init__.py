@@ -1,1 +1,64 @@
-"""Readers of raw files: one module per skeleton format, and `video`."""
+"""Raw data: one module per kind, each with a `READER`; `READERS` names them for the `reader` field of a dataset.
+
+`video` decodes videos, whatever the dataset.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from c2vl_manifests.datasets import Dataset
+from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.layouts import Layout, load_layout
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers import arrays, msr, ntu, pku, synthetic, utd
+from c2vl_pipeline.readers.base import Assembled, Reader
+
+READERS: dict[str, Reader] = {
+    "ntu": ntu.READER,
+    "pku": pku.READER,
+    "utd": utd.READER,
+    "msr": msr.READER,
+    "synthetic": synthetic.READER,
+    "generic": arrays.READER,
+}
+
+
+def reader_of(dataset: Dataset) -> Reader:
+    """Return the reader of a dataset.
+
+    Raises:
+        ConfigError: no reader of that name is registered.
+    """
+    if dataset.reader not in READERS:
+        raise ConfigError(
+            f"{dataset.name}: unknown reader {dataset.reader!r}; use one of {', '.join(READERS)}"
+        )
+    return READERS[dataset.reader]
+
+
+def read_skeleton(
+    path: Path, layout: Layout, bodies: int, config: SkeletonsConfig
+) -> tuple[Assembled, Layout]:
+    """Read a file that holds one clip, in the format that its suffix names.
+
+    Args:
+        path: the file.
+        layout: joint layout of plain arrays.
+        bodies: bodies to read from plain arrays.
+        config: how bodies are assembled.
+
+    Returns:
+        The joints and their layout.
+
+    Raises:
+        DataError: the suffix is unknown, or the file is malformed.
+        OSError: the file cannot be opened.
+    """
+    suffix = path.suffix.lower()
+    for reader in READERS.values():
+        if suffix in reader.clip_files:
+            own = load_layout(reader.clip_layout) if reader.clip_layout else layout
+            return reader.read_joints(path, {}, own, bodies, config), own
+    known = [f"{s} ({name})" for reader in READERS.values() for s, name in reader.clip_files.items()]
+    raise DataError(f"{path}: {suffix or 'no suffix'} is no skeleton file; give {', '.join(known)}")

@@ -1,7 +1,7 @@
-"""The compiled half of `ntu.py`: one pass over the bytes of a `.skeleton` file. Imported when a file is read.
+"""Compiled half of `ntu.py`: one pass over the bytes of a `.skeleton` file. Imported when a file is read.
 
-Numbers become float32 to the last bit as `np.float32(float(token))` gives them; a token for which that is not
-certain here (`nan`, `inf`, more than 18 digits, a value next to a rounding edge) is left to Python by its position.
+Numbers equal `np.float32(float(token))` to the last bit; tokens for which that is uncertain here (`nan`, `inf`, more
+than 18 digits, a value next to a rounding edge) are left to Python by their positions.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ _Floats = npt.NDArray[np.float32]
 _Places = npt.NDArray[np.int64]
 
 FINE, ENDS, NO_COUNT, NO_BODY, NOT_25, NO_JOINT = range(6)
-"""What `scan` met at the position that it returns."""
+"""Outcome of `scan` at the position that it returns."""
 
 PADDING = 16
-"""NUL bytes that must follow the text: every loop stops at one, so that none needs to ask for the end."""
+"""NUL bytes that must follow the text: every loop stops at one, so none checks for the end."""
 
 MOST_FRAMES = 200_000
-"""A count above this in a header is damage, not a recording."""
+"""A larger count in a header means damage."""
 
 MOST_BODIES = 100
 SMALLEST_BODY = 20 + 3 + 25 * 24 - 1
-"""Bytes of the shortest body that the format allows: the size of a file bounds how many it can hold."""
+"""Bytes of the shortest body that the format allows: the size of a file bounds the number of bodies."""
 
 _LF, _SPACE, _PLUS, _MINUS, _ZERO = (ord(c) for c in "\n +-0")
 _DOT, _SMALL_E, _LARGE_E = (ord(c) - _ZERO for c in ".eE")  # as the digit that they would be
@@ -45,7 +45,7 @@ _BELOW, _ABOVE = 1 - 2.0**-50, 1 + 2.0**-50
 
 
 def _compiled(inline: bool) -> Callable[[_F], _F]:
-    """Compile; the machine code is kept on disk where there is a folder that may be written."""
+    """Compile; the machine code is cached on disk if a folder is writable."""
     how: Literal["always", "never"] = "always" if inline else "never"
 
     def decorate(function: _F) -> Any:
@@ -59,7 +59,7 @@ def _compiled(inline: bool) -> Callable[[_F], _F]:
 
 @_compiled(inline=True)
 def number(text: _Bytes, at: int) -> tuple[float, int]:
-    """Read a number; returns it and the position behind it, or a negative one where Python must read it.
+    """Read a number; return it and the position after it, or a negative position if Python must read it.
 
     A mantissa up to 2^53 and a power of ten up to 10^22 are exact, so their quotient or product is rounded once.
     A longer mantissa is off by less than 2^-51: certain if both ends of +-2^-50 round to the same float32.
@@ -120,7 +120,7 @@ def number(text: _Bytes, at: int) -> tuple[float, int]:
 
 @_compiled(inline=True)
 def skip_blanks(text: _Bytes, at: int) -> int:
-    """Return the position of the next byte that is no blank; a line end is none."""
+    """Return the position of the next byte that is not a blank; a line end is not a blank."""
     fast = np.uint64(at)
     while _KIND[text[fast]] == _BLANK:
         fast += _ONE
@@ -138,7 +138,7 @@ def skip_number(text: _Bytes, at: int) -> int:
 
 @_compiled(inline=False)
 def token_end(text: _Bytes, at: int, size: int) -> int:
-    """Return the position behind the token that begins here, whatever it is made of."""
+    """Return the position after the token that begins here."""
     while at < size and _KIND[text[at]] not in (_BLANK, _LINE_END):
         at += 1
     return at
@@ -146,7 +146,7 @@ def token_end(text: _Bytes, at: int, size: int) -> int:
 
 @_compiled(inline=False)
 def count(text: _Bytes, at: int, size: int, most: int) -> tuple[int, int, int]:
-    """Read a line that holds one whole number; returns what was met, the number, and where the next line begins."""
+    """Read a line of one whole number; return the outcome, the number, and the position of the next line."""
     at = skip_blanks(text, at)
     if at >= size:
         return ENDS, 0, at
@@ -174,10 +174,10 @@ def joint(
     hard: _Places,
     left: int,
 ) -> tuple[int, int, int]:
-    """Read the 12 values of a joint line; returns what was met, where the next line begins, and `left`.
+    """Read the 12 values of a joint line; return the outcome, the position of the next line, and `left`.
 
-    The first three, and where `into` has five columns the 6th and 7th, go to `into[row]`. Of the others only the
-    characters are checked. Values left to Python are counted in `left` and noted in `hard` while there is room.
+    The first three and, if `into` has five columns, the 6th and 7th go to `into[row]`. Of the others only the
+    characters are checked. Values left to Python are counted in `left` and noted in `hard` while it has room.
     """
     for column in range(into.shape[1]):
         if column == 3:
@@ -201,7 +201,7 @@ def joint(
     fields = 3 if into.shape[1] == 3 else 7
     fast = np.uint64(at)
     before = kind = _KIND[text[fast]]
-    while kind <= _BLANK:  # the one loop that sees two thirds of the file: no branch but its end
+    while kind <= _BLANK:  # this loop sees two thirds of the file: no branch but its end
         fields += kind < before
         before = kind
         fast += _ONE
@@ -223,7 +223,7 @@ def body(
     left: int,
     count_before: int,
 ) -> tuple[int, int, int, int]:
-    """Read one body; returns what was met, what should stand there, where the next line begins, and `left`."""
+    """Read one body; return the outcome, the expected content, the position of the next line, and `left`."""
     at = skip_blanks(text, at)
     if at >= size:
         return ENDS, 2, at, left
@@ -257,16 +257,16 @@ def scan(
 
     Args:
         text: its bytes, all ASCII, and `PADDING` NUL bytes.
-        size: how many bytes the file has.
+        size: bytes of the file.
         values: joints of body n in rows [25 n, 25 n + 25): x, y, z and, in five columns, colour x and y.
         frames: frame of body n, from 0.
-        names: where the id of body n begins and ends.
-        hard: position of each token left to Python, and its place in the flattened `values`.
+        names: first and last position of the id of body n.
+        hard: position of each token left to Python, and its index in the flattened `values`.
 
     Returns:
-        What was met, what should stand there (0 frames, 1 bodies, 2 a body, 3 joints, 4 a joint), a position in
-        that line, and how many frames, bodies and tokens for Python there are: more than `hard` has room for
-        means that a longer one is needed.
+        The outcome, the expected content (0 frames, 1 bodies, 2 a body, 3 joints, 4 a joint), a position in that
+        line, and the numbers of frames, bodies and tokens left to Python; more tokens than `hard` has rows mean that
+        it must be longer.
     """
     left = bodies = what = 0
     met, total, at = count(text, 0, size, MOST_FRAMES)
@@ -285,7 +285,7 @@ def scan(
 
 
 def load() -> None:
-    """Compile, or fetch from the cache, what `read_ntu` calls: by reading an empty file."""
+    """Compile, or load from the cache, by reading an empty file."""
     hard, names = np.empty((1, 2), np.int64), np.empty((1, 2), np.int64)
     text = np.frombuffer(bytes(PADDING), np.uint8)
     scan(text, 0, np.empty((25, 3), np.float32), np.empty(1, np.int32), names, hard)

@@ -1,4 +1,4 @@
-"""Reader of joints in numpy files, for custom datasets."""
+"""Reader of custom datasets: a table of samples, joints as numpy arrays."""
 
 from __future__ import annotations
 
@@ -6,15 +6,21 @@ from pathlib import Path
 
 import numpy as np
 
+from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import Layout
-from c2vl_pipeline.readers.assembly import Assembled, _anchored
+from c2vl_pipeline.readers.base import Assembled, Expected, Match, Reader, Row, Scan, anchored
+from c2vl_pipeline.readers.sample_table import table_rows
 
 
 def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
-    """Read own joints: `.npy` or the first array of an `.npz`, (T, V, C) or (T, M, V, C), metres.
+    """Read joints in metres, (T, V, C) or (T, M, V, C), from `.npy` or the first array of an `.npz`.
 
-    The layout's origin (its centre, unless it says otherwise) in the first frame becomes zero.
+    The layout's origin in the first frame becomes zero.
+
+    Raises:
+        DataError: the file is not an array of the layout's shape.
+        OSError: the file cannot be opened.
     """
     try:
         loaded = np.load(path, allow_pickle=False)
@@ -36,4 +42,36 @@ def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
             f"{path}: shape {array.shape}; layout {layout.name!r} needs (T, {layout.joints}, {layout.dims}) or "
             f"(T, M, {layout.joints}, {layout.dims})"
         )
-    return _anchored(array[:, :bodies].astype(np.float32), path, anchor=layout.anchor)
+    return anchored(array[:, :bodies].astype(np.float32), path, anchor=layout.anchor)
+
+
+def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
+    """Look up the files that the table names; a name without a file is dropped from its row."""
+    match = Match()
+    sizes: dict[str, int] = {}
+    for row in rows:
+        for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):
+            name = row[kind]
+            if name is None:
+                continue
+            if name not in sizes:
+                try:
+                    path = root / name
+                    sizes[name] = path.stat().st_size if path.is_file() else -1
+                except (OSError, ValueError):  # not a possible file name
+                    sizes[name] = -1
+            if sizes[name] < 0:
+                missing.append(row["sample_id"])
+                row[kind] = None
+            else:
+                row[f"{kind}_bytes"] = sizes[name]
+    return match
+
+
+READER = Reader(
+    expected_rows=lambda dataset, root, scan: Expected(*table_rows(root)),
+    locate=_locate,
+    read_joints=lambda path, row, layout, bodies, config: read_array(path, layout, bodies),
+    clip_files={".npy": "numpy", ".npz": "numpy"},
+    named_by_id=False,
+)

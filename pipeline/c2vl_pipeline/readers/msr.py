@@ -1,10 +1,9 @@
-"""MSRAction3D as one `.npz`: all clips one after the other, `x` (frames, 20, 3), `off` (clips + 1,), `name` (clips,).
+"""Reader of MSRAction3D, one `.npz` of all clips: `x` (frames, 20, 3), `off` (clips + 1,), `name` (clips,).
 
-Metres, y up, x towards the person's right, as UTD-MHAD; only the order of the joints differs. Measured on both sets:
-the head lies above the feet in 99.99 % of frames (median 1.58 m, UTD 1.48 m), the right shoulder 0.34 m (0.31 m)
-to the positive side of the left one, and the hand that moves in the one-handed actions is the right one. What differs
-is the tracker: MSR's hip centre lies between the hips and 0.21 m below the spine (UTD: 0.08 m), and its limbs are 1.2
-times as long.
+Metres, y up, x towards the person's right, as in UTD-MHAD; only the order of the joints differs. Measured on both
+datasets: the head is above the feet in 99.99 % of frames (median 1.58 m, UTD 1.48 m), the right shoulder is 0.34 m
+(0.31 m) to the positive side of the left one, and one-handed actions move the right hand. The trackers differ: MSR's
+hip centre is between the hips and 0.21 m below the spine (UTD: 0.08 m), and its limbs are 1.2 times as long.
 """
 
 from __future__ import annotations
@@ -15,16 +14,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_pipeline.readers.base import File, Match, Reader, Row, Scan, anchored, expect_ids
 
 _TO_KINECT_V1 = [6, 3, 2, 19, 0, 7, 9, 11, 1, 8, 10, 12, 4, 13, 15, 17, 5, 14, 16, 18]
 
 
 def clips(path: Path) -> dict[str, tuple[int, int]]:
-    """Frames [start, end) of every clip of a file, by name.
+    """Return the frames [start, end) of every clip of a file, by name.
 
     Raises:
-        DataError: it is something else, or damaged.
+        DataError: the file is in another format or damaged.
     """
     frames, off, names = _arrays(str(path), path.stat().st_mtime_ns)
     return {
@@ -33,11 +34,11 @@ def clips(path: Path) -> dict[str, tuple[int, int]]:
 
 
 def read_clip(path: Path, start: int, end: int) -> npt.NDArray[np.float32]:
-    """Joints of frames [start, end) in Kinect v1's order. Shape: -> (T, 20, 3).
+    """Return the joints of frames [start, end) in Kinect v1's order. Shape: -> (T, 20, 3).
 
     Raises:
-        DataError: the file is something else, or damaged.
-        OSError: it cannot be opened.
+        DataError: the file is in another format or damaged.
+        OSError: the file cannot be opened.
     """
     return _arrays(str(path), path.stat().st_mtime_ns)[0][start:end, _TO_KINECT_V1]
 
@@ -55,11 +56,36 @@ def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDAr
     if joints.ndim != 3 or joints.shape[1:] != (20, 3) or joints.dtype.kind != "f":
         raise DataError(f"{path}: x has the shape {joints.shape} of {joints.dtype}; expected (frames, 20, 3)")
     if names.ndim != 1 or off.shape != (len(names) + 1,) or off.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: off has the shape {off.shape}; expected one number more than there are names"
-        )
+        raise DataError(f"{path}: off has the shape {off.shape}; expected one number more than names")
     if off[0] != 0 or (np.diff(off) < 0).any() or off[-1] > len(joints):
         raise DataError(
-            f"{path}: off does not cut {len(joints):,} frames into clips; expected rising numbers from 0"
+            f"{path}: off does not cut {len(joints):,} frames into clips; expected ascending numbers from 0"
         )
     return joints.astype(np.float32), off.astype(np.int64), [str(n) for n in names]
+
+
+def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
+    match = Match()
+    clips_by_name: dict[str, tuple[File, tuple[int, int]]] = {}
+    for file in scan.files:
+        try:
+            clips_by_name |= {name: (file, span) for name, span in clips(root / file.relative).items()}
+        except DataError as error:
+            match.unexpected.append(f"{file.relative}: {str(error).split(': ', 1)[-1]}")
+    for row in rows:
+        if row["sample_id"] in clips_by_name:
+            file, (row["start_frame"], row["end_frame"]) = clips_by_name[row["sample_id"]]
+            row.update(skeleton=file.relative, skeleton_bytes=file.size)
+        else:
+            match.missing_skeletons.append(row["sample_id"])
+    return match
+
+
+READER = Reader(
+    expected_rows=expect_ids,
+    locate=_locate,
+    read_joints=lambda path, row, layout, bodies, config: anchored(
+        read_clip(path, row["start_frame"], row["end_frame"])[:, None], path, layout.anchor
+    ),
+    named_by_id=False,
+)

@@ -1,7 +1,7 @@
-"""NTU RGB+D `.skeleton` files: parsing, and the assembly of tracked bodies into two actors.
+"""Reader of NTU RGB+D: `.skeleton` files, and the assembly of tracked bodies into two actors.
 
-The parser is one compiled pass (`ntu_scan.py`); what it leaves open, and every message, is here. The assembly gives
-the arrays of CTR-GCN's public scripts, on which GAP and so the paper build.
+The parser is one compiled pass (`_ntu_scan.py`); this module completes it and words the errors. The assembly gives
+the arrays of CTR-GCN's public scripts, on which GAP and the paper build.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +18,18 @@ import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.assembly import Array, Assembled
+from c2vl_pipeline.readers.base import (
+    Array,
+    Assembled,
+    Reader,
+    expect_ids,
+    locate_by_name,
+)
 
 
 @dataclass(frozen=True)
 class BodyTrack:
-    """One tracked person: frames of the file, joints (n, 25, 3) metres, colour-image pixels (n, 25, 2) if asked for."""
+    """One tracked person: frames of the file, joints (n, 25, 3) in metres and, optionally, pixels (n, 25, 2)."""
 
     frames: npt.NDArray[np.int32]
     joints: Array
@@ -45,7 +51,7 @@ _EXPECTED = (
     ("the number of joints", 25),
     ("a joint line", 12),
 )
-"""What can stand in a line, and the largest number or the number of fields that is allowed; by `Met.what`."""
+"""Content of a line, and its largest number or number of fields; indexed by the `what` of `_ntu_scan.scan`."""
 
 _TOKEN = re.compile(rb"[^ \t\n\v\f\r]*")
 
@@ -55,17 +61,16 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
 
     Format: number of frames; per frame number of bodies; per body one line of 10 fields (body id first), a line
     with the number of joints, 25 lines of 12 values (x y z, depth x y, colour x y, orientation, state). Values are
-    `np.float32(float(token))` to the last bit; of values that are not asked for only the characters are checked.
-    What follows the last frame is not read. Time grows linearly with the file, and memory stays below 8 bytes
-    per byte of it, whatever it holds.
+    `np.float32(float(token))` to the last bit; of unused values only the characters are checked. Content after the
+    last frame is not read. Time is linear in the file's size; memory stays below 8 bytes per byte of any content.
 
     Args:
         path: the file.
-        pixels: read the joints' pixels in the colour image too; they may be infinite.
+        pixels: also read the joints' pixels in the colour image; they may be infinite.
 
     Raises:
-        DataError: `file:line: reason`, of the first line that is wrong.
-        OSError: it cannot be opened.
+        DataError: `file:line: reason`, for the first wrong line.
+        OSError: the file cannot be opened.
     """
     ntu_scan = _compiled()
     data = path.read_bytes()
@@ -84,7 +89,7 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
     order: dict[bytes, int] = {}
     begins, ends = names[
         :bodies
-    ].T.tolist()  # two lists, not one a body: those would call the garbage collector
+    ].T.tolist()  # two lists, not one per body: those would call the garbage collector
     track = np.array(
         [order.setdefault(data[a:b], len(order)) for a, b in zip(begins, ends, strict=True)], np.int64
     )
@@ -95,24 +100,24 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
     if same.any():
         begin, end = names[rows[1:][same].min()].tolist()
         frame = frames[rows[1:][same].min()] + 1
-        problems.append((begin, f"body {data[begin:end].decode()[:40]!r} stands twice in frame {frame}"))
+        problems.append((begin, f"body {data[begin:end].decode()[:40]!r} appears twice in frame {frame}"))
     if problems:
         raise _wrong(path, data, *min(problems))
     joints = values.reshape(room, 25, -1)
     tracks = {}
     for name, mine in zip(order, np.split(rows, np.flatnonzero(np.diff(track[rows])) + 1), strict=False):
-        found = joints[mine]
+        own = joints[mine]
         tracks[name.decode()] = BodyTrack(
             frames[mine],
-            np.ascontiguousarray(found[:, :, :3]),
-            np.ascontiguousarray(found[:, :, 3:]) if pixels else None,
+            np.ascontiguousarray(own[:, :, :3]),
+            np.ascontiguousarray(own[:, :, 3:]) if pixels else None,
         )
     return NtuFile(total, tracks)
 
 
 @cache
 def _compiled() -> ModuleType:
-    """Load the compiled scan, once a process; the garbage collector, a third of the time, is spared of it."""
+    """Load the compiled scan once per process, without the garbage collector, which would take a third of the time."""
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -126,12 +131,12 @@ def _compiled() -> ModuleType:
 
 
 def _read_hard(hard: npt.NDArray[np.int64], data: bytes, values: Array) -> list[tuple[int, str]]:
-    """Let Python read the numbers that the scan left; returns the first that is wrong, as (position, reason)."""
+    """Parse in Python the numbers that the scan left; return the first wrong one as [(position, reason)]."""
     flat = values.reshape(-1)
     with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for np.float32(float(token))
         for at, place in map(
             np.ndarray.tolist, hard
-        ):  # row by row: a list of all would take ten times the room
+        ):  # row by row: a list of all would take ten times the memory
             token = _TOKEN.match(data, at)
             assert token is not None
             try:
@@ -144,13 +149,13 @@ def _read_hard(hard: npt.NDArray[np.int64], data: bytes, values: Array) -> list[
 
 
 def _reason(met: int, what: int, data: bytes, at: int) -> str:
-    """Say what is wrong with the line that holds a position."""
+    """Return what is wrong with the line at a position."""
     ntu_scan = _compiled()
     name, most = _EXPECTED[what]
     end = data.find(b"\n", at)
     line = data[data.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(data)]
     if met == ntu_scan.ENDS:
-        return f"file ends where {name} should stand; download it again"
+        return f"file ends where {name} was expected; download it again"
     if met == ntu_scan.NO_COUNT:
         return f"{name} is {line.strip().decode()[:40]!r}; expected a whole number up to {most}"
     if met == ntu_scan.NO_BODY:
@@ -167,9 +172,9 @@ def _wrong(path: Path, data: bytes, at: int, reason: str) -> DataError:
 
 
 def projected(file: NtuFile, frame: int) -> Array | None:
-    """Return the joints of every body seen in a frame as pixels of the colour image, (bodies, 25, 2), or None.
+    """Return the joints of every body in a frame as pixels of the colour image, (bodies, 25, 2), or None.
 
-    The file must have been read with its pixels.
+    The file must have been read with pixels.
     """
     rows = [
         track.pixels[at[0]]
@@ -181,7 +186,7 @@ def projected(file: NtuFile, frame: int) -> Array | None:
 
 @dataclass(eq=False)
 class _Body:
-    """A track during assembly: `start` and `end` count frames in which anybody is seen."""
+    """A track during assembly: `start` and `end` count the frames that show anybody."""
 
     joints: Array
     start: int
@@ -195,7 +200,7 @@ class _Body:
 
 
 def assemble_ntu(file: NtuFile, config: SkeletonsConfig) -> Assembled:
-    """Pick two actors and put the origin at the first actor's spine, as CTR-GCN's scripts do, to the last bit.
+    """Pick two actors and set the origin to the first actor's spine, exactly as CTR-GCN's scripts do.
 
     Empty frames are dropped; of two or more bodies the short (<= 11 frames) and the wide ones go; the rest is ordered
     by motion, later bodies fill gaps of actor 1, then of actor 2. `second_body: copy` is for clips of which one body
@@ -267,3 +272,14 @@ def _actors(bodies: list[_Body], frames: int) -> Array:
                 )
                 break
     return joints
+
+
+READER = Reader(
+    expected_rows=expect_ids,
+    locate=locate_by_name,
+    read_joints=lambda path, row, layout, bodies, config: assemble_ntu(read_ntu(path, pixels=False), config),
+    project=lambda path: partial(projected, read_ntu(path)),
+    check_file=read_ntu,
+    clip_files={".skeleton": "NTU RGB+D"},
+    clip_layout="kinect_v2",
+)

@@ -1,23 +1,150 @@
-"""Reader of PKU-MMD's skeleton files: one text file per recording."""
+"""Reader of PKU-MMD: long recordings, cut into samples by label files, with one skeleton text file each."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.assembly import Array, Assembled, _present
+from c2vl_pipeline.readers.base import (
+    Array,
+    Assembled,
+    Expected,
+    Match,
+    Reader,
+    Row,
+    Scan,
+    bodies_present,
+    locate_by_name,
+    new_row,
+)
+
+_INT16, _INT32 = 1 << 15, 1 << 31
+_MOST_LABEL_BYTES = 1 << 20
+
+# ---------------------------------------------------------------------------------------------- labels
+
+
+def is_label(relative: str) -> bool:
+    """True if a text file is in a folder whose name contains `label`."""
+    return "label" in os.path.dirname(relative).lower()
+
+
+def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
+    """Expect one sample per row of the label files, and a label file for each published recording."""
+    labels = [f.relative for f in scan.files if f.suffix == ".txt" and is_label(f.relative)]
+    rows = list(label_rows(dataset, root, labels))
+    names = {Path(relative).stem for relative in labels}
+    missing = [f"{name}.txt" for name in dataset.expected_recordings() if name not in names]
+    published = dataset.expected
+    too_few = ""
+    if not missing and published is not None and published.videos is not None:
+        if len(names) != published.videos:
+            too_few = f"{len(names):,} of {published.videos:,} label files"
+        elif len(rows) != published.samples:
+            too_few = f"{len(rows):,} rows in all label files, {published.samples:,} were published"
+    return Expected(dataset.classes, rows, missing, too_few)
+
+
+def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[Row]:
+    """Yield one row per line of the label files, whose paths are relative to `root`.
+
+    Raises:
+        DataError: there is no file, one is malformed, or two of one recording differ.
+    """
+    files: dict[str, str] = {}
+    for relative in labels:
+        stem = Path(relative).stem
+        other = files.setdefault(stem, relative)
+        if other != relative and (root / other).read_bytes() != (root / relative).read_bytes():
+            raise DataError(
+                f"{root / relative}: differs from {other}, which labels the same recording; keep one of them"
+            )
+    if not files:
+        raise DataError(
+            f"{root} holds no label files; expected *.txt below a folder whose name contains 'label'"
+        )
+    for video in sorted(files):
+        path = root / files[video]
+        if (size := path.stat().st_size) > _MOST_LABEL_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; a label file has a few hundred. Is it a skeleton file?")
+        yield from parse_labels(path.read_text("utf-8", "replace"), video, dataset, str(path))
+
+
+def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[Row]:
+    """Return the rows of one recording: one sample per line `class,start,end,confidence`, frames 1-based, inclusive.
+
+    Raises:
+        DataError: `file:line: reason`.
+    """
+    fields = dataset.parse_id(video)
+    head = (
+        f"A{fields['setup']:03d}N{fields['subject']:03d}" if "setup" in fields else f"A{fields['video']:04d}"
+    )
+    rows = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            values = [float(v) for v in line.split(",")[:3]]
+            label, start, end = (int(v) for v in values)
+            if [label, start, end] != values or max(map(abs, values)) >= _INT32:
+                raise ValueError
+        except (ValueError, OverflowError) as error:
+            raise DataError(
+                f"{source}:{number}: expected `class,start,end,confidence`, found {line.rstrip()[:60]!r}"
+            ) from error
+        if not 1 <= label <= len(dataset.classes):
+            raise DataError(f"{source}:{number}: class {label}; expected 1 to {len(dataset.classes)}")
+        if number >= _INT16:
+            raise DataError(f"{source}:{number}: more rows than any recording has; expected about twenty")
+        problem = None
+        if start > end:
+            problem = f"label row {number}: start {start} is after end {end}"
+        elif start < 1:
+            problem = f"label row {number}: start {start} is before the first frame, 1"
+        sample_id = f"{head}V{fields['view']:03d}C{label:03d}L{number:03d}"
+        rows.append(
+            new_row(
+                sample_id,
+                label=label - 1,
+                subject=fields.get("subject"),
+                view=fields["view"],
+                setup=fields.get("setup"),
+                repeat=number,
+                camera=f"V{fields['view']:03d}",
+                video=video,
+                skeleton=video,
+                start_frame=start - 1,
+                end_frame=end,
+                problem=problem,
+                splits=list(dataset.splits(fields, sample_id).items()),
+            )
+        )
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------- joints
 
 
 def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assembled:
-    """Read frames [start, end) of a PKU-MMD file: one line a frame, 150 numbers, two bodies of 25 joints.
+    """Read frames [start, end) of a PKU-MMD file: one line of 150 numbers per frame, two bodies of 25 joints.
 
-    Numbers that are not finite become zero; an `end` behind the last line ends there.
+    Numbers that are not finite become zero; an `end` after the last line ends there.
 
-    *Reading:* with `aimclr` each frame is turned here, before the resize to 64 frames; the authors' public code
-    resizes first. A clip of more than `max_frames` is cut in its centre after its origin is set.
+    *Reading:* `aimclr` turns each frame here, before the resize to 64 frames; the authors' public code resizes first.
+    A clip of more than `max_frames` keeps its centre; its origin is set before.
+
+    Raises:
+        DataError: `file:line: reason`.
+        OSError: the file cannot be opened.
     """
     rows = []
     with path.open(encoding="ascii", errors="replace") as handle:
@@ -34,10 +161,10 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assem
                 rows.append(row)
     joints = np.array(rows, np.float32).reshape(-1, 2, 25, 3)
     joints[~np.isfinite(joints)] = 0
-    kept = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
-    index = np.flatnonzero(kept).astype(np.int32) + start
-    joints = joints[kept]
-    present = _present(joints)
+    seen = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
+    index = np.flatnonzero(seen).astype(np.int32) + start
+    joints = joints[seen]
+    present = bodies_present(joints)
     if len(joints) and config.pku_norm == "first_frame_joint2":
         joints = np.where(
             present[:, :, None, None], joints - joints[int(np.argmax(present[:, 0])), 0, 1], np.float32(0)
@@ -57,3 +184,24 @@ def _face_front(joints: Array) -> Array:
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
     return np.stack([cos * x + sin * z, y, -sin * x + cos * z], axis=-1).astype(np.float32)
+
+
+def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
+    files = [f for f in scan.files if not (f.suffix == ".txt" and is_label(f.relative))]
+    return locate_by_name(dataset, root, rows, replace(scan, files=files))
+
+
+def _check_file(path: Path) -> None:
+    """Check the last line only: recordings have thousands."""
+    with path.open("rb") as handle:
+        handle.seek(max(0, path.stat().st_size - 8192))
+        tail = handle.read()
+    if not tail.endswith(b"\n") or len(tail.rstrip().rsplit(b"\n", 1)[-1].split()) != 150:
+        raise DataError(f"{path}: its last line is not 150 numbers")
+
+
+def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
+    return read_pku(path, row["start_frame"], row["end_frame"], config)
+
+
+READER = Reader(expected_rows=expected_rows, locate=_locate, read_joints=_read_joints, check_file=_check_file)

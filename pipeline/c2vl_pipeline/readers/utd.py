@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline.readers.assembly import Assembled, _anchored
+from c2vl_pipeline.readers.base import Assembled, Reader, anchored, expect_ids, locate_by_name
 
 _UTD_TO_KINECT_V1 = [3, 2, 1, 0, *range(4, 20)]
 
 
 def read_utd(path: Path) -> Assembled:
-    """Read `d_skel` (20, 3, T) of a UTD-MHAD `.mat` file; hip centre of the first frame becomes the origin."""
+    """Read `d_skel` (20, 3, T) of a UTD-MHAD `.mat` file; the hip centre of the first frame becomes the origin.
+
+    Raises:
+        DataError: the file is in another format or damaged.
+        OSError: the file cannot be opened.
+    """
     import scipy.io
 
     try:
@@ -27,4 +32,14 @@ def read_utd(path: Path) -> Assembled:
     if array.ndim != 3 or array.shape[:2] != (20, 3):
         raise DataError(f"{path}: d_skel has the shape {array.shape}; expected (20, 3, frames)")
     joints = array.transpose(2, 0, 1)[:, None, _UTD_TO_KINECT_V1].astype(np.float32)
-    return _anchored(joints, path, anchor=0)
+    return anchored(joints, path, anchor=0)
+
+
+READER = Reader(
+    expected_rows=expect_ids,
+    locate=locate_by_name,
+    read_joints=lambda path, row, layout, bodies, config: read_utd(path),
+    check_file=read_utd,
+    clip_files={".mat": "UTD-MHAD"},
+    clip_layout="kinect_v1",
+)

@@ -1,8 +1,7 @@
-"""Decoding: which frames of a video stand for a sample, and one sequential pass that reads just those.
+"""Videos: which frames represent a sample, one sequential pass that decodes them, and crops as JPEG.
 
-Containers often advertise a frame more than they hold, and a file cut short still advertises all of them while
-OpenCV raises nothing: so both counts are kept, and a frame counts as missing only when it was planned and the
-decoder could not give it.
+Containers often advertise one frame more than they hold, and a truncated file still advertises all while OpenCV
+raises nothing. So both counts are recorded, and a frame is missing only if it was planned and cannot be decoded.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
 
-# damaged files are our rows' business; OpenCV and FFmpeg would write a line of their own for every one
+# damaged files become rows; OpenCV and FFmpeg would also print a line for each
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
 
@@ -33,7 +32,7 @@ Image = npt.NDArray[np.uint8]
 def plan_frames(start: int, end: int, slots: int) -> list[int]:
     """Return `slots` frame numbers in [start, end): the centres of equal segments.
 
-    *Reading:* the paper does not say which frames it crops; the authors' released captions have 16 a sample.
+    *Reading:* the paper does not say which frames it crops; the authors' released captions have 16 per sample.
     A range shorter than `slots` repeats frames, so that every sample has the same number of rows.
     """
     span = max(end - start, 0)
@@ -41,12 +40,12 @@ def plan_frames(start: int, end: int, slots: int) -> list[int]:
 
 
 class Deadline:
-    """Kills this process when a call into the decoder takes too long: nothing gentler ends a native call.
+    """Kill this process if a call into the decoder takes too long: nothing gentler ends a native call.
 
-    For worker processes, which are started again. Before it strikes it leaves word of what hung.
+    For worker processes, which are restarted. A file records what hung.
 
     Args:
-        seconds: a single call (opening, reading on to the next planned frame) may take.
+        seconds: limit for a single call (opening, reading on to the next planned frame).
         mark: file that receives the seconds, the video's name and the sample ids, as JSON.
     """
 
@@ -60,7 +59,7 @@ class Deadline:
 
     @contextmanager
     def over(self, name: str, samples: Iterable[str]) -> Iterator[None]:
-        """Let the clock run while a call lasts."""
+        """Limit the time of the calls in this context."""
         self._due = time.monotonic() + self._seconds, {"name": name, "samples": list(samples)}
         try:
             yield
@@ -75,7 +74,7 @@ class Deadline:
         while not self._stop.wait(self._POLL):
             due = self._due
             if due is not None and time.monotonic() > due[0]:
-                with suppress(OSError):  # a full disk: then the samples are found by halving
+                with suppress(OSError):  # full disk: bisection then finds the samples
                     self._mark.write_text(json.dumps({"seconds": self._seconds} | due[1]), encoding="utf-8")
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -88,7 +87,7 @@ class Video:
 
     Args:
         path: of the file.
-        guard: makes the context in which each call into the decoder runs (see `Deadline.over`).
+        guard: makes the context of each call into the decoder (see `Deadline.over`).
 
     Raises:
         DataError: the file is not a video that OpenCV can open.
@@ -97,7 +96,7 @@ class Video:
     def __init__(self, path: Path, guard: Guard = nullcontext) -> None:
         self.path, self._guard = path, guard
         with guard():
-            # One thread: workers are the parallelism, and hidden decoder threads would spoil their scaling.
+            # one thread: the workers are parallel, and decoder threads would spoil their scaling
             self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise DataError(
@@ -108,24 +107,24 @@ class Video:
         self._decoded_bgr: Image | None = None
 
     def count(self) -> int:
-        """Return how many frames to plan over: what the container says, or a full count where it says nothing."""
+        """Return the advertised number of frames; if the container states none, decode and count them."""
         if self.advertised == 0:
             with Video(self.path, self._guard) as other:
                 self.advertised = other.drain()
         return self.advertised
 
     def drain(self) -> int:
-        """Read on to the end and return how many frames the decoder gave in all."""
+        """Read to the end and return the total number of decoded frames."""
         with self._guard():
             while self._capture.grab():
                 self.decoded += 1
         return self.decoded
 
     def frames(self, wanted: Iterable[int], *, lent: bool = False) -> Iterator[tuple[int, Image]]:
-        """Yield (number, uint8 RGB (H, W, 3)) of the wanted frames in order; stops where the video ends.
+        """Yield (number, uint8 RGB (H, W, 3)) of the wanted frames in order, until the video ends.
 
-        `lent` yields the decoder's own BGR instead, each good until the next one is asked for: for those who need
-        only a part of a frame, since a conversion of all of it costs as much as decoding a fifth of a frame.
+        With `lent`, yield the decoder's own BGR buffer, valid until the next frame: converting a whole frame costs a
+        fifth of decoding it, which callers that need only a part save.
         """
         numbers = sorted(set(wanted))
         for number in numbers:
@@ -134,7 +133,7 @@ class Video:
                     if not self._capture.grab():
                         return
                     self.decoded += 1
-                # one buffer for all frames: fresh pages for 6 MB cost more than filling them
+                # one buffer for all frames: allocating 6 MB costs more than filling it
                 ok, image = self._capture.retrieve(self._decoded_bgr)
             if not ok:
                 return
@@ -156,12 +155,12 @@ FILL = (122, 116, 104)
 
 
 def shape_image(image: Image, aspect: str) -> Image:
-    """Apply an aspect policy: `pad` and `squash` give a square, `center_crop` leaves the cut to the model's processor.
+    """Apply an aspect policy: `pad` and `squash` give a square, `center_crop` leaves cropping to the model's processor.
 
-    `pad` fills with CLIP's mean colour, which becomes all but zero after normalisation.
+    `pad` fills with CLIP's mean colour, which becomes nearly zero after normalisation.
 
-    *Reading:* the paper does not say how a crop becomes a square. LLaVA-1.5 was trained with this padding, and its
-    mean colour is rounded down: (122, 116, 104), not the nearest (123, 117, 104).
+    *Reading:* the paper does not say how a crop becomes a square. LLaVA-1.5 was trained with this padding, with the
+    mean colour rounded down: (122, 116, 104), not the nearest (123, 117, 104).
     """
     height, width = image.shape[:2]
     side = max(height, width)

@@ -1,13 +1,12 @@
-"""What a stage is: a function from a shard of samples to a table, with one row for everything expected.
+"""A stage: a function from a shard of samples to a table with one row for everything expected.
 
-The stages themselves are one module each; `runner` decides which of their shards are still to make and `workers`
-where. What they share lies here: the shard they are given, the status columns of a row, batched calls of an engine.
+Each stage is a module; `execution` decides which of its shards are due and where they are made. Shared by all stages:
+their description, the shard they are given, the status columns of a row, batched calls of an engine.
 """
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,55 +16,67 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import C2VLError, DataError
-from c2vl_manifests.events import Emit
-from c2vl_manifests.manifest import read_shard
+from c2vl_manifests.errors import C2VLError, DataError, StageError
+from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.workspace import COMMANDS, Index, shard_path
+from c2vl_pipeline.readers.video import FILL
+from c2vl_pipeline.workspace import Workspace, shard_path
 
 MAX_ERROR = 300
-"""Characters of an error text that a row keeps."""
+"""Characters of an error text that a row stores."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the road: `process` makes a shard's table; `upstream(recipe)` are the stages whose shards it reads."""
+    """Everything that the rest of the pipeline knows about a stage."""
 
     name: str
+    """Name of its rows and of their folder."""
     command: str
-    process: Callable[[Shard], pa.Table]
+    process: Callable[[ShardContext], pa.Table]
+    """Makes the table of a shard."""
+    columns: tuple[str, ...]
+    """Columns of the index that its rows depend on; never labels or splits."""
+    config: Callable[[Recipe], dict[str, Any]]
+    """The values of a recipe that its rows depend on, without the engine."""
     upstream: Callable[[Recipe], tuple[str, ...]]
+    """Names of the earlier stages whose rows it reads."""
     row_group: int
     per_frame: bool = False
-    """A row for each (sample, frame) rather than each sample."""
-    engine: Callable[[Recipe, Index], EngineSpec] | None = None
+    """One row per (sample, frame) instead of one per sample."""
+    engine: Callable[[Recipe, Workspace], EngineSpec] | None = None
     byte_stream_split: tuple[str, ...] = ()
+    status_columns: tuple[str, ...] = ("status",)
     reads_joints: bool = False
-    """Whether the names and order of the joints matter to it."""
+    """True if its rows depend on the names and order of the joints."""
     raw: Literal["video", "skeleton"] | None = None
-    """The raw files it reads: their hashes go into the manifests of its shards."""
-    backgrounds: Callable[[EngineSpec, Index], Mapping[str, str]] | None = None
-    """Camera -> what the rows of its samples are made of beside their own files; part of the shards' keys."""
-    prepare: Callable[[Index, Recipe, EngineSpec, int, Emit], None] | None = None
-    """Makes what `backgrounds` names, before the shards, in so many processes (0: in this one)."""
+    """Column of the raw files whose hashes go into the manifests of its shards."""
+
+    def rows_per_sample(self, recipe: Recipe) -> int:
+        """Return how many rows one sample has."""
+        return recipe.pipeline.frames if self.per_frame else 1
 
 
 @dataclass(frozen=True)
-class Shard:
-    """What a stage's `process` is given: some or all samples of one shard."""
+class ShardContext:
+    """The argument of a stage's `process`: some or all samples of one shard."""
 
-    index: Index
+    index: Workspace
     recipe: Recipe
     number: int
     spec: EngineSpec | None = None
     folder: Path = field(default=Path())
     key: str = ""
     only: frozenset[str] | None = None
-    """Sample ids to make rows of; None is the whole shard."""
+    """Ids of the samples to make rows of; None is the whole shard."""
     killable: bool = False
-    """Whether this process may be killed when a file hangs: true in workers, which are started again."""
+    """True if this process may be killed when a file hangs: in workers, which are started again."""
+    quarantined: frozenset[str] = frozenset()
+    """Ids of samples, of any shard, whose files have killed a worker."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """Facts for the shard's manifest that `process` adds to those of the engine."""
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
@@ -75,7 +86,7 @@ class Shard:
 
     @cached_property
     def engine(self) -> Any:
-        """The stage's engine, loaded once a process."""
+        """The stage's engine, loaded once per process."""
         assert self.spec is not None
         return engines.load(self.spec)
 
@@ -87,13 +98,32 @@ class Shard:
         return table.filter(pc.is_in(table.column("sample_id"), pa.array(sorted(self.only), pa.string())))
 
 
-def stages() -> list[Stage]:
-    """Return the four sharded stages in the order of the road."""
-    return [importlib.import_module(f"c2vl_pipeline.stages.{command}").STAGE for command in COMMANDS.values()]
+def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader: str) -> None:
+    """Raise StageError if a shard is absent, damaged, or made from other samples or files than the index names now.
+
+    `reader` is the command that needs the shards; the message names the one that makes them again.
+    """
+    for number in numbers:
+        path = shard_path(index.work, stage.name, number)
+        shard = read_shard_manifest(path)
+        if shard is None or finished_shard(path, shard.key) is None:
+            problem = "is absent or damaged"
+        elif shard.extra.get("samples") != index.shard_keys(stage.columns)[number]:
+            problem = "was made from other samples or files than the index names now"
+        else:
+            continue
+        raise StageError(
+            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work {index.work}` again"
+        )
+
+
+def padding(aspect: str) -> dict[str, Any]:
+    """Return what of the aspect policy `pad` is part of a stage's configuration: the colour."""
+    return {"padding": list(FILL)} if aspect == "pad" else {}
 
 
 def hang_mark(folder: Path, number: int) -> Path:
-    """Where a worker that kills itself over a hanging file says which samples it was at."""
+    """Return the path at which a worker that kills itself over a hanging file names the samples of that file."""
     return folder / f".shard-{number:05d}.hang"
 
 
@@ -105,24 +135,24 @@ def row_status(
 
 
 def failure(error: BaseException, status: Status = Status.FAILED, attempts: int = 1) -> dict[str, Any]:
-    """Return the status columns of a row that an exception befell."""
+    """Return the status columns of a row that failed with an exception."""
     return row_status(status, type(error).__name__, str(error)[:MAX_ERROR], attempts)
 
 
 def unreadable(error: DataError | OSError, missing: Status) -> dict[str, Any]:
-    """Return the status columns of rows whose raw file cannot be read: `missing` where it is not there at all."""
+    """Return the status columns of rows whose raw file cannot be read: `missing` if it does not exist."""
     return failure(error, missing if isinstance(error, FileNotFoundError) else Status.DECODE_ERROR)
 
 
 def blank_rows(
     schema: pa.Schema, sample_id: str, slots: int | None, status: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return rows of a sample that no worker survives: null, zero or empty everywhere but in key and status.
+    """Return rows of a sample that no worker survives: null, zero or empty except for key and status.
 
     Args:
         schema: of the stage's table.
         sample_id: of the sample.
-        slots: rows a sample, or None for a stage with one row a sample and no slot.
+        slots: rows per sample, or None for a stage with one row per sample and no slot.
         status: the status columns.
     """
     empty: dict[str, Any] = {}
@@ -150,8 +180,8 @@ def in_batches(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (item, result or exception) of a batched engine call, isolating the items that break it.
 
-    A batch that raises is tried again one item at a time, so a poisonous row costs one row. Our own errors, a
-    full disk and exhausted memory are not about one row and pass through.
+    A batch that raises is tried again one item at a time, so a bad item costs one row. C2VLError, a full disk and
+    exhausted memory do not concern one row and are raised.
     """
     for start in range(0, len(items), size):
         batch = items[start : start + size]

@@ -1,7 +1,7 @@
-"""`c2vl-pipeline caption`: one answer a crop to the paper's question: the language prompts (Section III-A).
+"""`c2vl-pipeline caption`: ask the paper's question about each crop: the language prompts (Section III-A).
 
-Answers are dear (a second of a GPU each), so they are noted in a journal beside the shard as they come: a killed
-captioner loses at most the batch it was at.
+Answers are expensive (a second of a GPU each), so each batch is appended to a journal next to the shard: a killed
+captioner loses at most one batch.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
-from c2vl_pipeline.workspace import Index, stored_joints
+from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
+from c2vl_pipeline.workspace import Workspace, stored_joints
 
 Row = dict[str, Any]
 
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
 
 
-def _skeletons(shard: Shard) -> dict[str, Row]:
-    """Rows of the skeletons stage by sample, for engines that describe poses."""
+def _skeletons(shard: ShardContext) -> dict[str, Row]:
+    """Return the rows of the skeletons stage by sample, for engines that describe poses."""
     if "pose" not in shard.engine.needs:
         return {}
     return {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
 
 
-def _pose(row: Row, frame: int, shard: Shard) -> Pose | None:
-    """The joints at a video frame: the kept skeleton frame nearest to it."""
+def _pose(row: Row, frame: int, shard: ShardContext) -> Pose | None:
+    """Return the joints at a video frame: those of the nearest valid frame of the skeleton."""
     if row["status"] != Status.OK:
         return None
     at = int(np.argmin(np.abs(np.asarray(row["frame_index"]) - frame)))
@@ -48,11 +48,11 @@ def _pose(row: Row, frame: int, shard: Shard) -> Pose | None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """A stored crop that waits for its answer: decoded only with its batch, or a shard's pixels fill the memory."""
+class _Request:
+    """A stored crop that waits for its answer; decoded with its batch, since a shard's pixels would fill the memory."""
 
     jpeg: bytes | None
-    """None for a captioner that looks at nothing."""
+    """None for a captioner that reads no pixels."""
     sample_id: str
     slot: int
     pose: Pose | None
@@ -63,16 +63,16 @@ class _Asked:
 
 
 class Journal:
-    """Answers of an unfinished shard, a line each with its checksum; a torn or damaged line is as if never written.
+    """Answers of an unfinished shard, one per line with a checksum; torn or damaged lines are ignored.
 
-    Each process appends to a file of its own and reads those of all: `.shard-00012-<key>-<process>.journal`. They
-    are removed when the shard is committed, and by a later run of another key.
+    Each process appends to its own file and reads those of all: `.shard-00012-<key>-<process>.journal`. They are
+    removed when the shard is committed, and by a later run under another key.
     """
 
     SYNC_EVERY = 5.0
-    """Seconds between two syncs to disk: a killed process loses nothing that was written, a power cut this much."""
+    """Seconds between two syncs to disk: what a power cut loses; a killed process loses nothing that was written."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: ShardContext) -> None:
         stem = f".shard-{shard.number:05d}-{shard.key[:12]}-"
         self.answers: dict[tuple[str, int], Caption] = {}
         for path in sorted(shard.folder.glob(f"{stem}*.journal")):
@@ -91,10 +91,10 @@ class Journal:
             yield (sample_id, slot), Caption(answer, tokens)
 
     def write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
-        """Note the answers of one batch."""
+        """Append the answers of one batch."""
         if self._file is None:
             self._file = self._path.open("ab")
-            self._file.write(b"\n")  # whatever a predecessor of the same number left unfinished ends here
+            self._file.write(b"\n")  # ends a torn line of an earlier process of the same number
         for crop, answer in answered:
             text = json.dumps([crop.sample_id, crop.slot, answer.text, answer.tokens]).encode()
             self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
@@ -113,19 +113,19 @@ class Journal:
             self._file.close()
 
 
-def process(shard: Shard) -> pa.Table:
-    """Make one shard: a row a (sample, slot)."""
+def process(shard: ShardContext) -> pa.Table:
+    """Make one shard: one row per (sample, slot)."""
     with Journal(shard) as journal:
         return _process(shard, journal)
 
 
-def _process(shard: Shard, journal: Journal) -> pa.Table:
+def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     assert shard.spec is not None
     config = shard.recipe.pipeline.caption
     wants_pose, blind = "pose" in shard.engine.needs, "nothing" in shard.engine.needs
     skeletons = _skeletons(shard)
     rows: list[Row] = []
-    asked: list[tuple[Row, _Asked]] = []
+    requests: list[tuple[Row, _Request]] = []
     for crop in shard.upstream("crops").to_pylist():
         row: Row = {"sample_id": crop["sample_id"], "slot": crop["slot"], "caption": None, "tokens": None}
         rows.append(row)
@@ -147,24 +147,26 @@ def _process(shard: Shard, journal: Journal) -> pa.Table:
         if known is not None:
             _fill(row, known)
             continue
-        asked.append((row, _Asked(None if blind else crop["jpeg"], crop["sample_id"], crop["slot"], pose)))
+        requests.append(
+            (row, _Request(None if blind else crop["jpeg"], crop["sample_id"], crop["slot"], pose))
+        )
 
-    def call(batch: list[tuple[Row, _Asked]]) -> list[Caption | Exception]:
+    def call(batch: list[tuple[Row, _Request]]) -> list[Caption | Exception]:
         crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
         answers: list[Caption | Exception] = shard.engine.caption(crops, config.question)
         answered = list(
             zip(crops, answers, strict=True)
-        )  # one too few would be noted for its neighbour's crop
+        )  # with one too few, an answer would be stored for the wrong crop
         journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
-    for (row, _), answer in in_batches(asked, shard.spec.batch_size, call):
+    for (row, _), answer in in_batches(requests, shard.spec.batch_size, call):
         _fill(row, answer)
     return pa.Table.from_pylist(rows, schema=CAPTIONS)
 
 
 def _fill(row: Row, answer: Caption | Exception) -> None:
-    """Put an answer, or why there is none, into its row."""
+    """Write an answer, or the reason why none exists, into its row."""
     if isinstance(answer, Exception):
         row.update(failure(answer, attempts=2))
     elif not answer.text.strip():
@@ -173,12 +175,17 @@ def _fill(row: Row, answer: Caption | Exception) -> None:
         row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return recipe.pipeline.caption.engine
 
 
+def _config(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.pipeline.caption
+    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
+
+
 def _upstream(recipe: Recipe) -> tuple[str, ...]:
-    """Return what captions are made of: crops, and joints for the captioner that describes them."""
+    """Return what captions are made from: crops, and joints for a captioner that describes them."""
     return ("crops", "skeletons") if recipe.pipeline.caption.engine.backend == "posecode" else ("crops",)
 
 
@@ -186,6 +193,8 @@ STAGE = Stage(
     name="captions",
     command="caption",
     process=process,
+    columns=("sample_id",),
+    config=_config,
     upstream=_upstream,
     row_group=8192,
     per_frame=True,

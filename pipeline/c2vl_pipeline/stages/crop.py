@@ -1,6 +1,6 @@
-"""`c2vl-pipeline crop`: 16 person crops a sample, stored as JPEG: the vision prompts (Section III-A).
+"""`c2vl-pipeline crop`: 16 person crops per sample, stored as JPEG: the vision prompts (Section III-A).
 
-*Reading:* the paper crops "person" with Grounding DINO and shows one crop; the authors' captions come sixteen a
+*Reading:* the paper crops "person" with Grounding DINO and shows one crop; the authors' captions come sixteen per
 sample and speak of "they" for two-person actions, so a crop is the union of the best (at most two) people.
 """
 
@@ -19,15 +19,24 @@ import pyarrow as pa
 from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.events import Emit
 from c2vl_manifests.recipe import CropConfig, Recipe
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, background
-from c2vl_pipeline.readers import ntu
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Projection
 from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, plan_frames
-from c2vl_pipeline.stages.base import Shard, Stage, failure, hang_mark, in_batches, row_status, unreadable
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.stages import skeletons
+from c2vl_pipeline.stages.base import (
+    ShardContext,
+    Stage,
+    failure,
+    hang_mark,
+    in_batches,
+    row_status,
+    unreadable,
+)
+from c2vl_pipeline.workspace import Workspace
 
 Row = dict[str, Any]
 
@@ -58,16 +67,16 @@ def _empty(sample: Row, slot: int) -> Row:
 
 
 class _ShardCrops:
-    """Collects the rows of one shard: each video is opened once and serves all its samples."""
+    """The rows of one shard in the making: each video is opened once for all its samples."""
 
-    def __init__(self, shard: Shard) -> None:
+    def __init__(self, shard: ShardContext) -> None:
         self.shard = shard
         self.config = shard.recipe.pipeline.crop
         self.slots = shard.recipe.pipeline.frames
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
-        self.backgrounds: dict[str, Image | None] = {}
-        # whole frames are then never converted nor kept: only what is stored of them
+        self.scenes: dict[str, Image | None] = {}
+        # frames are then neither converted nor copied: only the crops are stored
         self.lent = "shape" in shard.engine.needs
         self.deadline: Deadline | None = None
         if shard.killable:
@@ -85,12 +94,9 @@ class _ShardCrops:
             self.rows.setdefault((sample["sample_id"], slot), _empty(sample, slot) | status)
 
     def video(self, relative: str, samples: list[Row]) -> None:
-        """Read one video for all samples cut from it."""
-        guard: Guard = nullcontext
-        if self.deadline is not None:
-            guard = partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
+        """Read one video for all its samples."""
         try:
-            opened = Video(self.shard.index.root / relative, guard)
+            opened = Video(self.shard.index.root / relative, self._guard(relative, samples))
         except (DataError, OSError) as error:
             status = unreadable(error, Status.MISSING_VIDEO)
             for sample in samples:
@@ -105,7 +111,7 @@ class _ShardCrops:
 
     def _read(self, video: Video, samples: list[Row]) -> None:
         wanted: dict[int, list[Row]] = {}
-        readers: dict[str, Any] = {}
+        joints_of: dict[str, Projection] = {}
         for sample in samples:
             total = video.count()
             start, end = (
@@ -118,7 +124,8 @@ class _ShardCrops:
                     sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
                 )
             elif (
-                "joints" in self.shard.engine.needs and (error := self._skeleton(sample, readers)) is not None
+                "joints" in self.shard.engine.needs
+                and (error := self._skeleton(sample, joints_of)) is not None
             ):
                 self.give_up(sample, error)
             else:
@@ -135,7 +142,7 @@ class _ShardCrops:
             # rows that share a frame of one sample (a clip shorter than the slots) share its detection
             for sample_id, group in groupby(wanted.pop(number), key=lambda r: str(r["sample_id"])):
                 rows = list(group)
-                file = readers.get(sample_id)
+                projection = joints_of.get(sample_id)
                 self.waiting.append(
                     (
                         rows,
@@ -144,8 +151,8 @@ class _ShardCrops:
                             sample_id=sample_id,
                             slot=rows[0]["slot"],
                             camera=cameras[sample_id],
-                            joints=ntu.projected(file, number) if file else None,
-                            background=self._background(cameras[sample_id]),
+                            joints=projection(number) if projection else None,
+                            background=self._scene(cameras[sample_id]),
                         ),
                     )
                 )
@@ -153,7 +160,7 @@ class _ShardCrops:
                 self.detect()
         self.detect()
         if any(sample["end_frame"] is None for sample in samples):
-            video.drain()  # a few frames more; what is there against what was advertised
+            video.drain()  # reads on to the end, to compare the count with the advertised one
         for rows in wanted.values():
             for row in rows:
                 text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
@@ -167,57 +174,80 @@ class _ShardCrops:
     @property
     def _batch(self) -> int:
         assert self.shard.spec is not None
-        # without a model nothing is gained by a batch, and waiting frames are 6 MB each
+        # without a model a batch gains nothing, and waiting frames are 6 MB each
         return self.shard.spec.batch_size if engines.has_weights(self.shard.spec) else 1
 
-    def _skeleton(self, sample: Row, readers: dict[str, Any]) -> Row | None:
-        """Read the projected joints of a sample; returns the status of its rows where that cannot be."""
+    def _skeleton(self, sample: Row, joints_of: dict[str, Projection]) -> Row | None:
+        """Read the projected joints of a sample; return the status of its rows if that fails."""
         if sample["skeleton"] is None:
             return row_status(
                 Status.MISSING_SKELETON, "missing", "the skeleton engine needs the skeleton file"
             )
+        index = self.shard.index
+        project = reader_of(index.dataset).project
+        if project is None:
+            text = f"{index.dataset.title} records no joints in pixels of its videos; use another detector"
+            return row_status(Status.MISSING_SKELETON, "missing", text)
         try:
-            readers[sample["sample_id"]] = ntu.read_ntu(self.shard.index.root / sample["skeleton"])
+            joints_of[sample["sample_id"]] = project(index.root / sample["skeleton"])
         except (DataError, OSError) as error:
             return unreadable(error, Status.MISSING_SKELETON)
         return None
 
-    def _background(self, camera: str) -> Image | None:
+    def _guard(self, relative: str, samples: list[Row]) -> Guard:
+        """Return what calls into the decoder run in: nothing, or the deadline of a process that may be killed."""
+        if self.deadline is None:
+            return nullcontext
+        return partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
+
+    def _scene(self, camera: str) -> Image | None:
+        """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
         if "background" not in self.shard.engine.needs:
             return None
-        if camera not in self.backgrounds:
-            self.backgrounds[camera] = background.scene(self.shard.folder, camera)
-        return self.backgrounds[camera]
+        if camera not in self.scenes:
+            index = self.shard.index
+            made = background.scene(
+                self.shard.folder, index.root, camera, index.cameras[camera], self._scene_guard
+            )
+            self.scenes[camera] = made[0] if made else None
+            if made:
+                self.shard.provenance.setdefault("backgrounds", {})[camera] = made[1]
+        return self.scenes[camera]
+
+    def _scene_guard(self, sample: Row) -> Guard:
+        if sample["sample_id"] in self.shard.quarantined:
+            raise DataError(f"{sample['video']} killed a worker")
+        return self._guard(sample["video"], [sample])
 
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
         query = self.config.query
-        for (rows, frame), found in in_batches(
+        for (rows, frame), boxes in in_batches(
             self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
         ):
-            made = self._crop(frame, found)
+            made = self._crop(frame, boxes)
             for row in rows:
                 self.rows[row["sample_id"], row["slot"]] = row | made
         self.waiting = []
 
-    def _crop(self, frame: Frame, found: list[Box] | Exception) -> Row:
-        if isinstance(found, Exception):
-            return failure(found, attempts=2)
-        if not found:
+    def _crop(self, frame: Frame, boxes: list[Box] | Exception) -> Row:
+        if isinstance(boxes, Exception):
+            return failure(boxes, attempts=2)
+        if not boxes:
             return row_status(Status.NO_PERSON)
         height, width = frame.image.shape[:2]
-        left, top, right, bottom = union(found, self.config, width, height)
+        left, top, right, bottom = union(boxes, self.config, width, height)
         crop = _limit_side(frame.image[top:bottom, left:right], self.config.max_side)
         return row_status(Status.OK) | {
             "box": [float(left), float(top), float(right), float(bottom)],
-            "score": found[0].score,
-            "people": min(len(found), self.config.max_people),
+            "score": boxes[0].score,
+            "people": min(len(boxes), self.config.max_people),
             "jpeg": encode_jpeg(crop, self.config.jpeg_quality, bgr=self.lent),
         }
 
 
-def process(shard: Shard) -> pa.Table:
-    """Make one shard: a row a (sample, slot)."""
+def process(shard: ShardContext) -> pa.Table:
+    """Make one shard: one row per (sample, slot)."""
     tables = [CROPS.empty_table()]
     with _ShardCrops(shard) as crops:
         for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
@@ -231,35 +261,25 @@ def process(shard: Shard) -> pa.Table:
                     samples.append(sample)
             if samples:
                 crops.video(relative, samples)
-            # at once: a shard's JPEGs are half a gigabyte, and would be held twice
+            # per video: the JPEGs of a shard are half a gigabyte and would be held twice
             rows = [crops.rows.pop((s["sample_id"], slot)) for s in group for slot in range(crops.slots)]
             tables.append(pa.Table.from_pylist(rows, schema=CROPS))
     return pa.concat_tables(tables)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
-
-
-def _backgrounds(spec: EngineSpec, index: Index) -> dict[str, str]:
-    return background.hashes(index, index.work / "crops") if background.needed(spec) else {}
-
-
-def _prepare(index: Index, recipe: Recipe, spec: EngineSpec, processes: int, emit: Emit) -> None:
-    if background.needed(spec):
-        timeout = recipe.pipeline.crop.timeout if processes else None
-        background.prepare(index, index.work / "crops", timeout, processes, emit)
 
 
 STAGE = Stage(
     name="crops",
     command="crop",
     process=process,
+    columns=("sample_id", "camera", "video", "video_bytes", *skeletons.STAGE.columns[1:]),
+    config=lambda recipe: recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
     upstream=lambda recipe: (),
     row_group=128,
     per_frame=True,
     engine=_engine,
     raw="video",
-    prepare=_prepare,
-    backgrounds=_backgrounds,
 )

@@ -1,7 +1,7 @@
-"""`c2vl-pipeline embed`: vectors of the stored crops and of their captions, one row a (sample, slot).
+"""`c2vl-pipeline embed`: vectors of the stored crops and of their captions, one row per (sample, slot).
 
-What is embedded is the stored JPEG, so that anybody can embed the same bytes again. Equal captions (57 % of the
-authors' own) are encoded once a shard.
+The stored JPEG is embedded, so that anybody can embed the same bytes again. Equal captions (57 % of the authors')
+are encoded once per shard.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status, embeddings
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import Shard, Stage, failure, in_batches, row_status
-from c2vl_pipeline.workspace import Index
+from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
+from c2vl_pipeline.workspace import Workspace
 
 Row = dict[str, Any]
 Half = npt.NDArray[np.float16]
@@ -28,8 +28,8 @@ def _unless_finite(vector: npt.NDArray[np.float32]) -> None:
         raise ValueError("the encoder returned NaN or infinite values")
 
 
-def _images(shard: Shard, rows: list[Row], crops: list[Row]) -> Half:
-    """Encode the crops that are there; fills the vision status of each row. Returns (rows, D)."""
+def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
+    """Encode the existing crops and set the vision status of each row. Returns (rows, D)."""
     assert shard.spec is not None
     aspect = shard.recipe.pipeline.embed.aspect
     vectors = np.zeros((len(rows), shard.engine.image_dim), np.float16)
@@ -47,8 +47,8 @@ def _images(shard: Shard, rows: list[Row], crops: list[Row]) -> Half:
     return vectors
 
 
-def _texts(shard: Shard, rows: list[Row], captions: list[Row]) -> Half:
-    """Encode each distinct caption once; fills language status, tokens and truncated. Returns (rows, D)."""
+def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
+    """Encode each distinct caption once and set language status, tokens and truncated. Returns (rows, D)."""
     assert shard.spec is not None
     vectors = np.zeros((len(rows), shard.engine.text_dim), np.float16)
     where: dict[str, list[int]] = {}
@@ -71,7 +71,7 @@ def _texts(shard: Shard, rows: list[Row], captions: list[Row]) -> Half:
 
 
 def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
-    """Put a vector in its place, or say in the row why there is none."""
+    """Store a vector, or write the reason why none exists into the row."""
     if not isinstance(vector, Exception):
         try:
             _unless_finite(vector)
@@ -79,13 +79,13 @@ def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
             vector = error
     if isinstance(vector, Exception):
         row[column] = str(Status.FAILED)
-        row |= failure(vector, attempts=2)  # though the other kind may be well
+        row |= failure(vector, attempts=2)  # the other kind may be fine
     else:
         vectors[at] = vector
 
 
-def process(shard: Shard) -> pa.Table:
-    """Make one shard: a row a (sample, slot), with the vectors of the crop and of the caption."""
+def process(shard: ShardContext) -> pa.Table:
+    """Make one shard: one row per (sample, slot), with the vectors of the crop and of the caption."""
     crops, captions = shard.upstream("crops").to_pylist(), shard.upstream("captions").to_pylist()
     rows: list[Row] = [
         {"sample_id": c["sample_id"], "slot": c["slot"], **row_status(Status.OK)} for c in crops
@@ -113,7 +113,12 @@ def process(shard: Shard) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _engine(recipe: Recipe, index: Index) -> EngineSpec:
+def _config(recipe: Recipe) -> dict[str, Any]:
+    config = recipe.pipeline.embed
+    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
+
+
+def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
     return recipe.pipeline.embed.engine
 
 
@@ -121,9 +126,12 @@ STAGE = Stage(
     name="embeddings",
     command="embed",
     process=process,
+    columns=("sample_id",),
+    config=_config,
     upstream=lambda recipe: ("crops", "captions"),
     row_group=8192,
     per_frame=True,
     engine=_engine,
     byte_stream_split=("vision", "language"),
+    status_columns=("status", "vision_status", "language_status"),
 )

@@ -1,7 +1,7 @@
-"""`c2vl-pipeline index`: what the dataset promises against what lies in the raw folder, one row a sample.
+"""`c2vl-pipeline index`: compare what the dataset should hold with the raw folder; write one row per sample.
 
-The promise comes from the dataset's own rules (NTU's sessions, PKU's label files, a table for own data), never
-from the files found, so a damaged download is seen before work begins. Labels are written here and read again
+The expected samples come from the dataset's own rules (NTU's sessions, PKU-MMD's label files, a custom table), never
+from the files found, so a damaged download is noticed before work begins. Labels are written here and read again
 only by evaluation.
 """
 
@@ -23,46 +23,12 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
-from c2vl_pipeline.raw.check import DoubtfulError, Findings, check_labels, compare, is_label
-from c2vl_pipeline.raw.expected import Row, generic_rows, named_rows, pku_rows, synthetic_ids
+from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
 from c2vl_pipeline.raw.hints import looks_like
-from c2vl_pipeline.raw.scan import Scan, scan
-from c2vl_pipeline.workspace import Index, load
-
-
-def _plan(rows: list[dict[str, Any]], size: int) -> list[list[int]]:
-    """Cut rows into shards of about `size` samples without splitting the samples of one video."""
-    plan: list[list[int]] = []
-    start = 0
-    for at in range(1, len(rows) + 1):
-        full = at - start >= size
-        same_video = (
-            at < len(rows) and rows[at]["video"] is not None and rows[at]["video"] == rows[at - 1]["video"]
-        )
-        if at == len(rows) or (full and not same_video):
-            plan.append([start, at])
-            start = at
-    return plan
-
-
-def _promised(dataset: Dataset, root: Path, found: Scan) -> tuple[tuple[str, ...], list[Row], list[str]]:
-    """Return the classes, a row a promised sample, and the label files that say so."""
-    if dataset.reader == "synthetic":
-        classes, ids = synthetic_ids(root)
-        return classes, list(named_rows(dataset, ids)), []
-    if dataset.reader == "generic":
-        classes, rows = generic_rows(root)
-        return classes, rows, []
-    if dataset.reader != "pku":
-        return dataset.classes, list(named_rows(dataset, dataset.promised_ids())), []
-    files = [f.relative for f in found.files if f.suffix == ".txt" and is_label(f.relative)]
-    try:
-        rows = list(pku_rows(dataset, root, files))
-    except DataError as error:
-        if other := looks_like([*found.others, *(f.relative for f in found.files)], dataset):
-            raise DataError(f"{error}; {other}") from error
-        raise
-    return dataset.classes, rows, files
+from c2vl_pipeline.raw.scan import scan_folder
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Expected, Row, Scan
+from c2vl_pipeline.workspace import Workspace, load
 
 
 def build(
@@ -78,73 +44,116 @@ def build(
     only_present: bool = False,
     limit: int | None = None,
     deep: bool = False,
-) -> tuple[Index, Findings]:
-    """Write `samples.parquet` of a work folder.
+) -> tuple[Workspace, Findings]:
+    """Write `samples.parquet` of a work folder and return the index and the result of the check.
 
     Args:
-        dataset: what was promised.
+        dataset: what the raw folder should hold.
         root: the raw folder.
-        work: where the stages write.
-        config: for the size of a shard.
-        recipe: name that later stages default to.
-        overrides: `--set` assignments that later stages default to.
-        layout: joint layout of own data, by name or TOML file; the dataset's where not given.
-        allow_missing: go on in spite of doubts; rows will say what is missing.
-        only_present: promise only what is there, for a part of a dataset.
-        limit: keep the first so many samples.
+        work: the work folder.
+        config: its `shard_samples` is the size of a shard.
+        recipe: default recipe of the later stages.
+        overrides: default `--set` assignments of the later stages.
+        layout: joint layout of a custom dataset, by name or TOML file; None: the dataset's.
+        allow_missing: continue if files are missing or damaged; the rows state what is missing.
+        only_present: expect only samples with a file, for a part of a dataset.
+        limit: keep the first `limit` samples.
         deep: read archives and skeleton files whole, which takes minutes.
 
     Raises:
-        DataError: no such folder, or a malformed label file or table (file and line).
-        DoubtfulError: something is missing or looks damaged and neither permission was given.
+        DataError: the folder does not exist, or a label file or table is malformed (file and line).
+        IncompleteDataError: files are missing or damaged, without `allow_missing` or `only_present`.
     """
     if not root.is_dir():
         raise DataError(f"raw folder {root} does not exist; give the folder of {dataset.title} with --data")
     root = root.resolve()
-    found = scan(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
-    classes, rows, labels = _promised(dataset, root, found)
-    findings = compare(dataset, root, rows, found, deep)
-    if dataset.reader == "pku" and not only_present:
-        check_labels(dataset, labels, len(rows), findings)
+    scan = scan_folder(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
+    expected = _expected(dataset, root, scan)
+    match = reader_of(dataset).locate(dataset, root, expected.rows, scan)
+    findings = check(dataset, root, expected, match, scan, deep)
+    rows = _chosen(expected.rows, findings, only_present, limit)
+    _check_usable(dataset, root, rows, findings, refuse=not (allow_missing or only_present))
+    extra = {
+        "dataset": dataset.name,
+        "root": str(root),
+        "recipe": recipe,
+        "overrides": list(overrides),
+        "layout": load_layout(layout or dataset.layout, root).as_dict(),
+        "classes": expected.classes,
+        "bodies": dataset.bodies,
+        "plan": _cut(rows, config.shard_samples),
+    }
+    _commit(work, rows, extra)
+    return load(work), findings
+
+
+def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:
+    """Return the expected samples; an error about them names the dataset that the files seem to belong to."""
+    try:
+        return reader_of(dataset).expected_rows(dataset, root, scan)
+    except DataError as error:
+        named = dataset.skeleton_suffixes  # a custom table names its files as it likes
+        names = [*scan.others, *(f.relative for f in scan.files)]
+        if named and (other := looks_like(names, dataset)):
+            raise DataError(f"{error}; {other}") from error
+        raise
+
+
+def _chosen(rows: list[Row], findings: Findings, only_present: bool, limit: int | None) -> list[Row]:
+    """Return the rows to index, and drop findings about others."""
     if only_present:
         rows = [r for r in rows if r["video"] or r["skeleton"]]
         findings.missing_videos, findings.missing_skeletons, findings.lacks = [], [], []
+        findings.labels, findings.too_few = [], ""
     if limit is not None:
         rows = rows[:limit]
         findings.keep(
             {r["sample_id"] for r in rows}, {r[what] for r in rows for what in ("video", "skeleton")}
         )
+    findings.expected = len(rows)
+    findings.with_video = sum(r["video"] is not None for r in rows)
+    findings.with_skeleton = sum(r["skeleton"] is not None for r in rows)
+    findings.known_missing = sum(r["known_missing"] for r in rows)
+    return rows
+
+
+def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findings, refuse: bool) -> None:
+    """Raise DataError if no sample is left, IncompleteDataError for errors if `refuse` is set."""
     if not rows:
         endings = ", ".join((*dataset.video_suffixes, *dataset.skeleton_suffixes))
         hints = "".join(f"; {hint}" for hint in findings.hints)
         raise DataError(
             f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below it{hints}"
         )
-    findings.promised = len(rows)
-    findings.with_video = sum(r["video"] is not None for r in rows)
-    findings.with_skeleton = sum(r["skeleton"] is not None for r in rows)
-    findings.known_missing = sum(r["known_missing"] for r in rows)
-    if (doubts := findings.doubts()) and not (allow_missing or only_present):
+    if refuse and (faults := findings.errors()):
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)
-        raise DoubtfulError(
-            f"{root}: {'; '.join(doubts)}; of {len(rows):,} promised samples of {dataset.title}.{hints} Complete the download, "
-            "or go on with --allow-missing (rows will say what is missing) or --only-present (promise only what is there)",
+        raise IncompleteDataError(
+            f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} Complete the download, "
+            "or continue with --allow-missing (rows state what is missing) or --only-present (expect only what is there)",
             findings,
         )
-    table = pa.Table.from_pylist(rows, schema=SAMPLES)
-    found_layout = load_layout(layout or dataset.layout, root)
-    extra = {
-        "dataset": dataset.name,
-        "root": str(root),
-        "recipe": recipe,
-        "overrides": list(overrides),
-        "layout": found_layout.as_dict(),
-        "classes": classes,
-        "bodies": dataset.bodies,
-        "plan": _plan(rows, config.shard_samples),
-    }
+
+
+def _cut(rows: list[Row], size: int) -> list[list[int]]:
+    """Cut rows into shards of about `size` samples without splitting the samples of one video."""
+    bounds: list[list[int]] = []
+    start = 0
+    for at in range(1, len(rows) + 1):
+        full = at - start >= size
+        same_video = (
+            at < len(rows) and rows[at]["video"] is not None and rows[at]["video"] == rows[at - 1]["video"]
+        )
+        if at == len(rows) or (full and not same_video):
+            bounds.append([start, at])
+            start = at
+    return bounds
+
+
+def _commit(work: Path, rows: list[Row], extra: dict[str, Any]) -> None:
+    """Write `samples.parquet`, unless it holds the same already."""
+    path = work / "samples.parquet"
     key = fingerprint({"schema": SCHEMA_VERSION, "rows": rows, "extra": extra})
     work.mkdir(parents=True, exist_ok=True)
-    if finished_shard(work / "samples.parquet", key) is None:
-        commit_table(work / "samples.parquet", table, key=key, row_group=65536, extra=extra)
-    return load(work), findings
+    if finished_shard(path, key) is None:
+        table = pa.Table.from_pylist(rows, schema=SAMPLES)
+        commit_table(path, table, key=key, row_group=65536, extra=extra)

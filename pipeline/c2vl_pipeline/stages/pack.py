@@ -1,16 +1,16 @@
-"""`c2vl-pipeline pack`: the stages' shards as memory-mapped arrays, the only thing the trainer reads.
+"""`c2vl-pipeline pack`: write the stages' shards as memory-mapped arrays, the only thing the trainer reads.
 
     packed/
       index.parquet    sample_id, frames, subject, view, splits, usable vision and language rows; in row order
       joints.npy       (all frames, C, M, V) float32: valid frames of all samples, one after the other; planar, so
-                       that the trainer reads batches from the mapped file as it lies
+                       that the trainer reads batches from the mapped file without a copy
       offsets.npy      (N + 1,) int64: frames of sample n are joints[offsets[n] : offsets[n + 1]]
       vision.npy       (N, slots, D) float16 and vision_ok.npy (N, slots) bool; the same for language
       labels.npy       (N,) int16: opened by the supervised control and by evaluation, never by pre-training
       packed.json      dataset, layout, classes, fingerprint, and the engines that made the knowledge
 
-A folder without `packed.json` is unfinished: it is written last. Joints can be packed in another layout
-(`packed-<layout>/`), so that an encoder trained on one sensor meets another's data: see `mapped`.
+`packed.json` is written last: a folder without it is unfinished. Joints can be packed in another layout
+(`packed-<layout>/`), so that an encoder trained on one sensor can be tested on another's data: see `mapped`.
 """
 
 from __future__ import annotations
@@ -37,47 +37,34 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
-from c2vl_manifests.schema import Status
-from c2vl_pipeline.workspace import COMMANDS, Index, check_shards, load, shard_path, stored_joints
+from c2vl_manifests.schema import PACKED_INDEX, Status
+from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.base import check_shards
+from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
 
-INDEX = pa.schema(
-    [
-        pa.field("sample_id", pa.string(), nullable=False),
-        pa.field("frames", pa.int32(), nullable=False),
-        pa.field("skeleton_status", pa.string(), nullable=False),
-        pa.field("vision_rows", pa.int16(), nullable=False),
-        pa.field("language_rows", pa.int16(), nullable=False),
-        pa.field("reason", pa.string()),  # first error of a sample that lacks something
-        pa.field("subject", pa.int16()),
-        pa.field("view", pa.int16()),
-        pa.field("splits", pa.map_(pa.string(), pa.string()), nullable=False),
-    ]
-)
 Joints = np.ndarray[Any, Any]
-STAGES = ("skeletons", "crops", "captions", "embeddings")
+Row = dict[str, Any]
 
 
-def _needed(index: Index) -> dict[str, StageManifest]:
-    """Return the manifests of the stages that pack reads; raises StageError where one is missing or unfinished."""
+def _complete_stages(index: Workspace) -> dict[str, StageManifest]:
+    """Return the manifests of all stages; raise StageError if one is missing or unfinished."""
     manifests = {}
-    for name in STAGES:
+    for name, stage in STAGES.items():
         manifest = read_stage_manifest(index.work / name)
         if manifest is None or not manifest.complete:
-            have = (
-                "do not exist"
-                if manifest is None
-                else f"are unfinished ({manifest.rows:,} of {manifest.expected_rows:,} rows)"
-            )
+            state = "do not exist"
+            if manifest is not None:
+                state = f"are unfinished ({manifest.rows:,} of {manifest.expected_rows:,} rows)"
             raise StageError(
-                f"pack needs the {name} of {index.work}, which {have}; run `c2vl-pipeline {COMMANDS[name]} --work {index.work}` first"
+                f"pack needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} --work {index.work}` first"
             )
-        check_shards(index, name, range(len(index.plan)), "pack")
+        check_shards(stage, index, range(len(index.plan)), "pack")
         manifests[name] = manifest
     return manifests
 
 
-def content_key(index: Index, stages: Mapping[str, StageManifest], target: Layout | None = None) -> str:
-    """Fingerprint of the rows that the arrays are made of: skeletons, vectors and the index.
+def content_key(index: Workspace, stages: Mapping[str, StageManifest], target: Layout | None = None) -> str:
+    """Return a fingerprint of the rows that the arrays are made from: skeletons, vectors and the index.
 
     Crops and captions are named in `packed.json` for provenance only.
     """
@@ -89,7 +76,7 @@ def content_key(index: Index, stages: Mapping[str, StageManifest], target: Layou
 
 
 def folder_of(work: Path, layout: str | None = None) -> Path:
-    """Where the joints of a layout are packed; None is the data's own."""
+    """Return the folder of the joints in a layout; None is the data's own layout."""
     return work / ("packed" if layout is None else f"packed-{Path(layout).stem}")
 
 
@@ -101,22 +88,22 @@ def mapped(joints: Joints, source: Layout, target: Layout) -> Joints:
     """
     ways = source.mapping_to(target)
     out = np.stack([joints[:, :, list(way)].mean(axis=2) for way in ways], axis=2)
-    there = np.asarray(joints.any(axis=(2, 3)))
-    if there[:, 0].any():
-        first = int(np.argmax(there[:, 0]))
-        out = np.where(there[:, :, None, None], out - out[first, 0, target.anchor], 0)
+    present = np.asarray(joints.any(axis=(2, 3)))
+    if present[:, 0].any():
+        first = int(np.argmax(present[:, 0]))
+        out = np.where(present[:, :, None, None], out - out[first, 0, target.anchor], 0)
     return np.asarray(out, joints.dtype)
 
 
 def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = None) -> PackedManifest:
-    """Pack a work folder whose stages are complete; a folder already packed from the same rows is left alone.
+    """Pack a work folder whose stages are complete; a folder already packed from the same rows is left as it is.
 
     Args:
-        work: where the stages wrote.
-        recipe: for the slots of samples without vectors.
-        emit: hears of progress.
-        layout: pack the joints in this layout, by name or TOML file, into `packed-<layout>`; the data's own where
-            not given.
+        work: folder of the index and all stages.
+        recipe: resolved.
+        emit: receives progress.
+        layout: name or TOML file of another layout of the joints, packed into `packed-<layout>`; None packs the
+            data's own.
 
     Raises:
         ConfigError: the joints cannot be mapped to that layout.
@@ -124,45 +111,27 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         OSError: the disk is full.
     """
     index = load(work)
-    stages = _needed(index)
+    stages = _complete_stages(index)
     folder = folder_of(work, layout)
     target = None if layout is None else load_layout(layout, index.root)
     key = content_key(index, stages, target)
-    if (packed := _packed_already(folder, key)) is not None:
-        told = {"recipe": index.recipe, "overrides": tuple(index.overrides)}
-        if (now := packed.model_copy(update=told)) != packed:
-            commit_text(folder / FILE, now.model_dump_json(indent=1) + "\n")
-            packed = now
+    if (packed := _read_packed(folder, key)) is not None:
+        current = packed.model_copy(update={"recipe": index.recipe, "overrides": tuple(index.overrides)})
+        if current != packed:
+            commit_text(folder / FILE, current.model_dump_json(indent=1) + "\n")
         emit(Progress("pack", index.table.num_rows, index.table.num_rows))
-        return packed
+        return current
     folder.mkdir(parents=True, exist_ok=True)
-    for orphan in folder.glob(".*.tmp"):
-        orphan.unlink(missing_ok=True)
-    (folder / FILE).unlink(missing_ok=True)
+    for leftover in [*folder.glob(".*.tmp"), folder / FILE]:
+        leftover.unlink(missing_ok=True)
     sync_folder(folder)
-    rows, total = _pack_skeletons(index, folder, target)
+    rows, shape = _pack_skeletons(index, folder, target)
     slots = (
-        recipe.pipeline.frames
-        if stages["embeddings"].rows == 0
-        else stages["embeddings"].rows // index.table.num_rows
+        recipe.pipeline.frames if not stages["embeddings"].rows else stages["embeddings"].rows // len(rows)
     )
-    dims = _pack_vectors(index, folder, slots, rows, emit)
-    if total == 0 and not any(row["vision_rows"] or row["language_rows"] for row in rows):
-        reason = next((row["reason"] for row in rows if row["reason"]), "nobody was found in any frame")
-        raise DataError(
-            f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the first: {reason}. "
-            "Check the paths, the layout and `c2vl-pipeline status`"
-        )
-    splits = index.table.column("splits").to_pylist()
-    subjects, views = index.table.column("subject").to_pylist(), index.table.column("view").to_pylist()
-    for row, pairs, subject, view in zip(rows, splits, subjects, views, strict=True):
-        row.update(splits=pairs, subject=subject, view=view)
-    table = pa.Table.from_pylist(rows, schema=INDEX)
-    commit_file(
-        folder / "index.parquet",
-        lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True),
-    )
-    _save(folder / "labels.npy", index.table.column("label").to_numpy().astype(np.int16))
+    widths = _pack_vectors(index, folder, slots, rows, emit)
+    _pack_index(index, folder, rows)
+    engine_stages = [name for name, stage in STAGES.items() if stage.engine is not None]
     manifest = PackedManifest(
         dataset=index.dataset.name,
         title=index.dataset.title,
@@ -170,15 +139,12 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         layout=index.manifest.extra["layout"] if target is None else target.as_dict(),
         classes=index.classes,
         samples=len(rows),
-        frames=total,
-        bodies=_bodies(folder),
+        frames=shape[0],
+        bodies=shape[2],
         slots=slots,
-        vision_dim=dims["vision"],
-        language_dim=dims["language"],
-        engines={
-            name: stages[name].inputs["engine"] | dict(stages[name].provenance)
-            for name in ("crops", "captions", "embeddings")
-        },
+        vision_dim=widths["vision"],
+        language_dim=widths["language"],
+        engines={name: stages[name].inputs["engine"] | stages[name].provenance for name in engine_stages},
         second_body=stages["skeletons"].inputs["config"]["second_body"],
         recipe=index.recipe,
         overrides=tuple(index.overrides),
@@ -187,12 +153,13 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     return manifest
 
 
-def _packed_already(folder: Path, key: str) -> PackedManifest | None:
+def _read_packed(folder: Path, key: str) -> PackedManifest | None:
+    """Return the manifest of a folder that is packed from the rows of this key, else None."""
     try:
-        found = read_packed_manifest(folder)
-    except StageError:  # nothing there, or in an older format
+        packed = read_packed_manifest(folder)
+    except StageError:
         return None
-    return found if found.fingerprint == key else None
+    return packed if packed.fingerprint == key else None
 
 
 def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
@@ -203,12 +170,29 @@ def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
     commit_file(path, write)
 
 
-def _bodies(folder: Path) -> int:
-    return int(np.load(folder / "joints.npy", mmap_mode="r").shape[2])
+def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
+    """Write index.parquet and labels.npy; raise DataError if no sample has anything to train on."""
+    if not any(row["frames"] or row["vision_rows"] or row["language_rows"] for row in rows):
+        reason = next((row["reason"] for row in rows if row["reason"]), "nobody was found in any frame")
+        raise DataError(
+            f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the first: {reason}. "
+            "Check the paths, the layout and `c2vl-pipeline status`"
+        )
+    columns = index.table.select(["splits", "subject", "view"]).to_pylist()
+    table = pa.Table.from_pylist(
+        [row | more for row, more in zip(rows, columns, strict=True)], schema=PACKED_INDEX
+    )
+    commit_file(
+        folder / "index.parquet",
+        lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True),
+    )
+    _save(folder / "labels.npy", index.table.column("label").to_numpy().astype(np.int16))
 
 
-def _pack_skeletons(index: Index, folder: Path, target: Layout | None) -> tuple[list[dict[str, Any]], int]:
-    """Write joints.npy and offsets.npy; returns the beginning of each sample's index row, and the frames."""
+def _pack_skeletons(
+    index: Workspace, folder: Path, target: Layout | None
+) -> tuple[list[Row], tuple[int, int, int, int]]:
+    """Write joints.npy and offsets.npy; return the first columns of the index rows, and the shape of the joints."""
     columns = ["sample_id", "status", "error", "frames", "bodies"]
     shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.plan))]
     heads = [row for path in shards for row in read_shard(path, columns).to_pylist()]
@@ -232,17 +216,17 @@ def _pack_skeletons(index: Index, folder: Path, target: Layout | None) -> tuple[
     _save(folder / "offsets.npy", offsets)
     rows = [
         {
-            "sample_id": h["sample_id"],
-            "frames": h["frames"],
-            "skeleton_status": h["status"],
-            "reason": h["error"],
+            "sample_id": head["sample_id"],
+            "frames": head["frames"],
+            "skeleton_status": head["status"],
+            "reason": head["error"],
         }
-        for h in heads
+        for head in heads
     ]
-    return rows, total
+    return rows, shape
 
 
-def _planes(row: dict[str, Any], layout: Layout, bodies: int, target: Layout | None) -> Joints:
+def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joints:
     """Return the joints of a row of the skeletons as they are packed. Shape: (T, C, M, V)."""
     joints = stored_joints(row, layout)[:, :bodies]
     if not np.isfinite(joints).all():
@@ -251,14 +235,12 @@ def _planes(row: dict[str, Any], layout: Layout, bodies: int, target: Layout | N
         )
     if target is not None:
         joints = mapped(joints, layout, target)
-    absent = bodies - joints.shape[1]
-    return np.pad(joints, ((0, 0), (0, absent), (0, 0), (0, 0))).transpose(0, 3, 1, 2)
+    missing = bodies - joints.shape[1]
+    return np.pad(joints, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 3, 1, 2)
 
 
-def _pack_vectors(
-    index: Index, folder: Path, slots: int, rows: list[dict[str, Any]], emit: Emit
-) -> dict[str, int]:
-    """Write the vectors of both kinds of knowledge, and count each sample's usable rows. Returns the widths."""
+def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], emit: Emit) -> dict[str, int]:
+    """Write the vectors of both kinds of knowledge and set each row's counts of usable ones; return the widths."""
     first = pq.read_schema(shard_path(index.work, "embeddings", 0))
     widths = {kind: int(first.field(kind).type.list_size) for kind in ("vision", "language")}
     arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}

@@ -1,6 +1,6 @@
-"""A made-up dataset in the layout of NTU RGB+D, for demonstrations, continuous integration and scale tests.
+"""`c2vl-pipeline synth`: a synthetic dataset in the format of NTU RGB+D, for demonstrations and tests.
 
-Kinematic people perform parametric actions (`synth_actions`) before synchronised cameras. Every clip becomes
+Kinematic people perform parametric actions (`actions`, `body`) before synchronised cameras. Every clip becomes
 a rendered `_rgb.avi` and a `.skeleton` whose colour coordinates are the exact projections of its joints.
 Nothing but the movement, a held object and a partner tells the class: clip lengths come from a random stream
 without the action; body, clothes, scene, cameras and recording faults from streams that never read the class.
@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Emit, Note, Progress, silent
-from c2vl_pipeline.synthetic.actions import ACTIONS, FPS, Floats, J, Person, perform
+from c2vl_pipeline.synthetic.actions import ACTIONS, perform
+from c2vl_pipeline.synthetic.body import FPS, Floats, J, Person
 from c2vl_pipeline.synthetic.render import (
     FAULT,
     LENGTH,
@@ -36,17 +37,17 @@ from c2vl_pipeline.synthetic.render import (
     SUBJECT,
     TAKE,
     Camera,
+    build_scene,
     camera,
     film,
     pinhole,
     replacing,
-    set_stage,
     stream,
     write_video,
 )
 
 FORMAT = 2
-"""Raised whenever the same arguments would give other files."""
+"""Increased whenever the same arguments would give other files."""
 
 _LOW, _TRACKED = 1, 2
 _FIRST_ID = 72057594037900000
@@ -54,7 +55,7 @@ _FIRST_ID = 72057594037900000
 
 @dataclass(frozen=True)
 class Settings:
-    """The arguments of `generate` that decide the bytes."""
+    """The arguments of `generate` that determine the files."""
 
     classes: int
     subjects: int
@@ -65,7 +66,7 @@ class Settings:
     frames: tuple[int, int]
 
     def table(self) -> dict[str, Any]:
-        """Return what `synthetic.toml` says."""
+        """Return the content of `synthetic.toml`."""
         return {
             "format": FORMAT, "classes": action_names(self.classes), "subjects": self.subjects,
             "views": self.views, "repeats": self.repeats, "seed": self.seed, "size": list(self.size),
@@ -75,7 +76,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """What `generate` made: the folder, the class names, and how many clips were written and kept."""
+    """Result of `generate`: the folder, the class names, and the numbers of clips written and kept."""
 
     root: Path
     classes: tuple[str, ...]
@@ -92,11 +93,11 @@ def action_names(n: int) -> list[str]:
     """Return the names of the first `n` actions, in class order.
 
     Raises:
-        ConfigError: `n` is below 1 or above the number of actions there are.
+        ConfigError: `n` is below 1 or above the number of actions.
     """
     if not 1 <= n <= len(ACTIONS):
         raise ConfigError(
-            f"classes = {n}; 1 to {len(ACTIONS)} synthetic actions exist; ask for a number of these"
+            f"classes = {n}; 1 to {len(ACTIONS)} synthetic actions exist; choose a number in this range"
         )
     return [action.name for action in ACTIONS[:n]]
 
@@ -114,12 +115,12 @@ def generate(
     workers: int = 1,
     emit: Emit = silent,
 ) -> Synthetic:
-    """Write a synthetic dataset, or finish one that the same arguments began.
+    """Write a synthetic dataset, or complete one begun with the same arguments.
 
     Args:
         out: folder; gets `nturgb+d_rgb/`, `nturgb+d_skeletons/` and `synthetic.toml`.
         classes: number of actions, see `action_names`.
-        subjects: number of performers; `views` cameras film each of them, `repeats` times an action.
+        subjects: number of performers; `views` cameras film each one `repeats` times per action.
         views: number of synchronised cameras.
         repeats: performances of an action by a subject.
         seed: at least 0; the same arguments give the same skeleton bytes and the same frames.
@@ -153,17 +154,17 @@ def generate(
 
 
 def _check(settings: Settings, workers: int) -> None:
-    """Refuse arguments out of range, each in one line."""
+    """Raise ConfigError for an argument out of range."""
     action_names(settings.classes)
     for name, top in (("subjects", 999), ("views", 999), ("repeats", 999)):
         if not 1 <= (value := getattr(settings, name)) <= top:
             raise ConfigError(
-                f"{name} = {value}; file names have room for 1 to {top}; ask for a number of these"
+                f"{name} = {value}; file names have room for 1 to {top}; choose a number in this range"
             )
     if settings.seed < 0:
-        raise ConfigError(f"seed = {settings.seed}; a seed is 0 or more; choose another")
+        raise ConfigError(f"seed = {settings.seed}; expected 0 or more; choose another seed")
     if min(settings.size) < 16 or any(side % 2 for side in settings.size):
-        raise ConfigError(f"size = {settings.size}; width and height are even and at least 16; round them")
+        raise ConfigError(f"size = {settings.size}; expected even numbers of at least 16; round them")
     if not 8 <= settings.frames[0] <= settings.frames[1]:
         raise ConfigError(
             f"frames = {settings.frames}; expected shortest <= longest, at least 8; change them"
@@ -173,7 +174,7 @@ def _check(settings: Settings, workers: int) -> None:
 
 
 def _claim(out: Path, settings: Settings) -> None:
-    """Bind the folder to the settings before the first clip, or make sure that it already is."""
+    """Write the settings to the folder before the first clip, or check that it holds the same settings."""
     path, table = out / "synthetic.toml", settings.table()
     if not path.exists():
         for folder in ("nturgb+d_rgb", "nturgb+d_skeletons"):
@@ -183,13 +184,13 @@ def _claim(out: Path, settings: Settings) -> None:
                 )
     else:
         try:
-            found = tomllib.loads(path.read_text(encoding="utf-8"))
+            stored = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(f"{path}: not TOML ({error}); delete {out} or choose another folder") from error
         for key, value in table.items():
-            if found.get(key) != value:
+            if stored.get(key) != value:
                 raise ConfigError(
-                    f"{out} holds a synthetic dataset with {key} = {found.get(key)!r}, expected {value!r}; "
+                    f"{out} holds a synthetic dataset with {key} = {stored.get(key)!r}, expected {value!r}; "
                     "choose another folder or repeat the arguments in its synthetic.toml"
                 )
     out.mkdir(parents=True, exist_ok=True)
@@ -203,13 +204,11 @@ def _claim(out: Path, settings: Settings) -> None:
 
 def _child() -> None:
     cv2.setNumThreads(1)
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the whole terminal: the parent ends its children
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends its children
 
 
 def _run(jobs: list[tuple[Path, Settings, int, int, int]], workers: int) -> Iterator[int]:
-    """Run `_performance` on every job, in order, and yield how many clips each wrote."""
+    """Run `_performance` on every job, in order; yield the number of clips that each wrote."""
     if workers == 1:
         yield from (_performance(*job) for job in jobs)
         return
@@ -227,7 +226,7 @@ def _person(*key: int) -> Person:
 
 
 def _performance(out: Path, settings: Settings, subject: int, repeat: int, number: int) -> int:
-    """Write the missing clips of one performance, all cameras; return how many were missing."""
+    """Write the missing clips of one performance from all cameras; return their number."""
     seed, action = settings.seed, ACTIONS[number - 1]
     key = (SETUP, subject, repeat, number)
     missing = []
@@ -243,10 +242,10 @@ def _performance(out: Path, settings: Settings, subject: int, repeat: int, numbe
     length = int(stream(seed, LENGTH, *key[:3]).integers(shortest, longest, endpoint=True))
     people = (_person(seed, SUBJECT, subject), _person(seed, PARTNER, *key[:3]))
     bodies = perform(action, *people, stream(seed, TAKE, *key), length)
-    stage = set_stage(action, people, bodies, stream(seed, SCENE, *key))
+    scene = build_scene(action, people, bodies, stream(seed, SCENE, *key))
     for view, video, skeleton in missing:
         eye, rng = camera(seed, view, settings.size), stream(seed, SENSOR, *key, view)
-        write_video(video, film(stage, eye, seed, view), settings.size)
+        write_video(video, film(scene, eye, seed, view), settings.size)
         tracks = [_sense(eye.see(body), rng) for body in bodies]
         text = _skeleton_text(tracks, eye, rng, stream(seed, FAULT, *key, view))
         with replacing(skeleton, f"{skeleton.name}.partial") as partial:
@@ -282,7 +281,7 @@ def _sense(seen: Floats, rng: Generator) -> tuple[Floats, NDArray[np.int64]]:
 
 
 def _faults(rng: Generator, frames: int) -> tuple[set[int], range]:
-    """Draw recording faults: frames without any body, frames of a ghost body; mostly none of either."""
+    """Draw recording faults: frames without a body and frames with a ghost body; usually none."""
     empty: set[int] = set()
     if rng.random() < 1 / 120:
         start = int(rng.integers(0, frames - 3))
@@ -319,7 +318,7 @@ def _skeleton_text(
 
 
 def _body_blocks(joints: Floats, state: NDArray[np.int64], eye: Camera, identity: int) -> list[str]:
-    """Return the lines of one body, one string a frame; positions are rounded before they are projected."""
+    """Return the lines of one body, one string per frame; positions are rounded before projection."""
     joints = joints.round(7)
     depth = pinhole(joints, 365.0, 256.0, 212.0)
     across = joints[:, J["shoulder_left"]] - joints[:, J["shoulder_right"]]

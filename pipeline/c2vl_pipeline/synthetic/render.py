@@ -1,4 +1,4 @@
-"""Cameras and pictures of the synthetic dataset: a pinhole camera, a room, people of limbs and clothes, a video file.
+"""Rendering of the synthetic dataset: a pinhole camera, a room, people with limbs and clothes, a video file.
 
 Arrays: world and camera coordinates (..., 3) in metres; pixels (..., 2) as column, row; images uint8 BGR.
 Camera coordinates are a Kinect's: x to the sensor's left, y up, z away. Its pictures are mirrored, and so are these:
@@ -19,13 +19,14 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from c2vl_pipeline.synthetic.actions import FPS, Action, Floats, J, Person
+from c2vl_pipeline.synthetic.actions import Action
+from c2vl_pipeline.synthetic.body import FPS, Floats, J, Person
 
 Image = NDArray[np.uint8]
 
 SETUP = 1
 SUBJECT, PARTNER, CAMERA, LENGTH, TAKE, SCENE, SENSOR, FAULT = range(8)
-"""First part of a random stream's key: what is drawn from it."""
+"""First part of a random stream's key: the kind of thing drawn from it."""
 _AZIMUTHS = (-45, 0, 45, -90, 90, -20, 20, -65, 65)
 
 
@@ -59,7 +60,7 @@ class Camera:
 
 
 def camera(seed: int, number: int, size: tuple[int, int]) -> Camera:
-    """Return camera C`number` (1-based) of the only setup: 3.3 m or so away, looking slightly down."""
+    """Return camera C`number` (1-based) of the only setup: about 3.3 m away, looking slightly down."""
     rng = stream(seed, CAMERA, SETUP, number)
     azimuth = np.deg2rad(_AZIMUTHS[(number - 1) % len(_AZIMUTHS)] + rng.uniform(-6, 6))
     tilt, distance, height = np.deg2rad(rng.uniform(0, 6)), rng.uniform(3.1, 3.5), rng.uniform(1.0, 1.25)
@@ -111,14 +112,14 @@ _OBJECTS = {"cup": (0.045, 0.032), "phone": (0.07, 0.02), "ball": (0.0, 0.06)}  
 
 @dataclass(frozen=True)
 class Part:
-    """One thing to draw: a disc, a thick line or a filled outline through `points`, `radius` metres thick."""
+    """One shape to draw: a disc, a thick line or a filled outline through `points`, `radius` metres thick."""
 
     points: tuple[int, ...]
     radius: float
     colour: tuple[int, int, int]
 
     def paint(self, frame: Image, corners: NDArray[np.int32], scale: float) -> None:
-        """Draw with `corners` (k, 2) in eighths of a pixel and `scale` pixels a metre."""
+        """Draw with `corners` (k, 2) in eighths of a pixel and `scale` pixels per metre."""
         wide = max(1, round(2 * self.radius * scale))
         if len(corners) == 1:
             size = max(8, round(8 * self.radius * scale))
@@ -130,8 +131,8 @@ class Part:
             cv2.polylines(frame, [corners], True, self.colour, wide, cv2.LINE_AA, 3)
 
 
-class Stage:
-    """All that is drawn of one performance: points over time, in world coordinates, and parts of them."""
+class Scene:
+    """Everything drawn of one performance: points over time in world coordinates, and shapes through them."""
 
     def __init__(self) -> None:
         self.points: list[Floats] = []
@@ -171,7 +172,7 @@ class Stage:
         self.add([where - up, where + up] if half else [where], radius, colour)
 
     def stool(self, who: Person, body: Floats, colour: tuple[int, int, int]) -> None:
-        """Put a stool behind the feet of a performer: it is there in every scene, used or not."""
+        """Add a stool behind the feet of a performer: every scene has one, used or not."""
         low = int(np.argmin(body[:, J["spine_base"], 1]))  # whoever sits down does it here
         ahead, leg = _ahead(body)[low : low + 1], who.thigh + who.shank
         feet = (body[low : low + 1, J["ankle_left"]] + body[low : low + 1, J["ankle_right"]]) / 2
@@ -185,53 +186,53 @@ class Stage:
 
 
 def _ahead(body: Floats) -> Floats:
-    """Horizontal unit vector (T, 3) in which the shoulders of `body` (T, 25, 3) face."""
+    """Return the horizontal unit vector (T, 3) that the shoulders of `body` (T, 25, 3) face."""
     left = (body[:, J["shoulder_left"]] - body[:, J["shoulder_right"]]) * [1, 0, 1]
     left /= np.linalg.norm(left, axis=-1, keepdims=True) + 1e-9
     return np.stack([-left[:, 2], left[:, 1], left[:, 0]], -1)
 
 
-def set_stage(action: Action, people: tuple[Person, Person], bodies: list[Floats], rng: Generator) -> Stage:
-    """Gather people, the held object, a stool, and up to two objects that belong to nobody."""
-    stage, who, frames = Stage(), people[0], len(bodies[0])
+def build_scene(action: Action, people: tuple[Person, Person], bodies: list[Floats], rng: Generator) -> Scene:
+    """Return the scene of people, the held object, a stool, and up to two unrelated objects."""
+    scene, who, frames = Scene(), people[0], len(bodies[0])
     colours = [(int(c[0]), int(c[1]), int(c[2])) for c in rng.uniform(30, 230, (4, 3))]
     kinds = rng.permutation(list(_OBJECTS))[: int(rng.integers(0, 3))]
     places = rng.uniform([-1.2, 0.0, 0.5], [1.2, 0.9, 1.2], (2, 3))
     for kind, place, colour in zip(kinds, places, colours[2:], strict=False):
-        stage.thing(str(kind), place[None].repeat(frames, 0), colour)
-    stage.stool(who, bodies[0], colours[0])
+        scene.thing(str(kind), place[None].repeat(frames, 0), colour)
+    scene.stool(who, bodies[0], colours[0])
     for person, body in zip(people, bodies, strict=False):
-        stage.person(person, body)
+        scene.person(person, body)
     if action.held:
         side = "left" if who.left_handed else "right"
         grip = bodies[0][:, J[f"hand_{side}"]] + 0.03 * _ahead(bodies[0])
-        stage.thing(action.held, grip, colours[1])
-    return stage
+        scene.thing(action.held, grip, colours[1])
+    return scene
 
 
-def film(stage: Stage, eye: Camera, seed: int, view: int) -> Iterator[Image]:
+def film(scene: Scene, eye: Camera, seed: int, view: int) -> Iterator[Image]:
     """Yield the frames (H, W, 3) that camera `view` sees; the same array every time."""
     room, noise = _room(seed, view, eye.size)
-    seen = eye.see(np.stack(stage.points, 1))
+    seen = eye.see(np.stack(scene.points, 1))
     pixels = (8 * eye.project(seen)).round().clip(-30000, 30000).astype(np.int32)
-    depth = np.stack([seen[:, part.points, 2].mean(1) for part in stage.parts], 1)
+    depth = np.stack([seen[:, part.points, 2].mean(1) for part in scene.parts], 1)
     order, scale = (
         np.argsort(-depth, 1, kind="stable").tolist(),
         (eye.focal / np.maximum(depth, 0.3)).tolist(),
     )
-    corners = [list(np.ascontiguousarray(pixels[:, part.points])) for part in stage.parts]
+    corners = [list(np.ascontiguousarray(pixels[:, part.points])) for part in scene.parts]
     frame = np.empty_like(room)
     for t, nearer in enumerate(order):
         np.copyto(frame, room)
         for i in nearer:
-            stage.parts[i].paint(frame, corners[i][t], scale[t][i])
+            scene.parts[i].paint(frame, corners[i][t], scale[t][i])
         cv2.add(frame, noise[t % len(noise)], dst=frame)
         yield frame
 
 
 @contextmanager
 def replacing(path: Path, name: str) -> Iterator[Path]:
-    """Give a neighbour called `name` to write to; it becomes `path` on success and disappears on failure."""
+    """Yield a temporary file called `name`; it becomes `path` on success and is deleted on failure."""
     partial = path.with_name(name)
     try:
         yield partial
@@ -242,9 +243,9 @@ def replacing(path: Path, name: str) -> Iterator[Path]:
 
 
 def write_video(path: Path, images: Iterator[Image], size: tuple[int, int]) -> None:
-    """Encode `images` as Motion JPEG and check that all of it is on the disk.
+    """Encode `images` as Motion JPEG and check that the file is complete.
 
-    OpenCV does not report a full disk, but then the container is shorter than it says, or says nothing.
+    OpenCV does not report a full disk; the container is then shorter than it states, or states nothing.
     """
     with replacing(path, f".partial-{path.name}") as partial:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"MJPG"), FPS, size)
@@ -259,4 +260,4 @@ def write_video(path: Path, images: Iterator[Image], size: tuple[int, int]) -> N
             header = file.read(8)
         length = partial.stat().st_size
         if header[:4] != b"RIFF" or int.from_bytes(header[4:], "little") + 8 != length:
-            raise OSError(f"{partial}: only {length} bytes of the video arrived; is the disk full?")
+            raise OSError(f"{partial}: only {length} bytes of the video were written; is the disk full?")

@@ -240,7 +240,9 @@ def test_captions_of_another_encoder_are_refused(subject, tmp_path):
         np.save(folder / "language.npy", np.ones((COUNT, 4, 7), np.float16))
         manifest(folder, language_dim=7)
 
-    with pytest.raises(DataError, match="vectors of 7 numbers; this run was trained on vectors of another encoder"):
+    with pytest.raises(
+        DataError, match="vectors of 7 numbers; this run was trained on vectors of another encoder"
+    ):
         retrieval.evaluate(another(subject, tmp_path, widen))
 
 

@@ -111,7 +111,7 @@ def made(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
     right = checkpoints.tiny_clip(folder / "here", 56)
     spec = f'pipeline.embed.engine={{role="encoder", backend="hf", model="{right}"}}'
     recipe = load_recipe("debug", [spec])
-    runner.run(embed.STAGE, here, recipe)
+    runner.run_stage(embed.STAGE, here, recipe)
     pack.run(here, recipe)
     right = right.rename(folder / "download")
     wrong = Path(shutil.copytree(right, folder / "wrong"))
@@ -212,7 +212,7 @@ def test_captions_that_were_made_again_since_they_were_embedded_tell_nothing(wor
     shutil.rmtree(here / "captions")
     with monkeypatch.context() as patch:
         patch.setattr(PoseCode, "caption", lambda _, crops, question: [Caption("a tree", 2)] * len(crops))
-        runner.run(caption.STAGE, here, load_recipe("debug"))
+        runner.run_stage(caption.STAGE, here, load_recipe("debug"))
     assert text_encoder.witness(Packed(here)) is None
     text_encoder.load(Packed(here))
 

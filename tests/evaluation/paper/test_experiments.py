@@ -24,7 +24,7 @@ from c2vl_manifests.events import Emit, Event, Note, Progress
 from c2vl_manifests.recipe import TABLE_VII
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
 from support.packed import COUNT
 from support.paper import FAST, experiments
 from support.training import StoppedError
@@ -138,7 +138,7 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
     said: list[str] = []
     resumed = experiments(work, tmp_path / "out")
     compute(resumed, cells, lambda e: said.append(e.text) if isinstance(e, Note) else None)
-    assert any("going on after epoch" in text for text in said)
+    assert any("resuming after epoch" in text for text in said)
     assert {path: path.stat().st_mtime_ns for path in first} == first
     both = [
         fill(one, "table7", [c for c in one.cells(["table7"]) if c.column.dataset == "utd-mhad"])

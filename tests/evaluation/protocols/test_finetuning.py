@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +15,20 @@ from torch.nn import functional as F
 from c2vl_evaluation import cache
 from c2vl_evaluation.protocols import finetuning
 from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.events import Event, Progress
 from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import FinetuneConfig
-from c2vl_training import checkpoint, encoders
+from c2vl_training import checkpoint, encoders, methods
 from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import train
 from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks
 from support.training import StoppedError, recipe, run, stop_after
+
+
+def first_epoch(events: list[Event]) -> int:
+    """Epochs that were done when a training began."""
+    return next(event.done for event in events if isinstance(event, Progress))
 
 
 def test_two_steps_match_a_loop_of_torch(subject, data):
@@ -60,9 +68,32 @@ def test_stopped_and_resumed_tuning_ends_with_bitwise_the_same_answers(subject, 
     assert len(list(other.run.rglob("*-going.safetensors"))) == 1
     seen = []
     resumed = evaluated(finetuning, replace(other, emit=seen.append))
-    assert seen[0].done == epochs
+    assert first_epoch(seen) == epochs
     np.testing.assert_array_equal(logits(whole), logits(resumed))
     assert whole.result.model_copy(update={"seconds": 0}) == resumed.result.model_copy(update={"seconds": 0})
+
+
+def test_an_interrupt_within_an_epoch_of_tuning_saves_the_step(subject, data, tmp_path, monkeypatch):
+    whole = evaluated(finetuning, subject)
+    train(run(data.folder, tmp_path / "again", kind="random"))
+    other = replace(subject, run=tmp_path / "again")
+    real, calls = F.cross_entropy, iter(range(100))
+
+    def loss(*args, **more):
+        if next(calls) == 2:  # the first of two steps in the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(methods.F, "cross_entropy", loss)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(finetuning, other)
+    (going,) = other.run.rglob("*-going.safetensors")
+    facts = checkpoint.load(going)[1]
+    assert (facts["epochs_done"], facts["steps_done"], len(facts["history"])) == (1, 1, 1)
+    resumed = evaluated(finetuning, other)
+    np.testing.assert_array_equal(logits(whole), logits(resumed))
+    assert whole.result.last == resumed.result.last
 
 
 def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
@@ -70,7 +101,7 @@ def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
         evaluated(finetuning, replace(subject, emit=stop_after(2)))
     seen = []
     evaluated(finetuning, replace(told(subject, "evaluation.finetune.batch_size=4"), emit=seen.append))
-    assert seen[0].done == 0
+    assert first_epoch(seen) == 0
 
 
 def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
@@ -131,7 +162,7 @@ def test_each_layer_is_slower_than_the_one_above_it_and_none_is_forgotten(name):
         name, LAYOUTS["kinect_v1"], **({"width": 8} if name in {"bigru", "transformer"} else {})
     )
     head = nn.Linear(encoder.dim, 3)
-    groups = list(finetuning._groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
+    groups = list(methods.layer_groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
     assert groups[0]["params"] == list(head.parameters())
     factors = [group["factor"] for group in groups]
     assert factors == [0.5**n for n in range(len(groups))]

@@ -133,7 +133,7 @@ def test_captions_of_the_same_samples_are_compared(work, tmp_path):
     assert (found.agreement.exact, found.agreement.f1) == (1, pytest.approx(1))
     assert found.control.f1 < 1
     assert len(found.slots) == len(captions[ids[0]])
-    assert_self_contained(audit.audit(work, tmp_path / "a.html", path))
+    assert_self_contained(audit.write(audit.measure(work, path), tmp_path / "a.html"))
     assert json.loads((tmp_path / "a.json").read_text())["released"]["common"] == 8
 
 

@@ -31,8 +31,8 @@ def test_every_page_is_one_valid_file_that_asks_for_nothing(odd, tmp_path):
     sample = load(odd).table["sample_id"][0].as_py()
     for path in (
         gallery.gallery(odd, tmp_path / "i.html").path,
-        trace.explain(odd, sample, tmp_path / "e.html"),
-        audit.audit(odd, tmp_path / "a.html"),
+        trace.write(trace.trace(odd, sample), tmp_path / "e.html"),
+        audit.write(audit.measure(odd), tmp_path / "a.html"),
     ):
         page = assert_self_contained(path)
         assert HOSTILE not in page.text

@@ -6,7 +6,7 @@ import shutil
 
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import gallery, trace
-from c2vl_pipeline.browse.reader import Lookup
+from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.workspace import load, shard_path
 
 
@@ -16,7 +16,7 @@ def test_lookup_returns_the_rows_a_whole_read_returns(odd):
     for shard in range(len(index.plan)):
         for row in read_shard(shard_path(odd, "captions", shard)).to_pylist():
             whole.setdefault(row["sample_id"], []).append(row)
-    lookup = Lookup(index)
+    lookup = RowReader(index)
     found = lookup.rows("captions", [0, 3, index.table.num_rows - 1])
     assert lookup.notes == []
     for number, rows in found.items():

@@ -514,7 +514,7 @@ def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server
     work = tmp_path / "w"
     index.build(load_dataset("synthetic"), raw, work, plain.pipeline, recipe="debug")
     for stage in (skeletons.STAGE, crop.STAGE):
-        runner.run(stage, work, plain)
+        runner.run_stage(stage, work, plain)
 
     def recipe(url: str) -> Any:
         where = f"pipeline.caption.engine.options={{base_url='{url}', retries=1, concurrency=4}}"
@@ -543,7 +543,7 @@ def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server
 
     server.answer = answer
     with pytest.raises(EngineError, match="is not there"):
-        runner.run(caption.STAGE, work, recipe(server.url))
+        runner.run_stage(caption.STAGE, work, recipe(server.url))
     first = sorted((work / "captions").glob("shard-*.parquet"))
     assert 1 <= len(first) < 4
     before = {path: path.stat().st_mtime_ns for path in first}
@@ -551,7 +551,7 @@ def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server
     successor = Server()
     try:
         successor.answer = lambda request, nth: completion("sitting")
-        done = runner.run(caption.STAGE, work, recipe(successor.url))
+        done = runner.run_stage(caption.STAGE, work, recipe(successor.url))
     finally:
         successor.close()
     assert done.complete

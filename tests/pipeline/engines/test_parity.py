@@ -204,7 +204,7 @@ def embedded(
     shutil.rmtree(here / "embeddings")
     spec = f'pipeline.embed.engine={{role="encoder", backend="hf", model="{folders["clip"]}"}}'
     recipe = load_recipe("debug", [spec, f"pipeline.embed.aspect={request.param}"])
-    runner.run(embed.STAGE, here, recipe, limit=8)
+    runner.run_stage(embed.STAGE, here, recipe, limit=8)
     engines._load.cache_clear()
     return here, str(request.param)
 

@@ -175,17 +175,17 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
 
     recipe = with_file("captions.json", answers)
     for stage in (skeletons.STAGE, crop.STAGE):
-        runner.run(stage, work, recipe)
+        runner.run_stage(stage, work, recipe)
     with pytest.raises(EngineError, match=r"5 captions a sample, this run 4 frames"):
-        runner.run(caption.STAGE, work, with_file("longer.json", longer))
-    captions = runner.run(caption.STAGE, work, recipe)
+        runner.run_stage(caption.STAGE, work, with_file("longer.json", longer))
+    captions = runner.run_stage(caption.STAGE, work, recipe)
     assert captions.complete
     assert dict(captions.statuses) == {"failed": 4, "ok": 4 * (len(names) - 1)}
     for shard in sorted((work / "captions").glob("shard-*.parquet")):
         for row in pq.read_table(shard).to_pylist():
             expected = None if row["sample_id"] == names[0] else f"{row['sample_id']} at {row['slot']}"
             assert row["caption"] == expected
-    runner.run(embed.STAGE, work, recipe)
+    runner.run_stage(embed.STAGE, work, recipe)
     vectors = [
         r for p in sorted((work / "embeddings").glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()
     ]

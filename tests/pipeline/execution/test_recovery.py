@@ -9,44 +9,44 @@ from pathlib import Path
 import pytest
 
 from c2vl_manifests.errors import StageError
-from c2vl_pipeline.execution.recovery import AGAIN, MOST_DEATHS, Recovery
-from c2vl_pipeline.execution.task import Job
+from c2vl_pipeline.execution.recovery import ATTEMPTS, MAX_DEATHS, FailureBisector
+from c2vl_pipeline.execution.task import ShardTask
 from c2vl_pipeline.stages.base import hang_mark
 
 IDS = [f"S001C001P001R001A{n:03d}" for n in range(8)]
 
 
 class Fleet:
-    """Runs jobs in order in a world where some samples kill; counts what was made."""
+    """Runs tasks in order in a world where some samples kill; counts what was made."""
 
     def __init__(self, poison: set[int], samples: int = 8, chance: int = 0) -> None:
-        self.recovery = Recovery(lambda n: IDS[:samples], lambda n: Path("/nonexistent"))
+        self.bisector = FailureBisector(lambda n: IDS[:samples], lambda n: Path("/nonexistent"))
         self.poison, self.samples, self.chance, self.deaths = poison, samples, chance, 0
         self.made: Counter[str] = Counter()
         self.left_out: set[str] = set()
 
     def run(self) -> None:
-        job = Job("m", "w", "i", "r", None, 0, "key", {})
-        waiting = deque([job])
+        task = ShardTask("m", "w", "i", "r", None, 0, "key", {})
+        waiting = deque([task])
         pieces: dict[str, str] = {}
         while waiting:
-            job = waiting.popleft()
-            ids = IDS[slice(*job.span)] if job.span else IDS[: self.samples]
+            task = waiting.popleft()
+            ids = IDS[slice(*task.span)] if task.span else IDS[: self.samples]
             todo = [s for s in ids if s not in pieces]
-            spoiled = [s for s in todo if IDS.index(s) in self.poison and s not in (job.poison or {})]
+            spoiled = [s for s in todo if IDS.index(s) in self.poison and s not in task.quarantined]
             if spoiled or self.chance > 0:
                 self.chance -= 1
                 self.deaths += 1
-                waiting.extendleft(reversed(self.recovery.died(job)))
+                waiting.extendleft(reversed(self.bisector.died(task)))
                 continue
-            if job.span is None:
+            if task.span is None:
                 for sample in ids:
                     self.made[sample] += 1
-                    if pieces.get(sample) == "left out" or sample in (job.poison or {}):
+                    if pieces.get(sample) == "left out" or sample in task.quarantined:
                         self.left_out.add(sample)
                 return
-            pieces |= {s: "left out" if s in (job.poison or {}) else "made" for s in todo}
-            waiting.extendleft(self.recovery.finished(job))
+            pieces |= {s: "left out" if s in task.quarantined else "made" for s in todo}
+            waiting.extendleft(self.bisector.finished(task))
         raise AssertionError("the shard was never finished")
 
 
@@ -69,27 +69,27 @@ def test_deaths_by_chance_leave_no_sample_out(chance: int) -> None:
 def test_a_lone_sample_is_tried_again_before_it_is_left_out() -> None:
     fleet = Fleet({0}, samples=1)
     fleet.run()
-    assert fleet.deaths == AGAIN
-    spared = Fleet(set(), samples=1, chance=AGAIN - 1)
+    assert fleet.deaths == ATTEMPTS
+    spared = Fleet(set(), samples=1, chance=ATTEMPTS - 1)
     spared.run()
     assert spared.left_out == set()
 
 
 def test_workers_that_always_die_end_the_run() -> None:
-    recovery = Recovery(lambda n: IDS, lambda n: Path("/nonexistent"))
-    job = Job("m", "w", "i", "r", None, 5, "key", {})
-    for _ in range(MOST_DEATHS):
-        recovery.died(job)
-    with pytest.raises(StageError, match=f"workers died {MOST_DEATHS} times over shard 5.*fewer --workers"):
-        recovery.died(job)
+    bisector = FailureBisector(lambda n: IDS, lambda n: Path("/nonexistent"))
+    task = ShardTask("m", "w", "i", "r", None, 5, "key", {})
+    for _ in range(MAX_DEATHS):
+        bisector.died(task)
+    with pytest.raises(StageError, match=f"workers died {MAX_DEATHS} times over shard 5.*fewer --workers"):
+        bisector.died(task)
 
 
 def test_a_mark_of_a_hanging_file_leaves_out_its_samples_at_once(tmp_path: Path) -> None:
     mark = hang_mark(tmp_path, 3)
     mark.write_text(json.dumps({"seconds": 2.5, "name": "video.avi", "samples": IDS[1:3]}))
-    recovery = Recovery(lambda n: IDS, lambda n: mark)
-    (again,) = recovery.died(Job("m", "w", "i", "r", None, 3, "key", {}))
+    bisector = FailureBisector(lambda n: IDS, lambda n: mark)
+    (again,) = bisector.died(ShardTask("m", "w", "i", "r", None, 3, "key", {}))
     assert again.span is None
     text = "reading video.avi took more than 2.5 s and was given up"
-    assert again.poison == dict.fromkeys(IDS[1:3], ("decode_error", "Timeout", text))
+    assert again.quarantined == dict.fromkeys(IDS[1:3], ("decode_error", "Timeout", text))
     assert not mark.exists()

@@ -78,7 +78,7 @@ def test_a_finished_stage_is_left_alone_and_says_so(begun: Path, recipe: Recipe)
     (first,) = run_all(begun, recipe, STAGES[:1])
     before = times(begun, "skeletons")
     events: list[Event] = []
-    again = runner.run(skeletons.STAGE, begun, recipe, emit=events.append)
+    again = runner.run_stage(skeletons.STAGE, begun, recipe, emit=events.append)
     assert times(begun, "skeletons") == before
     assert again == first
     assert events == [Note("skeletons: 8 of 8 shards are already done"), Progress("skeletons", 32, 32)]
@@ -86,7 +86,7 @@ def test_a_finished_stage_is_left_alone_and_says_so(begun: Path, recipe: Recipe)
 
 def test_progress_counts_samples_up_to_the_total(begun: Path, recipe: Recipe) -> None:
     events: list[Event] = []
-    runner.run(skeletons.STAGE, begun, recipe, emit=events.append)
+    runner.run_stage(skeletons.STAGE, begun, recipe, emit=events.append)
     assert [(e.done, e.total) for e in events if isinstance(e, Progress)] == [
         (n, 32) for n in range(0, 33, 4)
     ]
@@ -140,7 +140,7 @@ def test_rows_add_up_after_kills_and_finished_shards_are_not_made_again(
         assert not manifest.complete
     assert states(work, recipe)["crops"] == "unfinished"
     (work / "crops" / ".shard-00031.parquet.0123.tmp").write_bytes(b"half")
-    final = runner.run(crop.STAGE, work, recipe)
+    final = runner.run_stage(crop.STAGE, work, recipe)
     reference = read_stage_manifest(clean / "crops")
     assert reference is not None
     assert (final.complete, final.rows, final.digest) == (True, 128, reference.digest)
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_the_finished_shards_and_the_stage_goes_on_from_there
 
     monkeypatch.setattr(protocol.pq, "write_table", full)
     with pytest.raises(OSError, match="No space left"):
-        runner.run(skeletons.STAGE, begun, recipe)
+        runner.run_stage(skeletons.STAGE, begun, recipe)
     monkeypatch.undo()
     before = times(begun, "skeletons")
     assert sorted(before) == [f"shard-0000{n}.parquet" for n in range(3)]
@@ -250,37 +250,37 @@ def test_a_stage_before_its_predecessor_names_the_command(begun: Path, recipe: R
         (embed.STAGE, "crops", "crop"),
     ):
         with pytest.raises(StageError) as caught:
-            runner.run(stage, begun, recipe)
+            runner.run_stage(stage, begun, recipe)
         assert str(caught.value) == (
             f"{stage.command} needs the {needs} of {begun}, which do not exist; run `c2vl-pipeline {command} --work {begun}` first"
         )
     run_all(begun, recipe, STAGES[1:2])
     with pytest.raises(StageError, match=r"caption needs the skeletons of .* run `c2vl-pipeline skeletons "):
-        runner.run(caption.STAGE, begun, recipe)
+        runner.run_stage(caption.STAGE, begun, recipe)
     assert not (begun / "captions").exists()
 
 
 def test_a_limit_makes_the_first_shards_and_leaves_the_stage_unfinished(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:1])
-    part = runner.run(crop.STAGE, begun, recipe, limit=5)
+    part = runner.run_stage(crop.STAGE, begun, recipe, limit=5)
     assert (part.complete, part.rows, part.expected_rows, part.digest) == (False, 32, 128, "")
     assert sorted(times(begun, "crops")) == ["shard-00000.parquet", "shard-00001.parquet"]
     with pytest.raises(StageError) as caught:
-        runner.run(caption.STAGE, begun, recipe)
+        runner.run_stage(caption.STAGE, begun, recipe)
     assert str(caught.value) == (
         f"caption needs all crops of {begun}: 32 of 128 rows are there; run `c2vl-pipeline crop --work {begun}` again, "
         "or take the first ones with --limit"
     )
-    assert runner.run(caption.STAGE, begun, recipe, limit=8).rows == 32
+    assert runner.run_stage(caption.STAGE, begun, recipe, limit=8).rows == 32
     with pytest.raises(StageError) as caught:
-        runner.run(caption.STAGE, begun, recipe, limit=9)
+        runner.run_stage(caption.STAGE, begun, recipe, limit=9)
     assert str(caught.value) == (
         f"caption needs {shard_path(begun, 'crops', 2)}, which is absent or damaged; run `c2vl-pipeline crop --work {begun}` again"
     )
     before = times(begun, "crops")
-    assert runner.run(crop.STAGE, begun, recipe).complete
+    assert runner.run_stage(crop.STAGE, begun, recipe).complete
     assert {n: t for n, t in times(begun, "crops").items() if n in before} == before
-    assert runner.run(caption.STAGE, begun, recipe).complete
+    assert runner.run_stage(caption.STAGE, begun, recipe).complete
 
 
 def test_a_shard_lost_upstream_is_named_before_work_begins(begun: Path, recipe: Recipe) -> None:
@@ -289,9 +289,9 @@ def test_a_shard_lost_upstream_is_named_before_work_begins(begun: Path, recipe: 
     with pytest.raises(
         StageError, match=r"crops/shard-00006.parquet, which is absent or damaged; run `c2vl-"
     ):
-        runner.run(caption.STAGE, begun, recipe)
+        runner.run_stage(caption.STAGE, begun, recipe)
     run_all(begun, recipe, STAGES[1:2])
-    assert runner.run(caption.STAGE, begun, recipe).complete
+    assert runner.run_stage(caption.STAGE, begun, recipe).complete
 
 
 # --------------------------------------------------------------------------------------------- poison
@@ -310,7 +310,7 @@ def test_a_poisonous_sample_costs_only_its_own_rows(
         return describe(self, crops, question)
 
     monkeypatch.setattr(PoseCode, "caption", poisoned)
-    manifest = runner.run(caption.STAGE, begun, recipe)
+    manifest = runner.run_stage(caption.STAGE, begun, recipe)
     assert manifest.statuses == {"failed": 1, "ok": 127}
     assert manifest.complete
     rows = table(begun, "captions")
@@ -330,7 +330,7 @@ def test_two_workers_give_what_one_gives(begun: Path, recipe: Recipe) -> None:
     (alone,) = run_all(begun, recipe, STAGES[1:2])
     shutil.rmtree(begun / "crops")
     with Workers(2) as workers:
-        together = runner.run(crop.STAGE, begun, recipe, workers=workers)
+        together = runner.run_stage(crop.STAGE, begun, recipe, workers=workers)
     assert (together.digest, together.rows, together.complete) == (alone.digest, 128, True)
     assert together.provenance == alone.provenance
 
@@ -343,12 +343,12 @@ def test_rows_of_another_configuration_are_not_made_again_unasked(begun: Path, r
     before = times(begun, "crops")
     other = load_recipe("debug", ["pipeline.crop.margin=0.2"])
     with pytest.raises(StageError) as caught:
-        runner.run(crop.STAGE, begun, other, overwrite=False)
+        runner.run_stage(crop.STAGE, begun, other, overwrite=False)
     assert "(config.margin: 0.1 -> 0.2)" in str(caught.value)
     assert str(caught.value).endswith("another --work, or --overwrite to make them again")
     assert times(begun, "crops") == before
-    assert runner.run(crop.STAGE, begun, recipe, overwrite=False).complete  # the same one goes on
-    assert runner.run(crop.STAGE, begun, other).complete
+    assert runner.run_stage(crop.STAGE, begun, recipe, overwrite=False).complete  # the same one goes on
+    assert runner.run_stage(crop.STAGE, begun, other).complete
     assert times(begun, "crops") != before
 
 
@@ -369,15 +369,15 @@ def test_a_raw_folder_that_is_away_is_refused_and_no_row_says_missing(
     work = start(folder, tmp_path / "w", 4)
     folder.rename(tmp_path / "away")
     with pytest.raises(StageError, match=r"the raw folder .* is not there; mount it"):
-        runner.run(crop.STAGE, work, recipe)
+        runner.run_stage(crop.STAGE, work, recipe)
     (tmp_path / "away").rename(folder)
-    assert runner.run(crop.STAGE, work, recipe).statuses == {"ok": 128}
+    assert runner.run_stage(crop.STAGE, work, recipe).statuses == {"ok": 128}
 
 
 def test_an_unreadable_video_costs_its_rows_and_one_that_was_away_is_tried_again(
     raw: Path, tmp_path: Path, recipe: Recipe
 ) -> None:
-    from c2vl_pipeline.maintenance.verify import failed_samples
+    from c2vl_pipeline.maintenance.repair import failed_samples
 
     folder = linked(raw, tmp_path / "raw")
     work = start(folder, tmp_path / "w", 4)
@@ -386,12 +386,12 @@ def test_an_unreadable_video_costs_its_rows_and_one_that_was_away_is_tried_again
     first.symlink_to(first)  # a loop
     target = second.readlink()
     second.unlink()
-    manifest = runner.run(crop.STAGE, work, recipe)
+    manifest = runner.run_stage(crop.STAGE, work, recipe)
     assert manifest.statuses == {"decode_error": 4, "missing_video": 4, "ok": 120}
-    tried = {s for ids in failed_samples(work, "crops").values() for s in ids}
+    tried = {s for ids in failed_samples(work, crop.STAGE).values() for s in ids}
     assert tried == {p.name.removesuffix("_rgb.avi") for p in (first, second)}
     second.symlink_to(target)
-    again = runner.run(crop.STAGE, work, recipe, redo=failed_samples(work, "crops"))
+    again = runner.run_stage(crop.STAGE, work, recipe, redo=failed_samples(work, crop.STAGE))
     assert again.statuses == {"decode_error": 4, "ok": 124}
 
 
@@ -400,11 +400,11 @@ def test_what_a_kill_after_the_commit_leaves_behind_is_removed_by_the_next_run(
 ) -> None:
     work = tmp_path / "w"
     index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug")
-    runner.run(skeletons.STAGE, work, recipe)
+    runner.run_stage(skeletons.STAGE, work, recipe)
     folder = work / "skeletons"
     manifest = read_shard_manifest(folder / "shard-00001.parquet")
     assert manifest is not None
     for name in ("00000-00004.piece", "123.journal"):
         (folder / f".shard-00001-{manifest.key[:12]}-{name}").write_bytes(b"left")
-    runner.run(skeletons.STAGE, work, recipe)
+    runner.run_stage(skeletons.STAGE, work, recipe)
     assert [p.name for p in folder.glob(".*")] == [".lock"]

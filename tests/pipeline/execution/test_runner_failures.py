@@ -28,7 +28,7 @@ def begun(raw: Path, tmp_path: Path, recipe: Recipe) -> Path:
     work = tmp_path / "w"
     index.build(index.load_dataset("synthetic"), raw, work, config, recipe="debug")
     for stage in (skeletons.STAGE, crop.STAGE):
-        runner.run(stage, work, recipe)
+        runner.run_stage(stage, work, recipe)
     return work
 
 
@@ -49,10 +49,10 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
     monkeypatch.setattr(runner, "FEW_FAILURES", 40)
     fail(monkeypatch, lambda _: True)
     with pytest.raises(StageError) as caught:
-        runner.run(caption.STAGE, begun, recipe)
+        runner.run_stage(caption.STAGE, begun, recipe)
     assert str(caught.value) == (
         f"caption failed on 48 of 48 rows, more than 5%; look at them with `c2vl-pipeline inspect --work {begun} --status failed`, "
-        f"mend the cause, then `c2vl-pipeline retry-failed --work {begun}`, or allow more with --max-failures"
+        f"fix the cause, then run `c2vl-pipeline prompts --work {begun} --retry-failed`, or allow more with --max-failures"
     )
     manifest = read_stage_manifest(begun / "captions")
     assert manifest is not None
@@ -60,7 +60,7 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
     kept = times(begun)
     assert sum(name.startswith("captions") for name in kept) == 3
     assert not list((begun / "captions").glob(".*.journal"))
-    assert runner.run(caption.STAGE, begun, recipe, max_failures=1.0).statuses == {"failed": 128}
+    assert runner.run_stage(caption.STAGE, begun, recipe, max_failures=1.0).statuses == {"failed": 128}
     assert {name: times(begun)[name] for name in kept} == kept
 
 
@@ -69,7 +69,7 @@ def test_few_failures_never_stop_a_stage(
 ) -> None:
     ids = workspace.load(begun).table.column("sample_id").to_pylist()
     fail(monkeypatch, lambda c: c.sample_id in ids[:25])
-    manifest = runner.run(caption.STAGE, begun, recipe, max_failures=0.0)
+    manifest = runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.0)
     assert manifest.complete
     assert manifest.statuses == {"failed": 100, "ok": 28}
 
@@ -80,9 +80,12 @@ def test_one_failure_more_than_few_is_judged_by_its_share(
     ids = workspace.load(begun).table.column("sample_id").to_pylist()
     fail(monkeypatch, lambda c: c.sample_id in ids[:25] or (c.sample_id, c.slot) == (ids[25], 0))
     with pytest.raises(StageError, match="caption failed on 101 of 112 rows, more than 80%"):
-        runner.run(caption.STAGE, begun, recipe, max_failures=0.8)
+        runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.8)
     shutil.rmtree(begun / "captions")
-    assert runner.run(caption.STAGE, begun, recipe, max_failures=0.95).statuses == {"failed": 101, "ok": 27}
+    assert runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.95).statuses == {
+        "failed": 101,
+        "ok": 27,
+    }
 
 
 def test_an_encoder_that_fails_on_all_images_stops_although_texts_are_well(
@@ -91,8 +94,8 @@ def test_an_encoder_that_fails_on_all_images_stops_although_texts_are_well(
     def failing(engine: Any, images: Sequence[Any]) -> Any:
         raise RuntimeError("no image today")
 
-    runner.run(caption.STAGE, begun, recipe)
+    runner.run_stage(caption.STAGE, begun, recipe)
     monkeypatch.setattr(runner, "FEW_FAILURES", 40)
     monkeypatch.setattr(Classical, "encode_images", failing)
     with pytest.raises(StageError, match="embed failed on 48 of 48 rows, more than 5%"):
-        runner.run(embed.STAGE, begun, recipe)
+        runner.run_stage(embed.STAGE, begun, recipe)

@@ -75,7 +75,7 @@ def test_a_repaired_video_costs_one_sample_in_each_stage(
 def test_a_changed_configuration_reuses_no_row(
     own: tuple[Path, Path], calls: Calls, change: str, stage: Any, asked: str
 ) -> None:
-    runner.run(stage, own[1], load_recipe("debug", [change]))
+    runner.run_stage(stage, own[1], load_recipe("debug", [change]))
     found = getattr(calls, asked)
     assert (found if asked == "images" else found.total()) == 128
 
@@ -85,11 +85,11 @@ def test_a_detector_that_now_finds_somebody_costs_those_captions_alone(
 ) -> None:
     """Another configuration upstream: below it, only rows whose crops became others are made again."""
     other = load_recipe("debug", ["pipeline.crop.max_side=60"])
-    runner.run(crop.STAGE, own[1], other)
+    runner.run_stage(crop.STAGE, own[1], other)
     old, new = rows(own[1], "crops"), {}
     new = {r["sample_id"] for r in old if max(r["box"][2] - r["box"][0], r["box"][3] - r["box"][1]) > 60}
     assert 0 < len(new) < 32
-    runner.run(caption.STAGE, own[1], other)
+    runner.run_stage(caption.STAGE, own[1], other)
     assert set(calls.captioned) == new
 
 
@@ -104,7 +104,7 @@ def damaged(work: Path, how: str) -> None:
     elif how == "the manifest":
         flip(path.with_suffix(".json"), len(manifest) // 2)
     elif how == "data of another run":
-        runner.run(
+        runner.run_stage(
             caption.STAGE, work, load_recipe("debug", ["pipeline.caption.question=Why?"]), only=frozenset({1})
         )
         path.with_suffix(".json").write_bytes(manifest)
@@ -120,7 +120,7 @@ def test_rows_are_taken_over_from_an_undamaged_shard_only(
     samples = [s["sample_id"] for s in workspace.load(work).shard(1)]
     damaged(work, how)
     calls.captioned.clear()
-    runner.run(caption.STAGE, work, recipe, redo={1: frozenset(samples[2:3])})
+    runner.run_stage(caption.STAGE, work, recipe, redo={1: frozenset(samples[2:3])})
     assert set(calls.captioned) == set(samples[2:3] if how == "nothing" else samples)
     assert digests(work) == digests(whole)
 
@@ -139,7 +139,7 @@ def test_a_kill_between_data_and_manifest_of_a_retry_leaves_whole_rows(
 
     monkeypatch.setattr(protocol, "commit_text", dies)
     with pytest.raises(KeyboardInterrupt):
-        runner.run(caption.STAGE, work, recipe, redo={1: frozenset({sample})})
+        runner.run_stage(caption.STAGE, work, recipe, redo={1: frozenset({sample})})
     monkeypatch.undo()
     road(work, recipe)
     assert digests(work) == digests(whole)
@@ -154,7 +154,7 @@ def test_samples_to_make_again_are_made_although_nothing_is_stale(
         workspace.load(work).shard(3)[-1]["sample_id"],
     )
     before = times(work)
-    runner.run(crop.STAGE, work, recipe, redo={0: frozenset({first}), 3: frozenset({last})})
+    runner.run_stage(crop.STAGE, work, recipe, redo={0: frozenset({first}), 3: frozenset({last})})
     assert calls.detected == Counter({first: 4, last: 4})
     assert remade(before, work) == {"crops/0", "crops/3"}
     assert digests(work) == digests(whole)

@@ -20,10 +20,11 @@ from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.manifest import StageManifest, read_shard, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines, workspace
 from c2vl_pipeline.execution import runner, workers
 from c2vl_pipeline.execution import workers as workers_module
-from c2vl_pipeline.execution.task import Job, killed
+from c2vl_pipeline.execution.task import ShardTask
 from c2vl_pipeline.execution.workers import Workers, WorkerSetup
 from c2vl_pipeline.stages import crop, skeletons
 from c2vl_pipeline.workspace import shard_path
@@ -42,7 +43,7 @@ def two() -> Iterator[Workers]:
 def reference(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> StageManifest:
     """The skeletons stage of the 32 samples, made in one go in this process."""
     work = start(raw, tmp_path_factory.mktemp("reference"))
-    return runner.run(skeletons.STAGE, work, recipe)
+    return runner.run_stage(skeletons.STAGE, work, recipe)
 
 
 # --------------------------------------------------------------------------------------- real deaths
@@ -55,7 +56,7 @@ def test_a_sample_that_kills_its_worker_costs_only_its_own_row(
     samples = workspace.load(work).table.column("sample_id").to_pylist()
     (work / "poison.txt").write_text(samples[5])
     events: list[Event] = []
-    manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two, emit=events.append)
+    manifest = runner.run_stage(poison_stage.STAGE, work, recipe, workers=two, emit=events.append)
     assert manifest.complete
     assert manifest.statuses == {"failed": 1, "ok": 31}
     made = rows(work, "skeletons")
@@ -69,7 +70,7 @@ def test_a_sample_that_kills_its_worker_costs_only_its_own_row(
             b"",
             [],
         )
-        assert row["error"].endswith("try it again with retry-failed")
+        assert row["error"].endswith("try it again with `c2vl-pipeline prompts --retry-failed`")
     assert any(isinstance(e, Note) and "a worker died over" in e.text for e in events)
     assert [e.done for e in events if isinstance(e, Progress)] == list(range(0, 33, 4))
     assert sorted(p.name for p in (work / "skeletons").glob(".*")) == [".lock"]
@@ -77,7 +78,7 @@ def test_a_sample_that_kills_its_worker_costs_only_its_own_row(
     (work / "poison.txt").unlink()
     (work / "processes.txt").unlink()
     redo = {1: frozenset({samples[5]})}
-    again = runner.run(poison_stage.STAGE, work, recipe, workers=two, redo=redo)
+    again = runner.run_stage(poison_stage.STAGE, work, recipe, workers=two, redo=redo)
     assert again.statuses == {"ok": 32}
     (line,) = (work / "processes.txt").read_text().splitlines()
     assert line.split()[1:] == ["1", "1"]
@@ -90,7 +91,7 @@ def test_a_worker_killed_by_chance_costs_nothing_but_time(
 ) -> None:
     work = start(raw, tmp_path / "w")
     (work / "once.txt").write_text(workspace.load(work).table.column("sample_id")[9].as_py())
-    manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two)
+    manifest = runner.run_stage(poison_stage.STAGE, work, recipe, workers=two)
     assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
 
 
@@ -111,7 +112,9 @@ def test_a_video_that_hangs_is_given_up_and_named(raw: Path, tmp_path: Path, rec
         update={"crop": recipe.pipeline.crop.model_copy(update={"timeout": 1.0})}
     )
     with Workers(1) as one:
-        manifest = runner.run(crop.STAGE, work, recipe.model_copy(update={"pipeline": config}), workers=one)
+        manifest = runner.run_stage(
+            crop.STAGE, work, recipe.model_copy(update={"pipeline": config}), workers=one
+        )
     assert manifest.statuses == {"decode_error": 4, "ok": 124}
     bad = [r for r in rows(work, "crops") if r["status"] != "ok"]
     assert {r["sample_id"] for r in bad} == {video.name.removesuffix("_rgb.avi")}
@@ -129,7 +132,7 @@ from c2vl_pipeline.stages import crop
 from c2vl_pipeline.execution.workers import Workers
 if __name__ == "__main__":
     with Workers(2) as workers:
-        runner.run(crop.STAGE, Path(sys.argv[1]), load_recipe("debug"), workers=workers)
+        runner.run_stage(crop.STAGE, Path(sys.argv[1]), load_recipe("debug"), workers=workers)
 """
 
 
@@ -151,7 +154,7 @@ def test_a_killed_driver_takes_its_workers_along_and_the_next_run_goes_on(
     assert alive == []
     before = {p.name: p.stat().st_mtime_ns for p in (work / "crops").glob("shard-*.json")}
     assert len(before) >= 3
-    manifest = runner.run(crop.STAGE, work, recipe, workers=two)
+    manifest = runner.run_stage(crop.STAGE, work, recipe, workers=two)
     assert (manifest.complete, manifest.rows) == (True, 128)
     after = {p.name: p.stat().st_mtime_ns for p in (work / "crops").glob("shard-*.json")}
     assert {name: after[name] for name in before} == before
@@ -164,14 +167,14 @@ def test_two_runs_of_one_stage_do_not_share_a_folder(raw: Path, tmp_path: Path, 
     def second(event: Event) -> None:
         if not seen:
             with pytest.raises(StageError) as caught:
-                runner.run(skeletons.STAGE, work, recipe)
+                runner.run_stage(skeletons.STAGE, work, recipe)
             seen.append(str(caught.value))
 
-    assert runner.run(skeletons.STAGE, work, recipe, emit=second).complete
+    assert runner.run_stage(skeletons.STAGE, work, recipe, emit=second).complete
     assert seen[0].startswith(
         f"{work / 'skeletons'} is being filled by another run (process {os.getpid()} on "
     )
-    assert runner.run(skeletons.STAGE, work, recipe).complete
+    assert runner.run_stage(skeletons.STAGE, work, recipe).complete
 
 
 # -------------------------------------------------------------------------------------- what workers are
@@ -181,7 +184,7 @@ def test_an_engine_is_loaded_once_a_worker(raw: Path, tmp_path: Path, recipe: Re
     work = start(raw, tmp_path / "w", 2)
     client = two.client(work)
     before = client.run(poison_stage.loads)
-    runner.run(crop.STAGE, work, recipe, workers=two)
+    runner.run_stage(crop.STAGE, work, recipe, workers=two)
     after = client.run(poison_stage.loads)
     assert before.keys() == after.keys()
     assert sum(after[w][0] - before[w][0] for w in after) >= 16  # once a shard at least
@@ -246,7 +249,7 @@ def test_a_scheduler_of_its_own_makes_the_same_rows_while_its_workers_are_killed
     work = start(raw, tmp_path / "w")
     (work / "once.txt").write_text(workspace.load(work).table.column("sample_id")[17].as_py())
     with Workers(scheduler=scheduler, resources={"GPU": 1}) as workers:
-        manifest = runner.run(poison_stage.STAGE, work, recipe, workers=workers)
+        manifest = runner.run_stage(poison_stage.STAGE, work, recipe, workers=workers)
     assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
     assert not (work / "once.txt").exists()
 
@@ -256,7 +259,7 @@ def test_an_impossible_resource_is_refused_before_it_waits_for_ever(
 ) -> None:
     work = start(raw, tmp_path / "w")
     with Workers(scheduler=scheduler, resources={"GPU": 2}) as workers, pytest.raises(StageError) as caught:
-        runner.run(skeletons.STAGE, work, recipe, workers=workers)
+        runner.run_stage(skeletons.STAGE, work, recipe, workers=workers)
     assert "no worker of tcp://127.0.0.1:18786 offers {'GPU': 2} (the best offers {'GPU': 1" in str(
         caught.value
     )
@@ -271,7 +274,7 @@ def test_a_scheduler_that_is_not_there_is_named(raw: Path, tmp_path: Path, recip
         Workers(scheduler="tcp://127.0.0.1:1") as workers,
         pytest.raises(StageError, match=r"no Dask scheduler answers at tcp://127.0.0.1:1 .*`dask scheduler`"),
     ):
-        runner.run(skeletons.STAGE, work, recipe, workers=workers)
+        runner.run_stage(skeletons.STAGE, work, recipe, workers=workers)
 
 
 def test_no_more_than_two_jobs_a_worker_are_in_flight(two: Workers, tmp_path: Path) -> None:
@@ -287,7 +290,7 @@ def test_no_more_than_two_jobs_a_worker_are_in_flight(two: Workers, tmp_path: Pa
         most = max(most, sum(not f.done() for f in running))
         return future
 
-    job = Job("no_such_module", str(tmp_path), "i", "r", None, 0, "key", {})
+    job = ShardTask("no_such_module", str(tmp_path), "i", "r", None, 0, "key", {})
     two._client = _Client(client, counted)
     try:
         waiting = deque(replace(job, number=n) for n in range(40))
@@ -322,13 +325,13 @@ def test_what_was_made_before_a_driver_died_is_found_again(
             raise RuntimeError("the driver dies here")
 
     with Workers(2) as lost, pytest.raises(RuntimeError, match="the driver dies here"):
-        runner.run(poison_stage.STAGE, work, recipe, workers=lost, emit=stop)
+        runner.run_stage(poison_stage.STAGE, work, recipe, workers=lost, emit=stop)
     pieces = list((work / "skeletons").glob(".*.piece"))
     assert pieces
     kept = {s for p in pieces for s in read_shard(p).column("sample_id").to_pylist()}
     (work / "poison.txt").unlink()
     (work / "processes.txt").unlink()
-    manifest = runner.run(poison_stage.STAGE, work, recipe, workers=two)
+    manifest = runner.run_stage(poison_stage.STAGE, work, recipe, workers=two)
     assert manifest.statuses == {"ok": 32}
     (line,) = (work / "processes.txt").read_text().splitlines()
     assert int(line.split()[2]) == 32 - len(kept)
@@ -343,7 +346,7 @@ def test_blank_rows_of_a_killer_have_every_stages_schema(work: Path) -> None:
     for stage in ("skeletons", "crops", "captions", "embeddings"):
         schema = read_shard(shard_path(work, stage, 0)).schema
         slots = None if stage == "skeletons" else 4
-        status = row_status(*killed("x"))  # type: ignore[arg-type]
+        status = row_status(Status.FAILED, "WorkerDied", "x")
         table = pa.Table.from_pylist(blank_rows(schema, "a", slots, status), schema=schema)
         table.validate(full=True)
         assert table.num_rows == (slots or 1)
@@ -354,14 +357,14 @@ def test_blank_rows_of_a_killer_have_every_stages_schema(work: Path) -> None:
 
 def test_a_job_lost_with_its_receipt_is_not_made_again(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
     work = start(raw, tmp_path / "w", 32)
-    runner.run(poison_stage.STAGE, work, recipe)
+    runner.run_stage(poison_stage.STAGE, work, recipe)
     manifest = read_shard_manifest(shard_path(work, "skeletons", 0))
     stage = read_stage_manifest(work / "skeletons")
     assert manifest is not None
     assert stage is not None
     from c2vl_pipeline.execution.task import run_shard
 
-    job = Job(
+    job = ShardTask(
         "support.poison_stage", str(work), workspace.load(work).manifest.key, recipe.model_dump_json(), None, 0,
         manifest.key, {k: manifest.extra[k] for k in ("stage", "samples", "upstream")},
     )  # fmt: skip
@@ -382,7 +385,7 @@ def test_a_cluster_whose_workers_stay_away_is_started_again(
         assert workers._cluster is not None
         (nanny,) = workers._cluster.workers.values()
         workers._cluster.sync(nanny.close)  # nobody will start its worker again
-        manifest = runner.run(skeletons.STAGE, work, recipe, workers=workers)
+        manifest = runner.run_stage(skeletons.STAGE, work, recipe, workers=workers)
         assert workers._client is not client
     assert (manifest.digest, manifest.complete) == (reference.digest, True)
 

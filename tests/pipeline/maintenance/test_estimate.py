@@ -96,7 +96,7 @@ def test_probed_samples_are_spread_over_the_whole_dataset(
     monkeypatch.setattr(estimate, "_probe", probe)
     real = workspace.load(begun)
     table = real.table.take([n % 32 for n in range(95)])
-    many = workspace.Index(
+    many = workspace.Workspace(
         **{**{f: getattr(real, f) for f in real.__dataclass_fields__ if f != "_keys"}, "table": table}
     )
     monkeypatch.setattr(estimate, "load", lambda work: many)
@@ -137,7 +137,9 @@ def test_the_disk_must_hold_the_stages_and_the_packed_arrays() -> None:
 def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     cli: Cli, begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, err = cli("c2vl-pipeline", "plan", "--work", begun, "--seconds", "1", "--workers", "1").told
+    code, out, err = cli(
+        "c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1", "--workers", "1"
+    ).told
     assert (code, err) == (0, "")
     assert out[0].strip() == f"{begun}: 32 samples"
     assert any("skeletons" in line and " 32 " in line for line in out)
@@ -149,17 +151,19 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     (begun / "plan.json").write_text(
         made.model_copy(update={"stages": (slow, *made.stages[1:])}).model_dump_json()
     )
-    runner.run(skeletons.STAGE, begun, recipe, limit=8)
+    runner.run_stage(skeletons.STAGE, begun, recipe, limit=8)
     (line,) = [
         line for line in cli("c2vl-pipeline", "status", "--work", begun).told[1] if "skeletons" in line
     ]
     assert "800 s" in line, "what the eight samples that are done were foreseen to take"
     disk = namedtuple("disk", "total used free")
     monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: disk(10**6, 10**6, 1000))
-    code, out, err = cli("c2vl-pipeline", "plan", "--work", begun, "--seconds", "1").told
+    code, out, err = cli("c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1").told
     assert (code, err) == (1, "")
     assert out[-1].startswith("warning: the disk has 0.0 GB free, the stages will write about")
-    code, out, _ = cli("c2vl-pipeline", "plan", "--work", begun, "--seconds", "1", "--json").told
+    code, out, _ = cli(
+        "c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1", "--json"
+    ).told
     assert code == 1
     begun.joinpath("plan.json").write_text("{")
     assert "planned" not in cli("c2vl-pipeline", "status", "--work", begun).told[1][2]
@@ -175,7 +179,7 @@ def test_without_a_video_there_is_nothing_to_plan(
     index.build(load_dataset("synthetic"), folder, work, recipe.pipeline, recipe="debug", allow_missing=True)
     with pytest.raises(StageError, match="has a video, so there is nothing to probe"):
         estimate.estimate(work, recipe)
-    code, out, err = cli("c2vl-pipeline", "plan", "--work", work).told
+    code, out, err = cli("c2vl-pipeline", "prompts", "--dry-run", "--work", work).told
     assert (code, out, len(err.splitlines())) == (1, [], 1)
     assert err.startswith(f"error: none of the 32 samples of {work} has a video")
     assert not list(work.glob("plan*"))

@@ -16,9 +16,8 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import workspace
 from c2vl_pipeline.engines.heuristic import SkeletonDetector
 from c2vl_pipeline.execution import runner
-from c2vl_pipeline.maintenance import verify
+from c2vl_pipeline.maintenance import repair, verify
 from support.factory import (
-    BY_COMMAND,
     Calls,
     break_captions,
     digests,
@@ -32,7 +31,7 @@ from support.factory import (
 
 
 def retry(work: Path, recipe: Recipe) -> dict[str, int]:
-    return verify.retry(work, recipe, lambda c, redo: runner.run(BY_COMMAND[c], work, recipe, redo=redo))
+    return repair.retry(work, recipe, lambda stage, redo: runner.run_stage(stage, work, recipe, redo=redo))
 
 
 def test_failed_rows_are_made_again_and_only_their_samples(

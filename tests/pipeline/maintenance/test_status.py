@@ -102,13 +102,13 @@ def test_files_of_other_sizes_and_rows_upstream_are_named(raw: Path, recipe: Rec
     assert {k: v for k, v in why(work).items() if k != "packed"} == {
         "crops": {"its samples, or the sizes of their files, are others": 1}
     }
-    runner.run(crop.STAGE, work, recipe)
+    runner.run_stage(crop.STAGE, work, recipe)
     found = why(work)
     assert found["captions"] == {"the crops it was made from changed": 1}
     # captions are of joints here: the same as before, so nothing else follows from them
-    runner.run(caption.STAGE, work, recipe)
+    runner.run_stage(caption.STAGE, work, recipe)
     assert why(work)["embeddings"] == {"the crops it was made from changed": 1}
-    runner.run(embed.STAGE, work, recipe)
+    runner.run_stage(embed.STAGE, work, recipe)
     assert why(work) == {"packed": {"the rows it was packed from changed": 1}}
     shard_path(work, "crops", 1).with_suffix(".json").unlink()
     assert why(work)["captions"] == {"the crops it was made from are gone": 1}
@@ -116,7 +116,7 @@ def test_files_of_other_sizes_and_rows_upstream_are_named(raw: Path, recipe: Rec
 
 def test_after_part_of_a_run_under_a_new_configuration_the_rest_says_why(own: Path) -> None:
     changed = "pipeline.crop.margin=0.2"
-    runner.run(crop.STAGE, own, load_recipe("debug", [changed]), limit=8)
+    runner.run_stage(crop.STAGE, own, load_recipe("debug", [changed]), limit=8)
     found = why(own, changed)
     assert found["crops"] == {"config.margin: 0.1 -> 0.2": 3}
     assert state(own, "crops", changed) == "unfinished"
@@ -165,7 +165,7 @@ def encoded(work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     here = Path(shutil.copytree(work, folder / "w"))
     model = checkpoints.tiny_clip(folder / "clip", 56)
     spec = f'pipeline.embed.engine={{role="encoder", backend="hf", model="{model}"}}'
-    runner.run(embed.STAGE, here, load_recipe("debug", [spec]))
+    runner.run_stage(embed.STAGE, here, load_recipe("debug", [spec]))
     away = model.rename(folder / "away")
     engines._load.cache_clear()
     return here, spec, away
@@ -174,7 +174,7 @@ def encoded(work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
 def test_rows_of_a_checkpoint_that_is_not_here_can_be_surveyed(encoded: tuple[Path, str, Path]) -> None:
     work, spec, _ = encoded
     with pytest.raises(EngineError):
-        runner.run(embed.STAGE, work, load_recipe("debug", [spec]))
+        runner.run_stage(embed.STAGE, work, load_recipe("debug", [spec]))
     assert state(work, "embeddings", spec) == "complete"
     assert "embeddings" not in why(work, spec)
 
@@ -262,7 +262,7 @@ def begun(raw: Path, tmp_path: Path) -> Path:
 def test_the_survey_tells_missing_unfinished_complete_and_stale(begun: Path, recipe: Recipe) -> None:
     assert set(states(begun, recipe).values()) == {"missing"}
     run_all(begun, recipe, STAGES[:1])
-    runner.run(crop.STAGE, begun, recipe, limit=4)
+    runner.run_stage(crop.STAGE, begun, recipe, limit=4)
     found = {s.stage: s for s in survey(begun, recipe)}
     assert [found[s].state for s in ("skeletons", "crops", "captions", "embeddings", "packed")] == [
         "complete", "unfinished", "missing", "missing", "missing",

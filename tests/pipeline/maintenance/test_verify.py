@@ -15,17 +15,20 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import workspace
 from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution.keys import Redo
+from c2vl_pipeline.maintenance import repair as repairs
 from c2vl_pipeline.maintenance import verify
 from c2vl_pipeline.stages import crop, embed, index
+from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.workspace import shard_path
-from support.factory import BY_COMMAND, STAGE_NAMES, Calls, digests, flip, remade, rows, times, video_of
+from support.factory import STAGE_NAMES, Calls, digests, flip, remade, rows, times, video_of
 
 
 def repair(work: Path, recipe: Recipe, *, raw: bool = False) -> None:
-    def run(command: str, only: frozenset[int], redo: verify.Redo) -> None:
-        runner.run(BY_COMMAND[command], work, recipe, only=only, redo=redo)
+    def run(stage: Stage, only: frozenset[int], redo: Redo) -> None:
+        runner.run_stage(stage, work, recipe, only=only, redo=redo)
 
-    verify.repair(work, recipe, verify.verify(work, raw=raw), run)
+    repairs.repair(work, recipe, verify.verify(work, raw=raw), run)
 
 
 def found(work: Path, *, raw: bool = False) -> list[tuple[str, int | None]]:
@@ -73,7 +76,7 @@ def damage(work: Path, kind: str) -> str:
     elif kind == "newer data than the manifest":
         newer = load_recipe("debug", ["pipeline.crop.jpeg_quality=60"])
         text = manifest.read_bytes()
-        runner.run(crop.STAGE, work, newer, only=frozenset({2}))
+        runner.run_stage(crop.STAGE, work, newer, only=frozenset({2}))
         manifest.write_bytes(text)
         said = "its manifest says"
     return said
@@ -165,7 +168,7 @@ def test_a_damaged_stage_manifest_is_found_and_written_again_without_making_rows
 def test_a_folder_that_is_still_being_filled_is_not_damaged(own: Path, recipe: Recipe) -> None:
     shutil.rmtree(own / "embeddings")
     assert verify.verify(own) == []
-    runner.run(embed.STAGE, own, recipe, limit=9)
+    runner.run_stage(embed.STAGE, own, recipe, limit=9)
     assert len(list((own / "embeddings").glob("shard-*.json"))) == 2
     assert verify.verify(own) == []
 
@@ -182,7 +185,7 @@ def test_rows_of_another_index_are_named(copy: tuple[Path, Path], recipe: Recipe
 
 def test_repair_of_a_later_stage_leaves_shards_that_were_never_made(own: Path, recipe: Recipe) -> None:
     shutil.rmtree(own / "embeddings")
-    runner.run(embed.STAGE, own, recipe, limit=8)
+    runner.run_stage(embed.STAGE, own, recipe, limit=8)
     flip(shard_path(own, "crops", 3), 200)
     repair(own, recipe)
     assert sorted(p.name for p in (own / "embeddings").glob("shard-*.parquet")) == ["shard-00000.parquet"]
@@ -243,7 +246,7 @@ def test_a_change_is_still_noticed_after_a_neighbour_was_made_again(
     data = video.read_bytes()
     video.write_bytes(data[:-8] + b"changed!")
     neighbour = samples.column("sample_id")[5].as_py()
-    runner.run(crop.STAGE, work, recipe, redo={0: frozenset({neighbour})})
+    runner.run_stage(crop.STAGE, work, recipe, redo={0: frozenset({neighbour})})
     assert [d.path for d in verify.verify(work, raw=True)] == [str(video)]
 
 

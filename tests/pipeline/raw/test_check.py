@@ -10,7 +10,7 @@ import pytest
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.recipe import PipelineConfig
-from c2vl_pipeline.raw.check import DoubtfulError
+from c2vl_pipeline.raw.check import IncompleteDataError
 from c2vl_pipeline.stages.index import build
 from c2vl_pipeline.workspace import split_counts
 from support.indexing import AVI, doubtful, indexed, pku_labels, refused, rows
@@ -18,8 +18,8 @@ from support.indexing import AVI, doubtful, indexed, pku_labels, refused, rows
 
 def test_a_whole_folder_raises_no_doubt(raw: Path, tmp_path: Path, config: PipelineConfig) -> None:
     index, found = indexed("synthetic", raw, tmp_path / "w", config)
-    assert found.doubts() == []
-    assert (found.promised, found.with_video, found.with_skeleton, found.known_missing) == (32, 32, 32, 0)
+    assert found.errors() == []
+    assert (found.expected, found.with_video, found.with_skeleton, found.known_missing) == (32, 32, 32, 0)
     assert index.recipe == "debug"
     assert split_counts(index) == {"xsub": {"train": 16, "test": 16}, "xview": {"train": 16, "test": 16}}
     for sample, row in rows(index).items():
@@ -34,9 +34,9 @@ def test_missing_and_empty_files_are_counted_with_the_ways_on(part: Path, config
     assert text.startswith(
         f"{part}: 1 videos missing (S001C001P001R001A001); 2 skeletons missing (S001C001P001R001A001, …); 1 empty files ("
     )
-    assert "S001C002P001R001A003_rgb.avi); of 32 promised samples of Synthetic (NTU format). " in text
+    assert "S001C002P001R001A003_rgb.avi); of 32 expected samples of Synthetic (NTU format). " in text
     assert text.endswith(
-        "Complete the download, or go on with --allow-missing (rows will say what is missing) or --only-present (promise only what is there)"
+        "Complete the download, or continue with --allow-missing (rows state what is missing) or --only-present (expect only what is there)"
     )
 
 
@@ -49,7 +49,7 @@ def test_unexpected_files_are_named_and_do_not_stop(
     (root / "deep" / "S009C001P001R001A001_rgb.avi").write_bytes(AVI)
     (root / "notes.txt").write_text("x")
     _, found = indexed("synthetic", root, tmp_path / "w", config)
-    assert found.doubts() == []
+    assert found.errors() == []
     assert found.notes() == ["1 unexpected files (deep/S009C001P001R001A001_rgb.avi)"]
 
 
@@ -76,7 +76,7 @@ def test_a_part_of_ntu_keeps_known_missing_skeletons_apart(tmp_path: Path, confi
         (root / f"{name}_rgb.avi").write_bytes(AVI)
     (root / "S001C001P001R001A001.skeleton").write_text("0\n")
     index, found = indexed("ntu60", root, tmp_path / "w", config, only_present=True)
-    assert (found.promised, found.known_missing) == (2, 1)
+    assert (found.expected, found.known_missing) == (2, 1)
     assert rows(index)["S001C002P005R002A008"]["known_missing"]
     assert split_counts(index)["xview"] == {"train": 0, "test": 1}
 
@@ -100,17 +100,17 @@ def test_a_whole_missing_setup_is_said_and_long_lists_are_cut(tmp_path: Path, co
     assert dataset.sessions is not None
     sessions = dataset.sessions.model_copy(update={"actions": (1, 2)})
     dataset = dataset.model_copy(update={"sessions": sessions})
-    lost = [n for n in dataset.promised_ids() if n.startswith("S007") and n not in dataset.known_missing()]
-    for name in dataset.promised_ids():
+    lost = [n for n in dataset.expected_ids() if n.startswith("S007") and n not in dataset.known_missing()]
+    for name in dataset.expected_ids():
         if not name.startswith("S007"):
             (root / f"{name}.skeleton").write_text("0\n")
-    with pytest.raises(DoubtfulError) as caught:
+    with pytest.raises(IncompleteDataError) as caught:
         build(dataset, root, tmp_path / "w", config, recipe="debug")
     found = caught.value.findings
     assert found.missing_skeletons == lost
     lacks = {(kinds, by): text for kinds, by, text in found.lacks}
     assert lacks["skeletons", "setup"] == f"S007: {len(lost)} of {len(lost)}"
-    assert lacks["videos", "setup"] == "all of all 17"
+    assert lacks["videos", "setup"] == "all 17"
     assert lacks["skeletons", "subject"].startswith("P026: 12 of 12; P028: ")
     assert lacks["skeletons", "subject"].endswith("; and 6 more")
     assert lacks["skeletons", "class"].startswith("A00")
@@ -143,7 +143,7 @@ def test_a_file_far_below_its_cameras_median_is_doubted(whole: Path, config: Pip
     assert [line.split(": ")[0] for line in found.small] == [str(path.relative_to(whole))]
     path.write_text(text[: len(text) // 4])  # clips differ in length
     _, found = indexed("synthetic", whole, whole.parent / "w", config)
-    assert found.doubts() == []
+    assert found.errors() == []
 
 
 def test_deep_reads_skeleton_files_to_their_end(whole: Path, config: PipelineConfig) -> None:
@@ -151,11 +151,11 @@ def test_deep_reads_skeleton_files_to_their_end(whole: Path, config: PipelineCon
     text = path.read_text()
     path.write_text(text[: len(text) * 3 // 4])
     _, found = indexed("synthetic", whole, whole.parent / "w", config)
-    assert found.doubts() == []
+    assert found.errors() == []
     found = doubtful("synthetic", whole, config, deep=True)
     assert [line.split(":")[0] for line in found.truncated] == [str(path.relative_to(whole))]
     path.write_text(text)
-    assert indexed("synthetic", whole, whole.parent / "w", config, deep=True)[1].doubts() == []
+    assert indexed("synthetic", whole, whole.parent / "w", config, deep=True)[1].errors() == []
 
 
 def test_archives_are_looked_into(whole: Path, config: PipelineConfig) -> None:
@@ -186,11 +186,11 @@ def test_a_doubt_is_passed_by_both_permissions(whole: Path, config: PipelineConf
     for how in ("allow_missing", "only_present"):
         index, found = indexed("synthetic", whole, whole.parent / how, config, **{how: True})
         assert index.table.num_rows == 32
-        assert found.doubts()[0].startswith("1 truncated files (")
+        assert found.errors()[0].startswith("1 truncated files (")
 
 
 def test_a_pku_label_file_too_few_or_a_row_too_few_is_doubted(tmp_path: Path, config: PipelineConfig) -> None:
-    names = list(load_dataset("pku-mmd-2").promised_recordings())
+    names = list(load_dataset("pku-mmd-2").expected_recordings())
     root = tmp_path / "pku"
     pku_labels(root, dict.fromkeys(names, [1] * 6))
     assert doubtful("pku-mmd-2", root, config).too_few == (

@@ -14,11 +14,11 @@ from support.indexing import AVI, doubtful, refused
 @pytest.mark.parametrize(
     ("asked", "names", "hint"),
     [
-        ("ntu60", ("RGB/0002-L.avi", "RGB/0003-M.avi"), "This looks like PKU-MMD I, not NTU RGB+D 60: 2 files are named so; try --dataset pku-mmd-1."),
-        ("utd-mhad", ("A01N01-L.avi",), "This looks like PKU-MMD II, not UTD-MHAD: 1 files are named so; try --dataset pku-mmd-2."),
-        ("ntu120", ("v/a1_s1_t1_color.avi",), "This looks like UTD-MHAD, not NTU RGB+D 120: 1 files are named so; try --dataset utd-mhad."),
+        ("ntu60", ("RGB/0002-L.avi", "RGB/0003-M.avi"), "This looks like PKU-MMD I, not NTU RGB+D 60: 2 files have its names; try --dataset pku-mmd-1."),
+        ("utd-mhad", ("A01N01-L.avi",), "This looks like PKU-MMD II, not UTD-MHAD: 1 files have its names; try --dataset pku-mmd-2."),
+        ("ntu120", ("v/a1_s1_t1_color.avi",), "This looks like UTD-MHAD, not NTU RGB+D 120: 1 files have its names; try --dataset utd-mhad."),
         ("ntu60", ("S001C001P001R001A001.avi", "S001C001P001R001A002.avi"), "2 files end with '.avi' after the id; videos must end with _rgb.avi."),
-        ("ntu60", ("nturgbd.tar.gz",), "Nturgbd.tar.gz may hold what is missing: unpack it."),
+        ("ntu60", ("nturgbd.tar.gz",), "Nturgbd.tar.gz may hold the missing files: unpack it."),
     ],
 )  # fmt: skip
 def test_another_dataset_or_ending_is_recognised(
@@ -34,7 +34,7 @@ def test_another_dataset_or_ending_is_recognised(
 def test_pku_of_the_other_phase_is_recognised(pku: Path, config: PipelineConfig) -> None:
     text = refused("pku-mmd-1", pku, config)
     assert text.endswith(
-        "; this looks like PKU-MMD II, not PKU-MMD I: 6 files are named so; try --dataset pku-mmd-2"
+        "; this looks like PKU-MMD II, not PKU-MMD I: 6 files have its names; try --dataset pku-mmd-2"
     )
 
 
@@ -45,5 +45,5 @@ def test_a_folder_one_level_too_deep_names_its_neighbour(whole: Path, config: Pi
             path.rename(whole / "split" / kind / path.name)
     shutil.copy(whole / "synthetic.toml", whole / "split" / "skeletons")
     assert doubtful("synthetic", whole / "split" / "skeletons", config).hints == [
-        f"the videos lie in rgb: give --data {whole / 'split'}"
+        f"the videos are in rgb: give --data {whole / 'split'}"
     ]

@@ -28,7 +28,9 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
-def indexed(root: Path, work: Path, recipe: Recipe, **how: bool) -> tuple[workspace.Index, check.Findings]:
+def indexed(
+    root: Path, work: Path, recipe: Recipe, **how: bool
+) -> tuple[workspace.Workspace, check.Findings]:
     return index.build(load_dataset("msr-action3d"), root, work, recipe.pipeline, recipe="debug", **how)
 
 
@@ -47,8 +49,8 @@ def test_clips_are_cut_by_their_offsets_and_reordered(tmp_path: Path) -> None:
     [
         ({"x": np.zeros((9, 21, 3), np.float32)}, "x has the shape (9, 21, 3) of float32; expected (frames, 20, 3)"),
         ({"x": np.zeros((9, 20, 3), int)}, "of int64; expected (frames, 20, 3)"),
-        ({"off": np.array([0, 4, 9])}, "off has the shape (3,); expected one number more than there are names"),
-        ({"off": np.array([0, 5, 4, 9])}, "off does not cut 9 frames into clips; expected rising numbers from 0"),
+        ({"off": np.array([0, 4, 9])}, "off has the shape (3,); expected one number more than names"),
+        ({"off": np.array([0, 5, 4, 9])}, "off does not cut 9 frames into clips; expected ascending numbers from 0"),
         ({"off": np.array([0, 4, 5, 99])}, "off does not cut 9 frames into clips"),
         ({"name": np.array([None] * 3, object)}, "not MSRAction3D with x, off and name (Object arrays"),
     ],
@@ -76,33 +78,33 @@ def test_no_videos_are_promised_and_absent_clips_are_missing(tmp_path: Path, rec
     write(tmp_path / "raw" / "m.npz")
     (tmp_path / "raw" / "other.npz").write_bytes(b"x")
     _, found = indexed(tmp_path / "raw", tmp_path / "w", recipe, allow_missing=True)
-    assert (found.promised, found.with_video, found.with_skeleton) == (567, 0, 3)
-    assert found.doubts() == ["564 skeletons missing (a01_s01_e02, …)"]
+    assert (found.expected, found.with_video, found.with_skeleton) == (567, 0, 3)
+    assert found.errors() == ["564 skeletons missing (a01_s01_e02, …)"]
     assert found.notes()[0].startswith(
         "1 unexpected files (other.npz: not MSRAction3D with x, off and name ("
     )
 
 
 @pytest.fixture(scope="module")
-def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> workspace.Index:
+def real(shared: Path, tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> workspace.Workspace:
     root = tmp_path_factory.mktemp("msr")
     (root / "msr_action3d.npz").symlink_to(shared / "msr_action3d.npz")
     made, found = indexed(root, tmp_path_factory.mktemp("work"), recipe)
-    assert found.doubts() == found.notes() == []
+    assert found.errors() == found.notes() == []
     return made
 
 
-def test_the_real_file_is_the_567_promised_clips(real: workspace.Index) -> None:
+def test_the_real_file_is_the_567_promised_clips(real: workspace.Workspace) -> None:
     assert real.table.num_rows == 567
     assert workspace.split_counts(real) == {"xsub": {"train": 292, "test": 275}}
     assert real.layout == KINECT_V1
 
 
-def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: workspace.Index, recipe: Recipe) -> None:
+def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: workspace.Workspace, recipe: Recipe) -> None:
     from c2vl_manifests.manifest import read_shard
     from c2vl_pipeline.workspace import shard_path
 
-    runner.run(skeletons.STAGE, real.work, recipe)
+    runner.run_stage(skeletons.STAGE, real.work, recipe)
     rows = {
         row["sample_id"]: row
         for n in range(len(real.plan))
@@ -138,7 +140,7 @@ def moved(clip: np.ndarray, joint: str) -> float:
 
 
 def test_both_20_joint_sets_stand_upright_in_metres_and_face_the_camera(
-    shared: Path, real: workspace.Index
+    shared: Path, real: workspace.Workspace
 ) -> None:
     path = shared / "msr_action3d.npz"
     first = [

@@ -122,11 +122,11 @@ def put(number: int, text: str) -> Callable[[list[str]], list[str]]:
 @pytest.mark.parametrize(
     ("damage", "expected"),
     [
-        (lambda lines: [], "1: file ends where the number of frames should stand; download it again"),
-        (lambda lines: lines[:1], "2: file ends where the number of bodies should stand; download it again"),
-        (lambda lines: lines[:2], "3: file ends where a body line should stand; download it again"),
-        (lambda lines: lines[:10], "11: file ends where a joint line should stand; download it again"),
-        (lambda lines: lines[:29], "30: file ends where the number of bodies should stand; download it again"),
+        (lambda lines: [], "1: file ends where the number of frames was expected; download it again"),
+        (lambda lines: lines[:1], "2: file ends where the number of bodies was expected; download it again"),
+        (lambda lines: lines[:2], "3: file ends where a body line was expected; download it again"),
+        (lambda lines: lines[:10], "11: file ends where a joint line was expected; download it again"),
+        (lambda lines: lines[:29], "30: file ends where the number of bodies was expected; download it again"),
         (put(1, "two"), "1: the number of frames is 'two'; expected a whole number up to 200000"),
         (put(1, "-1"), "1: the number of frames is '-1'; expected a whole number up to 200000"),
         (put(1, "200001"), "1: the number of frames is '200001'; expected a whole number up to 200000"),
@@ -160,7 +160,7 @@ def test_a_body_that_stands_twice_in_a_frame_is_refused(tmp_path: Path) -> None:
     path.write_text("\n".join([lines[0], "2", *lines[2:29], *lines[2:29], *lines[29:]]) + "\n")
     with pytest.raises(DataError) as caught:
         read_ntu(path)
-    assert str(caught.value) == f"{path}:30: body 'a' stands twice in frame 1"
+    assert str(caught.value) == f"{path}:30: body 'a' appears twice in frame 1"
 
 
 def test_every_cut_of_a_file_is_refused(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_of_two_mistakes_the_first_is_named(tmp_path: Path) -> None:
     twice = [lines[0], "2", *lines[2:29], *lines[2:29], *lines[29:]]
     twice[20] = "0 0 o.5 0 0 0 0 0 0 0 0 2"
     path.write_text("\n".join([*twice[:70], "broken", *twice[71:]]))
-    for line, reason in ((21, "joint line"), (30, "body 'a' stands twice in frame 1"), (71, "joint line")):
+    for line, reason in ((21, "joint line"), (30, "body 'a' appears twice in frame 1"), (71, "joint line")):
         with pytest.raises(DataError) as caught:
             read_ntu(path)
         assert str(caught.value).startswith(f"{path}:{line}: {reason}")

@@ -37,14 +37,14 @@ def cropped(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = tmp_path_factory.mktemp("cropped") / "w"
     index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug")
     for stage in (skeletons.STAGE, crop.STAGE):
-        runner.run(stage, work, recipe)
+        runner.run_stage(stage, work, recipe)
     return work
 
 
 @pytest.fixture(scope="module")
 def reference(cropped: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> StageManifest:
     work = Path(shutil.copytree(cropped, tmp_path_factory.mktemp("reference") / "w"))
-    return runner.run(caption.STAGE, work, recipe)
+    return runner.run_stage(caption.STAGE, work, recipe)
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ def interrupted(
     """Caption so many batches and stop; returns what was asked."""
     asked = captioner(monkeypatch, stop_at(batches + 1))
     with pytest.raises(EngineError, match="stopped"):
-        runner.run(caption.STAGE, work, recipe)
+        runner.run_stage(caption.STAGE, work, recipe)
     assert asked.total() == 8 * batches
     return asked
 
@@ -103,7 +103,7 @@ def test_answers_in_the_journal_are_not_asked_for_again(
     (path,) = journals(work)
     assert len(lines(path)) == 40
     second = captioner(monkeypatch)
-    manifest = runner.run(caption.STAGE, work, recipe)
+    manifest = runner.run_stage(caption.STAGE, work, recipe)
     assert first.keys().isdisjoint(second)
     assert len(first + second) == (first + second).total() == 128
     assert (manifest.digest, manifest.statuses) == (reference.digest, reference.statuses)
@@ -131,7 +131,7 @@ def test_a_torn_or_damaged_line_is_as_if_never_written(
     (path,) = journals(work)
     path.write_bytes(harm(path.read_bytes()))
     asked = captioner(monkeypatch)
-    manifest = runner.run(caption.STAGE, work, recipe)
+    manifest = runner.run_stage(caption.STAGE, work, recipe)
     assert asked.total() == 128 - 40 + lost
     assert manifest.digest == reference.digest
 
@@ -161,7 +161,7 @@ def test_the_journal_of_another_key_is_not_used_and_goes(
     (old,) = journals(work)
     asked = captioner(monkeypatch, stop_at(2))
     with pytest.raises(EngineError, match="stopped"):
-        runner.run(caption.STAGE, work, recipe)
+        runner.run_stage(caption.STAGE, work, recipe)
     assert asked.total() == 8
     (new,) = journals(work)
     assert new != old
@@ -179,7 +179,7 @@ def test_journals_of_several_processes_are_read_together(
     two.write_bytes(b"\n".join(data[18:]))
     path.unlink()
     asked = captioner(monkeypatch)
-    assert runner.run(caption.STAGE, work, recipe).digest == reference.digest
+    assert runner.run_stage(caption.STAGE, work, recipe).digest == reference.digest
     assert asked.total() == 88
     assert journals(work) == []
 
@@ -204,11 +204,11 @@ def test_failures_and_empty_answers_are_not_noted(
 
     monkeypatch.setattr(PoseCode, "caption", failing)
     with pytest.raises(EngineError, match="stopped"):
-        runner.run(caption.STAGE, work, recipe)
+        runner.run_stage(caption.STAGE, work, recipe)
     (path,) = journals(work)
     assert len(lines(path)) == 22
     asked = captioner(monkeypatch)
-    assert runner.run(caption.STAGE, work, recipe).statuses == {"ok": 128}
+    assert runner.run_stage(caption.STAGE, work, recipe).statuses == {"ok": 128}
     assert {(samples[0], 1), (samples[1], 2)} <= asked.keys()
     assert asked.total() == 106
 
@@ -226,22 +226,22 @@ def test_an_answer_too_few_puts_no_answer_beside_the_wrong_crop(
 
     monkeypatch.setattr(PoseCode, "caption", short)
     with pytest.raises(EngineError, match="stopped"):
-        runner.run(caption.STAGE, work, recipe)
+        runner.run_stage(caption.STAGE, work, recipe)
     asked = captioner(monkeypatch)
-    assert runner.run(caption.STAGE, work, recipe).digest == reference.digest
+    assert runner.run_stage(caption.STAGE, work, recipe).digest == reference.digest
     assert asked.total() == 128
 
 
 def test_a_retry_that_is_stopped_goes_on_from_its_journal(
     work: Path, recipe: Recipe, reference: StageManifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner.run(caption.STAGE, work, recipe)
+    runner.run_stage(caption.STAGE, work, recipe)
     again = {0: frozenset(workspace.load(work).table.column("sample_id").to_pylist())}
     first = captioner(monkeypatch, stop_at(7))
     with pytest.raises(EngineError, match="stopped"):
-        runner.run(caption.STAGE, work, recipe, redo=again)
+        runner.run_stage(caption.STAGE, work, recipe, redo=again)
     second = captioner(monkeypatch)
-    assert runner.run(caption.STAGE, work, recipe, redo=again).digest == reference.digest
+    assert runner.run_stage(caption.STAGE, work, recipe, redo=again).digest == reference.digest
     assert (first.total(), second.total()) == (48, 80)
     assert journals(work) == []
 
@@ -264,7 +264,7 @@ def dying(engine, crops, question):
     return answers
 
 PoseCode.caption = dying
-runner.run(caption.STAGE, Path(sys.argv[1]), load_recipe("debug"))
+runner.run_stage(caption.STAGE, Path(sys.argv[1]), load_recipe("debug"))
 """
 
 
@@ -282,7 +282,7 @@ def test_a_killed_captioner_loses_one_batch(
     assert not shard_path(work, "captions", 0).exists()
     assert sum(len(lines(path)) for path in journals(work)) == done == 64
     asked = captioner(monkeypatch)
-    manifest = runner.run(caption.STAGE, work, recipe)
+    manifest = runner.run_stage(caption.STAGE, work, recipe)
     assert asked.total() == 128 - done
     assert manifest.digest == reference.digest
     assert journals(work) == []

@@ -29,7 +29,7 @@ def crops_of(folder: Path, work: Path, *overrides: str) -> list[dict[str, Any]]:
         ["pipeline.frames=8", "pipeline.crop.engine=motion", "pipeline.crop.engine.options.background=black", *overrides],
     )  # fmt: skip
     index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", allow_missing=True)
-    manifest = runner.run(crop.STAGE, work, recipe)
+    manifest = runner.run_stage(crop.STAGE, work, recipe)
     assert manifest.complete
     rows = []
     for path in sorted((work / "crops").glob("*.parquet")):
@@ -93,7 +93,7 @@ def test_a_video_deleted_after_indexing_is_missing(tmp_path: Path) -> None:
     recipe = load_recipe("debug", ["pipeline.crop.engine=motion"])
     index.build(load_dataset("generic"), folder, tmp_path / "w", recipe.pipeline, recipe="debug")
     (folder / "x.avi").unlink()
-    manifest = runner.run(crop.STAGE, tmp_path / "w", recipe)
+    manifest = runner.run_stage(crop.STAGE, tmp_path / "w", recipe)
     assert manifest.statuses == {"missing_video": 4}
 
 
@@ -124,7 +124,7 @@ def test_an_engine_that_looks_at_no_pixels_gets_the_same_crops_stored(
 
     def digests(work: Path) -> list[str]:
         index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug")
-        assert runner.run(crop.STAGE, work, recipe).statuses.keys() == {"ok"}
+        assert runner.run_stage(crop.STAGE, work, recipe).statuses.keys() == {"ok"}
         return [json.loads(p.read_text())["digest"] for p in sorted((work / "crops").glob("shard-*.json"))]
 
     lent = digests(tmp_path / "lent")

@@ -19,18 +19,18 @@ def test_allow_missing_keeps_every_promised_sample(
     part: Path, tmp_path: Path, config: PipelineConfig
 ) -> None:
     index, found = indexed("synthetic", part, tmp_path / "w", config, allow_missing=True)
-    assert (found.promised, found.with_video, found.with_skeleton) == (32, 31, 30)
+    assert (found.expected, found.with_video, found.with_skeleton) == (32, 31, 30)
     gone, half = rows(index)["S001C001P001R001A001"], rows(index)["S001C001P001R001A002"]
     assert (gone["video"], gone["skeleton"], half["skeleton"]) == (None, None, None)
     assert half["video"] is not None
-    assert len(found.doubts()) == 3
+    assert len(found.errors()) == 3
 
 
 def test_only_present_promises_what_has_a_video_or_a_skeleton(
     part: Path, tmp_path: Path, config: PipelineConfig
 ) -> None:
     index, found = indexed("synthetic", part, tmp_path / "w", config, only_present=True)
-    assert found.promised == 31
+    assert found.expected == 31
     assert "S001C001P001R001A001" not in rows(index)
     assert rows(index)["S001C001P001R001A002"]["skeleton"] is None
     assert found.missing_videos == found.missing_skeletons == []
@@ -40,11 +40,11 @@ def test_a_limit_keeps_the_first_samples_and_asks_only_for_their_files(
     part: Path, tmp_path: Path, config: PipelineConfig
 ) -> None:
     index, found = indexed("synthetic", part, tmp_path / "w", config, only_present=True, limit=5)
-    assert (found.promised, index.table.num_rows) == (5, 5)
+    assert (found.expected, index.table.num_rows) == (5, 5)
     next(part.rglob("S001C001P001R001A004_rgb.avi")).unlink()
     text = refused("synthetic", part, config, limit=3)
     assert text.startswith(
-        f"{part}: 1 videos missing (S001C001P001R001A001); 2 skeletons missing (S001C001P001R001A001, …); of 3 promised"
+        f"{part}: 1 videos missing (S001C001P001R001A001); 2 skeletons missing (S001C001P001R001A001, …); of 3 expected"
     )
     shutil.copy(next(part.rglob("S001C001P002R001A001_rgb.avi")), part / "S001C001P001R001A001_rgb.avi")
     for name in ("S001C001P001R001A001", "S001C001P001R001A002"):
@@ -78,7 +78,7 @@ def test_the_same_index_is_not_written_twice_and_another_is(
 
 def test_the_real_utd_folder_is_complete(shared: Path, tmp_path: Path, config: PipelineConfig) -> None:
     index, found = indexed("utd-mhad", shared / "utd_mhad", tmp_path / "w", config)
-    assert found.doubts() == []
+    assert found.errors() == []
     assert split_counts(index) == {"xsub": {"train": 431, "test": 430}}
     assert index.layout.name == "kinect_v1"
 

@@ -21,9 +21,9 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import workspace
 from c2vl_pipeline.execution import runner
-from c2vl_pipeline.stages import caption, crop, embed, index, pack, skeletons
+from c2vl_pipeline.stages import STAGES, caption, crop, embed, index, pack, skeletons
 from c2vl_pipeline.synthetic import dataset
-from c2vl_pipeline.workspace import COMMANDS, shard_path, stored_joints
+from c2vl_pipeline.workspace import shard_path, stored_joints
 from c2vl_training.dataset import Packed
 from support.factory import run_factory
 
@@ -117,7 +117,7 @@ def test_one_person_data_is_stored_with_one_body_and_two_person_data_with_two(wo
 def test_a_missing_or_unfinished_stage_is_refused_with_its_command(
     copy: Path, recipe: Recipe, stage: str
 ) -> None:
-    command = f"run `c2vl-pipeline {COMMANDS[stage]} --work {copy}` first"
+    command = f"run `c2vl-pipeline {STAGES[stage].command} --work {copy}` first"
     before = times(copy / "packed")
     manifest = read_stage_manifest(copy / stage)
     assert manifest is not None
@@ -172,7 +172,7 @@ def test_a_folder_of_an_older_format_is_packed_again(copy: Path, recipe: Recipe)
 def test_changed_vectors_are_packed_again(copy: Path, recipe: Recipe) -> None:
     old, before = read_packed_manifest(copy / "packed"), arrays(copy / "packed")
     other = load_recipe("debug", ["pipeline.embed.engine.options.image_dim=64"])
-    runner.run(embed.STAGE, copy, other)
+    runner.run_stage(embed.STAGE, copy, other)
     made = pack.run(copy, other)
     after = arrays(copy / "packed")
     assert made.fingerprint != old.fingerprint
@@ -187,7 +187,7 @@ def test_arrays_do_not_depend_on_how_the_shards_were_cut(
     other = load_recipe("debug", ["pipeline.shard_samples=32"])
     index.build(load_dataset("synthetic"), raw, tmp_path / "w", other.pipeline, recipe="debug")
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
-        runner.run(stage, tmp_path / "w", other)
+        runner.run_stage(stage, tmp_path / "w", other)
     pack.run(tmp_path / "w", other)
     for name in FILES - {FILE, "index.parquet"}:
         assert (tmp_path / "w" / "packed" / name).read_bytes() == (work / "packed" / name).read_bytes()
@@ -198,7 +198,7 @@ def test_a_full_disk_leaves_the_folder_unpacked_and_without_temporary_files(
 ) -> None:
     whole = arrays(copy / "packed")
     other = load_recipe("debug", ["pipeline.embed.engine.options.seed=3"])
-    runner.run(embed.STAGE, copy, other)
+    runner.run_stage(embed.STAGE, copy, other)
     (copy / "packed" / ".joints.npy.0123.tmp").write_bytes(b"left by a kill")
 
     def full(handle: Any, array: np.ndarray) -> None:
@@ -233,7 +233,7 @@ def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path)
     recipe = load_recipe("debug", ["pipeline.crop.engine=motion"])
     index.build(load_dataset("synthetic"), root, work, recipe.pipeline, recipe="debug", allow_missing=True)
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
-        assert runner.run(stage, work, recipe).complete
+        assert runner.run_stage(stage, work, recipe).complete
     manifest = pack.run(work, recipe)
     assert manifest.samples == 8
     rows = {r["sample_id"]: r for r in pq.read_table(work / "packed" / "index.parquet").to_pylist()}
@@ -282,7 +282,7 @@ def _table(folder: Path, lines: list[str]) -> None:
     (folder / "samples.csv").write_text("\n".join(["sample_id,skeleton,label,split_mine", *lines]) + "\n")
 
 
-def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> workspace.Index:
+def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> workspace.Workspace:
     made, _ = index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", **how)  # type: ignore[arg-type]
     return made
 
@@ -291,11 +291,11 @@ def test_a_changed_file_costs_its_shard_and_no_other(tmp_path: Path) -> None:
     recipe = load_recipe("debug", ["pipeline.shard_samples=2"])
     folder, work = _folder(tmp_path), tmp_path / "work"
     _index(folder, work, recipe)
-    runner.run(skeletons.STAGE, work, recipe)
+    runner.run_stage(skeletons.STAGE, work, recipe)
     before = [shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
     np.save(folder / "d.npy", np.ones((40, 25, 3), np.float32))
     _index(folder, work, recipe)
-    runner.run(skeletons.STAGE, work, recipe)
+    runner.run_stage(skeletons.STAGE, work, recipe)
     after = [shard_path(work, "skeletons", n).stat().st_mtime_ns for n in range(2)]
     assert after[0] == before[0]
     assert after[1] > before[1]
@@ -323,7 +323,7 @@ def test_new_labels_are_packed_without_making_a_stage_again(tmp_path: Path) -> N
     _table(folder, [f"{name},{name}.npy,sit,train" for name in "abcd"])
     _index(folder, work, recipe)
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
-        runner.run(stage, work, recipe)
+        runner.run_stage(stage, work, recipe)
     assert pack.run(work, recipe).classes == ("sit",)
     assert np.load(work / "packed" / "labels.npy").tolist() == [0, 0, 0, 0]
     assert shard_path(work, "skeletons", 0).stat().st_mtime_ns == stamp
@@ -335,9 +335,9 @@ def test_another_layout_makes_the_joints_again(tmp_path: Path) -> None:
     names = [f"j{n}" for n in range(25)]
     (folder / "mine.toml").write_text(f"names = {names!r}\nparents = {[names[0]] * 25!r}\n".replace("'", '"'))
     _index(folder, work, recipe)
-    first = runner.run(skeletons.STAGE, work, recipe)
+    first = runner.run_stage(skeletons.STAGE, work, recipe)
     _index(folder, work, recipe, layout="mine.toml")
-    assert runner.run(skeletons.STAGE, work, recipe).key != first.key
+    assert runner.run_stage(skeletons.STAGE, work, recipe).key != first.key
 
 
 def test_a_flipped_bit_in_a_shard_is_refused(tmp_path: Path) -> None:
@@ -378,7 +378,7 @@ def test_the_label_derived_from_joints_survives_a_lost_stage_manifest(tmp_path: 
     work = run_factory(_folder(tmp_path), tmp_path / "work", recipe, "generic")
     (work / "captions" / "stage.json").unlink()
     (work / "packed" / "packed.json").unlink()
-    runner.run(caption.STAGE, work, recipe)
+    runner.run_stage(caption.STAGE, work, recipe)
     packed = pack.run(work, recipe)
     assert packed.derived_from_joints("language")
     assert packed.engines["captions"]["derived_from"] == "joints"
@@ -401,6 +401,6 @@ def test_packed_joints_of_another_layout_lie_beside_the_own_ones(
     written = (other.folder / "joints.npy").stat().st_mtime_ns
     assert pack.run(work, recipe, layout="kinect_v1").fingerprint == manifest.fingerprint
     assert (other.folder / "joints.npy").stat().st_mtime_ns == written
-    with pytest.raises(ConfigError, match="3 coordinates a joint, 'coco_17' has 2"):
+    with pytest.raises(ConfigError, match="3 coordinates per joint, 'coco_17' has 2"):
         pack.run(work, recipe, layout="coco_17")
     assert not (work / "packed-coco_17").exists()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_pipeline.synthetic.actions import ACTIONS, Person, perform
+from c2vl_pipeline.synthetic.actions import ACTIONS, perform
+from c2vl_pipeline.synthetic.body import Person
 from c2vl_pipeline.synthetic.dataset import action_names
 
 

@@ -25,8 +25,9 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Crop, Pose
 from c2vl_pipeline.readers.utd import read_utd
 from c2vl_pipeline.synthetic import dataset
-from c2vl_pipeline.synthetic.actions import ACTIONS, Person, Take, perform, rest, solve
-from c2vl_pipeline.synthetic.render import Stage, camera, film
+from c2vl_pipeline.synthetic.actions import ACTIONS, perform
+from c2vl_pipeline.synthetic.body import Person, Take, rest, solve
+from c2vl_pipeline.synthetic.render import Scene, camera, film
 from support.synthetic import read
 
 FACING = -1.0
@@ -138,7 +139,7 @@ def test_the_drawn_hand_is_on_its_side_of_the_picture(side: str) -> None:
     """A ball in one hand, drawn alone: on the left of the picture in the left hand, as in a Kinect's pictures."""
     eye = camera(0, MIDDLE, SIZE)
     body = standing(2, 0.0)
-    stage, empty = Stage(), Stage()
+    stage, empty = Scene(), Scene()
     stage.thing("ball", body[:, JOINT(f"hand_{side}")], (255, 255, 255))
     empty.thing("ball", body[:, JOINT("head")] + [0.0, 50.0, 0.0], (255, 255, 255))  # out of the picture
     drawn, bare = (next(film(s, eye, 0, MIDDLE)).astype(int) for s in (stage, empty))
@@ -150,7 +151,7 @@ def test_the_drawn_hand_is_on_its_side_of_the_picture(side: str) -> None:
 
 def test_faces_are_drawn_in_front_of_the_hair() -> None:
     who, body = person(4), standing(4, 0.0)
-    stage = Stage()
+    stage = Scene()
     stage.person(who, body)
     *_, hair, face = stage.points
     eye = camera(0, MIDDLE, SIZE)

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline.raw.expected import COLUMNS, parse_labels, parse_table
+from c2vl_pipeline.readers.pku import parse_labels
+from c2vl_pipeline.readers.sample_table import COLUMNS, parse_table
 from support.fuzz_tables import SEEDS, TARGETS, outcome, run
 
 FEW = settings(max_examples=150, deadline=None)
@@ -137,13 +138,13 @@ def test_numbers_that_no_column_can_hold_are_refused(text: str, expected: str) -
     ("text", "expected"),
     [
         ("sample_id,view\na,1,2\n", "f.csv:2: 3 cells; the header has 2 columns"),
-        ("sample_id,view,view\na,1,2\n", "f.csv:1: column 'view' stands twice; name each column once"),
+        ("sample_id,view,view\na,1,2\n", "f.csv:1: column 'view' appears twice; name each column once"),
         ("sample_id,view\na,1_0\n", "f.csv:2: view = '1_0' is not a whole number"),
         ("sample_id,view\na,٣\n", "f.csv:2: view = '٣' is not a whole number"),
         ('sample_id,view\na,"\n99999"\n', "f.csv:3: view = 99999 is out of range; expected less than 32768"),
         (",".join(f"split_{n}" for n in range(60_000)), "f.csv:1: 60,000 columns; expected up to 1000"),
         ('sample_id,"split_\n"\na,b\n', "f.csv:1: unknown column 'split_\\n'; known:"),
-        ("sample_id,video\na,x\0y\n", "f.csv:2: video = 'x\\x00y'… is no name; expected a short text"),
+        ("sample_id,video\na,x\0y\n", "f.csv:2: video = 'x\\x00y'… is not a name; expected a short text"),
         ('sample_id\n"' + "x" * 200_000 + '"\n', "f.csv: not a table of samples (field larger than field limit (131072))"),
         ("sample_id,split_x\na,\"tr\nain\"\n", "f.csv:3: split_x = 'tr\\nain'; use train, test or leave it empty"),
     ],

@@ -1,0 +1,201 @@
+"""The parts of a reader: what it is given, what it returns, and the steps that several readers share.
+
+A `Reader` states everything the product must know about one kind of raw data. `c2vl_pipeline.readers` registers them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from c2vl_manifests.datasets import Dataset
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import Layout
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_manifests.schema import SAMPLES
+
+Array = npt.NDArray[np.float32]
+Row = dict[str, Any]
+"""One sample of the index; keys are the columns of `c2vl_manifests.schema.SAMPLES`."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the raw folder whose name ends with one of the dataset's suffixes."""
+
+    stem: str
+    suffix: str
+    size: int
+    relative: str
+
+
+@dataclass
+class Scan:
+    """All files below a raw folder, sorted by what their names tell."""
+
+    files: list[File] = field(default_factory=list)
+    zips: list[str] = field(default_factory=list)
+    archives: list[str] = field(default_factory=list)
+    unfinished: list[str] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The samples that a dataset consists of, before any file is looked up."""
+
+    classes: tuple[str, ...]
+    rows: list[Row]
+    missing_labels: list[str] = field(default_factory=list)
+    """Label files that do not exist."""
+    too_few: str = ""
+    """Count of label files or of their rows, if it differs from the published one."""
+
+
+@dataclass
+class Match:
+    """Result of looking up the files of expected samples, as sample ids or relative paths."""
+
+    missing_videos: list[str] = field(default_factory=list)
+    missing_skeletons: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    missing_stems: dict[str, set[str]] = field(default_factory=dict)
+    """`video` and `skeleton` -> names, without suffix, for which no file exists."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """Joints of one sample, (T, M, V, C) float32, and the file frame of each kept frame, (T,)."""
+
+    joints: Array
+    frame_index: npt.NDArray[np.int32]
+    frames_in_file: int
+
+    @property
+    def bodies(self) -> int:
+        """Bodies that are not all zero."""
+        return int(self.joints.any(axis=(0, 2, 3)).sum())
+
+
+Projection = Callable[[int], Array | None]
+"""Frame number -> joints in pixels of the video, (bodies, V, 2); None if the frame shows nobody."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of raw data. Functions raise DataError for malformed content, OSError if a file cannot be opened."""
+
+    expected_rows: Callable[[Dataset, Path, Scan], Expected]
+    """(dataset, raw folder, its files) -> one row per sample that the dataset should hold."""
+    locate: Callable[[Dataset, Path, list[Row], Scan], Match]
+    """(dataset, raw folder, rows, files): set path and size of each row's files; return what is missing."""
+    read_joints: Callable[[Path, Row, Layout, int, SkeletonsConfig], Assembled]
+    """(skeleton file, row, layout, bodies, config) -> joints of one sample."""
+    project: Callable[[Path], Projection] | None = None
+    """Skeleton file -> its joints in pixels of the video; None if the format does not record them."""
+    check_file: Callable[[Path], object] | None = None
+    """Raise DataError if a skeleton file is damaged (`index --deep`); None if only its size is checked."""
+    clip_files: Mapping[str, str] = field(default_factory=dict)
+    """Suffix -> format, for files that hold one clip and can be read without an index (see `read_skeleton`)."""
+    clip_layout: str | None = None
+    """Joint layout of `clip_files`; None if the caller states it."""
+    named_by_id: bool = True
+    """Files are named by the ids of samples or recordings, so names reveal which dataset a folder holds."""
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def new_row(sample_id: str, **columns: Any) -> Row:
+    """Return a row of the index with these columns; the others hold their empty values."""
+    row: Row = dict.fromkeys(SAMPLES.names)
+    row.update(sample_id=sample_id, label=-1, camera="", known_missing=False, splits=[])
+    row.update(columns)
+    return row
+
+
+def rows_of_ids(dataset: Dataset, ids: Iterable[str]) -> list[Row]:
+    """Return the rows of samples whose ids state everything: class, subject, view, setup and repeat."""
+    missing = dataset.known_missing()
+    rows = []
+    for sample_id in ids:
+        fields = dataset.parse_id(sample_id)
+        row = new_row(
+            sample_id,
+            label=fields["action"] - 1,
+            subject=fields.get("subject"),
+            view=fields.get("view"),
+            setup=fields.get("setup"),
+            repeat=fields.get("repeat"),
+            camera=f"S{fields['setup']:03d}C{fields['view']:03d}" if "setup" in fields else "C001",
+            known_missing=sample_id in missing,
+            splits=list(dataset.splits(fields, sample_id).items()),
+        )
+        rows.append(row)
+    return rows
+
+
+def expect_ids(dataset: Dataset, root: Path, scan: Scan) -> Expected:
+    """Expect the ids that the dataset's own rules give (`sessions` or `trials`)."""
+    return Expected(dataset.classes, rows_of_ids(dataset, dataset.expected_ids()))
+
+
+def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
+    """Look up files named by sample id, or by the name that a row already holds as its video or skeleton.
+
+    Of several suffixes for one kind of file, the first that exists is used.
+    """
+    match = Match()
+    files: dict[str, dict[str, File]] = {"video": {}, "skeleton": {}}
+    order = {s: i for i, s in enumerate((*dataset.video_suffixes, *dataset.skeleton_suffixes))}
+    duplicates = []
+    for file in scan.files:
+        kind = "video" if file.suffix in dataset.video_suffixes else "skeleton"
+        best = files[kind].get(file.stem)
+        if best is None or order[file.suffix] < order[best.suffix]:
+            files[kind][file.stem] = file
+        elif best.suffix == file.suffix:
+            duplicates.append(f"{file.relative}: as {best.relative}")
+    wanted: dict[str, set[str]] = {"video": set(), "skeleton": set()}
+    for row in rows:
+        for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):
+            stem = row[kind] or row["sample_id"]
+            wanted[kind].add(stem)
+            hit = files[kind].get(stem)
+            row[kind] = hit.relative if hit else None
+            row[f"{kind}_bytes"] = hit.size if hit else None
+            needed = not row["known_missing"] if kind == "skeleton" else bool(dataset.video_suffixes)
+            if hit is None and needed:
+                missing.append(row["sample_id"])
+    for kind, named in files.items():
+        match.unexpected += [f.relative for s, f in named.items() if s not in wanted[kind]]
+        match.missing_stems[kind] = wanted[kind] - set(named)
+    match.unexpected += duplicates
+    return match
+
+
+# ---------------------------------------------------------------------------------------------- joints
+
+
+def bodies_present(joints: Array) -> npt.NDArray[np.bool_]:
+    """Mark the bodies that are seen in each frame. Shape: (T, M, V, C) -> (T, M)."""
+    return np.asarray(joints.any(axis=(2, 3)), np.bool_)
+
+
+def anchored(joints: Array, path: Path, anchor: int) -> Assembled:
+    """Drop empty frames and subtract the first body's anchor joint of the first frame; absent bodies stay zero."""
+    if not np.isfinite(joints).all():
+        raise DataError(f"{path}: holds NaN or infinite joints; expected finite metres")
+    total = len(joints)
+    index = np.flatnonzero(joints.any(axis=(1, 2, 3))).astype(np.int32)
+    joints = joints[index]
+    if len(joints):
+        present = bodies_present(joints)
+        first = int(np.argmax(present[:, 0]))
+        joints = np.where(present[:, :, None, None], joints - joints[first, 0, anchor], np.float32(0))
+    return Assembled(np.ascontiguousarray(joints, np.float32), index, total)
