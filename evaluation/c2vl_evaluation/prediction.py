@@ -1,6 +1,6 @@
-"""What is done in a skeleton file: a frozen encoder and the layer that the linear protocol trained on it.
+"""Recognition of skeleton files: a frozen encoder and the layer that the linear protocol trained on it.
 
-Skeletons alone are asked for, as the paper does after pre-training; crops, captions and CLIP take no part.
+Only skeletons are needed, as in the paper after pre-training: no crops, captions or CLIP.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TOP = 5
 
 @dataclass(frozen=True)
 class Answer:
-    """Classes of a file with their probabilities, the most probable first."""
+    """Most probable classes of a file with their probabilities, in descending order."""
 
     file: Path
     frames: int
@@ -45,22 +45,21 @@ def predict(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Answer]:
-    """Recognise what is done in skeleton files, see `EvalContext.open` and `predict_files`."""
+    """Classify skeleton files, see `EvalContext.open` and `predict_files`."""
     return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
 
 
 def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
-    """Recognise what is done in skeleton files.
+    """Classify skeleton files.
 
     `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
-    another layout than the encoder's are mapped to it where that is possible. The layer is trained first if the linear
-    protocol did not run on this encoder.
+    another layout are mapped to the encoder's where that is possible. The layer is trained first if the linear protocol
+    has not run on this encoder.
 
     Raises:
-        CheckpointError: no finished run, or one of another layout than the data it is to be read with, or one that
-            diverged.
-        DataError: a file that cannot be read, or in which nobody is seen.
-        ConfigError: its joints cannot be mapped.
+        CheckpointError: there is no finished run, or it is of another layout than the data, or it diverged.
+        DataError: a file cannot be read or holds no person.
+        ConfigError: the joints of a file cannot be mapped.
     """
     head, by = linear.head_of(context)
     where = device_of(context.recipe.training.device)
@@ -69,7 +68,7 @@ def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
     skeletons = UnpackedSkeletons.of(clips, encoder.layout, context.packed.manifest.bodies)
     loaded = Clips(skeletons, np.arange(len(clips)), encoder.input, where)
     features = encode(encoder.module, loaded).float().numpy()
-    check_finite(features, f"{context.run}: of its features of the files")
+    check_finite(features, f"{context.run}: of the features of the files")
     logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
     if not np.isfinite(logits).all():
         raise CheckpointError(
@@ -78,12 +77,12 @@ def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
         )
     scores = softmax(logits)
     names = context.packed.manifest.classes
-    found = []
+    answers = []
     for path, joints, row in zip(files, clips, scores, strict=True):
         order = np.argsort(-row, kind="stable")[:TOP]
         top = [(class_name(names, n), float(row[n])) for n in order]
-        found.append(Answer(path, len(joints), top))
-    return found
+        answers.append(Answer(path, len(joints), top))
+    return answers
 
 
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
@@ -92,17 +91,18 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     from c2vl_pipeline.stages.pack import mapped
 
     manifest = context.packed.manifest
-    told = {"second_body": manifest.second_body}
-    config: SkeletonsConfig = context.recipe.pipeline.skeletons.model_copy(update=told)
+    config: SkeletonsConfig = context.recipe.pipeline.skeletons.model_copy(
+        update={"second_body": manifest.second_body}
+    )
     try:
         assembled, source = read_skeleton(path, layout, manifest.bodies, config)
-        found = assembled.joints
+        joints = assembled.joints
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give a skeleton file") from error
-    if len(found) == 0:
-        raise DataError(f"{path}: nobody is seen in it; there is nothing to answer")
-    if not np.isfinite(found).all():
-        raise DataError(f"{path}: holds joints that are NaN or infinite; expected metres")
+    if len(joints) == 0:
+        raise DataError(f"{path}: holds no person; give a file with at least one")
+    if not np.isfinite(joints).all():
+        raise DataError(f"{path}: holds NaN or infinite joints; expected metres")
     if source.names != layout.names or source.dims != layout.dims:
-        found = mapped(found, source, layout)
-    return np.asarray(found, np.float32)
+        joints = mapped(joints, source, layout)
+    return np.asarray(joints, np.float32)
