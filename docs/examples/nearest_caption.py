@@ -16,7 +16,7 @@ import pyarrow.dataset as ds
 
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
-from c2vl_training.inference import load_space
+from c2vl_training import load_joint_embedding
 
 
 def rows(stage: Path) -> pa.Table:
@@ -27,7 +27,7 @@ def rows(stage: Path) -> pa.Table:
 def nearest(clip: Path, work: Path, run: Path, top: int = 3) -> list[tuple[float, str]]:
     """Return the `top` captions nearest to a clip, each with its cosine."""
     joints = assemble_ntu(read_ntu(clip), SkeletonsConfig()).joints  # (T, M, 25, 3)
-    space = load_space(run)
+    space = load_joint_embedding(run)
     embedding = space.skeleton(joints)  # (D,), of length 1
     vectors = np.stack(rows(work / "embeddings")["language"].to_numpy())
     captions = dict(zip(rows(work / "captions")["caption"].to_pylist(), vectors, strict=True))

@@ -184,7 +184,7 @@ def zeroshot(
     from c2vl_evaluation.report.console import show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), named.outcome(one, descriptions, encoder)) for one in contexts]
+    found = [(one.run.name, one.role(), named.evaluate(one, descriptions, encoder)) for one in contexts]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
@@ -200,7 +200,7 @@ def retrieval(
     set_: SetOption = None,
 ) -> None:
     """Search each test clip by its own captions among all test clips; control: permuted captions."""
-    from c2vl_evaluation.language import search
+    from c2vl_evaluation.language import retrieval as captions
     from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
 
@@ -208,7 +208,7 @@ def retrieval(
         raise ConfigError(f"--caption {caption!r} is none of mean, one")
     contexts = _contexts(run, data, benchmark, recipe, set_)
     words: Literal["one", "mean"] = "one" if caption == "one" else "mean"
-    found = [(one.run.name, one.role(), search.outcome(one, words)) for one in contexts]
+    found = [(one.run.name, one.role(), captions.evaluate(one, words)) for one in contexts]
     show_retrieval(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
@@ -240,7 +240,7 @@ def search(
     )
     for note in found.notes:
         say(note)
-    say(f"page: {nearest.page(found, context, out).resolve()}")
+    say(f"page: {nearest.write_page(found, context, out).resolve()}")
 
 
 @app.command()

@@ -86,7 +86,7 @@ def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
 
 
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
-    """Return the joints of a file in a layout. Shape: (T, M, V, C)."""
+    """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers import read_skeleton
     from c2vl_pipeline.stages.pack import mapped
 

@@ -64,18 +64,14 @@ class Layout:
                 f"layout {self.name!r} has {len(centres)} joints that are their own parent; "
                 "exactly one, the centre, must be"
             )
-        ends = {centres[0]}  # joints known to reach the centre
-        for joint in range(len(self.names)):
-            chain, at = set[int](), joint
-            while at not in ends:
-                if at in chain:
-                    raise ConfigError(
-                        f"layout {self.name!r}: the parents of joint {self.names[joint]!r} form a ring; "
-                        f"every chain of parents must end at the centre {self.names[centres[0]]!r}"
-                    )
-                chain.add(at)
-                at = self.parents[at]
-            ends |= chain
+        reached = set(centres)  # joints whose chain of parents ends at the centre
+        while more := {j for j, p in enumerate(self.parents) if p in reached} - reached:
+            reached |= more
+        if rings := [name for j, name in enumerate(self.names) if j not in reached]:
+            raise ConfigError(
+                f"layout {self.name!r}: the parents of joint {rings[0]!r} form a ring; "
+                f"every chain of parents must end at the centre {self.names[centres[0]]!r}"
+            )
 
     @cached_property
     def centre(self) -> int:

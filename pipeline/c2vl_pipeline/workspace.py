@@ -1,4 +1,4 @@
-"""The work folder: its index of samples, and where the stages keep their shards."""
+"""The work folder: the index of its samples, and the paths of the stages' shards."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from c2vl_pipeline.readers.base import Array
 
 @dataclass(frozen=True)
 class Workspace:
-    """The index of one work folder: its samples and what all stages need to know of them."""
+    """Samples of one work folder, and what all stages need to know about them."""
 
     work: Path
     table: pa.Table
@@ -43,12 +43,12 @@ class Workspace:
 
     @property
     def recipe(self) -> str:
-        """Recipe that `index` was called with: the default of the later stages."""
+        """Recipe given to `index`, the default of the later stages."""
         return str(self.manifest.extra["recipe"])
 
     @property
     def overrides(self) -> list[str]:
-        """The `--set` assignments of that call."""
+        """The `--set` assignments given to `index`."""
         return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
 
     def shard_keys(self, columns: tuple[str, ...]) -> tuple[str, ...]:
@@ -80,8 +80,8 @@ def load(work: Path) -> Workspace:
     """Read the index of a work folder.
 
     Raises:
-        StageError: there is none yet.
-        ConfigError: it names a dataset or layout that does not exist any more.
+        StageError: there is no index, or it is damaged.
+        ConfigError: its manifest is incomplete, or its dataset does not exist any more.
     """
     path = work / "samples.parquet"
     manifest = read_shard_manifest(path)
@@ -117,7 +117,7 @@ def load(work: Path) -> Workspace:
 
 
 def split_counts(index: Workspace) -> dict[str, dict[str, int]]:
-    """Count usable samples a split: benchmark -> {train, test}."""
+    """Count usable samples per split: benchmark -> {train, test}."""
     counts: dict[str, dict[str, int]] = {}
     usable = index.table.filter(pc.invert(index.table.column("known_missing")))
     for pairs in usable.column("splits").to_pylist():

@@ -148,7 +148,7 @@ def answered(results: Table) -> build.MainRun:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole report: all sections, one row that failed, captions and names of the worst kind."""
     folder = tmp_path_factory.mktemp("page")
     results = page_results()

@@ -11,7 +11,8 @@ import pytest
 
 from c2vl_manifests.recipe import Recipe
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run, train
+from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support import ROOT
 
 EXAMPLE = ROOT / "docs" / "examples" / "nearest_caption.py"

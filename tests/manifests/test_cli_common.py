@@ -109,7 +109,7 @@ def test_notes_are_lines_of_json_too(cli, data, tmp_path):
         train(run(data, tmp_path / "run"), stop_after(1))
     found = cli(*pretrain(data, tmp_path / "run"))
     first = json.loads(found.out.splitlines()[0])
-    assert first == {"event": "info", "text": "run: going on after epoch 1 of 4"}
+    assert first == {"event": "info", "text": "run: resuming after epoch 1 of 4"}
 
 
 # ------------------------------------------------------------------------------------------- full disk

@@ -153,7 +153,7 @@ benchmarks.xsub = {{ field = "subject", test = [2], drops = "{name}" }}
     with pytest.raises(ConfigError) as caught:
         parse_dataset(text, "x.toml")
     assert str(caught.value) == (
-        f"x.toml: not a description of a dataset (benchmarks.xsub.drops: Value error, {name!r} is no list of "
+        f"x.toml: not a description of a dataset (benchmarks.xsub.drops: Value error, {name!r} is not a list of "
         "samples; use one of ntu_missing.txt, pku2_drops.txt)"
     )
 

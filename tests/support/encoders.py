@@ -25,7 +25,7 @@ GRAPHS = ("stgcn", "stgcn_slim", "ctrgcn", "msg3d")
 
 def little(name, layout=HAND, **options):
     torch.manual_seed(0)
-    return build(name, layout, **(LITTLE[name] | options))
+    return build(name, layout, **(LITTLE.get(name, {}) | options))
 
 
 def noise(*shape, seed=2):

@@ -12,33 +12,27 @@ import torch
 
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint, distributed, trainer
-from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.methods import generator_of
+from c2vl_training.run_folder import Kind, Run
 
 
-def step(data: Path, out: Path, kind: trainer.Kind, overrides: list[str]) -> None:
+def step(data: Path, out: Path, kind: Kind, overrides: list[str]) -> None:
     recipe = load_recipe("debug", overrides)
-    run = trainer.Run(kind, Packed(data), recipe, "xsub", 0, out)
+    run = Run(kind, Packed(data), recipe, "xsub", 0, out)
     device = torch.device("cpu")
     selection = run.packed.select("xsub", "train")
     clips = Clips(run.packed, selection.rows, recipe.training.input, device)
-    _, learner = trainer.learner_of(run, selection, device)
-    assert learner is not None
-    generator = generator_of(0, 0)
-    places = torch.randperm(len(clips), generator=generator)[: learner.batch_size]
-    draws = draw(len(clips), recipe.training.input, generator)
-    learner.begin_epoch(0, generator, False)
-    learner.model.train()
-    mine = distributed.mine(places)
-    batch = clips.train(mine, draws.take(mine)).to(next(learner.model.parameters()).dtype)
-    told = learner.loss(batch, places, 0)
-    told.loss.backward()
+    _, method = trainer.method_of(run, selection, device)
+    assert method is not None
+    order, draws = trainer.begin_epoch(method, clips, 0, 0)
+    places = order[: method.batch_size]
+    output = trainer.forward(method, clips, draws, places, 0, recipe.training.precision)
+    output.loss.backward()
     if distributed.rank() == 0:
-        found = {"loss": told.loss.detach()}
-        found |= {f"gradient.{n}": p.grad for n, p in learner.model.named_parameters() if p.grad is not None}
-        found |= {f"buffer.{n}": b for n, b in learner.model.named_buffers()}
-        checkpoint.save(out, found, {})
+        tensors = {"loss": output.loss.detach()}
+        tensors |= {f"gradient.{n}": p.grad for n, p in method.model.named_parameters() if p.grad is not None}
+        tensors |= {f"buffer.{n}": b for n, b in method.model.named_buffers()}
+        checkpoint.save(out, tensors, {})
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ def stop_after(epochs: int) -> Callable[[Event], None]:
     return emit
 
 
-def learner_of(pretraining: Run) -> methods.Method:
+def method_of(pretraining: Run) -> methods.Method:
     method = trainer.method_of(pretraining, pretraining.select(), torch.device("cpu"))[1]
     assert method is not None
     return method

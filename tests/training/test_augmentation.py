@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import Augmentation, InputConfig
-from c2vl_training.augmentation import Draws, draw, rotations
+from c2vl_training.augmentation import AugmentationDraws, draw, rotations
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.methods import generator_of as _generator
+from c2vl_training.seeding import generator_of as _generator
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 FLAT = Layout("flat", STICK.names, STICK.parents, 2)
@@ -144,7 +144,7 @@ def test_windows_reach_both_ends_of_a_sample_and_never_beyond(tmp_path, share, w
     clips = clips_of(write_packed(tmp_path / "packed", [ramp, 1000 + ramp]), InputConfig(frames=40))
     config = InputConfig(frames=4)
     clips.config = config
-    draws = Draws(torch.tensor([share]), torch.tensor([where]), torch.zeros(1, 3))
+    draws = AugmentationDraws(torch.tensor([share]), torch.tensor([where]), torch.zeros(1, 3))
     values = clips.train(torch.tensor([0]), draws)[0, 0, :, 0, 0]
     length = last - first + 1
     assert values[0].item() == pytest.approx(first + length / 8 - 0.5)
@@ -185,7 +185,7 @@ def test_draws_are_uniform_over_their_ranges():
     assert draws.start.max().item() < 1
 
 
-def epoch_of(clips: Clips, seed: int, epoch: int) -> tuple[torch.Tensor, Draws]:
+def epoch_of(clips: Clips, seed: int, epoch: int) -> tuple[torch.Tensor, AugmentationDraws]:
     """The order and the draws of an epoch, as the trainer makes them."""
     generator = _generator(seed, epoch)
     return torch.randperm(len(clips), generator=generator), draw(len(clips), clips.config, generator)

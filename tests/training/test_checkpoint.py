@@ -56,7 +56,7 @@ def test_a_tensor_damaged_on_disk_is_refused_by_its_hash(data, tmp_path):
     whole[-1] ^= 1
     path.write_bytes(whole)
     with pytest.raises(
-        CheckpointError, match=r"damaged: its content has the sha256 .*, it was written with .*; put a good"
+        CheckpointError, match=r"damaged: its content has the sha256 .*, expected .*; put a good"
     ):
         checkpoint.load_encoder(path.parent, torch.device("cpu"))
 
@@ -82,9 +82,9 @@ def test_weights_of_another_model_are_refused_naming_the_tensor(data, tmp_path):
     found, facts = checkpoint.load(path)
     name = "blocks.0.temporal.weight"
     for changed, said in (
-        ({k: v for k, v in found.items() if k != name}, f"lacks the tensor '{name}' that this model has"),
+        ({k: v for k, v in found.items() if k != name}, f"lacks the tensor '{name}' of this model"),
         (found | {"more": torch.ones(1)}, "holds the tensor 'more' that this model lacks"),
-        (found | {name: torch.ones(1)}, rf"{name} has the shape \(1,\), this model's is \(4, 4, 9, 1\)"),
+        (found | {name: torch.ones(1)}, rf"{name} has the shape \(1,\), expected \(4, 4, 9, 1\)"),
     ):
         checkpoint.save(path, changed, facts)
         with pytest.raises(CheckpointError, match=said):

@@ -10,7 +10,7 @@ import pytest
 
 from c2vl_training import cli
 from c2vl_training.dataset import Packed
-from c2vl_training.trainer import Run
+from c2vl_training.run_folder import Run
 from support.cli import pretrain, refused
 from support.packed import sticks
 
@@ -59,7 +59,10 @@ def test_an_unknown_recipe_names_the_nearest(cli, data, tmp_path):
         ),
         ("training.pretrain.targets=soft", "'soft' is none of hard, intra, inter, blend(constant)"),
         ("training.encoder.name=stgnc", "unknown encoder 'stgnc'; did you mean 'stgcn'?"),
-        ("training.device=gpu", "training.device = 'gpu' is no device; use auto, cpu, cuda or cuda:<number>"),
+        (
+            "training.device=gpu",
+            "training.device = 'gpu' is not a device; use auto, cpu, cuda or cuda:<number>",
+        ),
     ],
 )
 def test_a_malformed_override_is_one_line_with_what_would_do(cli, data, tmp_path, value, said):

@@ -11,7 +11,7 @@ import torch
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, Packed, resident
+from c2vl_training.dataset import Clips, Packed, copy_to_device
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 CPU = torch.device("cpu")
@@ -37,7 +37,7 @@ def test_resident_frames_are_those_of_the_rows_in_their_order(tmp_path):
     packed = Packed(write_packed(tmp_path / "packed", joints))
     rows = np.array([8, 0, 3, 3, 5])
     for at_once in (2, 1024):
-        frames, first = resident(packed, rows, CPU, at_once)
+        frames, first = copy_to_device(packed, rows, CPU, at_once)
         assert len(frames) == sum(LENGTHS[r] for r in rows)
         for place, r in enumerate(rows):
             found = frames[first[place] : first[place] + LENGTHS[r]].numpy()

@@ -19,6 +19,7 @@ from torch import nn
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_training import checkpoint, distributed
+from c2vl_training.encoders import batchnorm
 from c2vl_training.run_log import read_metrics
 from c2vl_training.trainer import train
 from support import rank_step
@@ -160,7 +161,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp
     lines = [line for line in said.splitlines() if "error:" in line and "torch" not in line]
     assert len(lines) == 1
     assert re.search(
-        r"another of the 2 processes of this run has died; the same command goes on from ", lines[0]
+        r"another of the 2 processes of this run has died; the same command resumes from ", lines[0]
     )
     assert str(kept) in lines[0]
     done = checkpoint.load(kept)[1]["epochs_done"]
@@ -173,7 +174,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp
     )  # fmt: skip
     try:
         assert again.stdout is not None
-        assert f"going on after epoch {done} of 2000" in again.stdout.readline()
+        assert f"resuming after epoch {done} of 2000" in again.stdout.readline()
     finally:
         again.terminate()
         again.wait(60)
@@ -185,7 +186,7 @@ def test_an_uneven_batch_is_refused_by_name(monkeypatch):
         ConfigError,
         match=r"a batch of 400 cannot be shared evenly by 3 processes; choose a batch_size that is a multiple of 3, e.g. 399",
     ):
-        distributed.share(400)
+        distributed.per_rank(400)
 
 
 def test_one_process_changes_nothing():
@@ -193,7 +194,7 @@ def test_one_process_changes_nothing():
     assert distributed.distribute(model, torch.device("cpu")) is model
     x = torch.randn(5, 3, requires_grad=True)
     assert distributed.gather(x) is x
-    assert distributed.mine([1, 2, 3]) == [1, 2, 3]
+    assert distributed.local_rows([1, 2, 3]) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 4, 5), (6, 4, 5, 3)])
@@ -206,8 +207,8 @@ def test_our_normalisation_is_torchs(shape):
     wrapped = nn.Sequential(nn.BatchNorm2d(4) if len(shape) == 4 else nn.BatchNorm1d(4)).double()
     wrapped[0].load_state_dict(theirs.state_dict())
     before = list(wrapped.state_dict())
-    distributed.synchronise(wrapped)
-    assert isinstance(wrapped[0], distributed.SyncedNorm)
+    batchnorm.convert_sync_batchnorm(wrapped)
+    assert isinstance(wrapped[0], batchnorm.SyncBatchNorm)
     assert list(wrapped.state_dict()) == before
     a, b = (
         torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 7

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from c2vl_manifests.recipe import TABLE_VII
-from c2vl_training import checkpoint, methods, objective, trainer
-from c2vl_training.trainer import read_metrics, train
+from c2vl_training import checkpoint, methods, objective
+from c2vl_training.run_folder import Result
+from c2vl_training.run_log import read_metrics
+from c2vl_training.trainer import train
 from support.packed import COUNT, sticks
-from support.training import learner_of, run, same, tensors
+from support.training import method_of, run, same, tensors
 
 # ----------------------------------------------------------------------------------------------- pairs
 
@@ -43,7 +45,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
             return super().knowledge(kind, vectors)
 
     def loss(*args, **more):
-        met.extend(zip(model.seen.tolist(), model.told.tolist(), strict=True))
+        met.extend(zip(models[0].seen.tolist(), models[0].told.tolist(), strict=True))
         return real(*args, **more)
 
     models: list[Spy] = []
@@ -51,18 +53,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
     real = objective.loss
     monkeypatch.setattr(objective, "loss", loss)
     more = ("training.pretrain.knowledge=vision", "training.input.augmentation.rotation=0.0")
-    pretraining = run(folder, tmp_path / "run", *more, f"training.pretrain.pairs='{pairs}'")
-    trainer_model = methods.pretraining
-
-    def remember(*args):
-        nonlocal model
-        learner = trainer_model(*args)
-        model = models[0]
-        return learner
-
-    model = None
-    monkeypatch.setattr(methods, "pretraining", remember)
-    train(pretraining)
+    train(run(folder, tmp_path / "run", *more, f"training.pretrain.pairs='{pairs}'"))
     assert len(met) == 4 * 10
     assert all((skeleton == told) == (pairs == "true") for skeleton, told in met)
     partners = dict(met)
@@ -73,7 +64,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
 # ------------------------------------------------------------------------------------------- settings
 
 
-def last_loss(result: trainer.Result) -> float:
+def last_loss(result: Result) -> float:
     return result.last["loss"]
 
 
@@ -110,16 +101,16 @@ def test_bfloat16_trains_and_is_not_float32(data, tmp_path):
 
 
 def test_learnable_temperature_has_its_own_group_without_weight_decay(data, tmp_path):
-    learner = learner_of(run(data, tmp_path, "training.pretrain.temperature={mode='learnable',lr=0.02}"))
-    scales = [id(p) for name, p in learner.model.named_parameters() if name.startswith("scales.")]
-    rest, own = learner.groups
+    method = method_of(run(data, tmp_path, "training.pretrain.temperature={mode='learnable',lr=0.02}"))
+    scales = [id(p) for name, p in method.model.named_parameters() if name.startswith("scales.")]
+    rest, own = method.groups
     assert [id(p) for p in own["params"]] == scales
     assert len(scales) == 2
     assert not {id(p) for p in rest["params"]} & {*scales}
-    assert len(rest["params"]) + 2 == len(list(learner.model.parameters()))
+    assert len(rest["params"]) + 2 == len(list(method.model.parameters()))
     assert (own["weight_decay"], own["factor"]) == (0.0, pytest.approx(0.02 / 0.1))
     assert (rest["weight_decay"], rest["factor"]) == (5e-4, 1.0)
-    assert len(learner_of(run(data, tmp_path, "training.pretrain.temperature.mode=fixed")).groups) == 1
+    assert len(method_of(run(data, tmp_path, "training.pretrain.temperature.mode=fixed")).groups) == 1
 
 
 def test_a_running_temperature_is_clamped_and_a_fixed_one_stays(data, tmp_path):
@@ -134,28 +125,28 @@ def test_a_running_temperature_is_clamped_and_a_fixed_one_stays(data, tmp_path):
 
 
 def test_the_moving_average_teacher_follows_the_student_by_its_share(data, tmp_path):
-    learner = learner_of(run(data, tmp_path, "training.pretrain.teacher=ema", "training.pretrain.ema=0.75"))
-    assert learner.extra is not None
-    before = {k: v.clone() for k, v in learner.extra.state_dict().items()}
+    method = method_of(run(data, tmp_path, "training.pretrain.teacher=ema", "training.pretrain.ema=0.75"))
+    assert method.teacher is not None
+    before = {k: v.clone() for k, v in method.teacher.state_dict().items()}
     with torch.no_grad():
-        for parameter in learner.model.parameters():
+        for parameter in method.model.parameters():
             parameter.add_(1.0)
-    learner.after_step()
-    for name, parameter in learner.extra.named_parameters():
+    method.after_step()
+    for name, parameter in method.teacher.named_parameters():
         torch.testing.assert_close(parameter.data, before[name] + 0.25)
-    assert not any(p.requires_grad for p in learner.extra.parameters())
+    assert not any(p.requires_grad for p in method.teacher.parameters())
 
 
 def test_the_previous_epochs_teacher_is_the_student_as_the_epoch_began(data, tmp_path):
-    learner = learner_of(run(data, tmp_path, "training.pretrain.teacher=previous_epoch"))
-    assert learner.extra is not None
+    method = method_of(run(data, tmp_path, "training.pretrain.teacher=previous_epoch"))
+    assert method.teacher is not None
     with torch.no_grad():
-        for parameter in learner.model.parameters():
+        for parameter in method.model.parameters():
             parameter.add_(1.0)
-    learner.begin_epoch(1, torch.Generator(), False)
-    began = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    method.begin_epoch(1, torch.Generator(), False)
+    began = {k: v.clone() for k, v in method.model.state_dict().items()}
     with torch.no_grad():
-        for parameter in learner.model.parameters():
+        for parameter in method.model.parameters():
             parameter.add_(1.0)
-    learner.after_step()
-    assert same(dict(learner.extra.state_dict()), began)
+    method.after_step()
+    assert same(dict(method.teacher.state_dict()), began)

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
-from c2vl_manifests.errors import ConfigError
-from c2vl_training.objective import LogitScale
+from c2vl_manifests.recipe import Temperature
+from c2vl_training.model import LogitScale
 
 # --- temperature -------------------------------------------------------------------------------------------
 
@@ -17,16 +18,16 @@ from c2vl_training.objective import LogitScale
     ("mode", "scale"), [("fixed", 1 / 0.07), ("learnable", 1 / 0.07), ("raw", -math.log(0.07))]
 )
 def test_initial_scale(mode, scale):
-    assert LogitScale(mode)().item() == pytest.approx(scale)
+    assert LogitScale(Temperature(mode=mode))().item() == pytest.approx(scale)
 
 
 def test_raw_is_an_effective_temperature_of_0_376():
-    assert 1 / LogitScale("raw")().item() == pytest.approx(0.376, abs=5e-4)
+    assert 1 / LogitScale(Temperature(mode="raw"))().item() == pytest.approx(0.376, abs=5e-4)
 
 
 @pytest.mark.parametrize(("mode", "count"), [("fixed", 0), ("learnable", 1), ("raw", 1)])
 def test_only_free_scales_are_parameters_and_all_are_saved(mode, count):
-    module = LogitScale(mode)
+    module = LogitScale(Temperature(mode=mode))
     assert len(list(module.parameters())) == count
     assert list(module.state_dict()) == ["value"]
 
@@ -34,7 +35,7 @@ def test_only_free_scales_are_parameters_and_all_are_saved(mode, count):
 @pytest.mark.parametrize("mode", ["learnable", "raw"])
 @pytest.mark.parametrize(("pushed", "scale"), [(-50.0, 1.0), (500.0, 100.0)])
 def test_scale_stays_in_bounds_and_comes_back(mode, pushed, scale):
-    module = LogitScale(mode)
+    module = LogitScale(Temperature(mode=mode))
     with torch.no_grad():
         module.value.fill_(pushed)
     held = module()
@@ -46,10 +47,7 @@ def test_scale_stays_in_bounds_and_comes_back(mode, pushed, scale):
     assert 1.0 < module().item() < 100.0
 
 
-def test_scale_messages():
-    with pytest.raises(
-        ConfigError, match="unknown temperature mode 'free'; use one of fixed, learnable, raw"
-    ):
-        LogitScale("free")
-    with pytest.raises(ConfigError, match=r"tau = 7\.0 is out of bounds; give a temperature from 0\.01 to 1"):
-        LogitScale("fixed", tau=7.0)
+@pytest.mark.parametrize("wrong", [{"mode": "free"}, {"tau": 7.0}, {"tau": 0.001}])
+def test_a_temperature_out_of_bounds_is_no_recipe(wrong):
+    with pytest.raises(ValidationError, match=next(iter(wrong))):
+        Temperature(**wrong)

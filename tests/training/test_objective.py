@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from c2vl_manifests import recipe
 from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.recipe import Blend, Hard, Inter, Intra, Partition, Temperature
+from c2vl_training import objective
+from c2vl_training.model import LogitScale
 from c2vl_training.objective import (
-    LogitScale,
-    Targets,
     alignment,
     cross_entropy,
-    infonce,
     inter_scores,
     inter_target,
     intra_target,
     loss,
     mean_similarity,
-    rho,
+    row_softmax,
     target_pair,
 )
 
 TAU = 0.2
 KINDS = ["hard", "intra", "inter", "blend", "partition"]
 VARIANTS = [
-    Targets("hard"),
-    Targets("intra"),
-    Targets("intra", beta=0.6, temperature=0.1),
-    Targets("inter"),
-    Targets("inter", inter_hard=0.5, average=True),
-    Targets("blend", temperature=0.3),
-    Targets("partition"),
-    Targets("partition", beta=0.4, inter_hard=0.3, temperature=0.5, average=True),
+    Hard(),
+    Intra(),
+    Intra(beta=0.6, temperature=0.1),
+    Inter(),
+    Inter(inter_hard=0.5, average=True),
+    Blend(temperature=0.3),
+    Partition(),
+    Partition(beta=0.4, inter_hard=0.3, temperature=0.5, average=True),
 ]
+
+
+def of_kind(kind, **more):
+    """Build the targets of a kind."""
+    return getattr(recipe, kind.capitalize())(**more)
+
+
+def infonce(S, V, tau):
+    """Hard alignment in both directions, H(I, row_softmax(S V^T)) + H(I, row_softmax(V S^T)) (Eq. 1-3)."""
+    eye = torch.eye(len(S), dtype=S.dtype)
+    return cross_entropy(eye, S @ V.T, tau) + cross_entropy(eye, V @ S.T, tau)
 
 
 def embeddings(count=3, B=7, D=5, seed=0, dtype=torch.float64):
@@ -90,14 +103,15 @@ def naive_entropy(target, queries, keys, rows, tau):
 def naive_side(S, V, targets, alpha, tau, teacher):
     tS, tV = teacher
     B = len(S)
-    own = targets.temperature or tau
+    t = Partition().model_copy(update=dict(targets))  # with the numbers that its kind does not have
+    own = t.temperature or tau
     eye = [[float(i == j) for j in range(B)] for i in range(B)]
     built = {
         "hard": (eye, eye),
-        "intra": (naive_intra(tS, own, targets.beta), naive_intra(tV, own, targets.beta)),
+        "intra": (naive_intra(tS, own, t.beta), naive_intra(tV, own, t.beta)),
         "inter": (
-            naive_inter(tS, tV, own, targets.inter_hard, targets.average),
-            naive_inter(tV, tS, own, targets.inter_hard, targets.average),
+            naive_inter(tS, tV, own, t.inter_hard, t.average),
+            naive_inter(tV, tS, own, t.inter_hard, t.average),
         ),
     }
     n = math.floor(alpha * B)
@@ -135,7 +149,7 @@ def test_equations_match_naive_reference():
     close = {"rtol": 1e-10, "atol": 1e-12}
     reference = lambda rows: torch.tensor(rows, dtype=torch.float64)  # noqa: E731
     torch.testing.assert_close(
-        rho(S @ V.T, TAU), reference([naive_softmax([dot(x, y) for y in v], TAU) for x in s]), **close
+        row_softmax(S @ V.T, TAU), reference([naive_softmax([dot(x, y) for y in v], TAU) for x in s]), **close
     )
     torch.testing.assert_close(intra_target(V, TAU, 0.2), reference(naive_intra(v, TAU, 0.2)), **close)
     torch.testing.assert_close(
@@ -159,7 +173,7 @@ def test_infonce_equals_torch_cross_entropy():
 
 def test_hard_loss_equals_infonce_of_both_knowledges():
     S, V, L = embeddings()
-    torch.testing.assert_close(total(S, V, L, Targets("hard")), infonce(S, V, TAU) + infonce(S, L, TAU))
+    torch.testing.assert_close(total(S, V, L, Hard()), infonce(S, V, TAU) + infonce(S, L, TAU))
 
 
 def test_infonce_of_equal_embeddings_is_twice_log_of_the_batch():
@@ -177,7 +191,7 @@ def test_cross_entropy_of_no_rows_is_zero_and_differentiable():
 
 def test_cross_entropy_is_least_at_its_own_target():
     scores = embeddings(1, B=4, D=4)[0]
-    P = rho(scores, TAU)
+    P = row_softmax(scores, TAU)
     least = cross_entropy(P, scores, TAU)
     torch.testing.assert_close(least, -(P * P.log()).sum(1).mean())
     for seed in range(5):
@@ -192,24 +206,25 @@ def test_cross_entropy_survives_large_scores():
 # --- targets -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["hard", "intra", "inter"])
 @pytest.mark.parametrize("targets", VARIANTS, ids=str)
-def test_rows_sum_to_one_and_are_not_negative(name, targets):
-    for P in target_pair(name, *embeddings(2), TAU, targets):
-        torch.testing.assert_close(P.sum(dim=1), torch.ones(7, dtype=torch.float64))
-        assert (P >= 0).all()
+def test_rows_sum_to_one_and_are_not_negative(targets):
+    both = ("intra", "inter")
+    for name in {"blend": both, "partition": both}.get(targets.kind, (targets.kind,)):
+        for P in target_pair(name, *embeddings(2), TAU, targets):
+            torch.testing.assert_close(P.sum(dim=1), torch.ones(7, dtype=torch.float64))
+            assert (P >= 0).all()
 
 
 def test_intra_target_comes_from_the_querys_own_modality():
     S, V = embeddings(2)
-    P_s2v, P_v2s = target_pair("intra", S, V, TAU, Targets("intra"))
+    P_s2v, P_v2s = target_pair("intra", S, V, TAU, Intra())
     torch.testing.assert_close(P_s2v, 0.2 * torch.softmax(S @ S.T / TAU, 1) + 0.8 * torch.eye(7))
     torch.testing.assert_close(P_v2s, 0.2 * torch.softmax(V @ V.T / TAU, 1) + 0.8 * torch.eye(7))
 
 
 def test_beta_zero_is_hard():
     S, V, L = embeddings()
-    torch.testing.assert_close(total(S, V, L, Targets("intra", beta=0.0)), total(S, V, L, Targets("hard")))
+    torch.testing.assert_close(total(S, V, L, Intra(beta=0.0)), total(S, V, L, Hard()))
 
 
 def test_inter_scores_are_the_printed_product_with_diagonals():
@@ -222,23 +237,23 @@ def test_inter_scores_are_the_printed_product_with_diagonals():
 def test_row_constant_term_of_eq_7_cancels_in_the_softmax():
     S, V = embeddings(2)
     sound = (S * V).sum(dim=1)
-    torch.testing.assert_close(inter_target(S, V, TAU), rho(S @ V.T + sound[None, :], TAU))
+    torch.testing.assert_close(inter_target(S, V, TAU), row_softmax(S @ V.T + sound[None, :], TAU))
 
 
 def test_column_term_of_eq_7_does_not_cancel():
     S, V = embeddings(2)
-    assert not torch.allclose(inter_target(S, V, TAU), rho(S @ V.T, TAU))
+    assert not torch.allclose(inter_target(S, V, TAU), row_softmax(S @ V.T, TAU))
 
 
 def test_inter_target_is_the_swapped_prediction():
-    """Row i for query v_i holds the scores of s_i: with all pairs equally sound it is rho(S V^T)."""
+    """Row i for query v_i holds the scores of s_i: with all pairs equally sound it is row_softmax(S V^T)."""
     generator = torch.Generator().manual_seed(5)
     S = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     V = torch.randn(4, 6, generator=generator, dtype=torch.float64)
     V = V - ((S * V).sum(1, keepdim=True) - 0.3) * S / S.square().sum(1, keepdim=True)
-    Q_s2v, Q_v2s = target_pair("inter", S, V, TAU, Targets("inter"))
-    torch.testing.assert_close(Q_v2s, rho(S @ V.T, TAU))
-    torch.testing.assert_close(Q_s2v, rho(V @ S.T, TAU))
+    Q_s2v, Q_v2s = target_pair("inter", S, V, TAU, Inter())
+    torch.testing.assert_close(Q_v2s, row_softmax(S @ V.T, TAU))
+    torch.testing.assert_close(Q_s2v, row_softmax(V @ S.T, TAU))
 
 
 def test_unsound_pairs_lose_weight_as_keys_and_to_their_negatives():
@@ -258,16 +273,14 @@ def test_average_is_a_threefold_temperature():
 
 def test_inter_hard_of_one_is_hard():
     S, V, L = embeddings()
-    torch.testing.assert_close(
-        total(S, V, L, Targets("inter", inter_hard=1.0)), total(S, V, L, Targets("hard"))
-    )
+    torch.testing.assert_close(total(S, V, L, Inter(inter_hard=1.0)), total(S, V, L, Hard()))
 
 
 def test_target_temperature_defaults_to_the_students():
     S, V, L = embeddings()
-    for kind in KINDS:
+    for kind in KINDS[1:]:
         torch.testing.assert_close(
-            total(S, V, L, Targets(kind)), total(S, V, L, Targets(kind, temperature=TAU)), rtol=1e-12, atol=0
+            total(S, V, L, of_kind(kind)), total(S, V, L, of_kind(kind, temperature=TAU)), rtol=1e-12, atol=0
         )
 
 
@@ -278,8 +291,8 @@ def test_target_temperature_defaults_to_the_students():
 @pytest.mark.parametrize(("alpha", "alone"), [(1.0, "intra"), (0.0, "inter")])
 def test_ends_of_alpha_are_one_target_only(kind, alpha, alone):
     S, V, L = embeddings()
-    found = loss(S, V, L, targets=Targets(kind), alpha=alpha, scale_v=5.0, scale_l=5.0)
-    torch.testing.assert_close(found.total, total(S, V, L, Targets(alone)))
+    found = loss(S, V, L, targets=of_kind(kind), alpha=alpha, scale_v=5.0, scale_l=5.0)
+    torch.testing.assert_close(found.total, total(S, V, L, of_kind(alone)))
     if kind == "partition":
         other = {"intra": "inter", "inter": "intra"}[alone]
         assert found.parts[f"s2v/{other}"] == 0.0
@@ -291,13 +304,13 @@ def test_ends_of_alpha_are_one_target_only(kind, alpha, alone):
 )
 def test_partition_gives_the_first_floor_of_alpha_b_rows_to_p(alpha, B, first):
     S, V = embeddings(2, B=B)
-    P, Q = (target_pair(name, S, V, TAU, Targets("partition")) for name in ("intra", "inter"))
+    P, Q = (target_pair(name, S, V, TAU, Partition()) for name in ("intra", "inter"))
     expected = alpha * (
         cross_entropy(P[0][:first], S[:first] @ V.T, TAU) + cross_entropy(P[1][:first], V[:first] @ S.T, TAU)
     ) + (1 - alpha) * (
         cross_entropy(Q[0][first:], S[first:] @ V.T, TAU) + cross_entropy(Q[1][first:], V[first:] @ S.T, TAU)
     )
-    found, _ = alignment(S, V, TAU, targets=Targets("partition"), alpha=alpha, teacher=(S, V))
+    found, _ = alignment(S, V, TAU, targets=Partition(), alpha=alpha, teacher=(S, V))
     torch.testing.assert_close(found, expected)
 
 
@@ -305,14 +318,14 @@ def test_partition_gives_the_first_floor_of_alpha_b_rows_to_p(alpha, B, first):
 def test_alpha_is_ignored_by_single_targets(kind):
     S, V, L = embeddings()
     torch.testing.assert_close(
-        total(S, V, L, Targets(kind), alpha=0.1), total(S, V, L, Targets(kind), alpha=0.9), rtol=0, atol=0
+        total(S, V, L, of_kind(kind), alpha=0.1), total(S, V, L, of_kind(kind), alpha=0.9), rtol=0, atol=0
     )
 
 
 def test_blend_is_linear_in_alpha():
     S, V, L = embeddings()
-    ends = [total(S, V, L, Targets("blend"), alpha=a) for a in (0.0, 1.0)]
-    torch.testing.assert_close(total(S, V, L, Targets("blend"), alpha=0.3), 0.7 * ends[0] + 0.3 * ends[1])
+    ends = [total(S, V, L, Blend(), alpha=a) for a in (0.0, 1.0)]
+    torch.testing.assert_close(total(S, V, L, Blend(), alpha=0.3), 0.7 * ends[0] + 0.3 * ends[1])
 
 
 @pytest.mark.parametrize("kind", ["hard", "intra", "inter", "blend"])
@@ -320,19 +333,19 @@ def test_order_of_the_batch_does_not_matter(kind):
     S, V, L = embeddings()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(3))
     torch.testing.assert_close(
-        total(S[order], V[order], L[order], Targets(kind)), total(S, V, L, Targets(kind))
+        total(S[order], V[order], L[order], of_kind(kind)), total(S, V, L, of_kind(kind))
     )
     gradients = []
     for rows in (torch.arange(7), order):
         leaf = S[rows].clone().requires_grad_()
-        total(leaf, V[rows], L[rows], Targets(kind)).backward()
+        total(leaf, V[rows], L[rows], of_kind(kind)).backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(gradients[1], gradients[0][order])
 
 
 def test_order_matters_to_partition_only_across_the_cut():
     S, V, L = embeddings()
-    targets = Targets("partition")
+    targets = Partition()
     within, across = [2, 0, 1, 6, 4, 5, 3], [6, 1, 2, 3, 4, 5, 0]  # alpha 0.5 of 7: rows 0-2 and 3-6
     before = total(S, V, L, targets)
     torch.testing.assert_close(total(S[within], V[within], L[within], targets), before)
@@ -375,7 +388,8 @@ def test_gradient_matches_finite_differences(targets):
     teacher = embeddings(B=4, D=3, seed=9)
     inputs = [X.requires_grad_() for X in embeddings(B=4, D=3)]
     scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
-    fixed = targets if targets.temperature else Targets(**{**vars(targets), "temperature": 0.3})
+    has_none = "temperature" in type(targets).model_fields and targets.temperature is None
+    fixed = targets.model_copy(update={"temperature": 0.3}) if has_none else targets
 
     def function(S, V, L, scale):
         return loss(
@@ -388,7 +402,7 @@ def test_gradient_matches_finite_differences(targets):
 def test_gradient_does_not_reach_a_teacher():
     S, V, L = embeddings()
     teacher = tuple(X.requires_grad_() for X in embeddings(seed=1))
-    found = total(S.requires_grad_(), V, L, Targets("blend"), teacher=teacher)
+    found = total(S.requires_grad_(), V, L, Blend(), teacher=teacher)
     found.backward()
     assert S.grad.abs().sum() > 0
     assert all(X.grad is None for X in teacher)
@@ -400,7 +414,7 @@ def test_gradient_does_not_reach_a_teacher():
 @pytest.mark.parametrize("kind", KINDS)
 def test_knowledges_add_up(kind):
     S, V, L = embeddings()
-    targets = Targets(kind)
+    targets = of_kind(kind)
     torch.testing.assert_close(
         total(S, V, L, targets), total(S, V, None, targets) + total(S, None, L, targets)
     )
@@ -410,13 +424,13 @@ def test_the_student_as_explicit_teacher_changes_nothing():
     S, V, L = embeddings()
     for kind in KINDS:
         torch.testing.assert_close(
-            total(S, V, L, Targets(kind), teacher=(S, V, L)), total(S, V, L, Targets(kind)), rtol=0, atol=0
+            total(S, V, L, of_kind(kind), teacher=(S, V, L)), total(S, V, L, of_kind(kind)), rtol=0, atol=0
         )
 
 
 def test_scales_are_separate():
     S, V, L = embeddings()
-    found = loss(S, V, L, targets=Targets("hard"), alpha=0.5, scale_v=2.0, scale_l=10.0).total
+    found = loss(S, V, L, targets=Hard(), alpha=0.5, scale_v=2.0, scale_l=10.0).total
     torch.testing.assert_close(found, infonce(S, V, 0.5) + infonce(S, L, 0.1))
 
 
@@ -432,7 +446,7 @@ def test_scales_are_separate():
 )
 def test_parts_are_named_by_direction_and_weigh_up_to_the_total(kind, names, weights):
     S, V, L = (X.requires_grad_() for X in embeddings())
-    found = loss(S, V, L, targets=Targets(kind), alpha=0.4, scale_v=5.0, scale_l=5.0)
+    found = loss(S, V, L, targets=of_kind(kind), alpha=0.4, scale_v=5.0, scale_l=5.0)
     directions = ["s2v", "v2s", "s2l", "l2s"]
     assert set(found.parts) == {f"{direction}/{name}" for direction in directions for name in names}
     weighted = sum(
@@ -451,7 +465,7 @@ def test_mean_similarity_is_of_the_diagonal_and_of_the_rest():
     positive, negative = mean_similarity(S, V)
     torch.testing.assert_close(positive, scores.diagonal().mean())
     torch.testing.assert_close(negative, off.mean())
-    found = loss(S, V, L, targets=Targets("hard"), alpha=0.5, scale_v=5.0, scale_l=5.0).similarity
+    found = loss(S, V, L, targets=Hard(), alpha=0.5, scale_v=5.0, scale_l=5.0).similarity
     assert list(found) == ["vision/positive", "vision/negative", "language/positive", "language/negative"]
     assert found["vision/positive"] == positive
 
@@ -459,44 +473,38 @@ def test_mean_similarity_is_of_the_diagonal_and_of_the_rest():
 def test_a_batch_of_one_is_finite():
     S, V, L = embeddings(B=1)
     for kind in KINDS:
-        found = loss(S, V, L, targets=Targets(kind), alpha=0.5, scale_v=5.0, scale_l=5.0)
+        found = loss(S, V, L, targets=of_kind(kind), alpha=0.5, scale_v=5.0, scale_l=5.0)
         assert all(torch.isfinite(x) for x in (found.total, *found.similarity.values()))
 
 
 def test_computes_in_float32_under_autocast_and_from_half():
     S, V, L = embeddings(dtype=torch.float32)
-    expected = total(S, V, L, Targets("partition"))
+    expected = total(S, V, L, Partition())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(total(S, V, L, Targets("partition")), expected)
-    half = total(S.bfloat16(), V.bfloat16(), L.bfloat16(), Targets("partition"))
+        assert torch.equal(total(S, V, L, Partition()), expected)
+    half = total(S.bfloat16(), V.bfloat16(), L.bfloat16(), Partition())
     assert half.dtype == torch.float32
     assert expected.dtype == torch.float32
-    assert total(*embeddings(), Targets("partition")).dtype == torch.float64
+    assert total(*embeddings(), Partition()).dtype == torch.float64
 
 
 def test_messages_name_the_value_and_the_remedy():
     S, V, L = embeddings()
     with pytest.raises(ConfigError, match="give vision embeddings, language embeddings or both"):
-        total(S, None, None, Targets("hard"))
-    with pytest.raises(ConfigError, match="the teacher gives no language embeddings"):
-        total(S, V, L, Targets("hard"), teacher=(S, V, None))
+        total(S, None, None, Hard())
+    with pytest.raises(ConfigError, match="the teacher has no language embeddings"):
+        total(S, V, L, Hard(), teacher=(S, V, None))
     with pytest.raises(ConfigError, match=r"alpha = 1\.5 is not a share"):
-        total(S, V, L, Targets("hard"), alpha=1.5)
-    with pytest.raises(
-        ConfigError, match="unknown targets 'soft'; use one of hard, intra, inter, blend, partition"
-    ):
-        Targets("soft")
-    with pytest.raises(ConfigError, match="beta = -1 is not a share"):
-        Targets("intra", beta=-1)
-    with pytest.raises(ConfigError, match="temperature = 0 of the targets"):
-        Targets("inter", temperature=0)
+        total(S, V, L, Hard(), alpha=1.5)
 
 
 def test_scale_learns_through_the_loss():
     S, V, L = embeddings(dtype=torch.float32)
-    scale_v, scale_l = LogitScale(), LogitScale()
-    loss(
-        S, V, L, targets=Targets("partition"), alpha=0.5, scale_v=scale_v(), scale_l=scale_l()
-    ).total.backward()
+    scale_v, scale_l = LogitScale(Temperature()), LogitScale(Temperature())
+    loss(S, V, L, targets=Partition(), alpha=0.5, scale_v=scale_v(), scale_l=scale_l()).total.backward()
     assert scale_v.value.grad.abs() > 0
     assert scale_l.value.grad.abs() > 0
+
+
+def test_the_example_of_the_docstring_runs():
+    assert doctest.testmod(objective) == (0, 4)

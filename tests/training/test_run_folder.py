@@ -53,7 +53,7 @@ def test_another_configuration_is_refused_naming_the_first_difference(data, tmp_
     with pytest.raises(CheckpointError) as caught:
         train(other)
     assert str(caught.value).endswith(
-        f"is of another run: {said}; choose another --out, or delete the folder to begin anew"
+        f"is of another run: {said}; choose another --out, or delete the folder to start over"
     )
 
 

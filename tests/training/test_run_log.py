@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from c2vl_training.run_log import BINS, read_histograms
-from c2vl_training.trainer import read_metrics, train
+from c2vl_training.run_log import BINS, read_histograms, read_metrics
+from c2vl_training.trainer import train
 from support.training import StoppedError, run, stop_after
 
 

@@ -21,8 +21,8 @@ import torch
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note, silent
 from c2vl_training import checkpoint, objective, trainer
-from c2vl_training.run_log import read_histograms
-from c2vl_training.trainer import read_metrics, train
+from c2vl_training.run_log import read_histograms, read_metrics
+from c2vl_training.trainer import train
 from support.packed import COUNT, moving, sticks
 from support.training import BASE, StoppedError, run, same, stop_after, tensors
 
@@ -93,7 +93,7 @@ def test_a_run_broken_within_an_epoch_repeats_that_epoch(data, tmp_path, monkeyp
         train(run(data, tmp_path / "parts"))
     notes: list[Event] = []
     train(run(data, tmp_path / "parts"), notes.append)
-    assert Note("parts: going on after epoch 2 of 4") in notes
+    assert Note("parts: resuming after epoch 2 of 4") in notes
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
 
 
@@ -118,7 +118,7 @@ def test_an_interrupt_within_an_epoch_saves_the_step_and_resumes_bitwise(
         assert Note(f"parts: interrupted in epoch {where[0]} after step {where[1]}; saved") in notes
     notes = []
     train(run(data, tmp_path / "parts", *more), notes.append)
-    assert Note("parts: going on after epoch 2 and 3 steps of 4") in notes
+    assert Note("parts: resuming after epoch 2 and 3 steps of 4") in notes
     for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT, checkpoint.PROJECTORS):
         assert same(tensors(tmp_path / "whole", name), tensors(tmp_path / "parts", name))
     whole, parts = (
@@ -150,7 +150,7 @@ def test_going_on_with_another_torch_is_allowed_and_said(data, tmp_path):
     )
     notes: list[Event] = []
     train(run(data, out), notes.append)
-    said = f"{out / checkpoint.CHECKPOINT} was made with torch 1.0, this process has {torch.__version__}: the run goes on, its last digits may differ"
+    said = f"{out / checkpoint.CHECKPOINT} was made with torch 1.0, this process has {torch.__version__}: the run resumes, its last digits may differ"
     assert Note(said, "warning") in notes
 
 
@@ -332,7 +332,7 @@ def test_an_absurd_learning_rate_never_leaves_broken_weights(data, tmp_path, kin
 
 def test_an_unknown_device_is_refused(data, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"training\.device = 'gpu' is no device; use auto, cpu, cuda or cuda:<number>"
+        ConfigError, match=r"training\.device = 'gpu' is not a device; use auto, cpu, cuda or cuda:<number>"
     ):
         train(run(data, tmp_path / "run", "training.device=gpu"))
 
@@ -392,9 +392,9 @@ def test_the_floor_is_the_encoder_as_pretraining_begins_with_it(data, tmp_path, 
     train(run(data, tmp_path / "floor", kind="random", seed=3))
     began: list[dict[str, torch.Tensor]] = []
 
-    def fit(run, learner, *_):
-        began.append({k: v.clone() for k, v in learner.model.encoder.state_dict().items()})
-        return {}, 0.0
+    def fit(method, *_):
+        began.append({k: v.clone() for k, v in method.model.encoder.state_dict().items()})
+        return trainer.Position()
 
     monkeypatch.setattr(trainer, "fit", fit)
     train(run(data, tmp_path / "run", seed=3), silent)

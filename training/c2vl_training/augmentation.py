@@ -11,23 +11,23 @@ from c2vl_manifests.recipe import InputConfig
 
 
 @dataclass(frozen=True)
-class Draws:
-    """Random numbers of one epoch, one row a sample."""
+class AugmentationDraws:
+    """Random numbers of one epoch, one row per sample."""
 
-    window: Tensor  # share of the frames kept, before clipping
-    start: Tensor  # where the window lies, in [0, 1)
+    window: Tensor  # share of the frames, before clipping
+    start: Tensor  # start of the window, in [0, 1)
     angles: Tensor  # (N, 3) radians
 
-    def take(self, at: slice | Tensor) -> Draws:
-        """Return the draws of some samples, by their places."""
-        return Draws(self.window[at], self.start[at], self.angles[at])
+    def take(self, at: slice | Tensor) -> AugmentationDraws:
+        """Return the draws of the samples at some places."""
+        return AugmentationDraws(self.window[at], self.start[at], self.angles[at])
 
 
-def draw(count: int, config: InputConfig, generator: torch.Generator) -> Draws:
+def draw(count: int, config: InputConfig, generator: torch.Generator) -> AugmentationDraws:
     """Draw the augmentation of `count` samples."""
     low, high = config.augmentation.window
     uniform = torch.rand(count, 5, generator=generator)
-    return Draws(
+    return AugmentationDraws(
         low + (high - low) * uniform[:, 0],
         uniform[:, 1],
         (2 * uniform[:, 2:] - 1) * config.augmentation.rotation,

@@ -1,17 +1,17 @@
-"""What a run leaves on disk, and how it is read again: safetensors only, no pickle is ever loaded.
+"""Files of a run, written and read: safetensors only, no pickle is ever loaded.
 
 run.json                what was run: recipe, seed, data fingerprint, samples, versions, seconds
-checkpoint.safetensors  weights, optimiser and teacher of the last checkpoint: a killed run goes on from it
+checkpoint.safetensors  weights, optimiser and teacher of the last checkpoint: a killed run resumes from it
 encoder.safetensors     the trained encoder; its presence means the run is finished
-projectors.safetensors  of a pre-training: what brings skeletons, crops and captions into one space
-metrics.jsonl           one line an epoch
+projectors.safetensors  of a pre-training: projectors of skeletons, crops and captions into one space
+metrics.jsonl           one line per epoch
 histograms.jsonl        similarities of pairs and non-pairs, of some epochs
 left_out.csv            samples that could not take part, and why
 bad_batch.txt           if the loss became NaN: the samples of that batch
 
-A weights file holds its facts as JSON and a sha256 over facts and tensors, which `load` verifies: a flipped bit is
-seen. Nothing here stores the state of a random generator as such: every draw is keyed by seed, epoch and step or
-sample, which the facts hold, so a resumed run draws what the interrupted one would have drawn.
+A weights file holds its facts as JSON and a sha256 over facts and tensors, which `load` verifies. No state of a
+random generator is stored: every draw is keyed by seed, epoch and step or sample, which the facts hold, so a resumed
+run draws the numbers that the interrupted one would have drawn.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def save(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save` wrote.
+    """Read tensors and facts written by `save`.
 
     Raises:
-        CheckpointError: the file is absent, damaged, or not one of ours.
+        CheckpointError: the file is absent, damaged, or not a checkpoint of this program.
     """
     if not path.is_file():
         raise CheckpointError(
@@ -68,39 +68,40 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
             facts = json.loads(metadata["c2vl"])
-            promised = metadata["sha256"]
+            expected = metadata["sha256"]
             tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: not a checkpoint of this program ({type(error).__name__}: {str(error)[:100]}); delete it and train again"
+            f"{path}: not a checkpoint of this program "
+            f"({type(error).__name__}: {str(error)[:100]}); delete it and train again"
         ) from error
-    if (found := _sha256(tensors, facts)) != promised:
+    if (actual := _sha256(tensors, facts)) != expected:
         raise CheckpointError(
-            f"{path}: damaged: its content has the sha256 {found[:12]}…, it was written with {promised[:12]}…; "
+            f"{path}: damaged: its content has the sha256 {actual[:12]}…, expected {expected[:12]}…; "
             "put a good copy in its place, or delete it and train again"
         )
     return tensors, facts
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the momentum buffers by position of their parameter."""
-    found = {}
+    """Return the momentum buffers, named by the position of their parameter."""
+    buffers = {}
     for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
         buffer = optimiser.state.get(parameter, {}).get("momentum_buffer")
         if buffer is not None:
-            found[f"optimiser.{number}"] = buffer
-    return found
+            buffers[f"optimiser.{number}"] = buffer
+    return buffers
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put momentum buffers back."""
+    """Load momentum buffers into an optimiser."""
     for number, parameter in enumerate(p for group in optimiser.param_groups for p in group["params"]):
         if (buffer := tensors.get(f"optimiser.{number}")) is not None:
             optimiser.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
 
 
 def restore(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: Path) -> None:
-    """Load `prefix.*` into a module; every tensor must fit.
+    """Load the tensors `prefix*` into a module; every one must fit.
 
     Raises:
         CheckpointError: naming the first tensor that is missing, unexpected or of another shape.
@@ -110,22 +111,23 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: 
     for name in sorted({*wanted, *given}):
         if name not in given:
             raise CheckpointError(
-                f"{source}: lacks the tensor {name!r} that this model has; it is of another model"
+                f"{source}: lacks the tensor {name!r} of this model; it belongs to another model"
             )
         if name not in wanted:
             raise CheckpointError(
-                f"{source}: holds the tensor {name!r} that this model lacks; it is of another model"
+                f"{source}: holds the tensor {name!r} that this model lacks; it belongs to another model"
             )
         if wanted[name].shape != given[name].shape:
             raise CheckpointError(
-                f"{source}: {name} has the shape {tuple(given[name].shape)}, this model's is {tuple(wanted[name].shape)}; it is of another model"
+                f"{source}: {name} has the shape {tuple(given[name].shape)}, "
+                f"expected {tuple(wanted[name].shape)}; it belongs to another model"
             )
     module.load_state_dict(given)
 
 
 @dataclass(frozen=True)
 class TrainedEncoder:
-    """A frozen encoder with what it must be fed."""
+    """A frozen encoder, with the layout and format of its input."""
 
     module: encoders.Encoder
     layout: Layout
@@ -142,7 +144,7 @@ def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the encoder file of a finished run.
 
     Raises:
-        CheckpointError: the run is unfinished, damaged, or there is none.
+        CheckpointError: the run is unfinished, damaged, or absent.
     """
     if not (folder / ENCODER).is_file() and (folder / CHECKPOINT).is_file():
         raise CheckpointError(
@@ -151,7 +153,7 @@ def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load(folder / ENCODER)
 
 
-def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
+def load_encoder(folder: Path, device: torch.device | str = "cpu") -> TrainedEncoder:
     """Build the encoder of a finished run, in eval mode and without gradients.
 
     Raises:
@@ -164,7 +166,7 @@ def load_encoder(folder: Path, device: torch.device) -> TrainedEncoder:
         module = encoders.build_encoder(config, layout, int(facts["bodies"]))
         inputs = InputConfig.model_validate(facts["input"])
     except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{path}: does not say which encoder it holds ({str(error)[:100]})") from error
+        raise CheckpointError(f"{path}: lacks the description of its encoder ({str(error)[:100]})") from error
     restore(module, tensors, "", path)
     module.eval().requires_grad_(False).to(device)
     return TrainedEncoder(module, layout, inputs, facts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from c2vl_training.run_folder import Kind, Run
 
 app = application(
-    "Train skeleton encoders on packed data. A run that was killed or interrupted goes on by the same command. "
+    "Train skeleton encoders on packed data. A run that was killed or interrupted is resumed by the same command. "
     "On several GPUs: torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …"
 )
 
@@ -26,7 +27,7 @@ DataOption = Annotated[
 BenchmarkOption = Annotated[
     str | None,
     typer.Option(
-        "--benchmark", help="xsub (if the data have it), xview, xset, or one of your own.", show_default=False
+        "--benchmark", help="xsub (if the data have it), xview, xset, or a custom one.", show_default=False
     ),
 ]
 OutOption = Annotated[
@@ -96,50 +97,32 @@ def _train(
             )
 
 
-@app.command()
-def pretrain(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Pre-train by cross-modal contrastive learning with soft targets; reads no labels."""
-    _train("pretrain", data, benchmark, out, recipe, seed, set_, dry_run)
+def _command(kind: Kind) -> Callable[..., None]:
+    def command(
+        data: DataOption,
+        benchmark: BenchmarkOption = None,
+        out: OutOption = None,
+        recipe: RecipeOption = None,
+        seed: SeedOption = 0,
+        set_: SetOption = None,
+        dry_run: DryOption = False,
+    ) -> None:
+        _train(kind, data, benchmark, out, recipe, seed, set_, dry_run)
+
+    return command
 
 
-@app.command()
-def supervised(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Train the same encoder with labels: the ceiling in every table."""
-    _train("supervised", data, benchmark, out, recipe, seed, set_, dry_run)
-
-
-@app.command("random")
-def random_(
-    data: DataOption,
-    benchmark: BenchmarkOption = None,
-    out: OutOption = None,
-    recipe: RecipeOption = None,
-    seed: SeedOption = 0,
-    set_: SetOption = None,
-    dry_run: DryOption = False,
-) -> None:
-    """Write the encoder as initialised: the floor in every table."""
-    _train("random", data, benchmark, out, recipe, seed, set_, dry_run)
+_COMMANDS: dict[Kind, str] = {
+    "pretrain": "Pre-train by cross-modal contrastive learning with soft targets; reads no labels.",
+    "supervised": "Train the same encoder with labels: the ceiling in every table.",
+    "random": "Write the encoder as initialised: the floor in every table.",
+}
+for _kind, _help in _COMMANDS.items():
+    app.command(_kind, help=_help)(_command(_kind))
 
 
 @app.command("export")
-def export_(
+def export_command(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
     out: Annotated[
         Path | None,
@@ -149,14 +132,14 @@ def export_(
     """Write the encoder as one ONNX file: clips (N, C, T, V, M) in, features (N, D) out."""
     from c2vl_training.export import export
 
-    found = export(run, out or run / "encoder.onnx")
-    C, T, V, M = found.shape[1:]
+    exported = export(run, out or run / "encoder.onnx")
+    C, T, V, M = exported.shape[1:]
     checked = (
-        f"differs from torch by {found.difference:.0e} in onnxruntime"
-        if found.difference == found.difference
+        f"differs from torch by {exported.difference:.0e} in onnxruntime"
+        if exported.difference == exported.difference
         else "not run: onnxruntime is not installed"
     )
-    say(f"{found.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {found.dim}); {checked}")
+    say(f"{exported.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {exported.dim}); {checked}")
 
 
 def main() -> None:

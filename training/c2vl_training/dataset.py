@@ -1,9 +1,9 @@
-"""Packed arrays to augmented batches: one batched augmentation over the store, no DataLoader.
+"""Packed arrays to augmented batches: one batched augmentation over the arrays, no DataLoader.
 
 Array order on disk (T, C, M, V), in batches (N, C, T, V, M). On a CPU batches are read from the mapped file, which
 is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and sample, so
-a resumed epoch, or one that several processes share, sees what an undisturbed one saw. Labels lie in a file of their own that
-`Packed.labels` opens: pre-training never calls it.
+that resuming, or sharing an epoch between processes, changes no batch. Labels have their own file, opened by
+`Packed.labels`: pre-training never calls it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import InputConfig
-from c2vl_training.augmentation import Draws, rotations
+from c2vl_training.augmentation import AugmentationDraws, rotations
 
 Rows = npt.NDArray[np.int64]
 _COLUMNS = (
@@ -38,17 +38,17 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Selection:
-    """Rows of a split that can be used, and (sample_id, reason) of those that cannot."""
+    """Usable rows of a split, and (sample_id, reason) of the others."""
 
     rows: Rows
     left_out: tuple[tuple[str, str], ...]
 
 
 class Packed:
-    """One packed folder; arrays stay on disk until asked for.
+    """One packed folder; arrays stay on disk until they are used.
 
     Raises:
-        StageError: nothing was packed there.
+        StageError: the folder holds no packed data.
         DataError: an array is damaged or of another shape than `packed.json` says.
     """
 
@@ -108,14 +108,14 @@ class Packed:
         return self._index.column("splits").chunk(0)
 
     def benchmarks(self) -> list[str]:
-        """Names of the benchmarks that any sample belongs to."""
+        """Return the names of the benchmarks of all samples."""
         return sorted(self._splits().keys.unique().to_pylist())
 
     def main_benchmark(self) -> str:
         """Return xsub, or else the first benchmark.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: none exists.
         """
         names = self.benchmarks()
         if not names:
@@ -127,8 +127,8 @@ class Packed:
     def _members(self, benchmark: str, split: str) -> Rows:
         """Return all rows of a split.
 
-        `<benchmark>-val` divides the *training* split alone: a quarter of its subjects, the last ones, stand in
-        for the test subjects, so that settings can be chosen without looking at the test split.
+        `<benchmark>-val` divides the *training* split alone: a quarter of its subjects, the last ones, replace
+        the test subjects, so that settings can be chosen without looking at the test split.
         """
         base = benchmark if benchmark in self.benchmarks() else benchmark.removesuffix("-val")
         if base not in self.benchmarks():
@@ -145,7 +145,8 @@ class Packed:
         subjects = np.unique(subject[subject >= 0])
         if len(subjects) < 2:
             raise ConfigError(
-                f"{benchmark!r} holds out subjects of the training split, which names {len(subjects)}; at least 2 are needed"
+                f"{benchmark!r} holds out subjects of the training split, "
+                f"which names {len(subjects)}; at least 2 are needed"
             )
         held = np.isin(subject, subjects[-max(1, len(subjects) // 4) :])
         return training[held if split == "test" else ~held]
@@ -158,17 +159,18 @@ class Packed:
         return members
 
     def select(self, benchmark: str, split: str, knowledge: Sequence[str] = ()) -> Selection:
-        """Return the usable rows of a split: a skeleton, and at least one usable vector of each knowledge asked for.
+        """Return the usable rows of a split: with a skeleton, and a usable vector of each required kind of knowledge.
 
         Raises:
             ConfigError: no such benchmark.
-            DataError: nothing usable is left.
+            DataError: no row is usable.
         """
         rows = self._members(benchmark, split)
         needed = ("frames", *(f"{kind}_rows" for kind in knowledge))
         usable = np.all([self._index.column(name).to_numpy()[rows] > 0 for name in needed], axis=0)
         left_out = tuple(
-            (row["sample_id"], _lack(row, knowledge)) for row in self._index.take(rows[~usable]).to_pylist()
+            (row["sample_id"], _missing(row, knowledge))
+            for row in self._index.take(rows[~usable]).to_pylist()
         )
         if not usable.any():
             why = f"; the first was left out because of {left_out[0][1]}" if left_out else ""
@@ -178,11 +180,11 @@ class Packed:
         return Selection(rows[usable], left_out)
 
 
-def _lack(row: dict[str, Any], knowledge: Sequence[str]) -> str:
+def _missing(row: dict[str, Any], knowledge: Sequence[str]) -> str:
     if row["frames"] == 0:
         return f"{row['skeleton_status']}: {row['reason'] or 'no skeleton'}"
-    lacking = " and ".join(kind for kind in knowledge if row[f"{kind}_rows"] == 0)
-    return f"no usable {lacking} rows: {row['reason'] or 'nobody found in any frame'}"
+    missing = " and ".join(kind for kind in knowledge if row[f"{kind}_rows"] == 0)
+    return f"no usable {missing} rows: {row['reason'] or 'nobody found in any frame'}"
 
 
 @dataclass(frozen=True)
@@ -214,9 +216,8 @@ class UnpackedSkeletons:
 class Clips:
     """Some rows of a packed set, and the batched augmentation over them.
 
-    On a CPU the planes are the mapped file itself: nothing is copied, and the system keeps in memory what fits. Any
-    other device holds the frames of the rows, 4 M V C bytes each (600 of two Kinect bodies: 1.9 GB for 40,000 clips
-    of 80 frames).
+    On a CPU the planes are the mapped file itself: nothing is copied. Any other device holds the frames of the rows,
+    4 M V C bytes each (600 for two Kinect bodies: 1.9 GB for 40,000 clips of 80 frames).
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class Clips:
         if device.type == "cpu":
             frames, first = _mapped(packed.joints), packed.offsets[rows]
         else:
-            frames, first = resident(packed, rows, device)
+            frames, first = copy_to_device(packed, rows, device)
         self._planes = frames.view(-1, self._shape[1] * self._shape[2])
         self._first = torch.from_numpy(first).to(device)
         self._length = torch.from_numpy(np.diff(packed.offsets)[rows]).to(device)
@@ -238,7 +239,7 @@ class Clips:
 
     @property
     def device(self) -> torch.device:
-        """Where clips are made."""
+        """Device of the clips."""
         return self._length.device
 
     def test(self, at: Tensor) -> Tensor:
@@ -248,7 +249,7 @@ class Clips:
         still = torch.eye(3, device=at.device).expand(len(at), 3, 3)
         return self._clip(at, cut, length - 2 * cut, still)
 
-    def train(self, at: Tensor, draws: Draws) -> Tensor:
+    def train(self, at: Tensor, draws: AugmentationDraws) -> Tensor:
         """Return augmented clips: a random window, resized in time, rotated. Shape: (N,) -> (N, C, T, V, M)."""
         device = self._length.device
         length = self._length[at]
@@ -261,9 +262,11 @@ class Clips:
         return self._clip(at, start, window, rotations(angles))
 
     def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor) -> Tensor:
-        """Cut, resize in time, rotate, and take the stream."""
+        """Cut, resize in time, rotate, and derive the stream."""
         C, M, V = self._shape
-        planes, weights = _bags(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
+        planes, weights = _interpolation(
+            self._first[at] + start, window, rotation[:, :C, :C], self.config.frames
+        )
         planes.clamp_(max=len(self._planes) - 1)
         clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum")
         return self._stream(clip.view(len(at), C, -1, M, V)).transpose(3, 4)
@@ -285,13 +288,13 @@ def _mapped(joints: npt.NDArray[Any]) -> Tensor:
         return torch.from_numpy(joints)  # read alone
 
 
-def resident(
+def copy_to_device(
     packed: Packed | UnpackedSkeletons, rows: Rows, device: torch.device, at_once: int = 1024
 ) -> tuple[Tensor, Rows]:
-    """Copy the frames of some rows to a device, a thousand clips at a time.
+    """Copy the frames of some rows to a device, `at_once` clips at a time.
 
     Returns:
-        The frames, (frames, C, M, V), and where each row begins among them, (N,).
+        The frames, (frames, C, M, V), and where each row starts among them, (N,).
     """
     first = np.concatenate([[0], np.cumsum(np.diff(packed.offsets)[rows])])
     frames = torch.empty((int(first[-1]), *packed.joints.shape[1:]), device=device)
@@ -302,17 +305,17 @@ def resident(
     return frames, first[:-1]
 
 
-def _bags(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Say which planes of the store, with which weights, add up to each plane of each clip.
+def _interpolation(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Return the planes of the arrays, and their weights, whose sum is each plane of each clip.
 
-    A plane is one coordinate of one frame, C planes a frame. Resizing in time mixes a frame and the next one, a
+    A plane is one coordinate of one frame; a frame has C planes. Resizing in time mixes a frame and the next one, a
     rotation mixes the planes of a frame; both are linear, so each plane of a clip is one weighted sum of 2 C planes:
-    sum_k R[c, k] ((1 - w) x_k[low] + w x_k[low + 1]). One pass over memory instead of one each.
+    sum_k R[c, k] ((1 - w) x_k[low] + w x_k[low + 1]). This needs one pass over memory instead of two.
 
     Shape: (N,), (N,), (N, C, C) -> (N C T, 2 C), (N C T, 2 C)
     """
     C, device = rotation.shape[1], rotation.device
-    # half-pixel centres in whole numbers: frame t lies at ((2 t + 1) window - frames) / (2 frames)
+    # half-pixel centres in whole numbers: frame t is at ((2 t + 1) window - frames) / (2 frames)
     centre = ((2 * torch.arange(frames, device=device) + 1) * window[:, None] - frames).clamp_(min=0)
     low = centre // (2 * frames)
     share = (centre - 2 * frames * low) / (2 * frames)

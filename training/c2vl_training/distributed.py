@@ -1,13 +1,12 @@
 """Several processes, one run: `torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …`.
 
-Each process (rank) encodes its share of every batch; embeddings are gathered, so that the loss sees the whole batch:
-processes x share gives the loss and the gradients of one process with the whole batch. Every rank computes that loss
-in full. `DistributedDataParallel` averages gradients over ranks, hence `gather` multiplies what it hands back by
-their number, and what every rank has in common (temperatures) needs no care. With one process all of this is nothing.
+Each process (rank) encodes its part of every batch; embeddings are gathered, so that the loss sees the whole batch:
+loss and gradients equal those of one process with the whole batch. Every rank computes that loss in full.
+`DistributedDataParallel` averages gradients over ranks, hence `gather` multiplies the gradients it returns by the
+number of ranks; parameters of the loss itself (temperatures) need no correction. With one process nothing changes.
 
-Batch normalisation of several ranks is ours: torch's SyncBatchNorm refuses CPU tensors. A normalisation of one's own
-(an autograd function with weights, say) is in step if it sends its sums through `moments` in the forward and through
-`all_reduce_sum` in the backward pass.
+Batch normalisation over ranks is in `encoders/batchnorm.py`: torch's SyncBatchNorm rejects CPU tensors. Any other custom
+normalisation must send its sums through `moments` in the forward and `all_reduce_sum` in the backward pass.
 """
 
 from __future__ import annotations
@@ -29,31 +28,31 @@ from torch.nn.parallel import DistributedDataParallel
 from c2vl_manifests.errors import C2VLError, ConfigError, one_line
 
 PATIENCE = timedelta(minutes=10)
-"""How long a rank waits for the others before it takes them for dead."""
+"""How long a rank waits for the others before it reports them as dead."""
 
 
 def size() -> int:
-    """Return how many processes this run has."""
+    """Return the number of processes of this run."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Return which of them this is, counted from 0; the first one writes and reports."""
+    """Return the number of this process, from 0; process 0 writes and reports."""
     return dist.get_rank() if size() > 1 else 0
 
 
-class Lost(C2VLError):  # noqa: N818 - what happened, not a mistake of the user
+class ProcessLostError(C2VLError):
     """Another process of the run has died or cannot be reached."""
 
 
 @contextmanager
 def joined() -> Iterator[int]:
-    """Join the processes that torchrun started, if it did; yields this one's rank.
+    """Join the processes started by torchrun, if any, and yield this one's rank.
 
-    What stops a run is said by one process: the first to meet it raises, the others leave with exit code 1.
+    An error is reported by one process: the first to meet it raises, the others exit with code 1.
 
     Raises:
-        C2VLError: whatever the body raises, on one rank.
+        C2VLError: the error of the body, on one rank.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield 0
@@ -61,12 +60,12 @@ def joined() -> Iterator[int]:
     cuda = torch.cuda.is_available()
     try:
         store, me, count = next(rendezvous("env://", timeout=PATIENCE))
-        # a run that goes on after torchrun started it anew must not read what the last attempt said
+        # a run restarted by torchrun must not read the messages of the last attempt
         store = PrefixStore(f"c2vl-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=store, rank=me, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        raise Lost(
+        raise ProcessLostError(
             f"the processes of this run cannot reach each other ({one_line(error)}); "
             "start them by torchrun and check its address and port"
         ) from error
@@ -75,22 +74,26 @@ def joined() -> Iterator[int]:
     try:
         yield me
     except (C2VLError, OSError, KeyboardInterrupt) as error:
-        if _first_to_say(store):
+        if _first_to_report(store):
             raise
         raise SystemExit(1) from error
     finally:
         dist.destroy_process_group()
 
 
-def _first_to_say(store: Store) -> bool:
+def _first_to_report(store: Store) -> bool:
     try:
-        return int(store.add("said", 1)) == 1
-    except (RuntimeError, ValueError):  # whoever kept the store is gone
+        return int(store.add("reported", 1)) == 1
+    except (RuntimeError, ValueError):  # the process that held the store is gone
         return True
 
 
 def device_of(name: str) -> torch.device:
-    """Resolve `auto`; raises ConfigError for a device this machine lacks."""
+    """Return the device of that name, `auto` included.
+
+    Raises:
+        ConfigError: this machine has no such device.
+    """
     if name == "auto":
         # each process of a run has its own GPU: `joined` chose it
         return (
@@ -102,7 +105,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise ConfigError(
-            f"training.device = {name!r} is no device; use auto, cpu, cuda or cuda:<number>"
+            f"training.device = {name!r} is not a device; use auto, cpu, cuda or cuda:<number>"
         ) from error
     if device.type not in {"cpu", "cuda"}:
         raise ConfigError(f"training.device = {name!r}: training runs on cpu and cuda; use auto, cpu or cuda")
@@ -113,22 +116,24 @@ def device_of(name: str) -> torch.device:
 
 @contextmanager
 def collective_errors(remedy: Callable[[], str]) -> Iterator[None]:
-    """Turn the failure of a collective operation, wherever it shows, into `Lost` with a remedy."""
+    """Turn the failure of a collective operation into `ProcessLostError` with a remedy."""
     try:
         yield
     except RuntimeError as error:
         text = str(error)
-        told = ("gloo", "NCCL", "Connection", "peer", "socket", "ProcessGroup", "Timed out")
-        if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in told)):
-            raise Lost(f"another of the {size()} processes of this run has died; {remedy()}") from error
+        words = ("gloo", "NCCL", "Connection", "peer", "socket", "ProcessGroup", "Timed out")
+        if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in words)):
+            raise ProcessLostError(
+                f"another of the {size()} processes of this run has died; {remedy()}"
+            ) from error
         raise
 
 
 def per_rank(batch: int) -> int:
-    """Return how many samples of a batch each rank takes.
+    """Return the number of samples of a batch per rank.
 
     Raises:
-        ConfigError: they cannot be shared evenly.
+        ConfigError: the batch cannot be shared evenly.
     """
     if batch % size():
         raise ConfigError(
@@ -139,7 +144,7 @@ def per_rank(batch: int) -> int:
 
 
 def local_rows(rows: Any) -> Any:
-    """Return this rank's part of something with a row a sample of the batch."""
+    """Return this rank's part of an array with one row per sample of the batch."""
     if size() == 1:
         return rows
     part = per_rank(len(rows))
@@ -147,7 +152,7 @@ def local_rows(rows: Any) -> Any:
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
-    """Return whether any rank says so."""
+    """Return True if `flag` is True on any rank."""
     return flag if size() == 1 else bool(all_reduce_sum(torch.tensor([float(flag)], device=device)) > 0)
 
 
@@ -174,9 +179,9 @@ def all_reduce_sum(x: Tensor) -> Tensor:
 
 def _all(x: Tensor) -> Tensor:
     """Shape: S -> (ranks, *S), without gradient."""
-    found = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
-    dist.all_gather(found, x.detach().contiguous())
-    return torch.stack(found)
+    parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(size())]
+    dist.all_gather(parts, x.detach().contiguous())
+    return torch.stack(parts)
 
 
 class _Gather(torch.autograd.Function):
@@ -186,20 +191,20 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        # all ranks have the same loss, so the sum over ranks of this gradient is their number times ours
+        # all ranks have the same loss, so the sum over ranks of this gradient is their number times this one
         return size() * gradients[0].chunk(size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
-    """Put the rows of all ranks one after the other, with exact gradients. Shape: (B / ranks, ...) -> (B, ...)."""
+    """Concatenate the rows of all ranks, with exact gradients. Shape: (B / ranks, ...) -> (B, ...)."""
     gathered: Tensor = x if size() == 1 else _Gather.apply(x)  # type: ignore[no-untyped-call]
     return gathered
 
 
 def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Combine the statistics of the ranks as if their samples lay in one place, without gradient.
+    """Combine the statistics of the ranks into those of all samples, without gradient.
 
-    Means are combined by how far they lie apart, so nothing cancels as it does in a sum of squares.
+    Means are combined by their distances, so that nothing cancels as it does in a sum of squares.
 
     Args:
         count: samples (or their weights) a channel was averaged over. Shape ().
@@ -207,7 +212,7 @@ def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tenso
         squares: sum of squared distances from that mean. Shape (C,).
 
     Returns:
-        The same three of all ranks.
+        Count, mean and squares over all ranks.
     """
     if size() == 1:
         return count, mean, squares
@@ -220,7 +225,7 @@ def moments(count: Tensor, mean: Tensor, squares: Tensor) -> tuple[Tensor, Tenso
 
 
 def distribute(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return what to call in place of a model: itself, or its `DistributedDataParallel` over all ranks."""
+    """Return the module to call instead of a model: itself, or its `DistributedDataParallel` over all ranks."""
     if size() == 1:
         return model
     # convolution weights are channels-last, buckets are not: a copy of some megabytes a step

@@ -1,4 +1,4 @@
-"""A trained encoder as one ONNX file, for whoever has no torch."""
+"""Export of a trained encoder as one ONNX file, for use without torch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from c2vl_manifests.errors import ConfigError, EngineError
 from c2vl_manifests.manifest import commit_bytes
 from c2vl_training import checkpoint
-from c2vl_training.encoders.base import OneByOne
+from c2vl_training.encoders.base import PerBodyEncoder
 
 OPSET = 18
 INPUT, OUTPUT = "clips", "features"
@@ -26,7 +26,7 @@ INPUT, OUTPUT = "clips", "features"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: an input (N, C, T, V, M) with any N, an output (N, D)."""
+    """An exported file: input (N, C, T, V, M) with any N, output (N, D)."""
 
     path: Path
     shape: tuple[int, ...]
@@ -36,17 +36,17 @@ class Exported:
 
 
 class _Plain(nn.Module):
-    """An encoder in eval mode as a graph without choices that depend on the data.
+    """An encoder in eval mode as a graph without data-dependent branches.
 
-    Bodies do not meet in eval mode, so computing the empty ones changes no feature; where they are left out of the
-    mean over bodies, a mask leaves them out.
+    In eval mode bodies do not influence each other, so computing empty ones changes no feature; where they are left
+    out of the mean over bodies, a mask removes them.
     """
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
-        self.leave_out = isinstance(encoder, OneByOne) and encoder.empty_bodies == "leave_out"
-        if isinstance(encoder, OneByOne):
+        self.leave_out = isinstance(encoder, PerBodyEncoder) and encoder.empty_bodies == "leave_out"
+        if isinstance(encoder, PerBodyEncoder):
             encoder.empty_bodies = "compute"
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -54,27 +54,27 @@ class _Plain(nn.Module):
         if not self.leave_out:
             features: Tensor = self.encoder(clips)
             return features
-        assert isinstance(self.encoder, OneByOne)
+        assert isinstance(self.encoder, PerBodyEncoder)
         N, M = clips.shape[0], clips.shape[4]
-        each = self.encoder.encode(self.encoder._normalised(clips, None), None).view(N, M, -1)
-        there = clips.abs().amax(dim=(1, 2, 3)).gt(0)
+        each = self.encoder.encode(self.encoder.normalised(clips, None), None).view(N, M, -1)
+        present = clips.abs().amax(dim=(1, 2, 3)).gt(0)
         first = torch.arange(M, device=clips.device) == 0
-        share = (there | first).to(each.dtype)  # a clip of nobody keeps its first body
+        share = (present | first).to(each.dtype)  # an empty clip keeps its first body
         return (each * share[:, :, None]).sum(dim=1) / share.sum(dim=1, keepdim=True)
 
 
 def export(run: Path, out: Path) -> Exported:
     """Write the encoder of a finished run as ONNX, opset 18, float32.
 
-    What a clip must be is in the file's metadata under `c2vl`: layout, stream, frames, window, and the facts of the
-    run. The graph is run once by onnxruntime, where that is installed, and compared.
+    The file's metadata describes the input under `c2vl`: layout, stream, frames, window, and the facts of the run. If
+    onnxruntime is installed, the graph is run once and compared.
 
     Args:
         run: folder of a finished run.
         out: where to write.
 
     Raises:
-        CheckpointError: no finished run there.
+        CheckpointError: the folder holds no finished run.
         EngineError: `onnx` or `onnxscript` is not installed.
         ConfigError: the encoder cannot be exported, or the exported graph does not give its features.
     """
@@ -89,7 +89,7 @@ def export(run: Path, out: Path) -> Exported:
     clips = torch.randn(shape, generator=torch.Generator().manual_seed(0)) / 2
     clips[1, ..., 1:] = 0  # a clip of one person
     with torch.inference_mode():
-        wanted = trained.module(clips)
+        expected = trained.module(clips)
     plain = _Plain(trained.module).eval()
     program = _program(plain, clips, run)
     model: Any = program.model_proto
@@ -98,14 +98,14 @@ def export(run: Path, out: Path) -> Exported:
         model.metadata_props.add(key=key, value=value)
     data = model.SerializeToString()
     onnx.checker.check_model(model)
-    difference = _difference(data, clips, wanted)
+    difference = _difference(data, clips, expected)
     if difference > 1e-4:
         raise ConfigError(
             f"the exported graph of {run} differs from the encoder by {difference:.1e} of its largest feature; "
             "install the versions of torch, onnx and onnxscript that constraints.txt names"
         )
     commit_bytes(out, data)
-    return Exported(out, shape, int(wanted.shape[1]), difference)
+    return Exported(out, shape, int(expected.shape[1]), difference)
 
 
 def _program(plain: nn.Module, clips: Tensor, run: Path) -> Any:
@@ -124,12 +124,12 @@ def _program(plain: nn.Module, clips: Tensor, run: Path) -> Any:
             raise ConfigError(f"the encoder of {run} cannot be exported to ONNX ({first[:160]})") from error
 
 
-def _difference(data: bytes, clips: Tensor, wanted: Tensor) -> float:
-    """Compare with onnxruntime; NaN, which is never too large, where that is not installed."""
+def _difference(data: bytes, clips: Tensor, expected: Tensor) -> float:
+    """Return the relative difference to onnxruntime's features; NaN if it is not installed."""
     if find_spec("onnxruntime") is None:
         return float("nan")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    (found,) = session.run([OUTPUT], {INPUT: clips.numpy()})
-    return float((torch.from_numpy(found) - wanted).abs().max() / wanted.abs().max())
+    (features,) = session.run([OUTPUT], {INPUT: clips.numpy()})
+    return float((torch.from_numpy(features) - expected).abs().max() / expected.abs().max())

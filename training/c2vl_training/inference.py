@@ -39,12 +39,12 @@ def encode(network: Callable[[Tensor], Tensor], clips: Clips, batch_size: int = 
 
 
 def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: InputConfig) -> Tensor:
-    """Return one skeleton as an encoder is fed in evaluation: the central window, resized, not rotated.
+    """Return one skeleton as input of an encoder in evaluation: the central window, resized, not rotated.
 
     Args:
         joints: valid frames in metres, as the skeletons stage makes them. Shape (T, M, V, C).
         layout: the encoder's.
-        bodies: as many as the encoder was trained on; fewer are filled up with zeros, more are dropped.
+        bodies: number that the encoder was trained on; missing ones are filled with zeros, surplus ones dropped.
         config: the encoder's.
 
     Returns:
@@ -66,7 +66,7 @@ def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: Input
 
 @dataclass(frozen=True)
 class JointEmbedding:
-    """A finished pre-training, frozen: everything it embeds is L2-normalised and compared by its dot product."""
+    """A finished pre-training, frozen; embeddings are L2-normalised and compared by dot product."""
 
     model: CrossModal
     layout: Layout
@@ -91,13 +91,12 @@ class JointEmbedding:
     def knowledge(self, kind: str, vectors: npt.NDArray[Any] | Tensor) -> Tensor:
         """Embed vectors of single crops (`vision`) or captions (`language`), as the embed stage makes them.
 
-        Each is taken for the pooled vector of a sample that says the same throughout; with `ordered` pooling, of one
-        that says the same in every quarter.
+        Each is used as the pooled vector of a sample whose vectors are all equal.
 
         Shape: (N, K) -> (N, D)
 
         Raises:
-            ConfigError: the run did not listen to that kind.
+            ConfigError: the run was trained without that kind.
             DataError: vectors of another width.
         """
         if kind not in self.centre:
@@ -120,18 +119,21 @@ def load_joint_embedding(folder: Path, device: torch.device | None = None) -> Jo
     """Read the encoder and the projectors of a finished pre-training.
 
     Raises:
-        CheckpointError: the run is unfinished, damaged, or no pre-training.
+        CheckpointError: the run is unfinished, damaged, or not a pre-training.
     """
     device = device or torch.device("cpu")
     trained = checkpoint.load_encoder(folder, device)
     if trained.facts.get("kind") != "pretrain":
         raise CheckpointError(
-            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; give the folder of a pre-training"
+            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; "
+            "give the folder of a pre-training"
         )
     path = folder / checkpoint.PROJECTORS
     tensors, facts = checkpoint.load(path)
     if facts != trained.facts:
-        raise CheckpointError(f"{path} is of another run than the encoder beside it; train again")
+        raise CheckpointError(
+            f"{path} belongs to another run than the encoder in the same folder; train again"
+        )
     config = PretrainConfig.model_validate(facts["config"])
     centre = {n.removeprefix("centre."): t.to(device) for n, t in tensors.items() if n.startswith("centre.")}
     scale = {n.removeprefix("scale."): t.to(device) for n, t in tensors.items() if n.startswith("scale.")}

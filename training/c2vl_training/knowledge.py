@@ -14,16 +14,16 @@ from c2vl_training.dataset import Packed, Rows
 
 
 def _unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    with np.errstate(invalid="ignore"):  # what is infinite becomes NaN, and `Knowledge.broken` says so
+    with np.errstate(invalid="ignore"):  # infinite values become NaN, which `Knowledge.broken` finds
         return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12))
 
 
 class Knowledge:
-    """Vectors of one kind for the rows of a split, pooled as the recipe says. `epoch(g)` gives (N, D) float32.
+    """Vectors of one kind for the rows of a split, pooled by the recipe; `epoch(g)` returns (N, D) float32.
 
-    *Reading:* the paper keeps one vision and one language vector a sample and does not say how 16 crops become
-    one. `mean` averages unit vectors; `random` takes one a sample and epoch; `ordered` sets the means of four
-    consecutive quarters side by side, so that the order in time survives.
+    *Reading:* the paper has one vision and one language vector per sample and does not say how 16 crops become
+    one. `mean` averages unit vectors; `random` takes one per sample and epoch; `ordered` concatenates the means of
+    four consecutive quarters, which keeps the order in time.
     """
 
     QUARTERS = 4
@@ -42,9 +42,9 @@ class Knowledge:
         self.dim = int(self._vectors.shape[2]) * (self.QUARTERS if config.pooling == "ordered" else 1)
 
     def broken(self) -> int | None:
-        """Return the place of the first sample with a vector that is not finite."""
-        fine = np.isfinite(self._vectors).all(axis=(1, 2))
-        return None if fine.all() else int(np.argmin(fine))
+        """Return the place of the first sample with a vector that is not finite, or None."""
+        finite = np.isfinite(self._vectors).all(axis=(1, 2))
+        return None if finite.all() else int(np.argmin(finite))
 
     def _pool(self) -> npt.NDArray[Any]:
         mean = _unit(self._vectors.sum(axis=1))
@@ -53,7 +53,7 @@ class Knowledge:
         quarters = []
         for slots in np.array_split(np.arange(self._vectors.shape[1]), self.QUARTERS):
             empty = np.asarray(~self._ok[:, slots].any(axis=1))
-            # a quarter in which nobody was seen says what the whole says
+            # a quarter without a person takes the mean of the whole clip
             quarters.append(np.where(empty[:, None], mean, _unit(self._vectors[:, slots].sum(axis=1))))
         return np.asarray(np.concatenate(quarters, axis=1) / np.sqrt(self.QUARTERS))
 

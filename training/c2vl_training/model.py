@@ -1,7 +1,7 @@
 """Encoder and projectors: three modalities in one space (Section III-B).
 
 *Reading:* "various projectors" are linear maps to `projector_dim`. CLIP is frozen, so its vectors come from disk
-and only their projectors are here. Vision and language have a logit scale each.
+and only their projectors are here. Vision and language have one logit scale each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from c2vl_training.encoders import Encoder
 
 
 class CrossModal(nn.Module):
-    """Skeleton encoder and one projector a modality.
+    """Skeleton encoder and one projector per modality.
 
     Args:
         encoder: the skeleton encoder.
@@ -37,7 +37,7 @@ class CrossModal(nn.Module):
         self.scales = nn.ModuleDict({kind: LogitScale(config.temperature) for kind in knowledge})
 
     def forward(self, clips: Tensor, vectors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Embed a batch of all modalities at once, the one call that several processes have to share.
+        """Embed a batch of all modalities at once: the one call that is distributed over processes.
 
         Args:
             clips: Shape (B, C, T, V, M).

@@ -1,4 +1,4 @@
-"""The training objective, Eq. 1-13 of the paper: one pure function an equation.
+"""The training objective, Eq. 1-13 of the paper: one pure function per equation.
 
 Notation as in the paper: S, V, L are the L2-normalised embeddings of a batch of skeletons, vision prompts
 and language prompts. Shape of each: (B, D). In every (B, B) matrix rows are queries and columns are keys, so
@@ -134,7 +134,7 @@ def loss(
 ) -> LossParts:
     """Align skeletons with vision and language: L^{sv} + L^{sl} (Eq. 11), each by `alignment` (Eq. 12-13).
 
-    Computed in float32 (float64 if S is), whatever autocast says. Targets carry no gradient.
+    Computed in float32 (float64 if S is), also under autocast. Targets carry no gradient.
 
     *Reading:* "the two soft targets are dynamically updated by the teacher network" of the same
     architecture, at no cost in memory: the teacher is the student, and targets come from its present
@@ -151,7 +151,7 @@ def loss(
         teacher: (S, V, L) from which targets are made; None for the student's own.
 
     Raises:
-        ConfigError: neither V nor L is given, or the teacher lacks one that is, or alpha is not in [0, 1].
+        ConfigError: neither V nor L is given, the teacher lacks one of them, or alpha is not in [0, 1].
 
     Examples:
         >>> from c2vl_manifests.recipe import Partition
@@ -176,7 +176,7 @@ def loss(
                 continue
             if guide_K is None:
                 raise ConfigError(
-                    f"the teacher gives no {name} embeddings but the student does; give both or neither"
+                    f"the teacher has no {name} embeddings but the student does; give both or neither"
                 )
             knowledge, tau = _exact(K), 1.0 / scale
             side, entropies = alignment(

@@ -91,12 +91,13 @@ def check_same(wanted: Mapping[str, Any], facts: Mapping[str, Any], path: Path) 
     """Raise CheckpointError, naming the first difference, unless the `facts` saved at `path` are the wanted ones."""
     for name, there, here in differences(facts, json.loads(json.dumps(wanted))):
         raise CheckpointError(
-            f"{path} is of another run: {name} is {there!r} there and {here!r} here; choose another --out, or delete the folder to begin anew"
+            f"{path} is of another run: {name} is {there!r} there and {here!r} here; "
+            "choose another --out, or delete the folder to start over"
         )
 
 
 def differences(there: Any, here: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    """Return (dotted name, value there, value here) of all that differs; names that only `there` has count within nested dicts."""
+    """Return (dotted name, value there, value here) of all differences; outermost names of `there` alone are ignored."""
     if isinstance(there, dict) and isinstance(here, dict):
         names = [n for n in here if n in there] + [n for n in here if n not in there]
         return [d for n in names for d in differences(there.get(n), here[n], f"{place}.{n}".lstrip("."))]

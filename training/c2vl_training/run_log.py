@@ -1,7 +1,7 @@
-"""What a run tells while it trains: metrics.jsonl, histograms.jsonl and TensorBoard's event file.
+"""Log of a run: metrics.jsonl, histograms.jsonl and TensorBoard's event file.
 
-Everything is written at once and by the thread that trains, so a full disk is an OSError like any other and ends the
-run in one line. Lines of epochs that a resumed run repeats are dropped first.
+All is written immediately by the training thread, so that a full disk raises an ordinary OSError. Lines of epochs that
+a resumed run repeats are dropped first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from c2vl_manifests.manifest import commit_text
 
 Metrics = dict[str, float]
 Counts = dict[str, list[int]]
-"""`vision/positive`, `language/negative`, ... -> how many similarities lie in each of `BINS` equal bins of [-1, 1]."""
+"""`vision/positive`, `language/negative`, ... -> number of similarities in each of `BINS` equal bins of [-1, 1]."""
 
 METRICS = "metrics.jsonl"
 HISTOGRAMS = "histograms.jsonl"
@@ -27,7 +27,7 @@ BINS = 80
 
 
 def histogram_epoch(epoch: int, epochs: int) -> bool:
-    """Whether the similarities of an epoch are counted: the first one, the last one, and ten evenly between."""
+    """True if the similarities of an epoch are counted: the first, the last, and about ten evenly between."""
     return epoch in {0, epochs - 1} or (epoch + 1) % max(1, epochs // 10) == 0
 
 
@@ -45,13 +45,13 @@ def count_similarities(S: Tensor, K: Tensor) -> tuple[list[int], list[int]]:
 
 def add(counts: Counts, more: Mapping[str, list[int]]) -> None:
     """Add counts in place."""
-    for name, found in more.items():
-        before = counts.get(name, [0] * len(found))
-        counts[name] = [a + b for a, b in zip(before, found, strict=True)]
+    for name, new in more.items():
+        old = counts.get(name, [0] * len(new))
+        counts[name] = [a + b for a, b in zip(old, new, strict=True)]
 
 
 def read_metrics(folder: Path) -> list[Metrics]:
-    """Return the epochs of a run's metrics.jsonl; a line that a kill tore is skipped."""
+    """Return the epochs of a run's metrics.jsonl; a line cut off by a kill is skipped."""
     return _read(folder / METRICS)
 
 
@@ -61,16 +61,16 @@ def read_histograms(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
         try:
-            found.append(json.loads(line))
+            lines.append(json.loads(line))
         except ValueError:
             continue
-    return found
+    return lines
 
 
-class Log:
+class RunLog:
     """The log of one run; opened by the first epoch written, which drops lines of that epoch and later ones."""
 
     def __init__(self, folder: Path) -> None:
@@ -104,7 +104,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 class _Board:
-    """TensorBoard's event file. torch's SummaryWriter writes from a thread whose errors nobody can catch."""
+    """TensorBoard's event file. torch's SummaryWriter writes from a thread whose errors cannot be caught."""
 
     def __init__(self, folder: Path, first: int) -> None:
         from tensorboard.compat.proto import event_pb2
@@ -117,7 +117,7 @@ class _Board:
         self._writer = RecordWriter(self._file)
         self._event(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._event(step=first, session_log=session)  # what later steps of earlier files said is void
+        self._event(step=first, session_log=session)  # voids later steps in earlier files
 
     def _event(self, **content: Any) -> None:
         event = self._protos.Event(wall_time=time.time(), **content)
@@ -128,12 +128,12 @@ class _Board:
 
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
         limits = [(n + 1) * 2 / BINS - 1 for n in range(BINS)]
-        for tag, found in counts.items():
+        for tag, bins in counts.items():
             middles = [limit - 1 / BINS for limit in limits]
             histogram = HistogramProto(
-                min=-1, max=1, num=sum(found), bucket_limit=limits, bucket=found,
-                sum=sum(c * m for c, m in zip(found, middles, strict=True)),
-                sum_squares=sum(c * m * m for c, m in zip(found, middles, strict=True)),
+                min=-1, max=1, num=sum(bins), bucket_limit=limits, bucket=bins,
+                sum=sum(c * m for c, m in zip(bins, middles, strict=True)),
+                sum_squares=sum(c * m * m for c, m in zip(bins, middles, strict=True)),
             )  # fmt: skip
             values.append(Summary.Value(tag=f"similarity/{tag}", histo=histogram))
         self._event(step=epoch, summary=Summary(value=values))

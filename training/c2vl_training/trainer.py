@@ -27,12 +27,12 @@ from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.recipe import TrainingConfig
 from c2vl_training import checkpoint, distributed, run_folder, schedule
-from c2vl_training.augmentation import Draws, draw
+from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection
 from c2vl_training.encoders import Encoder, build_encoder
 from c2vl_training.methods import Method, Pretraining, StepOutput, Supervised
 from c2vl_training.run_folder import Result, Run
-from c2vl_training.run_log import Counts, Log, Metrics, add
+from c2vl_training.run_log import Counts, Metrics, RunLog, add
 from c2vl_training.seeding import generator_of, key_of
 
 SHOWN = ("loss", "alpha", "accuracy", "top-1")
@@ -78,7 +78,7 @@ def train(run: Run, emit: Emit = silent) -> Result:
     epochs, seconds, last = 0, time.monotonic() - started, Metrics()
     if method is not None:
         check_batch(run, method, samples)
-        log = Log(run.out) if first else None
+        log = RunLog(run.out) if first else None
 
         def on_epoch_end(epoch: int, metrics: Metrics, counts: Counts) -> Metrics:
             if log:  # before the checkpoint: a resumed run drops lines of epochs that it repeats
@@ -121,7 +121,8 @@ def check_batch(run: Run, method: Method, total: int) -> None:
     """Raise ConfigError unless the batch fits the split and the processes."""
     if method.batch_size > total:
         raise ConfigError(
-            f"training.{run.kind}.batch_size = {method.batch_size} is larger than the {total} usable training samples; "
+            f"training.{run.kind}.batch_size = {method.batch_size} is larger than "
+            f"the {total} usable training samples; "
             f"choose a smaller one by --set training.{run.kind}.batch_size={max(2, total // 4)}"
         )
     distributed.per_rank(method.batch_size)
@@ -142,9 +143,11 @@ def _broken_batch(run: Run, selection: Selection, error: DivergedError) -> C2VLE
             )
     last = f"the last good checkpoint is {kept}" if kept.is_file() else "there is no checkpoint yet"
     return C2VLError(
-        f"the loss or the weights became NaN or infinite {error.where} (samples {', '.join(ids[:5])}, …: all {len(ids)} in {listed}); "
+        f"the loss or the weights became NaN or infinite {error.where} "
+        f"(samples {', '.join(ids[:5])}, …: all {len(ids)} in {listed}); "
         f"{last}; "
-        f"lower the learning rate, e.g. --set training.{run.kind}.optimiser.lr=0.03, or clip gradients by optimiser.clip_norm=1"
+        f"lower the learning rate, e.g. --set training.{run.kind}.optimiser.lr=0.03, "
+        "or clip gradients by optimiser.clip_norm=1"
     )
 
 
@@ -283,7 +286,7 @@ def _epoch(
 
 def begin_epoch(
     method: Method, clips: Clips, seed: int, epoch: int, resumed: bool = False
-) -> tuple[Tensor, Draws]:
+) -> tuple[Tensor, AugmentationDraws]:
     """Return the order of the clips (N,) and the augmentation of an epoch, and prepare the method for it."""
     generator = generator_of(seed, epoch)
     order = torch.randperm(len(clips), generator=generator)
@@ -294,7 +297,7 @@ def begin_epoch(
 
 
 def forward(
-    method: Method, clips: Clips, draws: Draws, places: Tensor, epoch: int, precision: str
+    method: Method, clips: Clips, draws: AugmentationDraws, places: Tensor, epoch: int, precision: str
 ) -> StepOutput:
     """Compute the loss of one batch, of which this rank encodes its part.
 
@@ -350,7 +353,7 @@ def _finite(model: nn.Module) -> bool:
 
 def _remedy(path: Path) -> str:
     """Return from where the same command would resume."""
-    return f"the same command goes on from {path}" if path.is_file() else "the same command begins anew"
+    return f"the same command resumes from {path}" if path.is_file() else "the same command starts over"
 
 
 def _save(method: Method, optimiser: torch.optim.Optimizer, session: Session, at: Position) -> None:
@@ -378,14 +381,15 @@ def _resume(method: Method, optimiser: torch.optim.Optimizer, session: Session) 
     try:
         at = Position(**{name: facts[name] for name in vars(Position())})
     except KeyError as error:
-        raise CheckpointError(f"{path}: does not say {error}; delete it and train again") from error
+        raise CheckpointError(f"{path}: lacks {error}; delete it and train again") from error
     for name, there, here in run_folder.differences(facts.get("made_by", {}), run_folder.made_by()):
         session.emit(
             Note(
-                f"{path} was made with {name} {there}, this process has {here}: the run goes on, its last digits may differ",
+                f"{path} was made with {name} {there}, this process has {here}: "
+                "the run resumes, its last digits may differ",
                 "warning",
             )
         )
     within = f" and {at.steps_done} steps" if at.steps_done else ""
-    session.emit(Note(f"{session.label}: going on after epoch {at.epochs_done}{within} of {method.epochs}"))
+    session.emit(Note(f"{session.label}: resuming after epoch {at.epochs_done}{within} of {method.epochs}"))
     return at

@@ -9,7 +9,7 @@ from c2vl_evaluation.results import ALWAYS, Evaluated, Line, Role, Score, Summar
 from c2vl_manifests.cli_common import say, show_table
 
 if TYPE_CHECKING:
-    from c2vl_evaluation.language.search import Recall, Retrieval
+    from c2vl_evaluation.language.retrieval import Recall, Retrieval
     from c2vl_evaluation.language.zeroshot import ZeroShot
 
 _ROLES = {

@@ -245,7 +245,7 @@ def gallery(
         "inspect.html.j2",
         out,
         index=index,
-        filters=filters.words(),
+        selection=filters.words(),
         matched=len(matched),
         seed=seed if len(matched) > limit else None,
         cards=cards,

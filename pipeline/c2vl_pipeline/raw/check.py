@@ -69,16 +69,18 @@ class Findings:
 
     def errors(self) -> list[str]:
         """Return one phrase per kind of error, with the first name: these stop `index`."""
-        return [self.too_few][: bool(self.too_few)] + _listed(
-            ("label files missing", self.labels),
-            ("videos missing", self.missing_videos),
-            ("skeletons missing", self.missing_skeletons),
-            ("empty files", self.empty),
-            ("truncated files", self.truncated),
-            (f"files under 1/{_FAR_BELOW} of the median of their camera", self.small),
-            ("damaged archives", self.damaged),
-            ("archives not unpacked", self.packed),
-            ("unfinished downloads", self.unfinished),
+        return [self.too_few][: bool(self.too_few)] + _phrases(
+            {
+                "label files missing": self.labels,
+                "videos missing": self.missing_videos,
+                "skeletons missing": self.missing_skeletons,
+                "empty files": self.empty,
+                "truncated files": self.truncated,
+                f"files under 1/{_FAR_BELOW} of the median of their camera": self.small,
+                "damaged archives": self.damaged,
+                "archives not unpacked": self.packed,
+                "unfinished downloads": self.unfinished,
+            }
         )
 
     def keep(self, samples: set[str], files: set[str | None]) -> None:
@@ -104,15 +106,11 @@ class Findings:
 
     def notes(self) -> list[str]:
         """Return one phrase per kind of oddity that does not stop `index`."""
-        return _listed(("unexpected files", self.unexpected), ("impossible samples", self.problems))
+        return _phrases({"unexpected files": self.unexpected, "impossible samples": self.problems})
 
 
-def _listed(*kinds: tuple[str, list[str]]) -> list[str]:
-    return [
-        f"{len(names):,} {what} ({names[0]}{', …' if len(names) > 1 else ''})"
-        for what, names in kinds
-        if names
-    ]
+def _phrases(kinds: dict[str, list[str]]) -> list[str]:
+    return [f"{len(n):,} {what} ({n[0]}{', …' if len(n) > 1 else ''})" for what, n in kinds.items() if n]
 
 
 def check(

@@ -9,7 +9,6 @@ import numpy as np
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import Assembled, Expected, Match, Reader, Row, Scan, anchored
 from c2vl_pipeline.readers.sample_table import table_rows
 
@@ -46,10 +45,6 @@ def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
     return anchored(array[:, :bodies].astype(np.float32), path, anchor=layout.anchor)
 
 
-def _expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
-    return Expected(*table_rows(root))
-
-
 def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
     """Look up the files that the table names; a name without a file is dropped from its row."""
     match = Match()
@@ -73,14 +68,10 @@ def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
     return match
 
 
-def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
-    return read_array(path, layout, bodies)
-
-
 READER = Reader(
-    expected_rows=_expected_rows,
+    expected_rows=lambda dataset, root, scan: Expected(*table_rows(root)),
     locate=_locate,
-    read_joints=_read_joints,
+    read_joints=lambda path, row, layout, bodies, config: read_array(path, layout, bodies),
     clip_files={".npy": "numpy", ".npz": "numpy"},
     named_by_id=False,
 )

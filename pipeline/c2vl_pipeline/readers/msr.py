@@ -16,9 +16,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.base import Assembled, File, Match, Reader, Row, Scan, anchored, expect_ids
+from c2vl_pipeline.readers.base import File, Match, Reader, Row, Scan, anchored, expect_ids
 
 _TO_KINECT_V1 = [6, 3, 2, 19, 0, 7, 9, 11, 1, 8, 10, 12, 4, 13, 15, 17, 5, 14, 16, 18]
 
@@ -83,9 +81,11 @@ def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
     return match
 
 
-def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
-    clip = read_clip(path, row["start_frame"], row["end_frame"])
-    return anchored(clip[:, None], path, anchor=layout.anchor)
-
-
-READER = Reader(expected_rows=expect_ids, locate=_locate, read_joints=_read_joints, named_by_id=False)
+READER = Reader(
+    expected_rows=expect_ids,
+    locate=_locate,
+    read_joints=lambda path, row, layout, bodies, config: anchored(
+        read_clip(path, row["start_frame"], row["end_frame"])[:, None], path, layout.anchor
+    ),
+    named_by_id=False,
+)

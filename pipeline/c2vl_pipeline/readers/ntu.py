@@ -17,14 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import (
     Array,
     Assembled,
-    Projection,
     Reader,
-    Row,
     expect_ids,
     locate_by_name,
 )
@@ -277,19 +274,11 @@ def _actors(bodies: list[_Body], frames: int) -> Array:
     return joints
 
 
-def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
-    return assemble_ntu(read_ntu(path, pixels=False), config)
-
-
-def _project(path: Path) -> Projection:
-    return partial(projected, read_ntu(path))
-
-
 READER = Reader(
     expected_rows=expect_ids,
     locate=locate_by_name,
-    read_joints=_read_joints,
-    project=_project,
+    read_joints=lambda path, row, layout, bodies, config: assemble_ntu(read_ntu(path, pixels=False), config),
+    project=lambda path: partial(projected, read_ntu(path)),
     check_file=read_ntu,
     clip_files={".skeleton": "NTU RGB+D"},
     clip_layout="kinect_v2",

@@ -7,9 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.base import Assembled, Reader, Row, anchored, expect_ids, locate_by_name
+from c2vl_pipeline.readers.base import Assembled, Reader, anchored, expect_ids, locate_by_name
 
 _UTD_TO_KINECT_V1 = [3, 2, 1, 0, *range(4, 20)]
 
@@ -37,14 +35,10 @@ def read_utd(path: Path) -> Assembled:
     return anchored(joints, path, anchor=0)
 
 
-def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
-    return read_utd(path)
-
-
 READER = Reader(
     expected_rows=expect_ids,
     locate=locate_by_name,
-    read_joints=_read_joints,
+    read_joints=lambda path, row, layout, bodies, config: read_utd(path),
     check_file=read_utd,
     clip_files={".mat": "UTD-MHAD"},
     clip_layout="kinect_v1",

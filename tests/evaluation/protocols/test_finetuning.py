@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -16,9 +18,8 @@ from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.events import Event, Progress
 from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import FinetuneConfig
-from c2vl_training import checkpoint, encoders
+from c2vl_training import checkpoint, encoders, methods
 from c2vl_training.dataset import Clips, Packed
-from c2vl_training.methods import layer_groups
 from c2vl_training.trainer import train
 from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks
@@ -70,6 +71,29 @@ def test_stopped_and_resumed_tuning_ends_with_bitwise_the_same_answers(subject, 
     assert first_epoch(seen) == epochs
     np.testing.assert_array_equal(logits(whole), logits(resumed))
     assert whole.result.model_copy(update={"seconds": 0}) == resumed.result.model_copy(update={"seconds": 0})
+
+
+def test_an_interrupt_within_an_epoch_of_tuning_saves_the_step(subject, data, tmp_path, monkeypatch):
+    whole = evaluated(finetuning, subject)
+    train(run(data.folder, tmp_path / "again", kind="random"))
+    other = replace(subject, run=tmp_path / "again")
+    real, calls = F.cross_entropy, iter(range(100))
+
+    def loss(*args, **more):
+        if next(calls) == 2:  # the first of two steps in the second epoch
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(*args, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(methods.F, "cross_entropy", loss)
+        with pytest.raises(KeyboardInterrupt):
+            evaluated(finetuning, other)
+    (going,) = other.run.rglob("*-going.safetensors")
+    facts = checkpoint.load(going)[1]
+    assert (facts["epochs_done"], facts["steps_done"], len(facts["history"])) == (1, 1, 1)
+    resumed = evaluated(finetuning, other)
+    np.testing.assert_array_equal(logits(whole), logits(resumed))
+    assert whole.result.last == resumed.result.last
 
 
 def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
@@ -138,7 +162,7 @@ def test_each_layer_is_slower_than_the_one_above_it_and_none_is_forgotten(name):
         name, LAYOUTS["kinect_v1"], **({"width": 8} if name in {"bigru", "transformer"} else {})
     )
     head = nn.Linear(encoder.dim, 3)
-    groups = list(layer_groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
+    groups = list(methods.layer_groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
     assert groups[0]["params"] == list(head.parameters())
     factors = [group["factor"] for group in groups]
     assert factors == [0.5**n for n in range(len(groups))]

@@ -12,7 +12,7 @@ import torch
 from typer.testing import CliRunner
 
 from c2vl_evaluation import cache, cli, evaluate, table
-from c2vl_evaluation.language import search, zeroshot
+from c2vl_evaluation.language import retrieval, zeroshot
 from c2vl_evaluation.report import build, figures, sections
 from c2vl_evaluation.results import Score, Table, load, save
 from c2vl_evaluation.table import entries
@@ -98,9 +98,9 @@ def test_protocols_with_findings_of_their_own_cost_too(made, copy):
         through="language", texts=3, described=False, temperature=0.1, last=score, shuffled=shuffled,
         chance=score, majority=None, classes=3, test=4, seconds=61,
     )  # fmt: skip
-    found = search.recall(np.array([1, 2]), 4)
-    side = search.Side(last=found, shuffled=found, shuffled_std=found, chance=found)
-    retrieved = search.Retrieval(
+    found = retrieval.recall(np.array([1, 2]), 4)
+    side = retrieval.RecallWithControls(last=found, shuffled=found, shuffled_std=found, chance=found)
+    retrieved = retrieval.Retrieval(
         through="language", caption="mean", clip=side, same_class=None, ceiling=found, queries=2, distinct=2,
         gallery=4, seconds=2.5,
     )  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 
 from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.schema import CAPTIONS, CROPS
-from c2vl_pipeline.browse import audit
+from c2vl_pipeline.browse import audit, audit_crops
 from c2vl_pipeline.workspace import load, shard_path
 from support.pages import assert_self_contained, rewrite
 
@@ -33,7 +33,7 @@ def test_work_without_a_single_caption_is_audited(work, tmp_path):
 
 def test_joints_inside_are_counted_against_the_box_and_the_frame():
     joints = np.array([[[5, 5], [15, 5], [10, 5], [-1, 5], [np.nan, 5]]], np.float32)
-    points, held, outside = audit.inside(joints, [0, 0, 10, 10], (20, 20))
+    points, held, outside = audit_crops.inside(joints, [0, 0, 10, 10], (20, 20))
     assert len(points) == 3
     assert held.tolist() == [True, False, False]
     assert outside == 1

@@ -15,7 +15,7 @@ from hypothesis.extra import numpy as hnp
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_training.encoders import ENCODERS
-from c2vl_training.encoders.base import OneByOne, merge
+from c2vl_training.encoders.base import PerBodyEncoder, merge_empty_bodies
 from support.encoders import GRAPHS, HAND, little, naive_norm, noise, scrambled, small
 
 
@@ -42,7 +42,7 @@ def test_places_have_a_data_normalisation_of_their_own(name, training):
 @given(empty=hnp.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 3))), alike=st.booleans())
 @settings(deadline=None)
 def test_every_body_is_found_again_and_counted_once(empty, alike):
-    rows, copies, place = merge(torch.from_numpy(empty), alike)
+    rows, copies, place = merge_empty_bodies(torch.from_numpy(empty), alike)
     flat = empty.flatten()
     where = np.arange(flat.size) % empty.shape[1]
     told = len(rows) - len(copies)
@@ -156,7 +156,7 @@ def test_leaving_out_empty_bodies_equals_encoding_only_those_who_are_there(name)
     features = network(x)
     plain = little(name, empty_bodies="compute").double().eval()
     plain.load_state_dict(network.state_dict())
-    each = [plain.encode(plain._normalised(x, None).view(4, 2, 16, -1, 3)[:, m], None) for m in range(2)]
+    each = [plain.encode(plain.normalised(x, None).view(4, 2, 16, -1, 3)[:, m], None) for m in range(2)]
     torch.testing.assert_close(features[0], (each[0] + each[1])[0] / 2)
     torch.testing.assert_close(features[1], each[0][1])
     # the first body is always encoded, so that a clip of nobody has a feature
@@ -175,4 +175,4 @@ def test_bodies_left_out_are_no_part_of_any_statistic():
 
 
 def test_graph_encoders_share_the_care_for_bodies():
-    assert all(isinstance(little(name), OneByOne) == (name in GRAPHS) for name in ENCODERS)
+    assert all(isinstance(little(name), PerBodyEncoder) == (name in GRAPHS) for name in ENCODERS)

@@ -42,7 +42,7 @@ def test_statistics_are_those_of_all_processes(counts, monkeypatch):
     expected = torch.autograd.grad((z * torch.cat([weights, weights])).sum() / 2, (rows, *plain.parameters()))
     monkeypatch.setattr(distributed, "size", lambda: 2)
     monkeypatch.setattr(distributed, "moments", lambda n, mean, squares: (2 * n, mean, 2 * squares))
-    monkeypatch.setattr(distributed, "total", lambda sums: 2 * sums)
+    monkeypatch.setattr(distributed, "all_reduce_sum", lambda sums: 2 * sums)
     y = ours(rows, copies).repeat_interleave(again, dim=0)
     torch.testing.assert_close(y, z[: len(y)], rtol=1e-11, atol=1e-11)
     for one, other in zip(

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import EncoderConfig
-from c2vl_training.encoders.base import Blocks, EmptyBodies, Encoder, OneByOne
+from c2vl_training.encoders.base import Blocks, EmptyBodies, Encoder, PerBodyEncoder
 from c2vl_training.encoders.graph import GraphKind
 
 __all__ = ["ENCODERS", "Encoder", "Size", "build", "build_encoder", "count"]
@@ -53,17 +53,17 @@ def build(
     Args:
         name: a key of `ENCODERS`.
         layout: the joints it will see.
-        bodies: bodies a clip, for encoders that set them side by side (ST-GCN takes any number).
-        channels: coordinates a joint; the layout's `dims` unless given.
-        blocks: (channels, stride) of every block in place of the named encoder's.
+        bodies: bodies per clip, for encoders that concatenate them (ST-GCN takes any number).
+        channels: coordinates per joint; the layout's `dims` unless given.
+        blocks: (channels, stride) of every block, replacing the named encoder's.
         graph: ST-GCN's, see `c2vl_training.encoders.graph.adjacency`.
-        temporal_kernel: frames a temporal kernel, odd; the named encoder's unless given.
+        temporal_kernel: frames of the temporal kernel, odd; the named encoder's unless given.
         dropout: within ST-GCN.
         width: of `bigru` and `transformer`; 1024 unless given.
-        empty_bodies: see `c2vl_training.encoders.base.OneByOne`.
+        empty_bodies: see `c2vl_training.encoders.base.PerBodyEncoder`.
 
     Raises:
-        ConfigError: the name is unknown, a value is none of this encoder's, or the values do not make a network.
+        ConfigError: the name is unknown, the encoder does not have one of the settings, or no network can have the values.
     """
     if name not in ENCODERS:
         near = difflib.get_close_matches(name, ENCODERS, n=1)
@@ -82,7 +82,7 @@ def build(
         "empty_bodies": empty_bodies,
     }
     known = inspect.signature(builder).parameters
-    asked = {
+    given = {
         "blocks": blocks is not None,
         "graph": graph != "stgcn",
         "temporal_kernel": temporal_kernel is not None,
@@ -90,10 +90,10 @@ def build(
         "width": width is not None,
         "empty_bodies": empty_bodies == "leave_out",
     }
-    for knob in (k for k, given in asked.items() if given and k not in known):
+    for knob in (k for k, is_given in given.items() if is_given and k not in known):
         raise ConfigError(
             f"encoder {name!r} has no {knob} (given: {knobs[knob]!r}); leave it out of the recipe, "
-            f"or begin anew by --set 'training.encoder={{name=\"{name}\"}}'"
+            f"or reset it by --set 'training.encoder={{name=\"{name}\"}}'"
         )
     encoder: Encoder = builder(layout, **{k: v for k, v in knobs.items() if k in known})
     return encoder
@@ -101,33 +101,24 @@ def build(
 
 def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> Encoder:
     """Build the encoder that a recipe describes."""
-    return build(
-        config.name,
-        layout,
-        bodies=bodies,
-        blocks=config.blocks,
-        graph=config.graph,
-        temporal_kernel=config.temporal_kernel,
-        dropout=config.dropout,
-        width=config.width,
-        empty_bodies=config.empty_bodies,
-    )
+    settings = {name: getattr(config, name) for name in EncoderConfig.model_fields}
+    return build(layout=layout, bodies=bodies, **settings)
 
 
 class Size(NamedTuple):
-    """Trainable numbers of an encoder, and multiplications with addition for one clip."""
+    """Trainable parameters of an encoder, and multiply-adds for one clip."""
 
     parameters: int
     macs: int
 
 
 def count(encoder: Encoder, channels: int, frames: int, joints: int, bodies: int) -> Size:
-    """Count parameters and the multiplications of one clip in which every body is there; computes nothing.
+    """Count parameters and the multiply-adds of one clip with all bodies present, without computing it.
 
     Convolutions, matrix products and attention count; normalisations, activations and sums do not.
     """
     twin = copy.deepcopy(encoder).to("meta").eval().requires_grad_(True)
-    if isinstance(twin, OneByOne):
+    if isinstance(twin, PerBodyEncoder):
         twin.empty_bodies = "compute"
     with FlopCounterMode(display=False) as counter:
         twin(torch.zeros(1, channels, frames, joints, bodies, device="meta"))

@@ -1,8 +1,8 @@
-"""What encoders share: bodies one by one, empty bodies computed once, normalisation that counts them in full.
+"""Base classes of encoders: bodies encoded one by one, empty bodies computed once.
 
-Clips of one person have a second body of zeros. After the data normalisation all of these are equal, and as long as
-nothing random is applied they stay equal through every layer. One row can therefore stand for all of them, if every
-batch normalisation counts it as often as it occurs (`BatchNorm`), forwards and backwards.
+Clips of one person have a second body of zeros. After the data normalisation all of these are equal, and without
+random layers they stay equal through the network. One row can therefore represent all of them, if every batch
+normalisation counts it as often as it occurs (`BatchNorm`), forwards and backwards.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch import Tensor, nn
 from c2vl_manifests.errors import ConfigError
 
 EmptyBodies = Literal["compute", "exact_skip", "leave_out"]
-"""What becomes of bodies that are zero throughout a clip: see `OneByOne`."""
+"""Treatment of bodies that are zero throughout a clip: see `PerBodyEncoder`."""
 
 Blocks = Sequence[tuple[int, int]]
 """(channels, temporal stride) of every block."""
 
 
 class Encoder(nn.Module):
-    """Takes clips (N, C, T, V, M), returns (N, D) and tells D as `dim`."""
+    """A network from clips (N, C, T, V, M) to features (N, D), with D as `dim`."""
 
     dim: int
 
 
-def merge(empty: Tensor, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Let one empty body stand for all that are equal to it.
+def merge_empty_bodies(empty: Tensor, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Choose one empty body to represent all that are equal to it.
 
     Args:
         empty: which bodies are zero throughout. Shape (N, M).
         alike: whether a first body of zeros equals a second one after the data normalisation.
 
     Returns:
-        The bodies to encode, (R,), as numbers n M + m, those that stand for several at the end; how many each of the
-        last K stands for, (K,), float; the place of every body among the R, (N M,).
+        The bodies to encode, (R,), as numbers n M + m, representatives last; how many bodies each of the last K
+        represents, (K,), float; the place of every body among the R, (N M,).
     """
     flat = empty.flatten()
     kind = torch.zeros_like(flat, dtype=torch.long)
@@ -57,22 +57,21 @@ def merge(empty: Tensor, alike: bool) -> tuple[Tensor, Tensor, Tensor]:
     return torch.cat(rows), torch.tensor(copies, dtype=torch.float32, device=flat.device), place
 
 
-class OneByOne(Encoder, ABC):
-    """An encoder that normalises the data, encodes every body for itself and averages over the bodies of a clip.
+class PerBodyEncoder(Encoder, ABC):
+    """An encoder that normalises the data, encodes every body separately and averages over the bodies of a clip.
 
     Args:
         dim: length of the feature vector.
-        joints: joints a body.
-        channels: coordinates a joint.
+        joints: joints per body.
+        channels: coordinates per joint.
         side_by_side: None if the data normalisation counts bodies as samples (ST-GCN); the number of bodies if each
-            place, first and second, has statistics of its own.
-        empty_bodies: bodies that are zero throughout a clip are either encoded like anybody (`compute`, the
-            originals' way); or one of them is computed for all (`exact_skip`: the same outputs, parameters' gradients
-            and statistics, but all of the gradient with respect to their coordinates goes to that one); or left out
-            from normalisation, computation and the mean over bodies (`leave_out`: another network, as good as a clip
-            of one body; where places have statistics of their own, the data normalisation sees them all the same).
-            A clip of nobody keeps its first body.
-        random: whether something random, as dropout, is applied in training: no two empty bodies are then equal, and
+            place, first and second, has its own statistics.
+        empty_bodies: for bodies that are zero throughout a clip. `compute`: encode them like the others, as the
+            originals do. `exact_skip`: compute one for all; outputs, parameter gradients and statistics are the same,
+            but the gradient with respect to their coordinates goes to that one. `leave_out`: exclude them from
+            normalisation, computation and the mean over bodies, which is another network (a data normalisation with
+            statistics per place still sees them). An empty clip keeps its first body.
+        random: True if a random layer, e.g. dropout, is applied in training: empty bodies then differ, and
             `exact_skip` computes all of them.
     """
 
@@ -95,7 +94,7 @@ class OneByOne(Encoder, ABC):
 
     @abstractmethod
     def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
-        """Encode bodies one by one, the last of which may stand for several. Shape: (R, T, V, C) -> (R, D)."""
+        """Encode bodies one by one; the last K represent `copies` bodies each. Shape: (R, T, V, C) -> (R, D)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Encode clips.
@@ -104,42 +103,42 @@ class OneByOne(Encoder, ABC):
         """
         N, M = x.shape[0], x.shape[4]
         if self.empty_bodies == "leave_out":
-            there = x.any(dim=3).any(dim=2).any(dim=1)
-            there[:, 0] = True
-            features = self.encode(self._normalised(x, there), None)
-            summed = features.new_zeros(N, self.dim).index_add(0, there.nonzero()[:, 0], features)
-            return summed / there.sum(dim=1, keepdim=True)
-        bodies = self._normalised(x, None)
+            present = x.any(dim=3).any(dim=2).any(dim=1)
+            present[:, 0] = True
+            features = self.encode(self.normalised(x, present), None)
+            summed = features.new_zeros(N, self.dim).index_add(0, present.nonzero()[:, 0], features)
+            return summed / present.sum(dim=1, keepdim=True)
+        bodies = self.normalised(x, None)
         if self.empty_bodies == "exact_skip" and not (self.random and self.training):
             empty = ~x.any(dim=3).any(dim=2).any(dim=1)
-            rows, copies, place = merge(empty, alike=self.side_by_side is None)
+            rows, copies, place = merge_empty_bodies(empty, alike=self.side_by_side is None)
             if len(rows) < N * M:
                 features = self.encode(bodies[rows], copies.to(bodies.dtype))
                 return features.index_select(0, place).view(N, M, self.dim).mean(dim=1)
         return self.encode(bodies, None).view(N, M, self.dim).mean(dim=1)
 
-    def _normalised(self, x: Tensor, kept: Tensor | None) -> Tensor:
-        """Normalise the data and set bodies one below the other. Shape: (N, C, T, V, M) -> (R, T, V, C)."""
+    def normalised(self, x: Tensor, selected: Tensor | None) -> Tensor:
+        """Normalise the data and stack the (selected) bodies. Shape: (N, C, T, V, M) -> (R, T, V, C)."""
         N, C, T, V, M = x.shape
         if self.side_by_side is None:
             bodies = x.permute(0, 4, 2, 3, 1)
-            bodies = bodies.reshape(N * M, T, V, C) if kept is None else bodies[kept]
+            bodies = bodies.reshape(N * M, T, V, C) if selected is None else bodies[selected]
             normal: Tensor = self.data_norm(bodies.reshape(-1, V * C))
             return normal.view(-1, T, V, C)
         if self.side_by_side != M:
             raise ConfigError(
-                f"clips of {M} bodies for an encoder built for {self.side_by_side}; build it anew"
+                f"clips of {M} bodies for an encoder built for {self.side_by_side}; build it for that number"
             )
         normal = self.data_norm(x.permute(0, 2, 4, 3, 1).reshape(N * T, M * V * C))
         bodies = normal.view(N, T, M, V, C).transpose(1, 2)
-        return bodies.reshape(N * M, T, V, C) if kept is None else bodies[kept]
+        return bodies.reshape(N * M, T, V, C) if selected is None else bodies[selected]
 
 
 def gather(x: Tensor, A: Tensor) -> Tensor:
     """Sum over neighbours in every subset of a graph: `y[w, k] = sum_v A[k, v, w] x[v]`.
 
     In channels-last order that is one batched product whose result already is the input of a 1x1 convolution, so
-    nothing is copied between the two.
+    nothing is copied in between.
 
     Args:
         x: Shape (N, T, V, C).
@@ -151,5 +150,5 @@ def gather(x: Tensor, A: Tensor) -> Tensor:
     N, T, V, C = x.shape
     K, _, W = A.shape
     weights = A.permute(2, 0, 1).reshape(W * K, V)
-    heard = torch.bmm(weights.expand(N * T, W * K, V), x.reshape(N * T, V, C))
-    return heard.view(N, T, W, K * C).permute(0, 3, 1, 2)
+    gathered = torch.bmm(weights.expand(N * T, W * K, V), x.reshape(N * T, V, C))
+    return gathered.view(N, T, W, K * C).permute(0, 3, 1, 2)

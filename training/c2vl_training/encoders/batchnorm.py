@@ -1,4 +1,4 @@
-"""Hand-written batch normalisation: equal rows computed once (`BatchNorm`), statistics of all processes (`SyncBatchNorm`)."""
+"""Hand-written batch normalisation: `BatchNorm` computes equal rows once, `SyncBatchNorm` covers all processes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from c2vl_training import distributed
 
 
 class _Weighted(torch.autograd.Function):
-    """Normalise by given moments of a batch in which the last rows stand for several bodies each.
+    """Normalise by given moments of a batch in which the last rows represent several bodies each.
 
     The gradient that reaches such a row is already the sum over its copies. With G = sum g and H = sum g x^ over rows
     and n values a channel in the plain batch, the plain gradient summed over the w copies of a row is
@@ -58,14 +58,14 @@ class _Weighted(torch.autograd.Function):
         else:
             dx, H, G = native(g, x, weight, mean, var, None, None, False, ctx.eps, every)
             per_value = distributed.all_reduce_sum(torch.stack([G, H])) / n
-            dx[:first] -= _pull(x[:first], per_value, mean, scale, a)
+            dx[:first] -= _statistics_part(x[:first], per_value, mean, scale, a)
         if K:
-            dx[first:] -= copies[:, None, None, None] * _pull(x[first:], per_value, mean, scale, a)
+            dx[first:] -= copies[:, None, None, None] * _statistics_part(x[first:], per_value, mean, scale, a)
         return dx, H, G, None, None, None, None, None
 
 
-def _pull(x: Tensor, per_value: Tensor, mean: Tensor, scale: Tensor, a: Tensor) -> Tensor:
-    """What the statistics take from the gradient of a row: a (G + x^ H) / n. Shape: (R, C, T, V) -> the same."""
+def _statistics_part(x: Tensor, per_value: Tensor, mean: Tensor, scale: Tensor, a: Tensor) -> Tensor:
+    """Return the part of a row's gradient that the statistics take: a (G + x^ H) / n. Shape: (R, C, T, V) -> the same."""
     G, H = per_value
     return (x - _channels(mean)) * _channels(a * scale * H) + _channels(a * G)
 
@@ -75,8 +75,39 @@ def _channels(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
+def _normalise(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, copies: Tensor) -> Tensor:
+    """Normalise a batch of all processes in training. Shape: (R, C, T, V), (K,) -> (R, C, T, V)."""
+    n, mean, var = _moments(norm, x.detach(), copies)
+    y: Tensor = _Weighted.apply(x, norm.weight, norm.bias, mean, var, n, copies, norm.eps)  # type: ignore[no-untyped-call]
+    return y
+
+
+@torch.no_grad()
+def _moments(
+    norm: nn.modules.batchnorm._BatchNorm, x: Tensor, copies: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return n, mean and biased variance of the plain batch, and update the running statistics."""
+    first, each = len(x) - len(copies), x.shape[2] * x.shape[3]
+    last = x[first:].to(norm.weight.dtype)
+    means, counts = last.mean(dim=(2, 3)), each * copies[:, None]
+    squares = counts * (last - means[:, :, None, None]).square().mean(dim=(2, 3))
+    if first:
+        still = torch.zeros_like(norm.weight)
+        mean, var = torch.ops.aten.batch_norm_update_stats(x[:first], still, still.clone(), 0.0)
+        means, squares = torch.cat([mean[None], means]), torch.cat([(first * each * var)[None], squares])
+        counts = torch.cat([counts.new_full((1, 1), first * each), counts])
+    n = counts.sum()
+    mean = (counts * means).sum(dim=0) / n
+    spread = (squares + counts * (means - mean).square()).sum(dim=0)
+    n, mean, spread = distributed.moments(n, mean, spread)
+    cast("Tensor", norm.num_batches_tracked).add_(1)
+    cast("Tensor", norm.running_mean).lerp_(mean, cast("float", norm.momentum))
+    cast("Tensor", norm.running_var).lerp_(spread / (n - 1), cast("float", norm.momentum))
+    return n, mean, spread / n
+
+
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalisation in which the last rows of a batch may stand for several equal ones each.
+    """Batch normalisation in which the last rows of a batch may represent several equal ones each.
 
     In a run of several processes its statistics are those of all of them.
     """
@@ -86,76 +117,14 @@ class BatchNorm(nn.BatchNorm2d):
 
         Args:
             x: Shape (R, C, T, V).
-            copies: how many rows of the plain batch each of the last K rows stands for. Shape (K,), float.
+            copies: number of rows of the plain batch that each of the last K rows represents. Shape (K,), float.
 
         Returns:
             Shape (R, C, T, V).
         """
         if not self.training or (copies is None and distributed.size() == 1):
             return super().forward(x)
-        copies = self.weight.new_zeros(0) if copies is None else copies
-        n, mean, var = self._moments(x.detach(), copies)
-        y: Tensor = _Weighted.apply(x, self.weight, self.bias, mean, var, n, copies, self.eps)  # type: ignore[no-untyped-call]
-        return y
-
-    @torch.no_grad()
-    def _moments(self, x: Tensor, copies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return n, mean and biased variance of the plain batch, and take them into the running statistics."""
-        first, each = len(x) - len(copies), x.shape[2] * x.shape[3]
-        last = x[first:].to(self.weight.dtype)
-        means, counts = last.mean(dim=(2, 3)), each * copies[:, None]
-        squares = counts * (last - means[:, :, None, None]).square().mean(dim=(2, 3))
-        if first:
-            still = torch.zeros_like(self.weight)
-            mean, var = torch.ops.aten.batch_norm_update_stats(x[:first], still, still.clone(), 0.0)
-            means, squares = torch.cat([mean[None], means]), torch.cat([(first * each * var)[None], squares])
-            counts = torch.cat([counts.new_full((1, 1), first * each), counts])
-        n = counts.sum()
-        mean = (counts * means).sum(dim=0) / n
-        spread = (squares + counts * (means - mean).square()).sum(dim=0)
-        n, mean, spread = distributed.moments(n, mean, spread)
-        cast("Tensor", self.num_batches_tracked).add_(1)
-        cast("Tensor", self.running_mean).lerp_(mean, cast("float", self.momentum))
-        cast("Tensor", self.running_var).lerp_(spread / (n - 1), cast("float", self.momentum))
-        return n, mean, spread / n
-
-
-# ------------------------------------------------------------------------------------ several processes
-
-
-class _Normalise(torch.autograd.Function):
-    """Batch normalisation whose statistics are those of all ranks. Shape: (N, C, ...) -> the same."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        h = x if x.dtype == torch.float64 else x.float()
-        dims = [0, *range(2, x.dim())]
-        here = h.new_tensor(h.numel() // h.shape[1])
-        mean = h.sum(dims) / here
-        squares = (h - _wide(mean, h)).square().sum(dims)
-        count, mean, squares = distributed.moments(here, mean, squares)
-        inverse = (squares / count + eps).rsqrt()
-        ctx.save_for_backward(x, weight, mean, inverse, count)
-        y = (h - _wide(mean, h)) * _wide(inverse * weight, h) + _wide(bias, h)
-        ctx.mark_non_differentiable(mean, squares, count)
-        return y.to(x.dtype), mean, squares, count
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, mean, inverse, count = ctx.saved_tensors
-        g, h = (t if t.dtype == torch.float64 else t.float() for t in (gradients[0], x))
-        dims = [0, *range(2, x.dim())]
-        normal = (h - _wide(mean, h)) * _wide(inverse, h)
-        by_bias, by_weight = g.sum(dims), (g * normal).sum(dims)
-        g_bias, g_weight = distributed.all_reduce_sum(torch.stack([by_bias, by_weight])) / count
-        dx = (g - _wide(g_bias, h) - normal * _wide(g_weight, h)) * _wide(inverse * weight, h)
-        return dx.to(x.dtype), by_weight, by_bias, None
-
-
-def _wide(channels: Tensor, x: Tensor) -> Tensor:
-    return channels.view(1, -1, *[1] * (x.dim() - 2))
+        return _normalise(self, x, self.weight.new_zeros(0) if copies is None else copies)
 
 
 class SyncBatchNorm(nn.BatchNorm1d):
@@ -167,34 +136,26 @@ class SyncBatchNorm(nn.BatchNorm1d):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
-        y: Tensor
-        y, mean, squares, count = _Normalise.apply(x, self.weight, self.bias, self.eps)  # type: ignore[no-untyped-call]
-        with torch.no_grad():
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked += 1
-            share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
-            self.running_mean.lerp_(mean.to(self.running_mean), share)
-            self.running_var.lerp_((squares / (count - 1)).to(self.running_var), share)
-        return y
+        return _normalise(self, x.reshape(*x.shape[:2], -1, 1), self.weight.new_zeros(0)).view_as(x)
 
 
 def convert_sync_batchnorm(model: nn.Module) -> None:
-    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one in step with the other ranks.
+    """Replace every `nn.BatchNorm1d` and `nn.BatchNorm2d` inside a model by one with the statistics of all ranks.
 
     Weights and buffers stay the very same objects, under the same names. Subclasses are left alone.
     """
     for parent in list(model.modules()):
         for name, norm in list(parent.named_children()):
             if type(norm) in {nn.BatchNorm1d, nn.BatchNorm2d}:
-                setattr(parent, name, _in_step(norm))
+                setattr(parent, name, _synchronised(norm))
 
 
-def _in_step(norm: nn.Module) -> SyncBatchNorm:
+def _synchronised(norm: nn.Module) -> SyncBatchNorm:
     assert isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)
-    if not (norm.affine and norm.track_running_stats):
-        raise ConfigError("a normalisation without weights or running statistics cannot be kept in step")
+    if not (norm.affine and norm.track_running_stats and norm.momentum):
+        raise ConfigError(
+            "a batch normalisation without weights, running statistics or momentum cannot be synchronised"
+        )
     synced = SyncBatchNorm(norm.num_features, norm.eps, norm.momentum)
     synced.weight, synced.bias = norm.weight, norm.bias
     synced.running_mean, synced.running_var = norm.running_mean, norm.running_var

@@ -16,17 +16,17 @@ LAYERS, WIDTH = 3, 1024
 class BiGRU(Encoder):
     """Recurrent network over whole frames, without its classifier; the feature is its state at the last frame.
 
-    *Reading:* called bidirectional, the published network is fed one frame a call and carries its state, so that its
-    backward half never sees more than the frame at hand: both halves run forwards. That is what published numbers
-    were made with and what this is, written as two forward GRUs a layer over the whole sequence.
+    *Reading:* called bidirectional, the published network gets one frame per call and carries its state, so that its
+    backward half never sees more than the present frame: both halves run forwards. That is the network behind published
+    numbers and the one implemented here, written as two forward GRUs per layer over the whole sequence.
 
     With 25 joints and two bodies it has 45.0 M parameters; a clip of 64 frames takes 2.88 GMACs.
 
     Args:
-        joints: joints a body.
-        channels: coordinates a joint.
-        bodies: bodies a clip; a frame's joints are read side by side.
-        width: hidden units a GRU.
+        joints: joints per body.
+        channels: coordinates per joint.
+        bodies: bodies per clip; the joints of a frame are concatenated.
+        width: hidden units of a GRU.
     """
 
     def __init__(self, joints: int, *, channels: int = 3, bodies: int = 2, width: int = WIDTH) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders.base import Blocks, EmptyBodies, OneByOne
+from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder
 from c2vl_training.encoders.batchnorm import BatchNorm
 from c2vl_training.encoders.graph import directed
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
@@ -30,11 +30,11 @@ DILATIONS = (1, 2)
 
 
 class RefinedGraph(nn.Module):
-    """Graph convolution whose graph is a learned one plus, a channel and clip, what pairs of joints differ in.
+    """Graph convolution whose graph is a learned one plus, per channel and clip, the differences of pairs of joints.
 
     y_c = sum_k x_kc (A_k + alpha R_kc), x_k a 1x1 convolution and R_k a 1x1 convolution of tanh(q_w - k_v), q and k
     being 1x1 convolutions averaged over time. Both are linear, so the average is taken first: the published order
-    convolves every frame and averages then, at 0.17 GMACs more a clip. The sum over neighbours comes after the
+    convolves every frame and averages then, at 0.17 GMACs more per clip. The sum over neighbours comes after the
     convolution, since a graph belongs to a channel that goes out.
 
     Args:
@@ -82,7 +82,7 @@ class Block(nn.Module):
         c_out: channels going out.
         stride: stride in time.
         A: the graph to begin with. Shape (K, V, V).
-        kernel: frames a temporal kernel, odd.
+        kernel: frames of a temporal kernel, odd.
         residual: False for the first block of a network, which keeps the inner shortcut.
     """
 
@@ -110,7 +110,7 @@ class Block(nn.Module):
         return F.relu_(y if self.shortcut is None else y + self.shortcut(x, copies))
 
 
-class CTRGCN(OneByOne):
+class CTRGCN(PerBodyEncoder):
     """Channel-wise topology refinement graph convolutional network without its classifier.
 
     Without its head it has 1.43 M parameters; a clip of two bodies with 64 frames takes 1.77 GMACs, and 1.94 in the
@@ -120,13 +120,13 @@ class CTRGCN(OneByOne):
     Args:
         blocks: (channels, stride) of every block.
         graph: from `c2vl_training.encoders.graph.directed`. Shape (K, V, V).
-        channels: coordinates a joint.
-        bodies: bodies a clip, each with a data normalisation of its own.
-        temporal_kernel: frames a temporal kernel, odd.
-        empty_bodies: see `OneByOne`.
+        channels: coordinates per joint.
+        bodies: bodies per clip, each with its own data normalisation.
+        temporal_kernel: frames of a temporal kernel, odd.
+        empty_bodies: see `PerBodyEncoder`.
 
     Raises:
-        ConfigError: no blocks, an even kernel, channels that are no multiple of 4.
+        ConfigError: no blocks, an even kernel, channels that are not a multiple of 4.
     """
 
     def __init__(
@@ -140,7 +140,7 @@ class CTRGCN(OneByOne):
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
         if not blocks:
-            raise ConfigError("a CTR-GCN of no blocks; give at least one pair [channels, stride]")
+            raise ConfigError("a CTR-GCN without blocks; give at least one pair [channels, stride]")
         A = torch.as_tensor(graph)
         widths = [channels, *(width for width, _ in blocks)]
         super().__init__(

@@ -1,9 +1,9 @@
-"""Adjacency of a joint layout: which joints a graph convolution lets speak to which.
+"""Adjacency matrices of a joint layout for graph convolutions.
 
-Array order everywhere: `A[k, source, target]`, so that `x[..., source] @ A[k]` gathers what every target
-joint hears. `adjacency` is ST-GCN's, `directed` CTR-GCN's and `distances` MS-G3D's. In the first two, subset 0 is the
-joint itself (root), subset 1 holds messages that travel towards the centre (centripetal), subset 2 those that travel
-away from it (centrifugal).
+Array order everywhere: `A[k, source, target]`, so that `x[..., source] @ A[k]` sums over the sources
+of every target joint. `adjacency` is ST-GCN's, `directed` CTR-GCN's and `distances` MS-G3D's. In the first two, subset
+0 is the joint itself (root), subset 1 holds messages that travel towards the centre (centripetal), subset 2 those that
+travel away from it (centrifugal).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def adjacency(layout: Layout, kind: GraphKind) -> NDArray[np.float32]:
 
     *Reading:* the published code of ST-GCN measures distances only up to one bone and takes every longer one
     as infinite. Two joined joints that both lie further out than that count as equally far, and their bones
-    land, in both directions, beside the centripetal ones. For the 25 joints of NTU RGB+D that gives subsets
+    are, in both directions, counted as centripetal. For the 25 joints of NTU RGB+D that gives subsets
     of 25, 40 and 8 entries (`stgcn`, what published numbers were made with) where the text describes 25, 24
     and 24 (`proper`).
 
@@ -90,11 +90,11 @@ def directed(layout: Layout) -> NDArray[np.float32]:
 
 
 def distances(layout: Layout, scales: int, frames: int = 1) -> NDArray[np.float32]:
-    """Build MS-G3D's graphs: in graph k a joint hears itself and all joints exactly k bones away.
+    """Build MS-G3D's graphs: in graph k a joint is linked to itself and to all joints exactly k bones away.
 
     Joints of other frames of a window are as far away as they are in its own frame (the joint itself in another
     frame is one bone away). Every graph is normalised symmetrically, D^-1/2 A D^-1/2. Layouts of fewer bones from end
-    to end have graphs of nothing but the joints themselves.
+    to end have graphs of self-links only.
 
     Args:
         layout: joints and parents.
@@ -114,6 +114,6 @@ def distances(layout: Layout, scales: int, frames: int = 1) -> NDArray[np.float3
         further = np.asarray(reached.astype(np.float64) @ linked > 0)
         graphs.append((further & ~reached) | own)
         reached = further
-    found = np.stack(graphs).astype(np.float64)
-    norm = 1 / np.sqrt(found.sum(axis=1))
-    return np.asarray(norm[:, :, None] * found * norm[:, None, :], np.float32)
+    links = np.stack(graphs).astype(np.float64)
+    norm = 1 / np.sqrt(links.sum(axis=1))
+    return np.asarray(norm[:, :, None] * links * norm[:, None, :], np.float32)

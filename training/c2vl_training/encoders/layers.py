@@ -29,7 +29,7 @@ class Pointwise(nn.Conv2d):
 
 
 class Shortcut(nn.Module):
-    """What a block adds to its result: its input, convolved and normalised where the shape changes."""
+    """Residual path of a block: its input, convolved and normalised where the shape changes."""
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -47,17 +47,17 @@ class Shortcut(nn.Module):
 
 
 class MultiScaleTemporal(nn.Module):
-    """Temporal convolution in branches of equal width: one a dilation, one of maxima, one of single frames.
+    """Temporal convolution in branches of equal width: one per dilation, one of maxima, one of single frames.
 
     All branches but the last begin with a 1x1 convolution, normalisation and ReLU, and each ends with a
-    normalisation. Both treat channels apart, so the branches share one wide layer of each.
+    normalisation. Both act per channel, so the branches share one wide layer of each.
 
     Args:
         c_in: channels coming in.
         c_out: channels going out, a multiple of the number of branches.
-        kernel: frames a kernel, odd.
+        kernel: frames of a kernel, odd.
         stride: stride in time.
-        dilations: one a convolved branch.
+        dilations: one per convolved branch.
 
     Raises:
         ConfigError: channels that do not divide, an even kernel.

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders.base import Blocks, EmptyBodies, OneByOne, gather
+from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
 from c2vl_training.encoders.graph import distances
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
@@ -24,7 +24,7 @@ BLOCKS: Blocks = ((96, 1), (192, 2), (384, 2))
 """(channels, stride) as published: 3.19 M parameters with a head for 60 classes."""
 
 SCALES, WINDOW_SCALES, WINDOWS = 13, 6, (3, 5)
-"""Distances told apart within a frame and within a window, and the frames of the two windows."""
+"""Distances distinguished within a frame and within a window, and the frames of the two windows."""
 
 DILATIONS = (1, 2, 3, 4)
 
@@ -38,7 +38,7 @@ class MultiScaleGraph(nn.Module):
     Args:
         c_in: channels coming in.
         c_out: channels going out.
-        A: one graph a distance; a small learned one is added. Shape (K, V, V).
+        A: one graph per distance; a small learned one is added. Shape (K, V, V).
     """
 
     graph: Tensor
@@ -65,8 +65,8 @@ class WindowGraph(nn.Module):
         c_in: channels coming in.
         c_inner: channels of the graph convolution.
         c_out: channels going out.
-        A: one graph a distance over window * V joints, frame by frame.
-        window: frames a window, odd.
+        A: one graph per distance over window * V joints, frame by frame.
+        window: frames of a window, odd.
         stride: frames from one window to the next.
     """
 
@@ -95,8 +95,8 @@ class Block(nn.Module):
         c_in: channels coming in.
         c_out: channels going out.
         stride: stride in time.
-        graphs: one a distance within a frame, and the same for each window.
-        kernel: frames a temporal kernel, odd.
+        graphs: one per distance within a frame, and the same for each window.
+        kernel: frames of a temporal kernel, odd.
         first: whether it is the first block, which widens at once.
     """
 
@@ -131,7 +131,7 @@ class Block(nn.Module):
         return F.relu_(self._in_time(2, F.relu_(y), copies))
 
 
-class MSG3D(OneByOne):
+class MSG3D(PerBodyEncoder):
     """Disentangled and unified multi-scale graph convolutional network without its classifier.
 
     Without its head it has 3.17 M parameters; a clip of two bodies with 64 frames takes 6.99 GMACs.
@@ -139,14 +139,14 @@ class MSG3D(OneByOne):
     Args:
         blocks: (channels, stride) of every block.
         graphs: from `c2vl_training.encoders.graph.distances`: within a frame, (13, V, V), then for each of `WINDOWS`.
-        joints: joints a body.
-        channels: coordinates a joint.
-        bodies: bodies a clip, each with a data normalisation of its own.
-        temporal_kernel: frames a temporal kernel, odd.
-        empty_bodies: see `OneByOne`.
+        joints: joints per body.
+        channels: coordinates per joint.
+        bodies: bodies per clip, each with its own data normalisation.
+        temporal_kernel: frames of a temporal kernel, odd.
+        empty_bodies: see `PerBodyEncoder`.
 
     Raises:
-        ConfigError: no blocks, an even kernel, channels that are no multiple of 6.
+        ConfigError: no blocks, an even kernel, channels that are not a multiple of 6.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class MSG3D(OneByOne):
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
         if not blocks:
-            raise ConfigError("an MS-G3D of no blocks; give at least one pair [channels, stride]")
+            raise ConfigError("an MS-G3D without blocks; give at least one pair [channels, stride]")
         widths = [channels, *(width for width, _ in blocks)]
         super().__init__(widths[-1], joints, channels, side_by_side=bodies, empty_bodies=empty_bodies)
         A = [torch.as_tensor(graph) for graph in graphs]

@@ -1,10 +1,11 @@
 """ST-GCN (Yan et al. 2018): graph convolution over joints, temporal convolution over frames, ten blocks.
 
-Array order: (N, C, T, V, M) at the door, (N*M, C, T, V) inside, kept channels-last in memory.
+Array order: (N, C, T, V, M) at the input, (N*M, C, T, V) inside, kept channels-last in memory.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -15,22 +16,22 @@ from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders.base import Blocks, EmptyBodies, OneByOne, gather
+from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
 from c2vl_training.encoders.graph import GraphKind, adjacency
 from c2vl_training.encoders.layers import Pointwise
 
 FULL: Blocks = (*[(64, 1)] * 4, (128, 2), *[(128, 1)] * 2, (256, 2), *[(256, 1)] * 2)
-"""The published widths: 3.08 M parameters (3.10 M with a head for 60 classes), 3.6 GMACs a clip of two
+"""The published widths: 3.08 M parameters (3.10 M with a head for 60 classes), 3.6 GMACs for a clip of two
 bodies with 64 frames and 25 joints."""
 
 SLIM: Blocks = (*[(16, 1)] * 4, (32, 2), *[(32, 1)] * 2, (64, 2), (64, 1), (256, 1))
 """A quarter of the widths but 256 at the end, as in CrosSCLR and its successors: 0.82 M parameters (0.84 M
-with a head for 60 classes), 0.59 GMACs a clip of two bodies with 50 frames."""
+with a head for 60 classes), 0.59 GMACs for a clip of two bodies with 50 frames."""
 
 
 class GraphConvolution(nn.Module):
-    """One 1x1 convolution a subset, each summed over its neighbours: Y = sum_k (W_k X + b_k) A_k.
+    """One 1x1 convolution per subset, each summed over its neighbours: Y = sum_k (W_k X + b_k) A_k.
 
     Both orders are the same by linearity; the one whose sum over neighbours runs over fewer channels is taken. Where
     a layer does not narrow, the sum comes first and runs over C_in instead of 3 C_out channels. The bias goes through
@@ -74,7 +75,7 @@ class Block(nn.Module):
         c_out: channels going out.
         stride: stride in time.
         A: the graph. Shape (K, V, V).
-        kernel: frames a temporal kernel, odd.
+        kernel: frames of a temporal kernel, odd.
         dropout: after the temporal convolution.
         residual: False for the first block of a network.
     """
@@ -112,21 +113,21 @@ class Block(nn.Module):
         return F.relu_(y)
 
 
-class STGCN(OneByOne):
+class STGCN(PerBodyEncoder):
     """Spatial temporal graph convolutional network without its classifier.
 
     *Reading:* the paper says "ST-GCN" and no more. Its fine-tuned accuracies are reached by full-width
-    models only, so `FULL` is the default; `SLIM` is what comparable self-supervised work uses. Data
+    models only, so `FULL` is the default; `SLIM` is the choice of comparable self-supervised work. Data
     normalisation is over V*C with both bodies counted as samples (the original's), hence swapping the bodies
     changes nothing.
 
     Args:
         blocks: (channels, stride) of every block.
         graph: the graph from `c2vl_training.encoders.graph.adjacency`. Shape (K, V, V).
-        channels: coordinates a joint.
-        temporal_kernel: frames a temporal kernel, odd.
+        channels: coordinates per joint.
+        temporal_kernel: frames of a temporal kernel, odd.
         dropout: probability after every temporal convolution but the first.
-        empty_bodies: see `OneByOne`.
+        empty_bodies: see `PerBodyEncoder`.
 
     Attributes:
         dim: length of the feature vector.
@@ -146,7 +147,7 @@ class STGCN(OneByOne):
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
         if not blocks:
-            raise ConfigError("an ST-GCN of no blocks; give at least one pair [channels, stride]")
+            raise ConfigError("an ST-GCN without blocks; give at least one pair [channels, stride]")
         if temporal_kernel % 2 == 0:
             raise ConfigError(f"temporal_kernel = {temporal_kernel} is even; give an odd number of frames")
         A = torch.as_tensor(graph)
@@ -189,10 +190,11 @@ def build(
     temporal_kernel: int | None,
     dropout: float,
     empty_bodies: EmptyBodies,
+    published: Blocks = FULL,
 ) -> STGCN:
     """Build an ST-GCN of the published widths unless `blocks` are given."""
     return STGCN(
-        FULL if blocks is None else blocks,
+        published if blocks is None else blocks,
         adjacency(layout, graph),
         channels=channels,
         temporal_kernel=9 if temporal_kernel is None else temporal_kernel,
@@ -201,23 +203,4 @@ def build(
     )
 
 
-def build_slim(
-    layout: Layout,
-    *,
-    channels: int,
-    blocks: Blocks | None,
-    graph: GraphKind,
-    temporal_kernel: int | None,
-    dropout: float,
-    empty_bodies: EmptyBodies,
-) -> STGCN:
-    """Build an ST-GCN of a quarter of the widths unless `blocks` are given."""
-    return build(
-        layout,
-        channels=channels,
-        blocks=SLIM if blocks is None else blocks,
-        graph=graph,
-        temporal_kernel=temporal_kernel,
-        dropout=dropout,
-        empty_bodies=empty_bodies,
-    )
+build_slim = partial(build, published=SLIM)

@@ -26,7 +26,7 @@ class Branch(nn.Module):
     """Embed tokens, let them attend to each other once, take the maximum over them.
 
     Args:
-        token: numbers a token.
+        token: numbers per token.
         width: width of embedding, attention (one head) and feed-forward layer.
     """
 
@@ -46,19 +46,19 @@ class Branch(nn.Module):
 
 
 class Transformer(Encoder):
-    """One token a frame (every joint of every body) and one token a joint (its whole course), side by side.
+    """One token per frame (every joint of every body) and one token per joint (its whole trajectory), in two branches.
 
-    Frames carry their position, joints do not: bodies may change places in that branch.
+    Frames carry their position, joints do not: swapping bodies changes nothing in that branch.
 
     *Reading:* the published encoder takes joints, bones and motion at once, averages their embeddings and fuses them
-    by a linear map. Fed one stream it is what stands here: that stream's embedding, the fusion, the attention, 17.2 M
+    by a linear map. With one stream it is this network: that stream's embedding, the fusion, the attention, 17.2 M
     parameters with 25 joints and two bodies; a clip of 64 frames takes 0.99 GMACs. A joint's token is 64 frames long;
     clips of another length are resized in time for that branch.
 
     Args:
-        joints: joints a body.
-        channels: coordinates a joint.
-        bodies: bodies a clip.
+        joints: joints per body.
+        channels: coordinates per joint.
+        bodies: bodies per clip.
         width: width of each branch.
         frames: frames of a joint's token.
 
