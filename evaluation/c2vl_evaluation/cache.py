@@ -1,18 +1,18 @@
-"""What a protocol found on one run, kept beside the run: a finished result is not made again.
+"""The one store of results, next to each run: a finished result is never computed again.
 
-    RUN/evaluations/<protocol>-<settings>.json      the finding, and the key of all that determined it
-    RUN/evaluations/<protocol>-<settings>.parquet   one row a test sample: truth, answer, five answers, scores
+    RUN/evaluations/<protocol>-<settings>.json      the result, and the key of everything that determined it
+    RUN/evaluations/<protocol>-<settings>.parquet   one row per test sample: truth, answer, five best answers, scores
 
-`<settings>` is a hash of data, benchmark and the protocol's configuration, so that two runs evaluated alike have files
-of one name; the key adds the encoder's weights and the seed. The JSON is written last.
+`<settings>` is a hash of data, benchmark and the protocol's configuration, so that two runs evaluated alike have files of
+the same name; the key adds the encoder's weights and the seed. The JSON is written last.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,12 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from c2vl_evaluation.features import Array, Features, Labels, extract
-from c2vl_evaluation.metrics import check_classes, class_name
-from c2vl_evaluation.results import Finding, Protocol
-from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint, first_error
-from c2vl_manifests.recipe import Recipe
+from c2vl_evaluation.features import Array, Labels
+from c2vl_evaluation.metrics import class_name
+from c2vl_evaluation.results import Protocol, Result
+from c2vl_manifests.errors import CheckpointError, DataError, one_line
+from c2vl_manifests.manifest import (
+    commit_file,
+    commit_text,
+    file_sha256,
+    fingerprint,
+    first_error,
+    remembered_sha256,
+)
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 
@@ -39,7 +45,7 @@ _Form = TypeVar("_Form", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Predictions:
-    """What was answered, a row a test sample."""
+    """Answers to the test samples, one row per sample."""
 
     sample_ids: list[str]
     labels: Labels
@@ -47,46 +53,58 @@ class Predictions:
     answers: Labels
     """(N,)"""
     scores: Array
-    """(N, C), the higher the likelier: logits of a linear layer, their weighted sums of an ensemble, cosines of kNN and
-    of zero-shot."""
+    """(N, C), higher is likelier: logits of a linear layer, their weighted sums of an ensemble, cosines of kNN and
+    zero-shot."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """A finding with its predictions (None where it is n/a)."""
+class ResultWithPredictions:
+    """A result with its predictions (None where it has no score)."""
 
-    finding: Finding
+    result: Result
     predictions: Predictions | None
 
 
 @dataclass(frozen=True)
-class Task:
-    """One protocol under one setting on one run: what determines a finding."""
+class CacheKey:
+    """Everything that determines a result: `name` names its files, `text` tells whether they are up to date."""
 
     run: Path
     packed: Packed
     benchmark: str
     protocol: Protocol
     config: Mapping[str, Any]
-    """All that the protocol was told, draw and setting included."""
+    """Everything that the protocol was given, draw and setting included."""
     seed: int = 0
+    others: Mapping[str, CacheKey | str] = field(default_factory=dict)
+    """Keys of other results and files that take part; they differ from run to run and are no part of `name`."""
 
     @property
-    def settings(self) -> str:
+    def name(self) -> str:
         """Name of the files: equal for equal settings, whatever the run."""
-        told = {"data": self.packed.manifest.fingerprint, "benchmark": self.benchmark, "config": self.config}
-        return f"{self.protocol}-{fingerprint(told)[:12]}"
+        settings = {
+            "data": self.packed.manifest.fingerprint,
+            "benchmark": self.benchmark,
+            "config": self.config,
+        }
+        return f"{self.protocol}-{fingerprint(settings)[:12]}"
 
     @property
-    def key(self) -> str:
-        """Hash of all that determines the finding."""
-        told = {
+    def text(self) -> str:
+        """`<name>.<hash of everything that determines the result>`."""
+        facts = {
             "format": _FORMAT,
-            "settings": self.settings,
+            "settings": self.name,
             "encoder": weights_of(self.run),
             "seed": self.seed,
+            "others": {k: v.text if isinstance(v, CacheKey) else v for k, v in self.others.items()},
         }
-        return fingerprint(told)
+        return f"{self.name}.{fingerprint(facts)}"
+
+    def has_weights(self) -> bool:
+        """Return True if the encoders of all runs that take part exist; they may be deleted to save space."""
+        others = [key for key in self.others.values() if isinstance(key, CacheKey)]
+        return (self.run / checkpoint.ENCODER).is_file() and all(key.has_weights() for key in others)
 
 
 def weights_of(run: Path) -> str:
@@ -95,58 +113,59 @@ def weights_of(run: Path) -> str:
     Raises:
         CheckpointError: there is none.
     """
-    return _sha256(*_stamp(run / checkpoint.ENCODER))
-
-
-def _stamp(path: Path) -> tuple[Path, int, int]:
+    path = run / checkpoint.ENCODER
     try:
-        found = path.stat()
+        return remembered_sha256(path)
     except OSError as error:
-        checkpoint.load_finished(path.parent)  # says what is the matter
+        checkpoint.load_finished(run)  # raises with the reason
         raise CheckpointError(f"{path}: cannot be read ({error})") from error
-    return path, found.st_mtime_ns, found.st_size
-
-
-@cache
-def _sha256(path: Path, changed: int, size: int) -> str:
-    return file_sha256(path)
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A finished run, and what it is evaluated on."""
+class Cell:
+    """One result of a protocol before it is computed, so that one that fails does not cost the others."""
 
-    run: Path
-    packed: Packed
-    benchmark: str
-    recipe: Recipe
-    seed: int
+    protocol: Protocol
+    compute: Callable[[], ResultWithPredictions]
+    key: CacheKey | None = None
+    """None where nothing is computed or stored."""
+    setting: str = ""
+    draw: int = 0
+    target: str = ""
+    """`Target.id` of the data that an encoder is transferred to."""
 
-    def task(self, protocol: Protocol, config: BaseModel, **more: Any) -> Task:
-        """Name a protocol under a configuration (and what else determines it)."""
-        return Task(
-            self.run, self.packed, self.benchmark, protocol, config.model_dump(mode="json") | more, self.seed
+    def cached(self) -> Result | None:
+        """Return the stored result without reading its predictions; None if it has to be computed."""
+        if self.key is None:
+            return self.compute().result
+        found = _read(self.key, Result)
+        return None if found is None else self._named(found[0])
+
+    def run(self) -> ResultWithPredictions:
+        """Return the stored result, or compute and store it."""
+        if self.key is None:
+            return self.compute()
+        if (found := _read(self.key, Result)) is not None:
+            try:
+                predictions = None if found[1] is None else load(found[1])
+                return ResultWithPredictions(self._named(found[0]), predictions)
+            except DataError:
+                pass  # damaged: computed again
+        started = time.monotonic()
+        made = self.compute()
+        names, predictions = self.key.packed.manifest.classes, made.predictions
+        table = None if predictions is None else table_of(predictions, names)
+        result = self._named(made.result).model_copy(update={"key": self.key.text})
+        return ResultWithPredictions(
+            _commit(self.key, result, table, time.monotonic() - started), made.predictions
         )
 
-    def splits(self) -> tuple[Features, Features, int]:
-        """Return frozen features of the training and of the test split, and the number of classes.
-
-        Raises:
-            DataError: a sample without a label, or a class of the test split without a training sample.
-        """
-        device = self.recipe.training.device
-        gallery, query = (
-            extract(self.run, self.packed, self.benchmark, split, device) for split in ("train", "test")
-        )
-        return gallery, query, check_classes(self.packed, gallery, query)
-
-    def predictions(self, rows: Labels, scores: Array, answers: Labels | None = None) -> Predictions:
-        """Set scores a class beside the truth of some rows; the answer is the highest unless given."""
-        answers = scores.argmax(axis=1) if answers is None else answers
-        return Predictions(self.packed.sample_ids(rows), self.packed.labels()[rows], answers, scores)
+    def _named(self, result: Result) -> Result:
+        """Name a result as its cell: the folder of a transfer's target may have had another name."""
+        return result.model_copy(update={"setting": self.setting, "draw": self.draw, "target": self.target})
 
 
-class _Kept(BaseModel):
+class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     key: str
@@ -154,101 +173,99 @@ class _Kept(BaseModel):
     """sha256 of the weights that were evaluated."""
     sha256: str
     """Of the predictions; empty where there are none."""
-    finding: dict[str, Any]
-    """As its protocol writes it; each has a `protocol` and `seconds`."""
+    result: dict[str, Any]
+    """In the form of its protocol; each form has `protocol` and `seconds`."""
 
 
-def kept(
-    task: Task,
-    compute: Callable[[], Outcome],
-    others: Mapping[str, str] | None = None,
-    whole: Callable[[], bool] = lambda: True,
-) -> Outcome:
-    """Return the finding of a task: as it lies on disk, or else by `compute`, and then written.
+def cached(key: CacheKey, form: type[_Form], compute: Callable[[], tuple[_Form, pa.Table | None]]) -> _Form:
+    """Return a result of a form of its own from the store, or compute and store it.
 
     Args:
-        task: what it is.
-        compute: how it is found.
-        others: keys of other runs that take part.
-        whole: whether what `compute` keeps beside the finding is there; where it is not, neither is the finding.
+        key: everything that determines it.
+        form: model of the result, with `protocol` and `seconds`.
+        compute: returns the result, and a table with one row per test sample or query.
     """
-    key = fingerprint({"key": task.key, "others": others}) if others else task.key
-    if (found := read(task.run, task.settings, key)) is not None and whole():
-        return found
-    started = time.monotonic()
-    outcome = compute()
-    seconds, made = time.monotonic() - started, outcome.predictions
-    table = None if made is None else table_of(made, task.packed.manifest.classes)
-    return Outcome(_commit(task, key, outcome.finding, table, seconds), made)
-
-
-def recorded(
-    task: Task, key: str, form: type[_Form], compute: Callable[[], tuple[_Form, pa.Table | None]]
-) -> _Form:
-    """Return a finding of a form of its own, as it lies beside the run's others, or else by `compute`, and then written.
-
-    Args:
-        task: what it is.
-        key: hash of all that determines it.
-        form: what is found, with `protocol` and `seconds`.
-        compute: how it is found, with a table of a row a test sample or query.
-    """
-    if (found := _read(task.run / FOLDER / f"{task.settings}.json", form, key)) is not None:
+    if (found := _read(key, form)) is not None:
         return found[0]
     started = time.monotonic()
-    finding, table = compute()
-    return _commit(task, key, finding, table, time.monotonic() - started)
+    result, table = compute()
+    return _commit(key, result, table, time.monotonic() - started)
 
 
-def _commit(task: Task, key: str, finding: _Form, table: pa.Table | None, seconds: float) -> _Form:
-    """Write what was found, the JSON last; returns it with the seconds it took."""
-    finding = finding.model_copy(update={"seconds": round(seconds, 2)})
-    path = task.run / FOLDER / f"{task.settings}.json"
-    beside, digest = path.with_suffix(".parquet"), ""
+def _commit(key: CacheKey, result: _Form, table: pa.Table | None, seconds: float) -> _Form:
+    """Write a result, the JSON last; returns it with the seconds it took."""
+    result = result.model_copy(update={"seconds": round(seconds, 2)})
+    path, digest = key.run / FOLDER / f"{key.name}.json", ""
     if table is not None:
-        commit_file(beside, partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
-        digest = file_sha256(beside)
-    told = finding.model_dump(mode="json")
-    whole = _Kept(key=key, encoder=weights_of(task.run), sha256=digest, finding=told)
-    commit_text(path, whole.model_dump_json(indent=1) + "\n")
-    return finding
+        answers = path.with_suffix(".parquet")
+        commit_file(answers, partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
+        digest = file_sha256(answers)
+    stored = _Stored(
+        key=key.text, encoder=weights_of(key.run), sha256=digest, result=result.model_dump(mode="json")
+    )
+    commit_text(path, stored.model_dump_json(indent=1) + "\n")
+    return result
 
 
-def _read(path: Path, form: type[_Form], key: str | None) -> tuple[_Form, Path | None] | None:
-    """Read a finding and where its table lies; None where either is absent or damaged, or it is of another key."""
-    beside = path.with_suffix(".parquet")
+def _read(key: CacheKey, form: type[_Form]) -> tuple[_Form, Path | None] | None:
+    """Read a result and the path of its table; None where either is absent, damaged, or of another key.
+
+    Results of runs whose encoders were deleted stay valid.
+    """
+    path = key.run / FOLDER / f"{key.name}.json"
+    if not path.is_file():
+        return None
     try:
-        found = _Kept.model_validate_json(path.read_bytes())
-        if key not in {None, found.key} or (found.sha256 and file_sha256(beside) != found.sha256):
+        stored = _Stored.model_validate_json(path.read_bytes())
+        if key.has_weights() and stored.key != key.text:
             return None
-        return form.model_validate(found.finding), beside if found.sha256 else None
+        answers = path.with_suffix(".parquet") if stored.sha256 else None
+        if answers is not None and remembered_sha256(answers) != stored.sha256:
+            return None
+        return form.model_validate(stored.result), answers
     except (OSError, ValidationError):
         return None
 
 
-def read(run: Path, settings: str, key: str | None = None) -> Outcome | None:
-    """Read a finding; None where there is none, it is damaged, or it is of another encoder or seed than `key` says."""
-    if (found := _read(run / FOLDER / f"{settings}.json", Finding, key)) is None:
-        return None
-    finding, beside = found
+def holds(run: Path, key: str) -> bool:
+    """Return True if the store of a run holds the result of a key (`CacheKey.text`), of the weights it has now."""
+    return _path_of(run, key) is not None
+
+
+def predictions_of(run: Path, key: str) -> Predictions:
+    """Return the stored predictions of a result.
+
+    Raises:
+        DataError: they are gone or damaged, or of other weights than the run has now.
+    """
+    if (path := _path_of(run, key)) is None:
+        raise DataError(
+            f"{run} no longer holds the answers behind this number; run `c2vl-eval benchmark` again"
+        )
+    return load(path.with_suffix(".parquet"))
+
+
+def _path_of(run: Path, key: str) -> Path | None:
+    path = run / FOLDER / f"{key.partition('.')[0]}.json"
     try:
-        return Outcome(finding, None if beside is None else load(beside))
-    except DataError:
+        stored = _Stored.model_validate_json(path.read_bytes())
+        return path if stored.key == key and stored.encoder == weights_of(run) else None
+    except (OSError, ValidationError, CheckpointError):
         return None
 
 
 @dataclass(frozen=True)
 class Stored:
-    """What a protocol found on a run, over all settings."""
+    """Results of one protocol on a run, over all settings."""
 
-    found: dict[str, Outcome]
-    """By the name of the settings; what is n/a is left out."""
+    found: dict[str, ResultWithPredictions]
+    """By the name of their files; those without a score are left out."""
     stale: dict[str, Path]
-    """Findings of another encoder than the run holds now."""
+    """Results of another encoder than the run has now."""
 
 
 def stored(run: Path, protocol: Protocol) -> Stored:
-    """Return what a protocol found on a run.
+    """Return all stored results of a protocol on a run.
 
     Raises:
         CheckpointError: the run has no encoder.
@@ -257,21 +274,21 @@ def stored(run: Path, protocol: Protocol) -> Stored:
     weights, found, stale = weights_of(run), {}, {}
     for path in sorted((run / FOLDER).glob(f"{protocol}-*.json")):
         try:
-            held = _Kept.model_validate_json(path.read_bytes())
-            finding = Finding.model_validate(held.finding)
+            held = _Stored.model_validate_json(path.read_bytes())
+            result = Result.model_validate(held.result)
         except (OSError, ValidationError) as error:
             raise DataError(
                 f"{path}: damaged ({first_error(error)}); delete it and evaluate the run again"
             ) from error
-        beside = path.with_suffix(".parquet")
+        answers = path.with_suffix(".parquet")
         if held.encoder != weights:
             stale[path.stem] = path
-        elif held.sha256 and not beside.is_file():
+        elif held.sha256 and not answers.is_file():
             raise DataError(
-                f"{path}: {beside.name}, which holds its answers, is gone; delete {path.name} and evaluate the run again"
+                f"{path}: {answers.name}, which holds its answers, is gone; delete {path.name} and evaluate the run again"
             )
         elif held.sha256:
-            found[path.stem] = Outcome(finding, load(beside))
+            found[path.stem] = ResultWithPredictions(result, load(answers))
     return Stored(found, stale)
 
 
@@ -282,7 +299,9 @@ def load(path: Path) -> Predictions:
         DataError: there are none, or they are damaged.
     """
     if not path.is_file():
-        raise DataError(f"{path} does not exist; evaluate the run first, e.g. by `c2vl-eval linear --run`")
+        raise DataError(
+            f"{path} does not exist; evaluate the run first, e.g. by `c2vl-eval run linear --run`"
+        )
     try:
         table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
         flat = table.column("scores").combine_chunks().flatten().to_numpy()
@@ -294,7 +313,7 @@ def load(path: Path) -> Predictions:
         )
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         raise DataError(
-            f"{path}: damaged ({str(error).splitlines()[0][:100]}); delete it and evaluate the run again"
+            f"{path}: damaged ({one_line(error, limit=100)}); delete it and evaluate the run again"
         ) from error
 
 
@@ -302,9 +321,9 @@ def table_of(found: Predictions, names: tuple[str, ...], temperature: float = 1.
     """Return predictions as a table: sample, label, answer, and the five most probable classes.
 
     Args:
-        found: what was answered.
+        found: the predictions.
         names: of the classes.
-        temperature: `probability` is the softmax of scores divided by it; `scores` and all else are as they are.
+        temperature: `probability` is the softmax of scores divided by it; the other columns do not depend on it.
     """
     probabilities = softmax(found.scores / np.float32(temperature))
     top = np.argsort(-found.scores, axis=1, kind="stable")[:, :_TOP].astype(np.int32)
@@ -328,6 +347,6 @@ def _lists(rows: npt.NDArray[Any]) -> pa.FixedSizeListArray:
 
 
 def softmax(scores: Array) -> Array:
-    """Return probabilities of scores a class. Shape: (N, C) -> the same."""
+    """Return the probabilities of scores per class. Shape: (N, C) -> the same."""
     shifted = np.exp(scores - scores.max(axis=1, keepdims=True))
     return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))

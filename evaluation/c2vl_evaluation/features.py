@@ -1,4 +1,4 @@
-"""Frozen features of a split: computed once a run, cached beside it, bound to the encoder and the data."""
+"""Frozen features of a split: computed once per run, cached next to it, and bound to encoder and data by a key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_bytes, file_sha256, fingerprint
+from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
@@ -33,19 +33,23 @@ class Features:
     rows: Labels
     left_out: int
 
-    def sample_ids(self, packed: Packed) -> list[str]:
-        """Ids of the rows."""
-        return packed.sample_ids(self.rows)
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of a split and their classes, both (N,)."""
+
+    rows: Labels
+    labels: Labels
 
 
 def extract(
     run: Path, packed: Packed, benchmark: str, split: str, device: str = "auto", batch_size: int = 128
 ) -> Features:
-    """Encode a split with the frozen encoder of a run, in eval mode, central window, no rotation.
+    """Return the features of a split: frozen encoder in eval mode, central windows, not rotated.
 
     Raises:
-        CheckpointError: no finished run there, its encoder is of another joint layout, or it diverged.
-        DataError: samples without a label.
+        CheckpointError: there is no finished run, or its encoder is of another joint layout or diverged.
+        DataError: a sample has no label.
     """
     selection = packed.select(benchmark, split)
     labels = labels_of(packed, selection.rows, f"{split} samples of {benchmark}")
@@ -54,7 +58,7 @@ def extract(
     encoder = encoder_for(run, packed, where)
     key = fingerprint(
         {
-            "encoder": file_sha256(weights),
+            "encoder": remembered_sha256(weights),
             "data": packed.manifest.fingerprint,
             "benchmark": benchmark,
             "split": split,
@@ -70,40 +74,52 @@ def extract(
     return Features(values, labels, selection.rows, len(selection.left_out))
 
 
-def labels_of(packed: Packed, rows: Labels, named: str) -> Labels:
-    """Return the classes of some rows, (N,).
+def labelled_split(packed: Packed, benchmark: str, split: str) -> Split:
+    """Return rows and labels of a split.
 
     Raises:
-        DataError: a sample has no label; `named` says what the rows are.
+        ConfigError: there is no such benchmark.
+        DataError: a sample has no label.
+    """
+    rows = packed.select(benchmark, split).rows
+    return Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}"))
+
+
+def labels_of(packed: Packed, rows: Labels, label: str) -> Labels:
+    """Return the classes of `rows`, (N,); `label` names the rows in the message.
+
+    Raises:
+        DataError: a sample has no label.
     """
     labels = packed.labels()[rows]
     if (labels < 0).any():
         first = packed.sample_ids(rows[labels < 0][:1])[0]
         raise DataError(
-            f"{int((labels < 0).sum())} of {len(labels)} {named} have no label (first: {first}); "
+            f"{int((labels < 0).sum())} of {len(labels)} {label} have no label (first: {first}); "
             "evaluation needs all of them"
         )
     return labels
 
 
-def check_finite(values: Array, named: str) -> None:
-    """Refuse what an encoder gives if it is no number; shape (N, D), `named` says what and leads to `3 of 9 are …`.
+def check_finite(values: Array, label: str) -> None:
+    """Raise CheckpointError if any of `values` (N, D) is NaN or infinite; `label` prefixes the message.
 
     Raises:
         CheckpointError: a value is NaN or infinite.
     """
     if broken := int((~np.isfinite(values)).any(axis=1).sum()):
         raise CheckpointError(
-            f"{named}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder diverged; "
+            f"{label}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder diverged; "
             "train it again with a lower learning rate"
         )
 
 
 def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.TrainedEncoder:
-    """Load the encoder of a run, frozen, for data of the joints that it was trained on.
+    """Return the frozen encoder of a run, for data with the joints that it was trained on.
 
     Raises:
-        CheckpointError: no finished run there, or its encoder is of another joint layout, or its weights are no numbers.
+        CheckpointError: there is no finished run, or its encoder is of another joint layout or holds NaN or infinite
+            weights.
     """
     encoder = checkpoint.load_encoder(run, device)
     if (encoder.layout.names, encoder.layout.dims) != (packed.layout.names, packed.layout.dims):
@@ -121,7 +137,7 @@ def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.T
 
 
 def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) -> Features:
-    """Return what an encoder is fed, flattened: the baseline that needs no encoder at all.
+    """Return the input of an encoder, flattened: the baseline without an encoder.
 
     Centred joints of the central window, not rotated, at 16 frames at most; (N, T V C M).
     """
@@ -142,4 +158,4 @@ def _cached(path: Path, key: str) -> Array | None:
             values: Array = handle.get_tensor("features")
             return values if np.isfinite(values).all() else None
     except (SafetensorError, OSError):
-        return None  # damaged: made again
+        return None  # damaged: computed again

@@ -1,49 +1,40 @@
-"""A table with its controls: pre-trained encoders beside the floor, the ceiling and shuffled pairs.
+"""Tables with controls: pre-trained encoders next to the floor, the ceiling and shuffled pairs.
 
-Each row is a run in a folder of its own; finished runs are not trained again, so a table can grow by seeds and
-by `targets` values. What earlier calls found on the same runs by other protocols stays in it. No number here is ever
-chosen on the test split.
+Each row is a run in its own folder. Finished runs are not trained again and finished results are not computed
+again, so a table can grow by seeds, `targets` values and protocols. No number here is ever chosen on the test split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.cache import Cell, holds
+from c2vl_evaluation.context import EvalContext, uses_joint_captions
 from c2vl_evaluation.features import raw_joints
-from c2vl_evaluation.protocols import ensemble, knn, linear
-from c2vl_evaluation.protocols.common import (
-    MORE,
-    earlier,
-    extend,
-    listens,
-    of_one_cell,
-    say_earlier,
-    tried,
-    with_earlier,
-)
-from c2vl_evaluation.protocols.common import target as blind
-from c2vl_evaluation.protocols.finetuning import Cell, splits_of
+from c2vl_evaluation.protocols import PROTOCOLS, ensemble, fails_alone, knn, linear, run_safely, transfer
 from c2vl_evaluation.results import (
-    Finding,
+    ALWAYS,
+    FILE,
     Protocol,
-    Results,
+    Result,
     Role,
-    Row,
-    Score,
+    Table,
+    TableRow,
     Target,
+    load,
     save,
+    target_id,
 )
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
+from c2vl_manifests.packed import PackedManifest, resolve_recipe
 from c2vl_manifests.recipe import Recipe, targets_name
-from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Kind, Run, check_same
@@ -59,19 +50,19 @@ class Entry:
     kind: Kind
     recipe: Recipe
     control_of: str = ""
-    """The line that shuffled pairs are the control of."""
+    """Name of the line that shuffled pairs are the control of."""
 
     def folder(self, runs: Path, seed: int) -> Path:
-        """Where its run of a seed lives; beside it, where the control of other targets lives there already."""
+        """Return the folder of a seed's run; another one if it holds the control of other targets already."""
         plain = runs / f"{_slug(self.name)}-seed{seed}"
-        if self.role != "shuffled" or (held := _held(plain)) is None:
+        if self.role != "shuffled" or (saved := _saved_run(plain)) is None:
             return plain
-        there = (held[1].get("config") or {}).get("targets")
+        there = (saved[1].get("config") or {}).get("targets")
         own = self.recipe.training.pretrain.targets.model_dump(mode="json")
         return plain if there == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
 
     def run(self, packed: Packed, benchmark: str, seed: int, out: Path) -> Run:
-        """Return its training; `out` is the folder of the table."""
+        """Return the training of a seed; `out` is the folder of the table."""
         return Run(self.kind, packed, self.recipe, benchmark, seed, self.folder(out / "runs", seed))
 
 
@@ -79,38 +70,51 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
-def _held(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return what a folder's run is saved in, and its facts; None where there is none."""
+def _saved_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the file that a folder's run is saved in, and its facts; None if there is no run."""
     for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT):
         if (path := folder / name).is_file():
             return path, checkpoint.load(path)[1]
     return None
 
 
-def entries(recipe: str, overrides: Sequence[str], targets: Sequence[str]) -> list[Entry]:
-    """Return the lines of a table: each `targets` value (the recipe's own where none is given) and three controls."""
-    base = load_recipe(recipe, overrides)
+def entries(
+    manifest: PackedManifest, recipe: str | None, overrides: Sequence[str], targets: Sequence[str]
+) -> list[Entry]:
+    """Return the lines of a table: each `targets` value (the recipe's own where none is given) and three controls.
+
+    Args:
+        manifest: of the packed data.
+        recipe: see `resolve_recipe`.
+        overrides: see `resolve_recipe`.
+        targets: values of `training.pretrain.targets`.
+    """
+    base = resolve_recipe(manifest, recipe, overrides)
     chosen = targets or [targets_name(base.training.pretrain.targets)]
-    found: list[Entry] = []
+    lines: list[Entry] = []
     for name in chosen:
-        # a value named as the recipe's own keeps the recipe's numbers (beta, temperature of the targets, ...)
+        # the recipe's own value keeps the recipe's other settings (beta, temperature of the targets, ...)
         same = name == targets_name(base.training.pretrain.targets)
-        one = base if same else load_recipe(recipe, [*overrides, f"training.pretrain.targets={name}"])
-        if any(entry.recipe == one for entry in found):
-            continue  # the same values under another name would share a folder and count as a seed
+        one = (
+            base
+            if same
+            else resolve_recipe(manifest, recipe, [*overrides, f"training.pretrain.targets={name}"])
+        )
+        if any(entry.recipe == one for entry in lines):
+            continue  # equal settings under another name would share a folder
         # a number keeps partition(0.3) and partition(0.7) apart
         label = name if any(c.isdigit() for c in name) else targets_name(one.training.pretrain.targets)
-        found.append(Entry(label, "pretrained", "pretrain", one))
-    control = found[0].recipe
+        lines.append(Entry(label, "pretrained", "pretrain", one))
+    control = lines[0].recipe
     pretrain = control.training.pretrain.model_copy(update={"pairs": "shuffled"})
     shuffled = control.model_copy(
         update={"training": control.training.model_copy(update={"pretrain": pretrain})}
     )
     return [
-        *found,
+        *lines,
         Entry("random encoder", "floor", "random", base),
         Entry("supervised", "ceiling", "supervised", base),
-        Entry("shuffled pairs", "shuffled", "pretrain", shuffled, found[0].name),
+        Entry("shuffled pairs", "shuffled", "pretrain", shuffled, lines[0].name),
     ]
 
 
@@ -123,93 +127,83 @@ def run_table(
     emit: Emit = silent,
     protocols: Sequence[Protocol] = (),
     target: tuple[Packed, str] | None = None,
-) -> Results:
+) -> Table:
     """Train what is not trained yet, evaluate what is not evaluated yet, write results.json.
 
     Args:
         packed: the data.
         benchmark: e.g. xsub.
         lines: from `entries`.
-        seeds: one run a line and seed.
-        out: folder of the table; runs go below it.
+        seeds: one run per line and seed.
+        out: folder of the table; runs are written below it.
         emit: receives progress and notes.
-        protocols: beside kNN and linear; `ensemble` trains two further streams a line and seed.
-        target: another dataset and its benchmark, which all encoders are transferred to.
+        protocols: added to kNN and linear; `ensemble` trains two further streams per line and seed.
+        target: another dataset and its benchmark, to which all encoders are transferred.
 
-    A cell of `protocols` that diverges says why, and the others go on (`protocols.failures` tells). What an earlier call
-    found on the same runs by protocols that are not asked for now stays in the table.
+    If a result of `protocols` diverges, the others are still computed (`Table.failure_summary`). Results of earlier calls
+    that this one does not compute stay in the table if the store still holds them.
 
     Raises:
-        ConfigError: the target is this very data, or has other joints or no such benchmark.
-        DataError: a split holds nothing usable, a sample without a label, or a class that cannot be learned.
-        CheckpointError: a folder holds another run than the one that is asked for.
+        ConfigError: the target is the data of the table, has other joints or no such benchmark.
+        DataError: a split is empty, a sample has no label, or a class of the test split has no training sample.
+        CheckpointError: a folder holds another run than the requested one.
     """
     _check(packed, benchmark, lines, seeds, out, "ensemble" in protocols)
     if target is not None:
         _check_target(packed, *target)
-    before = earlier(packed, benchmark, out, emit)
-    rows: list[Row] = []
-    recipe = lines[0].recipe
+    before = _earlier(packed, benchmark, out, emit)
+    goal = None if target is None else (target[0], _named(packed, *target, before.targets if before else ()))
+    asked: list[Protocol] = [p for p in PROTOCOLS if p in protocols or (p == "transfer" and goal)]
+    replaced = {(protocol, goal[1].id if goal and protocol == "transfer" else "") for protocol in asked}
+    rows: list[TableRow] = []
     for line in lines:
         for seed in seeds:
-            row = _row(line, line.run(packed, benchmark, seed, out), out, protocols, emit)
-            rows.append(with_earlier(row, before, out, protocols))
-            emit(Note(f"{line.name}, seed {seed}: kNN {100 * row.knn:.1f}, linear {100 * row.linear:.1f}"))
-    targets = say_earlier(before, rows, protocols, emit)
+            row = _row(line, line.run(packed, benchmark, seed, out), out, asked, goal, emit)
+            rows.append(_with_earlier(row, before, out, replaced))
+            knn_, linear_ = (100 * row.top1(protocol) for protocol in ALWAYS)
+            emit(Note(f"{line.name}, seed {seed}: kNN {knn_:.1f}, linear {linear_:.1f}"))
+    if before is not None:
+        _report_earlier(before, rows, replaced, emit)
+    recipe = lines[0].recipe
     rows.append(_baseline(packed, benchmark, recipe))
-    results = _results(packed, benchmark, recipe, rows, targets)
-    save(out, results)
-    if target is not None:
-        results = extend(out, target[0], "transfer", recipe, emit, target[1])
-    return results
-
-
-def _results(
-    packed: Packed, benchmark: str, recipe: Recipe, rows: Sequence[Row], targets: tuple[Target, ...]
-) -> Results:
-    """Set the rows of a table beside what they are of, and what answers without an encoder reach there."""
+    shown_targets = {result.target for row in rows for result in row.results}
+    targets = [t for t in (before.targets if before else ()) if t.id in shown_targets]
+    if goal is not None:
+        targets = [*(t for t in targets if t.id != goal[1].id), goal[1]]
     m = packed.manifest
-    own = blind(packed, benchmark)
-    return Results(
-        dataset=m.dataset,
-        title=m.title,
-        benchmark=benchmark,
+    table = Table(
+        **metrics.no_encoder_scores(packed, benchmark).model_dump(),
         recipe=recipe.name,
         recipe_fingerprint=recipe.fingerprint(),
-        data_fingerprint=m.fingerprint,
         engines={
             role: _engine_name(m.engines[stage])
             for role, stage in (("crops", "crops"), ("captions", "captions"), ("vectors", "embeddings"))
         },
         classes=m.classes,
-        train=own.train,
-        test=own.test,
-        chance=own.chance.top1,
-        majority=own.majority.top1,
-        majority_score=own.majority,
-        chance_score=own.chance,
-        targets=targets,
+        targets=tuple(targets),
         rows=tuple(rows),
-        seconds=_stage_seconds(packed.folder.parent),
+        stage_seconds=_stage_seconds(packed.folder.parent),
     )
+    save(out, table)
+    return table
 
 
 def _check(
     packed: Packed, benchmark: str, lines: Sequence[Entry], seeds: Sequence[int], out: Path, streams: bool
 ) -> None:
-    """Refuse, before hours of training, what would be refused after them: labels, classes, folders of other runs."""
-    metrics.check_classes(packed, *splits_of(packed, benchmark))
+    """Check labels, classes and run folders before hours of training; raises as `run_table`."""
+    metrics.usable_splits(packed, benchmark)
     for line in lines:
         for seed in seeds:
             run = line.run(packed, benchmark, seed, out)
             for one in _streams(run).values() if streams else (run,):
-                if (held := _held(one.out)) is not None:
-                    check_same(one.facts(), held[1], held[0])
+                if (saved := _saved_run(one.out)) is not None:
+                    check_same(one.facts(), saved[1], saved[0])
 
 
 def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
     if target.manifest.fingerprint == packed.manifest.fingerprint:
-        raise ConfigError(f"--target {target.folder} is the very data of the table; give another dataset")
+        raise ConfigError(f"--target {target.folder} is the data of the table itself; give another dataset")
     own, other = packed.layout, target.layout
     if (own.names, own.dims) != (other.names, other.dims):
         raise ConfigError(
@@ -217,107 +211,167 @@ def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
             f"{own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} --layout {own.name}`"
         )
     try:
-        metrics.check_classes(target, *splits_of(target, benchmark))
+        metrics.usable_splits(target, benchmark)
     except DataError as error:
         raise DataError(f"--target {target.folder}: {error}") from error
 
 
-def _row(line: Entry, run: Run, out: Path, protocols: Sequence[Protocol], emit: Emit) -> Row:
-    """Train a run if it is not there, and evaluate it."""
-    result, packed = train(run, emit), run.packed
-    subject = Subject(run.out, packed, run.benchmark, line.recipe, run.seed)
-    nearest, probe = knn.outcome(subject).finding, linear.outcome(subject).finding
-    knowledge = line.recipe.training.pretrain.knowledge if line.kind == "pretrain" else ""
-    found: list[Finding] = []
+def _named(packed: Packed, target: Packed, benchmark: str, others: Iterable[Target]) -> Target:
+    """Return a target under a name that no other target of the table has."""
+    scores, source = metrics.no_encoder_scores(target, benchmark), packed.manifest.dataset
+    own = target_id(scores.data_fingerprint, benchmark)
+    taken = {other.name for other in others if other.id != own}
+    folder = transfer.folder_name(target.folder)
+    names = [
+        transfer.target_name(target, benchmark, source, *more)
+        for more in ((), (folder,), (folder, scores.data_fingerprint))
+    ]
+    return Target(**scores.model_dump(), name=next(name for name in names if name not in taken))
+
+
+# ----------------------------------------------------------------------------------------------------- rows
+
+
+def _row(
+    line: Entry, run: Run, out: Path, protocols: Sequence[Protocol], target: tuple[Packed, Target] | None, emit: Emit
+) -> TableRow:  # fmt: skip
+    """Train a run if it is not finished, and evaluate it."""
+    trained, label = train(run, emit), f"{line.name}, seed {run.seed}"
+    context = EvalContext(run.out, run.packed, run.benchmark, line.recipe, run.seed, emit)
+    results = [cell.run().result for protocol in ALWAYS for cell in PROTOCOLS[protocol](context)]
     for protocol in protocols:
-        cells = _ensemble(run, subject, emit) if protocol == "ensemble" else MORE[protocol](subject, emit)
-        found += tried(cells, f"{line.name}, seed {run.seed}", emit)
-    return Row(
+        results += run_safely(_cells(protocol, context, run, target), label, emit)
+    knowledge = line.recipe.training.pretrain.knowledge if line.kind == "pretrain" else ""
+    return TableRow(
         name=line.name,
         role=line.role,
         seed=run.seed,
         run=run.out.relative_to(out).as_posix(),
         knowledge=knowledge,
-        derived_from_joints=listens(knowledge, packed),
-        **_measures(nearest.last, probe),
-        epochs=result.epochs,
-        seconds=result.seconds,
-        samples=result.samples,
-        left_out=result.left_out,
-        findings=tuple(found),
+        derived_from_joints=uses_joint_captions(knowledge, run.packed),
+        epochs=trained.epochs,
+        seconds=trained.seconds,
+        samples=trained.samples,
+        left_out=trained.left_out,
+        results=tuple(results),
     )
 
 
-def _measures(nearest: Score | None, probe: Finding) -> dict[str, Any]:
-    assert nearest is not None
-    assert probe.last is not None
-    assert probe.best is not None
-    return {
-        "knn": nearest.top1, "knn_top5": nearest.top5, "knn_balanced": nearest.balanced,
-        "linear": probe.last.top1, "linear_top5": probe.last.top5, "linear_balanced": probe.last.balanced,
-        "linear_best": probe.best.top1, "linear_lr": probe.lr,
-    }  # fmt: skip
+def _cells(
+    protocol: Protocol, context: EvalContext, run: Run, target: tuple[Packed, Target] | None
+) -> Iterator[Cell]:
+    if protocol == "ensemble":
+        return _ensemble(run, context)
+    if protocol == "transfer" and target is not None:
+        context = replace(context, packed=target[0], benchmark=target[1].benchmark, target=target[1].name)
+    return PROTOCOLS[protocol](context)
 
 
 def _streams(run: Run) -> dict[str, Run]:
-    """Return the trainings of all streams; those that a line lacks are in folders beside its own."""
-    found: dict[str, Run] = {}
+    """Return the trainings of all streams; the other streams' folders are next to the line's own."""
+    runs: dict[str, Run] = {}
     for stream in ensemble.STREAMS:
         training = run.recipe.training
         if stream == training.input.stream:
-            found[stream] = run
+            runs[stream] = run
             continue
         own = training.model_copy(update={"input": training.input.model_copy(update={"stream": stream})})
         recipe = run.recipe.model_copy(update={"training": own})
-        found[stream] = replace(run, recipe=recipe, out=run.out.with_name(f"{run.out.name}-{stream}"))
-    return found
+        runs[stream] = replace(run, recipe=recipe, out=run.out.with_name(f"{run.out.name}-{stream}"))
+    return runs
 
 
-def _ensemble(run: Run, subject: Subject, emit: Emit) -> Iterator[Cell]:
-    """Train the streams that are not there and yield the cells; where a training diverges, each of them says so."""
+def _ensemble(run: Run, context: EvalContext) -> Iterator[Cell]:
+    """Train the streams that are not finished and yield the cells; if a training diverges, all of them fail."""
     runs, failed = _streams(run), None
     try:
         for one in runs.values():
-            train(one, emit)
+            train(one, context.emit)
     except C2VLError as error:
-        if not of_one_cell(error):
+        if not fails_alone(error):
             raise
         failed = partial(_again, error)
-    subjects = {stream: replace(subject, run=one.out, recipe=one.recipe) for stream, one in runs.items()}
-    for cell in ensemble.cells(subjects, emit):
-        yield replace(cell, make=failed or cell.make)
+    streams = {stream: replace(context, run=one.out, recipe=one.recipe) for stream, one in runs.items()}
+    for cell in ensemble.cells(replace(context, streams=streams)):
+        yield replace(cell, key=None, compute=failed) if failed else cell
 
 
 def _again(error: C2VLError) -> NoReturn:
     raise error
 
 
-def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> Row:
-    """Run the protocols on the joints themselves: what a representation has to beat, if it is to be worth its training."""
-    gallery, query = (
-        raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test")
+def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
+    """Return the row of raw joints: kNN and linear without an encoder."""
+    train, test = (raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test"))
+    config, classes = recipe.evaluation, metrics.check_classes(packed, train.labels, test.labels)
+    last, sizes = knn.score(train, test, classes, config.knn.k)[0], (len(train.labels), len(test.labels))
+    nearest = Result(protocol="knn", last=last, train=sizes[0], test=sizes[1])
+    probe = linear.probe(train, test, classes, config.linear, 0).result(config.linear, sizes[0])
+    return TableRow(
+        name="raw joints", role="baseline", seed=0, run="", epochs=0, seconds=0.0, samples=sizes[0],
+        left_out=train.left_out, results=(nearest, probe),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ earlier results
+
+
+def _earlier(packed: Packed, benchmark: str, out: Path, emit: Emit) -> Table | None:
+    """Return the existing table; None if there is none, or it is damaged or of other data."""
+    if not (out / FILE).is_file():
+        return None
+    try:
+        table = load(out)
+    except DataError as error:
+        emit(Note(f"{error}; it is written again with the results of this call", "warning"))
+        return None
+    same = (table.data_fingerprint, table.benchmark) == (packed.manifest.fingerprint, benchmark)
+    return table if same else None
+
+
+def _with_earlier(
+    row: TableRow, before: Table | None, out: Path, replaced: set[tuple[Protocol, str]]
+) -> TableRow:
+    """Add the earlier results of a row that this call does not compute, if they are of the weights that it has now."""
+    old = (
+        [r for r in before.rows if (r.name, r.seed, r.run) == (row.name, row.seed, row.run)] if before else []
     )
-    e, classes = recipe.evaluation, metrics.check_classes(packed, gallery, query)
-    nearest = knn.score(gallery, query, classes, e.knn.k)[0]
-    probe = linear.probe(gallery, query, classes, e.linear, 0)
-    return Row(
-        name="raw joints",
-        role="baseline",
-        seed=0,
-        run="",
-        knn=nearest.top1,
-        knn_top5=nearest.top5,
-        knn_balanced=nearest.balanced,
-        linear=probe.last.top1,
-        linear_top5=probe.last.top5,
-        linear_balanced=probe.last.balanced,
-        linear_best=probe.best.top1,
-        linear_lr=probe.lr,
-        epochs=0,
-        seconds=0.0,
-        samples=len(gallery.labels),
-        left_out=gallery.left_out,
-    )
+    kept = [
+        result
+        for result in (old[0].results if old else ())
+        if result.protocol not in ALWAYS
+        and (result.protocol, result.target) not in replaced
+        # without a key and not failed: not possible with these data, whatever the weights
+        and (holds(out / row.run, result.key) if result.key else not result.failed)
+    ]
+    order = list(PROTOCOLS)
+    results = sorted((*kept, *row.results), key=lambda result: order.index(result.protocol))
+    return row.model_copy(update={"results": tuple(results)})
+
+
+def _report_earlier(
+    before: Table, rows: Sequence[TableRow], replaced: set[tuple[Protocol, str]], emit: Emit
+) -> None:
+    """Emit notes on the rows and results of an earlier table that stay and that do not."""
+
+    def others(some: Iterable[TableRow]) -> list[Result]:
+        return [r for row in some for r in row.results if r.protocol not in ALWAYS and (r.protocol, r.target) not in replaced]  # fmt: skip
+
+    here = {(row.name, row.seed, row.run) for row in rows}
+    gone = [row for row in before.rows if row.run and (row.name, row.seed, row.run) not in here]
+    if kept := others(rows):
+        names = ", ".join(dict.fromkeys(result.protocol for result in kept))
+        emit(Note(f"{len(kept)} results of earlier calls stay in the table ({names})"))
+    lost = len(others(row for row in before.rows if row not in gone)) - len(kept)
+    dropped = [f"{row.name} seed {row.seed}" for row in gone] + ([f"{lost} results"] if lost else [])
+    if dropped:
+        emit(
+            Note(
+                f"not in the table any more: {', '.join(dropped)}; the same call with their --targets, --seeds, --protocol and "
+                "--target shows them, and computes nothing that is finished",
+                "warning",
+            )
+        )
 
 
 def _engine_name(described: dict[str, object]) -> str:
@@ -326,10 +380,10 @@ def _engine_name(described: dict[str, object]) -> str:
 
 
 def _stage_seconds(work: Path) -> dict[str, float]:
-    """Return the seconds each pipeline stage took, where the work folder is still around the packed arrays."""
-    found = {}
+    """Return the seconds of each pipeline stage, if the packed arrays are still in their work folder."""
+    seconds = {}
     for stage in ("skeletons", "crops", "captions", "embeddings"):
         manifest = read_stage_manifest(work / stage)
         if manifest is not None:
-            found[stage] = manifest.seconds
-    return found
+            seconds[stage] = manifest.seconds
+    return seconds

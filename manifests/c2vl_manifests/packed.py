@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import first_error
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import load_recipe
 
 FILE = "packed.json"
 FORMAT = 2
@@ -78,3 +82,22 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
         raise DataError(
             f"{path}: damaged ({first_error(error)}); delete it and run `c2vl-pipeline pack` again"
         ) from error
+
+
+def resolve_recipe(
+    manifest: PackedManifest, recipe: str | None = None, overrides: Sequence[str] = ()
+) -> Recipe:
+    """Return the recipe that applies to packed data.
+
+    Args:
+        manifest: of the data.
+        recipe: name or TOML file; without one, what the work folder was made with, its overrides first.
+        overrides: assignments `section.key=value`.
+
+    Raises:
+        ConfigError: an unknown recipe, key or value.
+    """
+    if recipe is not None:
+        return load_recipe(recipe, overrides)
+    made_with = manifest.recipe or load_dataset(manifest.dataset).default_recipe
+    return load_recipe(made_with, [*manifest.overrides, *overrides])

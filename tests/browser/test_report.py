@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from c2vl_evaluation.report import build
-from c2vl_evaluation.results import Results
+from c2vl_evaluation.results import Table
 from support.report import table, with_findings, work_folder, write_runs
 
 pytestmark = pytest.mark.browser
@@ -114,7 +114,7 @@ def browser(folder: Path) -> Iterator[Browser]:
         driver.wait(30)
 
 
-def page_results() -> Results:
+def page_results() -> Table:
     """Every kind of line, 40 classes, and names that try to break out of the page or out of their columns."""
     base = with_findings()
     classes = (
@@ -134,7 +134,7 @@ def page_results() -> Results:
     )
 
 
-def answered(results: Results) -> build.MainRun:
+def answered(results: Table) -> build.MainRun:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 40
 
@@ -143,12 +143,12 @@ def answered(results: Results) -> build.MainRun:
 
     features = rng.normal(size=(400, 6)).astype(np.float32) + labels[:, None] % 7
     answers = {name: [wrong(0.3 + 0.1 * n) for _ in range(2)] for n, name in enumerate(results.names())}
-    main = answers[results.main_run().name][0]
+    main = answers[results.main_row().name][0]
     return build.MainRun(features, labels, main, [f"s{n}" for n in range(400)], answers)
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole report: all sections, one row that failed, captions and names of the worst kind."""
     folder = tmp_path_factory.mktemp("page")
     results = page_results()

@@ -56,7 +56,9 @@ def test_synthetic_videos_become_a_table_with_controls_and_a_report(work: Path, 
         "shuffled pairs",
         "raw joints",
     ]
-    assert all(0 <= row["knn"] <= 1 and 0 <= row["linear"] <= 1 for row in results["rows"])
+    for row in results["rows"]:
+        assert [result["protocol"] for result in row["results"]] == ["knn", "linear"]
+        assert all(0 <= result["last"]["top1"] <= 1 for result in row["results"])
     for row in results["rows"]:
         assert row["name"] in text
     assert "derived from joints" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,29 +13,38 @@ import pytest
 from pydantic import BaseModel
 
 from c2vl_evaluation import cache
-from c2vl_evaluation.cache import Outcome, Subject
+from c2vl_evaluation.cache import ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.results import Finding, Score
+from c2vl_evaluation.results import Result, Score
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
+from support.evaluation import evaluated
 from support.training import recipe, run
 
 
 @pytest.fixture
-def subject(data: Packed, tmp_path: Path) -> Subject:
+def subject(data: Packed, tmp_path: Path) -> EvalContext:
     train(run(data.folder, tmp_path / "floor", kind="random"))
     settings = ("evaluation.linear.epochs=3", "evaluation.linear.milestones=[2]")
-    return Subject(tmp_path / "floor", data, "xsub", recipe(*settings), 0)
+    return EvalContext(tmp_path / "floor", data, "xsub", recipe(*settings), 0)
 
 
-def files(subject: Subject, suffix: str) -> list[Path]:
+def changed(run: Path) -> None:
+    """Give a run other weights."""
+    found, facts = checkpoint.load(run / checkpoint.ENCODER)
+    weights = {k: v + 1 if v.is_floating_point() else v for k, v in found.items()}
+    checkpoint.save(run / checkpoint.ENCODER, weights, facts)
+
+
+def files(subject: EvalContext, suffix: str) -> list[Path]:
     return sorted((subject.run / cache.FOLDER).glob(f"linear-*.{suffix}"))
 
 
 def test_predictions_are_a_row_a_test_sample(subject, data):
-    found = linear.outcome(subject)
+    found = evaluated(linear, subject)
     (path,) = files(subject, "parquet")
     table = pq.read_table(path)
     assert table.column("sample_id").to_pylist() == ["s00", "s04", "s08", "s12"]
@@ -46,22 +56,22 @@ def test_predictions_are_a_row_a_test_sample(subject, data):
         odds = np.exp(np.array(row["scores"]) - max(row["scores"]))
         assert row["probability"] == pytest.approx(max(odds / odds.sum()), rel=1e-5)
         assert sorted(row["top5"]) == [0, 1, 2]
-    assert np.mean([row["right"] for row in rows]) == pytest.approx(found.finding.last.top1)
+    assert np.mean([row["right"] for row in rows]) == pytest.approx(found.result.last.top1)
 
 
-def counting(subject: Subject) -> tuple[list[int], Outcome]:
+def counting(subject: EvalContext) -> tuple[list[int], ResultWithPredictions]:
     calls = [0]
 
-    def compute() -> Outcome:
+    def compute() -> ResultWithPredictions:
         calls[0] += 1
-        return Outcome(
-            Finding(protocol="linear", last=Score(top1=0.5, top5=None, balanced=0.5)),
+        return ResultWithPredictions(
+            Result(protocol="linear", last=Score(top1=0.5, top5=None, balanced=0.5)),
             subject.predictions(np.array([0, 4]), np.array([[1.0, 0, 0], [0, 1, 0]], np.float32)),
         )
 
-    task = subject.task("linear", subject.recipe.evaluation.linear)
+    key = subject.key("linear", subject.recipe.evaluation.linear)
     for _ in range(2):
-        outcome = cache.kept(task, compute)
+        outcome = cache.Cell("linear", compute, key).run()
     return calls, outcome
 
 
@@ -85,23 +95,47 @@ def test_a_damaged_finding_is_made_again(subject, damage):
     assert path.read_bytes()[:4] == whole[:4]
 
 
-def test_a_finding_that_lies_on_disk_is_read_field_by_field(subject):
-    task = subject.task("knn", subject.recipe.evaluation.knn)
+def test_a_stored_result_is_read_field_by_field(subject):
+    key = subject.key("knn", subject.recipe.evaluation.knn)
     last = {"top1": 0.25, "top5": None, "balanced": 0.5}
-    finding = {"protocol": "knn", "last": last, "train": 12, "test": 4, "seconds": 3.5}
-    path = subject.run / cache.FOLDER / f"{task.settings}.json"
+    result = {"protocol": "knn", "last": last, "train": 12, "test": 4, "seconds": 3.5, "key": key.text}
+    path = subject.run / cache.FOLDER / f"{key.name}.json"
     path.parent.mkdir()
-    whole = {"key": task.key, "encoder": cache.weights_of(subject.run), "sha256": "", "finding": finding}
+    whole = {"key": key.text, "encoder": cache.weights_of(subject.run), "sha256": "", "result": result}
     path.write_text(json.dumps(whole))
-    wanted = Finding(protocol="knn", last=Score(**last), train=12, test=4, seconds=3.5)
-    assert cache.kept(task, lambda: pytest.fail("made again")) == Outcome(wanted, None)
-    for change in ({"key": "0" * 32}, {"finding": {"protocol": "knn", "through": "language"}}, {"sha256": 3}):
+    wanted = Result(protocol="knn", last=Score(**last), train=12, test=4, seconds=3.5, key=key.text)
+    cell = cache.Cell("knn", lambda: pytest.fail("computed again"), key)
+    assert cell.run() == ResultWithPredictions(wanted, None)
+    assert cell.cached() == wanted
+    made = cache.Cell("knn", lambda: ResultWithPredictions(wanted, None), key)
+    for change in ({"key": "0" * 32}, {"result": {"protocol": "knn", "through": "language"}}, {"sha256": 3}):
         path.write_text(json.dumps(whole | change))
-        made = cache.kept(task, lambda: Outcome(wanted, None))
-        assert made.finding.seconds < 3.5
+        assert made.cached() is None
+        assert made.run().result.seconds < 3.5
         held = json.loads(path.read_text())
         assert held.keys() == whole.keys()
-        assert (held["key"], held["finding"]["last"]) == (task.key, last)
+        assert (held["key"], held["result"]["last"]) == (key.text, last)
+
+
+def test_results_of_a_run_whose_encoder_was_deleted_are_read(subject):
+    wanted = evaluated(linear, subject).result
+    key = subject.key("linear", subject.recipe.evaluation.linear)
+    (subject.run / checkpoint.ENCODER).unlink()
+    assert cache.Cell("linear", lambda: pytest.fail("computed again"), key).cached() == wanted
+
+
+def test_a_key_finds_its_own_predictions_alone(subject):
+    found = evaluated(linear, subject)
+    again = cache.predictions_of(subject.run, found.result.key)
+    np.testing.assert_array_equal(again.scores, found.predictions.scores)
+    other = evaluated(linear, replace(subject, recipe=recipe("evaluation.linear.epochs=4"))).result.key
+    assert cache.holds(subject.run, other)
+    for key in ("", "linear-000000000000.0", found.result.key + "0"):
+        assert not cache.holds(subject.run, key)
+        with pytest.raises(DataError, match="no longer holds the answers behind this number"):
+            cache.predictions_of(subject.run, key)
+    changed(subject.run)
+    assert not cache.holds(subject.run, found.result.key)
 
 
 class Told(BaseModel):
@@ -115,16 +149,16 @@ class Told(BaseModel):
 @pytest.mark.parametrize("table", [pa.table({"rank": [3, 1]}), None])
 @pytest.mark.parametrize("damage", ["", "cut json", "cut parquet", "no parquet", "other key", "other form"])
 def test_findings_of_every_form_are_kept_alike(subject, table, damage):
-    task, calls = subject.task("zeroshot", subject.recipe.evaluation.knn), []
+    key, calls = subject.key("zeroshot", subject.recipe.evaluation.knn), []
 
     def compute() -> tuple[Told, pa.Table | None]:
         calls.append(1)
         return Told(ranks=(3, 1)), table
 
-    found = cache.recorded(task, "key", Told, compute)
-    path = subject.run / cache.FOLDER / f"{task.settings}.json"
+    found = cache.cached(key, Told, compute)
+    path = subject.run / cache.FOLDER / f"{key.name}.json"
     beside = path.with_suffix(".parquet")
-    assert json.loads(path.read_text())["finding"]["ranks"] == [3, 1]
+    assert json.loads(path.read_text())["result"]["ranks"] == [3, 1]
     assert beside.exists() == (table is not None)
     what, _, kind = damage.partition(" ")
     if what == "cut":
@@ -134,13 +168,12 @@ def test_findings_of_every_form_are_kept_alike(subject, table, damage):
         beside.unlink(missing_ok=True)
     elif kind == "form":
         path.write_text(path.read_text().replace("ranks", "rankings"))
-    again = cache.recorded(task, "another" if kind == "key" else "key", Told, compute)
+    again = cache.cached(replace(key, seed=7) if kind == "key" else key, Told, compute)
     assert again.ranks == found.ranks
     lost = bool(damage) and (kind != "parquet" or table is not None)
     assert len(calls) == 1 + lost
     if table is not None:
         assert pq.read_table(beside).equals(table)
-    assert cache.read(subject.run, task.settings) is None  # no finding of a classifier
 
 
 def test_a_temperature_sharpens_probabilities_and_nothing_else(subject):
@@ -155,20 +188,18 @@ def test_a_temperature_sharpens_probabilities_and_nothing_else(subject):
 
 
 def test_other_weights_data_seed_or_configuration_make_another_finding(subject):
-    task = subject.task("linear", subject.recipe.evaluation.linear)
-    key = task.key
+    key = subject.key("linear", subject.recipe.evaluation.linear)
+    text = key.text
     others = [
-        Subject(subject.run, subject.packed, "xsub-val", subject.recipe, 0),
-        Subject(subject.run, subject.packed, "xsub", subject.recipe, 1),
-        Subject(subject.run, subject.packed, "xsub", recipe("evaluation.linear.epochs=4"), 0),
+        EvalContext(subject.run, subject.packed, "xsub-val", subject.recipe, 0),
+        EvalContext(subject.run, subject.packed, "xsub", subject.recipe, 1),
+        EvalContext(subject.run, subject.packed, "xsub", recipe("evaluation.linear.epochs=4"), 0),
     ]
-    keys = {other.task("linear", other.recipe.evaluation.linear).key for other in others}
-    found, facts = checkpoint.load(subject.run / checkpoint.ENCODER)
-    changed = {k: v + 1 if v.is_floating_point() else v for k, v in found.items()}
-    checkpoint.save(subject.run / checkpoint.ENCODER, changed, facts)
-    assert len({key, task.key, *keys}) == 5
-    assert {other.task("linear", other.recipe.evaluation.linear).settings for other in others[1:2]} == {
-        task.settings  # runs that differ in their seed are compared under one name
+    keys = {other.key("linear", other.recipe.evaluation.linear).text for other in others}
+    changed(subject.run)
+    assert len({text, key.text, *keys}) == 5
+    assert {other.key("linear", other.recipe.evaluation.linear).name for other in others[1:2]} == {
+        key.name  # runs that differ in their seed are compared under one name
     }
 
 
@@ -179,9 +210,7 @@ def test_findings_of_another_encoder_stand_apart(subject):
         [path.stem],
         {},
     )
-    found, facts = checkpoint.load(subject.run / checkpoint.ENCODER)
-    changed = {k: v + 1 if v.is_floating_point() else v for k, v in found.items()}
-    checkpoint.save(subject.run / checkpoint.ENCODER, changed, facts)
+    changed(subject.run)
     held = cache.stored(subject.run, "linear")
     assert (held.found, held.stale) == ({}, {path.stem: path})
 
@@ -190,7 +219,7 @@ def test_findings_of_another_encoder_stand_apart(subject):
     ("text", "said"),
     [
         ('{"key": 1}', "key: Input should be a valid string"),
-        ('{"key": "k", "encoder": "e", "sha256": "s", "finding": {}}', "protocol: Field required"),
+        ('{"key": "k", "encoder": "e", "sha256": "s", "result": {}}', "protocol: Field required"),
         ("{", "Invalid JSON: EOF while parsing an object"),
     ],
 )

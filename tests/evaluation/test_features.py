@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import train
-from support.evaluation import table_lines
+from support.evaluation import evaluated, table_lines
 from support.packed import COUNT, STICK, sticks, write_packed
 from support.training import StoppedError, run, stop_after
 
@@ -28,7 +28,7 @@ def test_features_are_those_of_the_frozen_encoder_on_central_windows(data, floor
     loaded = checkpoint.load_encoder(floor, torch.device("cpu"))
     found = extract(floor, data, "xsub", "test", "cpu", batch_size=3)
     assert found.rows.tolist() == [0, 4, 8, 12]
-    assert found.sample_ids(data) == ["s00", "s04", "s08", "s12"]
+    assert data.sample_ids(found.rows) == ["s00", "s04", "s08", "s12"]
     assert found.labels.tolist() == [0, 1, 2, 0]
     clips = Clips(data, found.rows, loaded.input, torch.device("cpu"))
     with torch.no_grad():
@@ -109,13 +109,13 @@ def spoil(folder: Path, value: float) -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("protocol", [knn.outcome, linear.outcome])
+@pytest.mark.parametrize("protocol", [knn, linear])
 def test_an_encoder_that_diverged_is_refused_and_nothing_is_kept(data, floor, value, said, protocol):
     spoil(floor, value)
     with pytest.raises(
         CheckpointError, match=f"{said}.*; train it again with a lower learning rate"
     ) as caught:
-        protocol(Subject(floor, data, "xsub", table_lines()[0].recipe, 0))
+        evaluated(protocol, EvalContext(floor, data, "xsub", table_lines()[0].recipe, 0))
     assert "\n" not in str(caught.value)
     assert not (floor / "features").exists()
     assert not (floor / "evaluations").exists()

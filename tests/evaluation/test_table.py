@@ -12,13 +12,14 @@ import torch
 
 from c2vl_evaluation import metrics
 from c2vl_evaluation import table as benchmark
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.cache import holds, predictions_of
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import extract, raw_joints
 from c2vl_evaluation.protocols import knn, linear
-from c2vl_evaluation.results import Results, Score, load
+from c2vl_evaluation.results import Score, Table, load
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.dataset import Clips, Packed
-from support.evaluation import table_lines
+from support.evaluation import evaluated, table_lines
 from support.packed import COUNT, sticks
 
 
@@ -76,7 +77,7 @@ def test_an_unknown_target_names_the_known_ones():
 
 
 @pytest.fixture(scope="module")
-def table(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Results]:
+def table(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Table]:
     out = tmp_path_factory.mktemp("table")
     return out, benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out)
 
@@ -91,7 +92,7 @@ def test_raw_joints_are_the_flattened_input_and_need_no_run(table, data, tmp_pat
         data, gallery.rows, config.model_copy(update={"frames": min(16, config.frames)}), torch.device("cpu")
     )
     assert np.allclose(gallery.values[0], clip.test(torch.tensor([0]))[0].reshape(-1).numpy())
-    assert row.knn == knn.accuracy(knn.predict(gallery, query), query.labels)
+    assert row.top1("knn") == knn.score(gallery, query, 3)[0].top1
 
 
 def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
@@ -101,28 +102,34 @@ def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
         *((role, seed) for role in ("pretrained", "floor", "ceiling", "shuffled") for seed in (0, 1)),
         ("baseline", 0),
     ]
-    assert (results.train, results.test, results.chance) == (12, 4, pytest.approx(1 / 3))
+    assert (results.train, results.test, results.chance.top1) == (12, 4, pytest.approx(1 / 3))
     train_labels, test_labels = (
         data.labels()[data.select("xsub", split).rows] for split in ("train", "test")
     )
-    assert results.majority == metrics.majority(train_labels, test_labels, 3).top1
+    assert results.majority == metrics.majority(train_labels, test_labels, 3)
     assert load(out) == results
     pretrained, floor, ceiling, shuffled, _ = (results.of(name)[0] for name in results.names())
     assert [row.epochs for row in (pretrained, floor, ceiling, shuffled)] == [4, 0, 4, 4]
     assert [row.knowledge for row in (pretrained, floor, ceiling, shuffled)] == ["both", "", "", "both"]
     assert [row.derived_from_joints for row in (pretrained, floor)] == [True, False]
-    assert all(row.samples == 12 and 0 <= row.linear <= row.linear_best <= 1 for row in results.rows)
-    assert results.main_run() == pretrained
+    for row in results.rows:
+        assert row.samples == 12
+        assert 0 <= row.top1("linear") <= row.result("linear").best.top1 <= 1
+        assert all(bool(result.key) == bool(row.run) for result in row.results)
+    assert results.main_row() == pretrained
 
 
 def test_a_tables_numbers_are_those_of_its_protocols(table, data):
     row = table[1].rows[1]
     config = table_lines()[0].recipe.evaluation.linear
     gallery, query = (extract(table[0] / row.run, data, "xsub", split) for split in ("train", "test"))
-    assert row.knn == knn.accuracy(knn.predict(gallery, query), query.labels)
+    assert row.top1("knn") == knn.score(gallery, query, 3)[0].top1
     found = linear.probe(gallery, query, 3, config, seed=1)
-    assert (row.linear, row.linear_best, row.linear_lr) == (found.last.top1, found.best.top1, found.lr)
-    assert (row.linear_top5, row.linear_balanced) == (None, found.last.balanced)
+    result = row.result("linear")
+    assert (result.last, result.best, result.lr) == (found.last, found.best, found.lr)
+    assert holds(table[0] / row.run, result.key)
+    answers = predictions_of(table[0] / row.run, result.key)
+    np.testing.assert_array_equal(answers.scores, found.logits)
 
 
 def test_a_table_made_again_trains_nothing_and_grows_by_lines(table, data):
@@ -145,22 +152,20 @@ def test_a_result_is_not_found_twice(table, data, monkeypatch):
         part, function = name.split(".")
         monkeypatch.setattr({"knn": knn, "linear": linear}[part], function, never)
     row = results.rows[0]
-    subject = Subject(out / row.run, data, "xsub", table_lines("hard")[0].recipe, row.seed)
-    assert knn.outcome(subject).finding.last.top1 == row.knn
-    again = linear.outcome(subject)
-    assert again.finding.last.top1 == row.linear
+    subject = EvalContext(out / row.run, data, "xsub", table_lines("hard")[0].recipe, row.seed)
+    assert evaluated(knn, subject).result.last.top1 == row.top1("knn")
+    again = evaluated(linear, subject)
+    assert again.result.last.top1 == row.top1("linear")
     assert again.predictions is not None
     assert again.predictions.sample_ids == ["s00", "s04", "s08", "s12"]
     other = replace(subject, recipe=table_lines("hard", more=("evaluation.linear.epochs=6",))[0].recipe)
     with pytest.raises(AssertionError, match="computed again"):
-        linear.outcome(other)
+        evaluated(linear, other)
 
 
 def test_the_floors_of_a_table_are_scored_in_full(table, data):
     results = table[1]
-    assert results.chance_score == Score(top1=1 / 3, top5=None, balanced=1 / 3)
-    assert results.majority_score is not None
-    assert results.majority_score.top1 == results.majority
+    assert results.chance == Score(top1=1 / 3, top5=None, balanced=1 / 3)
 
 
 def test_a_class_without_training_samples_is_refused_by_name(tmp_path):
@@ -181,21 +186,16 @@ def test_val_never_looks_at_test_subjects(data, tmp_path):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        (("rows", 0, "knn"), "rows.0.knn: Input should be a finite number"),
         (
-            ("rows", 1, "findings", 0, "last", "top1"),
-            "rows.1.findings.0.last.top1: Input should be a finite number",
+            ("rows", 1, "results", 0, "last", "top1"),
+            "rows.1.results.0.last.top1: Input should be a finite number",
         ),
-        (("majority_score", "balanced"), "majority_score.balanced: Input should be a finite number"),
-        (("chance",), "chance: Input should be a finite number"),
+        (("majority", "balanced"), "majority.balanced: Input should be a finite number"),
+        (("rows", 0, "seconds"), "rows.0.seconds: Input should be a finite number"),
     ],
 )
 def test_a_number_that_is_none_is_damage_and_said_where(table, tmp_path, place, said):
     whole = json.loads((table[0] / "results.json").read_text())
-    score = {"top1": 0.5, "top5": None, "balanced": 0.5}
-    whole["rows"][1]["findings"] = [{"protocol": "semi", "last": score}]
-    (tmp_path / "results.json").write_text(json.dumps(whole))
-    assert load(tmp_path).rows[1].findings[0].last == Score(**score)
     held = whole
     for step in place[:-1]:
         held = held[step]
@@ -204,3 +204,11 @@ def test_a_number_that_is_none_is_damage_and_said_where(table, tmp_path, place, 
     with pytest.raises(DataError) as caught:
         load(tmp_path)
     assert f"results.json: damaged ({said}); run `c2vl-eval benchmark` again" in str(caught.value)
+
+
+def test_a_row_without_a_score_of_both_protocols_is_damage(table, tmp_path):
+    whole = json.loads((table[0] / "results.json").read_text())
+    del whole["rows"][0]["results"][0]
+    (tmp_path / "results.json").write_text(json.dumps(whole))
+    with pytest.raises(DataError, match="hard, seed 0 has no knn score"):
+        load(tmp_path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,17 +12,19 @@ from typer.testing import CliRunner
 
 from c2vl_evaluation import cli
 from c2vl_evaluation import table as benchmark
-from c2vl_evaluation.cache import Subject
-from c2vl_evaluation.protocols import common, ensemble, finetuning, semi, transfer
+from c2vl_evaluation.cache import Cell
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.metrics import no_encoder_scores
+from c2vl_evaluation.protocols import ensemble, finetuning, run_safely, semi, transfer
 from c2vl_evaluation.report import console
-from c2vl_evaluation.results import FAILED, Finding, Results, load
+from c2vl_evaluation.results import ALWAYS, Line, Result, Table, load
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
 from support.cli import sets
-from support.evaluation import outcomes
+from support.evaluation import MANIFEST, outcomes
 from support.packed import COUNT, moving, sticks
 from support.training import BASE, recipe, run
 
@@ -56,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Packed:
 
 
 def lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Entry]:
-    return benchmark.entries("debug", [*BASE, *SETTINGS, *more], targets)
+    return benchmark.entries(MANIFEST, "debug", [*BASE, *SETTINGS, *more], targets)
 
 
 @pytest.fixture(scope="module")
@@ -94,29 +95,35 @@ def notes() -> tuple[list[str], Callable[[Event], None]]:
     return said, lambda event: said.append(event.text) if isinstance(event, Note) else None
 
 
-def without_seconds(results: Results) -> list[list[Finding]]:
+def without_seconds(results: Table) -> list[list[Result]]:
     """Findings of each row, in an order of their own."""
     found = []
     for row in results.rows:
-        bare = [f.model_copy(update={"seconds": 0.0}) for f in row.findings]
+        bare = [f.model_copy(update={"seconds": 0.0}) for f in row.results]
         found.append(sorted(bare, key=lambda f: (f.protocol, f.setting, f.draw)))
     return found
+
+
+def added(table: Table) -> list[Result]:
+    """All results beside kNN and linear."""
+    return [r for row in table.rows for r in row.results if r.protocol not in ALWAYS]
+
+
+def transferred(out: Path, data: Packed, packed: Packed, where: str = "xsub", *more: str) -> Table:
+    """Add a transfer to the table of `hard`."""
+    return benchmark.run_table(data, "xsub", lines("hard", more=more), [0], out, target=(packed, where))
 
 
 # ------------------------------------------------------------------------------------- other benchmarks
 
 
-def test_a_table_is_not_filled_with_another_benchmark(table, data, tmp_path):
+def test_a_table_is_not_filled_with_another_benchmark(table, data):
     before = (table / "results.json").read_bytes()
-    for protocol in ("finetune", "semi"):
-        with pytest.raises(
-            ConfigError, match=r"is of xsub and --benchmark is xview; leave --benchmark out, or"
-        ):
-            common.extend(table, data, protocol, recipe(*SETTINGS), benchmark="xview")
+    with pytest.raises(
+        CheckpointError, match="benchmark is 'xsub' there and 'xview' here; choose another --out"
+    ):
+        benchmark.run_table(data, "xview", lines("hard")[1:2], [0], table)
     assert (table / "results.json").read_bytes() == before
-    there = other(tmp_path / "there")
-    found = common.extend(table, there, "transfer", recipe(*SETTINGS), benchmark="xview")
-    assert [t.benchmark for t in found.targets] == ["xview"]
 
 
 @pytest.mark.parametrize(
@@ -129,21 +136,31 @@ def test_a_table_is_not_filled_with_another_benchmark(table, data, tmp_path):
 )
 def test_clips_that_a_run_was_trained_on_are_said_and_not_refused(data, tmp_path, kind, said):
     train(run(data.folder, tmp_path / "run", *SETTINGS, kind=kind))
-    words = ["c2vl-eval", "linear", "--run", tmp_path / "run", "--data", data.folder, "--recipe", "debug"]
+    words = [
+        "c2vl-eval",
+        "run",
+        "linear",
+        "--run",
+        tmp_path / "run",
+        "--data",
+        data.folder,
+        "--recipe",
+        "debug",
+    ]
     code, out, _ = call(*words[1:], *sets(*SETTINGS), "--benchmark", "xview")
     assert code == 0
     assert (said in out) if said else ("training clips" not in out)
-    assert "over 12 training and 4 test samples" in out
+    assert "12 train / 4 test" in out
     for same in ("xsub",):
         assert "training clips" not in call(*words[1:], *sets(*SETTINGS), "--benchmark", same)[1]
 
 
 def test_held_out_training_clips_of_a_run_are_counted(data, tmp_path):
     train(run(data.folder, tmp_path / "run", *SETTINGS))
-    subject = Subject(tmp_path / "run", data, "xsub-val", recipe(*SETTINGS), 0)
+    subject = EvalContext(tmp_path / "run", data, "xsub-val", recipe(*SETTINGS), 0)
     asked = data.select("xsub-val", "test").rows
-    assert f"{len(asked)} of the {len(asked)} test clips of xsub-val" in common.overlap(subject)
-    assert common.overlap(replace(subject, packed=other(tmp_path / "there"))) == ""
+    assert f"{len(asked)} of the {len(asked)} test clips of xsub-val" in subject.overlap()
+    assert replace(subject, packed=other(tmp_path / "there")).overlap() == ""
 
 
 # -------------------------------------------------------------------------------------- before training
@@ -215,18 +232,19 @@ def test_a_cell_that_diverges_says_why_and_the_others_go_on(made, table, data):
     for row, whole in zip(found.rows, load(made).rows, strict=True):
         if not row.run:
             continue
-        (cell,) = [f for f in row.findings if f.protocol == "finetune"]
+        (cell,) = [f for f in row.results if f.protocol == "finetune"]
         assert cell.last is None
-        assert cell.why.startswith(FAILED)
+        assert cell.failed
         assert "lower it (optimiser.lr)" in cell.why
-        assert [f for f in row.findings if f.protocol == "semi"] == [
-            f for f in whole.findings if f.protocol == "semi"
+        assert [f for f in row.results if f.protocol == "semi"] == [
+            f for f in whole.results if f.protocol == "semi"
         ]
-    assert sum("the other cells go on" in text for text in said) == 4
-    cells = sum(len(row.findings) for row in found.rows)
-    assert common.failures(found).startswith(f"4 of {cells} cells beside kNN and linear failed")
+    assert sum("the other results are still computed" in text for text in said) == 4
+    assert found.failure_summary().startswith(
+        f"4 of {len(added(found))} results beside kNN and linear failed"
+    )
     mended = benchmark.run_table(data, "xsub", lines("hard"), [0], table, protocols=("finetune", "semi"))
-    assert common.failures(mended) == ""
+    assert mended.failure_summary() == ""
     assert without_seconds(mended) == without_seconds(load(made))
 
 
@@ -239,14 +257,14 @@ def test_a_failed_cell_is_tried_again(subject_of, monkeypatch):
 
     monkeypatch.setattr(finetuning, "tune", diverge)
     for _ in range(2):
-        (found,) = common.tried(finetuning.cells(subject_of), "x")
-        assert found.why == "failed: the loss became NaN"
+        (found,) = run_safely(finetuning.cells(subject_of), "x")
+        assert found.reason == "failed: the loss became NaN"
     assert len(tries) == 2
 
 
 @pytest.fixture
-def subject_of(table: Path, data: Packed) -> Subject:
-    return Subject(table / "runs" / "random-encoder-seed0", data, "xsub", recipe(*SETTINGS, DIVERGES), 0)
+def subject_of(table: Path, data: Packed) -> EvalContext:
+    return EvalContext(table / "runs" / "random-encoder-seed0", data, "xsub", recipe(*SETTINGS, DIVERGES), 0)
 
 
 @pytest.mark.parametrize("error", [OSError(28, "full"), KeyboardInterrupt(), ValueError("x"), ConfigError("x"),
@@ -256,22 +274,22 @@ def test_what_is_not_of_one_cell_is_not_swallowed(error):
         raise error
 
     with pytest.raises(type(error)):
-        list(common.tried([finetuning.Cell("finetune", "", 0, fail)], "x"))
+        list(run_safely([Cell("finetune", fail)], "x"))
 
 
 def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch):
     real = semi.tune
 
-    def tune(job, emit):
+    def tune(job):
         if "stratified" in job.label:
             raise C2VLError("diverged")
-        return real(job, emit)
+        return real(job)
 
     monkeypatch.setattr(semi, "tune", tune)
-    some = Subject(table / "runs" / "hard-seed0", data, "xsub", recipe(*SETTINGS, "evaluation.semi.draws=2",
+    some = EvalContext(table / "runs" / "hard-seed0", data, "xsub", recipe(*SETTINGS, "evaluation.semi.draws=2",
                                                                        "evaluation.semi.tune.batch_size=3"), 0)  # fmt: skip
-    found = list(common.tried(semi.cells(some), "x"))
-    bad = [(f.setting, f.draw) for f in found if f.why.startswith(FAILED)]
+    found = list(run_safely(semi.cells(some), "x"))
+    bad = [(f.setting, f.draw) for f in found if f.failed]
     assert bad == [("50 % stratified, tuned", 0), ("50 % stratified, tuned", 1)]
     assert sum(f.last is not None for f in found) == 6
 
@@ -287,7 +305,7 @@ def test_a_stream_whose_training_diverges_fails_its_cells_alone(table, data, mon
 
     monkeypatch.setattr(benchmark, "train", trained)
     found = benchmark.run_table(data, "xsub", lines("hard")[:2], [0], table, protocols=("ensemble",))
-    by_row = [[bool(f.why) for f in row.findings if f.protocol == "ensemble"] for row in found.rows[:2]]
+    by_row = [[bool(f.why) for f in row.results if f.protocol == "ensemble"] for row in found.rows[:2]]
     assert by_row == [[True, True], [False, False]]
     assert len(tries) == 1
 
@@ -303,19 +321,17 @@ def test_the_command_ends_with_1_after_table_and_report(table, data):
     assert "\n" not in str(error)
     assert (table / "report.html").is_file()
     assert "n/a" in out
-    more = ("finetune", "--data", data.folder, "--out", table, "--recipe", "debug", *sets(*SETTINGS))
-    code, out, error = call(*more, *sets(DIVERGES))
-    assert (code, str(error)[:16]) == (1, "4 of 4 cells bes")
-    code, out, error = call(*more)
+    code, out, error = call(*words, *told[:-2], "--protocol", "finetune")
     assert (code, error) == (0, None)
 
 
 def test_runs_that_failed_are_not_counted_among_those_of_a_mean(made, data, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    good = next(f for f in load(made).rows[0].findings if f.protocol == "finetune")
-    bad = Finding(protocol="finetune", why=f"{FAILED}it diverged")
-    line = console.Line("hard", "pretrained", [bad, good])
-    console.show_findings("finetune", [line], common.target(data, "xsub"))
+    good = next(f for f in load(made).rows[0].results if f.protocol == "finetune")
+    bad = Result(protocol="finetune", why="it diverged", failed=True)
+    console.show_protocol(
+        "finetune", [Line("hard", "pretrained", [bad, good])], no_encoder_scores(data, "xsub")
+    )
     (shown,) = [text for text in capsys.readouterr().out.splitlines() if "hard" in text]
     assert shown.replace("│", "").split()[-5:] == ["12", "1", "failed:", "it", "diverged"]
 
@@ -325,15 +341,16 @@ def test_runs_that_failed_are_not_counted_among_those_of_a_mean(made, data, caps
 
 def test_what_earlier_calls_found_stays(table, data, tmp_path, monkeypatch):
     there = other(tmp_path / "there")
-    whole = common.extend(table, there, "transfer", recipe(*SETTINGS))
+    whole = transferred(table, data, there)
     monkeypatch.setattr(finetuning, "_train", never)
     said, emit = notes()
     again = benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
     assert without_seconds(again) == without_seconds(whole)
     assert again.targets == whole.targets
-    count = sum(len(row.findings) for row in whole.rows)
-    assert f"{count} findings of earlier calls stay in the table (finetune, semi, transfer)" in said
-    assert not any("not shown" in text for text in said)
+    assert (
+        f"{len(added(whole))} results of earlier calls stay in the table (finetune, semi, transfer)" in said
+    )
+    assert not any("not in the table" in text for text in said)
 
 
 def test_findings_of_other_weights_do_not_stay(table, data):
@@ -342,26 +359,28 @@ def test_findings_of_other_weights_do_not_stay(table, data):
     said, emit = notes()
     before = load(table)
     again = benchmark.run_table(data, "xsub", changed, [0], table, emit)
-    floor = again.of("random encoder")[0].findings
+    floor = again.of("random encoder")[0].results[2:]
     assert floor
     assert all(f.last is None and f.why for f in floor)  # what 5 % of 12 clips do not allow
-    assert again.of("hard")[0].findings == before.of("hard")[0].findings
-    lost = len(before.of("random encoder")[0].findings) - len(floor)
-    assert any(f"not shown: {lost} findings; " in text for text in said)
+    assert again.of("hard")[0].results == before.of("hard")[0].results
+    lost = len(before.of("random encoder")[0].results[2:]) - len(floor)
+    assert any(f"not in the table any more: {lost} results; " in text for text in said)
 
 
 def test_lines_and_seeds_that_are_not_asked_for_are_named(table, data):
     benchmark.run_table(data, "xsub", lines("hard", "intra"), [0], table)
     said, emit = notes()
     benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
-    assert any("these are not shown: intra seed 0; the same call with their --targets" in t for t in said)
+    assert any(
+        "not in the table any more: intra seed 0; the same call with their --targets" in t for t in said
+    )
 
 
 def test_a_cut_table_says_that_it_is_made_again(table, data):
     (table / "results.json").write_text((table / "results.json").read_text()[:200])
     said, emit = notes()
     benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
-    assert any("is damaged and made again; what earlier calls found beyond" in text for text in said)
+    assert any("results.json: damaged" in text for text in said)
     assert load(table).names()[0] == "hard"
 
 
@@ -370,23 +389,23 @@ def test_a_cut_table_says_that_it_is_made_again(table, data):
 
 def test_targets_of_one_dataset_id_stand_side_by_side(table, data, tmp_path, capsys, monkeypatch):
     one, two = other(tmp_path / "one", 7), other(tmp_path / "two", 8)
-    frozen = recipe(*SETTINGS, "evaluation.transfer.encoder=['frozen']")
+    frozen = "evaluation.transfer.encoder=['frozen']"
     for packed, where in ((one, "xsub"), (two, "xsub"), (two, "xview")):
-        found = common.extend(table, packed, "transfer", frozen, benchmark=where)
-    assert [(t.named, t.data, t.benchmark) for t in found.targets] == [
+        found = transferred(table, data, packed, where, frozen)
+    assert [(t.name, t.data_fingerprint, t.benchmark) for t in found.targets] == [
         ("generic, xsub", "7" * 32, "xsub"),
         ("generic, xsub (two)", "8" * 32, "xsub"),
         ("generic, xview", "8" * 32, "xview"),
     ]
-    settings = [f.setting for f in found.rows[0].findings if f.protocol == "transfer"]
+    settings = [f.setting for f in found.rows[0].results if f.protocol == "transfer"]
     assert settings == [
         "synthetic to generic, xsub, frozen",
         "synthetic to generic, xsub (two), frozen",
         "synthetic to generic, xview, frozen",
     ]
     for target, setting in zip(found.targets, settings, strict=True):
-        assert [f.setting for f in found.rows[0].findings if target.holds(f)] == [setting]
-    assert common.extend(table, two, "transfer", frozen, benchmark="xsub").targets[-1] == found.targets[1]
+        assert [f.setting for f in found.rows[0].results if f.target == target.id] == [setting]
+    assert transferred(table, data, two, "xsub", frozen).targets[-1] == found.targets[1]
     assert len(load(table).targets) == 3
     monkeypatch.setenv("COLUMNS", "250")
     console.show_results(load(table))
@@ -402,40 +421,20 @@ def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
     frozen = recipe(*SETTINGS, "evaluation.transfer.encoder=['frozen']")
     for name, seed in (("msr", 4), ("kicks", 5)):
         there = other(tmp_path / name, seed)
-        (found,) = outcomes(transfer, Subject(tmp_path / "run", there, "xsub", frozen, 0))
-        assert found.finding.setting == f"generic to generic, xsub ({name}), frozen"
+        (found,) = outcomes(transfer, EvalContext(tmp_path / "run", there, "xsub", frozen, 0))
+        assert found.result.setting == f"generic to generic, xsub ({name}), frozen"
     moved = Packed(shutil.move(tmp_path / "msr", tmp_path / "msr2"))
-    (again,) = outcomes(transfer, Subject(tmp_path / "run", moved, "xsub", frozen, 0))
-    assert again.finding.setting == "generic to generic, xsub (msr2), frozen"  # read, and called as it is now
-
-
-def test_a_table_of_an_earlier_version_is_read_and_its_target_replaced_not_doubled(table, tmp_path):
-    there, third = other(tmp_path / "there"), other(tmp_path / "third", 8, "third")
-    new = common.extend(table, there, "transfer", recipe(*SETTINGS))
-    told = json.loads((table / "results.json").read_text().replace("to generic, xsub,", "to generic,"))
-    for target in told["targets"]:
-        del target["data"], target["named"]
-    (table / "results.json").write_text(json.dumps(told))
-    old = load(table)
-    assert old.targets[0].holds(next(f for f in old.rows[0].findings if f.protocol == "transfer"))
-    both = common.extend(table, third, "transfer", recipe(*SETTINGS))
-    assert [t.named for t in both.targets] == ["", "third, xsub"]
-    again = common.extend(table, there, "transfer", recipe(*SETTINGS))
-    assert [t.named for t in again.targets] == ["third, xsub", "generic, xsub"]
-    settings = {f.setting for f in again.rows[0].findings if f.protocol == "transfer"}
-    assert settings == {
-        f"synthetic to {to}, xsub, {kind}" for to in ("generic", "third") for kind in ("frozen", "tuned")
-    }
-    assert new.targets == again.targets[1:]
+    (again,) = outcomes(transfer, EvalContext(tmp_path / "run", moved, "xsub", frozen, 0))
+    assert again.result.setting == "generic to generic, xsub (msr2), frozen"  # read, and called as it is now
 
 
 # -------------------------------------------------------------------------------------------- ensemble
 
 
-def trained(data: Packed, out: Path, stream: str, *more: str, **told: object) -> Subject:
+def trained(data: Packed, out: Path, stream: str, *more: str, **told: object) -> EvalContext:
     done = run(data.folder, out, f"training.input.stream={stream}", *SETTINGS, *more, **told)
     train(done)
-    return Subject(out, data, "xsub", done.recipe, done.seed)
+    return EvalContext(out, data, "xsub", done.recipe, done.seed)
 
 
 @pytest.mark.parametrize(
@@ -454,18 +453,18 @@ def test_streams_that_were_not_trained_alike_are_refused(data, tmp_path, more, t
     with pytest.raises(
         ConfigError, match=f"/joint and .*/bone were not trained alike: {said}; give"
     ) as caught:
-        ensemble.by_stream([found[0], bone, found[1]])
+        ensemble.joined([found[0], bone, found[1]])
     assert "\n" not in str(caught.value)
 
 
 def test_streams_of_other_seeds_are_an_ensemble(data, tmp_path):
     some = [trained(data, tmp_path / s, s, seed=n) for n, s in enumerate(ensemble.STREAMS)]
-    assert list(ensemble.by_stream(some)) == list(ensemble.STREAMS)
+    assert list(ensemble.joined(some).streams) == list(ensemble.STREAMS)
 
 
 def test_no_stream_at_all_names_all_three():
     with pytest.raises(ConfigError, match="no run of the joint and of the bone") as caught:
-        ensemble.by_stream([])
+        ensemble.joined([])
     for stream in ensemble.STREAMS:
         assert f"training.input.stream={stream}" in str(caught.value)
         assert f"the {stream}" in str(caught.value)
@@ -474,18 +473,31 @@ def test_no_stream_at_all_names_all_three():
 # --------------------------------------------------------------------------------------------- console
 
 
-def test_lines_that_listen_to_joints_are_marked(table, data, tmp_path):
-    words = ("--data", data.folder, "--recipe", "debug", *sets(*SETTINGS))
-    code, out, _ = call("finetune", "--out", table, *words)
-    assert code == 0
-    marked = [text for text in out.splitlines() if "[derived from joints]" in text]
-    assert len(marked) == 2  # hard and its control; neither floor nor ceiling
+def test_lines_that_learned_from_joint_captions_are_marked(table, data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "250")
+    console.show_results(load(table))
+    shown = capsys.readouterr().out
+    marked = [text for text in shown.splitlines() if "[derived from joints]" in text and "%" not in text]
+    assert (
+        len(marked) == 4
+    )  # hard and its control, of kNN and linear and of fine-tuning; neither floor nor ceiling
     assert any("hard [derived" in text for text in marked)
     assert any("shuffled pairs (control) [derived" in text for text in marked)
-    assert "Derived from joints: captions made by rule" in " ".join(out.split())
+    assert "Derived from joints: captions made by rule" in " ".join(shown.split())
+    words = ("--data", data.folder, "--recipe", "debug", *sets(*SETTINGS))
     runs = [word for name in ("hard", "supervised") for word in ("--run", table / "runs" / f"{name}-seed0")]
-    code, out, _ = call("finetune", *runs, *words)
+    code, out, _ = call("run", "finetune", *runs, *words)
     assert code == 0
     assert [text.count("[derived") for text in out.splitlines() if "-seed0" in text] == [1, 0]
     train(run(data.folder, tmp_path / "sight", *SETTINGS, "training.pretrain.knowledge=vision"))
-    assert "[derived" not in call("finetune", "--run", tmp_path / "sight", *words)[1]
+    assert "[derived" not in call("run", "finetune", "--run", tmp_path / "sight", *words)[1]
+
+
+def test_runs_of_one_name_are_lines_of_their_own(data, tmp_path):
+    runs = [tmp_path / parent / "run" for parent in ("a", "b")]
+    for seed, out in enumerate(runs):
+        train(run(data.folder, out, kind="random", seed=seed))
+    words = [word for out in runs for word in ("--run", out)]
+    code, out, _ = call("run", "knn", *words, "--data", data.folder, "--recipe", "debug")
+    assert code == 0
+    assert all(f"{one} (floor)" in out for one in runs)

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 
 from c2vl_evaluation import table
-from c2vl_evaluation.cache import Outcome, Subject
+from c2vl_evaluation.cache import ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Features
+from c2vl_manifests.packed import PackedManifest
 from c2vl_pipeline.engines import TextVectors
 from c2vl_training.dataset import Packed
 from support.packed import sticks
 from support.training import BASE, recipe
 
+MANIFEST = PackedManifest.model_construct(dataset="synthetic", recipe=None, overrides=())
+"""Of data that no recipe is known of."""
 LINEAR = ("evaluation.linear.epochs=5", "evaluation.linear.lrs=[0.1,1.0]", "evaluation.linear.milestones=[4]")
 
 
@@ -36,7 +40,7 @@ def noisy(count: int, dim: int, classes: int, seed: int, spread: float = 1.0) ->
 
 
 def table_lines(*targets: str, more: tuple[str, ...] = ()) -> list[table.Entry]:
-    return table.entries("debug", [*BASE, *LINEAR, *more], targets)
+    return table.entries(MANIFEST, "debug", [*BASE, *LINEAR, *more], targets)
 
 
 TUNE = "{lr=0.05,weight_decay=1e-3,warmup_epochs=0,milestones=[2]}"
@@ -51,16 +55,22 @@ TUNED = (
 )
 
 
-def outcomes(protocol: ModuleType, *told: Any) -> Iterator[Outcome]:
+def outcomes(protocol: ModuleType, context: EvalContext) -> Iterator[ResultWithPredictions]:
     """Run the cells of a protocol, one after the other."""
-    return (cell.make() for cell in protocol.cells(*told))
+    return (cell.run() for cell in protocol.cells(context))
 
 
-def told(subject: Subject, *more: str) -> Subject:
+def evaluated(protocol: ModuleType, context: EvalContext) -> ResultWithPredictions:
+    """Run a protocol of one setting."""
+    (found,) = outcomes(protocol, context)
+    return found
+
+
+def told(subject: EvalContext, *more: str) -> EvalContext:
     return replace(subject, recipe=recipe(*TUNED, *more))
 
 
-def logits(outcome: Outcome) -> np.ndarray:
+def logits(outcome: ResultWithPredictions) -> np.ndarray:
     assert outcome.predictions is not None
     return outcome.predictions.scores
 
@@ -84,11 +94,11 @@ def spoken(folder: Path, **more: Any) -> Path:
     return folder
 
 
-def another(subject: Subject, tmp_path: Path, change: Callable[[Path], None]) -> Subject:
+def another(subject: EvalContext, tmp_path: Path, change: Callable[[Path], None]) -> EvalContext:
     """The same run on a copy of its data that was changed."""
     folder = Path(shutil.copytree(subject.packed.folder, tmp_path / "other"))
     change(folder)
-    return Subject(subject.run, Packed(folder), subject.benchmark, subject.recipe, subject.seed)
+    return EvalContext(subject.run, Packed(folder), subject.benchmark, subject.recipe, subject.seed)
 
 
 class TwoEars:

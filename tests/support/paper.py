@@ -1,13 +1,13 @@
-"""A lab of the paper's tables that trains in seconds."""
+"""Experiments of the paper's tables that train in seconds."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from c2vl_evaluation.paper.experiments import Lab
-from c2vl_evaluation.paper.sets import find_sets
+from c2vl_evaluation.paper.experiments import Experiments, find_datasets
 from c2vl_evaluation.paper.spec import Column
-from c2vl_evaluation.paper.tables import Sheet, SheetRow, Shown
+from c2vl_evaluation.paper.tables import FilledCell, FilledRow, FilledTable
+from c2vl_evaluation.results import Result, Score
 from support.training import BASE
 
 FAST = (
@@ -27,27 +27,41 @@ FAST = (
 )
 
 
-def lab(work: Path, out: Path, *overrides: str, seeds: int = 1) -> Lab:
-    return Lab(find_sets(work), out, "debug", (*FAST, *overrides), seeds)
+def experiments(work: Path, out: Path, *overrides: str, seeds: int = 1) -> Experiments:
+    return Experiments(find_datasets(work), out, "debug", (*FAST, *overrides), seeds)
 
 
-BESIDE = Shown(
-    84.4,
-    (84.0, 82.0),
-    top5=(97.0, 98.0),
-    balanced=(80.0, 81.0),
-    best=(85.5, 82.5),
-    last_epochs=(9,),
-    best_epochs=(4, 7),
+def shown(
+    paper: float | None = None,
+    ours: tuple[float, ...] = (),
+    why: str = "",
+    part: str = "",
+    **more: tuple[float, ...],
+) -> FilledCell:
+    """A place of a table with numbers in percent, one per result; `more` are `top5`, `balanced`, `best`, `best_epochs`."""
+    results = []
+    for n, top1 in enumerate(ours):
+        of = {name: values[n] / 100 for name, values in more.items() if name != "best_epochs"}
+        best = Score(top1=of["best"], top5=None, balanced=0) if "best" in of else None
+        last = Score(top1=top1 / 100, top5=of.get("top5"), balanced=of.get("balanced", 0))
+        epoch = int(more["best_epochs"][n]) if "best_epochs" in more else None
+        results.append(
+            Result(protocol="linear", last=last, best=best, best_epoch=epoch, epochs=9 if epoch else 0)
+        )
+    return FilledCell(paper, tuple(results), why, part)
+
+
+BESIDE = shown(
+    84.4, (84.0, 82.0), top5=(97.0, 98.0), balanced=(80.0, 81.0), best=(85.5, 82.5), best_epochs=(4, 7)
 )
 
 
-def small_sheet() -> Sheet:
+def small_table() -> FilledTable:
     columns = (Column(dataset="ntu60", benchmark="xsub"), Column(dataset="a_b", benchmark="x|v", share=0.05))
     rows = (
-        SheetRow("P&C [61]", "", "peer", (Shown(50.0), Shown())),
-        SheetRow("C²VL", "GCN", "pretrained", (BESIDE, Shown(None, (61.5,)))),
-        SheetRow("even", "", "pretrained", (Shown(80.0, (80.04,)), Shown(70.0, (71.0,)))),
-        SheetRow("floor", "", "floor", (Shown(None, (12.5,)), Shown(None, (), "a_b is <not> there"))),
+        FilledRow("P&C [61]", "", "peer", (shown(50.0), shown())),
+        FilledRow("C²VL", "GCN", "pretrained", (BESIDE, shown(None, (61.5,)))),
+        FilledRow("even", "", "pretrained", (shown(80.0, (80.04,)), shown(70.0, (71.0,)))),
+        FilledRow("floor", "", "floor", (shown(None, (12.5,)), shown(None, (), "a_b is <not> there"))),
     )
-    return Sheet("table9", "IX", "100 % & more", "Caption with $ and _.", columns, rows)
+    return FilledTable("table9", "IX", "100 % & more", "Caption with $ and _.", columns, rows)

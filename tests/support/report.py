@@ -1,4 +1,4 @@
-"""Results, run folders and parsed pages for the report's tests."""
+"""Table, run folders and parsed pages for the report's tests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from c2vl_evaluation.report import build
-from c2vl_evaluation.results import Finding, Results, Row, Score, Target
+from c2vl_evaluation.results import Result, Score, Table, TableRow, Target
 from c2vl_manifests.schema import CAPTIONS, CROPS, SAMPLES
 
 CLASSES = ("wave", "clap", "sit <down>")
@@ -28,26 +28,39 @@ BASE = {
 VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "path", "use"}
 
 
+def score(top1, top5=None, balanced=1 / 3):
+    return Score(top1=top1, top5=top5, balanced=balanced)
+
+
+def both(knn, linear, best=None):
+    """Results of kNN and linear."""
+    best = linear if best is None else best
+    return (
+        Result(protocol="knn", last=score(knn)),
+        Result(protocol="linear", last=score(linear), best=score(best), lr=0.3),
+    )
+
+
 def table(accuracies=None, seeds=3, derived=True, runs="runs", **changes):
     rows = []
     for (name, role), (knn, linear) in (accuracies or BASE).items():
         trained = role in {"pretrained", "shuffled"}
         for seed in range(seeds):
             rows.append(
-                Row(
+                TableRow(
                     name=name, role=role, seed=seed, run=f"{runs}/{name.split('(')[0].replace(' ', '-')}-seed{seed}",
                     knowledge="both" if trained else "", derived_from_joints=trained and derived,
-                    knn=knn + seed / 1000, linear=linear + seed / 1000, linear_best=linear + 0.01, linear_lr=0.3,
+                    results=both(knn + seed / 1000, linear + seed / 1000, linear + 0.01),
                     epochs=3, seconds=12.5, samples=1234, left_out=5,
                 )
             )  # fmt: skip
     facts = {
         "dataset": "toy", "title": "Toy & Co", "benchmark": "xsub", "recipe": "debug", "recipe_fingerprint": "f" * 32,
         "data_fingerprint": "d" * 32, "engines": {"crops": "motion", "captions": "posecode"}, "classes": CLASSES,
-        "train": 1234, "test": 60, "chance": 1 / 3, "majority": 0.4, "rows": tuple(rows),
-        "seconds": {"crops": 3725.0, "captions": 2.0},
+        "train": 1234, "test": 60, "chance": score(1 / 3), "majority": score(0.4), "rows": tuple(rows),
+        "stage_seconds": {"crops": 3725.0, "captions": 2.0},
     }  # fmt: skip
-    return Results(**(facts | changes))
+    return Table(**(facts | changes))
 
 
 def main_run(count=60):
@@ -162,32 +175,27 @@ def read(path):
     return Page(path.read_text("utf-8"))
 
 
-def found(top1: float, setting: str = "10 % random, tuned", draw: int = 0, **more: object) -> Finding:
-    score = Score(top1=top1, top5=top1 + 0.1, balanced=top1 - 0.05)
-    best = Score(top1=top1 + 0.02, top5=0.9, balanced=0.5)
-    told = {"protocol": "semi", "setting": setting, "draw": draw, "last": score, "best": best, "train": 1043}
-    return Finding.model_validate(told | more)
+def found(top1: float, setting: str = "10 % random, tuned", draw: int = 0, **more: object) -> Result:
+    last, best = score(top1, top1 + 0.1, top1 - 0.05), score(top1 + 0.02, 0.9, 0.5)
+    told = {"protocol": "semi", "setting": setting, "draw": draw, "last": last, "best": best, "train": 1043}
+    return Result.model_validate(told | more)
 
 
-def with_findings() -> Results:
-    results = table(
-        seeds=2,
-        majority_score=Score(top1=0.4, top5=None, balanced=1 / 3),
-        chance_score=Score(top1=1 / 3, top5=None, balanced=1 / 3),
-        targets=(
-            Target(
-                dataset="other", title="Other set", benchmark="xview", train=9, test=4,
-                majority=Score(top1=0.271, top5=0.81, balanced=0.07), chance=Score(top1=0.077, top5=0.384, balanced=0.077),
-            ),
-        ),
+def with_findings() -> Table:
+    target = Target(
+        dataset="other", title="Other set", benchmark="xview", data_fingerprint="e" * 32, train=9, test=4,
+        name="other, xview", majority=score(0.271, 0.81, 0.07), chance=score(0.077, 0.384, 0.077),
     )  # fmt: skip
+    results = table(seeds=2, targets=(target,))
     more = (
         found(0.4111, draw=0), found(0.4333, draw=1),
-        Finding(protocol="semi", setting="1 % random, tuned", why="1 % of 431 clips are 4, fewer than the 27 classes"),
-        found(0.777, "synthetic to other, tuned", protocol="transfer"),
+        Result(protocol="semi", setting="1 % random, tuned", why="1 % of 431 clips are 4, fewer than the 27 classes"),
+        found(0.777, "synthetic to other, tuned", protocol="transfer", target=target.id),
     )  # fmt: skip
-    rows: list[Row] = []
+    rows: list[TableRow] = []
     for row in results.rows:
-        values = {"findings": more, "linear_top5": 0.913, "linear_balanced": 0.687, "knn_balanced": 0.587}
-        rows.append(row.model_copy(update=values))
+        knn, linear = row.results
+        linear = linear.model_copy(update={"last": score(row.top1("linear"), 0.913, 0.687)})
+        knn = knn.model_copy(update={"last": score(row.top1("knn"), None, 0.587)})
+        rows.append(row.model_copy(update={"results": (knn, linear, *more)}))
     return results.model_copy(update={"rows": tuple(rows)})

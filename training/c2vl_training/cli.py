@@ -55,18 +55,14 @@ def _resolve(
     seed: int,
     set_: list[str] | None,
 ) -> Run:
-    from c2vl_manifests.datasets import load_dataset
-    from c2vl_manifests.recipe_loading import load_recipe
+    from c2vl_manifests.packed import resolve_recipe
     from c2vl_training.dataset import Packed
     from c2vl_training.run_folder import Run
 
     packed = Packed(data)
-    m, overrides = packed.manifest, list(set_ or ())
-    if recipe is None:  # as the work folder was made, its overrides included
-        recipe, overrides = m.recipe or load_dataset(m.dataset).default_recipe, [*m.overrides, *overrides]
     benchmark = benchmark or packed.main_benchmark()
-    out = out or Path("runs") / f"{m.dataset}-{benchmark}-{kind}-{seed}"
-    return Run(kind, packed, load_recipe(recipe, overrides), benchmark, seed, out)
+    out = out or Path("runs") / f"{packed.manifest.dataset}-{benchmark}-{kind}-{seed}"
+    return Run(kind, packed, resolve_recipe(packed.manifest, recipe, set_ or ()), benchmark, seed, out)
 
 
 def _train(
@@ -98,7 +94,7 @@ def _train(
             say(
                 f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
                 f"({result.left_out} left out) in {result.seconds:,.0f} s; "
-                f"next: c2vl-eval knn --run {run.out} --data {data}"
+                f"next: c2vl-eval run knn --run {run.out} --data {data}"
             )
 
 

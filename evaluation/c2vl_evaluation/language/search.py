@@ -1,323 +1,96 @@
-"""Text-to-motion retrieval: clips by what is said of them, as a protocol with controls and as a search for any text.
-
-Beyond the paper. The query of a clip is its own captions' vector through the projector, the gallery all test clips.
-
-Ranks are exact and never optimistic: a clip stands behind every other clip of equal cosine (within 1.5e-12), so that an
-encoder that says the same of all clips finds nothing. A clip whose caption equals the query's is a wrong answer unless
-it is the clip itself; of m clips with one caption only k can be among its first k, and that ceiling stands beside the
-recall. `same class` asks for any clip of the query's class, the best of which stands behind all others as near.
-"""
+"""Search the clips of a dataset by any text, and write the nearest as a page. Beyond the paper."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from pydantic import BaseModel
-from torch import Tensor
 
-from c2vl_evaluation.cache import Subject, recorded
-from c2vl_evaluation.features import Labels
-from c2vl_evaluation.html import render
-from c2vl_evaluation.language.zeroshot import Shared, cosines, enter
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.recipe import PretrainConfig
-from c2vl_training.knowledge import Knowledge
+from c2vl_manifests.pages import render
 
-KS = (1, 5, 10)
-PERMUTATIONS = 10
 KEYS = 24
-"""Poses of an animation; between them joints move on straight lines."""
-_CHUNK = 256
-_TIE = 1.5e-12
+"""Poses of an animation; joints move on straight lines between them."""
 _SIDE = 4
-"""Units of the drawing in one of `pages.poses`, so that coordinates are whole numbers."""
-
-
-class Recall(BaseModel, frozen=True, extra="forbid"):
-    """Shares of queries that found what they asked for among the first k; None where the gallery has no more than k."""
-
-    r1: float | None
-    r5: float | None
-    r10: float | None
-    median: float | None
-    """Median rank, from 1."""
-
-
-class Side(BaseModel, frozen=True, extra="forbid"):
-    """One question (the clip itself, or any clip of its class) with what it is worth."""
-
-    last: Recall
-    shuffled: Recall
-    """Mean over permutations of the captions between clips."""
-    shuffled_std: Recall
-    chance: Recall
-    """Of galleries in random order, exactly."""
-
-
-class Retrieval(BaseModel, frozen=True, extra="forbid"):
-    """What was found on one run."""
-
-    protocol: Literal["retrieval"] = "retrieval"
-    through: Literal["language", "vision"]
-    caption: Literal["mean", "one"]
-    clip: Side
-    same_class: Side | None
-    """None where a clip has no label."""
-    ceiling: Recall
-    """What no encoder can exceed in `clip`, as captions repeat."""
-    queries: int
-    distinct: int
-    """Different queries among them."""
-    gallery: int
-    draws: int = PERMUTATIONS
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
-
-
-def outcome(subject: Subject, caption: Literal["mean", "one"] = "mean") -> Retrieval:
-    """Run the protocol on the test split, or read what it found before.
-
-    Args:
-        subject: a finished pre-training, and what it is evaluated on.
-        caption: `mean` of a clip's captions, pooled as the run pooled them (`random` asks with the mean), or `one`, the
-            usable caption nearest to the middle of the clip.
-
-    Raises:
-        CheckpointError: the run is no finished pre-training.
-        ConfigError: it cannot be asked by texts.
-        DataError: no test clip has a caption.
-    """
-    shared = enter(subject)
-
-    def compute() -> tuple[Retrieval, pa.Table]:
-        clips, rows = shared.clips("test")
-        own = np.flatnonzero(subject.packed.knowledge("language")[1][rows].any(axis=1))
-        if not len(own):
-            raise DataError(
-                f"none of the {len(rows)} test clips of {subject.packed.folder} has a caption to search with"
-            )
-        asked, said = _queries(shared, rows[own], caption)
-        labels = subject.packed.labels()[rows]
-        rng = np.random.default_rng(0)
-        owns = np.stack([own, *(rng.permutation(own) for _ in range(PERMUTATIONS))])
-        known = labels if (labels >= 0).all() else None
-        ranks, class_ranks, nearest, cosine = search_ranks(asked, clips, owns, known)
-        _, repeats = np.unique(said, axis=0, return_counts=True)
-        members = np.ones(len(own), np.int64)
-        sides = [_side(ranks, members, len(rows))]
-        if class_ranks is not None:
-            sides.append(_side(class_ranks, np.bincount(labels)[labels[own]], len(rows)))
-        finding = Retrieval(
-            through=shared.through,
-            caption=caption,
-            clip=sides[0],
-            same_class=sides[1] if len(sides) > 1 else None,
-            ceiling=ceiling(repeats, len(rows)),
-            queries=len(own),
-            distinct=len(repeats),
-            gallery=len(rows),
-            notes=tuple(shared.notes()),
-        )
-        ids = np.array(subject.packed.sample_ids(rows), object)
-        columns = {
-            "sample_id": pa.array(ids[own], pa.string()),
-            "label": labels[own].astype(np.int32),
-            "rank": ranks[0].astype(np.int32),
-            "cosine": cosine,
-            "nearest": pa.array([list(ids[at]) for at in nearest], pa.list_(pa.string())),
-        }
-        if class_ranks is not None:
-            columns["class_rank"] = class_ranks[0].astype(np.int32)
-        return finding, pa.table(columns)
-
-    return recorded(*shared.task("retrieval", caption=caption), Retrieval, compute)
-
-
-def _queries(shared: Shared, rows: Labels, caption: str) -> tuple[Tensor, npt.NDArray[np.float64]]:
-    """Return the captions of rows in the shared space (n, D), and vectors (n, K) that are equal where captions are."""
-    packed, space, kind = shared.subject.packed, shared.space, shared.through
-    vectors, usable = packed.knowledge("language")
-    held, ok = np.asarray(vectors[rows], np.float64), np.asarray(usable[rows])
-    if caption == "one":
-        off = np.abs(np.arange(ok.shape[1]) - (ok.shape[1] - 1) / 2)
-        one = held[np.arange(len(rows)), np.where(ok, off, np.inf).argmin(axis=1)]
-        return shared.project(np.asarray(one, np.float32)), one
-    # the run's own centre and scale, not those of the test split
-    told = {"standardise": False, "pooling": "mean" if space.pooling == "random" else space.pooling}
-    config = PretrainConfig.model_validate(space.facts["config"]).model_copy(update=told)
-    pooled = Knowledge(packed, rows, "language", config).epoch(torch.Generator())
-    if pooled.shape[1] != space.model.projectors[kind].in_features:
-        raise DataError(
-            f"captions of {packed.folder} are vectors of {packed.manifest.language_dim} numbers; this run was trained on another encoder's"
-        )
-    with torch.inference_mode():
-        projected = space.model.knowledge(kind, (pooled - space.centre[kind]) / space.scale[kind])
-    held = np.where(ok[..., None], held, 0)
-    if space.pooling == "ordered":
-        return projected, held.reshape(len(rows), -1)
-    # sums of half precision are exact in double: the order in time leaves no trace
-    return projected, held.sum(axis=1) / ok.sum(axis=1, keepdims=True)
-
-
-def search_ranks(
-    queries: Tensor, gallery: Tensor, owns: Labels, labels: Labels | None
-) -> tuple[Labels, Labels | None, Labels, npt.NDArray[np.float64]]:
-    """Rank what each query asks for among the gallery.
-
-    Args:
-        queries: unit vectors. Shape (Q, D).
-        gallery: unit vectors. Shape (N, D).
-        owns: places in the gallery that the queries ask for; several rows ask several times. Shape (P, Q).
-        labels: classes of the gallery, for the second answer. Shape (N,).
-
-    Returns:
-        Ranks from 1 of the clips, and of the best clip of their classes, (P, Q) each; the ten nearest clips of each
-        query, (Q, 10), and its cosine to its own clip in the first row of `owns`, (Q,).
-
-    Raises:
-        DataError: a vector is NaN or infinite.
-    """
-    if not (queries.isfinite().all() and gallery.isfinite().all()):
-        raise DataError(
-            "embeddings are NaN or infinite: the encoder diverged; train it again with a lower learning rate"
-        )
-    asked, classes = torch.from_numpy(owns), None if labels is None else torch.from_numpy(labels)
-    ranks, class_ranks = torch.zeros_like(asked), torch.zeros_like(asked)
-    nearest, cosine = [], []
-    for start in range(0, len(queries), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        scores = cosines(queries[part], gallery)
-        for n, wanted in enumerate(asked[:, part]):
-            truth = scores.gather(1, wanted[:, None])
-            ranks[n, part] = (scores >= truth - _TIE).sum(dim=1)  # the clip itself makes it count from 1
-            if classes is not None:
-                same = classes == classes[wanted][:, None]
-                best = scores.masked_fill(~same, -torch.inf).amax(dim=1, keepdim=True)
-                class_ranks[n, part] = 1 + ((scores >= best - _TIE) & ~same).sum(dim=1)
-        nearest.append(scores.argsort(dim=1, descending=True, stable=True)[:, : KS[-1]])
-        cosine.append(scores.gather(1, asked[0, part, None])[:, 0])
-    classed = None if classes is None else class_ranks.numpy()
-    return ranks.numpy(), classed, torch.cat(nearest).numpy(), torch.cat(cosine).numpy()
-
-
-def recall(ranks: Labels, gallery: int) -> Recall:
-    """Return the recalls and the median of ranks from 1. Shape: (Q,)."""
-    shares = [float((ranks <= k).mean()) if gallery > k else None for k in KS]
-    return Recall(r1=shares[0], r5=shares[1], r10=shares[2], median=float(np.median(ranks)))
-
-
-def chance(members: Labels, gallery: int) -> Recall:
-    """Return the exact expectation of a gallery in random order; the median is that of the mixed distribution.
-
-    The best of m clips among N is among the first k unless all m are behind: 1 - C(N - m, k) / C(N, k).
-
-    Args:
-        members: how many clips answer each query. Shape (Q,).
-        gallery: how many clips there are, N.
-    """
-    kinds, counts = np.unique(members, return_counts=True)
-    places, found = np.arange(gallery), np.zeros(gallery)
-    for m, count in zip(kinds, counts, strict=True):
-        behind = np.cumprod(np.maximum(gallery - m - places, 0) / (gallery - places))
-        found += (1 - behind) * count / len(members)
-    shares = [float(found[k - 1]) if gallery > k else None for k in KS]
-    median = float(1 + np.argmax(found >= 0.5 - 1e-12))
-    return Recall(r1=shares[0], r5=shares[1], r10=shares[2], median=median)
-
-
-def ceiling(repeats: Labels, gallery: int) -> Recall:
-    """Return what no encoder exceeds if queries, of which each distinct one `repeats`, ask for different clips."""
-    total = int(repeats.sum())
-    shares = [float(np.minimum(repeats, k).sum() / total) if gallery > k else None for k in KS]
-    best = np.concatenate([np.arange(1, m + 1) for m in repeats])
-    return Recall(r1=shares[0], r5=shares[1], r10=shares[2], median=float(np.median(best)))
-
-
-def _side(ranks: Labels, members: Labels, gallery: int) -> Side:
-    first, *drawn = (recall(of, gallery) for of in ranks)
-
-    def over(reduce: Any) -> Recall:
-        values = {key: [getattr(one, key) for one in drawn] for key in Recall.model_fields}
-        return Recall(**{k: None if None in v else float(reduce(v)) for k, v in values.items()})
-
-    return Side(
-        last=first, shuffled=over(np.mean), shuffled_std=over(lambda v: np.std(v, ddof=1)),
-        chance=chance(members, gallery),
-    )  # fmt: skip
+"""Units of the drawing per unit of `html.poses`, so that coordinates are whole numbers."""
 
 
 @dataclass(frozen=True)
 class Hit:
-    """A clip that was found."""
+    """A clip near to the text."""
 
     sample_id: str
     name: str
-    """Of its class; empty where it has no label."""
+    """Name of its class; empty if it has no label."""
     cosine: float
     row: int
-    """Of the packed data."""
+    """Row of the packed data."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """The nearest clips of a text, the nearest first."""
+class SearchResult:
+    """The clips nearest to a text, the nearest first."""
 
     text: str
     split: str
     hits: list[Hit]
     clips: int
-    mean: float  # of the cosines of all clips of the split
+    """Number of clips in the split."""
+    mean: float
+    """Mean cosine of all clips of the split."""
     std: float
     notes: list[str]
 
 
 def search(
-    subject: Subject, text: str, top: int = 12, split: str = "test", encoder: Path | None = None
-) -> Found:
-    """Find the clips of a split that lie nearest to a text; of equally near ones the first in the data.
+    context: EvalContext, text: str, top: int = 12, split: str = "test", encoder: Path | None = None
+) -> SearchResult:
+    """Find the clips of a split nearest to a text; of equally near clips, the first in the data.
 
     Args:
-        subject: a finished pre-training, and the data to search.
-        text: what to look for.
-        top: how many.
+        context: a finished pre-training, and the data to search.
+        text: text to search for.
+        top: number of clips.
         split: `train` or `test`.
         encoder: folder of the text encoder's checkpoint, if it was moved.
 
     Raises:
-        CheckpointError: the run is no finished pre-training.
-        ConfigError: it cannot be asked by texts, or there is no such split.
+        CheckpointError: the run is not a finished pre-training.
+        ConfigError: texts cannot be compared with its clips, or the split is unknown.
         DataError: an empty text or split.
-        EngineError: the text encoder is not to be had.
+        EngineError: the text encoder cannot be loaded.
     """
     if split not in {"train", "test"}:
-        raise ConfigError(f"--split {split!r} is none of train, test")
+        raise ConfigError(f"--split {split!r} is unknown; expected train or test")
     if not text.strip():
-        raise DataError("the text is empty; say what to look for, e.g. 'a person waving'")
-    shared, packed = enter(subject, encoder), subject.packed
-    vectors, cut = shared.texts([text])
+        raise DataError("the text is empty; give a text to search for, e.g. 'a person waving'")
+    shared, packed = open_space(context, encoder), context.packed
+    vectors, truncated = shared.texts([text])
     clips, rows = shared.clips(split)
-    likeness = cosines(shared.project(vectors), clips)[0].numpy()
+    similarity = cosines(shared.project(vectors), clips)[0].numpy()
     classes, labels = packed.manifest.classes, packed.labels()[rows]
-    order = np.argsort(-likeness, kind="stable")[:top]
+    order = np.argsort(-similarity, kind="stable")[:top]
     hits = [
-        Hit(name, class_name(classes, int(labels[n])), float(likeness[n]), int(rows[n]))
+        Hit(name, class_name(classes, int(labels[n])), float(similarity[n]), int(rows[n]))
         for name, n in zip(packed.sample_ids(rows[order]), order, strict=True)
     ]
     notes = shared.notes() + (
-        ["The text is longer than the encoder reads; its end was left out."] if cut else []
+        ["The text is longer than the encoder reads; its end was ignored."] if truncated else []
     )
-    return Found(text, split, hits, len(rows), float(likeness.mean()), float(likeness.std()), notes)
+    return SearchResult(
+        text, split, hits, len(rows), float(similarity.mean()), float(similarity.std()), notes
+    )
 
 
 @dataclass(frozen=True)
@@ -325,63 +98,68 @@ class Body:
     """One person of a clip as SVG paths within a square of 400 units."""
 
     still: list[str]
-    """Four poses, for readers who want no motion and for paper."""
+    """Four poses, for print and for readers who prefer no motion."""
     poses: str
-    """All poses, as `animate` wants its values."""
+    """All poses, as the `values` of `animate`."""
     shown: str
-    """1 or 0 a pose: absent bodies are hidden."""
+    """1 or 0 per pose: absent bodies are hidden."""
 
 
-def drawing(joints: npt.NDArray[Any], bones: tuple[tuple[int, int], ...]) -> list[Body]:
-    """Draw a clip from the front at one scale. Shape: (T, M, V, C); bodies that are never seen are left out."""
+def draw(joints: npt.NDArray[Any], bones: tuple[tuple[int, int], ...]) -> list[Body]:
+    """Draw the bodies of a clip from the front at one scale, without those that are never seen. Shape: (T, M, V, C)."""
     from c2vl_pipeline.browse.html import poses
 
-    at = np.linspace(0, len(joints) - 1, min(len(joints), KEYS)).round().astype(int)
-    laid, found = poses(joints[at], bones), []
+    frames = np.linspace(0, len(joints) - 1, min(len(joints), KEYS)).round().astype(int)
+    drawn, bodies = poses(joints[frames], bones), []
     for body in range(joints.shape[1]):
         paths = [
-            "".join(f"M{_SIDE * x0:.0f} {_SIDE * y0:.0f}L{_SIDE * x1:.0f} {_SIDE * y1:.0f}" for m, x0, y0, x1, y1 in pose.bones if m == body)
-            for pose in laid
+            "".join(
+                f"M{_SIDE * x0:.0f} {_SIDE * y0:.0f}L{_SIDE * x1:.0f} {_SIDE * y1:.0f}"
+                for m, x0, y0, x1, y1 in pose.bones if m == body
+            )
+            for pose in drawn
         ]  # fmt: skip
-        there = [bool(path) for path in paths]
-        if not any(there):
+        seen = [bool(path) for path in paths]
+        if not any(seen):
             continue
-        held = paths[there.index(True)]
-        for n, path in enumerate(paths):  # every pose needs as many lines as the others
-            held = paths[n] = path or held
-        still = [
-            paths[n] for n in np.unique(np.linspace(0, len(paths) - 1, 4).round().astype(int)) if there[n]
-        ]
-        found.append(Body(still, ";".join(paths), ";".join("1" if seen else "0" for seen in there)))
-    return found
+        last = paths[seen.index(True)]
+        for n, path in enumerate(paths):  # all values of an animation need the same number of lines
+            last = paths[n] = path or last
+        four = np.unique(np.linspace(0, len(paths) - 1, 4).round().astype(int))
+        still = [paths[n] for n in four if seen[n]]
+        bodies.append(Body(still, ";".join(paths), ";".join("1" if one else "0" for one in seen)))
+    return bodies
 
 
-def page(found: Found, subject: Subject, out: Path) -> Path:
-    """Write what was found as one HTML file with small animations, which needs no network and no script.
+def write_page(result: SearchResult, context: EvalContext, out: Path) -> Path:
+    """Write a search result as one HTML file with small animations, which needs no network and no script.
 
-    Captions stand below a clip where the work folder around the packed data still holds them.
+    The page shows the captions of each clip if the work folder around the packed data still has them.
     """
-    packed = subject.packed
+    packed = context.packed
     try:
         fps = load_dataset(packed.manifest.dataset).fps or 30
-    except C2VLError:  # a description of one's own that is not here
+    except C2VLError:  # a custom description that is not available here
         fps = 30
-    said = _captions(packed.folder.parent / "captions", [hit.sample_id for hit in found.hits])
+    captions = _captions(packed.folder.parent / "captions", [hit.sample_id for hit in result.hits])
     cards = []
-    for hit in found.hits:
+    for hit in result.hits:
         planes = packed.joints[packed.offsets[hit.row] : packed.offsets[hit.row + 1]]
         joints = np.asarray(planes).transpose(0, 2, 3, 1)
-        drawn = {"bodies": drawing(joints, packed.layout.bones), "seconds": max(len(joints) / fps, 0.5)}
-        cards.append({"hit": hit, "captions": said.get(hit.sample_id, []), **drawn})
-    told = {"benchmark": subject.benchmark, "run": subject.run.resolve().name, "fps": fps}
-    told |= {"found": found, "cards": cards, "manifest": packed.manifest}
-    commit_text(out, render("c2vl_evaluation.language", "search.html.j2", **told))
+        bodies, seconds = draw(joints, packed.layout.bones), max(len(joints) / fps, 0.5)
+        own = captions.get(hit.sample_id, [])
+        cards.append({"hit": hit, "captions": own, "bodies": bodies, "seconds": seconds})
+    page = render(
+        "c2vl_evaluation.language", "search.html.j2", result=result, cards=cards, manifest=packed.manifest,
+        benchmark=context.benchmark, run=context.run.resolve().name, fps=fps,
+    )  # fmt: skip
+    commit_text(out, page)
     return out
 
 
 def _captions(folder: Path, ids: list[str], count: int = 2) -> dict[str, list[str]]:
-    """Return the most frequent captions of some samples, as far as they can be read."""
-    said: dict[str, Counter[str]] = {}
+    """Return the most frequent captions of some samples; unreadable shards are skipped."""
+    captions: dict[str, Counter[str]] = {}
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
             rows = pq.read_table(path, columns=["sample_id", "caption"], filters=[("sample_id", "in", ids)])
@@ -389,5 +167,5 @@ def _captions(folder: Path, ids: list[str], count: int = 2) -> dict[str, list[st
             continue
         for row in rows.to_pylist():
             if row["caption"]:
-                said.setdefault(row["sample_id"], Counter())[row["caption"]] += 1
-    return {key: [text for text, _ in counted.most_common(count)] for key, counted in said.items()}
+                captions.setdefault(row["sample_id"], Counter())[row["caption"]] += 1
+    return {key: [text for text, _ in counts.most_common(count)] for key, counts in captions.items()}

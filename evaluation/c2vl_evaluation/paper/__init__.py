@@ -1,6 +1,6 @@
-"""`c2vl-eval paper`: the tables and figures of the paper over every dataset that is there, its numbers beside ours.
+"""`c2vl-eval paper`: the tables and figures of the paper over every dataset at hand, its numbers next to ours.
 
-`tables` knows what the paper prints (`numbers.toml`) and which variant of the recipe each line is, `sets` finds the
-datasets, `lab` knows the cells and where they are kept, `cells` computes what they lack, `plan` says before what is to
-do, `figures` draws, `sheets` collects the tables, `write` makes CSV, Markdown, LaTeX and HTML.
+`spec` holds what the paper prints (`numbers.toml`) and which variant of the recipe each line is, `experiments` names the
+trainings and evaluations behind every cell, `compute` plans and runs those that lack, `tables` collects numbers,
+`figures` draws, `export` writes CSV, Markdown, LaTeX and HTML.
 """

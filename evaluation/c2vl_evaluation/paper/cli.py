@@ -1,4 +1,4 @@
-"""`c2vl-eval paper`: parse, plan, compute, write."""
+"""Command `c2vl-eval paper`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import typer
 from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
 
 if TYPE_CHECKING:
-    from c2vl_evaluation.paper.experiments import Cell, Lab
-    from c2vl_evaluation.paper.plan import Plan
+    from c2vl_evaluation.paper.compute import Workload
+    from c2vl_evaluation.paper.experiments import Experiments, TableCell
 
 
 def paper(
     work: Annotated[
         Path, typer.Option("--work", help="Folder whose subfolders are work folders with packed datasets.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of runs, cells, tables and figures.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs, tables and figures.")] = Path(
         "runs/paper"
     ),
     only: Annotated[
@@ -33,112 +33,113 @@ def paper(
     seeds: Annotated[
         int,
         typer.Option(
-            "--seeds", min=1, help="Runs a line: seeds 0, 1, …; later ones that are finished are shown too."
+            "--seeds", min=1, help="Runs per row: seeds 0, 1, …; further finished seeds are shown too."
         ),
     ] = 1,
     wide: Annotated[
         bool,
         typer.Option(
-            "--wide", help="Every table on every dataset, also where the paper has no number of it."
+            "--wide", help="Fill every table for every dataset, even where the paper has no number."
         ),
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", "--plan-only", help="Say what there is to do, and stop.")
+        bool, typer.Option("--dry-run", help="Count what is to be computed, and stop.")
     ] = False,
     set_: SetOption = None,
 ) -> None:
-    """Tables I-VIII and Figures 4-8 of the paper over every dataset that is there, beside the paper's numbers."""
-    from c2vl_evaluation.paper.cells import compute
-    from c2vl_evaluation.paper.experiments import Lab
-    from c2vl_evaluation.paper.export import unshown, write
-    from c2vl_evaluation.paper.plan import plan
-    from c2vl_evaluation.paper.sets import find_sets
-    from c2vl_evaluation.paper.spec import everything
+    """Tables I-VIII and Figures 4-8 of the paper on every available dataset, next to the paper's numbers."""
+    from c2vl_evaluation.paper.compute import compute, workload
+    from c2vl_evaluation.paper.experiments import Experiments, find_datasets
+    from c2vl_evaluation.paper.export import unshown_note, write
+    from c2vl_evaluation.paper.spec import tables_and_figures
     from c2vl_manifests.errors import C2VLError
 
-    names = list(everything())
+    names = list(tables_and_figures())
     chosen = _chosen(names, only)
     with Reporter() as emit:
-        found = find_sets(work, emit)
-    lab = Lab(found, out, recipe, tuple(set_ or ()), seeds, wide)
-    _show_unusable(lab)
-    cells = lab.cells(chosen)
-    # what other calls finished stays in the files, further seeds too, and tells the time
-    whole = lab.cells(names, finished=True)
-    _show_plan(lab, plan(lab, cells, whole, probe=True))
-    if note := unshown(lab, whole):
-        say(f"{out / 'cells'}: {note}")
+        datasets = find_datasets(work, emit)
+    experiments = Experiments(datasets, out, recipe, tuple(set_ or ()), seeds, wide)
+    _show_unusable(experiments)
+    cells = experiments.cells(chosen)
+    # results of earlier calls stay in the files, more seeds included, and their times give the estimate
+    all_cells = experiments.cells(names, finished=True)
+    _show_workload(experiments, workload(experiments, cells, all_cells))
+    if note := unshown_note(experiments, all_cells):
+        say(f"{out / 'runs'}: {note}")
     if dry_run:
         return
     complete = False
     try:
         with Reporter() as emit:
-            compute(lab, cells, emit)
+            compute(experiments, cells, emit)
         complete = True
     finally:
-        # nothing is drawn after Ctrl-C or a fault: whoever interrupts is waiting
-        path = write(lab, whole, fresh=complete)
+        # after Ctrl-C or a fault nothing is drawn: the user waits for the prompt
+        path = write(experiments, all_cells, fresh=complete)
     say(f"tables and figures: {path.resolve()} (and .md, .tex, .csv)")
-    _show(lab, [name for name in chosen if name.startswith("table") or name == "figure6"], whole)
-    if lab.failed:
+    _show(experiments, [name for name in chosen if name.startswith("table") or name == "figure6"], all_cells)
+    if experiments.failed:
         raise C2VLError(
-            f"{len(lab.failed)} of the trainings and evaluations failed, first: {next(iter(lab.failed.values()))}"
+            f"{len(experiments.failed)} of the trainings and evaluations failed, first: {next(iter(experiments.failed.values()))}"
         )
 
 
 def _chosen(names: list[str], only: list[str] | None) -> list[str]:
-    """Return what was asked for, in the paper's order."""
+    """Return the tables and figures that `--only` names, in the paper's order."""
     from c2vl_manifests.errors import ConfigError
 
     asked = [word.strip().lower() for text in only or () for word in text.split(",") if word.strip()]
     for word in asked:
         if word not in names:
-            raise ConfigError(f"--only {word!r} is none of {', '.join(names)}")
+            raise ConfigError(f"--only {word!r} is unknown; expected one of {', '.join(names)}")
     return [name for name in names if not asked or name in asked]
 
 
-def _show_unusable(lab: Lab) -> None:
-    """Say which datasets are left out.
+def _show_unusable(experiments: Experiments) -> None:
+    """Print which datasets are left out.
 
     Raises:
-        ConfigError: all of them are; most often a word of --recipe or --set.
+        ConfigError: all are left out, most often because of --recipe or --set.
     """
     from c2vl_manifests.errors import ConfigError
 
-    unusable = lab.unusable()
-    if len(unusable) == len(lab.sets):
+    unusable = experiments.unusable()
+    if len(unusable) == len(experiments.datasets):
         raise ConfigError(next(iter(unusable.values())))
     for name, why in unusable.items():
         say(f"{name} is left out: {why}")
 
 
-def _show_plan(lab: Lab, found: Plan) -> None:
-    rows = [[t.table, str(t.todo), str(t.finished), str(t.impossible)] for t in found.tallies]
-    absent = "; ".join(f"{why} ({count})" for why, count in found.absent.items())
+def _show_workload(experiments: Experiments, work: Workload) -> None:
+    rows = [[t.table, str(t.todo), str(t.finished), str(t.impossible)] for t in work.tallies]
+    impossible = "; ".join(f"{why} ({count})" for why, count in work.impossible.items())
     show_table(
-        f"datasets: {', '.join(lab.sets)}",
+        f"datasets: {', '.join(experiments.datasets)}",
         ["", "cells to compute", "finished", "not possible"],
         rows,
-        f"Not possible: {absent}." if absent else None,
+        f"Not possible: {impossible}." if impossible else None,
     )
-    say(f"{found.trainings} trainings and {found.evaluations} evaluations to do: {found.time()}")
+    say(f"{work.trainings} trainings and {work.evaluations} evaluations to do: {work.time()}")
 
 
-def _show(lab: Lab, names: list[str], cells: list[Cell]) -> None:
+def _show(experiments: Experiments, names: list[str], cells: list[TableCell]) -> None:
+    """Print the tables with at least one result of ours."""
     from c2vl_evaluation.paper.export import plain
-    from c2vl_evaluation.paper.tables import DERIVED, MARK, sheet
+    from c2vl_evaluation.paper.tables import DERIVED, MARK, fill
 
     for name in names:
-        one = sheet(lab, name, [cell for cell in cells if cell.table == name])
+        table = fill(experiments, name, [cell for cell in cells if cell.table == name])
         filled = [
-            n for n in range(len(one.columns)) if any(row.cells[n].ours for row in one.rows if row.trained)
+            n
+            for n in range(len(table.columns))
+            if any(row.cells[n].ours for row in table.rows if row.trained)
         ]
         rows = [
             [row.label, *(plain(row.role, row.cells[n]) for n in filled)]
-            for row in one.rows
+            for row in table.rows
             if any(row.cells[n].ours for n in filled)
         ]
         if rows:
-            title = f"{one.name}: {one.title}, top-1, %"
-            note = f"{MARK} {DERIVED}" if one.derived else None
-            show_table(title, ["", *(one.columns[n].title for n in filled)], rows, note)
+            title = f"{table.name}: {table.title}, top-1, %"
+            note = f"{MARK} {DERIVED}" if table.derived else None
+            show_table(title, ["", *(table.columns[n].title for n in filled)], rows, note)

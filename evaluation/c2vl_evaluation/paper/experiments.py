@@ -1,170 +1,159 @@
-"""What `c2vl-eval paper` fills: columns, cells, the jobs that they wait for, and where each is kept. Nothing is trained here.
+"""Columns and cells of the paper's tables, and the trainings and evaluations behind them. Nothing is computed here.
 
-    OUT/runs/<dataset>/<benchmark>/<what>-<hash>-seed0/     a training; the hash is of all that determines it
-    OUT/cells/<dataset>-<benchmark>-<protocol>-<hash>.json  what a protocol found: a finished cell is never made again
-    OUT/paper.html, paper.md, paper.tex, paper.csv          see `write`
+    OUT/runs/<dataset>/<benchmark>/<variant>-<hash>-seed0/   a training; the hash is of everything that determines it
+    OUT/runs/…/evaluations/                                  its results (see `cache`): none is computed twice
+    OUT/paper.html, paper.md, paper.tex, paper.csv           see `export`
 
-Trainings are those of `c2vl_training.trainer`, protocols those of this package; lines that need the same training
-share it, across tables.
+Rows that need the same training share it, across tables.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
-from c2vl_evaluation.cache import weights_of
-from c2vl_evaluation.paper.spec import Column, Line, Variant, everything, lines, printed
-from c2vl_evaluation.protocols import common
-from c2vl_evaluation.results import Finding, Protocol, Score
-from c2vl_manifests.datasets import load_dataset
-from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_evaluation import cache
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.metrics import no_encoder_scores
+from c2vl_evaluation.paper.spec import Column, RowSpec, Variant, printed_tables, rows_of, tables_and_figures
+from c2vl_evaluation.protocols import PROTOCOLS
+from c2vl_evaluation.results import Protocol, Result, Score
+from c2vl_manifests.errors import C2VLError, ConfigError, StageError
+from c2vl_manifests.events import Emit, Note, silent
+from c2vl_manifests.manifest import fingerprint
+from c2vl_manifests.packed import FILE as PACKED
+from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
-from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Run
 
-_FORMAT = 1
-_PARTS: dict[Protocol, tuple[str, ...]] = {
-    "knn": ("knn",),
-    "linear": ("linear",),
-    "finetune": ("finetune",),
-    "semi": ("semi", "linear"),
-    "transfer": ("transfer", "linear"),
-    "ensemble": ("ensemble", "linear", "finetune"),
-}
-"""Sections of the recipe's evaluation that a protocol depends on."""
-BLIND = ("majority class", "chance")
-"""What answers without looking at a sample."""
+NO_ENCODER = ("majority class", "chance")
+"""Baselines that need no encoder."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One protocol on one training (on three, for an ensemble): what is done or left to do as a whole."""
+class Evaluation:
+    """One protocol on one training (on three, for an ensemble): one seed of a cell."""
 
     protocol: Protocol
+    setting: str
+    """`1 % stratified, frozen`, `tuned`, or whose scores an ensemble adds."""
     runs: tuple[Run, ...]
     packed: Packed
-    """What the encoder is evaluated on."""
+    """Data that the encoder is evaluated on."""
     benchmark: str
-    evaluation: EvaluationConfig
-    path: Path
-    """Where the findings are kept."""
-    told: str
-    """Hash of all that determines them but the weights."""
+    config: EvaluationConfig
 
-    def encoders(self) -> tuple[str, ...]:
-        """Hashes of the weights that are there."""
-        return tuple(weights_of(run.out) for run in self.runs if (run.out / checkpoint.ENCODER).is_file())
+    @property
+    def id(self) -> str:
+        """Identify the evaluation: equal for equal ones."""
+        words = (self.protocol, self.setting, self.packed.folder, self.benchmark)
+        return "|".join(map(str, (*words, *(run.out for run in self.runs))))
 
-
-class Kept(BaseModel):
-    """A finished job, as it lies on disk."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    told: str
-    encoders: tuple[str, ...]
-    findings: tuple[Finding, ...]
-    seconds: float
+    def cells(self, emit: Emit = silent) -> Iterator[cache.Cell]:
+        """Yield the protocol's results before they are computed; the trainings must be finished."""
+        contexts = [
+            EvalContext(
+                run.out, self.packed, self.benchmark,
+                run.recipe.model_copy(update={"evaluation": self.config}), run.seed, emit,
+            )
+            for run in self.runs
+        ]  # fmt: skip
+        if self.protocol == "ensemble":
+            streams: dict[str, EvalContext] = {one.recipe.training.input.stream: one for one in contexts}
+            contexts[0] = replace(contexts[0], streams=streams)
+        return PROTOCOLS[self.protocol](contexts[0])
 
 
 @dataclass(frozen=True)
-class Cell:
-    """A place of a table: a line of ours in a column."""
+class TableCell:
+    """A cell of a table: a row of ours in a column."""
 
     table: str
-    line: Line
+    row: RowSpec
     column: Column
-    jobs: tuple[Job, ...] = ()
-    """One a seed."""
+    evaluations: tuple[Evaluation, ...] = ()
+    """One per seed."""
     why: str = ""
-    """Why it cannot be made; empty where it can."""
+    """Why it cannot be computed; empty if it can."""
 
-    def wants(self, finding: Finding) -> bool:
-        """Whether a finding of its jobs belongs into it."""
-        match self.line.protocol:
+    def takes(self, result: Result) -> bool:
+        """Return True if a result of its evaluations belongs in this cell."""
+        match self.row.protocol:
             case "semi":
-                return finding.setting == f"{100 * (self.column.share or 0):g} % {self.line.setting}"
+                return result.setting == f"{100 * (self.column.share or 0):g} % {self.row.setting}"
             case "transfer":
-                return finding.setting.endswith(f", {self.line.setting}")
+                return result.setting.endswith(f", {self.row.setting}")
             case "ensemble":
-                return finding.setting.endswith("equal weights") == (self.line.setting == "equal weights")
+                return result.setting.endswith("equal weights") == (self.row.setting == "equal weights")
         return True
 
 
 @dataclass
-class Lab:
-    """What the tables are made from and where they go."""
+class Experiments:
+    """The datasets, settings and output folder of all tables."""
 
-    sets: dict[str, Packed]
+    datasets: dict[str, Packed]
     out: Path
     recipe: str | None = None
-    """The one that each work folder was made with, unless given."""
+    """Name or file; the recipe that each work folder was made with unless given."""
     overrides: tuple[str, ...] = ()
     seeds: int = 1
     wide: bool = False
-    """Every table on every dataset and benchmark, also where the paper has no number of it."""
-    failed: dict[Path, str] = field(default_factory=dict)
-    """Of this session: a training's folder or a job's file -> why."""
-    _bases: dict[str, Recipe] = field(default_factory=dict)
-    _read: dict[Path, Kept] = field(default_factory=dict)
-    _whys: dict[Column, str] = field(default_factory=dict)
-    _blind: dict[tuple[str, str], dict[str, Score] | str] = field(default_factory=dict)
+    """Fill every table for every dataset and benchmark, even where the paper has no number."""
+    failed: dict[Path | str, str] = field(default_factory=dict)
+    """Failures of this session: folder of a training or id of an evaluation -> reason."""
+    _recipes: dict[str, Recipe] = field(default_factory=dict)
+    _results: dict[str, tuple[Result, ...]] = field(default_factory=dict)
+    _impossible: dict[Column, str] = field(default_factory=dict)
+    _no_encoder: dict[Column, dict[str, Score] | str] = field(default_factory=dict)
 
-    def base(self, name: str) -> Recipe:
+    def recipe_of(self, name: str) -> Recipe:
         """Return the recipe of a dataset."""
-        if name not in self._bases:
-            m, overrides, recipe = self.sets[name].manifest, list(self.overrides), self.recipe
-            if recipe is None:
-                recipe = m.recipe or load_dataset(m.dataset).default_recipe
-                overrides = [*m.overrides, *overrides]
-            self._bases[name] = load_recipe(recipe, overrides)
-        return self._bases[name]
+        if name not in self._recipes:
+            self._recipes[name] = resolve_recipe(self.datasets[name].manifest, self.recipe, self.overrides)
+        return self._recipes[name]
 
     def unusable(self) -> dict[str, str]:
-        """Return the datasets that can fill no cell at all, and why: no benchmark, or no recipe."""
-        found = {}
-        for name, packed in self.sets.items():
+        """Return the datasets that can fill no cell, with the reason: no benchmark, or no recipe."""
+        reasons = {}
+        for name, packed in self.datasets.items():
             try:
                 packed.main_benchmark()
-                self.base(name)
+                self.recipe_of(name)
             except C2VLError as error:
-                found[name] = str(error)
-        return found
+                reasons[name] = str(error)
+        return reasons
 
     def columns(self, table: str) -> list[Column]:
-        """Return the paper's columns of a table, then those of datasets that it has no numbers of."""
-        spec = everything()[table]
-        known = {c.dataset for t in printed().values() for c in t.columns}
+        """Return the paper's columns of a table, then those of datasets that the paper does not use."""
+        spec = tables_and_figures()[table]
+        known = {c.dataset for t in printed_tables().values() for c in t.columns}
         more: list[Column] = []
         unusable = self.unusable()
-        sets = {name: packed for name, packed in self.sets.items() if name not in unusable}
-        for name, packed in sets.items():
+        usable = {name: packed for name, packed in self.datasets.items() if name not in unusable}
+        for name, packed in usable.items():
             if name in known and not self.wide:
                 continue
             if spec.protocol == "transfer":
-                pairs = [(a, b) for a in sets for b in sets if a != b and name in {a, b}]
-                ways = [Column(dataset=a, benchmark=sets[b].main_benchmark(), to=b) for a, b in pairs]
-                more += [way for way in ways if not self._impossible(way)]
+                pairs = [(a, b) for a in usable for b in usable if a != b and name in {a, b}]
+                transfers = [Column(dataset=a, benchmark=usable[b].main_benchmark(), to=b) for a, b in pairs]
+                more += [column for column in transfers if not self.why_impossible(column)]
                 continue
             names = [packed.main_benchmark()] if table.startswith("figure") else packed.benchmarks()
-            shares = self.base(name).evaluation.semi.shares if spec.protocol == "semi" else (None,)
+            shares = self.recipe_of(name).evaluation.semi.shares if spec.protocol == "semi" else (None,)
             more += [Column(dataset=name, benchmark=b, share=s) for b in names for s in shares]
         return list(dict.fromkeys([*spec.columns, *more]))
 
     def run(self, name: str, benchmark: str, variant: Variant, seed: int) -> Run:
-        """Return the training of a variant; equal ones have equal folders, whatever asks for them."""
-        recipe = variant.recipe(self.base(name))
-        bare = Run(variant.kind, self.sets[name], recipe, benchmark, seed, self.out)
+        """Return the training of a variant; equal trainings have the same folder, whichever table needs them."""
+        recipe = variant.recipe(self.recipe_of(name))
+        bare = Run(variant.kind, self.datasets[name], recipe, benchmark, seed, self.out)
         t = recipe.training
         words = [variant.kind, t.encoder.name, t.input.stream]
         if variant.kind == "pretrain":
@@ -173,145 +162,175 @@ class Lab:
         slug = re.sub(r"[^a-z0-9_]+", "-", "-".join(filter(None, words)).lower()).strip("-")
         folder = f"{slug}-{fingerprint(bare.facts())[:8]}-seed{seed}"
         out = self.out / "runs" / name / benchmark / folder
-        return Run(variant.kind, self.sets[name], recipe, benchmark, seed, out)
+        return Run(variant.kind, self.datasets[name], recipe, benchmark, seed, out)
 
-    def job(self, line: Line, column: Column, seed: int) -> Job:
-        """Return the job of a cell and a seed."""
-        source = self.sets[column.dataset].main_benchmark() if column.to else column.benchmark
-        runs = tuple(self.run(column.dataset, source, variant, seed) for variant in line.streams)
-        on = column.to or column.dataset
-        evaluation = _narrowed(runs[0].recipe.evaluation, line, column)
-        told = fingerprint(
-            {
-                "format": _FORMAT,
-                "protocol": line.protocol,
-                "runs": [run.facts() for run in runs],
-                "data": self.sets[on].manifest.fingerprint,
-                "benchmark": column.benchmark,
-                "config": evaluation.model_dump(mode="json", include=set(_PARTS[line.protocol])),
-            }
-        )
-        file = f"{column.dataset}-{column.to and column.to + '-'}{column.benchmark}-{line.protocol}-{told[:16]}.json"
-        path = self.out / "cells" / file
-        return Job(line.protocol, runs, self.sets[on], column.benchmark, evaluation, path, told)
+    def evaluation(self, row: RowSpec, column: Column, seed: int) -> Evaluation:
+        """Return the evaluation of a row and a column for a seed."""
+        source = self.datasets[column.dataset].main_benchmark() if column.to else column.benchmark
+        runs = tuple(self.run(column.dataset, source, variant, seed) for variant in row.streams)
+        packed = self.datasets[column.to or column.dataset]
+        config = _narrowed(runs[0].recipe.evaluation, row, column)
+        return Evaluation(row.protocol, _setting(row, column), runs, packed, column.benchmark, config)
 
-    def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[Cell]:
+    def cells(self, tables: Iterable[str], *, finished: bool = False) -> list[TableCell]:
         """Return all cells of some tables and figures, in their order.
 
         Args:
-            tables: their names.
-            finished: with the seeds that follow those asked for, as far as they are finished.
+            tables: names of tables and figures.
+            finished: add the seeds beyond those asked for, up to the first that is not finished.
         """
-        found = []
+        cells = []
         for table in tables:
             several = table == "figure6" or table.startswith("table")
             for column in self.columns(table):
-                why = self._impossible(column)
-                encoder = "stgcn" if why else self.base(column.dataset).training.encoder.name
-                for line in lines(table, encoder):
-                    jobs: list[Job] = []
+                why = self.why_impossible(column)
+                encoder = "stgcn" if why else self.recipe_of(column.dataset).training.encoder.name
+                for row in rows_of(table, encoder):
+                    evaluations: list[Evaluation] = []
                     if not why:
-                        jobs += (self.job(line, column, seed) for seed in range(self.seeds if several else 1))
-                        jobs += self._later(line, column) if finished and several else ()
-                    found.append(Cell(table, line, column, tuple(jobs), why))
-        return found
+                        seeds = range(self.seeds if several else 1)
+                        evaluations += (self.evaluation(row, column, seed) for seed in seeds)
+                        evaluations += self._later_seeds(row, column) if finished and several else ()
+                    cells.append(TableCell(table, row, column, tuple(evaluations), why))
+        return cells
 
-    def _later(self, line: Line, column: Column) -> Iterator[Job]:
-        """Yield the finished jobs of the seeds after those asked for, up to the first that is not finished."""
+    def _later_seeds(self, row: RowSpec, column: Column) -> Iterator[Evaluation]:
+        """Yield the evaluations of the seeds after those asked for, up to the first that is not finished."""
         for seed in count(self.seeds):
-            job = self.job(line, column, seed)
-            if self.kept(job) is None:
+            evaluation = self.evaluation(row, column, seed)
+            if self.results(evaluation) is None:
                 return
-            yield job
+            yield evaluation
 
-    def blind(self, column: Column) -> dict[str, Score] | str:
-        """Return what each of `BLIND` reaches on the data that a column is evaluated on, or why that is not known.
+    def no_encoder_scores(self, column: Column) -> dict[str, Score] | str:
+        """Return the score of each of `NO_ENCODER` on the data of a column, or the reason why there is none.
 
-        All labels of the training split are counted, also where encoders learn from a share of them.
+        All labels of the training split are counted, even if encoders learn from a share of them.
         """
         on = Column(dataset=column.to or column.dataset, benchmark=column.benchmark)
-        key = on.dataset, on.benchmark
-        if key not in self._blind:
-            self._blind[key] = self._impossible(on) or self._counted(on)
-        return self._blind[key]
+        if on not in self._no_encoder:
+            self._no_encoder[on] = self.why_impossible(on) or self._count_labels(on)
+        return self._no_encoder[on]
 
-    def _counted(self, on: Column) -> dict[str, Score] | str:
+    def _count_labels(self, on: Column) -> dict[str, Score] | str:
         try:
-            found = common.target(self.sets[on.dataset], on.benchmark)
+            scores = no_encoder_scores(self.datasets[on.dataset], on.benchmark)
         except C2VLError as error:
             return str(error)
-        return dict(zip(BLIND, (found.majority, found.chance), strict=True))
+        return dict(zip(NO_ENCODER, (scores.majority, scores.chance), strict=True))
 
-    def _impossible(self, column: Column) -> str:
-        """Say why a column cannot be filled; nothing where it can."""
-        if column not in self._whys:  # many tables have the same columns, and a split is read to know
-            self._whys[column] = self._lack(column)
-        return self._whys[column]
+    def why_impossible(self, column: Column) -> str:
+        """Return the reason why a column cannot be filled; empty if it can."""
+        if column not in self._impossible:  # many tables have the same columns, and the check reads a split
+            self._impossible[column] = self._check(column)
+        return self._impossible[column]
 
-    def _lack(self, column: Column) -> str:
+    def _check(self, column: Column) -> str:
         for name in filter(None, (column.dataset, column.to)):
-            if name not in self.sets:
-                return f"{name} is not there"
-        on = self.sets[column.to or column.dataset]
+            if name not in self.datasets:
+                return f"{name} is not available"
+        on = self.datasets[column.to or column.dataset]
         if column.benchmark not in on.benchmarks():
             return f"{column.to or column.dataset} has no benchmark {column.benchmark}"
-        own = self.sets[column.dataset].layout
+        own = self.datasets[column.dataset].layout
         if (own.names, own.dims) != (on.layout.names, on.layout.dims):
             return f"the joints of {column.to} are of another layout ({on.layout.name}, not {own.name})"
         try:
-            self.base(column.dataset)
+            self.recipe_of(column.dataset)
             for split in ("train", "test"):
                 on.select(column.benchmark, split)
             if column.to:
-                source = self.sets[column.dataset]
+                source = self.datasets[column.dataset]
                 source.select(source.main_benchmark(), "train")
         except C2VLError as error:
             return str(error)
         return ""
 
-    def kept(self, job: Job) -> Kept | None:
-        """Return a finished job; None where it is not finished, or was made with other weights than there are now."""
-        if job.path not in self._read:
-            if (read := _read(job.path)) is None:
+    def results(self, evaluation: Evaluation) -> tuple[Result, ...] | None:
+        """Return the stored results of an evaluation; None if one is missing or of other weights."""
+        if evaluation.id not in self._results:
+            if not (
+                evaluation.runs[0].out / cache.FOLDER
+            ).is_dir():  # the common case, without reading the data
                 return None
-            self._read[job.path] = read
-        found = self._read[job.path]
-        there = job.encoders()
-        # runs may be deleted to free the disk: what they gave is kept
-        sound = found.told == job.told and (len(there) < len(job.runs) or there == found.encoders)
-        return found if sound else None
+            try:
+                stored = [cell.cached() for cell in evaluation.cells()]
+            except C2VLError:
+                return None
+            if not stored or None in stored:
+                return None
+            self.add_results(evaluation, (result for result in stored if result is not None))
+        return self._results[evaluation.id]
 
-    def keep(self, job: Job, findings: Sequence[Finding], seconds: float) -> None:
-        """Write a finished job."""
-        spent = max(seconds, sum(finding.seconds for finding in findings))
-        kept = Kept(told=job.told, encoders=job.encoders(), findings=tuple(findings), seconds=round(spent, 2))
-        commit_text(job.path, kept.model_dump_json(indent=1) + "\n")
-        self._read[job.path] = kept
+    def add_results(self, evaluation: Evaluation, results: Iterable[Result]) -> None:
+        """Record the results of a finished evaluation."""
+        self._results[evaluation.id] = tuple(results)
 
-    def others(self, cells: Iterable[Cell]) -> int:
-        """Count the finished cells in the folder that are none of these: of other settings, data or seeds."""
-        own = {job.path for cell in cells for job in cell.jobs}
-        there = [path for path in (self.out / "cells").glob("*.json") if path not in own]
-        return sum(_read(path) is not None for path in there)
-
-
-def _read(path: Path) -> Kept | None:
-    """Read a finished job; None where there is none, or it is damaged."""
-    try:
-        return Kept.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
-        return None
+    def unshown_trainings(self, cells: Iterable[TableCell]) -> int:
+        """Count the finished trainings in the folder that no cell uses: of other settings, data or seeds."""
+        used = {run.out for cell in cells for evaluation in cell.evaluations for run in evaluation.runs}
+        return sum(
+            path.parent not in used for path in (self.out / "runs").glob(f"*/*/*/{checkpoint.ENCODER}")
+        )
 
 
-def _narrowed(config: EvaluationConfig, line: Line, column: Column) -> EvaluationConfig:
-    """Return a configuration that asks for what a line needs and nothing else."""
+def _setting(row: RowSpec, column: Column) -> str:
+    share = "" if column.share is None else f"{100 * column.share:g} % "
+    return row.of if row.protocol == "ensemble" else share + row.setting
+
+
+def _narrowed(config: EvaluationConfig, row: RowSpec, column: Column) -> EvaluationConfig:
+    """Return the configuration restricted to the setting of a row."""
     changes: dict[str, Any] = {}
-    if line.protocol == "semi":
-        sampling, encoder = line.setting.split(", ")
-        told = {"sampling": (sampling,), "encoder": (encoder,), "shares": (column.share,)}
-        changes["semi"] = config.semi.model_copy(update=told)
-    elif line.protocol == "transfer":
-        changes["transfer"] = config.transfer.model_copy(update={"encoder": (line.setting,)})
-    elif line.protocol == "ensemble":
-        changes["ensemble"] = config.ensemble.model_copy(update={"protocol": (line.of,)})
+    if row.protocol == "semi":
+        sampling, encoder = row.setting.split(", ")
+        setting = {"sampling": (sampling,), "encoder": (encoder,), "shares": (column.share,)}
+        changes["semi"] = config.semi.model_copy(update=setting)
+    elif row.protocol == "transfer":
+        changes["transfer"] = config.transfer.model_copy(update={"encoder": (row.setting,)})
+    elif row.protocol == "ensemble":
+        changes["ensemble"] = config.ensemble.model_copy(update={"protocol": (row.of,)})
     return config.model_copy(update=changes)
+
+
+def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
+    """Return the packed datasets below a folder by name; `dataset (folder)` if two folders hold the same dataset.
+
+    The name comes from the data and not from the folder, so synthetic samples in a folder `ntu60` are not taken for
+    NTU's. A folder that cannot be read is skipped with a warning.
+
+    Raises:
+        StageError: no packed dataset exists, or the only one has another format.
+        DataError: the only one is damaged.
+        ConfigError: two would have the same name.
+    """
+    places = [root, *sorted(p for p in root.iterdir() if p.is_dir())] if root.is_dir() else []
+    homes = [p for p in places if (p / "packed" / PACKED).is_file() or (p / PACKED).is_file()]
+    homes = [p for p in homes if p.name != "packed" or p.parent not in homes]
+    if not homes:
+        raise StageError(
+            f"no packed dataset below {root}; make one by `c2vl-pipeline prompts --work {root}/<dataset>`"
+        )
+    packs: list[tuple[str, Packed]] = []
+    for home in homes:
+        try:
+            packs.append((home.resolve().name, Packed(home)))
+        except C2VLError as error:
+            if len(homes) == 1:
+                raise
+            emit(Note(f"{home} is left out: {error}", "warning"))
+    if not packs:
+        raise StageError(
+            f"none of the {len(homes)} packed datasets below {root} can be read; pack them again"
+        )
+    names = [packed.manifest.dataset for _, packed in packs]
+    datasets: dict[str, Packed] = {}
+    for folder, packed in packs:
+        own = packed.manifest.dataset
+        name = own if folder == own or names.count(own) == 1 else f"{own} ({folder})"
+        if name in datasets:
+            raise ConfigError(
+                f"{datasets[name].folder} and {packed.folder} would both be named {name!r}; rename one of their folders"
+            )
+        datasets[name] = packed
+    return datasets

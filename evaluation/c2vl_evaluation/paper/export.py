@@ -1,199 +1,196 @@
-"""The paper's tables beside ours, written as CSV, Markdown, LaTeX and HTML; nothing is computed here."""
+"""Write the paper's tables, with its numbers and ours, as CSV, Markdown, LaTeX and HTML."""
 
 from __future__ import annotations
 
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 
-from c2vl_evaluation.html import render
 from c2vl_evaluation.paper import figures as paper_figures
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.spec import FIGURES
-from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, Sheet, SheetRow, Shown, sheet
-from c2vl_evaluation.report.samples import clean
+from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, FilledCell, FilledRow, FilledTable, fill
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.pages import render, shorten_paths
 
 
-def write(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> Path:
-    """Write all four files and return the path of the HTML.
+def write(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool = True) -> Path:
+    """Write all four files and return the path of the HTML page.
 
     Args:
-        lab: where finished cells are, and where the files go.
-        cells: of all tables and figures.
-        fresh: draw figures that were not drawn before; they take seconds each.
+        experiments: for the stored results and the output folder.
+        cells: cells of all tables and figures.
+        fresh: draw figures that were not drawn before; each takes seconds.
     """
-    of = {
-        name: [cell for cell in cells if cell.table == name] for name in dict.fromkeys(c.table for c in cells)
-    }
-    sheets = [sheet(lab, name, of[name]) for name in of if name.startswith("table") or name == "figure6"]
-    shown = _figures(lab, of, fresh)
-    note = unshown(lab, cells)
+    of: dict[str, list[TableCell]] = {}
+    for cell in cells:
+        of.setdefault(cell.table, []).append(cell)
+    tables = [
+        fill(experiments, name, of[name]) for name in of if name.startswith("table") or name == "figure6"
+    ]
+    figures = _figures(experiments, of, fresh)
+    note = unshown_note(experiments, cells)
     for name, text in (
-        ("paper.csv", as_csv(sheets)), ("paper.md", as_markdown(sheets, note)), ("paper.tex", as_latex(sheets)),
-        ("paper.html", as_html(sheets, shown, _sets(lab), note)),
+        ("paper.csv", as_csv(tables)), ("paper.md", as_markdown(tables, note)), ("paper.tex", as_latex(tables)),
+        ("paper.html", as_html(tables, figures, _datasets(experiments), note)),
     ):  # fmt: skip
-        commit_text(lab.out / name, text)
-    return lab.out / "paper.html"
+        commit_text(experiments.out / name, text)
+    return experiments.out / "paper.html"
 
 
-def unshown(lab: Lab, cells: Sequence[Cell]) -> str:
-    """Say how many finished cells of the folder are none of these; empty where there are none."""
-    if not (count := lab.others(cells)):
+def unshown_note(experiments: Experiments, cells: Sequence[TableCell]) -> str:
+    """Return a note on the finished trainings of the folder that no cell uses; empty if there are none."""
+    if not (count := experiments.unshown_trainings(cells)):
         return ""
-    said = "cell is" if count == 1 else "cells are"
-    return f"{count} finished {said} of other settings, data or seeds and not shown"
+    return f"{count} finished training{'s are' if count > 1 else ' is'} of other settings, data or seeds and not shown"
 
 
-def _figures(lab: Lab, of: dict[str, list[Cell]], fresh: bool) -> list[dict[str, Any]]:
-    found = []
+def _figures(experiments: Experiments, of: dict[str, list[TableCell]], fresh: bool) -> list[dict[str, Any]]:
+    figures = []
     for name, spec in FIGURES.items():
         for column in dict.fromkeys(cell.column for cell in of.get(name, ())):
-            here = [cell for cell in of[name] if cell.column == column]
-            panels = paper_figures.draw(lab, here, fresh=fresh)
-            drawn = [{"title": clean(p.title), "svg": Markup(p.svg)} for p in panels]
-            found.append(
-                {
-                    "name": name,
-                    "spec": spec,
-                    "column": column,
-                    "caption": paper_figures.caption(here),
-                    "panels": drawn,
-                }
-            )
-    return found
+            cells = [cell for cell in of[name] if cell.column == column]
+            panels = [
+                {"title": shorten_paths(panel.title), "svg": Markup(panel.svg)}
+                for panel in paper_figures.draw(experiments, cells, fresh=fresh)
+            ]
+            caption = paper_figures.caption(cells)
+            figures.append({"spec": spec, "column": column, "caption": caption, "panels": panels})
+    return figures
 
 
-def _sets(lab: Lab) -> list[dict[str, Any]]:
-    """Say which datasets take part, and how their prompts were made."""
-    told = []
-    unusable = lab.unusable()
-    for name, packed in lab.sets.items():
+def _datasets(experiments: Experiments) -> list[dict[str, Any]]:
+    """Return facts on the datasets and how their prompts were made."""
+    facts = []
+    unusable = experiments.unusable()
+    for name, packed in experiments.datasets.items():
         m = packed.manifest
         engines = ", ".join(
             f"{stage}: {e.get('model') or e.get('backend')}" for stage, e in m.engines.items()
         )
-        told.append(
+        recipe = f"not used ({unusable[name]})" if name in unusable else experiments.recipe_of(name).name
+        facts.append(
             {
-                "name": name, "title": m.title, "samples": m.samples, "engines": engines,
-                "recipe": f"not used ({unusable[name]})" if name in unusable else lab.base(name).name, "derived": m.derived_from_joints("language"),
+                "name": name, "title": m.title, "samples": m.samples, "engines": engines, "recipe": recipe,
+                "derived": m.derived_from_joints("language"),
             }
         )  # fmt: skip
-    return told
+    return facts
 
 
 _CSV = (
-    "table", "row", "paper_row", "role", "derived_from_joints", "dataset", "to", "benchmark", "share", "paper", "ours", "std", "runs", "difference",
-    "last_epoch", "top5", "top5_std", "balanced", "balanced_std", "best_oracle", "best_oracle_std", "best_epochs",
+    "table", "row", "paper_row", "role", "derived_from_joints", "dataset", "to", "benchmark", "share",
+    "paper", "ours", "std", "runs", "difference", "last_epoch", "top5", "top5_std", "balanced", "balanced_std", "best_oracle", "best_oracle_std", "best_epochs",
     "why_empty",
 )  # fmt: skip
 
 
-def as_csv(sheets: Sequence[Sheet]) -> str:
-    """Return one line a cell: everything the other files say, to be read by programs.
+def as_csv(tables: Sequence[FilledTable]) -> str:
+    """Return one line per cell with everything that the other files show, for programs to read.
 
     `ours`, `top5` and `balanced` are of the last epoch. `best_oracle` is top-1 at the epoch that is best on the test
-    split; `best_epochs` says which that was in each run. `paper_row` is the paper's own name of a row.
+    split, `best_epochs` the number of that epoch in each run, and `paper_row` the paper's own name of a row.
     """
     text = io.StringIO()
     out = csv.writer(text, lineterminator="\n")
     out.writerow(_CSV)
-    for one in sheets:
-        for row in one.rows:
-            for column, cell in zip(one.columns, row.cells, strict=True):
+    for table in tables:
+        for row in table.rows:
+            for column, cell in zip(table.columns, row.cells, strict=True):
                 out.writerow(
                     (
-                        one.name, row.label, row.printed, row.role, "yes" if cell.derived else "", column.dataset, column.to, column.benchmark,
+                        table.name, row.label, row.printed, row.role, "yes" if cell.derived else "",
+                        column.dataset, column.to, column.benchmark,
                         "" if column.share is None else column.share,
                         "-" if cell.paper is None else f"{cell.paper:.1f}",
-                        *_two(cell.ours), (len(cell.ours) or "") if row.trained else "",
+                        *_mean_and_std(cell.ours), (len(cell.ours) or "") if row.trained else "",
                         "" if cell.difference is None else f"{cell.difference:.2f}",
-                        " ".join(map(str, cell.last_epochs)), *(text for m in MEASURES for text in _two(cell.values(m))),
+                        " ".join(map(str, cell.last_epochs)),
+                        *(text for m in MEASURES for text in _mean_and_std(cell.values(m))),
                         " ".join(map(str, cell.best_epochs)), cell.why,
                     )
                 )  # fmt: skip
     return text.getvalue()
 
 
-def _two(values: Sequence[float]) -> tuple[str, str]:
-    """Mean and standard deviation, as far as there are any."""
+def _mean_and_std(values: Sequence[float]) -> tuple[str, str]:
+    """Return mean and standard deviation as text; empty if there are too few values."""
     mean = f"{statistics.mean(values):.2f}" if values else ""
     return mean, f"{statistics.stdev(values):.2f}" if len(values) > 1 else ""
 
 
-def plain(role: str, cell: Shown) -> str:
-    """`84.4` of a peer; `61.2 (paper 84.4, −23.2)`, `61.2 (paper -)` or nothing of ours."""
+def plain(role: str, cell: FilledCell) -> str:
+    """Return a cell as text: `84.4` of a peer, `61.2 (paper 84.4, −23.2)` or `61.2 (paper -)` of ours."""
     printed = "-" if cell.paper is None else f"{cell.paper:.1f}"
     if role == "peer":
         return printed
     if not cell.ours:
         return f"(paper {printed})" if cell.paper is not None else ""
     if cell.paper is None and role != "pretrained":
-        return cell.mean
-    return f"{cell.mean} (paper {printed}{', ' if cell.points else ''}{cell.points})"
+        return cell.marked_text
+    difference = f", {cell.signed_difference}" if cell.signed_difference else ""
+    return f"{cell.marked_text} (paper {printed}{difference})"
 
 
-def as_markdown(sheets: Sequence[Sheet], note: str = "") -> str:
-    """Return the tables; a difference to the paper is marked ▲, ▼ or =, since Markdown has no colours.
+def as_markdown(tables: Sequence[FilledTable], note: str = "") -> str:
+    """Return the tables as Markdown; differences are marked ▲, ▼ or =, because Markdown has no colours.
 
-    Below each stand top-5, balanced accuracy and the best epoch of its rows of ours and of controls.
+    A second table below each shows top-5, balanced accuracy and the best epoch of our rows and the controls.
     """
     marks = {"": "", "up": " ▲", "down": " ▼", "same": " ="}
     lines = [
         "# The paper's tables and ours",
         "",
         "Percent top-1, last epoch; mean ± standard deviation over runs.",
-        *(["", f"In `cells/`, {note}."] if note else []),
+        *(["", f"In `runs/`, {note}."] if note else []),
     ]
-    for one in sheets:
-        lines += ["", f"## {one.heading}", "", _caption(one), "", *_ruled(one)]
-        for row in one.rows:
-            under = row.under if row.renamed else row.about
-            label = f"{row.label}, {under}" if under else row.label
-            cells = [plain(row.role, cell) + marks[cell.sense] for cell in row.cells]
-            lines.append(_piped(f"**{label}**" if row.role == "pretrained" else label, cells))
-        if one.derived:
+    for table in tables:
+        lines += ["", f"## {table.heading}", "", _caption(table), "", *_header(table)]
+        for row in table.rows:
+            remark = row.subtitle if row.other_name else row.about
+            label = f"{row.label}, {remark}" if remark else row.label
+            cells = [plain(row.role, cell) + marks[cell.direction] for cell in row.cells]
+            lines.append(_line(f"**{label}**" if row.role == "pretrained" else label, cells))
+        if table.derived:
             lines += ["", f"{MARK} {DERIVED}"]
-        if beside := [row for row in one.rows if row.measures()]:
-            lines += ["", f"{' / '.join((*MEASURES.values(), 'runs'))}:", "", *_ruled(one)]
-            lines += [_piped(row.label, [_beside(row, cell) for cell in row.cells]) for row in beside]
-        lines += ["", *(f"- empty or incomplete: {why}" for why in _reasons(one))]
+        if measured := [row for row in table.rows if row.measures()]:
+            lines += ["", f"{' / '.join((*MEASURES.values(), 'runs'))}:", "", *_header(table)]
+            lines += [_line(row.label, [_measures(row, cell) for cell in row.cells]) for row in measured]
+        lines += ["", *(f"- empty or incomplete: {why}" for why in _reasons(table))]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _caption(one: Sheet) -> str:
-    return " ".join(filter(None, (one.caption, one.runs())))
+def _caption(table: FilledTable) -> str:
+    return " ".join(filter(None, (table.caption, table.runs())))
 
 
-def _ruled(one: Sheet) -> list[str]:
-    return [_piped("", [column.title for column in one.columns]), "|---|" + "---:|" * len(one.columns)]
+def _header(table: FilledTable) -> list[str]:
+    return [_line("", [column.title for column in table.columns]), "|---|" + "---:|" * len(table.columns)]
 
 
-def _piped(label: str, cells: Sequence[str]) -> str:
+def _line(label: str, cells: Sequence[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in (label, *cells)) + " |"
 
 
-def _beside(row: SheetRow, cell: Shown) -> str:
-    """`97.1 / 60.8 / 63.0 / 1`, a dash for what a protocol does not have; nothing in an empty cell."""
+def _measures(row: FilledRow, cell: FilledCell) -> str:
+    """Return the measures of a cell as `97.1 / 60.8 / 63.0 / 1`, with a dash for one that the protocol lacks."""
     if not cell.ours:
         return ""
     runs = str(len(cell.ours)) if row.trained else "-"
-    return " / ".join((*(cell.beside(measure) or "-" for measure in MEASURES), runs)) + (
-        f" {MARK}" if cell.mark else ""
-    )
+    text = " / ".join((*(cell.text_of(measure) or "-" for measure in MEASURES), runs))
+    return f"{text} {MARK}" if cell.mark else text
 
 
-def _reasons(one: Sheet) -> list[str]:
-    """Why cells are empty, each reason once with its number of cells."""
-    found: dict[str, int] = {}
-    for cell in (cell for row in one.rows for cell in row.cells if cell.why):
-        found[cell.why] = found.get(cell.why, 0) + 1
-    return [f"{clean(why)} ({count} cell{'s' if count > 1 else ''})" for why, count in found.items()]
+def _reasons(table: FilledTable) -> list[str]:
+    """Return the reasons of empty cells, each once with the number of its cells."""
+    counts = Counter(cell.why for row in table.rows for cell in row.cells if cell.why)
+    return [f"{shorten_paths(why)} ({count} cell{'s' if count > 1 else ''})" for why, count in counts.items()]
 
 
 _TEX = {
@@ -207,51 +204,55 @@ def _tex(text: str) -> str:
     return "".join(_TEX.get(letter, letter) for letter in text)
 
 
-def as_latex(sheets: Sequence[Sheet]) -> str:
-    r"""Return `table` environments to `\input`; they need booktabs and xcolor, and colour the differences."""
+def as_latex(tables: Sequence[FilledTable]) -> str:
+    r"""Return `table` environments for `\input`, with coloured differences; they need booktabs and xcolor."""
     out = [
         "% top-1, last epoch; top-5, balanced accuracy and the best epoch are in paper.csv, .md and .html",
         "% needs \\usepackage{booktabs,xcolor}",
         "\\definecolor{c2vlup}{HTML}{12795A}", "\\definecolor{c2vldown}{HTML}{B03A2A}",
         "\\definecolor{c2vlsame}{HTML}{5D666F}",
     ]  # fmt: skip
-    for one in sheets:
-        out += ["", "\\begin{table}", f"\\caption{{{_tex(f'{one.heading}. {_caption(one)}')}}}"]
-        out += ["\\centering", f"\\begin{{tabular}}{{l{'r' * len(one.columns)}}}", "\\toprule"]
-        out.append(" & ".join(["", *(_tex(column.title) for column in one.columns)]) + r" \\ \midrule")
-        for row in one.rows:
+    for table in tables:
+        out += ["", "\\begin{table}", f"\\caption{{{_tex(f'{table.heading}. {_caption(table)}')}}}"]
+        out += ["\\centering", f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}", "\\toprule"]
+        out.append(" & ".join(["", *(_tex(column.title) for column in table.columns)]) + r" \\ \midrule")
+        for row in table.rows:
             cells = [_tex_cell(row.role, cell) for cell in row.cells]
-            label = f"{row.label} (paper: {row.renamed})" if row.renamed else row.label
+            label = f"{row.label} (paper: {row.other_name})" if row.other_name else row.label
             out.append(" & ".join([_tex(label), *cells]) + r" \\")
         out += ["\\bottomrule", "\\end{tabular}"]
-        out += [f"\\par\\smallskip{{\\footnotesize {_tex(f'{MARK} {DERIVED}')}}}"] if one.derived else []
+        out += [f"\\par\\smallskip{{\\footnotesize {_tex(f'{MARK} {DERIVED}')}}}"] if table.derived else []
         out.append("\\end{table}")
     return "\n".join(out) + "\n"
 
 
-def _tex_cell(role: str, cell: Shown) -> str:
+def _tex_cell(role: str, cell: FilledCell) -> str:
     if cell.paper is None or not cell.ours:
         return _tex(plain(role, cell))
-    return f"{_tex(cell.mean)} ({cell.paper:.1f}, \\textcolor{{c2vl{cell.sense}}}{{{_tex(cell.points)}}})"
+    difference = f"\\textcolor{{c2vl{cell.direction}}}{{{_tex(cell.signed_difference)}}}"
+    return f"{_tex(cell.marked_text)} ({cell.paper:.1f}, {difference})"
 
 
 def as_html(
-    sheets: Sequence[Sheet], shown: Sequence[dict[str, Any]], sets: Sequence[dict[str, Any]], note: str = ""
+    tables: Sequence[FilledTable],
+    figures: Sequence[dict[str, Any]],
+    datasets: Sequence[dict[str, Any]],
+    note: str = "",
 ) -> str:
-    """Return one page that needs nothing else."""
-    cells = [cell for one in sheets for row in one.rows if row.trained for cell in row.cells]
+    """Return one self-contained page."""
+    cells = [cell for table in tables for row in table.rows if row.trained for cell in row.cells]
     compared = [cell for cell in cells if cell.difference is not None]
     return render(
         "c2vl_evaluation.paper",
         "paper.html.j2",
-        sheets=sheets,
-        figures=shown,
-        sets=sets,
+        tables=tables,
+        figures=figures,
+        datasets=datasets,
         note=note,
-        spoken=MEASURES,
+        measure_names=MEASURES,
         derived=DERIVED,
         reasons=_reasons,
-        measured=sum(bool(cell.ours) for cell in cells),
+        filled=sum(bool(cell.ours) for cell in cells),
         compared=len(compared),
         close=sum(abs(cell.difference or 0) <= 1 for cell in compared),
     )

@@ -1,4 +1,4 @@
-"""Figures 4-8 of the paper, drawn from finished trainings; what is not there yet is said in a sentence."""
+"""Figures 4-8 of the paper, drawn from finished trainings; a sentence replaces a figure that cannot be drawn."""
 
 from __future__ import annotations
 
@@ -11,29 +11,27 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from pydantic import BaseModel, ValidationError
 
-from c2vl_evaluation.cache import Subject
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name
-from c2vl_evaluation.paper.cells import reason
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.compute import reason
+from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.spec import FIGURES
 from c2vl_evaluation.paper.tables import DERIVED, derived
-from c2vl_evaluation.protocols import linear
 from c2vl_evaluation.report import figures
 from c2vl_evaluation.report.svg import COLOURS, GREY, legend, svg
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_training.run_log import read_histograms
 
-_FORMAT = 2
+_FORMAT = 3
 CLASSES = 10
-"""Of the t-SNE and the confusion matrices; drawn once from the test split, by a seed of their own."""
+"""Classes of the t-SNE and the confusion matrices: a fixed random choice from the test split."""
 _WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One drawing; `svg` is empty where there is none, and the title says why."""
+    """One drawing; if `svg` is empty, the title is the reason."""
 
     title: str
     svg: str = ""
@@ -43,71 +41,68 @@ class _Drawn(BaseModel):
     panels: tuple[Panel, ...]
 
 
-def draw(lab: Lab, cells: Sequence[Cell], *, fresh: bool = True) -> list[Panel]:
-    """Draw a figure for one dataset, or return it as it was drawn of the same trainings before.
+def draw(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool = True) -> list[Panel]:
+    """Draw a figure for one dataset, or return the stored drawing of the same results.
 
     Args:
-        lab: where the trainings are; drawings are kept in `figures/` of its folder.
-        cells: of one figure and column.
-        fresh: draw what was not drawn before, which takes seconds.
+        experiments: for the stored results; drawings are stored in `figures/` of its folder.
+        cells: cells of one figure and column.
+        fresh: draw figures that were not drawn before; each takes seconds.
     """
-    cells = [cell for cell in cells if cell.line.role == "pretrained"]  # controls stand in the numbers alone
-    waiting = [cell for cell in cells if not cell.jobs or any(lab.kept(job) is None for job in cell.jobs)]
-    if waiting:
-        several = f" ({len(waiting)} of {len(cells)} trainings)" if cells[0].jobs else ""
-        return [Panel(f"Not drawn: {reason(lab, waiting[0])}{several}.")]
-    # of the weights as they were evaluated: runs may have been deleted since
-    made_of = [
-        (c.line.label, job.told, kept.encoders) for c in cells for job in c.jobs if (kept := lab.kept(job))
-    ]
+    cells = [
+        cell for cell in cells if cell.row.role == "pretrained"
+    ]  # controls are in the table of numbers only
+    results = [[experiments.results(one) for one in cell.evaluations] for cell in cells]
+    todo = [cell for cell, of in zip(cells, results, strict=True) if not of or None in of]
+    if todo:
+        several = f" ({len(todo)} of {len(cells)} trainings)" if cells[0].evaluations else ""
+        return [Panel(f"Not drawn: {reason(experiments, todo[0])}{several}.")]
     first = cells[0]
-    key = fingerprint({"format": _FORMAT, "figure": first.table, "made_of": made_of})[:16]
-    path = lab.out / "figures" / f"{first.table}-{first.column.dataset}-{first.column.benchmark}-{key}.json"
+    keys = [
+        (cell.row.label, [result.key for one in of for result in one or ()])
+        for cell, of in zip(cells, results, strict=True)
+    ]
+    key = fingerprint({"format": _FORMAT, "figure": first.table, "results": keys})[:16]
+    name = f"{first.table}-{first.column.dataset}-{first.column.benchmark}-{key}.json"
+    path = experiments.out / "figures" / name
     try:
         return list(_Drawn.model_validate_json(path.read_bytes()).panels)
-    except (OSError, ValidationError):  # none, or damaged
+    except (OSError, ValidationError):  # absent or damaged
         pass
     if not fresh:
         return [Panel("Not drawn yet: run the same command again.")]
-    panels = _draw(lab, cells)
+    panels = _draw(experiments, cells)
     if all(panel.svg for panel in panels):
         commit_text(path, _Drawn(panels=tuple(panels)).model_dump_json() + "\n")
     return panels
 
 
-def _draw(lab: Lab, cells: Sequence[Cell]) -> list[Panel]:
-    drawn: dict[str, Callable[[], list[Panel]]] = {
+def _draw(experiments: Experiments, cells: Sequence[TableCell]) -> list[Panel]:
+    draw_: dict[str, Callable[[], list[Panel]]] = {
         "figure4": lambda: _similarities(cells, "positive"),
         "figure5": lambda: _similarities(cells, "negative"),
-        "figure6": lambda: _sweeps(lab, cells),
+        "figure6": lambda: _sweeps(experiments, cells),
         "figure7": lambda: [_scatter(cell) for cell in cells],
         "figure8": lambda: [_confusion(cell) for cell in cells],
     }
     try:
-        return drawn[cells[0].table]()
-    except (C2VLError, OSError, ValueError) as error:  # a run's folder was deleted, or too few samples
+        return draw_[cells[0].table]()
+    except (C2VLError, OSError, ValueError) as error:  # a run was deleted, or too few samples
         return [Panel(f"Not drawn: {error}.")]
-
-
-def _subject(cell: Cell) -> Subject:
-    job = cell.jobs[0]
-    run = job.runs[0]
-    recipe = run.recipe.model_copy(update={"evaluation": job.evaluation})
-    return Subject(run.out, job.packed, job.benchmark, recipe, run.seed)
 
 
 # -------------------------------------------------------------------------------------------- similarities
 
 
-def _similarities(cells: Sequence[Cell], pairs: str) -> list[Panel]:
-    """Panels of the histograms of the last epoch."""
+def _similarities(cells: Sequence[TableCell], pairs: str) -> list[Panel]:
+    """Draw the histograms of the last epoch, one panel per kind of prompt."""
     panels = []
     for kind in ("vision", "language"):
         counts = {}
         for cell in cells:
-            lines = read_histograms(cell.jobs[0].runs[0].out)
+            lines = read_histograms(cell.evaluations[0].runs[0].out)
             if lines and f"{kind}/{pairs}" in lines[-1]:
-                counts[cell.line.label] = [int(n) for n in lines[-1][f"{kind}/{pairs}"]]
+                counts[cell.row.label] = [int(n) for n in lines[-1][f"{kind}/{pairs}"]]
         if counts:
             panels.append(Panel(kind, histograms(counts, f"cosine of skeleton and {kind}, {pairs} pairs")))
     return panels or [Panel(f"Not drawn: no run counted similarities of {pairs} pairs.")]
@@ -119,14 +114,14 @@ def histograms(counts: Mapping[str, Sequence[int]], label: str) -> str:
     Raises:
         ValueError: nothing was counted.
     """
-    if not any(sum(found) for found in counts.values()):
+    if not any(sum(bins) for bins in counts.values()):
         raise ValueError("no similarity was counted")
 
     def paint(figure: Figure) -> None:
         ax = figure.subplots()
-        for i, found in enumerate(counts.values()):
-            edges = np.linspace(-1, 1, len(found) + 1)
-            share = 100 * np.asarray(found) / max(1, sum(found))
+        for i, bins in enumerate(counts.values()):
+            edges = np.linspace(-1, 1, len(bins) + 1)
+            share = 100 * np.asarray(bins) / max(1, sum(bins))
             colour = COLOURS[i % len(COLOURS)]
             ax.stairs(share, edges, fill=True, color=colour, alpha=0.25)
             ax.stairs(share, edges, linewidth=1.3, color=colour)
@@ -145,15 +140,15 @@ def histograms(counts: Mapping[str, Sequence[int]], label: str) -> str:
 # -------------------------------------------------------------------------------------------------- sweeps
 
 
-def _sweeps(lab: Lab, cells: Sequence[Cell]) -> list[Panel]:
+def _sweeps(experiments: Experiments, cells: Sequence[TableCell]) -> list[Panel]:
     panels = []
     for name in ("alpha", "beta"):
         points = {}
         for cell in cells:
-            if cell.line.label.startswith(name):
-                kept = [found for job in cell.jobs if (found := lab.kept(job)) is not None]
-                scores = [f.last.top1 for one in kept for f in one.findings if f.last is not None]
-                points[cell.line.label.removeprefix(f"{name} ")] = scores
+            if cell.row.label.startswith(name):
+                results = [r for one in cell.evaluations for r in experiments.results(one) or ()]
+                scores = [r.last.top1 for r in results if r.last is not None]
+                points[cell.row.label.removeprefix(f"{name} ")] = scores
         panels.append(Panel(name, sweep(points, name)))
     return panels
 
@@ -169,8 +164,8 @@ def sweep(points: Mapping[str, Sequence[float]], label: str) -> str:
 
     def paint(figure: Figure) -> None:
         ax = figure.subplots()
-        means = [100 * statistics.mean(found) for found in points.values()]
-        spread = [100 * statistics.stdev(found) if len(found) > 1 else 0.0 for found in points.values()]
+        means = [100 * statistics.mean(values) for values in points.values()]
+        spread = [100 * statistics.stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
         error = spread if any(spread) else None
         ax.errorbar(
             range(len(points)), means, yerr=error, marker="o", markersize=4, capsize=2, color=COLOURS[0]
@@ -204,70 +199,74 @@ def sweep(points: Mapping[str, Sequence[float]], label: str) -> str:
 # ------------------------------------------------------------------------------------------------- classes
 
 
-def chosen(labels: npt.NDArray[np.int64]) -> list[int]:
-    """Return ten random classes of a test split, in order; equal for equal sets of classes. Shape: (N,)."""
+def chosen_classes(labels: npt.NDArray[np.int64]) -> list[int]:
+    """Return ten random classes of a test split in order, the same for the same set of classes. Shape: (N,)."""
     present = np.unique(labels[labels >= 0])
-    picked = np.random.default_rng(0).permutation(present)[:CLASSES]
-    return sorted(int(label) for label in picked)
+    chosen = np.random.default_rng(0).permutation(present)[:CLASSES]
+    return sorted(int(label) for label in chosen)
 
 
-def caption(cells: Sequence[Cell]) -> str:
-    """Return what stands below a figure: how many classes it shows, and whether captions are derived from the joints.
+def caption(cells: Sequence[TableCell]) -> str:
+    """Return the caption of a figure, with the number of classes and a note on captions computed from joints.
 
     Args:
-        cells: of one figure and column.
+        cells: cells of one figure and column.
     """
     first = cells[0]
-    text = FIGURES[first.table].caption.format(classes=_counted(first))
+    text = FIGURES[first.table].caption.format(classes=_class_words(first))
     return f"{text} {DERIVED}" if any(derived(cell) for cell in cells) else text
 
 
-def _counted(cell: Cell) -> str:
-    """`ten random test classes, the same`, or `all six test classes` where there are no more."""
-    count, every = CLASSES, False
-    if cell.jobs:
-        job = cell.jobs[0]
-        labels = job.packed.labels()[job.packed.select(job.benchmark, "test").rows]
-        count, every = len(chosen(labels)), np.unique(labels[labels >= 0]).size <= CLASSES
-    word = _WORDS[count]
-    return f"{'all' if every else 'the same'} {word}{'' if every else ' random'} test class{'' if count == 1 else 'es'}"
+def _class_words(cell: TableCell) -> str:
+    """Return `the same ten random test classes`, or `all six test classes` if there are no more."""
+    count, all_ = CLASSES, False
+    if cell.evaluations:
+        labels = _test_labels(cell)
+        count, all_ = len(chosen_classes(labels)), np.unique(labels[labels >= 0]).size <= CLASSES
+    plural = "" if count == 1 else "es"
+    return f"{'all' if all_ else 'the same'} {_WORDS[count]}{'' if all_ else ' random'} test class{plural}"
 
 
-def _names(cell: Cell) -> dict[int, str]:
-    known = cell.jobs[0].packed.manifest.classes
-    rows = cell.jobs[0].packed.select(cell.jobs[0].benchmark, "test").rows
-    shown = chosen(cell.jobs[0].packed.labels()[rows])
-    return {label: class_name(known, label) for label in shown}
+def _test_labels(cell: TableCell) -> npt.NDArray[np.int64]:
+    one = cell.evaluations[0]
+    return one.packed.labels()[one.packed.select(one.benchmark, "test").rows]
 
 
-def _scatter(cell: Cell) -> Panel:
-    subject, names = _subject(cell), _names(cell)
-    test = extract(subject.run, subject.packed, subject.benchmark, "test", subject.recipe.training.device)
-    at = np.isin(test.labels, list(names))
-    layout = figures.project(test.values[at], test.labels[at])
-    every = [names.get(label, "") for label in range(max(names) + 1)]
-    return Panel(cell.line.label, figures.scatter(layout, every))
+def _class_names(cell: TableCell) -> dict[int, str]:
+    """Return the names of the classes that a figure shows."""
+    names = cell.evaluations[0].packed.manifest.classes
+    return {label: class_name(names, label) for label in chosen_classes(_test_labels(cell))}
 
 
-def _confusion(cell: Cell) -> Panel:
-    names = _names(cell)
-    found = linear.outcome(_subject(cell)).predictions
-    if found is None:
-        raise ValueError("the linear evaluation answered nothing")
-    return Panel(cell.line.label, figures.confusion_matrix(*confusion_of(found.labels, found.answers, names)))
+def _scatter(cell: TableCell) -> Panel:
+    one, names = cell.evaluations[0], _class_names(cell)
+    run = one.runs[0]
+    test = extract(run.out, one.packed, one.benchmark, "test", run.recipe.training.device)
+    shown = np.isin(test.labels, list(names))
+    layout = figures.project(test.values[shown], test.labels[shown])
+    all_names = [names.get(label, "") for label in range(max(names) + 1)]
+    return Panel(cell.row.label, figures.scatter(layout, all_names))
+
+
+def _confusion(cell: TableCell) -> Panel:
+    (predictions,) = [result.run().predictions for result in cell.evaluations[0].cells()]
+    if predictions is None:
+        raise ValueError("the linear evaluation has no predictions")
+    counts, names = confusion_of(predictions.labels, predictions.answers, _class_names(cell))
+    return Panel(cell.row.label, figures.confusion_matrix(counts, names))
 
 
 def confusion_of(
     labels: npt.NDArray[np.int64], answers: npt.NDArray[np.int64], names: Mapping[int, str]
 ) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """Count the answers for the samples of some classes; all other answers share a last column.
+    """Count the answers to the samples of some classes; all other answers share a last column.
 
-    Shape: (N,), (N,) -> (K, K) and its K names; K is one more than the classes where other answers were given.
+    Shape: (N,), (N,) -> (K, K) and its K names; K is the number of classes, plus one if other answers exist.
     """
     shown = list(names)
-    at = np.isin(labels, shown)
+    rows = np.isin(labels, shown)
     place = {label: n for n, label in enumerate(shown)}
-    truth = np.array([place[label] for label in labels[at].tolist()], np.int64)
-    said = np.array([place.get(label, len(shown)) for label in answers[at].tolist()], np.int64)
-    classes = len(shown) + bool((said == len(shown)).any())
-    return figures.confusion_counts(truth, said, classes), [*names.values(), "any other"][:classes]
+    truth = np.array([place[label] for label in labels[rows].tolist()], np.int64)
+    given = np.array([place.get(label, len(shown)) for label in answers[rows].tolist()], np.int64)
+    classes = len(shown) + bool((given == len(shown)).any())
+    return figures.confusion_counts(truth, given, classes), [*names.values(), "any other"][:classes]

@@ -1,6 +1,6 @@
-"""The paper's tables and figures as data: its numbers as printed, and what is trained and asked for each row of ours.
+"""The paper's tables and figures as data: its printed numbers, and the training and protocol of each row of ours.
 
-`numbers.toml` holds Tables I-VIII. A line is a variant of the recipe under one protocol; nothing here trains.
+`numbers.toml` holds Tables I-VIII. A row of ours is a variant of the recipe under one protocol; nothing is trained here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ENCODERS = {
     "ctrgcn": "CTR-GCN",
     "stgcn": "ST-GCN",
 }
-"""Of Table VIII, in words. *Reading:* the paper's rows PCM³ and UmURL are C²VL with the encoders of those methods: its
+"""Names of the encoders of Table VIII. *Reading:* the paper's rows PCM³ and UmURL are C²VL with the encoders of those methods: its
 text speaks of "our method across different skeleton encoders"."""
 _ROLES: dict[Kind, Role] = {"pretrain": "pretrained", "random": "floor", "supervised": "ceiling"}
 ALPHAS = ((0.9, 0.1), (0.8, 0.2), (0.7, 0.3), (0.6, 0.4))
@@ -63,14 +63,14 @@ class _Model(BaseModel):
 
 
 class Column(_Model):
-    """What a number is of."""
+    """Dataset and benchmark of a column of numbers."""
 
     dataset: str
     benchmark: str
     share: float | None = None
-    """Of the labels, in the semi-supervised table."""
+    """Share of the labels, in the semi-supervised table."""
     to: str = ""
-    """Where the encoder is transferred to; `benchmark` is the target's then."""
+    """Dataset that the encoder is transferred to; `benchmark` is then one of it."""
 
     @property
     def title(self) -> str:
@@ -80,18 +80,18 @@ class Column(_Model):
         return f"{way} {self.benchmark}{share}"
 
 
-class Printed(_Model):
-    """A row of the paper; values in percent, None where it prints a dash."""
+class PrintedRow(_Model):
+    """A row of the paper; values in percent, None for a dash."""
 
     method: str
     cite: int | None = None
     about: str = ""
     ours: str = ""
-    """Which lines here repeat it."""
+    """`RowSpec.repeats` of the rows of ours that repeat it; empty for other methods."""
     values: tuple[Annotated[float | None, BeforeValidator(lambda v: None if v == "-" else v)], ...]
 
 
-class PaperTable(_Model):
+class TableSpec(_Model):
     """One table, or a figure (without rows of the paper)."""
 
     number: str
@@ -99,14 +99,14 @@ class PaperTable(_Model):
     caption: str
     protocol: Protocol
     columns: tuple[Column, ...]
-    rows: tuple[Printed, ...] = ()
+    rows: tuple[PrintedRow, ...] = ()
 
 
 @cache
-def printed() -> dict[str, PaperTable]:
+def printed_tables() -> dict[str, TableSpec]:
     """Return Tables I-VIII of the paper by name, `table1` to `table8`."""
     text = files("c2vl_evaluation.paper").joinpath("numbers.toml").read_text("utf-8")
-    return {name: PaperTable.model_validate(table) for name, table in tomllib.loads(text).items()}
+    return {name: TableSpec.model_validate(table) for name, table in tomllib.loads(text).items()}
 
 
 # ------------------------------------------------------------------------------------------------ variants
@@ -114,7 +114,7 @@ def printed() -> dict[str, PaperTable]:
 
 @dataclass(frozen=True)
 class Variant:
-    """How a training differs from the recipe; empty values are the recipe's own."""
+    """Differences of a training to the recipe; empty values are the recipe's own."""
 
     kind: Kind = "pretrain"
     targets: str = ""
@@ -127,11 +127,11 @@ class Variant:
     beta: float | None = None
 
     def recipe(self, base: Recipe) -> Recipe:
-        """Return the recipe that it is trained with."""
+        """Return the recipe of this variant."""
         t = base.training
         pretrain: dict[str, Any] = {}
         if self.targets:
-            pretrain["targets"] = component(t.pretrain.targets, self.targets)
+            pretrain["targets"] = targets_of(t.pretrain.targets, self.targets)
         if self.alpha is not None or self.beta is not None:
             pretrain["targets"] = _moved(t.pretrain.targets, self.alpha, self.beta)
         if self.knowledge is not None:
@@ -146,33 +146,33 @@ class Variant:
         return base.model_copy(update={"training": t.model_copy(update=changes)})
 
 
-def component(own: AnyTargets, name: str) -> AnyTargets:
-    """Return a row of Table VII that shares every number it can (beta, temperature, ...) with a recipe's targets."""
+def targets_of(own: AnyTargets, name: str) -> AnyTargets:
+    """Return targets of Table VII with as many numbers (beta, temperature, …) as possible from a recipe's targets."""
     if name == targets_name(own):
         return own
     kind, _, schedule = name.rstrip(")").partition("(")
     model = _TARGETS[kind]
-    kept = {k: v for k, v in own if k in model.model_fields and k not in {"kind", "alpha"}}
+    values = {k: v for k, v in own if k in model.model_fields and k not in {"kind", "alpha"}}
     if schedule:
         alpha = getattr(own, "alpha", None)
         same = alpha is not None and alpha.schedule == schedule
-        kept["alpha"] = alpha if same else Cosine() if schedule == "cosine" else Constant()
-    return model.model_validate(kept)
+        values["alpha"] = alpha if same else Cosine() if schedule == "cosine" else Constant()
+    return model.model_validate(values)
 
 
 def _moved(own: AnyTargets, alpha: tuple[float, float] | None, beta: float | None) -> AnyTargets:
     """Return the paper's targets with another alpha or beta."""
-    paper = component(own, "partition(cosine)")
+    paper = targets_of(own, "partition(cosine)")
     if alpha is not None:
         return paper.model_copy(update={"alpha": Cosine(start=alpha[0], end=alpha[1])})
     return paper.model_copy(update={"beta": beta})
 
 
 def _encoder(own: EncoderConfig, name: str) -> EncoderConfig:
-    """Return another encoder, published size; where the recipe's own is a small one, of comparable size.
+    """Return another encoder of published size, or of the recipe's size if its own encoder is smaller.
 
-    Empty bodies are treated alike by all that can treat them in more than one way. A width says nothing of blocks:
-    beside a narrow bigru or transformer the graph networks are of published size.
+    Encoders that have a choice treat empty bodies as the recipe's own. A width cannot be translated to blocks: next to
+    a narrow bigru or transformer the graph networks keep their published size.
     """
     if name not in _GRAPHS:
         width = own.blocks[-1][0] if own.blocks else own.width
@@ -184,27 +184,27 @@ def _encoder(own: EncoderConfig, name: str) -> EncoderConfig:
     return EncoderConfig(name=name, blocks=blocks, empty_bodies=own.empty_bodies)
 
 
-# --------------------------------------------------------------------------------------------------- lines
+# ---------------------------------------------------------------------------------------------------- rows
 
 
 @dataclass(frozen=True)
-class Line:
-    """A row of ours before it is run."""
+class RowSpec:
+    """A row of ours: variant, protocol and role."""
 
     label: str
     variant: Variant
     protocol: Protocol
     role: Role = "pretrained"
     repeats: str = ""
-    """`ours` of the paper's row that it repeats."""
+    """`PrintedRow.ours` of the paper's row that it repeats."""
     setting: str = ""
-    """`stratified, frozen`, `tuned`, `equal weights`: which findings of the protocol."""
+    """Setting of the protocol: `stratified, frozen`, `tuned`, `equal weights`."""
     of: Literal["linear", "finetune"] = "linear"
-    """Whose scores are added, of an ensemble."""
+    """Protocol whose scores an ensemble adds."""
 
     @property
     def streams(self) -> tuple[Variant, ...]:
-        """One variant a run that takes part."""
+        """Variants of the runs that take part, one per stream for an ensemble."""
         if self.protocol != "ensemble":
             return (self.variant,)
         names: tuple[Literal["joint", "bone", "motion"], ...] = ("joint", "bone", "motion")
@@ -212,7 +212,7 @@ class Line:
 
 
 OURS = Variant(targets="partition(cosine)", knowledge="both", stream="joint")
-"""What the paper calls C²VL, whatever a recipe has in its place; all else (teacher, encoder, numbers) is the recipe's."""
+"""The paper's C²VL. Fixed here, whatever the recipe says; everything else (teacher, encoder, numbers) is the recipe's."""
 SCRATCH = Variant("random", stream="joint")
 CONTROLS: tuple[tuple[str, Role, Variant], ...] = (
     ("random encoder (floor)", "floor", SCRATCH),
@@ -221,37 +221,37 @@ CONTROLS: tuple[tuple[str, Role, Variant], ...] = (
 )
 
 
-def _controls(protocol: Protocol, setting: str = "") -> list[Line]:
+def _controls(protocol: Protocol, setting: str = "") -> list[RowSpec]:
     end = f", {setting}" if setting else ""
-    return [Line(f"{label}{end}", v, protocol, role, setting=setting) for label, role, v in CONTROLS]
+    return [RowSpec(f"{label}{end}", v, protocol, role, setting=setting) for label, role, v in CONTROLS]
 
 
-def _fused_controls(of: Literal["linear", "finetune"], *, floor: bool) -> list[Line]:
-    """Return the controls of three streams, fixed weights only; `floor`: with the random encoders."""
+def _fused_controls(of: Literal["linear", "finetune"], *, floor: bool) -> list[RowSpec]:
+    """Return the controls of three streams with fixed weights; `floor` adds the random encoders."""
     return [
-        Line(f"3s {label}", v, "ensemble", role, setting="fixed weights", of=of)
+        RowSpec(f"3s {label}", v, "ensemble", role, setting="fixed weights", of=of)
         for label, role, v in CONTROLS
         if floor or role != "floor"
     ]
 
 
-def _fused(label: str, repeats: str, variant: Variant, of: Literal["linear", "finetune"]) -> list[Line]:
+def _fused(label: str, repeats: str, variant: Variant, of: Literal["linear", "finetune"]) -> list[RowSpec]:
     return [
-        Line(f"{label}{end}", variant, "ensemble", _ROLES[variant.kind], repeats, setting, of)
+        RowSpec(f"{label}{end}", variant, "ensemble", _ROLES[variant.kind], repeats, setting, of)
         for end, setting in (("", "fixed weights"), (", equal weights", "equal weights"))
     ]
 
 
-def lines(name: str, encoder: str = "stgcn") -> list[Line]:
-    """Return the lines of a table or figure, controls last; `encoder` is the recipe's, the controls' own."""
+def rows_of(name: str, encoder: str = "stgcn") -> list[RowSpec]:
+    """Return our rows of a table or figure, controls last; `encoder` is the recipe's, used by the controls."""
     own, scratch = OURS, SCRATCH
     if name == "table1":
-        ours = [Line("C²VL", own, "linear", repeats="joint"), *_fused("3s-C²VL", "streams", own, "linear")]
+        ours = [RowSpec("C²VL", own, "linear", repeats="joint"), *_fused("3s-C²VL", "streams", own, "linear")]
         return [*ours, *_controls("linear"), *_fused_controls("linear", floor=True)]
     if name == "table2":
         return [
-            Line("ST-GCN from random weights", scratch, "finetune", "floor", "scratch"),
-            Line("C²VL", own, "finetune", repeats="joint"),
+            RowSpec("ST-GCN from random weights", scratch, "finetune", "floor", "scratch"),
+            RowSpec("C²VL", own, "finetune", repeats="joint"),
             *_fused("3s-ST-GCN from random weights", "scratch-streams", scratch, "finetune"),
             *_fused("3s-C²VL", "streams", own, "finetune"),
             *_controls("finetune")[1:],
@@ -259,20 +259,20 @@ def lines(name: str, encoder: str = "stgcn") -> list[Line]:
         ]
     if name == "table3":
         readings = [f"{how}, {what}" for how in ("stratified", "random") for what in ("frozen", "tuned")]
-        ours = [Line(f"C²VL, {r}", own, "semi", repeats="joint", setting=r) for r in readings]
-        return [*ours, *(line for r in readings for line in _controls("semi", r))]
+        ours = [RowSpec(f"C²VL, {r}", own, "semi", repeats="joint", setting=r) for r in readings]
+        return [*ours, *(row for r in readings for row in _controls("semi", r))]
     if name == "table4":
-        return [Line("C²VL", own, "knn", repeats="joint"), *_controls("knn")]
+        return [RowSpec("C²VL", own, "knn", repeats="joint"), *_controls("knn")]
     if name == "table5":
-        frozen = Line("C²VL, frozen", own, "transfer", setting="frozen")
-        ours = [Line("C²VL", own, "transfer", repeats="tuned", setting="tuned"), frozen]
-        return [*ours, *(line for s in ("tuned", "frozen") for line in _controls("transfer", s))]
+        frozen = RowSpec("C²VL, frozen", own, "transfer", setting="frozen")
+        ours = [RowSpec("C²VL", own, "transfer", repeats="tuned", setting="tuned"), frozen]
+        return [*ours, *(row for s in ("tuned", "frozen") for row in _controls("transfer", s))]
     controls = _controls("linear") if name.startswith("table") or name == "figure6" else []
     return [*_ablation(name, encoder), *controls]
 
 
-def _ablation(name: str, encoder: str) -> list[Line]:
-    """Return what is compared by linear evaluation: Tables VI-VIII and the figures."""
+def _ablation(name: str, encoder: str) -> list[RowSpec]:
+    """Return the rows of Tables VI-VIII and the figures, all by linear evaluation."""
     kinds: tuple[Knowledge, ...] = ("vision", "language", "both")
     pairs: Iterable[tuple[str, str, Variant]]
     match name:
@@ -281,7 +281,7 @@ def _ablation(name: str, encoder: str) -> list[Line]:
         case "table7":
             pairs = [(t, t, replace(OURS, targets=t)) for t in TABLE_VII]
         case "table8":
-            pairs = [(f"C²VL with {said}", e, replace(OURS, encoder=e)) for e, said in _ENCODERS.items()]
+            pairs = [(f"C²VL with {words}", e, replace(OURS, encoder=e)) for e, words in _ENCODERS.items()]
         case "figure4" | "figure5":
             pairs = [("InfoNCE", "", replace(OURS, targets="hard")), ("C²VL", "", OURS)]
         case "figure6":
@@ -292,19 +292,19 @@ def _ablation(name: str, encoder: str) -> list[Line]:
             pairs = [
                 (f"{n}, {k}", "", replace(OURS, targets=t, knowledge=k)) for k in kinds[:2] for n, t in losses
             ]
-    found = [Line(label, variant, "linear", repeats=repeats) for label, repeats, variant in pairs]
+    rows = [RowSpec(label, variant, "linear", repeats=repeats) for label, repeats, variant in pairs]
     if name == "table8":  # untrained encoders differ too
-        found += [
-            Line(f"{said.removeprefix('a ')}, random", replace(SCRATCH, encoder=e), "linear", "floor")
-            for e, said in _ENCODERS.items()
+        rows += [
+            RowSpec(f"{words.removeprefix('a ')}, random", replace(SCRATCH, encoder=e), "linear", "floor")
+            for e, words in _ENCODERS.items()
             if e != encoder
         ]
-    return found
+    return rows
 
 
-def _figure(number: str, title: str, caption: str) -> PaperTable:
-    columns = printed()["table1"].columns[:1]
-    return PaperTable(number=number, title=title, caption=caption, protocol="linear", columns=columns)
+def _figure(number: str, title: str, caption: str) -> TableSpec:
+    columns = printed_tables()["table1"].columns[:1]
+    return TableSpec(number=number, title=title, caption=caption, protocol="linear", columns=columns)
 
 
 FIGURES = {
@@ -336,6 +336,6 @@ FIGURES = {
 }
 
 
-def everything() -> dict[str, PaperTable]:
+def tables_and_figures() -> dict[str, TableSpec]:
     """Return all tables and figures by name, in the paper's order."""
-    return printed() | FIGURES
+    return printed_tables() | FIGURES

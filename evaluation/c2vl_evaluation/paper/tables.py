@@ -1,143 +1,147 @@
-"""The paper's tables beside ours as values: what `write` puts into files. Nothing is computed here but means."""
+"""The paper's tables filled with its numbers and ours, as values that `export` writes."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
-from c2vl_evaluation.paper.cells import reason
-from c2vl_evaluation.paper.experiments import BLIND, Cell, Lab
-from c2vl_evaluation.paper.spec import Column, Printed, everything
-from c2vl_evaluation.protocols.common import listens
-from c2vl_evaluation.results import Score, mean_std
+from c2vl_evaluation.context import uses_joint_captions
+from c2vl_evaluation.paper.compute import reason
+from c2vl_evaluation.paper.experiments import NO_ENCODER, Experiments, TableCell
+from c2vl_evaluation.paper.spec import Column, PrintedRow, tables_and_figures
+from c2vl_evaluation.results import Result, summarise
 
 MARK = "†"
 DERIVED = (
     "Pre-trained on captions derived from the joints that the encoder sees: they add no outside knowledge."
 )
-"""What the mark says."""
+"""Meaning of the mark."""
 NEAR = 0.05
-"""Points within which two numbers are printed alike."""
+"""Points below which two numbers count as equal."""
 Measure = Literal["top5", "balanced", "best"]
 MEASURES: dict[Measure, str] = {
     "top5": "top-5",
     "balanced": "balanced accuracy",
     "best": "best epoch (oracle)",
 }
-"""What stands beside top-1 at the last epoch. The best epoch is picked by top-1 on the test split: peers report it."""
+"""Measures shown next to top-1 at the last epoch. The best epoch is picked by top-1 on the test split: peers report it."""
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What one place of a table says, in percent."""
+class FilledCell:
+    """One cell of a table: the paper's number in percent, and our results."""
 
     paper: float | None = None
-    ours: tuple[float, ...] = ()
-    """Top-1 at the last epoch, one a seed and draw."""
+    results: tuple[Result, ...] = ()
+    """Results with a score, one per seed and draw."""
     why: str = ""
-    """Why there is no number of ours, or of fewer seeds than were asked for; empty for rows of others."""
+    """Why we have no number, or one of fewer seeds than requested; empty in rows of other methods."""
     part: str = ""
-    """`1 of 2 seeds`, until all are finished."""
-    top5: tuple[float, ...] = ()
-    """At the last epoch; nothing where five classes or fewer leave nothing to be wrong about."""
-    balanced: tuple[float, ...] = ()
-    """At the last epoch."""
-    best: tuple[float, ...] = ()
-    """Top-1 at the best epoch; nothing where a protocol has no epochs, or its scores are added."""
-    last_epochs: tuple[int, ...] = ()
-    """Which epochs the last ones were, counted from 1, each once."""
-    best_epochs: tuple[int, ...] = ()
-    """Which epochs the best ones were, one a seed and draw."""
+    """`1 of 2 seeds` until all are finished."""
     derived: bool = False
-    """Whether it was pre-trained on captions that are made by rule from the joints that the encoder sees."""
+    """Pre-trained on captions computed from the joints that the encoder sees."""
+
+    @property
+    def ours(self) -> tuple[float, ...]:
+        """Top-1 at the last epoch in percent, one per seed and draw."""
+        return tuple(100 * r.last.top1 for r in self.results if r.last is not None)
 
     @property
     def mark(self) -> str:
-        """`†` behind a number of captions derived from the joints."""
-        return MARK if self.derived and self.ours else ""
+        """`†` if the number is of captions derived from the joints."""
+        return MARK if self.derived and self.results else ""
 
     @property
-    def spoken(self) -> str:
-        """`61.2`, `61.2 ± 1.3`."""
-        return _spoken(self.ours)
+    def text(self) -> str:
+        """Mean of ours: `61.2` or `61.2 ± 1.3`."""
+        return summarise(self.results).top1 if self.results else ""
 
     @property
-    def mean(self) -> str:
-        """`61.2`, `61.2 ± 1.3`, `61.2†`, or `61.2, 1 of 2 seeds`."""
-        end = f", {self.part}" if self.part else ""
-        return self.spoken + self.mark + end if self.ours else ""
+    def marked_text(self) -> str:
+        """Mean of ours with its mark and its seeds: `61.2†`, `61.2, 1 of 2 seeds`."""
+        seeds = f", {self.part}" if self.part else ""
+        return self.text + self.mark + seeds if self.results else ""
 
     def values(self, measure: Measure) -> tuple[float, ...]:
-        """Return one of `MEASURES`."""
-        return {"top5": self.top5, "balanced": self.balanced, "best": self.best}[measure]
+        """Return the values of a measure in percent; empty if the protocol does not have it."""
+        scores = [r.best if measure == "best" else r.last for r in self.results]
+        name = "top1" if measure == "best" else measure
+        values = [getattr(score, name) for score in scores if score is not None]
+        return tuple(100 * value for value in values if value is not None)
 
-    def beside(self, measure: Measure) -> str:
-        """`61.2`, `61.2 ± 1.3` or nothing."""
-        return _spoken(self.values(measure))
+    def text_of(self, measure: Measure) -> str:
+        """Return the mean of a measure, `61.2` or `61.2 ± 1.3`; empty if the protocol does not have it."""
+        return str(getattr(summarise(self.results), measure)) if self.values(measure) else ""
+
+    @property
+    def last_epochs(self) -> tuple[int, ...]:
+        """Numbers of the last epochs, counted from 1, each once."""
+        return tuple(dict.fromkeys(r.epochs for r in self.results if r.epochs))
+
+    @property
+    def best_epochs(self) -> tuple[int, ...]:
+        """Numbers of the best epochs, one per seed and draw."""
+        return tuple(r.best_epoch for r in self.results if r.best_epoch is not None)
 
     @property
     def difference(self) -> float | None:
-        """Ours less the paper's."""
-        return statistics.mean(self.ours) - self.paper if self.ours and self.paper is not None else None
+        """Our mean minus the paper's number."""
+        return statistics.mean(self.ours) - self.paper if self.results and self.paper is not None else None
 
     @property
-    def sense(self) -> Literal["", "up", "same", "down"]:
-        """Where ours stands; empty without a difference."""
-        if (d := self.difference) is None:
+    def direction(self) -> Literal["", "up", "same", "down"]:
+        """Direction of the difference; empty if there is none."""
+        if self.difference is None:
             return ""
-        return "same" if abs(d) < NEAR else "up" if d > 0 else "down"
+        return "same" if abs(self.difference) < NEAR else "up" if self.difference > 0 else "down"
 
     @property
-    def points(self) -> str:
-        """`+0.3`, `−1.2`, or nothing."""
+    def signed_difference(self) -> str:
+        """The difference as `+0.3` or `−1.2`; empty if there is none."""
         return "" if self.difference is None else f"{self.difference:+.1f}".replace("-", "−")
 
 
-def _spoken(values: Sequence[float]) -> str:
-    return mean_std([value / 100 for value in values]) if values else ""
-
-
 @dataclass(frozen=True)
-class SheetRow:
-    """A row; `role` is `peer` for methods of others, `baseline` for what answers without looking."""
+class FilledRow:
+    """A row; `role` is `peer` for other methods, `baseline` for answers without an encoder."""
 
     label: str
     about: str
     role: str
-    cells: tuple[Shown, ...]
+    cells: tuple[FilledCell, ...]
     printed: str = ""
-    """The paper's row whose numbers stand in it, under the name that the paper gives it."""
+    """Name of the paper's row whose numbers it repeats."""
 
     @property
-    def renamed(self) -> str:
-        """`printed` where it is another name than the label's: `PCM³` beside our `C²VL with a bidirectional GRU`."""
+    def other_name(self) -> str:
+        """The paper's name of the row if it differs from the label: `PCM³` for `C²VL with a bidirectional GRU`."""
         return "" if self.printed in {self.label, self.label.partition(", ")[0]} else self.printed
 
     @property
-    def lead(self) -> str:
-        """The label without the setting that a second line has room for: `C²VL` of `C²VL, stratified, frozen`."""
+    def title(self) -> str:
+        """The label without its setting, which `subtitle` shows: `C²VL` of `C²VL, stratified, frozen`."""
         return self.label if self.about else self.label.partition(", ")[0]
 
     @property
-    def under(self) -> str:
-        """That second line."""
-        named = f"the paper's row: {self.renamed}" if self.renamed else ""
-        return "; ".join(filter(None, (self.about or self.label.partition(", ")[2], named)))
+    def subtitle(self) -> str:
+        """The paper's remark or the setting, and the paper's own name of the row."""
+        other = f"the paper's row: {self.other_name}" if self.other_name else ""
+        return "; ".join(filter(None, (self.about or self.label.partition(", ")[2], other)))
 
     @property
     def trained(self) -> bool:
-        """Whether its numbers come from a training here."""
+        """True if its numbers come from trainings of ours."""
         return self.role not in {"peer", "baseline"}
 
     def measures(self) -> list[Measure]:
-        """Return which of `MEASURES` any of its cells has."""
+        """Return the measures that any cell has."""
         return [measure for measure in MEASURES if any(cell.values(measure) for cell in self.cells)]
 
 
 @dataclass(frozen=True)
-class Sheet:
+class FilledTable:
     """A table with all its numbers."""
 
     name: str
@@ -145,7 +149,7 @@ class Sheet:
     title: str
     caption: str
     columns: tuple[Column, ...]
-    rows: tuple[SheetRow, ...]
+    rows: tuple[FilledRow, ...]
 
     @property
     def heading(self) -> str:
@@ -154,115 +158,96 @@ class Sheet:
         return f"{word} {self.number}. {self.title}"
 
     def measures(self) -> list[Measure]:
-        """Return which of `MEASURES` any of its rows has."""
+        """Return the measures that any row has."""
         return [measure for measure in MEASURES if any(measure in row.measures() for row in self.rows)]
 
     @property
     def derived(self) -> bool:
-        """Whether any number carries the mark."""
+        """True if any number carries the mark."""
         return any(cell.mark for row in self.rows for cell in row.cells)
 
     def counts(self) -> list[int]:
-        """Return how many runs numbers of ours are means of, each count once."""
-        of = (len(cell.ours) for row in self.rows if row.trained for cell in row.cells)
-        return sorted({*of} - {0})
+        """Return the numbers of runs that our means are of, each once."""
+        counts = (len(cell.ours) for row in self.rows if row.trained for cell in row.cells)
+        return sorted({*counts} - {0})
 
     def runs(self) -> str:
-        """`Every number of ours is of 1 run.`, `Numbers of ours are of 1 to 2 runs.`, or nothing."""
+        """Return a sentence on the number of runs per mean; empty if nothing is computed."""
         match self.counts():
             case []:
                 return ""
             case [count]:
-                return f"Every number of ours is of {count} run{'s' if count > 1 else ''}."
+                return f"Each of our numbers is of {count} run{'s' if count > 1 else ''}."
             case [least, *_, most]:
-                return f"Numbers of ours are of {least} to {most} runs."
+                return f"Our numbers are of {least} to {most} runs each."
         raise AssertionError
 
 
-def sheet(lab: Lab, name: str, cells: Sequence[Cell]) -> Sheet:
-    """Collect a table: the paper's rows in its order, ours below the rows that they repeat, controls last.
+def fill(experiments: Experiments, name: str, cells: Sequence[TableCell]) -> FilledTable:
+    """Fill a table: the paper's rows in its order, ours below the rows that they repeat, controls last.
 
     Args:
-        lab: where finished cells are read from.
-        name: of the table, or figure6.
-        cells: of this table, all columns; those that can be filled come first.
+        experiments: for the stored results.
+        name: of a table, or `figure6`.
+        cells: all cells of this table; columns that can be filled come first.
     """
-    spec = everything()[name]
-    there = {cell.column for cell in cells if not cell.why}
-    columns = tuple(sorted(dict.fromkeys(cell.column for cell in cells), key=lambda c: c not in there))
-    ours = {
-        line: {c.column: c for c in cells if c.line == line} for line in dict.fromkeys(c.line for c in cells)
-    }
-    rows: list[SheetRow] = []
+    spec = tables_and_figures()[name]
+    possible = {cell.column for cell in cells if not cell.why}
+    columns = tuple(sorted(dict.fromkeys(cell.column for cell in cells), key=lambda c: c not in possible))
+    ours = {row: {c.column: c for c in cells if c.row == row} for row in dict.fromkeys(c.row for c in cells)}
+    rows: list[FilledRow] = []
     for printed in spec.rows:
         values = dict(zip(spec.columns, printed.values, strict=True))
-        repeating = [line for line in ours if line.repeats and line.repeats == printed.ours]
+        repeating = [row for row in ours if row.repeats and row.repeats == printed.ours]
         if not repeating:
-            shown = tuple(Shown(values.get(column)) for column in columns)
-            rows.append(SheetRow(_cited(printed), printed.about, "peer", shown, _cited(printed)))
-        for line in repeating:
-            shown = tuple(_shown(lab, ours[line].get(column), values.get(column)) for column in columns)
-            rows.append(SheetRow(line.label, printed.about, line.role, shown, _cited(printed)))
-    for line, places in ours.items():
-        if not line.repeats:
-            shown = tuple(_shown(lab, places.get(column), None) for column in columns)
-            rows.append(SheetRow(line.label, "", line.role, shown))
-    rows += [SheetRow(who, "", "baseline", tuple(_blind(lab, c, who) for c in columns)) for who in BLIND]
-    return Sheet(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
+            peers = tuple(FilledCell(values.get(column)) for column in columns)
+            rows.append(FilledRow(_cited(printed), printed.about, "peer", peers, _cited(printed)))
+        for row in repeating:
+            filled = tuple(_fill(experiments, ours[row].get(c), values.get(c)) for c in columns)
+            rows.append(FilledRow(row.label, printed.about, row.role, filled, _cited(printed)))
+    for row, of in ours.items():
+        if not row.repeats:
+            filled = tuple(_fill(experiments, of.get(column), None) for column in columns)
+            rows.append(FilledRow(row.label, "", row.role, filled))
+    for baseline in NO_ENCODER:
+        filled = tuple(_fill_baseline(experiments, column, baseline) for column in columns)
+        rows.append(FilledRow(baseline, "", "baseline", filled))
+    return FilledTable(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
 
 
-def _cited(printed: Printed) -> str:
+def _cited(printed: PrintedRow) -> str:
     return f"{printed.method} [{printed.cite}]" if printed.cite else printed.method
 
 
-def derived(cell: Cell) -> bool:
-    """Whether a cell's encoders learn from captions that are made by rule from the joints that they see."""
+def derived(cell: TableCell) -> bool:
+    """Return True if a cell's encoders are pre-trained on captions computed from the joints that they see."""
     return any(
-        run.kind == "pretrain" and listens(run.recipe.training.pretrain.knowledge, run.packed)
-        for job in cell.jobs
-        for run in job.runs
+        run.kind == "pretrain" and uses_joint_captions(run.recipe.training.pretrain.knowledge, run.packed)
+        for one in cell.evaluations
+        for run in one.runs
     )
 
 
-def _shown(lab: Lab, cell: Cell | None, value: float | None) -> Shown:
-    """Read what a cell holds."""
+def _fill(experiments: Experiments, cell: TableCell | None, paper: float | None) -> FilledCell:
+    """Fill a cell with the results of the seeds that are finished."""
     if cell is None:  # a floor of Table VIII that is the recipe's own encoder there
-        return Shown(value, (), "the recipe's own encoder: see the floor of all tables")
-    return replace(_found(lab, cell, value), derived=derived(cell))
+        return FilledCell(paper, (), "the recipe's own encoder: see the floor of all tables")
+    stored = [experiments.results(one) for one in cell.evaluations]
+    finished = [results for results in stored if results is not None]
+    if not finished:
+        return FilledCell(paper, (), reason(experiments, cell), derived=derived(cell))
+    results = [result for of in finished for result in of if cell.takes(result)]
+    scored = tuple(result for result in results if result.last is not None)
+    if not scored:
+        return FilledCell(paper, (), summarise(results).why or "no result", derived=derived(cell))
+    part = f"{len(finished)} of {len(stored)} seeds" if len(finished) < len(stored) else ""
+    why = f"{part}, the others: {reason(experiments, cell)}" if part else ""
+    return FilledCell(paper, scored, why, part, derived(cell))
 
 
-def _found(lab: Lab, cell: Cell, value: float | None) -> Shown:
-    """Read what finished jobs of a cell found; of the seeds that are finished, where some are not."""
-    kept = [one for job in cell.jobs if (one := lab.kept(job)) is not None]
-    if not kept:
-        return Shown(value, (), reason(lab, cell))
-    findings = [f for one in kept for f in one.findings if cell.wants(f)]
-    last = [f.last for f in findings if f.last is not None]
-    if not last:
-        return Shown(
-            value, (), "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "nothing was found"
-        )
-    part = f"{len(kept)} of {len(cell.jobs)} seeds" if len(kept) < len(cell.jobs) else ""
-    return replace(
-        _measured(last),
-        paper=value,
-        why=f"{part}, the others: {reason(lab, cell)}" if part else "",
-        part=part,
-        best=tuple(100 * f.best.top1 for f in findings if f.best is not None),
-        last_epochs=tuple(dict.fromkeys(f.epochs for f in findings if f.epochs)),
-        best_epochs=tuple(f.best_epoch for f in findings if f.best_epoch is not None),
-    )
-
-
-def _blind(lab: Lab, column: Column, who: str) -> Shown:
-    """Return what an answer without looking reaches; it is known before anything is trained."""
-    found = lab.blind(column)
-    return Shown(why=found) if isinstance(found, str) else _measured([found[who]])
-
-
-def _measured(found: Sequence[Score]) -> Shown:
-    return Shown(
-        ours=tuple(100 * score.top1 for score in found),
-        top5=tuple(100 * score.top5 for score in found if score.top5 is not None),
-        balanced=tuple(100 * score.balanced for score in found),
-    )
+def _fill_baseline(experiments: Experiments, column: Column, name: str) -> FilledCell:
+    """Fill a cell with a score that needs no encoder, known before anything is trained."""
+    scores = experiments.no_encoder_scores(column)
+    if isinstance(scores, str):
+        return FilledCell(why=scores)
+    return FilledCell(results=(Result(protocol="linear", setting=name, last=scores[name]),))

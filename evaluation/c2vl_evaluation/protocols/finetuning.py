@@ -9,7 +9,7 @@ Semi-supervision and transfer tune by the same `tune`. A killed training resumes
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import FOLDER, Outcome, Subject, kept
-from c2vl_evaluation.features import Array, Labels, encoder_for, labels_of
-from c2vl_evaluation.metrics import check_classes
+from c2vl_evaluation.cache import FOLDER, Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.features import Array, Labels, encoder_for
 from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.results import Finding, Protocol, Score
+from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import C2VLError, CheckpointError
-from c2vl_manifests.events import Emit, silent
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, run_folder, trainer
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
 from c2vl_training.methods import FineTuning
@@ -38,20 +37,10 @@ from c2vl_training.trainer import DivergedError, Session
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One setting and draw of a protocol before it is run, so that one that fails need not cost the others."""
-
-    protocol: Protocol
-    setting: str
-    draw: int
-    make: Callable[[], Outcome]
-
-
-@dataclass(frozen=True)
 class Job:
-    """One training: what it learns from, and what it is asked at the end of every epoch."""
+    """One training: its rows, and the test rows that it answers after every epoch."""
 
-    subject: Subject
+    context: EvalContext
     rows: Labels
     """Of the training samples."""
     asked: Labels
@@ -59,64 +48,33 @@ class Job:
     classes: int
     config: FinetuneConfig
     label: str = "finetune"
-    """For progress, and for the file of a training that is going on."""
+    """Name in progress reports, and of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a training gave."""
+    """Scores and logits of a training."""
 
     history: list[Score]
-    """Of the asked samples, one an epoch."""
+    """Of the test rows, one per epoch."""
     logits: Array
-    """Of the asked samples at the last epoch, (N, C)."""
+    """Of the test rows after the last epoch, (N, C)."""
     lr: float
     held_out: float | None
 
-    def outcome(self, job: Job, protocol: Protocol, setting: str = "", draw: int = 0) -> Outcome:
-        """Say it as a cell of a table."""
+    def result(self, job: Job, protocol: Protocol) -> ResultWithPredictions:
+        """Return the training as the result of a protocol."""
         best = max(range(len(self.history)), key=lambda epoch: self.history[epoch].top1)
-        finding = Finding(
-            protocol=protocol, setting=setting, draw=draw, last=self.history[-1], best=self.history[best],
+        result = Result(
+            protocol=protocol, last=self.history[-1], best=self.history[best],
             best_epoch=best + 1, epochs=len(self.history), lr=self.lr, held_out=self.held_out,
             train=len(job.rows), test=len(job.asked),
         )  # fmt: skip
-        return Outcome(finding, job.subject.predictions(job.asked, self.logits))
+        return ResultWithPredictions(result, job.context.predictions(job.asked, self.logits))
 
 
-@dataclass(frozen=True)
-class Split:
-    """Rows of a split and their classes, both (N,)."""
-
-    rows: Labels
-    labels: Labels
-
-
-def labelled(subject: Subject) -> tuple[Split, Split]:
-    """Return the training and the test split; every sample needs a label.
-
-    Raises:
-        DataError: a sample has none.
-    """
-    return splits_of(subject.packed, subject.benchmark)
-
-
-def splits_of(packed: Packed, benchmark: str) -> tuple[Split, Split]:
-    """Return the training and the test split of a benchmark; every sample needs a label.
-
-    Raises:
-        ConfigError: there is no such benchmark.
-        DataError: a sample has no label.
-    """
-    found = []
-    for split in ("train", "test"):
-        rows = packed.select(benchmark, split).rows
-        found.append(Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}")))
-    return found[0], found[1]
-
-
-def tune(job: Job, emit: Emit = silent) -> Tuned:
-    """Train; where `lrs` are given, with the rate that has the lowest cross-entropy on held-out *training* samples.
+def tune(job: Job) -> Tuned:
+    """Train; with several `lrs`, at the one of the lowest cross-entropy on held-out *training* samples.
 
     Raises:
         CheckpointError: the run has no encoder, or one of another joint layout.
@@ -124,23 +82,23 @@ def tune(job: Job, emit: Emit = silent) -> Tuned:
     """
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
-        return Tuned(*_sound(job, rates[0], emit), rates[0], None)
+        return Tuned(*_sound(job, rates[0]), rates[0], None)
     out, rest = (
-        job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.subject.seed)
+        job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed)
     )
-    tried = []
+    results = []
     for rate in rates:
-        history, logits = _train(job, rate, rest, out, emit)
-        truth = torch.from_numpy(job.subject.packed.labels()[out])
+        history, logits = _train(job, rate, rest, out)
+        truth = torch.from_numpy(job.context.packed.labels()[out])
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
-        tried.append((loss, rate, history[-1].top1))
-    _, rate, reached = min(tried)
-    return Tuned(*_sound(job, rate, emit), rate, reached)
+        results.append((loss, rate, history[-1].top1))
+    _, rate, reached = min(results)
+    return Tuned(*_sound(job, rate), rate, reached)
 
 
-def _sound(job: Job, rate: float, emit: Emit) -> tuple[list[Score], Array]:
-    """Train on all rows; weights that broke in the very last step, after its loss was seen, are no result."""
-    history, logits = _train(job, rate, job.rows, job.asked, emit)
+def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
+    """Train on all rows; raise C2VLError if the last logits are NaN or infinite."""
+    history, logits = _train(job, rate, job.rows, job.asked)
     if not np.isfinite(logits).all():
         raise C2VLError(
             f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; "
@@ -149,15 +107,15 @@ def _sound(job: Job, rate: float, emit: Emit) -> tuple[list[Score], Array]:
     return history, logits
 
 
-def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tuple[list[Score], Array]:
+def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Score], Array]:
     """Train on `rows`; return the scores of the `asked` rows after every epoch, and their last logits (N, C)."""
-    subject, config = job.subject, job.subject.recipe.training
+    context, config = job.context, job.context.recipe.training
     device, precision = device_of(config.device), config.precision
-    trained = encoder_for(subject.run, subject.packed, device)
-    clips, questions = (Clips(subject.packed, some, trained.input, device) for some in (rows, asked))
-    labels = torch.from_numpy(subject.packed.labels())
+    trained = encoder_for(context.run, context.packed, device)
+    clips, questions = (Clips(context.packed, some, trained.input, device) for some in (rows, asked))
+    labels = torch.from_numpy(context.packed.labels())
     dtype = torch.float64 if precision == "float64" else torch.float32
-    torch.manual_seed(subject.seed)
+    torch.manual_seed(context.seed)
     method = FineTuning(trained.module, labels[rows].to(device), job.classes, job.config, rate, dtype)
 
     def on_epoch_end(epoch: int, figures: Metrics, counts: Counts) -> Metrics:
@@ -165,12 +123,12 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels, emit: Emit) -> tu
         return {_FIGURES[name]: value for name, value in score.model_dump().items() if value is not None}
 
     facts = {
-        "encoder": trained.facts, "config": job.config.model_dump(mode="json"), "rate": rate, "seed": subject.seed,
-        "rows": _digest(rows), "asked": _digest(asked), "data": subject.packed.manifest.fingerprint,
+        "encoder": trained.facts, "config": job.config.model_dump(mode="json"), "rate": rate, "seed": context.seed,
+        "rows": _digest(rows), "asked": _digest(asked), "data": context.packed.manifest.fingerprint,
     }  # fmt: skip
-    path = subject.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
+    path = context.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
     _drop_other(path, facts)
-    session = Session(job.label, subject.seed, config, path, facts, emit, on_epoch_end)
+    session = Session(job.label, context.seed, config, path, facts, context.emit, on_epoch_end)
     try:
         at = trainer.fit(method, clips, session)
     except DivergedError as error:
@@ -194,8 +152,8 @@ def answer(network: nn.Module, clips: Clips, precision: str = "float32") -> Tens
     def logits(batch: Tensor) -> Tensor:
         batch = batch.double() if precision == "float64" else batch
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            found: Tensor = network(batch)
-        return found if precision == "float64" else found.float()
+            scores: Tensor = network(batch)
+        return scores if precision == "float64" else scores.float()
 
     network.eval()
     return encode(logits, clips)
@@ -213,20 +171,13 @@ def _drop_other(path: Path, facts: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
 
 
-def outcome(subject: Subject, emit: Emit = silent) -> Outcome:
-    """Fine-tune on the training split and answer the test split, or read what was found before."""
-    config = subject.recipe.evaluation.finetune
-
-    def compute() -> Outcome:
-        train, test = labelled(subject)
-        classes = check_classes(subject.packed, train, test)
-        job = Job(subject, train.rows, test.rows, classes, config, f"finetune {subject.run.name}")
-        return tune(job, emit).outcome(job, "finetune")
-
-    precision = subject.recipe.training.precision
-    return kept(subject.task("finetune", config, precision=precision), compute)
-
-
-def cells(subject: Subject, emit: Emit = silent) -> Iterator[Cell]:
+def cells(context: EvalContext) -> Iterator[Cell]:
     """Yield the one cell of the protocol."""
-    yield Cell("finetune", "", 0, lambda: outcome(subject, emit))
+    config, precision = context.recipe.evaluation.finetune, context.recipe.training.precision
+
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.splits()
+        job = Job(context, train.rows, test.rows, classes, config, f"finetune {context.run.name}")
+        return tune(job).result(job, "finetune")
+
+    yield Cell("finetune", compute, context.key("finetune", config, precision=precision))

@@ -1,17 +1,16 @@
 """Linear protocol: one fully connected layer on frozen, cached features.
 
 *Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs, x0.1
-at 80; the learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is taken, then the
-layer is trained on all of it. Features are standardised by the training split first, so that encoders of different scale meet the same
-learning rates. All rates of the sweep are trained at once: their weights lie side by side in one matrix.
+at 80. The learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is chosen, then the
+layer is trained on the whole split. Features are first standardised by the training split, so that the same rates suit
+encoders of different scale. All rates of the sweep are trained at once, with their weights in one matrix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,20 +18,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import FOLDER, Outcome, Subject, Task, kept
-from c2vl_evaluation.features import Array, Features, Labels
-from c2vl_evaluation.results import Finding, Score
+from c2vl_evaluation.cache import FOLDER, CacheKey, Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.features import Array, Features
+from c2vl_evaluation.results import Protocol, Result, Score
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.recipe import LinearConfig
 from c2vl_training import checkpoint
 
 _BLOCK = 32
-"""Columns that products and sums are computed in: a multiple of what vector units hold."""
+"""Columns are padded to a multiple of this, so that sums round alike for any number of heads."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Fully connected layers, one a learning rate: weights (L, D, C) and biases (L, C)."""
+    """Fully connected layers, one per learning rate: weights (L, D, C) and biases (L, C)."""
 
     weight: Tensor
     bias: Tensor
@@ -44,7 +44,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Standard:
-    """How features are centred and scaled: by the training split. Both (D,) float64; constant features get inf."""
+    """Centre and scale of features by the training split, both (D,) float64; the scale of constant features is inf."""
 
     centre: np.ndarray
     scale: np.ndarray
@@ -55,16 +55,10 @@ class Standard:
 
 
 def standard(train: Array) -> Standard:
-    """Return centre and scale of every feature; constant features become zero."""
-    # in float64: the rounding of a float32 mean would pass for a spread
+    """Return the standardisation of features by a training split; constant features become zero."""
+    # in float64: rounding of a float32 mean would look like variance
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     return Standard(centre, np.where(scale > 1e-8 * np.maximum(1, np.abs(centre)), scale, np.inf))
-
-
-def standardise(train: Array, *others: Array) -> list[Array]:
-    """Centre and scale every feature by the training split; constant features become zero."""
-    by = standard(train)
-    return [by(values) for values in (train, *others)]
 
 
 def fit(
@@ -76,10 +70,10 @@ def fit(
     seed: int,
     watch: Callable[[Heads], None] | None = None,
 ) -> Heads:
-    """Train one head a learning rate, all at once; every head is what its own run would give.
+    """Train one head per learning rate, all at once; every head equals the head of its own run.
 
-    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of one does:
-    at rates that are too high, training would blow up any difference.
+    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of one: at too
+    high rates, training would amplify any difference.
 
     Args:
         x: features (N, D).
@@ -88,13 +82,13 @@ def fit(
         lrs: L learning rates.
         config: epochs, batch and milestones.
         seed: of the order of samples.
-        watch: sees the heads after each epoch.
+        watch: called with the heads after each epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     heads, (count, dim) = len(lrs), x.shape
     wide = -(-classes // _BLOCK) * _BLOCK
     rates = torch.tensor(lrs, dtype=x.dtype).repeat_interleave(wide)
-    # one product for all heads: weights side by side, (D, L W); what pads a head has no probability
+    # weights of all heads in one matrix (D, L W); padded columns have probability zero
     weight, bias = x.new_zeros(dim, heads * wide), x.new_zeros(heads, wide)
     bias[:, classes:] = -torch.inf
     bias = bias.view(-1)
@@ -102,7 +96,7 @@ def fit(
     truth = y[:, None] + wide * torch.arange(heads)
     less = x.new_full((count, heads), -1.0)
     batch = min(config.batch_size, count)
-    found = Heads(
+    trained = Heads(
         weight.view(dim, heads, wide)[..., :classes].transpose(0, 1), bias.view(heads, wide)[:, :classes]
     )
     for epoch in range(config.epochs):
@@ -117,13 +111,13 @@ def fit(
             weight.sub_(pace * moments[0])
             bias.sub_(pace * moments[1])
         if watch is not None:
-            watch(found)
-    return found
+            watch(trained)
+    return trained
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear probe found."""
+    """Result of a linear probe."""
 
     last: Score
     """On the test split, last epoch."""
@@ -140,24 +134,16 @@ class Probe:
     """The one head, for standardised features."""
     by: Standard
 
-    @property
-    def predictions(self) -> Labels:
-        """Answers of the last epoch, (N,)."""
-        return np.asarray(self.logits.argmax(axis=1), np.int64)
-
-    def outcome(
-        self, subject: Subject, test: Features, config: LinearConfig, train: int, **said: Any
-    ) -> Outcome:
-        """Say it as a cell of a table; `said` may name another protocol, a setting and a draw."""
-        finding = Finding(
-            last=self.last, best=self.best, best_epoch=self.best_epoch, epochs=config.epochs, lr=self.lr,
-            held_out=self.held_out, train=train, test=len(self.logits), **({"protocol": "linear"} | said),
+    def result(self, config: LinearConfig, train: int, protocol: Protocol = "linear") -> Result:
+        """Return the probe as the result of a protocol."""
+        return Result(
+            protocol=protocol, last=self.last, best=self.best, best_epoch=self.best_epoch, epochs=config.epochs, lr=self.lr,
+            held_out=self.held_out, train=train, test=len(self.logits),
         )  # fmt: skip
-        return Outcome(finding, subject.predictions(test.rows, self.logits))
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return places of a held-out part of the training samples, and those of the rest; neither is empty."""
+    """Return the places of held-out training samples and of the rest; neither is empty."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, int(share * count)), count - 1)
     return order[:held], order[held:]
@@ -171,9 +157,9 @@ def probe(
     seed: int = 0,
     by: Standard | None = None,
 ) -> Probe:
-    """Choose the learning rate on held-out training samples, train on all of them, and predict the test split.
+    """Choose the learning rate on held-out training samples, train on all of them, and answer the test split.
 
-    A single rate is taken as it is. Features are standardised by the training samples unless `by` says otherwise.
+    A single rate is used without a sweep. Features are standardised by the training samples unless `by` is given.
     """
     by = standard(train.values) if by is None else by
     x, x_test = (torch.from_numpy(by(features.values)) for features in (train, test))
@@ -196,53 +182,45 @@ def probe(
     return Probe(history[-1], history[best], best + 1, config.lrs[chosen], reached, answers, head, by)
 
 
-# ---------------------------------------------------------------------------------------------- on a run
+# ------------------------------------------------------------------------------------------------ on a run
 
 
-def outcome(subject: Subject) -> Outcome:
-    """Run the protocol on a run's frozen features, or read what it found before; the head is kept beside it."""
-    config = subject.recipe.evaluation.linear
-    task = subject.task("linear", config)
-
-    def compute() -> Outcome:
-        gallery, query, classes = subject.splits()
-        found = probe(gallery, query, classes, config, subject.seed)
-        tensors = {
-            "weight": found.head.weight[0], "bias": found.head.bias[0],
-            "centre": torch.from_numpy(found.by.centre), "scale": torch.from_numpy(found.by.scale),
-        }  # fmt: skip
-        checkpoint.save(_head_file(task), tensors, {"key": task.key})
-        return found.outcome(subject, query, config, len(gallery.labels))
-
-    return kept(task, compute, whole=lambda: _head(task) is not None)
+def cells(context: EvalContext) -> Iterator[Cell]:
+    """Yield the one cell of the protocol; its head is stored next to the result."""
+    yield Cell("linear", lambda: _train_head(context)[0], _key(context))
 
 
-def _head_file(task: Task) -> Path:
-    return task.run / FOLDER / f"{task.settings}.safetensors"
+def _key(context: EvalContext) -> CacheKey:
+    return context.key("linear", context.recipe.evaluation.linear)
 
 
-def _head(task: Task) -> tuple[Heads, Standard] | None:
-    """Read the head of a task; None where there is none, it is damaged, or it is of another encoder or seed."""
+def _train_head(context: EvalContext) -> tuple[ResultWithPredictions, Probe]:
+    """Train the head of a run and store it."""
+    config, key = context.recipe.evaluation.linear, _key(context)
+    train, test, classes = context.features()
+    found = probe(train, test, classes, config, context.seed)
+    tensors = {
+        "weight": found.head.weight[0], "bias": found.head.bias[0],
+        "centre": torch.from_numpy(found.by.centre), "scale": torch.from_numpy(found.by.scale),
+    }  # fmt: skip
+    checkpoint.save(_head_file(key), tensors, {"key": key.text})
+    predictions = context.predictions(test.rows, found.logits)
+    return ResultWithPredictions(found.result(config, len(train.labels)), predictions), found
+
+
+def _head_file(key: CacheKey) -> Path:
+    return key.run / FOLDER / f"{key.name}.safetensors"
+
+
+def head_of(context: EvalContext) -> tuple[Heads, Standard]:
+    """Return the head of a run and how its features are standardised; trained first if it is not stored."""
+    key = _key(context)
     try:
-        tensors, facts = checkpoint.load(_head_file(task))
-    except CheckpointError:
-        return None
-    if facts.get("key") != task.key:
-        return None
+        tensors, facts = checkpoint.load(_head_file(key))
+    except CheckpointError:  # none, or damaged
+        facts = {}
+    if facts.get("key") != key.text:
+        found = _train_head(context)[1]
+        return found.head, found.by
     by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
     return Heads(tensors["weight"][None], tensors["bias"][None]), by
-
-
-def head_of(subject: Subject) -> tuple[Heads, Standard]:
-    """Return the head that the protocol trained on a run, and how its features are standardised.
-
-    Raises:
-        CheckpointError: the protocol was not run, or with another encoder, seed or configuration, or the head is damaged.
-    """
-    task = subject.task("linear", subject.recipe.evaluation.linear)
-    if (found := _head(task)) is None:
-        raise CheckpointError(
-            f"{_head_file(task)}: no head of this encoder, seed and configuration; run `c2vl-eval linear` on {task.run}, "
-            "which trains it again"
-        )
-    return found

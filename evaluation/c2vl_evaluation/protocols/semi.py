@@ -1,8 +1,8 @@
 """Semi-supervised protocol: 1, 5 and 10 % of the labels, drawn several times.
 
-*Reading:* "finetuning the classifier" may leave the encoder as it is (`frozen`: the linear protocol on the labelled
-samples) or not (`tuned`). How labels are drawn is not said either: peers take the share of each class (`stratified`)
-or of the split (`random`). Draws depend on nothing but their number, so that all encoders are given the same labels.
+*Reading:* "finetuning the classifier" may freeze the encoder (`frozen`: the linear protocol on the labelled samples) or
+not (`tuned`). The paper does not state how labels are drawn: peers take the share of each class (`stratified`) or of the
+split (`random`). A draw depends only on its number, so that all encoders get the same labels.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from functools import partial
 
 import numpy as np
 
-from c2vl_evaluation.cache import Outcome, Subject, kept
+from c2vl_evaluation.cache import Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Features, Labels
-from c2vl_evaluation.metrics import check_classes
 from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.protocols.finetuning import Cell, Job, labelled, tune
-from c2vl_evaluation.results import Finding
-from c2vl_manifests.events import Emit, silent
+from c2vl_evaluation.protocols.finetuning import Job, tune
+from c2vl_evaluation.results import Result
 from c2vl_manifests.recipe import SemiConfig
 
 
@@ -39,7 +38,7 @@ def _part(share: float, count: int) -> int:
 
 
 def impossible(labels: Labels, share: float, sampling: str) -> str:
-    """Say why a share of these labels makes no sense; empty where it does."""
+    """Return why a share of these labels cannot be drawn; empty if it can."""
     sizes = np.unique(labels, return_counts=True)[1]
     if sampling == "stratified" and round(share * sizes.min()) == 0:
         none = int((np.round(share * sizes) == 0).sum())
@@ -60,56 +59,56 @@ def settings(config: SemiConfig) -> Iterator[tuple[float, str, str]]:
                 yield share, sampling, encoder
 
 
-def cells(subject: Subject, emit: Emit = silent) -> Iterator[Cell]:
+def cells(context: EvalContext) -> Iterator[Cell]:
     """Yield every setting and draw before it is run.
 
     Raises:
         DataError: a sample has no label, or a class of the test split no training sample.
     """
-    train, test = labelled(subject)
-    check_classes(subject.packed, train, test)
-    for share, sampling, encoder in settings(subject.recipe.evaluation.semi):
+    train, config = context.splits()[0], context.recipe.evaluation.semi
+    for share, sampling, encoder in settings(config):
         name = f"{100 * share:g} % {sampling}, {encoder}"
         if why := impossible(train.labels, share, sampling):
-            absent = Outcome(Finding(protocol="semi", setting=name, why=why), None)
-            yield Cell("semi", name, 0, partial(_same, absent))
+            absent = ResultWithPredictions(Result(protocol="semi", setting=name, why=why), None)
+            yield Cell("semi", partial(_same, absent), None, name)
             continue
-        for draw in range(subject.recipe.evaluation.semi.draws):
+        for draw in range(config.draws):
             places = subset(train.labels, share, sampling, draw)
-            how = _frozen if encoder == "frozen" else _tuned
-            yield Cell("semi", name, draw, partial(how, subject, name, places, draw, emit))
+            make = _frozen if encoder == "frozen" else _tuned
+            yield make(context, name, places, draw)
 
 
-def _same(outcome: Outcome) -> Outcome:
-    return outcome
+def _same(result: ResultWithPredictions) -> ResultWithPredictions:
+    return result
 
 
-def _frozen(subject: Subject, name: str, places: Labels, draw: int, emit: Emit) -> Outcome:
-    semi, config = subject.recipe.evaluation.semi, subject.recipe.evaluation.linear
+def _frozen(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
+    semi, config = context.recipe.evaluation.semi, context.recipe.evaluation.linear
 
-    def compute() -> Outcome:
-        train, test, classes = subject.splits()
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.features()
         some = Features(train.values[places], train.labels[places], train.rows[places], 0)
-        # held out of a class that has one label, a sample says nothing about the rate
+        # if a class has one label, holding it out says nothing about the rate
         sweeps = np.unique(some.labels, return_counts=True)[1].min() > 1
         used = config if sweeps else config.model_copy(update={"lrs": (semi.lr,)})
-        # the other samples lack labels, not features
+        # standardised by all samples: the others lack labels, not features
         by = linear.standard(train.values)
-        found = linear.probe(some, test, classes, used, subject.seed, by)
-        return found.outcome(subject, test, used, len(places), protocol="semi", setting=name, draw=draw)
+        found = linear.probe(some, test, classes, used, context.seed, by)
+        result = found.result(used, len(places), protocol="semi")
+        return ResultWithPredictions(result, context.predictions(test.rows, found.logits))
 
-    return kept(subject.task("semi", config, setting=name, draw=draw, lr=semi.lr), compute)
+    key = context.key("semi", config, setting=name, draw=draw, lr=semi.lr)
+    return Cell("semi", compute, key, name, draw)
 
 
-def _tuned(subject: Subject, name: str, places: Labels, draw: int, emit: Emit) -> Outcome:
-    config = subject.recipe.evaluation.semi.tune
+def _tuned(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
+    config, precision = context.recipe.evaluation.semi.tune, context.recipe.training.precision
 
-    def compute() -> Outcome:
-        train, test = labelled(subject)
-        classes = check_classes(subject.packed, train, test)
-        label = f"{subject.run.name}, {name}, draw {draw}"
-        job = Job(subject, train.rows[places], test.rows, classes, config, label)
-        return tune(job, emit).outcome(job, "semi", name, draw)
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.splits()
+        label = f"{context.run.name}, {name}, draw {draw}"
+        job = Job(context, train.rows[places], test.rows, classes, config, label)
+        return tune(job).result(job, "semi")
 
-    precision = subject.recipe.training.precision
-    return kept(subject.task("semi", config, setting=name, draw=draw, precision=precision), compute)
+    key = context.key("semi", config, setting=name, draw=draw, precision=precision)
+    return Cell("semi", compute, key, name, draw)

@@ -1,91 +1,85 @@
-"""Transfer protocol: an encoder trained on one dataset, on the training and test split of another one.
+"""Transfer protocol: an encoder trained on one dataset, evaluated on the splits of another one.
 
 Both have the same joints, or the target was packed in the layout of the source (`c2vl-pipeline pack --layout`).
 
-*Reading:* the paper fine-tunes (`tuned`); its Table V is headed PKU-MMD I, its caption and text say II. `frozen`, the
-linear protocol on the other dataset, tells what the encoder brought along.
+*Reading:* the paper fine-tunes (`tuned`); the header of its Table V says PKU-MMD I, its caption and text say II.
+`frozen`, the linear protocol on the other dataset, shows what the features carry over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
-from c2vl_evaluation.cache import Outcome, Subject, kept
-from c2vl_evaluation.metrics import check_classes
+from c2vl_evaluation.cache import Cell, ResultWithPredictions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.protocols.finetuning import Cell, Job, labelled, tune
+from c2vl_evaluation.protocols.finetuning import Job, tune
+from c2vl_evaluation.results import target_id
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.events import Emit, silent
-from c2vl_training.checkpoint import load_finished
 from c2vl_training.dataset import Packed
 
 
-def named(packed: Packed, benchmark: str, source: str, more: str = "") -> str:
-    """Say where an encoder is transferred to: dataset, benchmark, and the folder where its own data are called alike.
+def target_name(packed: Packed, benchmark: str, source: str, *more: str) -> str:
+    """Return the name of a target: dataset, benchmark, and its folder if the source is of the same dataset.
 
     Args:
         packed: the target.
         benchmark: there.
         source: dataset that the encoder was trained on.
-        more: what else tells it from others.
+        more: further words that make the name unique.
     """
-    folder = folder_of(packed) if packed.manifest.dataset == source else ""
-    told = ", ".join(dict.fromkeys(filter(None, (folder, more))))
-    return f"{packed.manifest.dataset}, {benchmark}" + (f" ({told})" if told else "")
+    own = (folder_name(packed.folder),) if packed.manifest.dataset == source else ()
+    words = ", ".join(dict.fromkeys((*own, *more)))
+    return f"{packed.manifest.dataset}, {benchmark}" + (f" ({words})" if words else "")
 
 
-def folder_of(packed: Packed) -> str:
-    """Return the name of a work folder, or of the packed one where it stands alone."""
-    at = packed.folder.resolve()
+def folder_name(packed: Path) -> str:
+    """Return the name of a work folder, or of the packed one if it stands alone."""
+    at = packed.resolve()
     return at.parent.name if at.name == "packed" else at.name
 
 
-def cells(subject: Subject, emit: Emit = silent, to: str = "") -> Iterator[Cell]:
-    """Yield the frozen and the tuned encoder before either is run; `to` names the target in place of `named`.
+def cells(context: EvalContext) -> Iterator[Cell]:
+    """Yield the frozen and the tuned encoder before either is run.
 
     Raises:
         CheckpointError: there is no finished run.
         ConfigError: it was trained on this very data.
     """
-    facts = load_finished(subject.run)[1]
-    if facts.get("data") == subject.packed.manifest.fingerprint:
+    facts, packed = context.facts(), context.packed
+    if facts.get("data") == packed.manifest.fingerprint:
         raise ConfigError(
-            f"{subject.run} was trained on the data of {subject.packed.folder} itself; give those of another dataset, "
-            "or run `c2vl-eval finetune`"
+            f"{context.run} was trained on the data of {packed.folder} itself; give another dataset, "
+            "or run `c2vl-eval run finetune`"
         )
     source = str(facts.get("dataset", "elsewhere"))
-    for encoder in subject.recipe.evaluation.transfer.encoder:
-        name = f"{source} to {to or named(subject.packed, subject.benchmark, source)}, {encoder}"
-        how = _frozen if encoder == "frozen" else _tuned
-        yield Cell("transfer", name, 0, partial(_called, name, partial(how, subject, name, emit)))
+    target = context.target or target_name(packed, context.benchmark, source)
+    for encoder in context.recipe.evaluation.transfer.encoder:
+        cell = (_frozen if encoder == "frozen" else _tuned)(context, f"{source} to {target}, {encoder}")
+        yield replace(cell, target=target_id(packed.manifest.fingerprint, context.benchmark))
 
 
-def _called(name: str, make: Callable[[], Outcome]) -> Outcome:
-    """Make an outcome, or read it under the name that it has here: the folder may have been called otherwise."""
-    found = make()
-    return Outcome(found.finding.model_copy(update={"setting": name}), found.predictions)
+def _frozen(context: EvalContext, name: str) -> Cell:
+    config = context.recipe.evaluation.linear
+
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.features()
+        found = linear.probe(train, test, classes, config, context.seed)
+        result = found.result(config, len(train.labels), protocol="transfer")
+        return ResultWithPredictions(result, context.predictions(test.rows, found.logits))
+
+    return Cell("transfer", compute, context.key("transfer", config, encoder="frozen"), name)
 
 
-def _frozen(subject: Subject, name: str, emit: Emit) -> Outcome:
-    config = subject.recipe.evaluation.linear
+def _tuned(context: EvalContext, name: str) -> Cell:
+    config, precision = context.recipe.evaluation.transfer.tune, context.recipe.training.precision
 
-    def compute() -> Outcome:
-        train, test, classes = subject.splits()
-        found = linear.probe(train, test, classes, config, subject.seed)
-        return found.outcome(subject, test, config, len(train.labels), protocol="transfer", setting=name)
+    def compute() -> ResultWithPredictions:
+        train, test, classes = context.splits()
+        job = Job(context, train.rows, test.rows, classes, config, f"{context.run.name} {name}")
+        return tune(job).result(job, "transfer")
 
-    return kept(subject.task("transfer", config, encoder="frozen"), compute)
-
-
-def _tuned(subject: Subject, name: str, emit: Emit) -> Outcome:
-    config = subject.recipe.evaluation.transfer.tune
-
-    def compute() -> Outcome:
-        train, test = labelled(subject)
-        classes = check_classes(subject.packed, train, test)
-        job = Job(subject, train.rows, test.rows, classes, config, f"{subject.run.name} {name}")
-        return tune(job, emit).outcome(job, "transfer", name)
-
-    precision = subject.recipe.training.precision
-    return kept(subject.task("transfer", config, encoder="tuned", precision=precision), compute)
+    key = context.key("transfer", config, encoder="tuned", precision=precision)
+    return Cell("transfer", compute, key, name)

@@ -1,7 +1,6 @@
-"""What stands in the report's tables, as plain values for the template: rows, protocols, classes, cost, configuration.
+"""Contents of the report's tables as plain values for the template: rows, protocols, cost, configuration.
 
-Reads what runs and stages wrote beside themselves. What is absent or damaged leaves an empty cell, not an error: the
-report says less, and the rest stands.
+Reads the files of runs and stages. A file that is absent or damaged leaves an empty cell, not an error.
 """
 
 from __future__ import annotations
@@ -9,42 +8,35 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
-from c2vl_evaluation.report.samples import clean
-from c2vl_evaluation.results import FAILED, Finding, Protocol, Results, Row, Score, by_setting, mean_std
+from c2vl_evaluation.cache import FOLDER
+from c2vl_evaluation.protocols.ensemble import STREAMS
+from c2vl_evaluation.results import ALWAYS, Line, Protocol, Role, Score, Table, grouped
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest
+from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.recipe import EncoderConfig
 from c2vl_manifests.recipe_loading import load_recipe
 
-ROLES = {
+ROLES: dict[Role, str] = {
     "pretrained": "pre-trained",
     "floor": "floor",
     "ceiling": "ceiling",
     "shuffled": "control",
     "baseline": "baseline",
 }
-KINDS = {"knn": "kNN", "linear": "linear"}
-_STREAMS = ("joint", "bone", "motion")
+KINDS: dict[Protocol, str] = {"knn": "kNN", "linear": "linear"}
 Facts = dict[str, Any]
 
 
-def duration(seconds: float) -> str:
-    """Return seconds as a reader says them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def size(count: float) -> str:
-    """Return bytes as a reader says them."""
+    """Return a number of bytes in words: `4.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
@@ -55,105 +47,56 @@ def size(count: float) -> str:
 # ------------------------------------------------------------------------------------------------- results
 
 
-def line(rows: Sequence[Row]) -> dict[str, Any]:
-    """One line of the table of results."""
-    first = rows[0]
-    measures = ("knn", "linear", "linear_best")
+def line(of: Line) -> dict[str, Any]:
+    """Return one line of the table of results."""
+    kinds = {kind: of.summary(kind) for kind in KINDS}
     return {
-        "name": first.name, "role": first.role, "spoken": ROLES[first.role], "seeds": len(rows),
-        "knowledge": first.knowledge, "derived": derived(rows),
-        **{measure: mean_std([getattr(row, measure) for row in rows]) for measure in measures},
-        **{f"{kind}_more": _beside(rows, kind) for kind in KINDS},
+        "name": of.name, "role": of.role, "spoken": ROLES[of.role], "seeds": of.runs, "knowledge": of.knowledge,
+        "derived": of.derived, "linear_best": kinds["linear"].best,
+        **{kind: summary.top1 for kind, summary in kinds.items()},
+        **{f"{kind}_more": _more(summary.top5, summary.balanced) for kind, summary in kinds.items()},
     }  # fmt: skip
 
 
-def derived(rows: Sequence[Row]) -> bool:
-    """Whether captions of some of the rows are a function of the encoder's own input."""
-    return any(row.derived_from_joints for row in rows)
+def _more(top5: str, balanced: str) -> list[str]:
+    return [*([] if top5 == "n/a" else [f"top-5 {top5}"]), f"balanced {balanced}"]
 
 
-def _beside(rows: Sequence[Row], kind: str) -> list[str]:
-    """Say top-5 and balanced accuracy of a line, where its rows hold them."""
-    said = []
-    for word, name in (("top-5", f"{kind}_top5"), ("balanced", f"{kind}_balanced")):
-        values = [value for row in rows if (value := getattr(row, name)) is not None]
-        said += [f"{word} {mean_std(values)}"] if len(values) == len(rows) else []
-    return said
+def floor(score: Score) -> list[str]:
+    """Return top-5 and balanced accuracy of answers that need no encoder."""
+    return _more("n/a" if score.top5 is None else f"{100 * score.top5:.1f}", f"{100 * score.balanced:.1f}")
 
 
-def floor(score: Score | None) -> list[str]:
-    """Say the same of what answers without an encoder."""
-    if score is None:
-        return []
-    top5 = [] if score.top5 is None else [f"top-5 {100 * score.top5:.1f}"]
-    return [*top5, f"balanced {100 * score.balanced:.1f}"]
-
-
-def protocols(results: Results) -> list[dict[str, Any]]:
-    """The other protocols: a group a protocol and setting, in it a line a name; `why` where all of them are n/a."""
-    groups: dict[tuple[str, str], list[tuple[str, list[Finding]]]] = {}
-    for name in results.names():
-        found = by_setting(finding for row in results.of(name) for finding in row.findings)
-        for key, findings in found.items():
-            groups.setdefault(key, []).append((name, findings))
-    order = {protocol: n for n, protocol in enumerate(dict.fromkeys(protocol for protocol, _ in groups))}
-    made = []
-    for (protocol, setting), of in sorted(groups.items(), key=lambda item: order[item[0][0]]):
-        lines = [
-            {"name": name, "derived": derived(results.of(name)), **_cell(findings)} for name, findings in of
-        ]
-        reasons = {cell["why"] for cell in lines}
-        # the data's reason, said once; an evaluation that failed is its own line's
-        failed = any(why.startswith(FAILED) for why in reasons)
-        all_absent = not failed and not any(cell["count"] for cell in lines) and len(reasons) == 1
-        made.append(
-            {
-                "protocol": protocol, "setting": setting, "lines": lines, "why": reasons.pop() if all_absent else "",
-                "train": sorted({f.train for _, findings in of for f in findings if f.last is not None}),
-                "targets": [t for t in results.targets if t.holds(of[0][1][0])],
-            }
-        )  # fmt: skip
-    return made
-
-
-def _cell(findings: Sequence[Finding]) -> dict[str, Any]:
-    last = [f.last for f in findings if f.last is not None]
-    best = [f.best.top1 for f in findings if f.best is not None]
-    top5 = [s.top5 for s in last if s.top5 is not None]
-    return {
-        "count": len(last),
-        "failed": sum(f.why.startswith(FAILED) for f in findings),
-        "why": "; ".join(dict.fromkeys(f.why for f in findings if f.why)) or "no reason was recorded",
-        "top1": mean_std([s.top1 for s in last]) if last else "n/a",
-        "top5": mean_std(top5) if top5 else "n/a",
-        "balanced": mean_std([s.balanced for s in last]) if last else "n/a",
-        "best": mean_std(best) if best else "",
-    }
+def protocols(table: Table) -> list[dict[str, Any]]:
+    """Return the groups of the other protocols: one per protocol and setting, with the target of a transfer."""
+    groups = [group for group in grouped(table.lines()) if group.protocol not in ALWAYS]
+    targets = {target.id: target for target in table.targets}
+    return [{"group": group, "target": targets.get(group.target)} for group in groups]
 
 
 # ---------------------------------------------------------------------------------------------------- cost
 
 
 def facts_of(run: Path) -> Facts:
-    """Read run.json; empty where there is none, or it is damaged."""
+    """Return run.json; empty if there is none, or it is damaged."""
     try:
-        found = json.loads((run / "run.json").read_bytes())
+        facts = json.loads((run / "run.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
-def stages(results: Results, work: Path | None) -> list[dict[str, Any]]:
-    """What every stage of the factory took: seconds from the table, the rest from the work folder if it is at hand."""
+def stages(table: Table, work: Path | None) -> list[dict[str, Any]]:
+    """Return the cost of every pipeline stage: seconds from the table, the rest from the work folder if given."""
     lines = []
-    for stage, seconds in results.seconds.items():
+    for stage, seconds in table.stage_seconds.items():
         manifest = _stage(work, stage)
         rows = manifest.rows if manifest else 0
-        held = sum(p.stat().st_size for p in (work / stage).glob("shard-*.parquet")) if work and rows else 0
-        engine = results.engines.get("vectors" if stage == "embeddings" else stage, "")
+        disk = sum(p.stat().st_size for p in (work / stage).glob("shard-*.parquet")) if work and rows else 0
+        engine = table.engines.get("vectors" if stage == "embeddings" else stage, "")
         lines.append(
             {
-                "stage": stage, "engine": clean(engine), "seconds": seconds, "rows": rows, "bytes": held,
+                "stage": stage, "engine": shorten_paths(engine), "seconds": seconds, "rows": rows, "bytes": disk,
                 "ok": manifest.statuses.get("ok", 0) if manifest else 0,
                 "each": 1000 * seconds / rows if rows else None,
                 "digest": manifest.digest if manifest else "", "key": manifest.key if manifest else "",
@@ -169,23 +112,23 @@ def _stage(work: Path | None, stage: str) -> StageManifest | None:
         return None
 
 
-def training(results: Results, table: Path) -> list[dict[str, Any]]:
-    """What every line of the table took to train, a mean over seeds, and the size of its encoder."""
+def training(table: Table, folder: Path) -> list[dict[str, Any]]:
+    """Return the cost of training of every line, mean over seeds, and the size of its encoder."""
     lines = []
-    for name in results.names():
-        rows = [row for row in results.of(name) if row.run]
+    for name in table.names():
+        rows = [row for row in table.of(name) if row.run]
         if not rows:
             continue
-        found = [facts_of(table / row.run) for row in rows]
+        facts = [facts_of(folder / row.run) for row in rows]
         seconds = sum(row.seconds for row in rows) / len(rows)
         clips = sum(row.samples * row.epochs for row in rows) / len(rows)
-        parameters = found[0].get("parameters")
+        parameters = facts[0].get("parameters")
         lines.append(
             {
                 "name": name, "seeds": len(rows), "epochs": rows[0].epochs, "seconds": seconds,
                 "speed": clips / seconds if seconds > 0 and clips else None,
-                "parameters": parameters if isinstance(parameters, int) else None, "macs": macs(found[0]),
-                "device": ", ".join(dict.fromkeys(d for f in found if (d := _device(f)))),
+                "parameters": parameters if isinstance(parameters, int) else None, "macs": macs(facts[0]),
+                "device": ", ".join(dict.fromkeys(d for f in facts if (d := _device(f)))),
             }
         )  # fmt: skip
     return lines
@@ -201,7 +144,7 @@ def _device(facts: Facts) -> str:
 
 
 def macs(facts: Facts) -> int | None:
-    """Return the multiplications of one clip through the encoder of a run; None where run.json does not tell."""
+    """Return the multiply-accumulates of one clip through the encoder of a run; None if run.json lacks the facts."""
     from c2vl_training.encoders import build_encoder, count
 
     try:
@@ -212,36 +155,34 @@ def macs(facts: Facts) -> int | None:
         return None
 
 
-def evaluation(results: Results, table: Path) -> dict[str, float]:
-    """Seconds of every protocol over all runs, as recorded beside them; an ensemble's further streams stand apart."""
+def evaluation(table: Table, folder: Path) -> dict[str, float]:
+    """Return the seconds of every protocol over all runs; training of an ensemble's further streams is separate."""
     spent: dict[str, float] = defaultdict(float)
-    for row in results.rows:
-        run = table / row.run
-        for finding in _spent(run) if row.run else ():
-            spent[finding.protocol] += finding.seconds
-        for stream in _STREAMS if row.run else ():
+    for row in table.rows:
+        run = folder / row.run
+        for result in _spent(run) if row.run else ():
+            spent[result.protocol] += result.seconds
+        for stream in STREAMS if row.run else ():
             seconds = facts_of(run.with_name(f"{run.name}-{stream}")).get("seconds")
             spent["training of further streams"] += seconds if isinstance(seconds, int | float) else 0
     return {name: seconds for name, seconds in spent.items() if seconds > 0}
 
 
 class _Spent(BaseModel, allow_inf_nan=False):
-    """What every finding says, whatever else the protocol found."""
+    """Fields that every form of stored result has."""
 
     protocol: Protocol
     seconds: NonNegativeFloat
 
 
-class _Kept(BaseModel):
-    finding: _Spent
+class _Stored(BaseModel):
+    result: _Spent
 
 
 def _spent(run: Path) -> Iterator[_Spent]:
-    from c2vl_evaluation.cache import FOLDER
-
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            yield _Kept.model_validate_json(path.read_bytes()).finding
+            yield _Stored.model_validate_json(path.read_bytes()).result
         except (OSError, ValidationError):
             continue
 
@@ -249,22 +190,22 @@ def _spent(run: Path) -> Iterator[_Spent]:
 # ------------------------------------------------------------------------------------------- configuration
 
 
-def configuration(results: Results, table: Path) -> dict[str, Any]:
-    """The main run's whole recipe as `key = value` lines, what of it is not the recipe's own, versions and device."""
-    main = facts_of(table / results.main_run().run) if results.main_run().run else {}
+def configuration(table: Table, folder: Path) -> dict[str, Any]:
+    """Return the recipe of the main run as `key = value` lines, its changes, versions and device."""
+    main = facts_of(folder / table.main_row().run) if table.main_row().run else {}
     recipe = flat(main["recipe"]) if isinstance(main.get("recipe"), dict) else {}
     versions = main.get("versions")
     return {
         "lines": [f"{key} = {value}" for key, value in recipe.items()],
-        "changed": _changed(results.recipe, recipe),
+        "changed": _changed(table.recipe, recipe),
         "versions": [f"{k} {v}" for k, v in versions.items()] if isinstance(versions, dict) else [],
         "device": _device(main),
-        "runs": {row.run: str(facts_of(table / row.run).get("fingerprint", "")) for row in results.rows if row.run},
+        "runs": {row.run: str(facts_of(folder / row.run).get("fingerprint", "")) for row in table.rows if row.run},
     }  # fmt: skip
 
 
 def _changed(name: str, recipe: Mapping[str, str]) -> list[str]:
-    """Say what differs from the recipe as shipped; nothing where the recipe is a file of one's own."""
+    """Return the differences from the built-in recipe; none for a custom recipe file."""
     if not recipe or "/" in name or name.endswith(".toml"):
         return []
     try:
@@ -276,9 +217,9 @@ def _changed(name: str, recipe: Mapping[str, str]) -> list[str]:
 
 
 def flat(value: Any, place: str = "") -> dict[str, str]:
-    """Return nested settings as dotted keys with JSON values, without folders of paths and passwords in addresses."""
+    """Return nested settings as dotted keys with JSON values; paths are shortened, passwords removed."""
     if isinstance(value, dict) and value:
         return {
             k: v for key, inner in value.items() for k, v in flat(inner, f"{place}.{key}".lstrip(".")).items()
         }
-    return {place: clean(re.sub(r"://[^/@\s]+@", "://", json.dumps(value, ensure_ascii=False)))}
+    return {place: shorten_paths(re.sub(r"://[^/@\s]+@", "://", json.dumps(value, ensure_ascii=False)))}

@@ -1,4 +1,4 @@
-"""The report's verdict: a sentence computed from the rows of a table, never written by hand."""
+"""The report's verdict: a sentence computed from the rows of a table."""
 
 from __future__ import annotations
 
@@ -6,48 +6,48 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from c2vl_evaluation.report.sections import KINDS
-from c2vl_evaluation.results import Results, Row, mean_std
+from c2vl_evaluation.results import Protocol, Table, TableRow, mean_std
 
 
-def verdict(results: Results) -> str:
-    """Say what the table shows: the main row against the floor, shuffled pairs, and joints without an encoder."""
-    baseline = [row for row in results.rows if row.role == "baseline"]
+def verdict(table: Table) -> str:
+    """Return a comparison of the main row with the floor, shuffled pairs and raw joints."""
+    baseline = [row for row in table.rows if row.role == "baseline"]
     if not baseline:
-        return _against_floor(results)
-    reached = " and ".join(f"{100 * getattr(baseline[0], k):.1f} % {kind}" for k, kind in KINDS.items())
-    return f"{_against_floor(results)} The raw joints, without any encoder, reach {reached}."
+        return _against_floor(table)
+    reached = " and ".join(f"{100 * baseline[0].top1(k):.1f} % {kind}" for k, kind in KINDS.items())
+    return f"{_against_floor(table)} The raw joints, without any encoder, reach {reached}."
 
 
-def _against_floor(results: Results) -> str:
-    main = results.of(results.main_run().name)
+def _against_floor(table: Table) -> str:
+    main = table.of(table.main_row().name)
     name, role = main[0].name, main[0].role
-    reached = " and ".join(f"{mean_std([getattr(r, k) for r in main])} % {kind}" for k, kind in KINDS.items())
+    reached = " and ".join(f"{mean_std([r.top1(k) for r in main])} % {kind}" for k, kind in KINDS.items())
     if role != "pretrained":
         return f"No pre-trained encoder is in this table; {name} reaches {reached}."
-    floor = [row for row in results.rows if row.role == "floor"]
+    floor = [row for row in table.rows if row.role == "floor"]
     if not floor:
-        return f"{name} reaches {reached}; without a random encoder in the table, what it gained is unknown."
+        return f"{name} reaches {reached}; without a random encoder in the table, the gain of pre-training is unknown."
     gains = _differences(main, floor)
     word = "over" if min(gains.values()) > 0 else "against"
-    said = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
-    shuffled = [row for row in results.rows if row.role == "shuffled"]
+    gained = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
+    shuffled = [row for row in table.rows if row.role == "shuffled"]
     if not shuffled:
-        return f"{said}; without shuffled pairs in the table, what the pairing adds is unknown."
+        return f"{gained}; without shuffled pairs in the table, the effect of the pairing is unknown."
     control = _differences(shuffled, floor)
     points = " and ".join(f"{value:+.1f}".replace("-", "−") for value in control.values())
-    return f"{said}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
+    return f"{gained}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
 
 
-def _differences(rows: Sequence[Row], other: Sequence[Row]) -> dict[str, float]:
-    """Return the differences of the means in points, by measure."""
+def _differences(rows: Sequence[TableRow], other: Sequence[TableRow]) -> dict[Protocol, float]:
+    """Return the differences of the means in points, by protocol."""
 
-    def mean(of: Sequence[Row], kind: str) -> float:
-        return 100 * statistics.mean([float(getattr(row, kind)) for row in of])
+    def mean(of: Sequence[TableRow], kind: Protocol) -> float:
+        return 100 * statistics.mean([row.top1(kind) for row in of])
 
     return {kind: mean(rows, kind) - mean(other, kind) for kind in KINDS}
 
 
-def _gained(gains: Mapping[str, float]) -> str:
+def _gained(gains: Mapping[Protocol, float]) -> str:
     parts: list[str] = []
     last = ""
     for kind, value in gains.items():
@@ -57,26 +57,26 @@ def _gained(gains: Mapping[str, float]) -> str:
     return " and ".join(parts)
 
 
-def _because(gains: Mapping[str, float], control: Mapping[str, float]) -> str:
-    """Say whether the gain is owed to the right pairing: whether shuffled pairs reach half of it."""
+def _because(gains: Mapping[Protocol, float], control: Mapping[Protocol, float]) -> str:
+    """Return whether the gain depends on the right pairing: whether shuffled pairs reach less than half of it."""
     rising = [kind for kind, value in gains.items() if value >= 0.05]
     paired = [kind for kind in rising if control[kind] < gains[kind] / 2]
     if not rising:
         return "so there is no gain to explain"
     if not paired:
-        return "so most of the gain is there without the right pairing"
+        return "so most of the gain does not need the right pairing"
     which = "" if paired == list(gains) else f" {KINDS[paired[0]]}"
     return f"so most of the{which} gain comes from pairing each skeleton with its own prompts"
 
 
-def _noise(main: Sequence[Row], floor: Sequence[Row]) -> str:
-    """Say whether the differences stand out of the spread over seeds."""
+def _noise(main: Sequence[TableRow], floor: Sequence[TableRow]) -> str:
+    """Return whether the differences exceed the spread over seeds."""
     seeds = min(len(main), len(floor))
     if seeds < 2:
-        return "one seed, so how much of it is luck is unknown"
+        return "one seed, so the spread over seeds is unknown"
     clear = []
     for kind, difference in _differences(main, floor).items():
-        spread = [statistics.variance([float(getattr(row, kind)) for row in rows]) for rows in (main, floor)]
+        spread = [statistics.variance([row.top1(kind) for row in rows]) for rows in (main, floor)]
         error = 100 * (spread[0] / len(main) + spread[1] / len(floor)) ** 0.5
         clear += [KINDS[kind]] if abs(difference) > 2 * error else []
     which = "both" if len(clear) == len(KINDS) else f"only {clear[0]}" if clear else "neither"

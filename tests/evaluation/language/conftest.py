@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
 from support.evaluation import spoken
@@ -27,7 +27,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def subject(data: Path, trained: Path, tmp_path: Path) -> Subject:
+def subject(data: Path, trained: Path, tmp_path: Path) -> EvalContext:
     """A run without findings."""
     folder = Path(shutil.copytree(trained, tmp_path / "main"))
-    return Subject(folder, Packed(data), "xsub", recipe(), 0)
+    return EvalContext(folder, Packed(data), "xsub", recipe(), 0)

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional as F
 
 from c2vl_evaluation import cache
-from c2vl_evaluation.cache import Subject
-from c2vl_evaluation.language import search, zeroshot
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.language import retrieval, search, shared_space
 from c2vl_manifests.errors import DataError
 from c2vl_training.dataset import Packed
 from c2vl_training.inference import load_joint_embedding
@@ -45,12 +45,12 @@ def naive(queries: np.ndarray, gallery: np.ndarray, own: np.ndarray, labels: np.
 
 @pytest.mark.parametrize("seed", range(6))
 def test_ranks_match_a_loop_with_many_ties(seed, monkeypatch):
-    monkeypatch.setattr(search, "_CHUNK", 7)  # several chunks and a rest
+    monkeypatch.setattr(retrieval, "_CHUNK", 7)  # several chunks and a rest
     rng = np.random.default_rng(seed)
     gallery, queries = unit(30, 3, seed=seed)[rng.integers(0, 12, 30)], unit(23, 3, seed=seed + 50)
     labels = rng.integers(0, 5, 30)
     owns = np.stack([rng.permutation(30)[:23] for _ in range(3)])
-    ranks, class_ranks, nearest, cosine = search.search_ranks(queries, gallery, owns, labels)
+    ranks, class_ranks, nearest, cosine = retrieval.search_ranks(queries, gallery, owns, labels)
     assert class_ranks is not None
     for n in range(3):
         wanted = naive(queries.numpy(), gallery.numpy(), owns[n], labels)
@@ -66,11 +66,11 @@ def test_ranks_match_a_loop_with_many_ties(seed, monkeypatch):
 def test_an_encoder_that_says_the_same_of_all_clips_finds_nothing():
     gallery = unit(1, 8).repeat(20, 1)
     own, labels = np.arange(20)[None], np.arange(20) % 4
-    ranks, class_ranks, *_ = search.search_ranks(unit(20, 8, seed=1), gallery, own, labels)
+    ranks, class_ranks, *_ = retrieval.search_ranks(unit(20, 8, seed=1), gallery, own, labels)
     assert class_ranks is not None
     assert set(ranks.ravel()) == {20}
     assert set(class_ranks.ravel()) == {16}  # behind all clips of the other classes
-    assert search.recall(ranks[0], 20) == search.Recall(r1=0, r5=0, r10=0, median=20)
+    assert retrieval.recall(ranks[0], 20) == retrieval.Recall(r1=0, r5=0, r10=0, median=20)
 
 
 def test_equal_captions_are_no_hit_for_one_another():
@@ -78,17 +78,17 @@ def test_equal_captions_are_no_hit_for_one_another():
     gallery = unit(40, 6)
     queries = gallery.clone()
     queries[:4] = gallery[0]
-    ranks, *_ = search.search_ranks(queries, gallery, np.arange(40)[None], None)
+    ranks, *_ = retrieval.search_ranks(queries, gallery, np.arange(40)[None], None)
     assert ranks[0, 0] == 1
     assert (ranks[0, 1:4] > 1).all()
     assert len(set(ranks[0, :4])) == 4
-    bound = search.ceiling(np.array([4] + [1] * 36), 40)
+    bound = retrieval.ceiling(np.array([4] + [1] * 36), 40)
     assert bound.r1 == pytest.approx(37 / 40)
-    found = search.recall(ranks[0], 40)
+    found = retrieval.recall(ranks[0], 40)
     assert found.r1 == bound.r1  # reached here: the others' captions are their own clips
     twins = gallery.clone()
     twins[1] = twins[0]  # and of two equal clips neither is found at the first place
-    ranks, *_ = search.search_ranks(queries, twins, np.arange(40)[None], None)
+    ranks, *_ = retrieval.search_ranks(queries, twins, np.arange(40)[None], None)
     assert ranks[0, :2].tolist() == [2, 2]
 
 
@@ -96,12 +96,12 @@ def test_equal_captions_are_no_hit_for_one_another():
 def test_no_encoder_exceeds_the_ceiling(seed):
     rng = np.random.default_rng(seed)
     group = rng.integers(0, 6, 25)
-    bound = search.ceiling(np.unique(group, return_counts=True)[1], 25)
+    bound = retrieval.ceiling(np.unique(group, return_counts=True)[1], 25)
     for trial in range(30):
         queries = unit(6, 5, seed=100 * seed + trial)[group]
         gallery = F.normalize(queries + 0.1 * unit(25, 5, seed=trial), dim=1)
-        ranks, *_ = search.search_ranks(queries, gallery, np.arange(25)[None], None)
-        found = search.recall(ranks[0], 25)
+        ranks, *_ = retrieval.search_ranks(queries, gallery, np.arange(25)[None], None)
+        found = retrieval.recall(ranks[0], 25)
         assert found.r1 <= bound.r1
         assert found.r5 <= bound.r5
         assert found.r10 <= bound.r10
@@ -117,16 +117,16 @@ def test_chance_is_that_of_galleries_in_random_order():
         order = rng.permutation(24)
         ranks.append([np.argmax(labels[order] == label) + 1 for label in range(4)])
     drawn = np.array(ranks)[:, labels]
-    found = search.chance(members, 24)
+    found = retrieval.chance(members, 24)
     for k, share in ((1, found.r1), (5, found.r5), (10, found.r10)):
         assert share == pytest.approx((drawn <= k).mean(), abs=0.01)
     assert abs(found.median - np.median(drawn)) <= 1
-    own = search.chance(np.ones(24, np.int64), 24)
+    own = retrieval.chance(np.ones(24, np.int64), 24)
     assert (own.r1, own.r5, own.median) == (pytest.approx(1 / 24), pytest.approx(5 / 24), 12)
 
 
 def test_recall_at_k_says_nothing_of_galleries_of_k_clips():
-    found = search.recall(np.array([1, 2, 5]), 5)
+    found = retrieval.recall(np.array([1, 2, 5]), 5)
     assert (found.r1, found.r5, found.r10, found.median) == (pytest.approx(1 / 3), None, None, 2)
 
 
@@ -135,7 +135,7 @@ def test_vectors_that_are_not_finite_are_refused():
     broken[1, 0] = torch.nan
     for pair in ((broken, unit(3, 4)), (unit(3, 4), broken)):
         with pytest.raises(DataError, match="NaN or infinite: the encoder diverged"):
-            search.search_ranks(*pair, np.arange(3)[None], None)
+            retrieval.search_ranks(*pair, np.arange(3)[None], None)
 
 
 # -------------------------------------------------------------------------------------------- protocol
@@ -152,8 +152,8 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
     made = run(folder, tmp_path / "main", *sets)
     train(made)
     packed = Packed(folder)
-    subject = Subject(tmp_path / "main", packed, "xsub", recipe(), 0)
-    found = search.outcome(subject, caption)
+    subject = EvalContext(tmp_path / "main", packed, "xsub", recipe(), 0)
+    found = retrieval.evaluate(subject, caption)
     space, rows = load_joint_embedding(subject.run), packed.select("xsub", "test").rows
     assert rows.tolist() == [0, 4, 8, 12]
     assert (found.queries, found.gallery, found.distinct) == (3, 4, 3)
@@ -173,7 +173,7 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
             queries.append(space.model.knowledge("language", raw[None])[0])
         else:
             queries.append(space.knowledge("language", own.mean(axis=0)[None])[0])
-    clips, _ = zeroshot.enter(subject).clips("test")
+    clips, _ = shared_space.open_space(subject).clips("test")
     wanted = naive(torch.stack(queries).numpy(), clips.numpy(), np.array([0, 1, 3]), packed.labels()[rows])
     (path,) = (subject.run / cache.FOLDER).glob("retrieval-*.parquet")
     table = pq.read_table(path)
@@ -190,7 +190,7 @@ def test_captions_that_repeat_lower_the_ceiling(tmp_path, pooling, distinct):
     vectors[4], vectors[8] = vectors[0], vectors[0][::-1]  # the same captions, once at other times
     folder = spoken(tmp_path / "packed", language=vectors)
     train(run(folder, tmp_path / "main", f"training.pretrain.pooling={pooling}"))
-    found = search.outcome(Subject(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
+    found = retrieval.evaluate(EvalContext(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
     assert (found.queries, found.distinct) == (4, distinct)
     assert found.ceiling.r1 == distinct / 4
 
@@ -199,7 +199,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     """On the synthetic set in NTU's format, with captions of the classical encoder."""
     packed = Packed(work)
     train(Run("pretrain", packed, recipe, "xsub", 0, tmp_path / "main"))
-    found = search.outcome(Subject(tmp_path / "main", packed, "xsub", recipe, 0))
+    found = retrieval.evaluate(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0))
     own = found.clip
     assert own.shuffled.r5 == pytest.approx(own.chance.r5, abs=4 * own.shuffled_std.r5 / found.draws**0.5)
     assert own.shuffled_std.r5 > 0
@@ -208,7 +208,7 @@ def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     assert "derived from joints" in found.notes[0]
     (path,) = (tmp_path / "main" / cache.FOLDER).glob("retrieval-*.json")
     before = path.stat().st_mtime_ns
-    assert search.outcome(Subject(tmp_path / "main", packed, "xsub", recipe, 0)) == found
+    assert retrieval.evaluate(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0)) == found
     assert path.stat().st_mtime_ns == before
 
 
@@ -217,7 +217,7 @@ def test_clips_without_labels_are_searched_all_the_same(subject, tmp_path):
         np.save(folder / "labels.npy", np.full(COUNT, -1, np.int16))
 
     other = another(subject, tmp_path, forget)
-    found, labelled = search.outcome(other), search.outcome(subject)
+    found, labelled = retrieval.evaluate(other), retrieval.evaluate(subject)
     assert found.same_class is None
     assert found.clip == labelled.clip
     hits = search.search(other, "wave", 4).hits
@@ -232,7 +232,7 @@ def test_a_test_split_without_captions_is_refused(subject, tmp_path):
         np.save(folder / "language_ok.npy", np.zeros((COUNT, 4), bool))
 
     with pytest.raises(DataError, match=r"none of the 4 test clips of .* has a caption"):
-        search.outcome(another(subject, tmp_path, silence))
+        retrieval.evaluate(another(subject, tmp_path, silence))
 
 
 def test_captions_of_another_encoder_are_refused(subject, tmp_path):
@@ -240,14 +240,16 @@ def test_captions_of_another_encoder_are_refused(subject, tmp_path):
         np.save(folder / "language.npy", np.ones((COUNT, 4, 7), np.float16))
         manifest(folder, language_dim=7)
 
-    with pytest.raises(DataError, match="vectors of 7 numbers; this run was trained on another"):
-        search.outcome(another(subject, tmp_path, widen))
+    with pytest.raises(
+        DataError, match="vectors of 7 numbers; this run was trained on vectors of another encoder"
+    ):
+        retrieval.evaluate(another(subject, tmp_path, widen))
 
 
 def test_queries_are_pooled_as_the_trainer_pools(subject):
-    packed, shared = subject.packed, zeroshot.enter(subject)
+    packed, shared = subject.packed, shared_space.open_space(subject)
     rows = packed.select("xsub", "train").rows
     config = recipe("training.pretrain.standardise=true").training.pretrain
     pooled = Knowledge(packed, rows, "language", config).epoch(torch.Generator())
     wanted = shared.space.model.knowledge("language", pooled)
-    torch.testing.assert_close(search._queries(shared, rows, "mean")[0], wanted)
+    torch.testing.assert_close(retrieval._queries(shared, rows, "mean")[0], wanted)

@@ -45,7 +45,7 @@ def test_the_nearest_clips_of_a_text_come_first(subject, split):
 def test_a_search_that_cannot_be_made_is_refused(subject):
     with pytest.raises(DataError, match="the text is empty"):
         search.search(subject, "  ")
-    with pytest.raises(ConfigError, match="--split 'val' is none of train, test"):
+    with pytest.raises(ConfigError, match="--split 'val' is unknown; expected train or test"):
         search.search(subject, "wave", split="val")
     with pytest.raises(DataError, match=r"finds no word in '!'"):
         search.search(subject, "!")
@@ -62,7 +62,7 @@ def test_poses_of_an_animation_have_equal_lines_and_follow_the_joints():
     joints = moving()[1][:, [0, 0]].copy()
     joints[:, 1, :, 0] += 1
     joints[: len(joints) // 2, 1] = 0  # the second person comes in later
-    first, second = search.drawing(joints, STICK.bones)
+    first, second = search.draw(joints, STICK.bones)
     at = np.linspace(0, len(joints) - 1, min(len(joints), search.KEYS)).round().astype(int)
     assert set(first.shown.split(";")) == {"1"}
     assert second.shown == ";".join("1" if joints[t, 1].any() else "0" for t in at)
@@ -81,7 +81,7 @@ def test_poses_of_an_animation_have_equal_lines_and_follow_the_joints():
             np.testing.assert_allclose(moved, (real - real[0, 0]) * scale, atol=3)
         assert all(0 <= v <= 400 for p in poses for xy in points(p) for v in xy)
         assert 1 <= len(body.still) <= 4
-    assert search.drawing(np.zeros((4, 2, 5, 3), np.float32), STICK.bones) == []
+    assert search.draw(np.zeros((4, 2, 5, 3), np.float32), STICK.bones) == []
 
 
 class Tags(HTMLParser):
@@ -113,7 +113,7 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(subject, tmp_pa
     pq.write_table(pa.table(rows), folder / "shard-00000.parquet")
     (folder / "shard-00001.parquet").write_bytes(b"broken")
     found = search.search(other, f"wave {HOSTILE}", 4)
-    text = search.page(found, other, tmp_path / "deep" / "page.html").read_text("utf-8")
+    text = search.write_page(found, other, tmp_path / "deep" / "page.html").read_text("utf-8")
     page = Tags()
     page.feed(text)
     tags = [tag for tag, _ in page.seen]
@@ -140,7 +140,7 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(subject, tmp_pa
 def test_a_clip_takes_its_own_time(subject, tmp_path):
     found = search.search(subject, "wave", 4)
     page = Tags()
-    page.feed(search.page(found, subject, tmp_path / "page.html").read_text("utf-8"))
+    page.feed(search.write_page(found, subject, tmp_path / "page.html").read_text("utf-8"))
     seconds = [attrs["dur"] for tag, attrs in page.seen if tag == "animate"]
     frames = np.diff(subject.packed.offsets)[[hit.row for hit in found.hits]]
     assert seconds == [f"{max(n / 30, 0.5):.2f}s" for n in frames]

@@ -14,14 +14,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from c2vl_evaluation import cache
-from c2vl_evaluation.cache import Subject
-from c2vl_evaluation.language import search, text_encoder, zeroshot
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.language import search, shared_space, text_encoder, zeroshot
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption
-from c2vl_pipeline.engines.heuristic import Classical
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import caption, embed, pack
@@ -43,17 +42,17 @@ from support.evaluation import TwoEars, another, manifest
             r"cannot be loaded \(encoder checkpoint '/nowhere/clip'",
         ),
         ({"backend": "gone"}, "no encoder engine is called 'gone'"),
-        ({"backend": "classical"}, "is of width 256, the vectors of .* were made by one of 5"),
+        ({"backend": "classical"}, "is of width 256, the vectors of .* are of width 5"),
         (
             {"backend": "classical", "options": {"text_dim": 5}, "revision_of_code": 99},
-            "is of revision of code 1, .* were made by one of 99",
+            "is of code revision 1, .* were made by one of 99",
         ),
     ],
 )
 def test_an_encoder_that_did_not_make_the_vectors_is_refused_in_one_line(subject, tmp_path, engine, said):
     other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))
     with pytest.raises(EngineError, match=said) as caught:
-        zeroshot.outcome(other)
+        zeroshot.evaluate(other)
     assert "\n" not in str(caught.value)
     assert "--encoder" in str(caught.value)
 
@@ -64,17 +63,19 @@ def test_an_encoder_that_did_not_make_the_vectors_is_refused_in_one_line(subject
         ("sha256:aa", "sha256:aa", True),
         ("sha256:aa", "sha256:bb", False),
         ("a" * 40, "b" * 40, False),
-        ("a" * 40, "sha256:bb", True),  # a hub's commit and a folder's hash cannot be compared
+        ("a" * 40, "sha256:bb", False),  # a hub's commit and a folder's hash, and no caption to compare
     ],
 )
 def test_another_checkpoint_is_told_by_its_revision(subject, tmp_path, monkeypatch, was, now, fits):
     engine = {"backend": "hf", "model": "clip", "revision": "main", "revision_resolved": was}
-    other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine, language_dim=6))
+    other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))
     asked = []
 
     def load(spec: Any) -> TwoEars:
         asked.append((spec.model, spec.revision))
-        return TwoEars()
+        encoder = TwoEars()
+        encoder.text_dim = 5
+        return encoder
 
     monkeypatch.setattr(engines, "load", load)
     monkeypatch.setattr(engines, "key_facts", lambda spec: {"revision_resolved": now})
@@ -97,7 +98,7 @@ def test_another_checkpoint_is_told_by_its_revision(subject, tmp_path, monkeypat
 class Moved:
     """A run on vectors of a tiny CLIP that came from the hub, a download of it, and another CLIP of its width."""
 
-    subject: Subject
+    subject: EvalContext
     recipe: Recipe
     right: Path
     wrong: Path
@@ -127,7 +128,7 @@ def made(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
     packed = Packed(here)
     train(Run("pretrain", packed, recipe, "xsub", 0, folder / "main"))
     engines.clear()
-    return Moved(Subject(folder / "main", packed, "xsub", recipe, 0), recipe, right, wrong)
+    return Moved(EvalContext(folder / "main", packed, "xsub", recipe, 0), recipe, right, wrong)
 
 
 @pytest.fixture
@@ -135,15 +136,15 @@ def moved(made: Moved, tmp_path: Path) -> Iterator[Moved]:
     """The same without findings, on a work folder that a test may change."""
     run = Path(shutil.copytree(made.subject.run, tmp_path / "main"))
     here = Path(shutil.copytree(made.subject.packed.folder.parent, tmp_path / "work"))
-    yield Moved(Subject(run, Packed(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
+    yield Moved(EvalContext(run, Packed(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
     engines.clear()
 
 
 def test_a_checkpoint_that_was_moved_is_taken_if_it_says_the_same_of_a_caption(moved):
-    found = zeroshot.outcome(moved.subject, encoder=moved.right)
+    found = zeroshot.evaluate(moved.subject, encoder=moved.right)
     assert not any("--encoder" in note for note in found.notes)
     wanted = text_encoder.load(moved.subject.packed, moved.right).encode_texts(["jumping"]).vectors
-    vectors, cut = zeroshot.enter(moved.subject, moved.right).texts(["jumping"])
+    vectors, cut = shared_space.open_space(moved.subject, moved.right).texts(["jumping"])
     np.testing.assert_allclose(vectors, wanted, atol=1e-6)
     assert cut == 0
     assert search.search(moved.subject, "jumping", 3, encoder=moved.right).hits
@@ -159,22 +160,19 @@ def test_another_checkpoint_of_the_same_width_is_refused_in_one_line(moved, cli:
     assert not list((moved.subject.run / cache.FOLDER).glob("*"))
 
 
-def test_a_finding_of_another_checkpoint_is_made_again(moved, monkeypatch):
+def test_a_moved_checkpoint_is_rejected_where_no_caption_is_left_to_compare(moved):
     shutil.rmtree(moved.subject.packed.folder.parent / "captions")
-    by_wrong = zeroshot.outcome(moved.subject, encoder=moved.wrong)  # nothing is left to tell
-    assert "is taken to be the one that made the vectors" in by_wrong.notes[-1]
-    (path,) = (moved.subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
-    one = cache.load(path).scores
-    zeroshot.outcome(moved.subject, encoder=moved.right)
-    other = cache.load(path).scores
-    assert not np.allclose(one, other, atol=1e-3)
-    elsewhere = Path(shutil.copytree(moved.right, path.parents[2] / "elsewhere"))
-    monkeypatch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))
-    zeroshot.outcome(moved.subject, encoder=elsewhere)  # the same weights, moved once more
-    with pytest.raises(pytest.fail.Exception, match="encoded again"):
-        zeroshot.outcome(moved.subject, encoder=moved.wrong)
+    with pytest.raises(EngineError, match="no caption next to them is left to compare; name the folder"):
+        zeroshot.evaluate(moved.subject, encoder=moved.right)
     with pytest.raises(EngineError, match=r"cannot be loaded \(encoder checkpoint .* no such folder"):
-        zeroshot.outcome(moved.subject, encoder=moved.right / "gone")
+        zeroshot.evaluate(moved.subject, encoder=moved.right / "gone")
+
+
+def test_one_finding_wherever_the_checkpoint_lies(moved, tmp_path, monkeypatch):
+    found = zeroshot.evaluate(moved.subject, encoder=moved.right)
+    elsewhere = Path(shutil.copytree(moved.right, tmp_path / "elsewhere"))
+    monkeypatch.setattr(shared_space.SharedSpace, "texts", lambda *_: pytest.fail("encoded again"))
+    assert zeroshot.evaluate(moved.subject, encoder=elsewhere) == found
 
 
 def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved, monkeypatch):
@@ -182,48 +180,40 @@ def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved
     packed = moved.subject.packed
     held = {**text_encoder.engine_of(packed), "model": str(moved.right), **now}
     manifest(packed.folder, embeddings=held)
-    subject = Subject(moved.subject.run, Packed(packed.folder), "xsub", moved.recipe, 0)
-    found = zeroshot.outcome(subject)
-    monkeypatch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))
-    assert zeroshot.outcome(subject, encoder=moved.right) == found
+    subject = EvalContext(moved.subject.run, Packed(packed.folder), "xsub", moved.recipe, 0)
+    found = zeroshot.evaluate(subject)
+    monkeypatch.setattr(shared_space.SharedSpace, "texts", lambda *_: pytest.fail("encoded again"))
+    assert zeroshot.evaluate(subject, encoder=moved.right) == found
 
 
 # ------------------------------------------------------------------------------ what cannot be compared
 
 
 def test_a_caption_stands_beside_its_own_vector(work):
-    sample, slot, text, vector = text_encoder.embedded(work) or pytest.fail("nothing is left")
-    encoder = text_encoder.load(Packed(work))
-    np.testing.assert_allclose(encoder.encode_texts([text]).vectors[0], vector, atol=1e-3)
     packed = Packed(work)
-    row = packed.sample_ids(range(packed.manifest.samples)).index(sample)
-    assert np.array_equal(packed.knowledge("language")[0][row, slot], vector)
+    text, vector = text_encoder.witness(packed) or pytest.fail("nothing is left")
+    encoder = text_encoder.load(packed)
+    np.testing.assert_allclose(encoder.encode_texts([text]).vectors[0], vector, atol=1e-3)
+    held = packed.knowledge("language")[0]
+    assert (held == vector).all(axis=-1).any()
 
 
-@pytest.mark.parametrize("of", ["shards", "packed"])
-def test_vectors_that_were_not_packed_tell_nothing(work, tmp_path, monkeypatch, of):
+def test_vectors_that_were_not_packed_tell_nothing(work, tmp_path):
     here = Path(shutil.copytree(work, tmp_path / "work"))
-    with monkeypatch.context() as patch:
-        if of == "packed":
-            path = here / "packed" / "language.npy"
-            np.save(path, np.roll(np.load(path), 1, axis=-1))
-        else:
-            shutil.rmtree(here / "embeddings")
-            right = Classical.encode_texts
-            patch.setattr(Classical, "encode_texts", lambda self, texts: right(self, texts[::-1]))
-            runner.run_stage(embed.STAGE, here, load_recipe("debug"))
-    assert text_encoder.embedded(here)
+    path = here / "packed" / "language.npy"
+    np.save(path, np.roll(np.load(path), 1, axis=-1))
+    assert text_encoder.witness(Packed(here)) is None
     text_encoder.load(Packed(here))
 
 
 def test_captions_that_were_made_again_since_they_were_embedded_tell_nothing(work, tmp_path, monkeypatch):
     here = Path(shutil.copytree(work, tmp_path / "work"))
-    assert text_encoder.embedded(here)
+    assert text_encoder.witness(Packed(here))
     shutil.rmtree(here / "captions")
     with monkeypatch.context() as patch:
         patch.setattr(PoseCode, "caption", lambda _, crops, question: [Caption("a tree", 2)] * len(crops))
         runner.run_stage(caption.STAGE, here, load_recipe("debug"))
-    assert text_encoder.embedded(here) is None
+    assert text_encoder.witness(Packed(here)) is None
     text_encoder.load(Packed(here))
 
 
@@ -232,8 +222,6 @@ def test_shards_that_are_damaged_or_gone_are_passed_over(work, tmp_path):
     first, *others = sorted((here / "embeddings").glob("shard-*.parquet"))
     assert others
     first.write_bytes(first.read_bytes()[:-9])
-    found = text_encoder.embedded(here)
-    assert found is not None
-    assert found[0] != text_encoder.embedded(work)[0]  # type: ignore[index]
+    assert text_encoder.witness(Packed(here))
     shutil.rmtree(here / "embeddings")
-    assert text_encoder.embedded(here) is None
+    assert text_encoder.witness(Packed(here)) is None

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_evaluation import cache, metrics
-from c2vl_evaluation.cache import Subject
-from c2vl_evaluation.language import text_encoder, zeroshot
+from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.language import shared_space, text_encoder, zeroshot
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_training import checkpoint
@@ -26,7 +26,7 @@ from support.packed import COUNT
 from support.training import recipe, run
 
 
-def naive(subject: Subject, texts: list[list[str]]) -> np.ndarray:
+def naive(subject: EvalContext, texts: list[list[str]]) -> np.ndarray:
     """One clip and one text at a time, by the space's own methods."""
     space, packed = load_joint_embedding(subject.run), subject.packed
     encoder = text_encoder.load(packed)
@@ -46,7 +46,7 @@ def naive(subject: Subject, texts: list[list[str]]) -> np.ndarray:
 
 
 def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
-    found = zeroshot.outcome(subject)
+    found = zeroshot.evaluate(subject)
     wanted = naive(subject, [["wave"], ["sit down"], ["kick"]])
     labels = subject.packed.labels()[subject.packed.select("xsub", "test").rows]
     assert found.last.top1 == pytest.approx((wanted.argmax(axis=1) == labels).mean())
@@ -68,8 +68,8 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
 def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_with(data, tmp_path, mode):
     sets = (f"training.pretrain.temperature.mode={mode}", "training.pretrain.temperature.tau=0.2")
     train(run(data, tmp_path / "main", *sets))
-    subject = Subject(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
-    found = zeroshot.outcome(subject)
+    subject = EvalContext(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
+    found = zeroshot.evaluate(subject)
     value = float(checkpoint.load(subject.run / checkpoint.PROJECTORS)[0]["scales.language.value"])
     wanted = 1 / value if mode == "raw" else math.exp(-value)
     assert found.temperature == pytest.approx(wanted, rel=1e-5)
@@ -95,7 +95,7 @@ def test_descriptions_of_a_class_are_averaged_after_normalisation(subject, tmp_p
     path = tmp_path / f"texts.{suffix}"
     lines = "".join(f"{json.dumps(name)} = {json.dumps(texts)}\n" for name, texts in told.items())
     path.write_text(lines if suffix == "toml" else json.dumps(told))
-    found = zeroshot.outcome(subject, path)
+    found = zeroshot.evaluate(subject, path)
     assert (found.texts, found.described) == (6, True)
     (kept,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = naive(subject, [[told["wave"]], told["sit down"], told["kick"]])
@@ -105,8 +105,8 @@ def test_descriptions_of_a_class_are_averaged_after_normalisation(subject, tmp_p
 def test_descriptions_count_alike_however_long_their_vectors_are():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(6, 4))
-    found = zeroshot.averaged(vectors * [[9], [1], [1], [0.1], [3], [1]], [2, 1, 3])
-    np.testing.assert_allclose(found, zeroshot.averaged(vectors, [2, 1, 3]), atol=1e-6)
+    found = zeroshot.class_means(vectors * [[9], [1], [1], [0.1], [3], [1]], [2, 1, 3])
+    np.testing.assert_allclose(found, zeroshot.class_means(vectors, [2, 1, 3]), atol=1e-6)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for row, part in zip(found, (units[:2], units[2:3], units[3:]), strict=True):
         np.testing.assert_allclose(row, part.mean(0) / np.linalg.norm(part.mean(0)), atol=1e-6)
@@ -139,7 +139,7 @@ def test_a_good_naming_is_told_from_a_random_one():
 
 def test_classes_of_one_text_are_a_tie_that_the_first_wins(subject, tmp_path):
     same = another(subject, tmp_path, lambda folder: manifest(folder, classes=["kick", "wave", "wave"]))
-    zeroshot.outcome(same)
+    zeroshot.evaluate(same)
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     kept = cache.load(path)
     assert (kept.scores[:, 1] == kept.scores[:, 2]).all()
@@ -150,71 +150,71 @@ def test_classes_of_one_text_are_a_tie_that_the_first_wins(subject, tmp_path):
 
 
 def test_what_is_finished_is_not_made_again(subject, tmp_path, monkeypatch):
-    first = zeroshot.outcome(subject)
+    first = zeroshot.evaluate(subject)
     with monkeypatch.context() as patch:
-        patch.setattr(zeroshot.Shared, "texts", lambda *_: pytest.fail("encoded again"))
-        assert zeroshot.outcome(subject) == first
+        patch.setattr(shared_space.SharedSpace, "texts", lambda *_: pytest.fail("encoded again"))
+        assert zeroshot.evaluate(subject) == first
         (table,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
         table.write_bytes(table.read_bytes()[:-3])
         with pytest.raises(pytest.fail.Exception, match="encoded again"):
-            zeroshot.outcome(subject)
-    again = zeroshot.outcome(subject)
+            zeroshot.evaluate(subject)
+    again = zeroshot.evaluate(subject)
     assert again.model_copy(update={"seconds": first.seconds}) == first
     path = tmp_path / "texts.toml"
     path.write_text('wave = "hand"\n"sit down" = "chair"\nkick = "leg"\n')
-    zeroshot.outcome(subject, path)
+    zeroshot.evaluate(subject, path)
     assert len(list((subject.run / cache.FOLDER).glob("zeroshot-*.json"))) == 2
 
 
 def test_a_finding_of_an_earlier_form_is_made_again(subject):
-    first = zeroshot.outcome(subject)
+    first = zeroshot.evaluate(subject)
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.json")
     held = json.loads(path.read_text())
-    assert held["finding"].pop("temperature") == first.temperature
+    assert held["result"].pop("temperature") == first.temperature
     path.write_text(json.dumps(held))
-    again = zeroshot.outcome(subject)
+    again = zeroshot.evaluate(subject)
     assert again.model_copy(update={"seconds": first.seconds}) == first
-    assert json.loads(path.read_text())["finding"]["temperature"] == first.temperature
+    assert json.loads(path.read_text())["result"]["temperature"] == first.temperature
 
 
 def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so(tmp_path, monkeypatch):
     folder = spoken(tmp_path / "packed", language=np.random.default_rng(1).normal(size=(COUNT, 4, 6)))
-    manifest(folder, embeddings={"backend": "hf", "model": "clip"})
+    manifest(folder, embeddings={"backend": "hf", "model": "clip", "joint_space": True})
     train(run(folder, tmp_path / "seen", "training.pretrain.knowledge=vision"))
-    subject = Subject(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
     monkeypatch.setattr(engines, "load", lambda spec: TwoEars())
     monkeypatch.setattr(engines, "key_facts", lambda spec: {})
-    found = zeroshot.outcome(subject)
+    found = zeroshot.evaluate(subject)
     assert found.through == "vision"
-    assert "listened to crops alone" in found.notes[0]
+    assert "trained toward crops only" in found.notes[0]
     space, vector = load_joint_embedding(subject.run), TwoEars().encode_texts(["kick"]).vectors
-    clips, _ = zeroshot.enter(subject).clips("test")
+    clips, _ = shared_space.open_space(subject).clips("test")
     (path,) = (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")
     wanted = clips @ space.knowledge("vision", vector)[0]
     np.testing.assert_allclose(cache.load(path).scores[:, 2], wanted, atol=1e-5)
     path = tmp_path / "long.json"
     path.write_text(json.dumps({"wave": "w" * 30, "sit down": "s", "kick": ["k" * 40, "k"]}))
-    assert zeroshot.outcome(subject, path).notes[-1] == "2 of 4 texts are longer than the encoder reads."
+    assert zeroshot.evaluate(subject, path).notes[-1] == "2 of 4 texts are longer than the encoder reads."
 
 
 def test_a_run_that_saw_crops_alone_is_refused_where_texts_lie_elsewhere(data, tmp_path):
     train(run(data, tmp_path / "seen", "training.pretrain.knowledge=vision"))
     with pytest.raises(
-        ConfigError, match="trained toward crops alone, and the encoder 'classical' puts texts"
+        ConfigError, match="trained toward crops only, and the encoder 'classical' puts texts"
     ):
-        zeroshot.outcome(Subject(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
+        zeroshot.evaluate(EvalContext(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
 
 
 def test_a_run_without_projectors_is_refused(data, tmp_path):
     train(run(data, tmp_path / "floor", kind="random"))
     with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
-        zeroshot.outcome(Subject(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
+        zeroshot.evaluate(EvalContext(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
 
 
 def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tmp_path):
     other = another(subject, tmp_path, lambda folder: manifest(folder, fingerprint="e" * 32))
-    assert "trained on other data" in zeroshot.outcome(other).notes[-1]
-    assert not any("other data" in note for note in zeroshot.outcome(subject).notes)
+    assert "trained on other data" in zeroshot.evaluate(other).notes[-1]
+    assert not any("other data" in note for note in zeroshot.evaluate(subject).notes)
 
 
 # ---------------------------------------------------------------------------------------------- mistakes
@@ -227,7 +227,7 @@ def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tm
             'wave = "a"\nkick = "b"\n',
             "describes 2 of 3 classes; the first without a description is 'sit down'",
         ),
-        ('wave = "a"\nkik = "b"\n', "'kik' is no class of Sticks; did you mean 'kick'"),
+        ('wave = "a"\nkik = "b"\n', "'kik' is not a class of Sticks; did you mean 'kick'"),
         ('wave = []\nkick = "b"\n"sit down" = "c"\n', r"'wave' = \[\]; expected a description or a list"),
         ('wave = 3\nkick = "b"\n"sit down" = "c"\n', "'wave' = 3; expected a description"),
         ('wave = ["a", " "]\nkick = "b"\n"sit down" = "c"\n', "expected a description"),
@@ -238,28 +238,28 @@ def test_a_file_of_descriptions_that_does_not_fit_is_refused(subject, tmp_path, 
     path = tmp_path / "texts.toml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=said) as caught:
-        zeroshot.outcome(subject, path)
+        zeroshot.evaluate(subject, path)
     assert "\n" not in str(caught.value)
     (tmp_path / "list.json").write_text("[1]")
     with pytest.raises(ConfigError, match="holds no table"):
-        zeroshot.outcome(subject, tmp_path / "list.json")
+        zeroshot.evaluate(subject, tmp_path / "list.json")
     with pytest.raises(ConfigError, match="does not exist; give a TOML or JSON"):
-        zeroshot.outcome(subject, tmp_path / "absent.toml")
+        zeroshot.evaluate(subject, tmp_path / "absent.toml")
 
 
 def test_classes_without_names_need_descriptions(subject, tmp_path):
     other = another(subject, tmp_path, lambda folder: manifest(folder, classes=["wave"]))
     with pytest.raises(ConfigError, match="2 of 3 classes of Sticks have no name; describe them by --desc"):
-        zeroshot.outcome(other)
+        zeroshot.evaluate(other)
     path = tmp_path / "texts.toml"
     path.write_text('wave = "hand"\n"class 1" = "chair"\n"class 2" = "leg"\n')
-    assert zeroshot.outcome(other, path).texts == 3
+    assert zeroshot.evaluate(other, path).texts == 3
 
 
 def test_a_text_without_a_word_is_refused(subject, tmp_path):
     other = another(subject, tmp_path, lambda folder: manifest(folder, classes=["wave", "?!", "kick"]))
     with pytest.raises(DataError, match=r"finds no word in '\?!'"):
-        zeroshot.outcome(other)
+        zeroshot.evaluate(other)
 
 
 def test_clips_without_a_label_cannot_be_judged(subject, tmp_path):
@@ -267,7 +267,7 @@ def test_clips_without_a_label_cannot_be_judged(subject, tmp_path):
         np.save(folder / "labels.npy", np.full(COUNT, -1, np.int16))
 
     with pytest.raises(DataError, match="4 of 4 test samples of xsub have no label"):
-        zeroshot.outcome(another(subject, tmp_path, forget))
+        zeroshot.evaluate(another(subject, tmp_path, forget))
 
 
 def test_training_samples_need_no_label(subject, tmp_path):
@@ -275,9 +275,9 @@ def test_training_samples_need_no_label(subject, tmp_path):
         labels = np.load(folder / "labels.npy")
         np.save(folder / "labels.npy", np.where(np.arange(COUNT) % 4, -1, labels).astype(np.int16))
 
-    found = zeroshot.outcome(another(subject, tmp_path, forget))
+    found = zeroshot.evaluate(another(subject, tmp_path, forget))
     assert found.majority is None
-    assert found.last == zeroshot.outcome(subject).last
+    assert found.last == zeroshot.evaluate(subject).last
 
 
 # ---------------------------------------------------------------------------------------------- command
@@ -309,4 +309,4 @@ def test_descriptions_nested_without_end_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
-        zeroshot._parsed(path)
+        zeroshot._load(path)

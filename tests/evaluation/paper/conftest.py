@@ -1,4 +1,4 @@
-"""Packed data and a finished lab for the paper's tables."""
+"""Packed data and finished experiments for the paper's tables."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_evaluation.paper.cells import compute
-from c2vl_evaluation.paper.experiments import Lab
+from c2vl_evaluation.paper.compute import compute
+from c2vl_evaluation.paper.experiments import Experiments
 from support.packed import COUNT, sticks
-from support.paper import lab
+from support.paper import experiments
 
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two made-up sets under the names of datasets, one of them of the paper; tests must not write into it."""
-    root = tmp_path_factory.mktemp("lab")
+    root = tmp_path_factory.mktemp("experiments")
     for name in ("ntu60", "utd-mhad"):
         splits = [dict.fromkeys(("xsub", "xview"), "train" if n % 4 else "test") for n in range(COUNT)]
         more = {} if name == "ntu60" else {"splits": [{"xsub": s["xsub"]} for s in splits]}
@@ -28,8 +28,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def finished(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiments:
     """Table VII, table IV and figure 4, complete; tests must not write into it."""
-    found = lab(work, tmp_path_factory.mktemp("out"))
+    found = experiments(work, tmp_path_factory.mktemp("out"))
     compute(found, found.cells(["table4", "table7", "figure4"]))
     return found

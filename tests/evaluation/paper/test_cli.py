@@ -10,11 +10,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from c2vl_evaluation.paper import cells as paper
 from c2vl_evaluation.paper import cli as paper_cli
-from c2vl_evaluation.paper.experiments import Lab
-from c2vl_evaluation.paper.sets import find_sets
-from c2vl_evaluation.paper.spec import everything
+from c2vl_evaluation.paper import compute as paper
+from c2vl_evaluation.paper.experiments import Experiments, find_datasets
+from c2vl_evaluation.paper.spec import tables_and_figures
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Note
 from support.packed import COUNT, sticks
@@ -42,11 +41,11 @@ def test_one_odd_set_does_not_stop_the_others(
         text = json.dumps({"format": 1}) if name == "old" else "{"
         (root / name / "packed" / "packed.json").write_text(text)
     said: list[str] = []
-    sets = find_sets(root, lambda e: said.append(e.text) if isinstance(e, Note) else None)
+    sets = find_datasets(root, lambda e: said.append(e.text) if isinstance(e, Note) else None)
     assert set(sets) == {"utd-mhad", *odd}
     assert [text.split(" is left out: ")[0] for text in said] == [str(root / n) for n in ("broken", "old")]
-    here = Lab(sets, tmp_path / "out")
-    why = {c.column.title: c.why for c in here.cells(everything())}
+    here = Experiments(sets, tmp_path / "out")
+    why = {c.column.title: c.why for c in here.cells(tables_and_figures())}
     assert "no usable test samples in xsub" in why["ntu60 xsub"]
     assert "has no benchmark" in why["ntu120 xsub"]
     assert "gone.toml" in why["pku-mmd-2 xsub"]
@@ -99,7 +98,7 @@ def test_the_command_plans_without_writing_and_refuses_unknown_tables(
     assert not (tmp_path / "out").exists()
     refused = CliRunner().invoke(app, [*words, "--only", "table9"])
     assert isinstance(refused.exception, ConfigError)
-    assert "--only 'table9' is none of table1, table2" in str(refused.exception)
+    assert "--only 'table9' is unknown; expected one of table1, table2" in str(refused.exception)
 
 
 def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
@@ -124,11 +123,11 @@ def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     assert "0 trainings and 0 evaluations to do: nothing to do" in second.output
     assert '"cell' not in second.output
     assert "other settings" not in second.output + (tmp_path / "paper.html").read_text("utf-8")
-    there = len(list((tmp_path / "cells").glob("*.json")))
-    third = CliRunner().invoke(app, [*words, "--set", "evaluation.linear.epochs=3"])
+    there = set((tmp_path / "runs").glob("*/*/*/encoder.safetensors"))
+    third = CliRunner().invoke(app, [*words, "--set", "training.pretrain.epochs=2"])
     assert third.exit_code == 0, third.output
-    note = f"{there} finished cells are of other settings, data or seeds and not shown"
+    note = "4 finished trainings are of other settings, data or seeds and not shown"  # all that pre-train
     assert note in " ".join(third.output.split())
     for name in ("paper.html", "paper.md"):
         assert note in (tmp_path / name).read_text("utf-8")
-    assert len(list((tmp_path / "cells").glob("*.json"))) == 2 * there  # none is deleted
+    assert there < set((tmp_path / "runs").glob("*/*/*/encoder.safetensors"))  # none is deleted

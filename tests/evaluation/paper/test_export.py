@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from c2vl_evaluation.paper import export as paper_write
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
-from c2vl_evaluation.paper.spec import everything
-from support.paper import small_sheet
+from c2vl_evaluation.paper.spec import tables_and_figures
+from support.paper import small_table
 
 
 def test_the_csv_says_everything() -> None:
-    lines_ = list(csv.DictReader(io.StringIO(as_csv([small_sheet()]))))
+    lines_ = list(csv.DictReader(io.StringIO(as_csv([small_table()]))))
     assert len(lines_) == 8
     ours = lines_[2]
     assert (ours["row"], ours["paper"], ours["ours"], ours["runs"], ours["difference"]) == (
@@ -30,31 +30,29 @@ def test_the_csv_says_everything() -> None:
         assert float(ours[name]) == pytest.approx(np.mean(values), abs=0.01)
         assert float(ours[f"{name}_std"]) == pytest.approx(np.std(values, ddof=1), abs=0.01)
     assert (ours["last_epoch"], ours["best_epochs"]) == ("9", "4 7")
-    assert {
-        lines_[3][name] for name in ("top5", "balanced", "balanced_std", "best_oracle", "best_epochs")
-    } == {""}
+    assert {lines_[3][name] for name in ("top5", "balanced_std", "best_oracle", "best_epochs")} == {""}
     assert (lines_[3]["paper"], lines_[3]["share"], lines_[3]["ours"]) == ("-", "0.05", "61.50")
     assert (lines_[7]["ours"], lines_[7]["why_empty"]) == ("", "a_b is <not> there")
 
 
 def test_markdown_has_as_many_cells_in_every_row() -> None:
-    text = as_markdown([small_sheet()])
+    text = as_markdown([small_table()])
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {4}
     assert "83.0 ± 1.4 (paper 84.4, −1.4) ▼" in text
     assert "top-5 / balanced accuracy / best epoch (oracle) / runs:" in text
-    assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 84.0 ± 2.1 / 2 | - / - / - / 1 |" in text
+    assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 84.0 ± 2.1 / 2 | - / 0.0 / - / 1 |" in text
     assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["**C²VL, GCN**", "**even**"]
     assert "not shown" not in text
     assert (
-        "In `cells/`, 7 cells are elsewhere."
-        in as_markdown([small_sheet()], "7 cells are elsewhere").splitlines()
+        "In `runs/`, 7 cells are elsewhere."
+        in as_markdown([small_table()], "7 cells are elsewhere").splitlines()
     )
     assert "61.5 (paper -)" in text
 
 
 def test_latex_is_balanced_and_escaped() -> None:
-    text = as_latex([small_sheet()])
+    text = as_latex([small_table()])
     bare = re.sub(r"\\[{}]", "", text)
     depth = np.cumsum([{"{": 1, "}": -1}.get(letter, 0) for letter in bare])
     assert depth.min() >= 0
@@ -88,19 +86,19 @@ class _Cells(HTMLParser):
 
 
 def test_the_page_stands_alone_and_colours_differences() -> None:
-    text = as_html([small_sheet()], [], [])
+    text = as_html([small_table()], [], [])
     found = _Cells()
     found.feed(text)
-    assert found.rows == [3] * (5 + 4)  # four more of C²VL, folded
-    assert text.count('<tr class="more">') == 4
+    assert found.rows == [3] * (5 + 8)  # folded: four more of C²VL, two of the others
+    assert text.count('<tr class="more">') == 8
     folded = [re.findall(r"<td[^>]*>([^<]*)</td>", row) for row in text.split('<tr class="more">')[1:]]
-    assert [row[:3] for row in folded] == [
-        ["runs", "2", "1"], ["top-5", "97.5 ± 0.7", ""], ["balanced accuracy", "80.5 ± 0.7", ""], ["best epoch (oracle)", "84.0 ± 2.1", ""],
+    assert [row[:3] for row in folded[:4]] == [
+        ["runs", "2", "1"], ["top-5", "97.5 ± 0.7", ""], ["balanced accuracy", "80.5 ± 0.7", "0.0"], ["best epoch (oracle)", "84.0 ± 2.1", ""],
     ]  # fmt: skip
     assert re.search(
         r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show runs, top-5, balanced', text
     )
-    assert "2 cells of other" in as_html([small_sheet()], [], [], "2 cells of other settings")
+    assert "2 cells of other" in as_html([small_table()], [], [], "2 cells of other settings")
     assert found.loads == []
     assert '<span class="d down">−1.4</span>' in text
     assert '<span class="d up">+1.0</span>' in text
@@ -112,8 +110,8 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     assert text.count("--shade: ") == 2  # light and dark
 
 
-def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
-    whole = finished.cells(everything())
+def test_numbers_in_the_files_are_those_of_the_findings(finished: Experiments) -> None:
+    whole = finished.cells(tables_and_figures())
     page = paper_write.write(finished, whole)
     assert {p.name for p in finished.out.glob("paper.*")} == {
         f"paper.{e}" for e in ("csv", "md", "tex", "html")
@@ -125,26 +123,26 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Lab) -> None:
         cell = next(
             c
             for c in whole
-            if (c.table, c.line.label, c.column.dataset) == ("table7", "hard", line["dataset"])
+            if (c.table, c.row.label, c.column.dataset) == ("table7", "hard", line["dataset"])
         )
-        held = json.loads((cell.jobs[0].runs[0].out / "evaluations" / _only(cell)).read_text())
-        last, best = held["finding"]["last"], held["finding"]["best"]
+        held = json.loads((cell.evaluations[0].runs[0].out / "evaluations" / _only(cell)).read_text())
+        last, best = held["result"]["last"], held["result"]["best"]
         assert float(line["ours"]) == pytest.approx(100 * last["top1"], abs=0.01)
         assert float(line["balanced"]) == pytest.approx(100 * last["balanced"], abs=0.01)
         assert float(line["best_oracle"]) == pytest.approx(100 * best["top1"], abs=0.01)
         assert line["top5"] == ""  # three classes
-        assert line["best_epochs"] == str(held["finding"]["best_epoch"])
+        assert line["best_epochs"] == str(held["result"]["best_epoch"])
         assert line["last_epoch"] == "4"
     assert float(shown[0]["difference"]) == pytest.approx(float(shown[0]["ours"]) - 82.0, abs=0.011)
     assert shown[1]["difference"] == ""
     rest = {t["why_empty"] for t in told if t["table"] == "table1" and t["role"] == "pretrained"}
-    assert {"not computed yet", "ntu120 is not there", "pku-mmd-2 is not there"} <= rest
+    assert {"not computed yet", "ntu120 is not available", "pku-mmd-2 is not available"} <= rest
     text = page.read_text("utf-8")
     assert "Figure 4. Similarity of positive pairs: ntu60 xsub" in text
     assert text.count("<svg") == 8  # figures 4 and 5, vision and language, two datasets
     assert "Not drawn: not computed yet (" in text
 
 
-def _only(cell: Cell) -> str:
-    (path,) = (cell.jobs[0].runs[0].out / "evaluations").glob("linear-*.json")
+def _only(cell: TableCell) -> str:
+    (path,) = (cell.evaluations[0].runs[0].out / "evaluations").glob("linear-*.json")
     return path.name

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from c2vl_evaluation.paper import figures as paper_figures
-from c2vl_evaluation.paper.cells import compute
+from c2vl_evaluation.paper.compute import compute
 from c2vl_evaluation.paper.spec import FIGURES
-from support.paper import lab
+from support.paper import experiments
 
 
 def test_the_same_ten_random_classes_are_shown_whatever_the_order() -> None:
     labels = np.repeat(np.arange(60), 3)
-    first = paper_figures.chosen(labels)
+    first = paper_figures.chosen_classes(labels)
     assert len(first) == 10
     assert first == sorted({*first})
-    assert first == paper_figures.chosen(np.random.default_rng(1).permutation(labels))
-    assert paper_figures.chosen(np.array([4, 2, -1, 2])) == [2, 4]
+    assert first == paper_figures.chosen_classes(np.random.default_rng(1).permutation(labels))
+    assert paper_figures.chosen_classes(np.array([4, 2, -1, 2])) == [2, 4]
 
 
 def test_answers_outside_the_shown_classes_share_a_column() -> None:
@@ -39,7 +39,9 @@ def test_answers_outside_the_shown_classes_share_a_column() -> None:
 def test_all_figures_are_drawn_of_finished_trainings(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = lab(work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]")
+    here = experiments(
+        work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]"
+    )
     cells = [c for c in here.cells(FIGURES) if c.column.dataset == "utd-mhad"]
     early = paper_figures.draw(here, [c for c in cells if c.table == "figure6"])
     assert [p.title for p in early] == ["Not drawn: not computed yet (10 of 10 trainings)."]

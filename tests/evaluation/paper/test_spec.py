@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_evaluation.paper.spec import Variant, component, everything, lines, printed
+from c2vl_evaluation.paper.spec import Variant, printed_tables, rows_of, tables_and_figures, targets_of
 from c2vl_manifests.layouts import load_layout
 from c2vl_manifests.recipe import TABLE_VII, Cosine, Intra, Partition, targets_name
 from c2vl_manifests.recipe_loading import load_recipe
@@ -52,17 +52,18 @@ def text(shared: Path) -> dict[str, list[list[str]]]:
     return text_of(path)
 
 
-@pytest.mark.parametrize("name", printed())
+@pytest.mark.parametrize("name", printed_tables())
 def test_the_transcription_is_what_the_paper_prints(name: str, text: dict[str, list[list[str]]]) -> None:
     wanted = []
     for cells in text[name]:
         cite = re.search(r"\[(\d+)\]", cells[0])
         # a row ends in its numbers; words before them may be a dash too
-        found = numbers(cells[1:])[-len(printed()[name].columns) :]
-        if len(found) == len(printed()[name].columns):
+        found = numbers(cells[1:])[-len(printed_tables()[name].columns) :]
+        if len(found) == len(printed_tables()[name].columns):
             wanted.append((int(cite[1]) if cite else None, found))
     rows = [
-        (row.cite, ["-" if v is None else f"{v:.1f}" for v in row.values]) for row in printed()[name].rows
+        (row.cite, ["-" if v is None else f"{v:.1f}" for v in row.values])
+        for row in printed_tables()[name].rows
     ]
     assert rows == wanted
 
@@ -70,7 +71,7 @@ def test_the_transcription_is_what_the_paper_prints(name: str, text: dict[str, l
 def test_differences_that_table_viii_prints_agree_with_its_accuracies(
     text: dict[str, list[list[str]]],
 ) -> None:
-    rows = printed()["table8"].rows
+    rows = printed_tables()["table8"].rows
     said = [re.findall(r"\(([+-][\d .]+)\)", "\t".join(cells).replace("\t", " ")) for cells in text["table8"]]
     differences = [[float(d.replace(" ", "")) for d in found] for found in said if found]
     assert len(differences) == len(rows) - 1
@@ -80,24 +81,24 @@ def test_differences_that_table_viii_prints_agree_with_its_accuracies(
 
 
 def test_one_number_is_the_same_in_every_table_that_prints_it() -> None:
-    t = printed()
+    t = printed_tables()
     joint = next(r for r in t["table1"].rows if r.ours == "joint").values
     assert t["table6"].rows[-1].values == t["table8"].rows[-1].values == joint[:2]
     assert t["table7"].rows[-1].values == joint[:1]
     assert t["table7"].rows[0].method == "hard"
 
 
-@pytest.mark.parametrize("name", printed())
+@pytest.mark.parametrize("name", printed_tables())
 def test_every_row_of_the_paper_that_is_ours_has_a_line_and_every_line_its_row(name: str) -> None:
-    table = printed()[name]
+    table = printed_tables()[name]
     assert all(len(row.values) == len(table.columns) for row in table.rows)
-    repeated = {line.repeats for line in lines(name)} - {""}
+    repeated = {line.repeats for line in rows_of(name)} - {""}
     assert repeated == {row.ours for row in table.rows} - {""}
-    assert {"floor", "ceiling", "shuffled"} <= {line.role for line in lines(name)}
+    assert {"floor", "ceiling", "shuffled"} <= {line.role for line in rows_of(name)}
 
 
 def test_three_streams_and_every_reading_of_table_iii_have_their_controls() -> None:
-    told = {n: {line.label: line for line in lines(n)} for n in ("table1", "table2", "table3")}
+    told = {n: {line.label: line for line in rows_of(n)} for n in ("table1", "table2", "table3")}
     every = {
         "random encoder (floor)": "floor",
         "supervised (ceiling)": "ceiling",
@@ -121,16 +122,16 @@ def test_three_streams_and_every_reading_of_table_iii_have_their_controls() -> N
 # ------------------------------------------------------------------------------------------ variants
 
 
-def test_components_of_table_vii_keep_the_numbers_of_the_recipe() -> None:
+def test_targets_of_table_vii_keep_the_numbers_of_the_recipe() -> None:
     own = Partition(beta=0.3, temperature=0.2, alpha=Cosine(start=0.8, end=0.3))
     for name in TABLE_VII:
-        found = component(own, name)
+        found = targets_of(own, name)
         assert targets_name(found) == name
         kept = {k: getattr(own, k) for k in ("beta", "temperature") if k in type(found).model_fields}
         assert {k: getattr(found, k) for k in kept} == kept
-    assert component(own, "blend(cosine)").model_dump()["alpha"] == own.alpha.model_dump()
-    assert component(own, "partition(cosine)") is own
-    assert component(Intra(beta=0.4), "partition(cosine)") == Partition(beta=0.4)
+    assert targets_of(own, "blend(cosine)").model_dump()["alpha"] == own.alpha.model_dump()
+    assert targets_of(own, "partition(cosine)") is own
+    assert targets_of(Intra(beta=0.4), "partition(cosine)") == Partition(beta=0.4)
 
 
 def test_other_encoders_are_of_published_size_or_as_small_as_the_recipes_own() -> None:
@@ -162,7 +163,7 @@ def test_table_viii_has_one_floor_for_each_encoder_beside_the_recipes_own() -> N
         "stgcn": "ST-GCN",
     }
     for own in ("stgcn", "ctrgcn", "stgcn_slim"):
-        floors = {x.label: x.variant for x in lines("table8", own) if x.label.endswith(", random")}
+        floors = {x.label: x.variant for x in rows_of("table8", own) if x.label.endswith(", random")}
         assert {label: v.encoder for label, v in floors.items()} == {
             f"{word}, random": name for name, word in said.items() if name != own
         }
@@ -180,7 +181,7 @@ def test_table_viii_has_one_floor_for_each_encoder_beside_the_recipes_own() -> N
 )
 def test_a_row_with_the_papers_label_is_the_papers_method_whatever_the_recipe_says(departs: str) -> None:
     base = load_recipe("debug", [f"training.{departs}"])
-    every = [(name, line) for name in everything() for line in lines(name)]
+    every = [(name, line) for name in tables_and_figures() for line in rows_of(name)]
     streams = {"joint", "bone", "motion"}
     for name, line in every:
         for variant in line.streams:
@@ -193,7 +194,7 @@ def test_a_row_with_the_papers_label_is_the_papers_method_whatever_the_recipe_sa
         if line.protocol == "ensemble":
             assert {v.recipe(base).training.input.stream for v in line.streams} == streams
     for name in ("figure7", "figure8"):
-        told = {n: v.recipe(base).training.pretrain for n, v in ((x.label, x.variant) for x in lines(name))}
+        told = {n: v.recipe(base).training.pretrain for n, v in ((x.label, x.variant) for x in rows_of(name))}
         assert {n: targets_name(p.targets) for n, p in told.items()} == {
             f"{loss}, {k}": which
             for k in ("vision", "language")

@@ -13,16 +13,15 @@ import pytest
 
 from c2vl_evaluation.paper import cli as paper_cli
 from c2vl_evaluation.paper import figures as paper_figures
-from c2vl_evaluation.paper.cells import compute, unfinished
-from c2vl_evaluation.paper.experiments import Cell, Lab
+from c2vl_evaluation.paper.compute import compute, unfinished
+from c2vl_evaluation.paper.experiments import Experiments, TableCell, find_datasets
 from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
-from c2vl_evaluation.paper.sets import find_sets
-from c2vl_evaluation.paper.spec import everything, printed
-from c2vl_evaluation.paper.tables import Sheet, SheetRow, Shown, derived, sheet
+from c2vl_evaluation.paper.spec import printed_tables, tables_and_figures
+from c2vl_evaluation.paper.tables import FilledRow, FilledTable, derived, fill
 from c2vl_manifests.recipe import TABLE_VII
 from c2vl_training.dataset import Packed
 from support.packed import COUNT, sticks
-from support.paper import FAST, lab, small_sheet
+from support.paper import FAST, experiments, shown, small_table
 
 # -------------------------------------------------------------------------- without looking at a sample
 
@@ -38,7 +37,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Packed]:
         facts = json.loads((folder / "packed.json").read_text())
         facts |= {"dataset": name, "fingerprint": name.ljust(32, "x")}
         (folder / "packed.json").write_text(json.dumps(facts))
-    return find_sets(root)
+    return find_datasets(root)
 
 
 def by_hand(packed: Packed) -> dict[str, tuple[float, float, float]]:
@@ -60,37 +59,37 @@ def by_hand(packed: Packed) -> dict[str, tuple[float, float, float]]:
 def test_majority_and_chance_stand_in_every_table_before_anything_is_computed(
     uneven: dict[str, Packed], tmp_path: Path
 ) -> None:
-    here = Lab(uneven, tmp_path, "debug", (*FAST, "evaluation.semi.shares=[0.25,0.5]"), wide=True)
+    here = Experiments(uneven, tmp_path, "debug", (*FAST, "evaluation.semi.shares=[0.25,0.5]"), wide=True)
     wanted = by_hand(uneven["pku-mmd-2"])
     assert wanted["majority class"] == pytest.approx((50, 75, 100 / 3))
     assert wanted["chance"] == pytest.approx((100 / 7, 500 / 7, 100 / 7))
     counted = 0
-    for name in printed():
-        shown = sheet(here, name, here.cells([name]))
+    for name in printed_tables():
+        shown = fill(here, name, here.cells([name]))
         assert [row.label for row in shown.rows[-2:]] == ["majority class", "chance"]
         for row in shown.rows[-2:]:
             assert (row.role, row.trained) == ("baseline", False)
             for column, cell in zip(shown.columns, row.cells, strict=True):
                 on = column.to or column.dataset
                 if on == "pku-mmd-2":  # the source of a transfer may be absent
-                    found = (*cell.ours, *cell.top5, *cell.balanced)
+                    found = (*cell.ours, *cell.values("top5"), *cell.values("balanced"))
                     assert found == pytest.approx(wanted[row.label]), (name, column)
-                    assert (cell.paper, cell.best, cell.why) == (None, (), "")
+                    assert (cell.paper, cell.values("best"), cell.why) == (None, (), "")
                     counted += 1
                 else:
                     assert cell.ours == ()
                     lost = "1 of 4 test samples of xsub have no label"
-                    assert (lost if on == "utd-mhad" else f"{on} is not there") in cell.why
+                    assert (lost if on == "utd-mhad" else f"{on} is not available") in cell.why
         if name == "table3":
             assert {c.share for c in shown.columns if c.dataset == "pku-mmd-2"} == {0.25, 0.5}
         if name == "table5":
             assert any(c.dataset == "ntu120" and c.to == "pku-mmd-2" for c in shown.columns)
     # III: two shares; V: two columns of the paper and one more; one each else
     assert counted == 2 * (2 + 3 + 6)
-    page = as_html([sheet(here, "table4", here.cells(["table4"]))], [], [])
+    page = as_html([fill(here, "table4", here.cells(["table4"]))], [], [])
     assert "No cell has been computed yet" in page
     assert "majority class" in page
-    told = csv.DictReader(io.StringIO(as_csv([sheet(here, "table7", here.cells(["table7"]))])))
+    told = csv.DictReader(io.StringIO(as_csv([fill(here, "table7", here.cells(["table7"]))])))
     blind = next(t for t in told if (t["row"], t["dataset"]) == ("majority class", "pku-mmd-2"))
     assert [blind[name] for name in ("role", "paper", "ours", "top5", "balanced", "best_oracle", "runs")] == [
         "baseline", "-", "50.00", "75.00", "33.33", "", "",
@@ -99,15 +98,15 @@ def test_majority_and_chance_stand_in_every_table_before_anything_is_computed(
 
 
 def test_differences_are_signed_and_near_ones_are_equal() -> None:
-    up, same, down = Shown(70.0, (71.0,)), Shown(80.0, (80.04,)), Shown(84.4, (84.0, 82.0))
-    assert [(c.sense, c.points) for c in (up, same, down)] == [
+    up, same, down = shown(70.0, (71.0,)), shown(80.0, (80.04,)), shown(84.4, (84.0, 82.0))
+    assert [(c.direction, c.signed_difference) for c in (up, same, down)] == [
         ("up", "+1.0"),
         ("same", "+0.0"),
         ("down", "−1.4"),
     ]
-    assert down.mean == "83.0 ± 1.4"
-    for nothing in (Shown(70.0), Shown(None, (1.0,)), Shown()):
-        assert (nothing.difference, nothing.sense, nothing.points) == (None, "", "")
+    assert down.marked_text == "83.0 ± 1.4"
+    for nothing in (shown(70.0), shown(None, (1.0,)), shown()):
+        assert (nothing.difference, nothing.direction, nothing.signed_difference) == (None, "", "")
 
 
 # ------------------------------------------------------------------------- what a number is, and of what
@@ -130,8 +129,10 @@ def row_of(text: str, label: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def ruled(finished: Lab, work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, list[Cell]]:
-    """The finished lab, where captions are made by rule on utd-mhad alone, and vision alone is trained on it."""
+def ruled(
+    finished: Experiments, work: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Experiments, list[TableCell]]:
+    """Finished experiments, where captions are made by rule on utd-mhad alone, and vision alone is trained on it."""
     root = tmp_path_factory.mktemp("ruled")
     shutil.copytree(work, root / "work")
     shutil.copytree(finished.out, root / "out")
@@ -145,18 +146,18 @@ def ruled(finished: Lab, work: Path, tmp_path_factory: pytest.TempPathFactory) -
     facts = json.loads(file.read_text())
     facts["engines"]["captions"] = {"backend": "llava"}
     file.write_text(json.dumps(facts))
-    here = lab(root / "work", root / "out")
-    vision = [c for c in here.cells(["table6"]) if (c.line.label, c.column.dataset) == ("vision", "utd-mhad")]
+    here = experiments(root / "work", root / "out")
+    vision = [c for c in here.cells(["table6"]) if (c.row.label, c.column.dataset) == ("vision", "utd-mhad")]
     compute(here, vision)
     return here, here.cells(["table4", "table5", "table6", "table7", "figure6"])
 
 
 def test_what_was_trained_on_captions_made_by_rule_is_marked_in_every_file(
-    ruled: tuple[Lab, list[Cell]],
+    ruled: tuple[Experiments, list[TableCell]],
 ) -> None:
     here, cells = ruled
-    sheets = [sheet(here, n, [c for c in cells if c.table == n]) for n in ("table4", "table6", "table7")]
-    told = list(csv.DictReader(io.StringIO(as_csv(sheets))))
+    tables = [fill(here, n, [c for c in cells if c.table == n]) for n in ("table4", "table6", "table7")]
+    told = list(csv.DictReader(io.StringIO(as_csv(tables))))
     both = {"C²VL", "language", "vision and language", "shuffled pairs (control)", *TABLE_VII}
     marked = {(t["row"], t["dataset"]) for t in told if t["derived_from_joints"] == "yes"}
     assert marked == {(row, "utd-mhad") for row in both}
@@ -164,26 +165,28 @@ def test_what_was_trained_on_captions_made_by_rule_is_marked_in_every_file(
     numbers_ = {(t["table"], t["row"], t["dataset"]): t["ours"] for t in told}
     # vision stands between the others with a number of its own
     assert numbers_["table6", "vision", "utd-mhad"] != ""
-    for text in (as_markdown(sheets[1:2]), as_latex(sheets[1:2]), as_html(sheets[1:2], [], [])):
+    for text in (as_markdown(tables[1:2]), as_latex(tables[1:2]), as_html(tables[1:2], [], [])):
         assert MARKED in text
         marks = {row: len(re.findall(r"†|dagger", row_of(text, row))) for row in ROWS}
         assert marks == {row: int(row in both) for row in ROWS}
     plain_ = [c for c in cells if c.table == "table7" and c.column.dataset == "ntu60"]
     for text in (
-        as_markdown([sheet(here, "table7", plain_)]),
-        as_latex([sheet(here, "table7", plain_)]),
-        as_html([sheet(here, "table7", plain_)], [], []),
+        as_markdown([fill(here, "table7", plain_)]),
+        as_latex([fill(here, "table7", plain_)]),
+        as_html([fill(here, "table7", plain_)], [], []),
     ):
         assert MARKED not in text
         assert "†" not in text
         assert "dagger" not in text
 
 
-def test_a_transfer_is_marked_by_what_its_source_was_trained_on(ruled: tuple[Lab, list[Cell]]) -> None:
+def test_a_transfer_is_marked_by_what_its_source_was_trained_on(
+    ruled: tuple[Experiments, list[TableCell]],
+) -> None:
     found = {
-        (c.column.dataset, c.column.to, c.line.role): derived(c)
+        (c.column.dataset, c.column.to, c.row.role): derived(c)
         for c in ruled[1]
-        if c.table == "table5" and c.jobs
+        if c.table == "table5" and c.evaluations
     }
     assert {key for key, marked in found.items() if marked} == {
         ("utd-mhad", "ntu60", "pretrained"),
@@ -193,7 +196,7 @@ def test_a_transfer_is_marked_by_what_its_source_was_trained_on(ruled: tuple[Lab
 
 
 def test_the_mark_is_told_in_the_terminal(
-    ruled: tuple[Lab, list[Cell]], capsys: pytest.CaptureFixture[str]
+    ruled: tuple[Experiments, list[TableCell]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     here, cells = ruled
     paper_cli._show(here, ["table6"], cells)
@@ -206,8 +209,8 @@ def test_the_mark_is_told_in_the_terminal(
 
 
 def test_no_number_of_ours_stands_under_the_name_of_another_method(work: Path, tmp_path: Path) -> None:
-    here = lab(work, tmp_path)
-    found = sheet(here, "table8", here.cells(["table8"]))
+    here = experiments(work, tmp_path)
+    found = fill(here, "table8", here.cells(["table8"]))
     own = {row.label: (row.printed, row.about) for row in found.rows if row.role == "pretrained"}
     assert own == {
         "C²VL with a bidirectional GRU": ("PCM³", "GRU"),
@@ -225,23 +228,25 @@ def test_no_number_of_ours_stands_under_the_name_of_another_method(work: Path, t
     assert re.findall(r'class="name">([^<]*)</span><span class="under">([^<]*PCM³)</span>', page) == [
         ("C²VL with a bidirectional GRU", "GRU; the paper&#39;s row: PCM³")
     ]
-    for name in printed():  # the paper's C²VL keeps its name, methods of others theirs
-        one = sheet(here, name, here.cells([name]))
-        peers = {row.method for row in printed()[name].rows if row.cite is not None and not row.ours}
+    for name in printed_tables():  # the paper's C²VL keeps its name, methods of others theirs
+        one = fill(here, name, here.cells([name]))
+        peers = {row.method for row in printed_tables()[name].rows if row.cite is not None and not row.ours}
         for row in one.rows:
             bare = row.label.split(" [")[0]
             assert (bare in peers) == (row.role == "peer" and row.label != bare), (name, row.label)
 
 
 def test_columns_that_can_be_filled_come_first_and_none_is_lost(work: Path, tmp_path: Path) -> None:
-    here = lab(work / "utd-mhad", tmp_path)
-    for name in (*printed(), "figure6"):
+    here = experiments(work / "utd-mhad", tmp_path)
+    for name in (*printed_tables(), "figure6"):
         cells = here.cells([name])
-        found = sheet(here, name, cells)
-        there = [c.dataset in here.sets and (not c.to or c.to in here.sets) for c in found.columns]
+        found = fill(here, name, cells)
+        there = [c.dataset in here.datasets and (not c.to or c.to in here.datasets) for c in found.columns]
         assert there == sorted(there, reverse=True), name
         assert set(found.columns) == {c.column for c in cells}
-        assert [c for c in found.columns if c.dataset != "utd-mhad"] == list(everything()[name].columns)
+        assert [c for c in found.columns if c.dataset != "utd-mhad"] == list(
+            tables_and_figures()[name].columns
+        )
         if name in {"table1", "table7"}:
             assert found.columns[0].title.startswith("utd-mhad")
             (row,) = (r for r in found.rows if r.printed in {"C²VL", "partition(cosine)"})
@@ -250,32 +255,32 @@ def test_columns_that_can_be_filled_come_first_and_none_is_lost(work: Path, tmp_
 
 
 def test_the_number_of_runs_is_said_and_beside_each_number_where_they_differ() -> None:
-    uneven = small_sheet()
-    assert (uneven.counts(), uneven.runs()) == ([1, 2], "Numbers of ours are of 1 to 2 runs.")
-    even = Sheet("table9", "IX", "even", "Caption.", uneven.columns, uneven.rows[2:])
-    assert (even.counts(), even.runs()) == ([1], "Every number of ours is of 1 run.")
-    bare = Sheet("table9", "IX", "bare", "Caption.", uneven.columns, uneven.rows[:1])
+    uneven = small_table()
+    assert (uneven.counts(), uneven.runs()) == ([1, 2], "Our numbers are of 1 to 2 runs each.")
+    even = FilledTable("table9", "IX", "even", "Caption.", uneven.columns, uneven.rows[2:])
+    assert (even.counts(), even.runs()) == ([1], "Each of our numbers is of 1 run.")
+    bare = FilledTable("table9", "IX", "bare", "Caption.", uneven.columns, uneven.rows[:1])
     assert (bare.counts(), bare.runs()) == ([], "")
-    blind = SheetRow("chance", "", "baseline", (Shown(None, (50.0,)), Shown()))
-    page = as_html([Sheet("t", "IX", "t", "C.", uneven.columns, (*uneven.rows, blind))], [], [])
+    blind = FilledRow("chance", "", "baseline", (shown(None, (50.0,)), shown()))
+    page = as_html([FilledTable("t", "IX", "t", "C.", uneven.columns, (*uneven.rows, blind))], [], [])
     assert re.findall(r">n = (\d+)<", page) == ["2", "1", "1", "1", "1"]  # none of chance, none of the peer
     assert ">n = " not in as_html([even], [], [])
-    half = SheetRow("half", "", "pretrained", (Shown(None, (50.0,), "why", "1 of 2 seeds"), Shown()))
-    page = as_html([Sheet("t", "IX", "t", "C.", uneven.columns, (half,))], [], [])
+    half = FilledRow("half", "", "pretrained", (shown(None, (50.0,), "why", "1 of 2 seeds"), shown()))
+    page = as_html([FilledTable("t", "IX", "t", "C.", uneven.columns, (half,))], [], [])
     assert '<span class="under">1 of 2 seeds</span>' in page
     for text in (as_markdown([even]), as_latex([even]), as_html([even], [], [])):
-        assert "Every number of ours is of 1 run." in text
+        assert "Each of our numbers is of 1 run." in text
 
 
 def test_figure_6_in_numbers_has_the_controls_of_table_vii_at_no_cost(
-    finished: Lab, work: Path, tmp_path: Path
+    finished: Experiments, work: Path, tmp_path: Path
 ) -> None:
     cells = finished.cells(["figure6"])
-    controls = [c for c in cells if c.line.role != "pretrained"]
-    assert {c.line.role for c in controls} == {"floor", "ceiling", "shuffled"}
+    controls = [c for c in cells if c.row.role != "pretrained"]
+    assert {c.row.role for c in controls} == {"floor", "ceiling", "shuffled"}
     assert unfinished(finished, controls) == []
-    found = sheet(finished, "figure6", cells)
-    other = sheet(finished, "table7", finished.cells(["table7"]))
+    found = fill(finished, "figure6", cells)
+    other = fill(finished, "table7", finished.cells(["table7"]))
     below = {row.label: row.cells for row in other.rows if row.role not in {"pretrained", "peer"}}
     assert {row.label: row.cells for row in found.rows if row.role != "pretrained"} == below
     assert list(below)[-2:] == ["majority class", "chance"]
@@ -294,11 +299,11 @@ def test_captions_say_how_many_classes_are_shown(tmp_path: Path, labels: list[in
     test = 12 if max(labels) > 9 else 4
     splits = [{"xsub": "test" if n % 4 < test // 4 else "train"} for n in range(COUNT)]
     sticks(tmp_path / "set" / "packed", labels=labels, splits=splits)
-    here = Lab(find_sets(tmp_path / "set"), tmp_path / "out", "debug", FAST)
+    here = Experiments(find_datasets(tmp_path / "set"), tmp_path / "out", "debug", FAST)
     for name in ("figure7", "figure8"):
         for column in here.columns(name):
             of = [c for c in here.cells([name]) if c.column == column]
             text = paper_figures.caption(of)
-            wanted = said if of[0].jobs else "the same ten random test classes"
+            wanted = said if of[0].evaluations else "the same ten random test classes"
             assert wanted.removesuffix(" in every panel" if name == "figure8" else "") in text
             assert "{" not in text

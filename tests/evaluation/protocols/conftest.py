@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_evaluation.cache import Subject
+from c2vl_evaluation.context import EvalContext
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
 from support.evaluation import TUNED
@@ -14,6 +14,6 @@ from support.training import recipe, run
 
 
 @pytest.fixture
-def subject(data: Packed, tmp_path: Path) -> Subject:
+def subject(data: Packed, tmp_path: Path) -> EvalContext:
     train(run(data.folder, tmp_path / "floor", kind="random"))
-    return Subject(tmp_path / "floor", data, "xsub", recipe(*TUNED), 0)
+    return EvalContext(tmp_path / "floor", data, "xsub", recipe(*TUNED), 0)

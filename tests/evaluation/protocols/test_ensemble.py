@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from c2vl_evaluation.cache import Predictions, Subject
+from c2vl_evaluation.cache import Predictions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import ensemble, finetuning, linear
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.dataset import Packed
 from c2vl_training.trainer import train
-from support.evaluation import logits, outcomes, told
+from support.evaluation import evaluated, logits, outcomes, told
 from support.training import run
 
 
@@ -40,7 +41,7 @@ def test_streams_of_other_samples_are_not_added():
 
 
 @pytest.fixture
-def streams(subject: Subject, data: Packed, tmp_path: Path) -> list[Subject]:
+def streams(subject: EvalContext, data: Packed, tmp_path: Path) -> list[EvalContext]:
     found = [subject]
     for stream in ("bone", "motion"):
         train(run(data.folder, tmp_path / stream, f"training.input.stream={stream}", kind="random"))
@@ -49,40 +50,40 @@ def streams(subject: Subject, data: Packed, tmp_path: Path) -> list[Subject]:
 
 
 def test_three_streams_are_known_by_their_runs(streams):
-    found = ensemble.by_stream(streams[::-1])
+    found = ensemble.joined(streams[::-1]).streams
     assert [found[stream].run for stream in ensemble.STREAMS] == [one.run for one in streams]
     with pytest.raises(
         ConfigError, match="are both of the bone stream; give one run of each of joint, bone, motion"
     ):
-        ensemble.by_stream([*streams, streams[1]])
+        ensemble.joined([*streams, streams[1]])
     with pytest.raises(ConfigError, match=r"no run of the bone stream is given; .*input.stream=bone"):
-        ensemble.by_stream([streams[0], streams[2]])
+        ensemble.joined([streams[0], streams[2]])
 
 
 @pytest.mark.parametrize("protocol", ["linear", "finetune"])
 def test_an_ensemble_is_the_sum_of_its_runs_with_both_weights(streams, protocol):
     some = [told(one, f"evaluation.ensemble.protocol=['{protocol}']") for one in streams]
-    fixed, equal = outcomes(ensemble, ensemble.by_stream(some))
-    each = [linear.outcome(one) if protocol == "linear" else finetuning.outcome(one) for one in some]
+    fixed, equal = outcomes(ensemble, ensemble.joined(some))
+    each = [evaluated(linear, one) if protocol == "linear" else evaluated(finetuning, one) for one in some]
     parts = np.stack([logits(one) for one in each])
     np.testing.assert_allclose(logits(equal), parts.sum(axis=0), rtol=1e-5, atol=1e-6)
     wanted = np.tensordot([0.6, 0.6, 0.4], parts, axes=1)
     np.testing.assert_allclose(logits(fixed), wanted, rtol=1e-5, atol=1e-6)
-    assert [o.finding.setting for o in (fixed, equal)] == [
+    assert [o.result.setting for o in (fixed, equal)] == [
         f"{protocol}, 0.6/0.6/0.4",
         f"{protocol}, equal weights",
     ]
-    assert fixed.finding.best is None  # no epoch is chosen
+    assert fixed.result.best is None  # no epoch is chosen
 
 
 def test_another_stream_makes_another_ensemble(streams, data, tmp_path, monkeypatch):
-    by = ensemble.by_stream(streams)
-    first = [o.finding for o in outcomes(ensemble, by)]
+    by = ensemble.joined(streams)
+    first = [o.result for o in outcomes(ensemble, by)]
     with monkeypatch.context() as closed:
         closed.setattr(ensemble, "add", None)
-        assert [o.finding for o in outcomes(ensemble, by)] == first
+        assert [o.result for o in outcomes(ensemble, by)] == first
     train(run(data.folder, tmp_path / "other", "training.input.stream=bone", kind="random", seed=3))
-    changed = by | {"bone": replace(by["bone"], run=tmp_path / "other")}
+    changed = replace(by, streams={**by.streams, "bone": replace(by.streams["bone"], run=tmp_path / "other")})
     calls = []
     real = ensemble.add
     monkeypatch.setattr(ensemble, "add", lambda *a: calls.append(a) or real(*a))

@@ -15,20 +15,25 @@ from torch.nn import functional as F
 from c2vl_evaluation import cache
 from c2vl_evaluation.protocols import finetuning
 from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.events import Progress
+from c2vl_manifests.events import Event, Progress
 from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, encoders, methods
 from c2vl_training.dataset import Clips, Packed
 from c2vl_training.trainer import train
-from support.evaluation import TUNED, logits, told
+from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks
 from support.training import StoppedError, recipe, run, stop_after
 
 
+def first_epoch(events: list[Event]) -> int:
+    """Epochs that were done when a training began."""
+    return next(event.done for event in events if isinstance(event, Progress))
+
+
 def test_two_steps_match_a_loop_of_torch(subject, data):
     more = ("epochs=2", "batch_size=12", "augment=false")
-    found = finetuning.outcome(told(subject, *(f"evaluation.finetune.{word}" for word in more)))
+    found = evaluated(finetuning, told(subject, *(f"evaluation.finetune.{word}" for word in more)))
     loaded = checkpoint.load_encoder(subject.run, torch.device("cpu"))
     torch.manual_seed(0)
     network = nn.Sequential(loaded.module.requires_grad_(True), nn.Linear(6, 3))
@@ -43,35 +48,33 @@ def test_two_steps_match_a_loop_of_torch(subject, data):
         optimiser.step()
     wanted = network.eval()(questions.test(torch.arange(4))).detach().numpy()
     np.testing.assert_allclose(logits(found), wanted, rtol=1e-3, atol=1e-4)
-    assert (found.finding.train, found.finding.test, found.finding.epochs) == (12, 4, 2)
+    assert (found.result.train, found.result.test, found.result.epochs) == (12, 4, 2)
 
 
 def test_the_run_itself_stays_as_it_is(subject):
     before = (subject.run / checkpoint.ENCODER).read_bytes()
-    finetuning.outcome(subject)
+    evaluated(finetuning, subject)
     assert (subject.run / checkpoint.ENCODER).read_bytes() == before
     assert not list(subject.run.rglob("*-going.safetensors"))
 
 
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_stopped_and_resumed_tuning_ends_with_bitwise_the_same_answers(subject, data, tmp_path, epochs):
-    whole = finetuning.outcome(subject)
+    whole = evaluated(finetuning, subject)
     train(run(data.folder, tmp_path / "again", kind="random"))
     other = replace(subject, run=tmp_path / "again")
     with pytest.raises(StoppedError):
-        finetuning.outcome(other, stop_after(epochs))
+        evaluated(finetuning, replace(other, emit=stop_after(epochs)))
     assert len(list(other.run.rglob("*-going.safetensors"))) == 1
     seen = []
-    resumed = finetuning.outcome(other, seen.append)
-    assert next(event.done for event in seen if isinstance(event, Progress)) == epochs
+    resumed = evaluated(finetuning, replace(other, emit=seen.append))
+    assert first_epoch(seen) == epochs
     np.testing.assert_array_equal(logits(whole), logits(resumed))
-    assert whole.finding.model_copy(update={"seconds": 0}) == resumed.finding.model_copy(
-        update={"seconds": 0}
-    )
+    assert whole.result.model_copy(update={"seconds": 0}) == resumed.result.model_copy(update={"seconds": 0})
 
 
 def test_an_interrupt_within_an_epoch_of_tuning_saves_the_step(subject, data, tmp_path, monkeypatch):
-    whole = finetuning.outcome(subject)
+    whole = evaluated(finetuning, subject)
     train(run(data.folder, tmp_path / "again", kind="random"))
     other = replace(subject, run=tmp_path / "again")
     real, calls = F.cross_entropy, iter(range(100))
@@ -84,21 +87,21 @@ def test_an_interrupt_within_an_epoch_of_tuning_saves_the_step(subject, data, tm
     with monkeypatch.context() as patched:
         patched.setattr(methods.F, "cross_entropy", loss)
         with pytest.raises(KeyboardInterrupt):
-            finetuning.outcome(other)
+            evaluated(finetuning, other)
     (going,) = other.run.rglob("*-going.safetensors")
     facts = checkpoint.load(going)[1]
     assert (facts["epochs_done"], facts["steps_done"], len(facts["history"])) == (1, 1, 1)
-    resumed = finetuning.outcome(other)
+    resumed = evaluated(finetuning, other)
     np.testing.assert_array_equal(logits(whole), logits(resumed))
-    assert whole.finding.last == resumed.finding.last
+    assert whole.result.last == resumed.result.last
 
 
 def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
     with pytest.raises(StoppedError):
-        finetuning.outcome(subject, stop_after(2))
+        evaluated(finetuning, replace(subject, emit=stop_after(2)))
     seen = []
-    finetuning.outcome(told(subject, "evaluation.finetune.batch_size=4"), seen.append)
-    assert next(event.done for event in seen if isinstance(event, Progress)) == 0
+    evaluated(finetuning, replace(told(subject, "evaluation.finetune.batch_size=4"), emit=seen.append))
+    assert first_epoch(seen) == 0
 
 
 def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
@@ -109,34 +112,34 @@ def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
         return real(*args).model_copy(update={"top1": next(reached)})
 
     monkeypatch.setattr(finetuning.metrics, "score", score)
-    finding = finetuning.outcome(subject).finding
+    finding = evaluated(finetuning, subject).result
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
 
 def test_a_sweep_never_looks_at_the_test_split(data, subject, tmp_path):
     rates = "evaluation.finetune.lrs=[0.0001,0.05,0.3]"
-    honest = finetuning.outcome(told(subject, rates))
+    honest = evaluated(finetuning, told(subject, rates))
     labels = data.labels().copy()
     test_rows = data.select("xsub", "test").rows
     labels[test_rows] = np.roll(labels[test_rows], 1)
     other = Packed(sticks(tmp_path / "permuted" / "packed", labels=labels.tolist()))
-    cheated = finetuning.outcome(replace(told(subject, rates), packed=other))
-    assert honest.finding.lr == cheated.finding.lr
-    assert honest.finding.held_out == cheated.finding.held_out is not None
+    cheated = evaluated(finetuning, replace(told(subject, rates), packed=other))
+    assert honest.result.lr == cheated.result.lr
+    assert honest.result.held_out == cheated.result.held_out is not None
     np.testing.assert_array_equal(logits(honest), logits(cheated))
 
 
 def test_the_rate_of_the_lowest_held_out_loss_is_taken(subject, monkeypatch):
     asked = []
 
-    def trained(job, rate, rows, test, emit):
+    def trained(job, rate, rows, test):
         asked.append((rate, sorted(rows), sorted(test)))
-        good = torch.from_numpy(job.subject.packed.labels()[test])
+        good = torch.from_numpy(job.context.packed.labels()[test])
         sharp = F.one_hot(good, 3).float() * {0.1: 1.0, 0.2: 5.0, 0.3: 2.0}[rate]
         return [finetuning.metrics.score(sharp, good)], sharp.numpy()
 
     monkeypatch.setattr(finetuning, "_train", trained)
-    finding = finetuning.outcome(told(subject, "evaluation.finetune.lrs=[0.1,0.2,0.3]")).finding
+    finding = evaluated(finetuning, told(subject, "evaluation.finetune.lrs=[0.1,0.2,0.3]")).result
     assert (finding.lr, finding.held_out) == (0.2, 1.0)
     *swept, (rate, rows, test) = asked
     assert rate == 0.2
@@ -150,7 +153,7 @@ def test_a_diverging_rate_is_said(subject):
     with pytest.raises(
         C2VLError, match=r"became NaN or infinite in epoch \d, step \d, at the rate 1e\+30; lower"
     ):
-        finetuning.outcome(told(subject, "evaluation.finetune.optimiser.lr=1e30"))
+        evaluated(finetuning, told(subject, "evaluation.finetune.optimiser.lr=1e30"))
 
 
 @pytest.mark.parametrize("name", ["stgcn", "stgcn_slim", "ctrgcn", "bigru", "transformer"])
@@ -174,7 +177,7 @@ def test_each_layer_is_slower_than_the_one_above_it_and_none_is_forgotten(name):
 def test_a_layer_decay_holds_the_encoder_back(subject):
     often = ("evaluation.finetune.augment=false", "evaluation.finetune.batch_size=12")
     decayed = [told(subject, *often, f"evaluation.finetune.layer_decay={share}") for share in ("1e-9", "1.0")]
-    held, free = (logits(finetuning.outcome(some)) for some in decayed)
+    held, free = (logits(evaluated(finetuning, some)) for some in decayed)
     assert not np.allclose(held, free, atol=1e-3)
 
 
@@ -195,5 +198,5 @@ def test_weights_that_break_in_the_last_step_are_no_result(subject):
     with pytest.raises(
         C2VLError, match=r"NaN or infinite after the last epoch, at the rate 1e\+30; lower it"
     ):
-        finetuning.outcome(told(subject, *one_step))
+        evaluated(finetuning, told(subject, *one_step))
     assert not list((subject.run / cache.FOLDER).glob("finetune-*.json"))

@@ -55,26 +55,26 @@ def test_a_share_that_makes_no_sense_says_why():
 
 def test_every_setting_has_its_draws_or_a_reason(subject):
     found = list(outcomes(semi, subject))
-    cells = [(o.finding.setting, o.finding.draw, o.finding.train, bool(o.finding.why)) for o in found]
+    cells = [(o.result.setting, o.result.draw, o.result.train, bool(o.result.why)) for o in found]
     settings = ["stratified, frozen", "stratified, tuned", "random, frozen", "random, tuned"]
     assert cells[:4] == [(f"5 % {setting}", 0, 0, True) for setting in settings]
     assert cells[4:] == [(f"50 % {setting}", draw, 6, False) for setting in settings for draw in (0, 1)]
-    assert all(o.finding.last is None and o.predictions is None for o in found[:4])
-    assert all(o.finding.last is not None and o.predictions is not None for o in found[4:])
+    assert all(o.result.last is None and o.predictions is None for o in found[:4])
+    assert all(o.result.last is not None and o.predictions is not None for o in found[4:])
 
 
 def test_a_frozen_encoder_with_few_labels_is_a_linear_probe_of_them(subject):
-    found = next(o for o in outcomes(semi, subject) if o.finding.setting == "50 % stratified, frozen")
-    gallery, query, classes = subject.splits()
+    found = next(o for o in outcomes(semi, subject) if o.result.setting == "50 % stratified, frozen")
+    gallery, query, classes = subject.features()
     places = semi.subset(gallery.labels, 0.5, "stratified", 0)
     some = replace(gallery, values=gallery.values[places], labels=gallery.labels[places])
     config = subject.recipe.evaluation.linear
     wanted = linear.probe(some, query, classes, config, 0, linear.standard(gallery.values))
     np.testing.assert_array_equal(logits(found), wanted.logits)
-    assert found.finding.held_out is not None
+    assert found.result.held_out is not None
 
 
 def test_one_label_a_class_leaves_nothing_to_sweep(subject):
     some = told(subject, "evaluation.semi.shares=[0.25]", "evaluation.semi.lr=0.5")
-    found = next(o.finding for o in outcomes(semi, some) if o.finding.setting == "25 % stratified, frozen")
+    found = next(o.result for o in outcomes(semi, some) if o.result.setting == "25 % stratified, frozen")
     assert (found.train, found.lr, found.held_out) == (3, 0.5, None)

@@ -10,23 +10,23 @@ import pytest
 from c2vl_evaluation.protocols import finetuning, linear, transfer
 from c2vl_manifests.errors import CheckpointError, ConfigError
 from c2vl_training.dataset import Packed
-from support.evaluation import logits, outcomes, told
+from support.evaluation import evaluated, logits, outcomes, told
 from support.packed import STICK, write_packed
 
 
 def test_an_encoder_meets_another_dataset_frozen_and_tuned(subject, elsewhere):
     there = replace(subject, packed=elsewhere)
     frozen, tuned = outcomes(transfer, there)
-    assert [o.finding.setting for o in (frozen, tuned)] == [
+    assert [o.result.setting for o in (frozen, tuned)] == [
         "synthetic to elsewhere, xsub, frozen",
         "synthetic to elsewhere, xsub, tuned",
     ]
-    np.testing.assert_array_equal(logits(frozen), logits(linear.outcome(there)))
+    np.testing.assert_array_equal(logits(frozen), logits(evaluated(linear, there)))
     config = there.recipe.evaluation.transfer.tune
     whole = there.recipe.model_copy(
         update={"evaluation": there.recipe.evaluation.model_copy(update={"finetune": config})}
     )
-    np.testing.assert_array_equal(logits(tuned), logits(finetuning.outcome(replace(there, recipe=whole))))
+    np.testing.assert_array_equal(logits(tuned), logits(evaluated(finetuning, replace(there, recipe=whole))))
 
 
 def test_a_transfer_to_its_own_data_is_refused(subject):

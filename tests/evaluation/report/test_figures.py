@@ -11,7 +11,8 @@ import pytest
 from c2vl_evaluation.report import build, figures
 from c2vl_evaluation.report import classes as report_classes
 from c2vl_evaluation.report import svg as canvas
-from c2vl_evaluation.results import Results, Row
+from c2vl_evaluation.results import Table, TableRow
+from support.report import both, score
 
 SVG = "{http://www.w3.org/2000/svg}"
 NAMES = ("wave", "clap & <jump>", "cost $x_1$", "sit down")
@@ -35,15 +36,15 @@ def curves(names=("partition(cosine)", "shuffled pairs"), seeds=2, epochs=4):
 
 def table(*rows, classes=NAMES):
     made = [
-        Row(
-            name=name, role=role, seed=seed, run=f"runs/{seed}", knn=knn, linear=linear, linear_best=linear, linear_lr=1,
+        TableRow(
+            name=name, role=role, seed=seed, run=f"runs/{seed}", results=both(knn, linear),
             epochs=3, seconds=1, samples=9, left_out=0,
         )
         for name, role, seed, knn, linear in rows
     ]  # fmt: skip
-    return Results(
+    return Table(
         dataset="d", title="D", benchmark="xsub", recipe="r", recipe_fingerprint="f", data_fingerprint="g", engines={},
-        classes=classes, train=9, test=9, chance=0.25, majority=0.3, rows=tuple(made),
+        classes=classes, train=9, test=9, chance=score(0.25), majority=score(0.3), rows=tuple(made),
     )  # fmt: skip
 
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import jinja2
-import pytest
-
-from c2vl_evaluation import html as page
 from c2vl_evaluation.report import build
-from c2vl_evaluation.results import FAILED, Finding, Results, by_setting, mean_std
-from support.report import found, read, table, with_findings
+from c2vl_evaluation.results import Line, Result, grouped, mean_std
+from support.report import both, found, read, with_findings
 
 
 def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: Path) -> None:
@@ -69,10 +65,10 @@ def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path)
 
 def test_an_evaluation_that_failed_is_its_own_lines(tmp_path: Path) -> None:
     results = with_findings()
-    bad = Finding(protocol="semi", setting="5 % random, tuned", why=f"{FAILED}the loss became NaN")
+    bad = Result(protocol="semi", setting="5 % random, tuned", why="the loss became NaN", failed=True)
     first, *others = results.rows
-    both = first.model_copy(update={"findings": (*first.findings, bad, found(0.6, bad.setting))})
-    rows = [row.model_copy(update={"findings": (*row.findings, bad)}) for row in others]
+    both = first.model_copy(update={"results": (*first.results, bad, found(0.6, bad.setting))})
+    rows = [row.model_copy(update={"results": (*row.results, bad)}) for row in others]
     text = read(build.build(results.model_copy(update={"rows": (both, *rows)}), tmp_path / "r.html")).text
     of_first = sum(row.name == first.name for row in results.rows)
     assert f"and {of_first} failed: the loss became NaN" in text  # beside the run that ended well
@@ -90,32 +86,10 @@ def test_top5_and_balanced_stand_under_their_accuracy(tmp_path: Path) -> None:
     assert "balanced 33.3" in text
 
 
-def test_a_table_of_an_older_version_needs_none_of_it(tmp_path: Path) -> None:
-    old = table().model_dump(exclude={"targets", "majority_score", "chance_score"})
-    added = {"findings", "knn_top5", "knn_balanced", "linear_top5", "linear_balanced"}
-    rows = [{k: v for k, v in row.items() if k not in added} for row in old["rows"]]
-    results = Results.model_validate(old | {"rows": rows})
-    text = read(build.build(results, tmp_path / "r.html")).text
-    assert "Other protocols" not in text
-    assert "top-5" not in text
-
-
 def test_settings_keep_their_order() -> None:
-    cells = by_setting([found(0.1, "b"), found(0.2, "a"), found(0.3, "b", 1)])
-    assert [key[1] for key in cells] == ["b", "a"]
-    assert [f.last.top1 for f in cells["semi", "b"] if f.last] == [0.1, pytest.approx(0.3)]
-
-
-def test_a_template_shows_text_as_text_and_speaks_of_nothing_unknown(tmp_path, monkeypatch):
-    folder = tmp_path / "told_pages"
-    folder.mkdir()
-    (folder / "__init__.py").touch()
-    lines = ["  {% for one in template %}", "<p>{{ one }}{{ package }}</p>", "  {% endfor %}"]
-    (folder / "page.html.j2").write_text("\n".join(lines), "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    made = page.render("told_pages", "page.html.j2", template=["<b>", "é"], package="&")
-    assert made == "<p>&lt;b&gt;&amp;</p>\n<p>é&amp;</p>\n"
-    with pytest.raises(jinja2.UndefinedError, match="'package' is undefined"):
-        page.render("told_pages", "page.html.j2", template=["x"])
-    with pytest.raises(jinja2.UndefinedError):
-        page.render("c2vl_evaluation.report", "report.html.j2")
+    results = [found(0.1, "b"), found(0.2, "a"), found(0.3, "b", 1), *both(0.5, 0.5)]
+    groups = grouped([Line("one", "pretrained", results)])
+    assert [(group.protocol, group.setting) for group in groups] == [
+        ("semi", "b"), ("semi", "a"), ("knn", ""), ("linear", ""),
+    ]  # fmt: skip
+    assert groups[0].cells["one"].top1 == mean_std([0.1, 0.3])

@@ -47,7 +47,7 @@ def state(work: Path, stage: str, *changed: str) -> str:
         ("pipeline.skeletons.max_frames=10", "skeletons", ["config.max_frames: 300 -> 10"]),
         ("pipeline.caption.question=Why?", "captions", ['config.question: "Is he/she or are they holding anything in the hand? Is h… -> "Why?"']),
         ("pipeline.embed.engine.options.seed=7", "embeddings", ["engine.options.seed: null -> 7"]),
-        ("pipeline.embed.aspect=squash", "embeddings", ['config.aspect: "pad" -> "squash"', "padding: [122, 116, 104] -> null"]),
+        ("pipeline.embed.aspect=squash", "embeddings", ['config.aspect: "pad" -> "squash"', "config.padding: [122, 116, 104] -> null"]),
         ("pipeline.crop.engine.options.grow=0.2", "crops", ["engine.options.grow: null -> 0.2"]),
         ("pipeline.crop.engine=motion", "crops", ['engine.backend: "skeleton" -> "motion"']),
     ],

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_evaluation import predict
-from c2vl_evaluation.cache import Subject, softmax
+from c2vl_evaluation import prediction
+from c2vl_evaluation.cache import softmax
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_recipe
@@ -19,6 +20,7 @@ from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Run
 from c2vl_training.trainer import train
 from support.cli import Cli, refused, sets
+from support.evaluation import evaluated
 from support.packed import sticks
 from support.training import recipe, run
 
@@ -26,19 +28,19 @@ SET = ("evaluation.linear.epochs=5", "evaluation.linear.milestones=[4]")
 
 
 @pytest.fixture(scope="module")
-def subject(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+def subject(work: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalContext:
     """A random encoder on the synthetic set in NTU's format."""
     packed, used = Packed(work), load_recipe("debug", SET)
     out = tmp_path_factory.mktemp("runs") / "floor"
     train(Run("random", packed, used, "xsub", 0, out))
-    return Subject(out, packed, "xsub", used, 0)
+    return EvalContext(out, packed, "xsub", used, 0)
 
 
 def test_a_skeleton_file_is_answered_as_the_protocol_answered_it(subject, raw):
-    protocol = linear.outcome(subject).predictions
+    protocol = evaluated(linear, subject).predictions
     assert protocol is not None
     files = [next(raw.rglob(f"{name}.skeleton")) for name in protocol.sample_ids[:5]]
-    found = predict.predict(subject, files)
+    found = prediction.predict_files(subject, files)
     names = subject.packed.manifest.classes
     for answer, file, scores in zip(found, files, softmax(protocol.scores[:5]), strict=True):
         assert answer.file == file
@@ -51,67 +53,65 @@ def test_a_skeleton_file_is_answered_as_the_protocol_answered_it(subject, raw):
 
 def test_the_layer_is_trained_where_it_is_not_there(subject, raw, tmp_path):
     folder = Path(shutil.copytree(subject.run, tmp_path / "run", ignore=lambda *_: {"evaluations"}))
-    other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
-    with pytest.raises(
-        CheckpointError, match="no head of this encoder, seed and configuration; run `c2vl-eval"
-    ):
-        linear.head_of(other)
+    other = EvalContext(folder, subject.packed, "xsub", subject.recipe, 0)
     file = next(raw.rglob("*.skeleton"))
-    assert predict.predict(other, [file]) == predict.predict(subject, [file])
+    assert prediction.predict_files(other, [file]) == prediction.predict_files(subject, [file])
 
 
-def test_a_layer_of_another_encoder_is_refused(subject, tmp_path):
-    linear.outcome(subject)
+def test_a_layer_of_another_encoder_is_trained_again(subject, tmp_path):
+    evaluated(linear, subject)
     folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
     tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
     changed = {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}
     checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
-    with pytest.raises(
-        CheckpointError, match="no head of this encoder, seed and configuration; run `c2vl-eval"
-    ):
-        linear.head_of(Subject(folder, subject.packed, "xsub", subject.recipe, 0))
+    other = EvalContext(folder, subject.packed, "xsub", subject.recipe, 0)
+    heads = [linear.head_of(one)[0].weight.clone() for one in (other, subject)]
+    assert not torch.equal(*heads)
 
 
 @pytest.mark.parametrize("keep", [None, 100])
 def test_a_layer_that_is_gone_or_cut_is_trained_again(subject, raw, tmp_path, keep):
     file = next(raw.rglob("*.skeleton"))
-    wanted = predict.predict(subject, [file])
+    wanted = prediction.predict_files(subject, [file])
     folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
     for path in (folder / "evaluations").glob("linear-*.safetensors"):
         path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
-    assert predict.predict(Subject(folder, subject.packed, "xsub", subject.recipe, 0), [file]) == wanted
+    assert (
+        prediction.predict_files(EvalContext(folder, subject.packed, "xsub", subject.recipe, 0), [file])
+        == wanted
+    )
 
 
 def test_answers_that_are_no_numbers_are_refused(subject, raw, tmp_path):
     file = next(raw.rglob("*.skeleton"))
-    linear.outcome(subject)
+    evaluated(linear, subject)
     folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
-    other = Subject(folder, subject.packed, "xsub", subject.recipe, 0)
+    other = EvalContext(folder, subject.packed, "xsub", subject.recipe, 0)
     for path in (folder / "evaluations").glob("linear-*.safetensors"):
         tensors, facts = checkpoint.load(path)
         checkpoint.save(path, tensors | {"bias": tensors["bias"] * np.nan}, facts)
     with pytest.raises(
         CheckpointError, match=r"answers are NaN or infinite.*; give lower ones by --set"
     ) as caught:
-        predict.predict(other, [file])
+        prediction.predict_files(other, [file])
     assert "\n" not in str(caught.value)
     tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
     changed = {k: v * np.nan if v.is_floating_point() else v for k, v in tensors.items()}
     checkpoint.save(folder / checkpoint.ENCODER, changed, facts)
     with pytest.raises(CheckpointError, match=r"weights that are NaN or infinite.*; train it again"):
-        predict.predict(other, [file])
+        prediction.predict_files(other, [file])
 
 
 def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkeypatch):
     """Weights may be finite, and what they make of a file not."""
-    linear.outcome(subject)
-    encoder = predict.encoder_for(subject.run, subject.packed, torch.device("cpu"))
+    evaluated(linear, subject)
+    encoder = prediction.encoder_for(subject.run, subject.packed, torch.device("cpu"))
     encoder.module.register_forward_hook(lambda *of: of[-1] * np.inf)
-    monkeypatch.setattr(predict, "encoder_for", lambda *_: encoder)
+    monkeypatch.setattr(prediction, "encoder_for", lambda *_: encoder)
     with pytest.raises(
         CheckpointError, match=r"of its features of the files, 1 of 1 are NaN or infinite, expected"
     ):
-        predict.predict(subject, [next(raw.rglob("*.skeleton"))])
+        prediction.predict_files(subject, [next(raw.rglob("*.skeleton"))])
 
 
 def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((4, 25, 3), np.nan))
     np.save(tmp_path / "joints.npy", np.ones((4, 9, 3)))
     for name, said in {
-        "empty.skeleton": "nobody is seen in it",
+        "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
         "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
         "nan.npy": "NaN or infinite",
@@ -129,16 +129,16 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
         "nowhere.skeleton": r"nowhere\.skeleton does not exist",
     }.items():
         with pytest.raises(DataError, match=said) as caught:
-            predict.predict(subject, [tmp_path / name])
+            prediction.predict_files(subject, [tmp_path / name])
         assert "\n" not in str(caught.value)
 
 
 def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):
     packed = Packed(sticks(tmp_path / "packed"))
     train(run(packed.folder, tmp_path / "floor", kind="random"))
-    subject = Subject(tmp_path / "floor", packed, "xsub", recipe(*SET), 0)
+    subject = EvalContext(tmp_path / "floor", packed, "xsub", recipe(*SET), 0)
     with pytest.raises(ConfigError, match="'kinect_v2' cannot be mapped to 'stick'"):
-        predict.predict(subject, [next(raw.rglob("*.skeleton"))])
+        prediction.predict_files(subject, [next(raw.rglob("*.skeleton"))])
 
 
 def test_predict_prints_five_classes_with_probabilities(cli: Cli, subject, work, raw):
@@ -146,6 +146,6 @@ def test_predict_prints_five_classes_with_probabilities(cli: Cli, subject, work,
     words = ("--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
     found = cli("c2vl-eval", "predict", file, *words)
     assert found.code == 0, found.err
-    (answer,) = predict.predict(subject, [file])
+    (answer,) = prediction.predict_files(subject, [file])
     assert f"{file} ({answer.frames} frames): {answer.top[0][0]} {answer.top[0][1]:.3f}, " in found.out
     refused(cli("c2vl-eval", "predict", "nowhere.skeleton", *words), "nowhere.skeleton does not exist")

@@ -1,0 +1,142 @@
+"""What an evaluation needs to know of a finished run: data, configuration, role, and the keys of its results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel
+
+from c2vl_evaluation.cache import CacheKey, Predictions
+from c2vl_evaluation.features import Array, Features, Labels, Split, extract
+from c2vl_evaluation.metrics import check_classes, usable_splits
+from c2vl_evaluation.results import Protocol, Role
+from c2vl_manifests.events import Emit, silent
+from c2vl_manifests.packed import resolve_recipe
+from c2vl_manifests.recipe import Recipe
+from c2vl_training import checkpoint
+from c2vl_training.dataset import Packed
+
+
+@dataclass(frozen=True)
+class EvalContext:
+    """A finished run, and the data and configuration that it is evaluated with."""
+
+    run: Path
+    packed: Packed
+    benchmark: str
+    recipe: Recipe
+    seed: int
+    emit: Emit = field(default=silent, compare=False)
+    """Receives progress."""
+    streams: Mapping[str, EvalContext] = field(default_factory=dict)
+    """Stream -> the run trained on it: what an ensemble adds up."""
+    target: str = ""
+    """Name of the data in results of `transfer`; made of dataset and benchmark if empty."""
+
+    @classmethod
+    def open(
+        cls,
+        run: Path,
+        data: Path | Packed,
+        benchmark: str | None = None,
+        recipe: str | None = None,
+        overrides: Sequence[str] = (),
+        emit: Emit = silent,
+    ) -> EvalContext:
+        """Return the context of a run on packed data.
+
+        Args:
+            run: folder that `c2vl-train` wrote.
+            data: packed data, or the work folder around them.
+            benchmark: the one that the run was trained on unless given.
+            recipe: name or TOML file; the one that the work folder was made with unless given.
+            overrides: assignments `section.key=value`.
+            emit: receives progress.
+
+        Raises:
+            CheckpointError: there is no finished run.
+            ConfigError: an unknown recipe, key or value.
+            StageError: there are no packed data.
+        """
+        packed = data if isinstance(data, Packed) else Packed(data)
+        resolved = resolve_recipe(packed.manifest, recipe, overrides)
+        facts = checkpoint.load_finished(run)[1]
+        where = benchmark or str(facts.get("benchmark", ""))
+        return cls(run, packed, where, resolved, int(facts.get("seed", 0)), emit)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what is saved beside the encoder's weights.
+
+        Raises:
+            CheckpointError: there is no finished run.
+        """
+        return checkpoint.load_finished(self.run)[1]
+
+    def key(self, protocol: Protocol, config: BaseModel, **more: Any) -> CacheKey:
+        """Return the key of a protocol under a configuration (and what else determines the result)."""
+        settings = config.model_dump(mode="json") | more
+        return CacheKey(self.run, self.packed, self.benchmark, protocol, settings, self.seed)
+
+    def features(self) -> tuple[Features, Features, int]:
+        """Return frozen features of the training and of the test split, and the number of classes.
+
+        Raises:
+            DataError: a sample without a label, or a class of the test split without a training sample.
+        """
+        device = self.recipe.training.device
+        train, test = (
+            extract(self.run, self.packed, self.benchmark, split, device) for split in ("train", "test")
+        )
+        return train, test, check_classes(self.packed, train.labels, test.labels)
+
+    def splits(self) -> tuple[Split, Split, int]:
+        """Return rows and labels of the training and of the test split, and the number of classes.
+
+        Raises:
+            DataError: a sample without a label, or a class of the test split without a training sample.
+        """
+        return usable_splits(self.packed, self.benchmark)
+
+    def predictions(self, rows: Labels, scores: Array, answers: Labels | None = None) -> Predictions:
+        """Return scores (N, C) of some rows with their truth; the answer is the highest score unless given."""
+        answers = scores.argmax(axis=1) if answers is None else answers
+        return Predictions(self.packed.sample_ids(rows), self.packed.labels()[rows], answers, scores)
+
+    def role(self) -> Role:
+        """Return the run's role in a table: controls are known by how they were trained."""
+        facts = self.facts()
+        if facts.get("kind") == "pretrain":
+            return "shuffled" if (facts.get("config") or {}).get("pairs") == "shuffled" else "pretrained"
+        return "ceiling" if facts.get("kind") == "supervised" else "floor"
+
+    def uses_joint_captions(self) -> bool:
+        """Return True if the run was pre-trained on joint-derived captions of these data; of other data: False."""
+        facts = self.facts()
+        if facts.get("kind") != "pretrain" or facts.get("data") != self.packed.manifest.fingerprint:
+            return False
+        return uses_joint_captions(str((facts.get("config") or {}).get("knowledge")), self.packed)
+
+    def overlap(self) -> str:
+        """Return a warning if the run was trained on test clips, under another benchmark of the same data."""
+        facts, packed = self.facts(), self.packed
+        kind, own = facts.get("kind"), str(facts.get("benchmark", ""))
+        if kind == "random" or facts.get("data") != packed.manifest.fingerprint or own == self.benchmark:
+            return ""
+        asked = packed.select(self.benchmark, "test").rows
+        seen = int(np.isin(asked, packed.select(own, "train").rows).sum())
+        if not seen:
+            return ""
+        labels = ", with their labels" if kind == "supervised" else ""
+        return (
+            f"{self.run} was trained on {own}: {seen:,} of the {len(asked):,} test clips of {self.benchmark} were among its "
+            f"training clips{labels}; for a fair number train a run on {self.benchmark}"
+        )
+
+
+def uses_joint_captions(knowledge: str, packed: Packed) -> bool:
+    """Return True if this kind of knowledge includes captions computed from the joints."""
+    return knowledge in {"language", "both"} and packed.manifest.derived_from_joints("language")

@@ -1,0 +1,32 @@
+"""Packed data: which recipe applies to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.packed import PackedManifest, resolve_recipe
+
+
+def made_with(recipe: str | None, *overrides: str) -> PackedManifest:
+    return PackedManifest.model_construct(dataset="synthetic", recipe=recipe, overrides=overrides)
+
+
+def test_the_recipe_of_the_work_folder_applies_with_its_overrides_before_the_given_ones():
+    manifest = made_with("debug", "training.pretrain.epochs=7", "training.pretrain.batch_size=9")
+    found = resolve_recipe(manifest, None, ["training.pretrain.epochs=8"])
+    assert found.name == "debug"
+    assert (found.training.pretrain.epochs, found.training.pretrain.batch_size) == (8, 9)
+
+
+def test_a_given_recipe_applies_without_those_overrides():
+    manifest = made_with("debug", "training.pretrain.epochs=7")
+    found = resolve_recipe(manifest, "paper", ["training.pretrain.batch_size=9"])
+    assert (found.name, found.training.pretrain.batch_size) == ("paper", 9)
+    assert found.training.pretrain.epochs != 7
+
+
+def test_without_either_the_datasets_own_recipe_applies():
+    assert resolve_recipe(made_with(None)).name == "embedded"
+    with pytest.raises(ConfigError):
+        resolve_recipe(made_with(None), None, ["training.pretrain.epoch=8"])
