@@ -81,7 +81,7 @@ class CacheKey:
 
     @property
     def name(self) -> str:
-        """Name of the files: equal for equal settings, whatever the run."""
+        """Name of the files: equal for equal settings of any run."""
         settings = {
             "data": self.packed.manifest.fingerprint,
             "benchmark": self.benchmark,
@@ -178,11 +178,11 @@ class _Stored(BaseModel):
 
 
 def cached(key: CacheKey, form: type[_Form], compute: Callable[[], tuple[_Form, pa.Table | None]]) -> _Form:
-    """Return a result of a form of its own from the store, or compute and store it.
+    """Return a result that is not a `Result` from the store, or compute and store it.
 
     Args:
         key: everything that determines it.
-        form: model of the result, with `protocol` and `seconds`.
+        form: model of the result, with fields `protocol` and `seconds`.
         compute: returns the result, and a table with one row per test sample or query.
     """
     if (found := _read(key, form)) is not None:

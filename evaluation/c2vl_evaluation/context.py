@@ -1,4 +1,4 @@
-"""What an evaluation needs to know of a finished run: data, configuration, role, and the keys of its results."""
+"""Context of an evaluation: a finished run with data and configuration, its role, and the keys of its results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EvalContext:
     emit: Emit = field(default=silent, compare=False)
     """Receives progress."""
     streams: Mapping[str, EvalContext] = field(default_factory=dict)
-    """Stream -> the run trained on it: what an ensemble adds up."""
+    """Stream -> the run trained on it, for an ensemble."""
     target: str = ""
     """Name of the data in results of `transfer`; made of dataset and benchmark if empty."""
 
@@ -69,7 +69,7 @@ class EvalContext:
         return cls(run, packed, where, resolved, int(facts.get("seed", 0)), emit)
 
     def facts(self) -> dict[str, Any]:
-        """Return what is saved beside the encoder's weights.
+        """Return the facts saved with the encoder's weights.
 
         Raises:
             CheckpointError: there is no finished run.

@@ -1,7 +1,7 @@
 """Results of an evaluation as plain values, and the one view of a table that terminal, report and paper show.
 
-`results.json` of a table repeats what the store beside each run holds (`cache`), each result with its key there, so that a
-table can be read and moved without its runs.
+`results.json` repeats results of the store next to each run (`cache`), each with its key there, so that a table can be
+read and moved without its runs.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ class Table(Evaluated):
         row, first = bad[0]
         where = f"{row.name}, seed {row.seed}, {first.protocol} {first.setting}".rstrip()
         return (
-            f"{len(bad)} of {len(results)} results beside kNN and linear failed, the others are in the table (first: {where}: "
+            f"{len(bad)} of {len(results)} results in addition to kNN and linear failed, the others are in the table (first: {where}: "
             f"{first.why}); the same command tries them again, and no others"
         )
 

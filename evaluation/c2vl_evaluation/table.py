@@ -341,7 +341,7 @@ def _with_earlier(
         for result in (old[0].results if old else ())
         if result.protocol not in ALWAYS
         and (result.protocol, result.target) not in replaced
-        # without a key and not failed: not possible with these data, whatever the weights
+        # without a key and not failed: not possible with these data for any weights
         and (holds(out / row.run, result.key) if result.key else not result.failed)
     ]
     order = list(PROTOCOLS)
