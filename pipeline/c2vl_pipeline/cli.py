@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from c2vl_pipeline.raw.check import Findings
 
 app = application(
-    "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in the "
+    "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in "
+    "the "
     "order below, or all of them with `prompts`. Every command resumes where it stopped."
 )
 

@@ -149,7 +149,8 @@ def verify_command(
                     say(f"still damaged: {damage.path} {damage.problem}")
                 raise typer.Exit(1)
             say(
-                f"repaired {len(damages)}; {work} is whole again (`c2vl-pipeline status` shows whether to pack again)"
+                f"repaired {len(damages)}; {work} is whole again (`c2vl-pipeline status` shows whether to "
+                f"pack again)"
             )
             return
         elif any(damage.stage == "index" for damage in damages):

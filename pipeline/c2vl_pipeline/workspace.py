@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
-from c2vl_manifests.errors import ConfigError, StageError
+from c2vl_manifests.errors import ConfigError, StageError, one_line
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import (
     ShardManifest,
@@ -93,8 +93,7 @@ def load(work: Path) -> Workspace:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
-        first = str(error).splitlines()[0]
-        raise StageError(f"{path} is damaged ({first}); run `c2vl-pipeline index` again") from error
+        raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
     try:
         if table.column_names != SAMPLES.names:
             raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")

@@ -109,7 +109,7 @@ def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkey
     encoder.module.register_forward_hook(lambda *of: of[-1] * np.inf)
     monkeypatch.setattr(prediction, "encoder_for", lambda *_: encoder)
     with pytest.raises(
-        CheckpointError, match=r"of the features of the files, 1 of 1 are NaN or infinite, expected"
+        CheckpointError, match=r"of its features of the files, 1 of 1 are NaN or infinite, expected"
     ):
         prediction.predict_files(subject, [next(raw.rglob("*.skeleton"))])
 
@@ -121,7 +121,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((4, 25, 3), np.nan))
     np.save(tmp_path / "joints.npy", np.ones((4, 9, 3)))
     for name, said in {
-        "empty.skeleton": "holds no person",
+        "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
         "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
         "nan.npy": "NaN or infinite",

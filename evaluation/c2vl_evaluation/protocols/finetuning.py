@@ -38,7 +38,7 @@ from c2vl_training.trainer import DivergedError, Session
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning: its training samples, and the samples it answers after every epoch."""
+    """One training: its rows, and the test rows that it answers after every epoch."""
 
     context: EvalContext
     rows: Labels
@@ -48,17 +48,17 @@ class Job:
     classes: int
     config: FinetuneConfig
     label: str = "finetune"
-    """For progress, and for the name of the checkpoint."""
+    """Name in progress reports, and of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Outcome of a fine-tuning."""
+    """Scores and logits of a training."""
 
     history: list[Score]
-    """Of the asked samples, one per epoch."""
+    """Of the test rows, one per epoch."""
     logits: Array
-    """Of the asked samples at the last epoch, (N, C)."""
+    """Of the test rows after the last epoch, (N, C)."""
     lr: float
     held_out: float | None
 
@@ -74,7 +74,7 @@ class Tuned:
 
 
 def tune(job: Job) -> Tuned:
-    """Fine-tune; if `lrs` are given, at the rate with the lowest cross-entropy on held-out *training* samples.
+    """Train; with several `lrs`, at the one of the lowest cross-entropy on held-out *training* samples.
 
     Raises:
         CheckpointError: the run has no encoder, or one of another joint layout.
@@ -82,22 +82,22 @@ def tune(job: Job) -> Tuned:
     """
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
-        return Tuned(*_train_fully(job, rates[0]), rates[0], None)
+        return Tuned(*_sound(job, rates[0]), rates[0], None)
     out, rest = (
         job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed)
     )
-    sweep = []
+    results = []
     for rate in rates:
         history, logits = _train(job, rate, rest, out)
         truth = torch.from_numpy(job.context.packed.labels()[out])
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
-        sweep.append((loss, rate, history[-1].top1))
-    _, rate, reached = min(sweep)
-    return Tuned(*_train_fully(job, rate), rate, reached)
+        results.append((loss, rate, history[-1].top1))
+    _, rate, reached = min(results)
+    return Tuned(*_sound(job, rate), rate, reached)
 
 
-def _train_fully(job: Job, rate: float) -> tuple[list[Score], Array]:
-    """Train on all rows; raise C2VLError if the last step broke the weights, which no loss shows."""
+def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
+    """Train on all rows; raise C2VLError if the last logits are NaN or infinite."""
     history, logits = _train(job, rate, job.rows, job.asked)
     if not np.isfinite(logits).all():
         raise C2VLError(
@@ -152,8 +152,8 @@ def answer(network: nn.Module, clips: Clips, precision: str = "float32") -> Tens
     def logits(batch: Tensor) -> Tensor:
         batch = batch.double() if precision == "float64" else batch
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            answers: Tensor = network(batch)
-        return answers if precision == "float64" else answers.float()
+            scores: Tensor = network(batch)
+        return scores if precision == "float64" else scores.float()
 
     network.eval()
     return encode(logits, clips)

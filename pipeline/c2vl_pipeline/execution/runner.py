@@ -98,7 +98,7 @@ def run_stage(
             _check_configuration(keys, folder, due)
             _check_samples_kept(keys, folder, index, due)
         spec = stage.engine(recipe, index) if stage.engine else None
-        if spec and due and not engines.has_weights(spec):
+        if spec and due and not engines.wants_own_process(spec):
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
@@ -122,7 +122,8 @@ def run_stage(
 
 def _too_many_failures(stage: Stage, work: Path, statuses: Counter[str], max_failures: float) -> StageError:
     return StageError(
-        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than {max_failures:.0%}; "
+        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
+        f"{max_failures:.0%}; "
         f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
         f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
     )
@@ -133,7 +134,9 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
     cores = os.cpu_count() or 1
     if stage.engine is None:
         return cores
-    return max(1, len(engines.gpus())) if engines.has_weights(stage.engine(recipe, load(work))) else cores
+    return (
+        max(1, len(engines.gpus())) if engines.wants_own_process(stage.engine(recipe, load(work))) else cores
+    )
 
 
 # -------------------------------------------------------------------------------------- before the first shard
@@ -148,7 +151,8 @@ def _locked(folder: Path) -> Iterator[None]:
         except OSError as error:
             handle.seek(0)
             raise StageError(
-                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for it or stop it"
+                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for "
+                f"it or stop it"
             ) from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -160,7 +164,8 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
     """Raise StageError if the raw folder or an earlier stage is absent; if `whole`, also if one is unfinished."""
     if not index.root.is_dir():
         raise StageError(
-            f"the raw folder {index.root} does not exist; mount it, or run `c2vl-pipeline index` again with its new place: otherwise every row would report a missing file"
+            f"the raw folder {index.root} does not exist; mount it, or run `c2vl-pipeline index` again with "
+            f"its new place: otherwise every row would report a missing file"
         )
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
@@ -171,13 +176,15 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
             )
         if not manifest.complete and whole:
             raise StageError(
-                f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of {manifest.expected_rows:,} rows exist; "
+                f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of "
+                f"{manifest.expected_rows:,} rows exist; "
                 f"{again} again, or take the first ones with --limit"
             )
         frames = manifest.inputs.get("frames")
         if frames is not None and frames != recipe.pipeline.frames:
             raise StageError(
-                f"{name} of {index.work} have {frames} frames per sample, this recipe asks for {recipe.pipeline.frames}; "
+                f"{name} of {index.work} have {frames} frames per sample, this recipe asks for "
+                f"{recipe.pipeline.frames}; "
                 f"give both stages the same pipeline.frames"
             )
 
@@ -207,8 +214,10 @@ def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: li
         held |= set(shard.extra.get("parts", {})) if shard else set()
     if held and (lost := held - set(index.table.column("sample_id").to_pylist())):
         raise StageError(
-            f"the {stage.name} of {work} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no longer has; "
-            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop them"
+            f"the {stage.name} of {work} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no "
+            f"longer has; "
+            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop "
+            f"them"
         )
 
 

@@ -38,6 +38,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
+from c2vl_pipeline import engines
 from c2vl_pipeline.stages.base import ShardContext, Stage, blank_rows, row_status
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
@@ -79,7 +80,8 @@ def _index(work: str, key: str) -> Workspace:
     index = load(Path(work))
     if index.manifest.key != key:
         raise StageError(
-            f"the index of {work} changed while the stage ran (or this machine sees another folder of that name); run the stage again"
+            f"the index of {work} changed while the stage ran (or this machine sees another folder of that "
+            f"name); run the stage again"
         )
     return index
 
@@ -121,9 +123,10 @@ def run_shard(task: ShardTask) -> ShardResult:
     expected = [s["sample_id"] for s in shard.samples for _ in range(per_sample)]
     if table.column("sample_id").to_pylist() != expected:
         raise StageError(
-            f"{stage.name} shard {task.number} made {table.num_rows} rows for {len(expected)} expected; this is a bug, please report it"
+            f"{stage.name} shard {task.number} made {table.num_rows} rows for {len(expected)} expected; this "
+            f"is a bug, please report it"
         )
-    provenance = {**(shard.engine.describe() if shard.spec else {}), **shard.provenance}
+    provenance = {**(engines.provenance(shard.spec) if shard.spec else {}), **shard.provenance}
     manifest = commit_table(
         path,
         table,
@@ -180,7 +183,8 @@ def _rows(
         fresh = stage.process(shard if whole else replace(shard, only=frozenset(healthy)))
     if fresh.num_rows != len(healthy) * per_sample:
         raise StageError(
-            f"{stage.name} shard {shard.number} made {fresh.num_rows} rows for {len(healthy) * per_sample} expected; this is a bug, please report it"
+            f"{stage.name} shard {shard.number} made {fresh.num_rows} rows for {len(healthy) * per_sample} "
+            f"expected; this is a bug, please report it"
         )
     if task.redo:
         fresh = _count_attempts(path, fresh, task.redo)

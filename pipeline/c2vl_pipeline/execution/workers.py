@@ -136,7 +136,8 @@ class Workers:
     def _local(self) -> Client:
         if self.resources:
             raise StageError(
-                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, or omit them"
+                f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, "
+                f"or omit them"
             )
         self._share_cores()
         settings = {
@@ -176,7 +177,8 @@ class Workers:
                     if left:
                         continue
                     raise StageError(
-                        f"worker processes died {STARTS} times while they started ({type(error).__name__}: {error}); look for exhausted memory (fewer --workers) "
+                        f"worker processes died {STARTS} times while they started ({type(error).__name__}: "
+                        f"{error}); look for exhausted memory (fewer --workers) "
                         "or a broken installation, then run the stage again: finished shards are kept"
                     ) from error
                 self._stack.push(stack.pop_all())
@@ -208,7 +210,8 @@ class Workers:
             client: Client = self._stack.enter_context(Client(address, timeout=20))
         except (OSError, ValueError, TypeError) as error:
             raise StageError(
-                f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask scheduler` and give its tcp:// address"
+                f"no Dask scheduler answers at {address} ({type(error).__name__}); start one with `dask "
+                f"scheduler` and give its tcp:// address"
             ) from error
         if not client.scheduler_info(n_workers=-1)["workers"]:
             self.emit(
@@ -218,7 +221,8 @@ class Workers:
                 client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
             except TimeoutError as error:
                 raise StageError(
-                    f"no worker joined {address} within {WAIT_FOR_WORKERS:.0f} s; start some with `dask worker {address} --nthreads 1` and run the stage again"
+                    f"no worker joined {address} within {WAIT_FOR_WORKERS:.0f} s; start some with `dask "
+                    f"worker {address} --nthreads 1` and run the stage again"
                 ) from error
         return client
 
@@ -226,7 +230,8 @@ class Workers:
         joined = client.scheduler_info(n_workers=-1)["workers"].values()
         if broad := [w for w in joined if w["nthreads"] > 1]:
             raise StageError(
-                f"{len(broad)} of {len(joined)} workers of {self.scheduler} run {broad[0]['nthreads']} tasks at once, and an engine serves one; start workers with --nthreads 1"
+                f"{len(broad)} of {len(joined)} workers of {self.scheduler} run {broad[0]['nthreads']} tasks "
+                f"at once, and an engine serves one; start workers with --nthreads 1"
             )
         offered = [w["resources"] for w in joined]
         if self.resources and not any(
@@ -236,29 +241,35 @@ class Workers:
                 offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={}
             )
             raise StageError(
-                f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers {best or 'nothing'}), and the tasks would wait for ever; "
-                f"start workers with --resources '{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
+                f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers "
+                f"{best or 'nothing'}), and the tasks would wait for ever; "
+                f"start workers with --resources "
+                f"'{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
             )
         try:
             root = str(load(index.parent).root)
             seen = client.run(_visit, str(index), root)
         except Exception as error:  # whatever unpickling on a foreign machine raises
             raise StageError(
-                f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); install the same c2vl there"
+                f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); "
+                f"install the same c2vl there"
             ) from error
         here = _visit(str(index))
         for address, there in seen.items():
             if there["version"] != here["version"]:
                 raise StageError(
-                    f"worker {address} on {there['host']} has c2vl {there['version']}, this is {here['version']}; install the same version there"
+                    f"worker {address} on {there['host']} has c2vl {there['version']}, this is "
+                    f"{here['version']}; install the same version there"
                 )
             if there["sees"] != here["sees"]:
                 raise StageError(
-                    f"worker {address} on {there['host']} does not see {index}; put the work folder and the raw data on storage that all machines share, under one path"
+                    f"worker {address} on {there['host']} does not see {index}; put the work folder and the "
+                    f"raw data on storage that all machines share, under one path"
                 )
             if not there["raw"]:
                 raise StageError(
-                    f"worker {address} on {there['host']} does not see the raw folder {root}; mount it there under the same path"
+                    f"worker {address} on {there['host']} does not see the raw folder {root}; mount it there "
+                    f"under the same path"
                 )
         client.register_plugin(WorkerSetup(()))
 

@@ -115,7 +115,8 @@ def estimate(
     usable = [n for n, path in enumerate(index.table.column("video").to_pylist()) if path is not None]
     if not usable:
         raise StageError(
-            f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to probe; run `c2vl-pipeline index` on the complete folder"
+            f"none of the {index.table.num_rows:,} samples of {work} has a video, so there is nothing to "
+            f"probe; run `c2vl-pipeline index` on the complete folder"
         )
     plans: list[StagePlan] = []
     due: dict[str, set[int]] = {}
@@ -165,7 +166,7 @@ def _probe(
             sample_bytes=size / done,
             samples=0,
             workers=workers or default_workers(stage, probe.work, probe.recipe),
-            on_gpu=spec is not None and engines.has_weights(spec) and bool(engines.gpus()),
+            on_gpu=spec is not None and engines.wants_own_process(spec) and bool(engines.gpus()),
         ),
         list(chosen[:done]),
     )

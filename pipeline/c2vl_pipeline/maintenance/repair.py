@@ -48,7 +48,8 @@ def plan_repair(work: Path, damages: Sequence[Damage]) -> dict[str, Repair]:
     index = load(work)
     if any(damage.stage == "index" for damage in damages):
         raise StageError(
-            f"{work / 'samples.parquet'} is damaged, and every stage reads it; run `c2vl-pipeline index` again first"
+            f"{work / 'samples.parquet'} is damaged, and every stage reads it; run `c2vl-pipeline index` "
+            f"again first"
         )
     shards: dict[str, set[int]] = {}
     redo: dict[str, dict[int, frozenset[str]]] = {}
@@ -78,8 +79,10 @@ def _check_raw_files(index: Workspace, stage: Stage, numbers: Iterable[int]) -> 
             relative = row[stage.raw]
             if relative is not None and not row["problem"] and not (index.root / relative).exists():
                 raise StageError(
-                    f"{shard_path(index.work, stage.name, number)} is damaged and cannot be made again: {index.root / relative} is gone; "
-                    "bring it back, or run `c2vl-pipeline index` again so that its rows say that it is missing"
+                    f"{shard_path(index.work, stage.name, number)} is damaged and cannot be made again: "
+                    f"{index.root / relative} is gone; "
+                    "bring it back, or run `c2vl-pipeline index` again so that its rows say that it is "
+                    "missing"
                 )
 
 
@@ -143,7 +146,8 @@ def check_configuration(work: Path, recipe: Recipe, names: Iterable[str]) -> Non
         now = stage_inputs(stage, index, recipe, engine_facts(stage, index, recipe))
         for change in changes(written.inputs, now):
             raise StageError(
-                f"the {name} of {work} were made under another configuration ({change}); give the --recipe and --set they were made with, "
+                f"the {name} of {work} were made under another configuration ({change}); give the --recipe "
+                f"and --set they were made with, "
                 f"or make all of them again with `c2vl-pipeline {stage.command}`"
             )
 

@@ -113,7 +113,8 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         else:
             continue
         raise StageError(
-            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work {index.work}` again"
+            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work "
+            f"{index.work}` again"
         )
 
 

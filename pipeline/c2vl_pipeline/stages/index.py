@@ -123,13 +123,16 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
         endings = ", ".join((*dataset.video_suffixes, *dataset.skeleton_suffixes))
         hints = "".join(f"; {hint}" for hint in findings.hints)
         raise DataError(
-            f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below it{hints}"
+            f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below "
+            f"it{hints}"
         )
     if refuse and (faults := findings.errors()):
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)
         raise IncompleteDataError(
-            f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} Complete the download, "
-            "or continue with --allow-missing (rows state what is missing) or --only-present (expect only what is there)",
+            f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} "
+            f"Complete the download, "
+            "or continue with --allow-missing (rows state what is missing) or --only-present (expect only "
+            "what is there)",
             findings,
         )
 

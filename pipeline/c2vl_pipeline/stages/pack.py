@@ -56,7 +56,8 @@ def _complete_stages(index: Workspace) -> dict[str, StageManifest]:
             if manifest is not None:
                 state = f"are unfinished ({manifest.rows:,} of {manifest.expected_rows:,} rows)"
             raise StageError(
-                f"pack needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} --work {index.work}` first"
+                f"pack needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} "
+                f"--work {index.work}` first"
             )
         check_shards(stage, index, range(len(index.plan)), "pack")
         manifests[name] = manifest
@@ -175,7 +176,8 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
     if not any(row["frames"] or row["vision_rows"] or row["language_rows"] for row in rows):
         reason = next((row["reason"] for row in rows if row["reason"]), "nobody was found in any frame")
         raise DataError(
-            f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the first: {reason}. "
+            f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the "
+            f"first: {reason}. "
             "Check the paths, the layout and `c2vl-pipeline status`"
         )
     columns = index.table.select(["splits", "subject", "view"]).to_pylist()
@@ -231,7 +233,8 @@ def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joi
     joints = stored_joints(row, layout)[:, :bodies]
     if not np.isfinite(joints).all():
         raise DataError(
-            f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons stage again"
+            f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons "
+            f"stage again"
         )
     if target is not None:
         joints = mapped(joints, layout, target)

@@ -268,7 +268,7 @@ def test_a_limit_makes_the_first_shards_and_leaves_the_stage_unfinished(begun: P
     with pytest.raises(StageError) as caught:
         runner.run_stage(caption.STAGE, begun, recipe)
     assert str(caught.value) == (
-        f"caption needs all crops of {begun}: 32 of 128 rows are there; run `c2vl-pipeline crop --work {begun}` again, "
+        f"caption needs all crops of {begun}: 32 of 128 rows exist; run `c2vl-pipeline crop --work {begun}` again, "
         "or take the first ones with --limit"
     )
     assert runner.run_stage(caption.STAGE, begun, recipe, limit=8).rows == 32
@@ -368,7 +368,7 @@ def test_a_raw_folder_that_is_away_is_refused_and_no_row_says_missing(
     folder = linked(raw, tmp_path / "raw")
     work = start(folder, tmp_path / "w", 4)
     folder.rename(tmp_path / "away")
-    with pytest.raises(StageError, match=r"the raw folder .* is not there; mount it"):
+    with pytest.raises(StageError, match=r"the raw folder .* does not exist; mount it"):
         runner.run_stage(crop.STAGE, work, recipe)
     (tmp_path / "away").rename(folder)
     assert runner.run_stage(crop.STAGE, work, recipe).statuses == {"ok": 128}

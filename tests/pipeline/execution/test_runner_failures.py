@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.recipe import Recipe
@@ -26,7 +27,7 @@ def begun(raw: Path, tmp_path: Path, recipe: Recipe) -> Path:
     """32 samples in 8 shards of 16 rows, cropped."""
     config = load_recipe("debug", ["pipeline.shard_samples=4"]).pipeline
     work = tmp_path / "w"
-    index.build(index.load_dataset("synthetic"), raw, work, config, recipe="debug")
+    index.build(load_dataset("synthetic"), raw, work, config, recipe="debug")
     for stage in (skeletons.STAGE, crop.STAGE):
         runner.run_stage(stage, work, recipe)
     return work

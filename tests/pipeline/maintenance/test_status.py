@@ -47,7 +47,7 @@ def state(work: Path, stage: str, *changed: str) -> str:
         ("pipeline.skeletons.max_frames=10", "skeletons", ["config.max_frames: 300 -> 10"]),
         ("pipeline.caption.question=Why?", "captions", ['config.question: "Is he/she or are they holding anything in the hand? Is h… -> "Why?"']),
         ("pipeline.embed.engine.options.seed=7", "embeddings", ["engine.options.seed: null -> 7"]),
-        ("pipeline.embed.aspect=squash", "embeddings", ['config.aspect: "pad" -> "squash"', "padding: [122, 116, 104] -> null"]),
+        ("pipeline.embed.aspect=squash", "embeddings", ['config.aspect: "pad" -> "squash"', "config.padding: [122, 116, 104] -> null"]),
         ("pipeline.crop.engine.options.grow=0.2", "crops", ["engine.options.grow: null -> 0.2"]),
         ("pipeline.crop.engine=motion", "crops", ['engine.backend: "skeleton" -> "motion"']),
     ],
@@ -100,7 +100,7 @@ def test_files_of_other_sizes_and_rows_upstream_are_named(raw: Path, recipe: Rec
     video.write_bytes(other.read_bytes() + b"end")
     index.build(load_dataset("synthetic"), folder, work, recipe.pipeline, recipe="debug")
     assert {k: v for k, v in why(work).items() if k != "packed"} == {
-        "crops": {"its samples, or the sizes of their files, are others": 1}
+        "crops": {"its samples, or the sizes of their files, changed": 1}
     }
     runner.run_stage(crop.STAGE, work, recipe)
     found = why(work)
@@ -167,7 +167,7 @@ def encoded(work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     spec = f'pipeline.embed.engine={{role="encoder", backend="hf", model="{model}"}}'
     runner.run_stage(embed.STAGE, here, load_recipe("debug", [spec]))
     away = model.rename(folder / "away")
-    engines._load.cache_clear()
+    engines.clear()
     return here, spec, away
 
 

@@ -62,7 +62,7 @@ def damage(work: Path, kind: str) -> str:
         said = f"has {size - 1:,} bytes, its manifest says {size:,}"
     elif kind == "data deleted":
         path.unlink()
-        said = "is absent although its manifest is there"
+        said = "is absent although its manifest exists"
     elif kind == "manifest deleted":
         manifest.unlink()
         said = "has no manifest that can be read"
