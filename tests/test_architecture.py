@@ -210,6 +210,27 @@ def test_folders_of_the_pipeline_import_only_those_below_them():
     assert found == set()
 
 
+EVALUATION = (
+    "results", "features", "metrics", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
+    "report", "paper",
+)  # fmt: skip
+"""Modules and folders of `c2vl_evaluation`: each imports only those before it; the command line may import all."""
+
+
+def test_modules_of_evaluation_import_only_those_below_them():
+    def room(module: str) -> str:
+        steps = module.split(".")
+        return steps[1] if steps[0] == "c2vl_evaluation" and len(steps) > 1 else ""
+
+    found = {
+        f"{dotted(path, part)} imports {i.module}"
+        for part, path, i in ALL
+        if (own := room(dotted(path, part))) and own != "cli" and not dotted(path, part).endswith(".cli")
+        if (other := room(i.module)) and EVALUATION.index(other) > EVALUATION.index(own)
+    }
+    assert found == set()
+
+
 def _texts(tree: ast.Module) -> list[ast.Constant]:
     """Return the strings of a module that are no docstrings."""
     bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -384,8 +405,7 @@ COMMANDS = {
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": (
-        "knn", "linear", "finetune", "semi", "transfer", "ensemble", "compare", "predict", "benchmark", "report",
-        "zeroshot", "retrieval", "search", "paper",
+        "run", "compare", "predict", "benchmark", "report", "zeroshot", "retrieval", "search", "paper",
     ),
 }  # fmt: skip
 PROBE = """

@@ -36,7 +36,7 @@ RunsOption = Annotated[
     list[Path],
     typer.Option(
         "--run",
-        help="Folder of a finished run; may be repeated, e.g. for the controls: random, supervised, shuffled pairs.",
+        help="Folder of a finished run; may be repeated, e.g. for the controls (random, supervised, shuffled).",
     ),
 ]
 EncoderOption = Annotated[
@@ -91,10 +91,10 @@ def run_command(
 ) -> None:
     """Evaluate finished runs by one protocol; stored results are not computed again.
 
-    knn: the nearest training sample by cosine. linear: one fully connected layer on frozen features. finetune: the whole
-    network with a fresh layer. semi: 1, 5 and 10 % of the labels, drawn several times, encoder frozen and tuned. transfer:
-    --data is another dataset than the run was trained on, encoder frozen and tuned. ensemble: scores of a joint, a bone and
-    a motion run added up with fixed weights; give --run three times.
+    knn: the nearest training sample by cosine. linear: one fully connected layer on frozen features. finetune:
+    the whole network with a fresh layer. semi: 1, 5 and 10 % of the labels, drawn several times, encoder frozen
+    and tuned. transfer: --data is another dataset than the run was trained on, encoder frozen and tuned.
+    ensemble: scores of a joint, a bone and a motion run added up with fixed weights; give --run three times.
 
     With all controls, and for all runs of a table: `c2vl-eval benchmark --protocol`.
     """
@@ -140,8 +140,8 @@ def compare(
         for word, d in (("top-1", one.top1), ("balanced", one.balanced)):
             clear = "" if d.low <= 0 <= d.high else ", beyond chance in the choice of test samples"
             say(
-                f"  {word}: {100 * d.a:.2f} % against {100 * d.b:.2f} %, {100 * (d.a - d.b):+.2f} points "
-                f"(95 %: {100 * d.low:+.2f} to {100 * d.high:+.2f}){clear}"
+                f"  {word}: {100 * d.a:.2f} % against {100 * d.b:.2f} %, {100 * (d.a - d.b):+.2f} points (95 "
+                f"%: {100 * d.low:+.2f} to {100 * d.high:+.2f}){clear}"
             )
 
 
@@ -179,7 +179,7 @@ def zeroshot(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Classify without labels: the class whose name or description is nearest to a clip; control: permuted names."""
+    """Classify without labels, by the nearest class name or description; control: permuted names."""
     from c2vl_evaluation.language import zeroshot as named
     from c2vl_evaluation.report.console import show_zeroshot
 
@@ -291,8 +291,8 @@ def benchmark(
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report.
 
-    The same command with a further --protocol, --target or --targets, or more --seeds, adds to the table; finished runs
-    and results are reused.
+    The same command with a further --protocol, --target or --targets, or more --seeds, adds to the table;
+    finished runs and results are reused.
     """
     from c2vl_evaluation.table import entries, run_table
     from c2vl_manifests.errors import C2VLError
@@ -318,8 +318,8 @@ def _chosen(words: Sequence[str]) -> list[Protocol]:
     for word in words:
         if word not in {*names, "all"}:
             raise ConfigError(
-                f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, and "
-                "transfer needs another dataset: --target"
+                f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, "
+                "and transfer needs another dataset: --target"
             )
     return [name for name in names if name in words or "all" in words]
 
@@ -352,7 +352,8 @@ def report(
     table, packed = load(out), Packed(data)
     if packed.manifest.fingerprint != table.data_fingerprint:
         raise DataError(
-            f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` into a new folder"
+            f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` "
+            "into a new folder"
         )
     _show_and_write(table, packed, out)
 

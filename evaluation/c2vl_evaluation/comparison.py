@@ -1,7 +1,7 @@
-"""Comparison of two runs on the same test samples: differences with confidence intervals by a paired bootstrap.
+"""Comparison of two runs on the same test samples: differences with intervals by a paired bootstrap.
 
-Test samples are drawn with replacement, each with the answers of both runs. An interval covers the choice of test
-samples for these two runs; it does not cover what other seeds would give.
+Test samples are drawn with replacement, each with the answers of both runs. An interval covers the choice of
+test samples for these two runs; it does not cover what other seeds would give.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ def bootstrap(
 ) -> tuple[Difference, Difference]:
     """Return the differences of top-1 and of balanced accuracy.
 
-    Samples of equal class and equal answers of both runs are interchangeable, so a resample is a draw of how often each
-    such group occurs: the same distribution as drawing samples, in a hundredth of the time.
+    Samples of equal class and equal answers of both runs are interchangeable, so a resample is a draw of how
+    often each such group occurs: the same distribution as drawing samples, in a hundredth of the time.
 
     Args:
         a: correctness of the first run per sample, (N,): 0 or 1, or a mean over draws.
@@ -101,8 +101,7 @@ def compare(
         resamples: see `bootstrap`.
 
     Raises:
-        CheckpointError: a folder holds no finished run, or the results in common are of another encoder than the run
-            has now.
+        CheckpointError: a folder holds no finished run, or the results in common are of an earlier encoder.
         DataError: the runs have no setting in common, or a file is damaged.
     """
     first, second = cache.stored(one, protocol), cache.stored(other, protocol)
@@ -110,8 +109,8 @@ def compare(
     if not common:
         _check_stale(one, first, other, second)
         raise DataError(
-            f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; "
-            f"run `c2vl-eval run {protocol}` on both"
+            f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; run "
+            f"`c2vl-eval run {protocol}` on both"
         )
     settings: dict[str, list[tuple[cache.Predictions, cache.Predictions]]] = {}
     for name in common:
@@ -127,16 +126,17 @@ def compare(
 
 
 def _check_stale(one: Path, first: cache.Stored, other: Path, second: cache.Stored) -> None:
-    """Raise CheckpointError if the runs would have results in common but for an encoder that has changed since."""
+    """Raise CheckpointError if the only results in common are of an earlier encoder."""
     names = (first.found.keys() | first.stale.keys()) & (second.found.keys() | second.stale.keys())
     files = [
         str(side.stale[name]) for name in sorted(names) for side in (first, second) if name in side.stale
     ]
     if files:
         raise CheckpointError(
-            f"{' and '.join(files[:2])}{f' and {len(files) - 2} more' if len(files) > 2 else ''}: of another encoder than "
-            f"the run has now, and {one} and {other} have no other result in common; delete these files, then "
-            f"evaluate both by one command line (equal --data, --benchmark, --recipe and --set)"
+            f"{' and '.join(files[:2])}{f' and {len(files) - 2} more' if len(files) > 2 else ''}: of another "
+            f"encoder than the run has now, and {one} and {other} have no other result in common; delete "
+            "these files, then evaluate both by one command line (equal --data, --benchmark, --recipe and "
+            "--set)"
         )
 
 

@@ -1,4 +1,4 @@
-"""Frozen features of a split: computed once per run, cached next to it, and bound to encoder and data by a key."""
+"""Frozen features of a split: computed once per run and cached under a key of encoder and data."""
 
 from __future__ import annotations
 
@@ -95,8 +95,8 @@ def labels_of(packed: Packed, rows: Labels, label: str) -> Labels:
     if (labels < 0).any():
         first = packed.sample_ids(rows[labels < 0][:1])[0]
         raise DataError(
-            f"{int((labels < 0).sum())} of {len(labels)} {label} have no label (first: {first}); "
-            "evaluation needs all of them"
+            f"{int((labels < 0).sum())} of {len(labels)} {label} have no label (first: {first}); evaluation "
+            "needs all of them"
         )
     return labels
 
@@ -109,8 +109,8 @@ def check_finite(values: Array, label: str) -> None:
     """
     if broken := int((~np.isfinite(values)).any(axis=1).sum()):
         raise CheckpointError(
-            f"{label}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder diverged; "
-            "train it again with a lower learning rate"
+            f"{label}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder "
+            "diverged; train it again with a lower learning rate"
         )
 
 
@@ -118,20 +118,21 @@ def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.T
     """Return the frozen encoder of a run, for data with the joints that it was trained on.
 
     Raises:
-        CheckpointError: there is no finished run, or its encoder is of another joint layout or holds NaN or infinite
-            weights.
+        CheckpointError: there is no finished run, or its encoder is of another joint layout or holds NaN or
+            infinite weights.
     """
     encoder = checkpoint.load_encoder(run, device)
     if (encoder.layout.names, encoder.layout.dims) != (packed.layout.names, packed.layout.dims):
         raise CheckpointError(
             f"{run} was trained on the joints of layout {encoder.layout.name!r} ({encoder.layout.joints}), "
-            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same layout, "
-            f"or map it: `c2vl-pipeline pack --work {packed.folder.parent} --layout {encoder.layout.name}`"
+            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same "
+            f"layout, or map it: `c2vl-pipeline pack --work {packed.folder.parent} --layout "
+            f"{encoder.layout.name}`"
         )
     if not all(weight.isfinite().all() for weight in encoder.module.parameters()):
         raise CheckpointError(
-            f"{run / checkpoint.ENCODER} holds weights that are NaN or infinite, expected finite numbers: the encoder "
-            "diverged; train it again with a lower learning rate"
+            f"{run / checkpoint.ENCODER} holds weights that are NaN or infinite, expected finite numbers: "
+            "the encoder diverged; train it again with a lower learning rate"
         )
     return encoder
 

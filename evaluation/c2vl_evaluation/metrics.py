@@ -80,8 +80,9 @@ def check_classes(packed: Packed, train: Labels, test: Labels) -> int:
     if len(absent := np.setdiff1d(test, train)):
         first = class_name(packed.manifest.classes, int(absent[0]))
         raise DataError(
-            f"{len(absent)} of {len(np.unique(test))} classes of the test split have no training sample (first: "
-            f"{first!r}), so nothing can learn to answer them; give samples of them, or leave them out of the split"
+            f"{len(absent)} of {len(np.unique(test))} classes of the test split have no training sample "
+            f"(first: {first!r}), so nothing can learn to answer them; give samples of them, or leave them "
+            "out of the split"
         )
     return class_count(packed, train, test)
 

@@ -1,4 +1,4 @@
-"""Recognise the action in a skeleton file with a frozen encoder and the layer that the linear protocol trained on it.
+"""Recognition of skeleton files by a frozen encoder and the layer of the linear protocol.
 
 Only skeletons are needed, as in the paper after pre-training: no crops, captions or CLIP.
 """
@@ -51,8 +51,9 @@ def predict(
 def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
     """Recognise the actions in skeleton files.
 
-    Files are read by the suffixes that `c2vl_pipeline.readers` knows; joints of another layout than the encoder's are
-    mapped to it if possible. The layer is trained first if the linear protocol did not run on this encoder.
+    Files are read by the suffixes that `c2vl_pipeline.readers` knows; joints of another layout than the
+    encoder's are mapped to it if possible. The layer is trained first if the linear protocol did not run on
+    this encoder.
 
     Raises:
         CheckpointError: the run is not finished, diverged, or is of another layout than the data.
@@ -70,8 +71,8 @@ def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
     logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
     if not np.isfinite(logits).all():
         raise CheckpointError(
-            f"{context.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
-            "the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
+            f"{context.run}: the layer's answers are NaN or infinite, expected finite numbers: its training "
+            "diverged at the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
         )
     names = context.packed.manifest.classes
     answers = []

@@ -1,7 +1,8 @@
 """Tables with controls: pre-trained encoders next to the floor, the ceiling and shuffled pairs.
 
 Each row is a run in its own folder. Finished runs are not trained again and finished results are not computed
-again, so a table can grow by seeds, `targets` values and protocols. No number here is ever chosen on the test split.
+again, so a table can grow by seeds, `targets` values and protocols. No number here is ever chosen on the test
+split.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def _saved_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def entries(
     manifest: PackedManifest, recipe: str | None, overrides: Sequence[str], targets: Sequence[str]
 ) -> list[Entry]:
-    """Return the lines of a table: each `targets` value (the recipe's own where none is given) and three controls.
+    """Return the lines of a table: each `targets` value (by default the recipe's own) and three controls.
 
     Args:
         manifest: of the packed data.
@@ -140,12 +141,13 @@ def run_table(
         protocols: added to kNN and linear; `ensemble` trains two further streams per line and seed.
         target: another dataset and its benchmark, to which all encoders are transferred.
 
-    If a result of `protocols` diverges, the others are still computed (`Table.failure_summary`). Results of earlier calls
-    that this one does not compute stay in the table if the store still holds them.
+    If a result of `protocols` diverges, the others are still computed (`Table.failure_summary`). Results of
+    earlier calls that this one does not compute stay in the table if the store still holds them.
 
     Raises:
         ConfigError: the target is the data of the table, has other joints or no such benchmark.
-        DataError: a split is empty, a sample has no label, or a class of the test split has no training sample.
+        DataError: a split is empty, a sample has no label, or a class of the test split has no training
+            sample.
         CheckpointError: a folder holds another run than the requested one.
     """
     _check(packed, benchmark, lines, seeds, out, "ensemble" in protocols)
@@ -207,8 +209,9 @@ def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
     own, other = packed.layout, target.layout
     if (own.names, own.dims) != (other.names, other.dims):
         raise ConfigError(
-            f"--target {target.folder} holds joints of layout {other.name!r} ({other.joints}), the table's are "
-            f"{own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} --layout {own.name}`"
+            f"--target {target.folder} holds joints of layout {other.name!r} ({other.joints}), the table's "
+            f"are {own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} "
+            f"--layout {own.name}`"
         )
     try:
         metrics.usable_splits(target, benchmark)
@@ -282,7 +285,7 @@ def _streams(run: Run) -> dict[str, Run]:
 
 
 def _ensemble(run: Run, context: EvalContext) -> Iterator[Cell]:
-    """Train the streams that are not finished and yield the cells; if a training diverges, all of them fail."""
+    """Train unfinished streams and yield the cells; if a training diverges, all of them fail."""
     runs, failed = _streams(run), None
     try:
         for one in runs.values():
@@ -332,7 +335,7 @@ def _earlier(packed: Packed, benchmark: str, out: Path, emit: Emit) -> Table | N
 def _with_earlier(
     row: TableRow, before: Table | None, out: Path, replaced: set[tuple[Protocol, str]]
 ) -> TableRow:
-    """Add the earlier results of a row that this call does not compute, if they are of the weights that it has now."""
+    """Add earlier results of a row that this call does not compute, if they are of its present weights."""
     old = (
         [r for r in before.rows if (r.name, r.seed, r.run) == (row.name, row.seed, row.run)] if before else []
     )
@@ -341,7 +344,7 @@ def _with_earlier(
         for result in (old[0].results if old else ())
         if result.protocol not in ALWAYS
         and (result.protocol, result.target) not in replaced
-        # without a key and not failed: not possible with these data, whatever the weights
+        # without a key and not failed: not possible with these data for any weights
         and (holds(out / row.run, result.key) if result.key else not result.failed)
     ]
     order = list(PROTOCOLS)
@@ -355,7 +358,8 @@ def _report_earlier(
     """Emit notes on the rows and results of an earlier table that stay and that do not."""
 
     def others(some: Iterable[TableRow]) -> list[Result]:
-        return [r for row in some for r in row.results if r.protocol not in ALWAYS and (r.protocol, r.target) not in replaced]  # fmt: skip
+        results = [result for row in some for result in row.results if result.protocol not in ALWAYS]
+        return [result for result in results if (result.protocol, result.target) not in replaced]
 
     here = {(row.name, row.seed, row.run) for row in rows}
     gone = [row for row in before.rows if row.run and (row.name, row.seed, row.run) not in here]
@@ -367,8 +371,8 @@ def _report_earlier(
     if dropped:
         emit(
             Note(
-                f"not in the table any more: {', '.join(dropped)}; the same call with their --targets, --seeds, --protocol and "
-                "--target shows them, and computes nothing that is finished",
+                f"not in the table any more: {', '.join(dropped)}; the same call with their --targets, "
+                "--seeds, --protocol and --target shows them, and computes nothing that is finished",
                 "warning",
             )
         )

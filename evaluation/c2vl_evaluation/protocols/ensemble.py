@@ -1,7 +1,8 @@
-"""Ensemble protocol: weighted sum of the scores of a joint, a bone and a motion encoder, weights fixed in advance.
+"""Ensemble protocol: weighted sum of the scores of a joint, a bone and a motion encoder.
 
-*Reading:* the paper states neither which scores are added nor the weights. Logits with 0.6, 0.6 and 0.4 (joint, bone,
-motion) follow AimCLR; equal weights are reported next to them. Nothing is fitted, and no test label is used.
+*Reading:* the paper states neither which scores are added nor the weights. Logits with 0.6, 0.6 and 0.4
+(joint, bone, motion) follow AimCLR; equal weights are reported next to them. Nothing is fitted, and no test
+label is used.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ def joined(contexts: Sequence[EvalContext]) -> EvalContext:
         stream = str(facts.get("input", {}).get("stream"))
         if stream in found:
             raise ConfigError(
-                f"{found[stream].run} and {context.run} are both of the {stream} stream; give one run of each of "
-                f"{', '.join(STREAMS)}"
+                f"{found[stream].run} and {context.run} are both of the {stream} stream; give one run of "
+                f"each of {', '.join(STREAMS)}"
             )
         found[stream] = context
         config = facts.get("config") or {}
@@ -49,13 +50,16 @@ def joined(contexts: Sequence[EvalContext]) -> EvalContext:
         names = sorted({*settings, *how[first]}, key=lambda name: (not name.endswith("kind"), name))
         for name in (name for name in names if settings.get(name) != how[first].get(name)):
             raise ConfigError(
-                f"{found[first].run} and {found[stream].run} were not trained alike: {name} is {how[first].get(name)} there "
-                f"and {settings.get(name)} here; give three runs that differ in training.input.stream alone (or in their seed)"
+                f"{found[first].run} and {found[stream].run} were not trained alike: {name} is "
+                f"{how[first].get(name)} there and {settings.get(name)} here; give three runs that differ in "
+                "training.input.stream alone (or in their seed)"
             )
     if lacking := [stream for stream in STREAMS if stream not in found]:
         raise ConfigError(
-            f"no run of the {' and of the '.join(lacking)} stream is given; train {'it' if len(lacking) == 1 else 'them'} by "
-            f"{' and by '.join(f'--set training.input.stream={stream}' for stream in lacking)}, then give --run three times"
+            f"no run of the {' and of the '.join(lacking)} stream is given; train "
+            f"{'it' if len(lacking) == 1 else 'them'} by "
+            f"{' and by '.join(f'--set training.input.stream={stream}' for stream in lacking)}, then give "
+            "--run three times"
         )
     return replace(found["joint"], streams={stream: found[stream] for stream in STREAMS})
 
@@ -114,7 +118,8 @@ def add(parts: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predi
     for stream in streams[1:]:
         if parts[stream].sample_ids != first.sample_ids:
             raise DataError(
-                f"the {streams[0]} and the {stream} stream answered other test samples; evaluate all on the same data"
+                f"the {streams[0]} and the {stream} stream answered other test samples; evaluate all on the "
+                "same data"
             )
     total = np.sum([weights[stream] * parts[stream].scores for stream in streams], axis=0)
     if not np.isfinite(total).all():

@@ -1,7 +1,7 @@
-"""Fine-tuning protocol: the whole network learns with labels, from the weights of a run and a fresh linear layer.
+"""Fine-tuning protocol: the whole network learns from the weights of a run and a fresh linear layer.
 
-*Reading:* the paper gives no recipe. SGD, learning rate 0.1, weight decay 1e-4, batch 128, 80 epochs, x0.1 at 50 and
-70: the recipe of the supervised control, so that the two differ in their first weights alone.
+*Reading:* the paper gives no recipe. SGD, learning rate 0.1, weight decay 1e-4, batch 128, 80 epochs, x0.1 at
+50 and 70: the recipe of the supervised control, so that the two differ in their first weights alone.
 
 Semi-supervision and transfer tune by the same `tune`. A killed training resumes from its last checkpoint.
 """
@@ -101,14 +101,14 @@ def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
     history, logits = _train(job, rate, job.rows, job.asked)
     if not np.isfinite(logits).all():
         raise C2VLError(
-            f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; "
-            "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
+            f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; lower "
+            "it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
         )
     return history, logits
 
 
 def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Score], Array]:
-    """Train on `rows`; return the scores of the `asked` rows after every epoch, and their last logits (N, C)."""
+    """Train on `rows`; return the scores of the `asked` rows per epoch, and their last logits (N, C)."""
     context, config = job.context, job.context.recipe.training
     device, precision = device_of(config.device), config.precision
     trained = encoder_for(context.run, context.packed, device)
@@ -133,8 +133,8 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Sco
         at = trainer.fit(method, clips, session)
     except DivergedError as error:
         raise C2VLError(
-            f"{job.label}: the loss became NaN or infinite {error.where}, at the rate {rate:g}; "
-            "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
+            f"{job.label}: the loss became NaN or infinite {error.where}, at the rate {rate:g}; lower it "
+            "(optimiser.lr), or clip gradients by optimiser.clip_norm=1"
         ) from error
     logits = answer(method.model, questions, precision).float().numpy()
     path.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ _FIGURES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced"}
 
 
 def answer(network: nn.Module, clips: Clips, precision: str = "float32") -> Tensor:
-    """Return the logits of all clips in eval mode, central windows, not rotated. Shape: (N, C), on the CPU."""
+    """Return the logits of all clips (N, C), on the CPU: eval mode, central windows, not rotated."""
 
     def logits(batch: Tensor) -> Tensor:
         batch = batch.double() if precision == "float64" else batch

@@ -1,7 +1,7 @@
 """kNN protocol: cosine neighbours among the training split, in the encoder's feature before the projector.
 
-Source: the field's common form (CMD, whose numbers the paper's Table IV lists): k = 1, L2-normalised features,
-gallery = training split.
+Source: the field's common form (CMD, whose numbers the paper's Table IV lists): k = 1, L2-normalised
+features, gallery = training split.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ def _unit(values: Array) -> Array:
 
 
 def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tuple[Labels, Array]:
-    """Return the class of each query by a vote of its `k` nearest, and its cosine to the nearest of each class.
+    """Return the class of each query by a vote of its `k` nearest, and its best cosine to each class.
 
-    Exact: neighbours are those of float64 arithmetic; of equally near ones, the first in the gallery. A float32 product
-    finds the candidates within its error bound; their cosines are recomputed in float64. A tied vote goes to the nearest
-    neighbour. Queries are processed in chunks, which bounds memory to about 200 values per gallery sample besides the
-    features. The cosine to a class without a gallery sample is -1.
+    Exact: neighbours are those of float64 arithmetic; of equally near ones, the first in the gallery. A
+    float32 product finds the candidates within its error bound; their cosines are recomputed in float64.
+    A tied vote goes to the nearest neighbour. Queries are processed in chunks, which bounds memory to
+    about 200 values per gallery sample besides the features. The cosine to a class without a gallery
+    sample is -1.
 
     Shape: (N,) and (N, classes).
     """

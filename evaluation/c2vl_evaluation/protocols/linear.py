@@ -1,9 +1,10 @@
 """Linear protocol: one fully connected layer on frozen, cached features.
 
-*Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs, x0.1
-at 80. The learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is chosen, then the
-layer is trained on the whole split. Features are first standardised by the training split, so that the same rates suit
-encoders of different scale. All rates of the sweep are trained at once, with their weights in one matrix.
+*Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs,
+x0.1 at 80. The learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is
+chosen, then the layer is trained on the whole split. Features are first standardised by the training split,
+so that the same rates suit encoders of different scale. All rates of the sweep are trained at once, with
+their weights in one matrix.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Standard:
-    """Centre and scale of features by the training split, both (D,) float64; the scale of constant features is inf."""
+    """Centre and scale of features by the training split, (D,) float64; inf scales constant features."""
 
     centre: np.ndarray
     scale: np.ndarray
@@ -72,8 +73,8 @@ def fit(
 ) -> Heads:
     """Train one head per learning rate, all at once; every head equals the head of its own run.
 
-    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of one: at too
-    high rates, training would amplify any difference.
+    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of
+    one: at too high rates, training would amplify any difference.
 
     Args:
         x: features (N, D).
@@ -159,7 +160,8 @@ def probe(
 ) -> Probe:
     """Choose the learning rate on held-out training samples, train on all of them, and answer the test split.
 
-    A single rate is used without a sweep. Features are standardised by the training samples unless `by` is given.
+    A single rate is used without a sweep. Features are standardised by the training samples unless `by`
+    is given.
     """
     by = standard(train.values) if by is None else by
     x, x_test = (torch.from_numpy(by(features.values)) for features in (train, test))

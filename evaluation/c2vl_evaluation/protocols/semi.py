@@ -1,8 +1,9 @@
 """Semi-supervised protocol: 1, 5 and 10 % of the labels, drawn several times.
 
-*Reading:* "finetuning the classifier" may freeze the encoder (`frozen`: the linear protocol on the labelled samples) or
-not (`tuned`). The paper does not state how labels are drawn: peers take the share of each class (`stratified`) or of the
-split (`random`). A draw depends only on its number, so that all encoders get the same labels.
+*Reading:* "finetuning the classifier" may freeze the encoder (`frozen`: the linear protocol on the labelled
+samples) or not (`tuned`). The paper does not state how labels are drawn: peers take the share of each class
+(`stratified`) or of the split (`random`). A draw depends only on its number, so that all encoders get the
+same labels.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def impossible(labels: Labels, share: float, sampling: str) -> str:
     if sampling == "stratified" and round(share * sizes.min()) == 0:
         none = int((np.round(share * sizes) == 0).sum())
         return (
-            f"{100 * share:g} % of the {sizes.min()} clips of a class is less than half a clip "
-            f"({none} of {len(sizes)} classes)"
+            f"{100 * share:g} % of the {sizes.min()} clips of a class is less than half a clip ({none} of "
+            f"{len(sizes)} classes)"
         )
     if sampling == "random" and (count := _part(share, len(labels))) < len(sizes):
         return f"{100 * share:g} % of {len(labels)} clips are {count}, fewer than the {len(sizes)} classes"

@@ -1,7 +1,7 @@
 """`report.html`: the results of a table in one self-contained file that needs no network.
 
-Every sentence is computed from the numbers. Where something is absent (a work folder, a curve, a readable shard), the
-page gives the reason in its place.
+Every sentence is computed from the numbers. Where something is absent (a work folder, a curve, a readable
+shard), the page gives the reason in its place.
 """
 
 from __future__ import annotations
@@ -127,26 +127,28 @@ def _training_figures(table: Table, folder: Path) -> list[Figure]:
     return [
         _drawn(
             "All rows",
-            "Compare each bar with the floor and the ceiling (dashed). Mean over seeds; whiskers: one standard deviation; "
-            "dotted line: chance.",
+            "Compare each bar with the floor and the ceiling (dashed). Mean over seeds; whiskers: one "
+            "standard deviation; dotted line: chance.",
             lambda: figures.accuracy_bars(table),
         ),
         _drawn(
             "Training",
-            "Loss should fall and flatten; losses of different targets are not comparable. One line per seed, from the "
-            f"metrics.jsonl of each run; equal alpha schedules overlap.{lacking}",
+            "Loss should fall and flatten; losses of different targets are not comparable. One line per "
+            f"seed, from the metrics.jsonl of each run; equal alpha schedules overlap.{lacking}",
             lambda: figures.training_curves(curves),
         ),
         _drawn(
             "Similarity of pairs",
-            "Solid lines should separate from dotted ones: skeletons become more similar to their own prompts than to those of "
-            "other samples. Mean cosine over the batches of an epoch, training split.",
+            "Solid lines should separate from dotted ones: skeletons become more similar to their own "
+            "prompts than to those of other samples. Mean cosine over the batches of an epoch, training "
+            "split.",
             lambda: figures.similarity_curves({name: curves[name] for name in compared if name in curves}),
         ),
         _drawn(
             "Spread of similarities",
-            "The two distributions should separate: cosine of a skeleton with its own prompt and with prompts of other samples in "
-            "the batch, over all seeds, each normalised by its own pairs, without half a percent at either end. Training split.",
+            "The two distributions should separate: cosine of a skeleton with its own prompt and with "
+            "prompts of other samples in the batch, over all seeds, each normalised by its own pairs, "
+            "without half a percent at either end. Training split.",
             lambda: figures.similarity_histograms({name: spread[name] for name in compared if spread.get(name)}),
         ),
     ]  # fmt: skip
@@ -166,16 +168,15 @@ def _all_figures(table: Table, main: MainRun | str | None, folder: Path) -> list
     else:
         how = (
             f"Look for compact classes; distances between groups mean little. {run.name}, seed {run.seed}: "
-            f"{len(layout.points):,} test samples of the {len(layout.classes)} most frequent of "
-            f"{len(names)} classes; unit-length features, perplexity {layout.perplexity:.3g}, "
-            f"t-SNE seed {layout.seed}."
+            f"{len(layout.points):,} test samples of the {len(layout.classes)} most frequent of {len(names)} "
+            f"classes; unit-length features, perplexity {layout.perplexity:.3g}, t-SNE seed {layout.seed}."
         )
         drawn.append(_drawn(titles[0], how, lambda: figures.scatter(layout, names)))
     drawn.append(_class_figure(table, main, names))
     counts = figures.confusion_counts(main.labels, main.predictions, len(names))
     how = (
-        "Rows: truth; columns: answer of the linear probe; each row sums to one. Orange cells off the diagonal are "
-        f"mistakes. {run.name}, seed {run.seed}, last epoch. {_mistakes(counts, main, names)}"
+        "Rows: truth; columns: answer of the linear probe; each row sums to one. Orange cells off the "
+        f"diagonal are mistakes. {run.name}, seed {run.seed}, last epoch. {_mistakes(counts, main, names)}"
     )
     drawn.append(_drawn(titles[2], how, lambda: figures.confusion_matrix(counts, names), wide=True))
     return drawn
@@ -191,8 +192,8 @@ def _class_figure(table: Table, main: MainRun, names: Sequence[str]) -> Figure:
     known = int((~np.isnan(gain)).sum())
     order = f"gain over {against.name}" if against else "accuracy"
     how = (
-        f"Hollow marks to the right of the filled dot are classes that {of[0].name} recognises worse. Linear probe, last "
-        f"epoch, means over seeds; sorted by {order}."
+        f"Hollow marks to the right of the filled dot are classes that {of[0].name} recognises worse. Linear "
+        f"probe, last epoch, means over seeds; sorted by {order}."
         + (f" {len(at)} of {known} classes: both ends of the order." if known > len(at) else "")
     )
     drawn = {name: (role, values[at]) for name, (role, values) in series.items()}
@@ -231,7 +232,7 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
         folder: of the table.
 
     Returns:
-        Instead, the reason as a sentence, if the run, its answers or the packed data are gone or have changed.
+        Instead, the reason as a sentence, if run, answers or packed data are gone or changed.
     """
     _need_rows(table, folder)
     row = table.main_row()
@@ -328,5 +329,6 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
 def _need_rows(table: Table, folder: Path) -> None:
     if not table.rows:
         raise DataError(
-            f"{folder / FILE} holds no row, expected at least one; run `c2vl-eval benchmark` into a new folder"
+            f"{folder / FILE} holds no row, expected at least one; run `c2vl-eval benchmark` into a new "
+            "folder"
         )

@@ -1,7 +1,7 @@
 """Accuracy per class, and the confusions that changed most between two rows of a table.
 
-Rows of a confusion matrix are the truth. If a row of the table has several seeds, counts are means over them, so that a
-confusion of one seed weighs little.
+Rows of a confusion matrix are the truth. If a row of the table has several seeds, counts are means over them,
+so that a confusion of one seed weighs little.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Moved:
 
 
 def mean_counts(labels: Labels, runs: Sequence[Labels], classes: int) -> Floats:
-    """Return how often class i was taken for class j, mean over runs. Shape: (N,), R x (N,) -> (classes, classes)."""
+    """Return how often class i was taken for class j, mean over runs. Shape: -> (classes, classes)."""
     counts = [confusion_counts(labels, answers, classes) for answers in runs]
     return np.asarray(np.mean(counts, axis=0, dtype=np.float64))
 
@@ -105,7 +105,7 @@ def shown(gain: Floats, main: Floats, limit: int = SHOWN) -> list[int]:
 
 
 def draw(names: Sequence[str], series: Mapping[str, tuple[Role, Floats]]) -> str:
-    """Draw the accuracy of every class, one line per class: a filled dot for the first series, marks for controls.
+    """Draw the accuracy of every class: a filled dot for the first series, marks for controls.
 
     Args:
         names: classes, in the order in which they are drawn.

@@ -32,7 +32,7 @@ def _label(line: Line) -> str:
 
 
 def show_results(table: Table) -> None:
-    """Print a table: kNN and linear of every line, the scores that need no encoder, then one table per protocol."""
+    """Print kNN and linear of every line with the scores that need no encoder, then the other protocols."""
     rows = []
     for line in table.lines():
         knn, linear = (line.summary(protocol) for protocol in ALWAYS)
@@ -42,7 +42,8 @@ def show_results(table: Table) -> None:
     for name, score in (("majority class", table.majority), ("chance", table.chance)):
         rows.append([name, *_score_cells(score), *_score_cells(score), "", "", ""])
     show_table(
-        f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} test",
+        f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} "
+        "test",
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
         f"kNN and linear: top-1; bal.: balanced. {_ORACLE}{_DERIVED}",
@@ -104,7 +105,8 @@ def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> No
         f"{title}: zero-shot by {words}, %, {one.test:,} test clips, {one.classes} classes",
         ["", "top-1", "top-5", "balanced", "p"],
         rows,
-        f"Permuted: mean ± standard deviation of {one.shuffled.draws} random permutations; p: share of permutations, the true naming included, that reach its top-1.",
+        f"Permuted: mean ± standard deviation of {one.shuffled.draws} random permutations; p: share of "
+        "permutations, the true naming included, that reach its top-1.",
     )
     _say_notes([one.notes for _, _, one in found])
 
@@ -125,10 +127,12 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     if one.same_class is not None:
         rows.append(["chance: any clip of its class", *_recall_cells(one.same_class.chance)])
     show_table(
-        f"{title}: text to motion, {one.queries:,} queries ({one.distinct:,} different) among {one.gallery:,} test clips",
+        f"{title}: text to motion, {one.queries:,} queries ({one.distinct:,} different) among "
+        f"{one.gallery:,} test clips",
         ["", "R@1, %", "R@5, %", "R@10, %", "median rank"],
         rows,
-        f"Of clips with equal cosine, the wanted one is ranked last. Permuted: mean ± standard deviation of {one.draws} permutations of the captions between clips.",
+        "Of clips with equal cosine, the wanted one is ranked last. Permuted: mean ± standard deviation of "
+        f"{one.draws} permutations of the captions between clips.",
     )
     _say_notes([one.notes for _, _, one in found])
 

@@ -97,7 +97,7 @@ def training_curves(curves: Curves) -> str:
 
 
 def similarity_curves(curves: Curves) -> str:
-    """Draw the mean cosine of matching (solid) and other pairs (dotted): an axis per knowledge, a colour per name.
+    """Draw the mean cosine of matching (solid) and other pairs (dotted), an axis per knowledge.
 
     Raises:
         ValueError: no run recorded similarities.
@@ -130,7 +130,8 @@ def similarity_histograms(counted: Mapping[str, Counted]) -> str:
     Each outline is normalised by its own pairs, since non-pairs are far more (Fig. 4-5 of the paper).
 
     Args:
-        counted: name -> epochs in order, each `<kind>/positive` and `<kind>/negative` -> counts in equal bins of [-1, 1].
+        counted: name -> epochs in order, each `<kind>/positive` and `<kind>/negative` -> counts in equal bins
+            of [-1, 1].
 
     Raises:
         ValueError: no run counted similarities.
@@ -200,8 +201,8 @@ def confusion_counts(
 def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str:
     """Draw counts (K, K) normalised by row: hits on the diagonal in blue, mistakes in orange, zeros empty.
 
-    Each cell has a tooltip with its count; with up to 12 classes it shows the percentage. Written without matplotlib, which
-    has no tooltips.
+    Each cell has a tooltip with its count; with up to 12 classes it shows the percentage. Written without
+    matplotlib, which has no tooltips.
     """
     K = len(names)
     if counts.shape != (K, K):
@@ -308,7 +309,7 @@ def scatter(projection: Projection, names: Sequence[str]) -> str:
 
 
 def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:
-    """Label vertical lines at their top: the lowest on its left, others on their right, so that labels never overlap."""
+    """Label vertical lines at their top: the lowest on its left, others on their right, never overlapping."""
     for n, (text, at) in enumerate(sorted(lines, key=lambda line: line[1])):
         side, gap = ("left", 2) if n or (text == "ceiling" and len(lines) == 1) else ("right", -2)
         ax.annotate(
@@ -318,7 +319,7 @@ def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:
 
 
 def accuracy_bars(table: Table) -> str:
-    """Draw kNN and linear accuracy per name: mean and deviation over seeds, with floor, ceiling and chance."""
+    """Draw kNN and linear accuracy per name over seeds, with floor, ceiling and chance."""
     groups = [(name, table.of(name)) for name in table.names()]
     paints: dict[Role, str] = {
         "pretrained": COLOURS[0],

@@ -1,7 +1,7 @@
 """The report's gallery: a dozen samples with some of their crops, as small data URIs, and their captions.
 
-Reads only the output of the crops and captions stages. An unreadable shard is skipped with a note; a row that is not ok
-is shown with its status.
+Reads only the output of the crops and captions stages. An unreadable shard is skipped with a note; a row that
+is not ok is shown with its status.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class SampleGallery:
     """Reasons why something is missing."""
 
     def front(self) -> list[dict[str, Any]]:
-        """Return the samples shown at once: the first ones, and one with a row that is not ok if any exists."""
+        """Return the samples shown at once: the first ones, and one that is not ok if any exists."""
         first, others = self.samples[:FRONT], self.samples[FRONT:]
         if all(_whole(sample) for sample in first):
             first += next(([sample] for sample in others if not _whole(sample)), [])

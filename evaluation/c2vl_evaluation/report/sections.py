@@ -68,7 +68,7 @@ def floor(score: Score) -> list[str]:
 
 
 def protocols(table: Table) -> list[dict[str, Any]]:
-    """Return the groups of the other protocols: one per protocol and setting, with the target of a transfer."""
+    """Return the other protocols: one group per protocol and setting, with the target of a transfer."""
     groups = [group for group in grouped(table.lines()) if group.protocol not in ALWAYS]
     targets = {target.id: target for target in table.targets}
     return [{"group": group, "target": targets.get(group.target)} for group in groups]
@@ -87,7 +87,7 @@ def facts_of(run: Path) -> Facts:
 
 
 def stages(table: Table, work: Path | None) -> list[dict[str, Any]]:
-    """Return the cost of every pipeline stage: seconds from the table, the rest from the work folder if given."""
+    """Return the cost of every pipeline stage, sizes only if the work folder is given."""
     lines = []
     for stage, seconds in table.stage_seconds.items():
         manifest = _stage(work, stage)
@@ -144,7 +144,7 @@ def _device(facts: Facts) -> str:
 
 
 def macs(facts: Facts) -> int | None:
-    """Return the multiply-accumulates of one clip through the encoder of a run; None if run.json lacks the facts."""
+    """Return the multiply-accumulates per clip of a run's encoder; None if run.json lacks the facts."""
     from c2vl_training.encoders import build_encoder, count
 
     try:
@@ -156,7 +156,7 @@ def macs(facts: Facts) -> int | None:
 
 
 def evaluation(table: Table, folder: Path) -> dict[str, float]:
-    """Return the seconds of every protocol over all runs; training of an ensemble's further streams is separate."""
+    """Return the seconds of every protocol, and of training an ensemble's further streams."""
     spent: dict[str, float] = defaultdict(float)
     for row in table.rows:
         run = folder / row.run

@@ -1,7 +1,7 @@
 """SVG canvas of the report's figures: one width, one font, text as text, axes in the page's colour.
 
-Figures work inside a page and alone: the background is transparent, axes are drawn in `currentColor` (mid-grey by default)
-and colours are distinguishable for colour-blind readers on white and on black.
+Figures work inside a page and alone: the background is transparent, axes are drawn in `currentColor`
+(mid-grey by default) and colours are distinguishable for colour-blind readers on white and on black.
 """
 
 from __future__ import annotations

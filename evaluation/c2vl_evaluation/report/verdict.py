@@ -58,7 +58,7 @@ def _gained(gains: Mapping[Protocol, float]) -> str:
 
 
 def _because(gains: Mapping[Protocol, float], control: Mapping[Protocol, float]) -> str:
-    """Return whether the gain depends on the right pairing: whether shuffled pairs reach less than half of it."""
+    """Return whether the gain depends on the pairing: whether shuffled pairs reach less than half of it."""
     rising = [kind for kind, value in gains.items() if value >= 0.05]
     paired = [kind for kind in rising if control[kind] < gains[kind] / 2]
     if not rising:
