@@ -12,6 +12,7 @@ WORK      ?= $(WORKROOT)/$(DATASET)
 OUT       ?= $(RUNROOT)/$(DATASET)-$(BENCHMARK)
 RECIPE    ?=
 SEEDS     ?= 3
+JOBS      ?= 2
 KILLS     ?= 20
 TARGET    ?=
 TARGET_DATA ?= $(if $(C2VL_DATA),$(C2VL_DATA)/$(TARGET))
@@ -25,7 +26,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table protocols paper test lint bench stress docs clean need-dataset need-benchmark need-target
+.PHONY: help demo prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -80,8 +81,14 @@ protocols: need-benchmark need-target prompts ## Every protocol with controls: D
 paper: $(VENV)/.core ## Tables I-VIII and Figures 4-8 over every dataset below WORKROOT: [ONLY=table7] [RECIPE=…]
 	@$(BIN)/c2vl-eval paper --work "$(WORKROOT)" --out "$(RUNROOT)/paper" $(foreach one,$(ONLY),--only $(one)) $(recipe) $(ARGS)
 
-test: $(VENV)/.dev ## Run the tests
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(VENV)/.dev ## Run all tests on JOBS=2 processors, in about 7 minutes
+	@$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
+
+test-fast: $(VENV)/.dev ## Run the tests without slow, stress and browser, in about 2 minutes
+	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not stress and not browser" $(ARGS)
+
+coverage: $(VENV)/.dev ## Run all tests and say which lines they never reach
+	@$(BIN)/python -m pytest -q -n $(JOBS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
 lint: $(VENV)/.dev ## Ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

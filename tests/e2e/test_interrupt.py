@@ -27,8 +27,8 @@ def _until_there(process: subprocess.Popen[str], folder: Path, pattern: str) -> 
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("way", ["terminal", "kill"])
-@pytest.mark.parametrize("moment", ["background/*.png", "shard-*.json"])
+@pytest.mark.slow
+@pytest.mark.parametrize(("way", "moment"), [("terminal", "background/*.png"), ("kill", "shard-*.json")])
 def test_an_interrupted_factory_leaves_one_line_nobody_and_its_shards(
     raw: Path, tmp_path: Path, way: str, moment: str
 ) -> None:

@@ -1,12 +1,15 @@
-"""One step of a pre-training or supervision, alone or under torchrun: loss, gradients and buffers go to a file.
+"""One step each of several pre-trainings and supervisions: loss, gradients and buffers go to files.
 
-python tests/support/rank_step.py PACKED OUT KIND [--set …]
+torchrun … tests/support/rank_step.py PACKED OUT-FOLDER JSON-OF-STEPS
 """
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -16,7 +19,13 @@ from c2vl_training.dataset import Clips, Packed
 from c2vl_training.run_folder import Kind, Run
 
 
-def step(data: Path, out: Path, kind: Kind, overrides: list[str]) -> None:
+def steps(data: Path, out: Path, wanted: Mapping[str, Sequence[str]]) -> None:
+    """Write OUT/NAME.safetensors for each NAME: [kind, override, …]."""
+    for name, (kind, *overrides) in wanted.items():
+        _step(data, out / f"{name}.safetensors", cast(Kind, kind), overrides)
+
+
+def _step(data: Path, out: Path, kind: Kind, overrides: list[str]) -> None:
     recipe = load_recipe("debug", overrides)
     run = Run(kind, Packed(data), recipe, "xsub", 0, out)
     device = torch.device("cpu")
@@ -38,4 +47,4 @@ def step(data: Path, out: Path, kind: Kind, overrides: list[str]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.joined():
-        step(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4:])  # type: ignore[arg-type]
+        steps(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
