@@ -79,7 +79,7 @@ def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> C
     return call
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def odd(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the work folder with a hostile caption, a lost person and a failed caption."""
     folder = tmp_path_factory.mktemp("odd") / "work"

@@ -2,51 +2,38 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
+from pathlib import Path
 
 import pytest
 
 from c2vl_pipeline.browse import audit, gallery, trace
 from c2vl_pipeline.workspace import load
+from support.browser import Browser
 
 pytestmark = pytest.mark.browser
-PROBE = """<script>addEventListener("load", () => {{
-const frame = document.querySelector("iframe"), root = frame.contentDocument.documentElement;
-document.title = [root.scrollWidth, frame.contentWindow.innerWidth, root.scrollHeight,
-  [...frame.contentDocument.images].filter(i => i.naturalWidth > 0).length].join(" ");
-}})</script><title></title><iframe src="page.html" style="width:{width}px;height:900px;border:0"></iframe>"""
+MEASURE = """
+const root = document.documentElement;
+return [root.scrollWidth, innerWidth, root.scrollHeight, [...document.images].filter(i => i.naturalWidth > 0).length];
+"""
+
+
+@pytest.fixture(scope="module")
+def pages(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a page of each kind."""
+    folder = tmp_path_factory.mktemp("pages")
+    gallery.gallery(odd, folder / "inspect.html", limit=6)
+    trace.write(trace.trace(odd, load(odd).table["sample_id"][0].as_py()), folder / "explain.html")
+    audit.write(audit.measure(odd), folder / "audit.html")
+    return folder
 
 
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("kind", ["inspect", "explain", "audit"])
-def test_a_browser_shows_the_page_without_overflow(odd, tmp_path, kind, width):
-    browser = next(
-        (b for n in ("chromium", "chromium-browser", "google-chrome") if (b := shutil.which(n))), None
-    )
-    if browser is None:
-        pytest.skip("needs a chromium binary")
-    page = tmp_path / "page.html"
-    if kind == "inspect":
-        gallery.gallery(odd, page, limit=6)
-    elif kind == "explain":
-        trace.write(trace.trace(odd, load(odd).table["sample_id"][0].as_py()), page)
-    else:
-        audit.write(audit.measure(odd), page)
-    (tmp_path / "probe.html").write_text(PROBE.format(width=width))
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --allow-file-access-from-files --virtual-time-budget=5000"
-    )
-    done = subprocess.run(
-        [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width + 40},1000",
-         "--dump-dom", f"file://{tmp_path / 'probe.html'}"],
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    found = re.search(r"<title>(\d+) (\d+) (\d+) (\d+)</title>", done.stdout)
-    assert found, done.stdout[:500] + done.stderr[-500:]
-    wide, window, tall, images = map(int, found.groups())
+def test_a_browser_shows_the_page_without_overflow(
+    chrome: Browser, pages: Path, kind: str, width: int
+) -> None:
+    chrome.show(pages / f"{kind}.html", width)
+    wide, window, tall, images = chrome.run(MEASURE)
     assert window == width
     assert wide <= window
     assert tall > 900

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import json
-import re
-import shutil
-import subprocess
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,98 +12,12 @@ from PIL import Image
 
 from c2vl_evaluation.report import build
 from c2vl_evaluation.results import Table
+from support.browser import Browser
 from support.report import table, with_findings, work_folder, write_runs
 
 pytestmark = pytest.mark.browser
 EVIL = '<script>document.title = "taken"</script>"><img src=https://evil.example/x.png onerror=alert(1)>'
 SCREENS = [(width, scheme) for width in (390, 1200) for scheme in ("light", "dark")]
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
-    "--force-color-profile=srgb",
-)  # fmt: skip
-
-
-class Browser:
-    """As much of the WebDriver protocol as these tests need."""
-
-    def __init__(self, port: int, profile: Path) -> None:
-        self._root = f"http://127.0.0.1:{port}"
-        options = {
-            "binary": CHROMIUM,
-            "args": [*FLAGS, f"--user-data-dir={profile}"],
-        }
-        asked = {
-            "browserName": "chrome",
-            "goog:chromeOptions": options,
-            "goog:loggingPrefs": {"browser": "ALL"},
-        }
-        found = self._call("POST", "/session", {"capabilities": {"alwaysMatch": asked}})
-        self._root += f"/session/{found['sessionId']}"
-
-    def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self._root + path, data, {"Content-Type": "application/json"})
-        request.method = method
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(request, timeout=60) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{method} {path}: {error.read().decode()[:500]}") from error
-
-    def cdp(self, command: str, **params: Any) -> Any:
-        """Send a command of Chrome's own protocol."""
-        return self._call("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
-
-    def show(self, page: Path, width: int, scheme: str) -> None:
-        """Open a page as a screen of a width shows it in a light or dark scheme."""
-        self.cdp(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=844,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
-        self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self._call("POST", "/url", {"url": page.as_uri()})
-
-    def run(self, script: str) -> Any:
-        """Run a function's body in the page."""
-        return self._call("POST", "/execute/sync", {"script": script, "args": []})
-
-    def picture(self) -> bytes:
-        """Take a PNG of the whole page."""
-        shot = self.cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)
-        return base64.b64decode(shot["data"])
-
-    def complaints(self) -> list[str]:
-        """Return what the console says, such as loads that the page's own policy refused."""
-        return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]
-
-    def close(self) -> None:
-        self._call("DELETE", "")
-
-
-@contextmanager
-def browser(folder: Path) -> Iterator[Browser]:
-    """Start a driver with a browser and end both."""
-    assert DRIVER is not None
-    driver = subprocess.Popen(
-        [DRIVER, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
-    try:
-        assert driver.stdout is not None
-        port = next(found[1] for line in driver.stdout if (found := re.search(r"on port (\d+)\.", line)))
-        made = Browser(int(port), folder)
-        try:
-            yield made
-        finally:
-            made.close()
-    finally:
-        driver.terminate()
-        driver.wait(30)
 
 
 def page_results() -> Table:
@@ -148,7 +54,7 @@ def answered(results: Table) -> build.MainRun:
 
 
 @pytest.fixture(scope="module")
-def write_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole report: all sections, one row that failed, captions and names of the worst kind."""
     folder = tmp_path_factory.mktemp("page")
     results = page_results()
@@ -165,15 +71,6 @@ def write_page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bad = {(17, 2): ("crops", "no_person", "nobody above 0.3 in /home/someone/secret/video.avi")}
     work = work_folder(folder / "work", bad=bad, caption=f"{{id}} {EVIL}")
     return build.build(results, folder / "report.html", work=work, main=answered(results))
-
-
-@pytest.fixture(scope="module")
-def chrome(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    """A headless Chromium; the tests are skipped where there is none."""
-    if CHROMIUM is None or DRIVER is None:
-        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
-    with browser(tmp_path_factory.mktemp("profile")) as started:
-        yield started
 
 
 UNFOLD = "for (const d of document.querySelectorAll('details')) d.open = true;"

@@ -19,7 +19,7 @@ def floor(data: Packed, tmp_path: Path) -> Path:
     return tmp_path / "floor"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Packed:
     """12 training and 4 test sticks of 3 classes; tests must not write into it."""
     return Packed(sticks(tmp_path_factory.mktemp("sticks") / "packed"))

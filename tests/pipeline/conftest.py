@@ -51,7 +51,7 @@ def pku(tmp_path: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All four stages of 32 samples in 4 shards; not to be written into."""
     folder = start(raw, tmp_path_factory.mktemp("whole") / "w")

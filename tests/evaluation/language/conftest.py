@@ -14,12 +14,12 @@ from support.evaluation import spoken
 from support.training import recipe, run
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return spoken(tmp_path_factory.mktemp("spoken") / "packed")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "main"
     train(run(data, out, "training.pretrain.standardise=true"))

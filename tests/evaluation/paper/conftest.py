@@ -13,7 +13,7 @@ from support.packed import COUNT, sticks
 from support.paper import experiments
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two made-up sets under the names of datasets, one of them of the paper; tests must not write into it."""
     root = tmp_path_factory.mktemp("experiments")
@@ -27,7 +27,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def finished(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Experiments:
     """Table VII, table IV and figure 4, complete; tests must not write into it."""
     found = experiments(work, tmp_path_factory.mktemp("out"))

@@ -13,7 +13,7 @@ from support import checkpoints
 from support.hf import ROLES
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     out = tmp_path_factory.mktemp("checkpoints")
     return {
@@ -23,7 +23,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def build(folders: dict[str, Path]) -> Callable[..., Any]:
     def build(role: Any, **fields: Any) -> Any:
         fields = {"model": str(folders[role]), **fields}
