@@ -17,7 +17,7 @@ KILLS     ?= 20
 TARGET    ?=
 TARGET_DATA ?= $(if $(C2VL_DATA),$(C2VL_DATA)/$(TARGET))
 ARGS      ?=
-# the demo has 192 training clips and minutes: half the embedded recipe's epochs, in smaller batches
+# the demo has 192 training clips and minutes: half the heuristic recipe's epochs, in smaller batches
 SHORT     := --set training.pretrain.epochs=24 --set 'training.pretrain.optimiser.milestones=[18,22]' \
              --set training.pretrain.batch_size=32 --set training.supervised.epochs=24 \
              --set 'training.supervised.optimiser.milestones=[16,21]' --set training.supervised.batch_size=32 \
@@ -32,7 +32,7 @@ help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|msr-action3d|synthetic|generic   BENCHMARK=xsub|xview|xset"
-	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|embedded|debug|file.toml"
+	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|heuristic|debug|file.toml"
 	@echo "  SET='training.pretrain.epochs=30 pipeline.frames=8': values of the recipe   ARGS: further options of prompts"
 
 $(VENV)/.core: pyproject.toml constraints.txt
@@ -74,7 +74,7 @@ table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over 
 protocols: need-benchmark need-target prompts ## Every protocol with controls: DATASET=… BENCHMARK=… [TARGET=… TARGET_DATA=…] [SEEDS=3]
 	@# of the target only the joints are needed: a packed one is taken as it is, another is packed without any model
 	@$(if $(TARGET),test -f "$(WORKROOT)/$(TARGET)/packed/packed.json" || \
-		$(BIN)/c2vl-pipeline prompts --dataset $(TARGET) --data "$(TARGET_DATA)" --work "$(WORKROOT)/$(TARGET)" --recipe embedded)
+		$(BIN)/c2vl-pipeline prompts --dataset $(TARGET) --data "$(TARGET_DATA)" --work "$(WORKROOT)/$(TARGET)" --recipe heuristic)
 	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-protocols" $(recipe) --seeds $(SEEDS) \
 		--protocol all $(foreach one,$(TARGETS),--targets '$(one)') $(if $(TARGET),--target "$(WORKROOT)/$(TARGET)")
 

@@ -181,7 +181,7 @@ def main() -> None:
         make_clips(raw, options.clips)
         for side in options.max_side:
             settings = [f"pipeline.crop.max_side={side}", "pipeline.shard_samples=4"]
-            measure(raw, Path(name) / f"work-{side}", load_recipe("embedded", settings), options.pairs)
+            measure(raw, Path(name) / f"work-{side}", load_recipe("heuristic", settings), options.pairs)
 
 
 if __name__ == "__main__":

@@ -95,13 +95,13 @@ def main() -> None:
     parser.add_argument("--stages", nargs="+", default=[stage.name for stage in STAGES])
     options = parser.parse_args()
     settings = [f"pipeline.shard_samples={options.shard_samples}", f"pipeline.frames={options.frames}"]
-    recipe = load_recipe("embedded", [*settings, "pipeline.crop.engine=skeleton"])
+    recipe = load_recipe("heuristic", [*settings, "pipeline.crop.engine=skeleton"])
     chosen = [stage for stage in STAGES if stage.name in options.stages]
     with tempfile.TemporaryDirectory() as name:
         raw, work = Path(name) / "raw", Path(name) / "work"
         make_clips(raw, options.clips)
         started = time.perf_counter()
-        built, _ = index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="embedded")
+        built, _ = index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="heuristic")
         print(
             f"{built.table.num_rows:,} clips, {len(built.plan)} shards: indexed in {time.perf_counter() - started:.1f} s",
             flush=True,

@@ -41,7 +41,7 @@ def main() -> None:
         calls = sum(len({text for sample in shard for text in sample}) for shard in shards)
         name = "all in one" if size == len(samples) else f"shards of {size}"
         print(f"{name}: {calls:,} encoder calls, {1 - calls / total:.1%} saved")
-    encoder = engines.load(load_recipe("embedded").pipeline.embed.engine)
+    encoder = engines.load(load_recipe("heuristic").pipeline.embed.engine)
     texts = [text for sample in samples[:2048] for text in sample]
 
     def encode(some: list[str]) -> None:

@@ -125,9 +125,9 @@ def main() -> None:
                 pairs=11,
             )
 
-        recipe = load_recipe("embedded", ["pipeline.shard_samples=512"])
+        recipe = load_recipe("heuristic", ["pipeline.shard_samples=512"])
         index.build(
-            load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="embedded", allow_missing=True
+            load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="heuristic", allow_missing=True
         )
 
         def ours() -> None:

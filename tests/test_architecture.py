@@ -13,6 +13,7 @@ import pytest
 
 from c2vl_manifests.datasets import dataset_names
 from c2vl_pipeline import readers
+from c2vl_pipeline.engines import BACKENDS
 from support import ROOT
 
 PARTS = {
@@ -209,6 +210,27 @@ def test_folders_of_the_pipeline_import_only_those_below_them():
     assert found == set()
 
 
+EVALUATION = (
+    "results", "features", "metrics", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
+    "report", "paper",
+)  # fmt: skip
+"""Modules and folders of `c2vl_evaluation`: each imports only those before it; the command line may import all."""
+
+
+def test_modules_of_evaluation_import_only_those_below_them():
+    def room(module: str) -> str:
+        steps = module.split(".")
+        return steps[1] if steps[0] == "c2vl_evaluation" and len(steps) > 1 else ""
+
+    found = {
+        f"{dotted(path, part)} imports {i.module}"
+        for part, path, i in ALL
+        if (own := room(dotted(path, part))) and own != "cli" and not dotted(path, part).endswith(".cli")
+        if (other := room(i.module)) and EVALUATION.index(other) > EVALUATION.index(own)
+    }
+    assert found == set()
+
+
 def _texts(tree: ast.Module) -> list[ast.Constant]:
     """Return the strings of a module that are no docstrings."""
     bare = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
@@ -229,7 +251,8 @@ def test_no_dataset_or_reader_is_known_by_name_outside_readers():
         if text.value in readers.READERS or re.search(rf"(?<![\w-])({names})(?![\w-])", text.value)
     ]
     assert known == []
-    kinds = {path.stem for path in Path(readers.__file__).parent.glob("*.py")} - {"__init__", "base", "video"}
+    shared = {"__init__", "base", "video", "captions"}
+    kinds = {path.stem for path in Path(readers.__file__).parent.glob("*.py")} - shared
     doors = [
         f"{dotted(path, part)} imports {i.module}"
         for part, path, i in ALL
@@ -238,6 +261,48 @@ def test_no_dataset_or_reader_is_known_by_name_outside_readers():
         and i.module.split(".")[2] in kinds
     ]
     assert doors == []
+
+
+NAMES = {name for _, name in BACKENDS}
+OUTSIDE_ENGINES = [
+    (dotted(path, part), ast.parse(path.read_text("utf-8")))
+    for part, path in MODULES
+    if not dotted(path, part).startswith("c2vl_pipeline.engines")
+]
+
+
+def test_no_engine_is_known_by_name_outside_engines():
+    also_words = {"skeleton", "motion"}  # a kind of raw file, a stream of the trainer
+    names = "|".join(re.escape(name) for name in sorted(NAMES - also_words))
+    found = [
+        f"{module}:{text.lineno}: {text.value[:60]}"
+        for module, tree in OUTSIDE_ENGINES
+        for text in _texts(tree)
+        if re.search(rf"(?<![\w-])({names})(?![\w-])", text.value)
+    ]
+    assert found == []
+
+
+def test_no_back_end_is_compared_with_the_name_of_an_engine_outside_engines():
+    found = [
+        f"{module}:{node.lineno}: {ast.unparse(node)}"
+        for module, tree in OUTSIDE_ENGINES
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        and "backend" in ast.unparse(node)
+        and any(isinstance(part, ast.Constant) and part.value in NAMES for part in ast.walk(node))
+    ]
+    assert found == []
+
+
+def test_no_engine_is_imported_outside_engines():
+    modules = {entry.factory.partition(":")[0] for entry in BACKENDS.values()}
+    found = [
+        f"{dotted(path, part)} imports {i.module}"
+        for part, path, i in ALL
+        if i.module in modules and not dotted(path, part).startswith("c2vl_pipeline.engines")
+    ]
+    assert found == []
 
 
 # ---------------------------------------------------------------------------------- foreign packages
@@ -340,8 +405,7 @@ COMMANDS = {
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": (
-        "knn", "linear", "finetune", "semi", "transfer", "ensemble", "compare", "predict", "benchmark", "report",
-        "zeroshot", "retrieval", "search", "paper",
+        "run", "compare", "predict", "benchmark", "report", "zeroshot", "retrieval", "search", "paper",
     ),
 }  # fmt: skip
 PROBE = """

@@ -1,10 +1,10 @@
 """The one store of results, next to each run: a finished result is never computed again.
 
     RUN/evaluations/<protocol>-<settings>.json      the result, and the key of everything that determined it
-    RUN/evaluations/<protocol>-<settings>.parquet   one row per test sample: truth, answer, five best answers, scores
+    RUN/evaluations/<protocol>-<settings>.parquet   per test sample: truth, answer, five best answers, scores
 
-`<settings>` is a hash of data, benchmark and the protocol's configuration, so that two runs evaluated alike have files of
-the same name; the key adds the encoder's weights and the seed. The JSON is written last.
+`<settings>` is a hash of data, benchmark and the protocol's configuration, so that two runs evaluated alike
+have files of the same name; the key adds the encoder's weights and the seed. The JSON is written last.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Predictions:
     answers: Labels
     """(N,)"""
     scores: Array
-    """(N, C), higher is likelier: logits of a linear layer, their weighted sums of an ensemble, cosines of kNN and
-    zero-shot."""
+    """(N, C), higher is likelier: logits of a linear layer, their weighted sums of an ensemble, cosines of
+    kNN and zero-shot."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ResultWithPredictions:
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that determines a result: `name` names its files, `text` tells whether they are up to date."""
+    """Everything that determines a result: `name` names its files, `text` tells if they are current."""
 
     run: Path
     packed: Packed
@@ -77,11 +77,11 @@ class CacheKey:
     """Everything that the protocol was given, draw and setting included."""
     seed: int = 0
     others: Mapping[str, CacheKey | str] = field(default_factory=dict)
-    """Keys of other results and files that take part; they differ from run to run and are no part of `name`."""
+    """Keys of other results and files that take part; they are not part of `name`."""
 
     @property
     def name(self) -> str:
-        """Name of the files: equal for equal settings, whatever the run."""
+        """Name of the files: equal for equal settings of any run."""
         settings = {
             "data": self.packed.manifest.fingerprint,
             "benchmark": self.benchmark,
@@ -178,11 +178,11 @@ class _Stored(BaseModel):
 
 
 def cached(key: CacheKey, form: type[_Form], compute: Callable[[], tuple[_Form, pa.Table | None]]) -> _Form:
-    """Return a result of a form of its own from the store, or compute and store it.
+    """Return a result that is not a `Result` from the store, or compute and store it.
 
     Args:
         key: everything that determines it.
-        form: model of the result, with `protocol` and `seconds`.
+        form: model of the result, with fields `protocol` and `seconds`.
         compute: returns the result, and a table with one row per test sample or query.
     """
     if (found := _read(key, form)) is not None:
@@ -228,7 +228,7 @@ def _read(key: CacheKey, form: type[_Form]) -> tuple[_Form, Path | None] | None:
 
 
 def holds(run: Path, key: str) -> bool:
-    """Return True if the store of a run holds the result of a key (`CacheKey.text`), of the weights it has now."""
+    """Return True if a run holds the result of a key (`CacheKey.text`), of its present weights."""
     return _path_of(run, key) is not None
 
 
@@ -285,7 +285,8 @@ def stored(run: Path, protocol: Protocol) -> Stored:
             stale[path.stem] = path
         elif held.sha256 and not answers.is_file():
             raise DataError(
-                f"{path}: {answers.name}, which holds its answers, is gone; delete {path.name} and evaluate the run again"
+                f"{path}: {answers.name}, which holds its answers, is gone; delete {path.name} and evaluate "
+                "the run again"
             )
         elif held.sha256:
             found[path.stem] = ResultWithPredictions(result, load(answers))
@@ -323,7 +324,7 @@ def table_of(found: Predictions, names: tuple[str, ...], temperature: float = 1.
     Args:
         found: the predictions.
         names: of the classes.
-        temperature: `probability` is the softmax of scores divided by it; the other columns do not depend on it.
+        temperature: `probability` is the softmax of scores divided by it; other columns are unaffected.
     """
     probabilities = softmax(found.scores / np.float32(temperature))
     top = np.argsort(-found.scores, axis=1, kind="stable")[:, :_TOP].astype(np.int32)

@@ -1,4 +1,4 @@
-"""`c2vl-eval`: parse, call, report."""
+"""Commands of `c2vl-eval`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DataOption = Annotated[
 ]
 BenchmarkOption = Annotated[
     str | None,
-    typer.Option("--benchmark", help="The one the run was trained on, unless given.", show_default=False),
+    typer.Option("--benchmark", help="Default: the one that the run was trained on.", show_default=False),
 ]
 
 
@@ -36,7 +36,7 @@ RunsOption = Annotated[
     list[Path],
     typer.Option(
         "--run",
-        help="Folder of a finished run; give one more for each control: random, supervised, shuffled pairs.",
+        help="Folder of a finished run; may be repeated, e.g. for the controls (random, supervised, shuffled).",
     ),
 ]
 EncoderOption = Annotated[
@@ -45,13 +45,15 @@ EncoderOption = Annotated[
         "--encoder",
         exists=True,
         file_okay=False,
-        help="Folder of the checkpoint of the text encoder that made the data's vectors, if it was moved.",
+        help="Checkpoint folder of the text encoder that made the data's vectors, if it was moved.",
         show_default=False,
     ),
 ]
 SpaceRunsOption = Annotated[
     list[Path],
-    typer.Option("--run", help="Folder of a finished pre-training; give one more for shuffled pairs."),
+    typer.Option(
+        "--run", help="Folder of a finished pre-training; may be repeated, e.g. for shuffled pairs."
+    ),
 ]
 
 
@@ -63,7 +65,7 @@ def _contexts(
     set_: list[str] | None,
     emit: Emit | None = None,
 ) -> list[EvalContext]:
-    """Return what runs are evaluated with; warns of a run that was trained on clips that it is to be tested on."""
+    """Return the contexts of runs; warns if a run was trained on clips of the test split."""
     from c2vl_evaluation.context import EvalContext
     from c2vl_manifests.events import Note, silent
     from c2vl_training.dataset import Packed
@@ -87,12 +89,12 @@ def run_command(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Evaluate finished runs by one protocol; finished results are read, not computed again.
+    """Evaluate finished runs by one protocol; stored results are not computed again.
 
-    knn: the nearest training sample by cosine. linear: one fully connected layer on frozen features. finetune: the whole
-    network with a fresh layer. semi: 1, 5 and 10 % of the labels, drawn several times, encoder frozen and tuned. transfer:
-    --data is another dataset than the run was trained on, encoder frozen and tuned. ensemble: scores of a joint, a bone and
-    a motion run added up with fixed weights; give --run three times.
+    knn: the nearest training sample by cosine. linear: one fully connected layer on frozen features. finetune:
+    the whole network with a fresh layer. semi: 1, 5 and 10 % of the labels, drawn several times, encoder frozen
+    and tuned. transfer: --data is another dataset than the run was trained on, encoder frozen and tuned.
+    ensemble: scores of a joint, a bone and a motion run added up with fixed weights; give --run three times.
 
     With all controls, and for all runs of a table: `c2vl-eval benchmark --protocol`.
     """
@@ -117,25 +119,29 @@ def run_command(
 @app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Folder of an evaluated run.")],
-    run_b: Annotated[Path, typer.Argument(help="Folder of another one, evaluated alike.")],
-    protocol: Annotated[str, typer.Option("--protocol", help="Whose answers are compared.")] = "linear",
+    run_b: Annotated[
+        Path, typer.Argument(help="Folder of another run with the same settings of evaluation.")
+    ],
+    protocol: Annotated[
+        str, typer.Option("--protocol", help="Protocol whose answers are compared.")
+    ] = "linear",
 ) -> None:
-    """Two runs on the same test samples: differences with 95 % intervals by a paired bootstrap."""
+    """Compare two runs on the same test samples: differences with 95 % intervals by a paired bootstrap."""
     from c2vl_evaluation import comparison
     from c2vl_evaluation.protocols import protocol_name
 
-    for found in comparison.compare(run_a, run_b, protocol_name(protocol)):
-        setting = f" ({found.setting})" if found.setting else ""
+    for one in comparison.compare(run_a, run_b, protocol_name(protocol)):
+        setting = f" ({one.setting})" if one.setting else ""
         say(
-            f"{found.protocol}{setting}, {found.samples:,} test samples"
-            + (f", mean of {found.draws} draws" if found.draws > 1 else "")
-            + f": right in {run_a} alone {100 * found.only_a:.1f} %, in {run_b} alone {100 * found.only_b:.1f} %"
+            f"{one.protocol}{setting}, {one.samples:,} test samples"
+            + (f", mean of {one.draws} draws" if one.draws > 1 else "")
+            + f": correct in {run_a} only {100 * one.only_a:.1f} %, in {run_b} only {100 * one.only_b:.1f} %"
         )
-        for word, d in (("top-1", found.top1), ("balanced", found.balanced)):
+        for word, d in (("top-1", one.top1), ("balanced", one.balanced)):
             clear = "" if d.low <= 0 <= d.high else ", beyond chance in the choice of test samples"
             say(
-                f"  {word}: {100 * d.a:.2f} % against {100 * d.b:.2f} %, {100 * (d.a - d.b):+.2f} points "
-                f"(95 %: {100 * d.low:+.2f} to {100 * d.high:+.2f}){clear}"
+                f"  {word}: {100 * d.a:.2f} % against {100 * d.b:.2f} %, {100 * (d.a - d.b):+.2f} points (95 "
+                f"%: {100 * d.low:+.2f} to {100 * d.high:+.2f}){clear}"
             )
 
 
@@ -148,7 +154,7 @@ def predict(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Say what is done in skeleton files, with the five most probable classes."""
+    """Classify skeleton files: the five most probable classes of each."""
     from c2vl_evaluation import prediction
 
     (context,) = _contexts([run], data, benchmark, recipe, set_)
@@ -164,7 +170,7 @@ def zeroshot(
         Path | None,
         typer.Option(
             "--descriptions",
-            help="TOML or JSON: the name of each class = a description, or several, which are averaged.",
+            help="TOML or JSON: class name = a description, or a list of them, which are averaged.",
             show_default=False,
         ),
     ] = None,
@@ -173,7 +179,7 @@ def zeroshot(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """No labels: the class whose name or description lies nearest to a clip, with permuted names as the control."""
+    """Classify without labels, by the nearest class name or description; control: permuted names."""
     from c2vl_evaluation.language import zeroshot as named
     from c2vl_evaluation.report.console import show_zeroshot
 
@@ -193,7 +199,7 @@ def retrieval(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Each test clip searched by its own captions among all test clips, with permuted captions as the control."""
+    """Search each test clip by its own captions among all test clips; control: permuted captions."""
     from c2vl_evaluation.language import retrieval as captions
     from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
@@ -208,12 +214,12 @@ def retrieval(
 
 @app.command()
 def search(
-    text: Annotated[str, typer.Argument(help='What to look for, e.g. "a person waving".')],
+    text: Annotated[str, typer.Argument(help='Text to search for, e.g. "a person waving".')],
     run: RunOption,
     data: DataOption,
-    top: Annotated[int, typer.Option("--top", min=1, help="How many clips.")] = 12,
+    top: Annotated[int, typer.Option("--top", min=1, help="Number of clips.")] = 12,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
-    out: Annotated[Path, typer.Option("--out", help="The page with the clips, drawn and moving.")] = Path(
+    out: Annotated[Path, typer.Option("--out", help="HTML page that shows the clips, animated.")] = Path(
         "search.html"
     ),
     encoder: EncoderOption = None,
@@ -221,7 +227,7 @@ def search(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """List the clips that lie nearest to a text, and draw them."""
+    """List and draw the clips that are nearest to a text."""
     from c2vl_evaluation.language import search as nearest
 
     (context,) = _contexts([run], data, benchmark, recipe, set_)
@@ -234,7 +240,7 @@ def search(
     )
     for note in found.notes:
         say(note)
-    say(f"drawn: {nearest.write_page(found, context, out).resolve()}")
+    say(f"page: {nearest.write_page(found, context, out).resolve()}")
 
 
 @app.command()
@@ -243,7 +249,7 @@ def benchmark(
     benchmark: Annotated[
         str,
         typer.Option(
-            "--benchmark", help="xsub, xview, xset, one of your own, or <name>-val to choose settings."
+            "--benchmark", help="xsub, xview, xset, a custom one, or <name>-val to choose settings."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the table, its runs and the report.")],
@@ -256,12 +262,12 @@ def benchmark(
             show_default=False,
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs a line: seeds 0, 1, …")] = 1,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per line: seeds 0, 1, …")] = 1,
     protocol: Annotated[
         list[str] | None,
         typer.Option(
             "--protocol",
-            help="finetune, semi, ensemble, or all three, beside kNN and linear; may be repeated.",
+            help="finetune, semi, ensemble or all, in addition to kNN and linear; may be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -269,20 +275,24 @@ def benchmark(
         Path | None,
         typer.Option(
             "--target",
-            help="Packed data of another dataset with the same joints: the transfer protocol goes there.",
+            help="Packed data of another dataset with the same joints, for the transfer protocol.",
             show_default=False,
         ),
     ] = None,
     target_benchmark: Annotated[
         str | None,
-        typer.Option("--target-benchmark", help="xsub, or its first one, unless given.", show_default=False),
+        typer.Option(
+            "--target-benchmark",
+            help="Benchmark of the target. Default: xsub, or its first one.",
+            show_default=False,
+        ),
     ] = None,
     set_: SetOption = None,
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report.
 
-    The same command with one more --protocol, --target, --targets or --seeds adds to the table; nothing that is finished is
-    computed again.
+    The same command with a further --protocol, --target or --targets, or more --seeds, adds to the table;
+    finished runs and results are reused.
     """
     from c2vl_evaluation.table import entries, run_table
     from c2vl_manifests.errors import C2VLError
@@ -308,20 +318,22 @@ def _chosen(words: Sequence[str]) -> list[Protocol]:
     for word in words:
         if word not in {*names, "all"}:
             raise ConfigError(
-                f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, and "
-                "transfer needs the data to go to: --target"
+                f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, "
+                "and transfer needs another dataset: --target"
             )
     return [name for name in names if name in words or "all" in words]
 
 
 def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | None:
-    """Return the data that encoders are transferred to, and the benchmark there."""
+    """Return the packed data that encoders are transferred to, and their benchmark."""
     from c2vl_manifests.errors import ConfigError
     from c2vl_training.dataset import Packed
 
     if folder is None:
         if benchmark is not None:
-            raise ConfigError(f"--target-benchmark {benchmark} needs --target with the data it is of")
+            raise ConfigError(
+                f"--target-benchmark {benchmark} needs --target with the data of that benchmark"
+            )
         return None
     packed = Packed(folder)
     return packed, benchmark or packed.main_benchmark()
@@ -332,7 +344,7 @@ def report(
     out: Annotated[Path, typer.Option("--out", help="Folder that `c2vl-eval benchmark` wrote.")],
     data: DataOption,
 ) -> None:
-    """Draw the report again from a finished table."""
+    """Write the report of a finished table again."""
     from c2vl_evaluation.results import load
     from c2vl_manifests.errors import DataError
     from c2vl_training.dataset import Packed
@@ -340,7 +352,8 @@ def report(
     table, packed = load(out), Packed(data)
     if packed.manifest.fingerprint != table.data_fingerprint:
         raise DataError(
-            f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` into a new folder"
+            f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` "
+            "into a new folder"
         )
     _show_and_write(table, packed, out)
 

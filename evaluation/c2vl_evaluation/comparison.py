@@ -1,7 +1,7 @@
-"""Two runs on the same test samples: the difference, and how far chance in the choice of samples may have made it.
+"""Comparison of two runs on the same test samples: differences with intervals by a paired bootstrap.
 
-A paired bootstrap: test samples are drawn anew with replacement, each with the answers of both runs. The interval
-speaks of these two runs and of other test samples; what other seeds would give is not in it.
+Test samples are drawn with replacement, each with the answers of both runs. An interval covers the choice of
+test samples for these two runs; it does not cover what other seeds would give.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Difference:
-    """A minus B, as shares; `low` and `high` hold 95 % of the resamples."""
+    """Difference A minus B of two shares; `low` and `high` enclose 95 % of the resamples."""
 
     a: float
     b: float
@@ -32,13 +32,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two runs under one setting of a protocol."""
+    """Comparison of two runs under one setting of a protocol."""
 
     protocol: Protocol
     setting: str
     samples: int
     draws: int
-    """Each sample's answers are averaged over so many draws of labels."""
+    """Number of draws of labels over which each sample's answers are averaged."""
     top1: Difference
     balanced: Difference
     only_a: float
@@ -51,14 +51,14 @@ def bootstrap(
 ) -> tuple[Difference, Difference]:
     """Return the differences of top-1 and of balanced accuracy.
 
-    Samples that agree in class and in what both runs said are interchangeable, so a resample is a draw of how often
-    each such group occurs: the same distribution as drawing samples, in a hundredth of the time.
+    Samples of equal class and equal answers of both runs are interchangeable, so a resample is a draw of how
+    often each such group occurs: the same distribution as drawing samples, in a hundredth of the time.
 
     Args:
-        a: how far the first run was right, (N,), 0 or 1, or a mean over draws.
-        b: the same of the second run.
+        a: correctness of the first run per sample, (N,): 0 or 1, or a mean over draws.
+        b: the same for the second run.
         labels: true classes (N,).
-        resamples: how many.
+        resamples: number of resamples.
         seed: of the resamples.
     """
     groups, counts = np.unique(np.stack([labels, a, b], axis=1), axis=0, return_counts=True)
@@ -73,60 +73,70 @@ def bootstrap(
         )
         found["top1"].append(drawn @ difference / counts.sum())
         sizes = drawn @ of_class
-        # a class that a resample lacks has no recall there
+        # a class without samples in a resample has no recall there
         recall = np.divide((drawn * difference) @ of_class, sizes, where=sizes > 0, out=np.zeros_like(sizes))
         found["balanced"].append(recall.sum(axis=1) / (sizes > 0).sum(axis=1))
     totals = counts @ of_class
-    said = []
+    differences = []
     for kind, shares in (
         ("top1", counts / counts.sum()),
         ("balanced", counts / totals[member] / len(totals)),
     ):
         low, high = np.quantile(np.concatenate(found[kind]), [0.025, 0.975])
-        said.append(
+        differences.append(
             Difference(float(shares @ groups[:, 1]), float(shares @ groups[:, 2]), float(low), float(high))
         )
-    return said[0], said[1]
+    return differences[0], differences[1]
 
 
 def compare(
     one: Path, other: Path, protocol: Protocol = "linear", resamples: int = 10_000
 ) -> list[Comparison]:
-    """Compare two runs in every setting of a protocol in which both were evaluated.
+    """Compare two runs under every setting of a protocol under which both were evaluated.
+
+    Args:
+        one: folder of a run.
+        other: folder of another run.
+        protocol: whose stored answers are compared.
+        resamples: see `bootstrap`.
 
     Raises:
-        CheckpointError: a folder holds no finished run, or what they have in common is of another encoder than it
-            holds now.
-        DataError: they have no setting in common, or a file is damaged.
+        CheckpointError: a folder holds no finished run, or the results in common are of an earlier encoder.
+        DataError: the runs have no setting in common, or a file is damaged.
     """
-    ours, theirs = cache.stored(one, protocol), cache.stored(other, protocol)
-    common = [name for name in ours.found if name in theirs.found]
+    first, second = cache.stored(one, protocol), cache.stored(other, protocol)
+    common = [name for name in first.found if name in second.found]
     if not common:
-        _refuse_stale(one, ours, other, theirs)
+        _check_stale(one, first, other, second)
         raise DataError(
-            f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; "
-            f"run `c2vl-eval run {protocol}` on both"
+            f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; run "
+            f"`c2vl-eval run {protocol}` on both"
         )
     settings: dict[str, list[tuple[cache.Predictions, cache.Predictions]]] = {}
     for name in common:
-        a, b = ours.found[name], theirs.found[name]
+        a, b = first.found[name], second.found[name]
         assert a.predictions is not None
         assert b.predictions is not None
         if a.predictions.sample_ids != b.predictions.sample_ids:
-            raise DataError(f"{one} and {other} answered other test samples; evaluate both on the same data")
+            raise DataError(
+                f"{one} and {other} have answers to different test samples; evaluate both on the same data"
+            )
         settings.setdefault(a.result.setting, []).append((a.predictions, b.predictions))
     return [_compared(protocol, setting, pairs, resamples) for setting, pairs in settings.items()]
 
 
-def _refuse_stale(one: Path, ours: cache.Stored, other: Path, theirs: cache.Stored) -> None:
-    """Raise where results would be in common, were they not of another encoder than their run holds now."""
-    names = (ours.found.keys() | ours.stale.keys()) & (theirs.found.keys() | theirs.stale.keys())
-    files = [str(side.stale[name]) for name in sorted(names) for side in (ours, theirs) if name in side.stale]
+def _check_stale(one: Path, first: cache.Stored, other: Path, second: cache.Stored) -> None:
+    """Raise CheckpointError if the only results in common are of an earlier encoder."""
+    names = (first.found.keys() | first.stale.keys()) & (second.found.keys() | second.stale.keys())
+    files = [
+        str(side.stale[name]) for name in sorted(names) for side in (first, second) if name in side.stale
+    ]
     if files:
         raise CheckpointError(
-            f"{' and '.join(files[:2])}{f' and {len(files) - 2} more' if len(files) > 2 else ''}: of another encoder than "
-            f"the run holds now, and nothing else is common to {one} and {other}; delete what is out of date, then "
-            f"evaluate both by one command line (equal --data, --benchmark, --recipe and --set)"
+            f"{' and '.join(files[:2])}{f' and {len(files) - 2} more' if len(files) > 2 else ''}: of another "
+            f"encoder than the run has now, and {one} and {other} have no other result in common; delete "
+            "these files, then evaluate both by one command line (equal --data, --benchmark, --recipe and "
+            "--set)"
         )
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation needs to know of a finished run: data, configuration, role, and the keys of its results."""
+"""Context of an evaluation: a finished run with data, configuration, role and keys of results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EvalContext:
     emit: Emit = field(default=silent, compare=False)
     """Receives progress."""
     streams: Mapping[str, EvalContext] = field(default_factory=dict)
-    """Stream -> the run trained on it: what an ensemble adds up."""
+    """Stream -> the run trained on it, for an ensemble."""
     target: str = ""
     """Name of the data in results of `transfer`; made of dataset and benchmark if empty."""
 
@@ -69,7 +69,7 @@ class EvalContext:
         return cls(run, packed, where, resolved, int(facts.get("seed", 0)), emit)
 
     def facts(self) -> dict[str, Any]:
-        """Return what is saved beside the encoder's weights.
+        """Return the facts saved with the encoder's weights.
 
         Raises:
             CheckpointError: there is no finished run.
@@ -102,7 +102,7 @@ class EvalContext:
         return usable_splits(self.packed, self.benchmark)
 
     def predictions(self, rows: Labels, scores: Array, answers: Labels | None = None) -> Predictions:
-        """Return scores (N, C) of some rows with their truth; the answer is the highest score unless given."""
+        """Return scores (N, C) of some rows with truth and answers, by default the highest scores."""
         answers = scores.argmax(axis=1) if answers is None else answers
         return Predictions(self.packed.sample_ids(rows), self.packed.labels()[rows], answers, scores)
 
@@ -114,7 +114,7 @@ class EvalContext:
         return "ceiling" if facts.get("kind") == "supervised" else "floor"
 
     def uses_joint_captions(self) -> bool:
-        """Return True if the run was pre-trained on joint-derived captions of these data; of other data: False."""
+        """Return True if the run was pre-trained on joint-derived captions of these data."""
         facts = self.facts()
         if facts.get("kind") != "pretrain" or facts.get("data") != self.packed.manifest.fingerprint:
             return False
@@ -132,8 +132,8 @@ class EvalContext:
             return ""
         labels = ", with their labels" if kind == "supervised" else ""
         return (
-            f"{self.run} was trained on {own}: {seen:,} of the {len(asked):,} test clips of {self.benchmark} were among its "
-            f"training clips{labels}; for a fair number train a run on {self.benchmark}"
+            f"{self.run} was trained on {own}: {seen:,} of the {len(asked):,} test clips of {self.benchmark} "
+            f"were among its training clips{labels}; for a fair number train a run on {self.benchmark}"
         )
 
 

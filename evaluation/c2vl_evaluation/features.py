@@ -1,4 +1,4 @@
-"""Frozen features of a split: computed once a run, cached beside it, bound to the encoder and the data."""
+"""Frozen features of a split: computed once per run and cached under a key of encoder and data."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ class Split:
 def extract(
     run: Path, packed: Packed, benchmark: str, split: str, device: str = "auto", batch_size: int = 128
 ) -> Features:
-    """Encode a split with the frozen encoder of a run, in eval mode, central window, no rotation.
+    """Return the features of a split: frozen encoder in eval mode, central windows, not rotated.
 
     Raises:
-        CheckpointError: no finished run there, its encoder is of another joint layout, or it diverged.
-        DataError: samples without a label.
+        CheckpointError: there is no finished run, or its encoder is of another joint layout or diverged.
+        DataError: a sample has no label.
     """
     selection = packed.select(benchmark, split)
     labels = labels_of(packed, selection.rows, f"{split} samples of {benchmark}")
@@ -85,58 +85,60 @@ def labelled_split(packed: Packed, benchmark: str, split: str) -> Split:
     return Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}"))
 
 
-def labels_of(packed: Packed, rows: Labels, named: str) -> Labels:
-    """Return the classes of some rows, (N,).
+def labels_of(packed: Packed, rows: Labels, label: str) -> Labels:
+    """Return the classes of `rows`, (N,); `label` names the rows in the message.
 
     Raises:
-        DataError: a sample has no label; `named` says what the rows are.
+        DataError: a sample has no label.
     """
     labels = packed.labels()[rows]
     if (labels < 0).any():
         first = packed.sample_ids(rows[labels < 0][:1])[0]
         raise DataError(
-            f"{int((labels < 0).sum())} of {len(labels)} {named} have no label (first: {first}); "
-            "evaluation needs all of them"
+            f"{int((labels < 0).sum())} of {len(labels)} {label} have no label (first: {first}); evaluation "
+            "needs all of them"
         )
     return labels
 
 
-def check_finite(values: Array, named: str) -> None:
-    """Refuse what an encoder gives if it is no number; shape (N, D), `named` says what and leads to `3 of 9 are …`.
+def check_finite(values: Array, label: str) -> None:
+    """Raise CheckpointError if any of `values` (N, D) is NaN or infinite; `label` prefixes the message.
 
     Raises:
         CheckpointError: a value is NaN or infinite.
     """
     if broken := int((~np.isfinite(values)).any(axis=1).sum()):
         raise CheckpointError(
-            f"{named}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder diverged; "
-            "train it again with a lower learning rate"
+            f"{label}, {broken} of {len(values)} are NaN or infinite, expected finite numbers: the encoder "
+            "diverged; train it again with a lower learning rate"
         )
 
 
 def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.TrainedEncoder:
-    """Load the encoder of a run, frozen, for data of the joints that it was trained on.
+    """Return the frozen encoder of a run, for data with the joints that it was trained on.
 
     Raises:
-        CheckpointError: no finished run there, or its encoder is of another joint layout, or its weights are no numbers.
+        CheckpointError: there is no finished run, or its encoder is of another joint layout or holds NaN or
+            infinite weights.
     """
     encoder = checkpoint.load_encoder(run, device)
     if (encoder.layout.names, encoder.layout.dims) != (packed.layout.names, packed.layout.dims):
         raise CheckpointError(
             f"{run} was trained on the joints of layout {encoder.layout.name!r} ({encoder.layout.joints}), "
-            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same layout, "
-            f"or map it: `c2vl-pipeline pack --work {packed.folder.parent} --layout {encoder.layout.name}`"
+            f"{packed.folder} holds {packed.layout.name!r} ({packed.layout.joints}); use data of the same "
+            f"layout, or map it: `c2vl-pipeline pack --work {packed.folder.parent} --layout "
+            f"{encoder.layout.name}`"
         )
     if not all(weight.isfinite().all() for weight in encoder.module.parameters()):
         raise CheckpointError(
-            f"{run / checkpoint.ENCODER} holds weights that are NaN or infinite, expected finite numbers: the encoder "
-            "diverged; train it again with a lower learning rate"
+            f"{run / checkpoint.ENCODER} holds weights that are NaN or infinite, expected finite numbers: "
+            "the encoder diverged; train it again with a lower learning rate"
         )
     return encoder
 
 
 def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) -> Features:
-    """Return what an encoder is fed, flattened: the baseline that needs no encoder at all.
+    """Return the input of an encoder, flattened: the baseline without an encoder.
 
     Centred joints of the central window, not rotated, at 16 frames at most; (N, T V C M).
     """
@@ -157,4 +159,4 @@ def _cached(path: Path, key: str) -> Array | None:
             values: Array = handle.get_tensor("features")
             return values if np.isfinite(values).all() else None
     except (SafetensorError, OSError):
-        return None  # damaged: made again
+        return None  # damaged: computed again

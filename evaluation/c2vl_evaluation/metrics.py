@@ -1,4 +1,4 @@
-"""Accuracies: top-1, top-5 and balanced, of scores a class; and what they are without looking at a sample."""
+"""Top-1, top-5 and balanced accuracy of class scores, and of answers that need no encoder."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from c2vl_training.dataset import Packed
 TOP = 5
 
 
-def ranks(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes stand before the true one; of equal scores the lower class is first, as for argmax.
+def true_class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
+    """Return the rank of the true class, from 0; of equal scores the lower class is first, as for argmax.
 
-    A row that is not finite (a rate that diverged) is wrong, whatever it says. Shape: (N, C), (N,) -> (N,).
+    A row with NaN or infinite scores (a rate that diverged) ranks last. Shape: (N, C), (N,) -> (N,).
     """
     truth = scores.gather(1, labels[:, None])
     lower = torch.arange(scores.shape[1], device=scores.device) < labels[:, None]
@@ -28,49 +28,51 @@ def ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def score(scores: Tensor, labels: Tensor) -> Score:
-    """Return the accuracies of scores a class. Shape: (N, C), (N,)."""
-    return of_ranks(ranks(scores, labels).cpu().numpy(), labels.cpu().numpy(), scores.shape[1])
+    """Return the accuracies of class scores (N, C) for true classes (N,)."""
+    return score_of_ranks(
+        true_class_ranks(scores, labels).cpu().numpy(), labels.cpu().numpy(), scores.shape[1]
+    )
 
 
-def of_ranks(found: Labels, labels: Labels, classes: int) -> Score:
-    """Return the accuracies of the ranks of the true classes, both (N,)."""
+def score_of_ranks(ranks: Labels, labels: Labels, classes: int) -> Score:
+    """Return the accuracies of the ranks (N,) of the true classes (N,)."""
     return Score(
-        top1=float((found == 0).mean()),
-        top5=float((found < TOP).mean()) if classes > TOP else None,
-        balanced=balanced(found == 0, labels),
+        top1=float((ranks == 0).mean()),
+        top5=float((ranks < TOP).mean()) if classes > TOP else None,
+        balanced=balanced(ranks == 0, labels),
     )
 
 
 def balanced(right: np.ndarray, labels: Labels) -> float:
-    """Mean of the recalls of the classes that occur. Shape: (N,) bool, (N,)."""
+    """Return the mean recall of the classes that occur. Shape: (N,) bool, (N,)."""
     _, members = np.unique(labels, return_inverse=True)
     return float(np.mean(np.bincount(members, right) / np.bincount(members)))
 
 
 def majority(train: Labels, test: Labels, classes: int) -> Score:
-    """Score of answering the training split's largest classes, the largest first."""
+    """Return the score of always answering the largest classes of the training split."""
     order = np.argsort(-np.bincount(train, minlength=classes), kind="stable")
-    return of_ranks(np.argsort(order)[test], test, classes)
+    return score_of_ranks(np.argsort(order)[test], test, classes)
 
 
 def chance(classes: int) -> Score:
-    """Return the expected score of a blind draw among `classes`."""
+    """Return the expected score of random answers among `classes`."""
     one = 1 / max(classes, 1)
     return Score(top1=one, top5=TOP * one if classes > TOP else None, balanced=one)
 
 
 def class_count(packed: Packed, *labels: Labels) -> int:
-    """How many classes a classifier answers with: those that the dataset names, or more if labels hold more."""
+    """Return the number of classes: those that the dataset names, or more if labels exceed them."""
     return max(len(packed.manifest.classes), *(int(some.max()) + 1 for some in labels))
 
 
 def class_name(names: Sequence[str], label: int) -> str:
-    """Return the name of a class, `class 7` where the dataset names no such class; empty for a label below 0."""
+    """Return the name of a class, `class 7` if the dataset does not name it; empty for a negative label."""
     return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
 
 def check_classes(packed: Packed, train: Labels, test: Labels) -> int:
-    """Return `class_count` of two splits.
+    """Return the number of classes of a training and a test split.
 
     Raises:
         DataError: a class of the test split has no training sample.
@@ -78,8 +80,9 @@ def check_classes(packed: Packed, train: Labels, test: Labels) -> int:
     if len(absent := np.setdiff1d(test, train)):
         first = class_name(packed.manifest.classes, int(absent[0]))
         raise DataError(
-            f"{len(absent)} of {len(np.unique(test))} classes of the test split have no training sample (first: "
-            f"{first!r}), so nothing can learn to answer them; give samples of them, or leave them out of the split"
+            f"{len(absent)} of {len(np.unique(test))} classes of the test split have no training sample "
+            f"(first: {first!r}), so nothing can learn to answer them; give samples of them, or leave them "
+            "out of the split"
         )
     return class_count(packed, train, test)
 

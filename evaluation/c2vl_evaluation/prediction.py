@@ -1,6 +1,6 @@
-"""What is done in a skeleton file: a frozen encoder and the layer that the linear protocol trained on it.
+"""Recognition of skeleton files by a frozen encoder and the layer of the linear protocol.
 
-Skeletons alone are asked for, as the paper does after pre-training; crops, captions and CLIP take no part.
+Only skeletons are needed, as in the paper after pre-training: no crops, captions or CLIP.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
@@ -45,64 +44,61 @@ def predict(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Answer]:
-    """Recognise what is done in skeleton files, see `EvalContext.open` and `predict_files`."""
+    """Recognise the actions in skeleton files, see `EvalContext.open` and `predict_files`."""
     return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
 
 
 def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
-    """Recognise what is done in skeleton files.
+    """Recognise the actions in skeleton files.
 
-    `.skeleton` (NTU RGB+D), `.mat` (UTD-MHAD), `.npy` and `.npz` (joints of the encoder's layout) are read; those of
-    another layout than the encoder's are mapped to it where that is possible. The layer is trained first if the linear
-    protocol did not run on this encoder.
+    Files are read by the suffixes that `c2vl_pipeline.readers` knows; joints of another layout than the
+    encoder's are mapped to it if possible. The layer is trained first if the linear protocol did not run on
+    this encoder.
 
     Raises:
-        CheckpointError: no finished run, or one of another layout than the data it is to be read with, or one that
-            diverged.
-        DataError: a file that cannot be read, or in which nobody is seen.
+        CheckpointError: the run is not finished, diverged, or is of another layout than the data.
+        DataError: a file cannot be read, or has no body in any frame.
         ConfigError: its joints cannot be mapped.
     """
     head, by = linear.head_of(context)
     where = device_of(context.recipe.training.device)
     encoder = encoder_for(context.run, context.packed, where)
-    clips = [_read(path, context, encoder.layout) for path in files]
-    skeletons = UnpackedSkeletons.of(clips, encoder.layout, context.packed.manifest.bodies)
-    loaded = Clips(skeletons, np.arange(len(clips)), encoder.input, where)
-    features = encode(encoder.module, loaded).float().numpy()
+    joints = [_read(path, context, encoder.layout) for path in files]
+    skeletons = UnpackedSkeletons.of(joints, encoder.layout, context.packed.manifest.bodies)
+    clips = Clips(skeletons, np.arange(len(joints)), encoder.input, where)
+    features = encode(encoder.module, clips).float().numpy()
     check_finite(features, f"{context.run}: of its features of the files")
     logits = head.logits(torch.from_numpy(by(features)))[0].numpy()
     if not np.isfinite(logits).all():
         raise CheckpointError(
-            f"{context.run}: the layer's answers are NaN or infinite, expected finite numbers: its training diverged at "
-            "the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
+            f"{context.run}: the layer's answers are NaN or infinite, expected finite numbers: its training "
+            "diverged at the chosen rate; give lower ones by --set evaluation.linear.lrs=[0.1,1.0]"
         )
-    scores = softmax(logits)
     names = context.packed.manifest.classes
-    found = []
-    for path, joints, row in zip(files, clips, scores, strict=True):
-        order = np.argsort(-row, kind="stable")[:TOP]
-        top = [(class_name(names, n), float(row[n])) for n in order]
-        found.append(Answer(path, len(joints), top))
-    return found
+    answers = []
+    for path, frames, row in zip(files, joints, softmax(logits), strict=True):
+        top = np.argsort(-row, kind="stable")[:TOP]
+        answers.append(Answer(path, len(frames), [(class_name(names, n), float(row[n])) for n in top]))
+    return answers
 
 
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
-    """Return the joints of a file in a layout, with as many bodies as the encoder was trained on. Shape: (T, M, V, C)."""
+    """Return the joints of a file in a layout. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers import read_skeleton
     from c2vl_pipeline.stages.pack import mapped
 
     manifest = context.packed.manifest
-    told = {"second_body": manifest.second_body}
-    config: SkeletonsConfig = context.recipe.pipeline.skeletons.model_copy(update=told)
+    second = {"second_body": manifest.second_body}
+    config = context.recipe.pipeline.skeletons.model_copy(update=second)
     try:
         assembled, source = read_skeleton(path, layout, manifest.bodies, config)
-        found = assembled.joints
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give a skeleton file") from error
-    if len(found) == 0:
-        raise DataError(f"{path}: nobody is seen in it; there is nothing to answer")
-    if not np.isfinite(found).all():
+    joints = assembled.joints
+    if len(joints) == 0:
+        raise DataError(f"{path}: no body in any frame; there is nothing to recognise")
+    if not np.isfinite(joints).all():
         raise DataError(f"{path}: holds joints that are NaN or infinite; expected metres")
     if source.names != layout.names or source.dims != layout.dims:
-        found = mapped(found, source, layout)
-    return np.asarray(found, np.float32)
+        joints = mapped(joints, source, layout)
+    return np.asarray(joints, np.float32)

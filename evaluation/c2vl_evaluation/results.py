@@ -1,6 +1,6 @@
 """Results of an evaluation as plain values, and the one view of a table that terminal, report and paper show.
 
-`results.json` of a table repeats what the store beside each run holds (`cache`), each result with its key there, so that a
+`results.json` repeats results of the store next to each run (`cache`), each with its key there, so that a
 table can be read and moved without its runs.
 """
 
@@ -200,8 +200,8 @@ class Table(Evaluated):
         row, first = bad[0]
         where = f"{row.name}, seed {row.seed}, {first.protocol} {first.setting}".rstrip()
         return (
-            f"{len(bad)} of {len(results)} results beside kNN and linear failed, the others are in the table (first: {where}: "
-            f"{first.why}); the same command tries them again, and no others"
+            f"{len(bad)} of {len(results)} results in addition to kNN and linear failed, the others are in "
+            f"the table (first: {where}: {first.why}); the same command tries them again, and no others"
         )
 
 
@@ -296,7 +296,7 @@ def grouped(lines: Iterable[Line]) -> list[Group]:
 
 
 def mean_std(values: Sequence[float]) -> str:
-    """Return percent as `61.2` or, of several values, `61.2 ± 1.3` (sample standard deviation); `n/a` of none."""
+    """Return percent as `61.2`, `61.2 ± 1.3` (sample standard deviation) or, without values, `n/a`."""
     if not values:
         return "n/a"
     mean = f"{100 * statistics.mean(values):.1f}"

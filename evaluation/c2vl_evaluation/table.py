@@ -1,7 +1,8 @@
-"""A table with its controls: pre-trained encoders beside the floor, the ceiling and shuffled pairs.
+"""Tables with controls: pre-trained encoders next to the floor, the ceiling and shuffled pairs.
 
-Each row is a run in a folder of its own. Finished runs are not trained again and finished results are not computed
-again, so a table can grow by seeds, `targets` values and protocols. No number here is ever chosen on the test split.
+Each row is a run in its own folder. Finished runs are not trained again and finished results are not computed
+again, so a table can grow by seeds, `targets` values and protocols. No number here is ever chosen on the test
+split.
 """
 
 from __future__ import annotations
@@ -50,19 +51,19 @@ class Entry:
     kind: Kind
     recipe: Recipe
     control_of: str = ""
-    """The line that shuffled pairs are the control of."""
+    """Name of the line that shuffled pairs are the control of."""
 
     def folder(self, runs: Path, seed: int) -> Path:
-        """Where its run of a seed lives; beside it, where the control of other targets lives there already."""
+        """Return the folder of a seed's run; another one if it holds the control of other targets already."""
         plain = runs / f"{_slug(self.name)}-seed{seed}"
-        if self.role != "shuffled" or (held := _held(plain)) is None:
+        if self.role != "shuffled" or (saved := _saved_run(plain)) is None:
             return plain
-        there = (held[1].get("config") or {}).get("targets")
+        there = (saved[1].get("config") or {}).get("targets")
         own = self.recipe.training.pretrain.targets.model_dump(mode="json")
         return plain if there == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
 
     def run(self, packed: Packed, benchmark: str, seed: int, out: Path) -> Run:
-        """Return its training; `out` is the folder of the table."""
+        """Return the training of a seed; `out` is the folder of the table."""
         return Run(self.kind, packed, self.recipe, benchmark, seed, self.folder(out / "runs", seed))
 
 
@@ -70,8 +71,8 @@ def _slug(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
 
 
-def _held(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return what a folder's run is saved in, and its facts; None where there is none."""
+def _saved_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """Return the file that a folder's run is saved in, and its facts; None if there is no run."""
     for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT):
         if (path := folder / name).is_file():
             return path, checkpoint.load(path)[1]
@@ -81,7 +82,7 @@ def _held(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 def entries(
     manifest: PackedManifest, recipe: str | None, overrides: Sequence[str], targets: Sequence[str]
 ) -> list[Entry]:
-    """Return the lines of a table: each `targets` value (the recipe's own where none is given) and three controls.
+    """Return the lines of a table: each `targets` value (by default the recipe's own) and three controls.
 
     Args:
         manifest: of the packed data.
@@ -91,30 +92,30 @@ def entries(
     """
     base = resolve_recipe(manifest, recipe, overrides)
     chosen = targets or [targets_name(base.training.pretrain.targets)]
-    found: list[Entry] = []
+    lines: list[Entry] = []
     for name in chosen:
-        # a value named as the recipe's own keeps the recipe's numbers (beta, temperature of the targets, ...)
+        # the recipe's own value keeps the recipe's other settings (beta, temperature of the targets, ...)
         same = name == targets_name(base.training.pretrain.targets)
         one = (
             base
             if same
             else resolve_recipe(manifest, recipe, [*overrides, f"training.pretrain.targets={name}"])
         )
-        if any(entry.recipe == one for entry in found):
-            continue  # the same values under another name would share a folder and count as a seed
+        if any(entry.recipe == one for entry in lines):
+            continue  # equal settings under another name would share a folder
         # a number keeps partition(0.3) and partition(0.7) apart
         label = name if any(c.isdigit() for c in name) else targets_name(one.training.pretrain.targets)
-        found.append(Entry(label, "pretrained", "pretrain", one))
-    control = found[0].recipe
+        lines.append(Entry(label, "pretrained", "pretrain", one))
+    control = lines[0].recipe
     pretrain = control.training.pretrain.model_copy(update={"pairs": "shuffled"})
     shuffled = control.model_copy(
         update={"training": control.training.model_copy(update={"pretrain": pretrain})}
     )
     return [
-        *found,
+        *lines,
         Entry("random encoder", "floor", "random", base),
         Entry("supervised", "ceiling", "supervised", base),
-        Entry("shuffled pairs", "shuffled", "pretrain", shuffled, found[0].name),
+        Entry("shuffled pairs", "shuffled", "pretrain", shuffled, lines[0].name),
     ]
 
 
@@ -140,13 +141,14 @@ def run_table(
         protocols: added to kNN and linear; `ensemble` trains two further streams per line and seed.
         target: another dataset and its benchmark, to which all encoders are transferred.
 
-    A result of `protocols` that diverges says why, and the others are still computed (`Table.failure_summary`). Results of
-    an earlier call that is not repeated now stay in the table if the store still holds them.
+    If a result of `protocols` diverges, the others are still computed (`Table.failure_summary`). Results of
+    earlier calls that this one does not compute stay in the table if the store still holds them.
 
     Raises:
-        ConfigError: the target is this very data, or has other joints or no such benchmark.
-        DataError: a split holds nothing usable, a sample without a label, or a class that cannot be learned.
-        CheckpointError: a folder holds another run than the one that is asked for.
+        ConfigError: the target is the data of the table, has other joints or no such benchmark.
+        DataError: a split is empty, a sample has no label, or a class of the test split has no training
+            sample.
+        CheckpointError: a folder holds another run than the requested one.
     """
     _check(packed, benchmark, lines, seeds, out, "ensemble" in protocols)
     if target is not None:
@@ -191,24 +193,25 @@ def run_table(
 def _check(
     packed: Packed, benchmark: str, lines: Sequence[Entry], seeds: Sequence[int], out: Path, streams: bool
 ) -> None:
-    """Reject before hours of training what would be rejected after them: labels, classes, folders of other runs."""
+    """Check labels, classes and run folders before hours of training; raises as `run_table`."""
     metrics.usable_splits(packed, benchmark)
     for line in lines:
         for seed in seeds:
             run = line.run(packed, benchmark, seed, out)
             for one in _streams(run).values() if streams else (run,):
-                if (held := _held(one.out)) is not None:
-                    check_same(one.facts(), held[1], held[0])
+                if (saved := _saved_run(one.out)) is not None:
+                    check_same(one.facts(), saved[1], saved[0])
 
 
 def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
     if target.manifest.fingerprint == packed.manifest.fingerprint:
-        raise ConfigError(f"--target {target.folder} is the very data of the table; give another dataset")
+        raise ConfigError(f"--target {target.folder} is the data of the table itself; give another dataset")
     own, other = packed.layout, target.layout
     if (own.names, own.dims) != (other.names, other.dims):
         raise ConfigError(
-            f"--target {target.folder} holds joints of layout {other.name!r} ({other.joints}), the table's are "
-            f"{own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} --layout {own.name}`"
+            f"--target {target.folder} holds joints of layout {other.name!r} ({other.joints}), the table's "
+            f"are {own.name!r} ({own.joints}); map them: `c2vl-pipeline pack --work {target.folder.parent} "
+            f"--layout {own.name}`"
         )
     try:
         metrics.usable_splits(target, benchmark)
@@ -268,21 +271,21 @@ def _cells(
 
 
 def _streams(run: Run) -> dict[str, Run]:
-    """Return the trainings of all streams; those that a line lacks are in folders next to its own."""
-    found: dict[str, Run] = {}
+    """Return the trainings of all streams; the other streams' folders are next to the line's own."""
+    runs: dict[str, Run] = {}
     for stream in ensemble.STREAMS:
         training = run.recipe.training
         if stream == training.input.stream:
-            found[stream] = run
+            runs[stream] = run
             continue
         own = training.model_copy(update={"input": training.input.model_copy(update={"stream": stream})})
         recipe = run.recipe.model_copy(update={"training": own})
-        found[stream] = replace(run, recipe=recipe, out=run.out.with_name(f"{run.out.name}-{stream}"))
-    return found
+        runs[stream] = replace(run, recipe=recipe, out=run.out.with_name(f"{run.out.name}-{stream}"))
+    return runs
 
 
 def _ensemble(run: Run, context: EvalContext) -> Iterator[Cell]:
-    """Train the streams that are not finished and yield the cells; where a training diverges, each of them says so."""
+    """Train unfinished streams and yield the cells; if a training diverges, all of them fail."""
     runs, failed = _streams(run), None
     try:
         for one in runs.values():
@@ -301,7 +304,7 @@ def _again(error: C2VLError) -> NoReturn:
 
 
 def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
-    """Run kNN and linear on the joints themselves: what an encoder has to beat."""
+    """Return the row of raw joints: kNN and linear without an encoder."""
     train, test = (raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test"))
     config, classes = recipe.evaluation, metrics.check_classes(packed, train.labels, test.labels)
     last, sizes = knn.score(train, test, classes, config.knn.k)[0], (len(train.labels), len(test.labels))
@@ -317,22 +320,22 @@ def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
 
 
 def _earlier(packed: Packed, benchmark: str, out: Path, emit: Emit) -> Table | None:
-    """Return the table that exists; None if there is none, or it is damaged or of other data."""
+    """Return the existing table; None if there is none, or it is damaged or of other data."""
     if not (out / FILE).is_file():
         return None
     try:
-        found = load(out)
+        table = load(out)
     except DataError as error:
-        emit(Note(f"{error}; it is written anew, with what this call asks for", "warning"))
+        emit(Note(f"{error}; it is written again with the results of this call", "warning"))
         return None
-    same = (found.data_fingerprint, found.benchmark) == (packed.manifest.fingerprint, benchmark)
-    return found if same else None
+    same = (table.data_fingerprint, table.benchmark) == (packed.manifest.fingerprint, benchmark)
+    return table if same else None
 
 
 def _with_earlier(
     row: TableRow, before: Table | None, out: Path, replaced: set[tuple[Protocol, str]]
 ) -> TableRow:
-    """Add the earlier results of a row that this call does not compute, if they are of the weights that it has now."""
+    """Add earlier results of a row that this call does not compute, if they are of its present weights."""
     old = (
         [r for r in before.rows if (r.name, r.seed, r.run) == (row.name, row.seed, row.run)] if before else []
     )
@@ -341,7 +344,7 @@ def _with_earlier(
         for result in (old[0].results if old else ())
         if result.protocol not in ALWAYS
         and (result.protocol, result.target) not in replaced
-        # without a key and not failed: what the data do not allow, whatever the weights
+        # without a key and not failed: not possible with these data for any weights
         and (holds(out / row.run, result.key) if result.key else not result.failed)
     ]
     order = list(PROTOCOLS)
@@ -352,10 +355,11 @@ def _with_earlier(
 def _report_earlier(
     before: Table, rows: Sequence[TableRow], replaced: set[tuple[Protocol, str]], emit: Emit
 ) -> None:
-    """Report what stays of an earlier table and what does not."""
+    """Emit notes on the rows and results of an earlier table that stay and that do not."""
 
     def others(some: Iterable[TableRow]) -> list[Result]:
-        return [r for row in some for r in row.results if r.protocol not in ALWAYS and (r.protocol, r.target) not in replaced]  # fmt: skip
+        results = [result for row in some for result in row.results if result.protocol not in ALWAYS]
+        return [result for result in results if (result.protocol, result.target) not in replaced]
 
     here = {(row.name, row.seed, row.run) for row in rows}
     gone = [row for row in before.rows if row.run and (row.name, row.seed, row.run) not in here]
@@ -363,12 +367,12 @@ def _report_earlier(
         names = ", ".join(dict.fromkeys(result.protocol for result in kept))
         emit(Note(f"{len(kept)} results of earlier calls stay in the table ({names})"))
     lost = len(others(row for row in before.rows if row not in gone)) - len(kept)
-    told = [f"{row.name} seed {row.seed}" for row in gone] + ([f"{lost} results"] if lost else [])
-    if told:
+    dropped = [f"{row.name} seed {row.seed}" for row in gone] + ([f"{lost} results"] if lost else [])
+    if dropped:
         emit(
             Note(
-                f"not in the table any more: {', '.join(told)}; the same call with their --targets, --seeds, --protocol and "
-                "--target shows them, and computes nothing that is finished",
+                f"not in the table any more: {', '.join(dropped)}; the same call with their --targets, "
+                "--seeds, --protocol and --target shows them, and computes nothing that is finished",
                 "warning",
             )
         )
@@ -380,10 +384,10 @@ def _engine_name(described: dict[str, object]) -> str:
 
 
 def _stage_seconds(work: Path) -> dict[str, float]:
-    """Return the seconds each pipeline stage took, where the work folder is still around the packed arrays."""
-    found = {}
+    """Return the seconds of each pipeline stage, if the packed arrays are still in their work folder."""
+    seconds = {}
     for stage in ("skeletons", "crops", "captions", "embeddings"):
         manifest = read_stage_manifest(work / stage)
         if manifest is not None:
-            found[stage] = manifest.seconds
-    return found
+            seconds[stage] = manifest.seconds
+    return seconds

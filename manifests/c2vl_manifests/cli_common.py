@@ -34,7 +34,9 @@ _INTERRUPTED = 130
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        "--recipe", help="Built-in recipe (paper, small, embedded, debug) or a TOML file.", show_default=False
+        "--recipe",
+        help="Built-in recipe (paper, small, heuristic, debug) or a TOML file.",
+        show_default=False,
     ),
 ]
 SetOption = Annotated[

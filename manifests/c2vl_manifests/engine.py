@@ -17,8 +17,8 @@ class EngineSpec(BaseModel):
 
     role: Role
     backend: str
-    """`hf`, or one of the embedded ones: `skeleton`, `motion`, `posecode`, `classical`. `dataset`: whichever
-    embedded detector the dataset's description names."""
+    """Name in the registry of `c2vl_pipeline.engines`; `dataset`: the heuristic detector that the dataset's
+    description names."""
     model: str | None = None
     """Hub id or local folder; None for engines without weights."""
     revision: str | None = None

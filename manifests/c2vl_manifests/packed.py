@@ -54,9 +54,9 @@ class PackedManifest(BaseModel):
     def derived_from_joints(self, kind: str) -> bool:
         """True if a kind of knowledge (`vision`, `language`) was computed from the joints, the encoder's own input.
 
-        Crops placed by joints are still pixels; captions by `posecode` are joints in words.
+        Crops placed by joints are still pixels; captions derived from joints are joints in words.
         """
-        return kind == "language" and self.engines["captions"].get("backend") == "posecode"
+        return kind == "language" and self.engines["captions"].get("derived_from") == "joints"
 
 
 def read_packed_manifest(folder: Path) -> PackedManifest:

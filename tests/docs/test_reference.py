@@ -56,19 +56,7 @@ def test_every_documented_command_exists(program: str) -> None:
     assert named <= commands(program)
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        pytest.param(
-            "c2vl-pipeline",
-            marks=pytest.mark.xfail(
-                strict=True, reason="plan, repair, retry-failed and chaos become options"
-            ),
-        ),
-        "c2vl-train",
-        "c2vl-eval",
-    ],
-)
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_every_command_is_documented(program: str) -> None:
     text = (REFERENCE / "commands.md").read_text("utf-8")
     assert commands(program) == set(re.findall(rf"^\| `{program} ([a-z]+)`", text, re.MULTILINE))

@@ -97,7 +97,7 @@ def test_runs_and_their_controls_stand_in_one_table(cli: Cli, tmp_path):
         assert found.code == 0, found.err
         for text in ("floor0 (floor)", "floor1 (floor)", "majority class", "chance", "balanced"):
             assert text in found.out
-        assert "Controls that are not here: supervised, shuffled pairs" in " ".join(found.out.split())
+        assert "Missing controls: supervised, shuffled pairs" in " ".join(found.out.split())
     assert "n/a" in found.out
     assert "less than half" in found.out
     refused(cli("c2vl-eval", "run", "transfer", *runs, *words), "was trained on the data of", "itself")

@@ -172,7 +172,7 @@ def test_findings_of_a_former_encoder_alone_are_named_and_the_remedy_helps(pair)
     (path,) = (pair[0].run / "evaluations").glob("linear-*.json")
     altered(pair[0].run)
     with pytest.raises(
-        CheckpointError, match=r"of another encoder than the run holds now.*; delete what is"
+        CheckpointError, match=r"of another encoder than the run has now.*; delete these files"
     ) as caught:
         comparison.compare(pair[0].run, pair[1].run)
     assert str(caught.value).startswith(f"{path}: ")

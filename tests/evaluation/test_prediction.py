@@ -122,7 +122,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
     np.save(tmp_path / "nan.npy", np.full((4, 25, 3), np.nan))
     np.save(tmp_path / "joints.npy", np.ones((4, 9, 3)))
     for name, said in {
-        "empty.skeleton": "nobody is seen in it",
+        "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
         "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
         "nan.npy": "NaN or infinite",

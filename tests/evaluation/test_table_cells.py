@@ -241,7 +241,7 @@ def test_a_cell_that_diverges_says_why_and_the_others_go_on(made, table, data):
         ]
     assert sum("the other results are still computed" in text for text in said) == 4
     assert found.failure_summary().startswith(
-        f"4 of {len(added(found))} results beside kNN and linear failed"
+        f"4 of {len(added(found))} results in addition to kNN and linear failed"
     )
     mended = benchmark.run_table(data, "xsub", lines("hard"), [0], table, protocols=("finetune", "semi"))
     assert mended.failure_summary() == ""

@@ -89,7 +89,7 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_trained(data, els
     text = (kites / "packed.json").read_text()
     (kites / "packed.json").write_text(text.replace("f" * 32, "e" * 32))
     for target, text in (
-        ((data, "xsub"), "is the very data of the table"),
+        ((data, "xsub"), "is the data of the table itself"),
         ((elsewhere, "xview"), "no benchmark 'xview'"),
         ((Packed(kites), "xsub"), r"pack --work .*other --layout"),
     ):

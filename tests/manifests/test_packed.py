@@ -27,6 +27,6 @@ def test_a_given_recipe_applies_without_those_overrides():
 
 
 def test_without_either_the_datasets_own_recipe_applies():
-    assert resolve_recipe(made_with(None)).name == "embedded"
+    assert resolve_recipe(made_with(None)).name == "heuristic"
     with pytest.raises(ConfigError):
         resolve_recipe(made_with(None), None, ["training.pretrain.epoch=8"])

@@ -150,14 +150,16 @@ def test_unknown_targets_list_all_rows(text: str) -> None:
 
 
 def test_an_unknown_recipe_names_all_and_the_nearest() -> None:
-    expected = "use one of debug, embedded, paper, small or the path of a TOML file"
+    expected = "use one of debug, heuristic, paper, small or the path of a TOML file"
     assert complaint("papr") == f"unknown recipe 'papr'; {expected}; did you mean 'paper'?"
     assert complaint("zzz") == f"unknown recipe 'zzz'; {expected}"
 
 
 def test_an_unknown_engine_names_all_and_the_nearest() -> None:
     text = complaint("debug", "pipeline.crop.engine=skelton")
-    assert text.startswith("unknown engine 'skelton'; use one of classical, embedded, ")
+    assert text.startswith(
+        "unknown engine 'skelton'; use one of classical, groundingdino-py-swint, heuristic, "
+    )
     assert text.endswith("; did you mean 'skeleton'?")
 
 

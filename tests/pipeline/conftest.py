@@ -61,6 +61,6 @@ def whole(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
-    engines._load.cache_clear()
+    engines.clear()
     yield Calls(monkeypatch)
-    engines._load.cache_clear()
+    engines.clear()

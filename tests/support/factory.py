@@ -124,5 +124,5 @@ def break_captions(monkeypatch: pytest.MonkeyPatch, broken: dict[str, set[int]])
         return describe(engine, crops, question)
 
     monkeypatch.setattr(PoseCode, "caption", failing)
-    engines._load.cache_clear()
+    engines.clear()
     return counted

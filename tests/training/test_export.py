@@ -69,7 +69,7 @@ def test_onnx_says_what_it_must_be_fed(data, tmp_path):
 def test_a_missing_package_says_which_extra(data, tmp_path, monkeypatch):
     train(run(data, tmp_path / "run", kind="random"))
     monkeypatch.setattr(export, "find_spec", lambda name: None)
-    with pytest.raises(EngineError, match=r"export needs the package onnx; pip install 'c2vl\[onnx\]'"):
+    with pytest.raises(EngineError, match=r"export needs the package onnx; `pip install -e '\.\[onnx\]'`"):
         export.export(tmp_path / "run", tmp_path / "encoder.onnx")
 
 

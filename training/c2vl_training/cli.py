@@ -92,7 +92,8 @@ def _train(
             result = train(run, emit)
         if rank == 0:
             say(
-                f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples ({result.left_out} left out) in {result.seconds:,.0f} s; "
+                f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
+                f"({result.left_out} left out) in {result.seconds:,.0f} s; "
                 f"next: c2vl-eval run knn --run {run.out} --data {data}"
             )
 

@@ -80,7 +80,7 @@ def export(run: Path, out: Path) -> Exported:
     """
     for package in ("onnx", "onnxscript"):
         if find_spec(package) is None:
-            raise EngineError(f"export needs the package {package}; pip install 'c2vl[onnx]'")
+            raise EngineError(f"export needs the package {package}; `pip install -e '.[onnx]'`")
     import onnx
 
     trained = checkpoint.load_encoder(run, torch.device("cpu"))

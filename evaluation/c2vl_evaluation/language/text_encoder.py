@@ -55,7 +55,7 @@ def load(packed: Packed, folder: Path | None = None) -> Encoder:
         facts["revision"] = was  # of a hub id: exactly that commit
     try:
         spec = EngineSpec.model_validate({"role": "encoder", "batch_size": 64} | facts)
-        now = engines.lasting(spec)
+        now = engines.key_facts(spec)
         encoder: Encoder = engines.load(spec)
     except (EngineError, ValidationError) as error:
         why = str(error).partition("; get one with")[0].splitlines()[0]

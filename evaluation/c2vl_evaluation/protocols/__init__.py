@@ -1,7 +1,7 @@
-"""The protocols by name, and how their results are computed: one after the other, a failure costing one result.
+"""The protocols by name, and the computation of their results, of which each may fail alone.
 
-A protocol is a module with `cells(context)`, which yields its results before they are computed, and an entry in
-`PROTOCOLS`.
+A protocol is a module with `cells(context)`, which yields its results before they are computed, and an entry
+in `PROTOCOLS`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Three streams: the scores of encoders of joints, bones and motion added up, with weights fixed in advance.
+"""Ensemble protocol: weighted sum of the scores of a joint, a bone and a motion encoder.
 
-*Reading:* the paper says neither which scores are added nor with which weights. Logits with 0.6, 0.6 and 0.4 (joint,
-bone, motion) are what AimCLR does; equal weights stand beside them. Nothing is fitted, and no test sample is looked at.
+*Reading:* the paper states neither which scores are added nor the weights. Logits with 0.6, 0.6 and 0.4
+(joint, bone, motion) follow AimCLR; equal weights are reported next to them. Nothing is fitted, and no test
+label is used.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from c2vl_evaluation.results import Result
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 
 STREAMS = ("joint", "bone", "motion")
-_ALIKE = ("targets", "knowledge", "pairs")
-"""What streams of one line of a table share, beside the kind of their training."""
+_SHARED = ("targets", "knowledge", "pairs")
+"""Settings that the streams of one ensemble must share, besides the kind of training."""
 
 
 def joined(contexts: Sequence[EvalContext]) -> EvalContext:
-    """Return the context of the joint stream that holds all three by the stream that each was trained on.
+    """Return the context of the joint stream, with all three in its `streams`.
 
     Raises:
-        ConfigError: not one of each, or they were not trained alike.
+        ConfigError: there is not one run of each stream, or they were not trained alike.
     """
     found: dict[str, EvalContext] = {}
     how: dict[str, dict[str, Any]] = {}
@@ -38,39 +39,42 @@ def joined(contexts: Sequence[EvalContext]) -> EvalContext:
         stream = str(facts.get("input", {}).get("stream"))
         if stream in found:
             raise ConfigError(
-                f"{found[stream].run} and {context.run} are both of the {stream} stream; give one run of each of "
-                f"{', '.join(STREAMS)}"
+                f"{found[stream].run} and {context.run} are both of the {stream} stream; give one run of "
+                f"each of {', '.join(STREAMS)}"
             )
         found[stream] = context
         config = facts.get("config") or {}
-        how[stream] = {"kind": facts.get("kind"), **_told(config)}
-    for stream, told in how.items():
+        how[stream] = {"kind": facts.get("kind"), **_shared(config)}
+    for stream, settings in how.items():
         first = next(iter(how))
-        names = sorted({*told, *how[first]}, key=lambda name: (not name.endswith("kind"), name))
-        for name in (name for name in names if told.get(name) != how[first].get(name)):
+        names = sorted({*settings, *how[first]}, key=lambda name: (not name.endswith("kind"), name))
+        for name in (name for name in names if settings.get(name) != how[first].get(name)):
             raise ConfigError(
-                f"{found[first].run} and {found[stream].run} were not trained alike: {name} is {how[first].get(name)} there "
-                f"and {told.get(name)} here; give three runs that differ in training.input.stream alone (or in their seed)"
+                f"{found[first].run} and {found[stream].run} were not trained alike: {name} is "
+                f"{how[first].get(name)} there and {settings.get(name)} here; give three runs that differ in "
+                "training.input.stream alone (or in their seed)"
             )
     if lacking := [stream for stream in STREAMS if stream not in found]:
         raise ConfigError(
-            f"no run of the {' and of the '.join(lacking)} stream is given; train {'it' if len(lacking) == 1 else 'them'} by "
-            f"{' and by '.join(f'--set training.input.stream={stream}' for stream in lacking)}, then give --run three times"
+            f"no run of the {' and of the '.join(lacking)} stream is given; train "
+            f"{'it' if len(lacking) == 1 else 'them'} by "
+            f"{' and by '.join(f'--set training.input.stream={stream}' for stream in lacking)}, then give "
+            "--run three times"
         )
     return replace(found["joint"], streams={stream: found[stream] for stream in STREAMS})
 
 
-def _told(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what streams share of a training's configuration, flat: `targets.kind`, `pairs`."""
+def _shared(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that streams must share, flat: `targets.kind`, `pairs`."""
     found: dict[str, Any] = {}
-    for name in _ALIKE:
+    for name in _SHARED:
         value = config.get(name)
         found |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
     return found
 
 
 def cells(context: EvalContext) -> Iterator[Cell]:
-    """Yield fixed and equal weights, for each protocol whose scores are added, before they are run."""
+    """Yield the sums with fixed and with equal weights, for each protocol whose scores are added."""
     config = context.recipe.evaluation.ensemble
     fixed = {stream: float(getattr(config, stream)) for stream in STREAMS}
     for protocol in config.protocol:
@@ -106,14 +110,16 @@ def add(parts: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predi
     """Return the weighted sum of the scores of several streams.
 
     Raises:
-        DataError: they are not of the same samples in the same order.
+        DataError: the streams answered other samples or in another order.
+        CheckpointError: a score is NaN or infinite.
     """
     streams = list(parts)
     first = parts[streams[0]]
     for stream in streams[1:]:
         if parts[stream].sample_ids != first.sample_ids:
             raise DataError(
-                f"the {streams[0]} and the {stream} stream answered other test samples; evaluate all on the same data"
+                f"the {streams[0]} and the {stream} stream answered other test samples; evaluate all on the "
+                "same data"
             )
     total = np.sum([weights[stream] * parts[stream].scores for stream in streams], axis=0)
     if not np.isfinite(total).all():

@@ -1,7 +1,7 @@
-"""Fine-tuning protocol: the whole network learns with labels, from the weights of a run and a fresh linear layer.
+"""Fine-tuning protocol: the whole network learns from the weights of a run and a fresh linear layer.
 
-*Reading:* the paper gives no recipe. SGD, learning rate 0.1, weight decay 1e-4, batch 128, 80 epochs, x0.1 at 50 and
-70: the recipe of the supervised control, so that the two differ in their first weights alone.
+*Reading:* the paper gives no recipe. SGD, learning rate 0.1, weight decay 1e-4, batch 128, 80 epochs, x0.1 at
+50 and 70: the recipe of the supervised control, so that the two differ in their first weights alone.
 
 Semi-supervision and transfer tune by the same `tune`. A killed training resumes from its last checkpoint.
 """
@@ -38,7 +38,7 @@ from c2vl_training.trainer import DivergedError, Session
 
 @dataclass(frozen=True)
 class Job:
-    """One training: what it learns from, and what it is asked at the end of every epoch."""
+    """One training: its rows, and the test rows that it answers after every epoch."""
 
     context: EvalContext
     rows: Labels
@@ -48,17 +48,17 @@ class Job:
     classes: int
     config: FinetuneConfig
     label: str = "finetune"
-    """For progress, and for the file of a training that is going on."""
+    """Name in progress reports, and of the checkpoint."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What a training gave."""
+    """Scores and logits of a training."""
 
     history: list[Score]
-    """Of the asked samples, one an epoch."""
+    """Of the test rows, one per epoch."""
     logits: Array
-    """Of the asked samples at the last epoch, (N, C)."""
+    """Of the test rows after the last epoch, (N, C)."""
     lr: float
     held_out: float | None
 
@@ -74,7 +74,7 @@ class Tuned:
 
 
 def tune(job: Job) -> Tuned:
-    """Train; where `lrs` are given, with the rate that has the lowest cross-entropy on held-out *training* samples.
+    """Train; with several `lrs`, at the one of the lowest cross-entropy on held-out *training* samples.
 
     Raises:
         CheckpointError: the run has no encoder, or one of another joint layout.
@@ -86,29 +86,29 @@ def tune(job: Job) -> Tuned:
     out, rest = (
         job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed)
     )
-    tried = []
+    results = []
     for rate in rates:
         history, logits = _train(job, rate, rest, out)
         truth = torch.from_numpy(job.context.packed.labels()[out])
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
-        tried.append((loss, rate, history[-1].top1))
-    _, rate, reached = min(tried)
+        results.append((loss, rate, history[-1].top1))
+    _, rate, reached = min(results)
     return Tuned(*_sound(job, rate), rate, reached)
 
 
 def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
-    """Train on all rows; weights that broke in the very last step, after its loss was seen, are no result."""
+    """Train on all rows; raise C2VLError if the last logits are NaN or infinite."""
     history, logits = _train(job, rate, job.rows, job.asked)
     if not np.isfinite(logits).all():
         raise C2VLError(
-            f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; "
-            "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
+            f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; lower "
+            "it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
         )
     return history, logits
 
 
 def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Score], Array]:
-    """Train on `rows`; return the scores of the `asked` rows after every epoch, and their last logits (N, C)."""
+    """Train on `rows`; return the scores of the `asked` rows per epoch, and their last logits (N, C)."""
     context, config = job.context, job.context.recipe.training
     device, precision = device_of(config.device), config.precision
     trained = encoder_for(context.run, context.packed, device)
@@ -133,8 +133,8 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Sco
         at = trainer.fit(method, clips, session)
     except DivergedError as error:
         raise C2VLError(
-            f"{job.label}: the loss became NaN or infinite {error.where}, at the rate {rate:g}; "
-            "lower it (optimiser.lr), or clip gradients by optimiser.clip_norm=1"
+            f"{job.label}: the loss became NaN or infinite {error.where}, at the rate {rate:g}; lower it "
+            "(optimiser.lr), or clip gradients by optimiser.clip_norm=1"
         ) from error
     logits = answer(method.model, questions, precision).float().numpy()
     path.unlink(missing_ok=True)
@@ -147,13 +147,13 @@ _FIGURES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced"}
 
 
 def answer(network: nn.Module, clips: Clips, precision: str = "float32") -> Tensor:
-    """Return the logits of all clips in eval mode, central windows, not rotated. Shape: (N, C), on the CPU."""
+    """Return the logits of all clips (N, C), on the CPU: eval mode, central windows, not rotated."""
 
     def logits(batch: Tensor) -> Tensor:
         batch = batch.double() if precision == "float64" else batch
         with torch.autocast(batch.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            found: Tensor = network(batch)
-        return found if precision == "float64" else found.float()
+            scores: Tensor = network(batch)
+        return scores if precision == "float64" else scores.float()
 
     network.eval()
     return encode(logits, clips)

@@ -1,7 +1,7 @@
 """kNN protocol: cosine neighbours among the training split, in the encoder's feature before the projector.
 
-Source: the field's common form (CMD, whose numbers the paper's Table IV lists): k = 1, L2-normalised features,
-gallery = training split.
+Source: the field's common form (CMD, whose numbers the paper's Table IV lists): k = 1, L2-normalised
+features, gallery = training split.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import torch
 from c2vl_evaluation.cache import Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Features, Labels
-from c2vl_evaluation.metrics import of_ranks, ranks
+from c2vl_evaluation.metrics import score_of_ranks, true_class_ranks
 from c2vl_evaluation.results import Result, Score
 
 _CHUNK = 256
 _DIGITS = 12
-"""Cosines that agree to so many digits are a tie."""
+"""Decimals to which cosines must agree to be a tie."""
 _AT_ONCE = 1 << 21
-"""Numbers of float64 that a second look may hold at once."""
+"""Limit of float64 values in memory when cosines are recomputed exactly."""
 
 
 def _unit(values: Array) -> Array:
@@ -31,22 +31,23 @@ def _unit(values: Array) -> Array:
 
 
 def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tuple[Labels, Array]:
-    """Return the class of each query by a vote of its `k` nearest, and its cosine to the nearest of each class.
+    """Return the class of each query by a vote of its `k` nearest, and its best cosine to each class.
 
-    Exact: neighbours are those of float64 arithmetic, and of equally near ones the first in the gallery. A float32
-    product finds the few that can be among the nearest, within its error bound; these are looked at again in float64.
-    A vote that is tied goes to the nearer. Queries are taken in chunks, so that memory stays at some 200 numbers a
-    member of the gallery beside the features; a class without a member is at cosine -1.
+    Exact: neighbours are those of float64 arithmetic; of equally near ones, the first in the gallery. A
+    float32 product finds the candidates within its error bound; their cosines are recomputed in float64.
+    A tied vote goes to the nearest neighbour. Queries are processed in chunks, which bounds memory to
+    about 200 values per gallery sample besides the features. The cosine to a class without a gallery
+    sample is -1.
 
     Shape: (N,) and (N, classes).
     """
     order = np.argsort(
         gallery.labels, kind="stable"
-    )  # a class after the other, so that its best is one reduction
+    )  # by class, so that the best cosine of each class is one reduction
     known, asked = _unit(gallery.values)[order], _unit(query.values)
     present, first = np.unique(gallery.labels[order], return_index=True)
     k = min(k, len(known))
-    # |computed - true| of a sum of D products of unit vectors, and of the rounding of both vectors; two of them
+    # twice the error bound of a float32 dot product of D terms, including the rounding of both vectors
     slack = np.float32(2 * (known.shape[1] + 8) * np.finfo(np.float32).eps)
     answers: list[int] = []
     nearest = np.full((len(asked), classes), -1, np.float32)
@@ -57,7 +58,7 @@ def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tupl
         for place, row in enumerate(cosine):
             close = order[np.flatnonzero(row >= kth[place] - slack)]
             if k == 1 and (gallery.labels[close] == gallery.labels[close[0]]).all():
-                answers.append(int(gallery.labels[close[0]]))  # whichever is the nearest
+                answers.append(int(gallery.labels[close[0]]))  # all candidates are of one class
                 continue
             close.sort()
             exact = _cosines(gallery.values, close, query.values[start + place])
@@ -67,27 +68,27 @@ def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tupl
 
 
 def _cosines(values: Array, rows: Labels, query: Array) -> npt.NDArray[np.float64]:
-    """Return the cosines of some rows to a query in float64, rounded to `_DIGITS`."""
+    """Return the float64 cosines of some rows to a query, rounded to `_DIGITS`."""
     q = query.astype(np.float64)
     length = math.sqrt((q * q).sum()) or 1.0
-    found = np.empty(len(rows))
+    cosines = np.empty(len(rows))
     step = max(1, _AT_ONCE // values.shape[1])
     for start in range(0, len(rows), step):
         part = values[rows[start : start + step]].astype(np.float64)
         norms = np.sqrt((part * part).sum(axis=1))
-        found[start : start + step] = (part * q).sum(axis=1) / length / np.where(norms > 0, norms, 1)
-    return found.round(_DIGITS)
+        cosines[start : start + step] = (part * q).sum(axis=1) / length / np.where(norms > 0, norms, 1)
+    return cosines.round(_DIGITS)
 
 
 def score(gallery: Features, query: Features, classes: int, k: int = 1) -> tuple[Score, Labels, Array]:
-    """Return the score of `search`, and what it returned.
+    """Return the score of `search`, its answers and its cosines.
 
-    The answer stands first; the other classes follow by their nearest member.
+    The answer ranks first; the other classes follow by their nearest gallery sample.
     """
     answers, nearest = search(gallery, query, classes, k)
-    found = ranks(torch.from_numpy(nearest), torch.from_numpy(query.labels)).numpy()
-    found = np.where(answers == query.labels, 0, np.maximum(found, 1))
-    return of_ranks(found, query.labels, classes), answers, nearest
+    ranks = true_class_ranks(torch.from_numpy(nearest), torch.from_numpy(query.labels)).numpy()
+    ranks = np.where(answers == query.labels, 0, np.maximum(ranks, 1))
+    return score_of_ranks(ranks, query.labels, classes), answers, nearest
 
 
 def cells(context: EvalContext) -> Iterator[Cell]:
@@ -104,6 +105,6 @@ def cells(context: EvalContext) -> Iterator[Cell]:
 
 
 def _vote(labels: Labels) -> int:
-    """Most frequent label; of equally frequent ones, that of the nearest neighbour."""
+    """Return the most frequent label; of equally frequent ones, that of the nearest neighbour."""
     counts = {int(label): int((labels == label).sum()) for label in labels}
     return max(counts, key=lambda label: counts[label])

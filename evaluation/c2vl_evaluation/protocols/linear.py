@@ -1,9 +1,10 @@
 """Linear protocol: one fully connected layer on frozen, cached features.
 
-*Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs, x0.1
-at 80; the learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is taken, then the
-layer is trained on all of it. Features are standardised by the training split first, so that encoders of different scale meet the same
-learning rates. All rates of the sweep are trained at once: their weights lie side by side in one matrix.
+*Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs,
+x0.1 at 80. The learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is
+chosen, then the layer is trained on the whole split. Features are first standardised by the training split,
+so that the same rates suit encoders of different scale. All rates of the sweep are trained at once, with
+their weights in one matrix.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ from c2vl_manifests.recipe import LinearConfig
 from c2vl_training import checkpoint
 
 _BLOCK = 32
-"""Columns that products and sums are computed in: a multiple of what vector units hold."""
+"""Columns are padded to a multiple of this, so that sums round alike for any number of heads."""
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Fully connected layers, one a learning rate: weights (L, D, C) and biases (L, C)."""
+    """Fully connected layers, one per learning rate: weights (L, D, C) and biases (L, C)."""
 
     weight: Tensor
     bias: Tensor
@@ -44,7 +45,7 @@ class Heads:
 
 @dataclass(frozen=True)
 class Standard:
-    """How features are centred and scaled: by the training split. Both (D,) float64; constant features get inf."""
+    """Centre and scale of features by the training split, (D,) float64; inf scales constant features."""
 
     centre: np.ndarray
     scale: np.ndarray
@@ -55,8 +56,8 @@ class Standard:
 
 
 def standard(train: Array) -> Standard:
-    """Return centre and scale of every feature; constant features become zero."""
-    # in float64: the rounding of a float32 mean would pass for a spread
+    """Return the standardisation of features by a training split; constant features become zero."""
+    # in float64: rounding of a float32 mean would look like variance
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     return Standard(centre, np.where(scale > 1e-8 * np.maximum(1, np.abs(centre)), scale, np.inf))
 
@@ -70,10 +71,10 @@ def fit(
     seed: int,
     watch: Callable[[Heads], None] | None = None,
 ) -> Heads:
-    """Train one head a learning rate, all at once; every head is what its own run would give.
+    """Train one head per learning rate, all at once; every head equals the head of its own run.
 
-    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of one does:
-    at rates that are too high, training would blow up any difference.
+    Each head is padded to whole blocks of columns, so that the product of all heads rounds as the product of
+    one: at too high rates, training would amplify any difference.
 
     Args:
         x: features (N, D).
@@ -82,13 +83,13 @@ def fit(
         lrs: L learning rates.
         config: epochs, batch and milestones.
         seed: of the order of samples.
-        watch: sees the heads after each epoch.
+        watch: called with the heads after each epoch.
     """
     generator = torch.Generator().manual_seed(seed)
     heads, (count, dim) = len(lrs), x.shape
     wide = -(-classes // _BLOCK) * _BLOCK
     rates = torch.tensor(lrs, dtype=x.dtype).repeat_interleave(wide)
-    # one product for all heads: weights side by side, (D, L W); what pads a head has no probability
+    # weights of all heads in one matrix (D, L W); padded columns have probability zero
     weight, bias = x.new_zeros(dim, heads * wide), x.new_zeros(heads, wide)
     bias[:, classes:] = -torch.inf
     bias = bias.view(-1)
@@ -96,7 +97,7 @@ def fit(
     truth = y[:, None] + wide * torch.arange(heads)
     less = x.new_full((count, heads), -1.0)
     batch = min(config.batch_size, count)
-    found = Heads(
+    trained = Heads(
         weight.view(dim, heads, wide)[..., :classes].transpose(0, 1), bias.view(heads, wide)[:, :classes]
     )
     for epoch in range(config.epochs):
@@ -111,13 +112,13 @@ def fit(
             weight.sub_(pace * moments[0])
             bias.sub_(pace * moments[1])
         if watch is not None:
-            watch(found)
-    return found
+            watch(trained)
+    return trained
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a linear probe found."""
+    """Result of a linear probe."""
 
     last: Score
     """On the test split, last epoch."""
@@ -143,7 +144,7 @@ class Probe:
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return places of a held-out part of the training samples, and those of the rest; neither is empty."""
+    """Return the places of held-out training samples and of the rest; neither is empty."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     held = min(max(1, int(share * count)), count - 1)
     return order[:held], order[held:]
@@ -157,9 +158,10 @@ def probe(
     seed: int = 0,
     by: Standard | None = None,
 ) -> Probe:
-    """Choose the learning rate on held-out training samples, train on all of them, and predict the test split.
+    """Choose the learning rate on held-out training samples, train on all of them, and answer the test split.
 
-    A single rate is taken as it is. Features are standardised by the training samples unless `by` says otherwise.
+    A single rate is used without a sweep. Features are standardised by the training samples unless `by`
+    is given.
     """
     by = standard(train.values) if by is None else by
     x, x_test = (torch.from_numpy(by(features.values)) for features in (train, test))
@@ -182,19 +184,19 @@ def probe(
     return Probe(history[-1], history[best], best + 1, config.lrs[chosen], reached, answers, head, by)
 
 
-# ---------------------------------------------------------------------------------------------- on a run
+# ------------------------------------------------------------------------------------------------ on a run
 
 
 def cells(context: EvalContext) -> Iterator[Cell]:
     """Yield the one cell of the protocol; its head is stored next to the result."""
-    yield Cell("linear", lambda: _trained(context)[0], _key(context))
+    yield Cell("linear", lambda: _train_head(context)[0], _key(context))
 
 
 def _key(context: EvalContext) -> CacheKey:
     return context.key("linear", context.recipe.evaluation.linear)
 
 
-def _trained(context: EvalContext) -> tuple[ResultWithPredictions, Probe]:
+def _train_head(context: EvalContext) -> tuple[ResultWithPredictions, Probe]:
     """Train the head of a run and store it."""
     config, key = context.recipe.evaluation.linear, _key(context)
     train, test, classes = context.features()
@@ -220,7 +222,7 @@ def head_of(context: EvalContext) -> tuple[Heads, Standard]:
     except CheckpointError:  # none, or damaged
         facts = {}
     if facts.get("key") != key.text:
-        found = _trained(context)[1]
+        found = _train_head(context)[1]
         return found.head, found.by
     by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
     return Heads(tensors["weight"][None], tensors["bias"][None]), by

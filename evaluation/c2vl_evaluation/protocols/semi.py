@@ -1,8 +1,9 @@
 """Semi-supervised protocol: 1, 5 and 10 % of the labels, drawn several times.
 
-*Reading:* "finetuning the classifier" may leave the encoder as it is (`frozen`: the linear protocol on the labelled
-samples) or not (`tuned`). How labels are drawn is not said either: peers take the share of each class (`stratified`)
-or of the split (`random`). Draws depend on nothing but their number, so that all encoders are given the same labels.
+*Reading:* "finetuning the classifier" may freeze the encoder (`frozen`: the linear protocol on the labelled
+samples) or not (`tuned`). The paper does not state how labels are drawn: peers take the share of each class
+(`stratified`) or of the split (`random`). A draw depends only on its number, so that all encoders get the
+same labels.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ def _part(share: float, count: int) -> int:
 
 
 def impossible(labels: Labels, share: float, sampling: str) -> str:
-    """Say why a share of these labels makes no sense; empty where it does."""
+    """Return why a share of these labels cannot be drawn; empty if it can."""
     sizes = np.unique(labels, return_counts=True)[1]
     if sampling == "stratified" and round(share * sizes.min()) == 0:
         none = int((np.round(share * sizes) == 0).sum())
         return (
-            f"{100 * share:g} % of the {sizes.min()} clips of a class is less than half a clip "
-            f"({none} of {len(sizes)} classes)"
+            f"{100 * share:g} % of the {sizes.min()} clips of a class is less than half a clip ({none} of "
+            f"{len(sizes)} classes)"
         )
     if sampling == "random" and (count := _part(share, len(labels))) < len(sizes):
         return f"{100 * share:g} % of {len(labels)} clips are {count}, fewer than the {len(sizes)} classes"
@@ -78,8 +79,8 @@ def cells(context: EvalContext) -> Iterator[Cell]:
             yield make(context, name, places, draw)
 
 
-def _same(outcome: ResultWithPredictions) -> ResultWithPredictions:
-    return outcome
+def _same(result: ResultWithPredictions) -> ResultWithPredictions:
+    return result
 
 
 def _frozen(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
@@ -88,10 +89,10 @@ def _frozen(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
     def compute() -> ResultWithPredictions:
         train, test, classes = context.features()
         some = Features(train.values[places], train.labels[places], train.rows[places], 0)
-        # held out of a class that has one label, a sample says nothing about the rate
+        # if a class has one label, holding it out says nothing about the rate
         sweeps = np.unique(some.labels, return_counts=True)[1].min() > 1
         used = config if sweeps else config.model_copy(update={"lrs": (semi.lr,)})
-        # the other samples lack labels, not features
+        # standardised by all samples: the others lack labels, not features
         by = linear.standard(train.values)
         found = linear.probe(some, test, classes, used, context.seed, by)
         result = found.result(used, len(places), protocol="semi")

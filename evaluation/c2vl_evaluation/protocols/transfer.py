@@ -1,9 +1,10 @@
-"""Transfer protocol: an encoder trained on one dataset, on the training and test split of another one.
+"""Transfer protocol: an encoder trained on one dataset, evaluated on the splits of another one.
 
-Both have the same joints, or the target was packed in the layout of the source (`c2vl-pipeline pack --layout`).
+Both have the same joints, or the target was packed in the layout of the source (`c2vl-pipeline pack
+--layout`).
 
-*Reading:* the paper fine-tunes (`tuned`); its Table V is headed PKU-MMD I, its caption and text say II. `frozen`, the
-linear protocol on the other dataset, tells what the encoder brought along.
+*Reading:* the paper fine-tunes (`tuned`); the header of its Table V says PKU-MMD I, its caption and text say
+II. `frozen`, the linear protocol on the other dataset, shows what the features carry over.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def target_name(packed: Packed, benchmark: str, source: str, *more: str) -> str:
         packed: the target.
         benchmark: there.
         source: dataset that the encoder was trained on.
-        more: further words that tell it from others.
+        more: further words that make the name unique.
     """
     own = (folder_name(packed.folder),) if packed.manifest.dataset == source else ()
     words = ", ".join(dict.fromkeys((*own, *more)))
@@ -51,8 +52,8 @@ def cells(context: EvalContext) -> Iterator[Cell]:
     facts, packed = context.facts(), context.packed
     if facts.get("data") == packed.manifest.fingerprint:
         raise ConfigError(
-            f"{context.run} was trained on the data of {packed.folder} itself; give those of another dataset, "
-            "or run `c2vl-eval run finetune`"
+            f"{context.run} was trained on the data of {packed.folder} itself; give another dataset, or run "
+            "`c2vl-eval run finetune`"
         )
     source = str(facts.get("dataset", "elsewhere"))
     target = context.target or target_name(packed, context.benchmark, source)

@@ -1,7 +1,7 @@
-"""`report.html`: what an evaluation found, in one file that needs nothing else and asks no network for anything.
+"""`report.html`: the results of a table in one self-contained file that needs no network.
 
-The page is made from numbers alone: the verdict is a sentence computed from the rows, not written by hand. What
-is absent (a work folder, a curve, a readable shard) is said in a sentence where it would have stood.
+Every sentence is computed from the numbers. Where something is absent (a work folder, a curve, a readable
+shard), the page gives the reason in its place.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from c2vl_training.run_log import read_histograms, read_metrics
 
 _COMPARED = ("floor", "shuffled", "ceiling")
 _READABLE = 0.85
-"""How far a matrix may be scaled down before its names, 10 pixels high, cannot be read."""
+"""Scale below which the names of a matrix, 10 pixels high, cannot be read."""
 
 
 @dataclass(frozen=True)
 class MainRun:
-    """The test split as the main run (`Table.main_row`) sees it, and what the other rows answered on it."""
+    """The test split with the features of the main run (`Table.main_row`) and the answers of all rows."""
 
     features: npt.NDArray[np.float32]
     """Shape: (N, D), the frozen encoder's output before the projector."""
@@ -47,26 +47,26 @@ class MainRun:
     """Shape: (N,), of the linear probe's last epoch."""
     sample_ids: Sequence[str]
     answers: Mapping[str, Sequence[npt.NDArray[np.int64]]] = field(default_factory=dict)
-    """Name of a row -> what its seeds answered, (N,) each; rows whose answers are not at hand are absent."""
+    """Name of a row -> answers of its seeds, (N,) each; rows without stored answers are absent."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its caption, or the sentence that says why there is none."""
+    """A drawing with its caption, or the reason why there is none."""
 
     title: str
     caption: str
     svg: Markup | None = None
     wide: bool = False
     least: int = 0
-    """Pixels below which its text could not be read; the figure is scrolled on a narrower screen."""
+    """Width in pixels below which its text cannot be read; narrower screens scroll the figure."""
 
 
 # --------------------------------------------------------------------------------------------- figures
 
 
 def _drawn(title: str, caption: str, draw: Callable[[], str], *, wide: bool = False) -> Figure:
-    """Draw, or say why not."""
+    """Return a drawn figure; if drawing raises ValueError, one that gives the reason."""
     try:
         svg = draw()
         across = float(svg.split('viewBox="0 0 ', 1)[1].split(" ", 1)[0])
@@ -78,8 +78,8 @@ def _drawn(title: str, caption: str, draw: Callable[[], str], *, wide: bool = Fa
 def _logged(
     table: Table, folder: Path, read: Callable[[Path], list[dict[str, Any]]]
 ) -> tuple[dict[str, list[list[dict[str, Any]]]], list[str]]:
-    """Read a log of the pre-training runs, by name; names of runs without a readable one come second."""
-    found: dict[str, list[list[dict[str, Any]]]] = {}
+    """Return a log of the pre-training runs by name, and the names of runs without a readable log."""
+    logs: dict[str, list[list[dict[str, Any]]]] = {}
     absent = []
     for row in table.rows:
         if row.role not in {"pretrained", "shuffled"}:
@@ -93,10 +93,10 @@ def _logged(
         except (OSError, ValueError):
             epochs = []
         if epochs:
-            found.setdefault(row.name, []).append(epochs)
+            logs.setdefault(row.name, []).append(epochs)
         else:
             absent.append(Path(row.run).name)
-    return found, absent
+    return logs, absent
 
 
 def _number(value: object) -> bool:
@@ -104,7 +104,7 @@ def _number(value: object) -> bool:
 
 
 def _counted(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list[int]]]:
-    """Add up the similarities that several seeds counted, epoch by epoch; what is no list of counts is passed over."""
+    """Return the histograms of similarities per epoch, summed over seeds; malformed counts are skipped."""
     epochs: dict[int, dict[str, list[int]]] = {}
     for line in (line for run in runs for line in run):
         held = epochs.setdefault(int(line["epoch"]), {})
@@ -116,37 +116,39 @@ def _counted(runs: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, list
 
 
 def _training_figures(table: Table, folder: Path) -> list[Figure]:
-    logged, absent = _logged(table, folder, read_metrics)
+    logs, absent = _logged(table, folder, read_metrics)
     curves = {
         name: [[{k: v for k, v in epoch.items() if _number(v)} for epoch in run] for run in runs]
-        for name, runs in logged.items()
+        for name, runs in logs.items()
     }
-    lacking = f" Without readable metrics.jsonl, hence not drawn: {', '.join(absent)}." if absent else ""
+    lacking = f" Not drawn, no readable metrics.jsonl: {', '.join(absent)}." if absent else ""
     compared = [table.main_row().name, *(row.name for row in table.rows if row.role == "shuffled")]
     spread = {name: _counted(runs) for name, runs in _logged(table, folder, read_histograms)[0].items()}
     return [
         _drawn(
             "All rows",
-            "Look at how far a bar stands from the floor and from the ceiling (dashed). Mean over seeds; whiskers are "
-            "one standard deviation; the dotted line is chance.",
+            "Compare each bar with the floor and the ceiling (dashed). Mean over seeds; whiskers: one "
+            "standard deviation; dotted line: chance.",
             lambda: figures.accuracy_bars(table),
         ),
         _drawn(
             "Training",
-            "Loss should fall and flatten; losses of different targets are not comparable in height. One line a seed, "
-            f"from each run's metrics.jsonl; equal alpha schedules hide one another.{lacking}",
+            "Loss should fall and flatten; losses of different targets are not comparable. One line per "
+            f"seed, from the metrics.jsonl of each run; equal alpha schedules overlap.{lacking}",
             lambda: figures.training_curves(curves),
         ),
         _drawn(
             "Similarity of pairs",
-            "Solid lines should leave the dotted ones: skeletons come closer to their own prompts than to others'. "
-            "Mean cosine over the batches of an epoch, training split.",
+            "Solid lines should separate from dotted ones: skeletons become more similar to their own "
+            "prompts than to those of other samples. Mean cosine over the batches of an epoch, training "
+            "split.",
             lambda: figures.similarity_curves({name: curves[name] for name in compared if name in curves}),
         ),
         _drawn(
             "Spread of similarities",
-            "The two shapes should part: cosine of a skeleton and its own prompt against prompts of others in the "
-            "batch, of all seeds, each shape a share of its own pairs; half a percent at either end is cut off. Training split.",
+            "The two distributions should separate: cosine of a skeleton with its own prompt and with "
+            "prompts of other samples in the batch, over all seeds, each normalised by its own pairs, "
+            "without half a percent at either end. Training split.",
             lambda: figures.similarity_histograms({name: spread[name] for name in compared if spread.get(name)}),
         ),
     ]  # fmt: skip
@@ -156,7 +158,7 @@ def _all_figures(table: Table, main: MainRun | str | None, folder: Path) -> list
     drawn = _training_figures(table, folder)
     titles = ("t-SNE of test features", "Accuracy by class", "Confusion matrix")
     if not isinstance(main, MainRun):
-        why = main or "the main run, or the packed data it was evaluated on, is not at hand"
+        why = main or "the main run or its packed data are not available"
         return [*drawn, *(Figure(title, f"Not drawn: {shorten_paths(why)}.") for title in titles)]
     run, names = table.main_row(), _names(table, main)
     try:
@@ -165,17 +167,16 @@ def _all_figures(table: Table, main: MainRun | str | None, folder: Path) -> list
         drawn.append(Figure(titles[0], f"Not drawn: {shorten_paths(str(error))}."))
     else:
         how = (
-            f"Look for classes that hold together; distances between groups mean little. {run.name}, seed {run.seed}: "
-            f"{len(layout.points):,} test samples of the {len(layout.classes)} most frequent of "
-            f"{len(names)} classes; unit-length features, perplexity {layout.perplexity:.3g}, "
-            f"t-SNE seed {layout.seed}."
+            f"Look for compact classes; distances between groups mean little. {run.name}, seed {run.seed}: "
+            f"{len(layout.points):,} test samples of the {len(layout.classes)} most frequent of {len(names)} "
+            f"classes; unit-length features, perplexity {layout.perplexity:.3g}, t-SNE seed {layout.seed}."
         )
         drawn.append(_drawn(titles[0], how, lambda: figures.scatter(layout, names)))
     drawn.append(_class_figure(table, main, names))
     counts = figures.confusion_counts(main.labels, main.predictions, len(names))
     how = (
-        "Rows are the truth, columns the answer of the linear probe, each row sums to one; orange off the diagonal "
-        f"are mistakes. {run.name}, seed {run.seed}, last epoch. {_mistakes(counts, main, names)}"
+        "Rows: truth; columns: answer of the linear probe; each row sums to one. Orange cells off the "
+        f"diagonal are mistakes. {run.name}, seed {run.seed}, last epoch. {_mistakes(counts, main, names)}"
     )
     drawn.append(_drawn(titles[2], how, lambda: figures.confusion_matrix(counts, names), wide=True))
     return drawn
@@ -189,9 +190,9 @@ def _class_figure(table: Table, main: MainRun, names: Sequence[str]) -> Figure:
     gain = first - series[against.name][1] if against else first
     at = report_classes.shown(gain, first)
     known = int((~np.isnan(gain)).sum())
-    order = f"what is gained over {against.name}" if against else "accuracy"
+    order = f"gain over {against.name}" if against else "accuracy"
     how = (
-        f"Look for hollow marks to the right of the filled dot: classes that {of[0].name} recognises worse. Linear "
+        f"Hollow marks to the right of the filled dot are classes that {of[0].name} recognises worse. Linear "
         f"probe, last epoch, means over seeds; sorted by {order}."
         + (f" {len(at)} of {known} classes: both ends of the order." if known > len(at) else "")
     )
@@ -200,30 +201,30 @@ def _class_figure(table: Table, main: MainRun, names: Sequence[str]) -> Figure:
 
 
 def _names(table: Table, main: MainRun) -> tuple[str, ...]:
-    """Names of all classes that occur, those that the dataset does not name included."""
+    """Return the names of all classes that occur, also of those that the dataset does not name."""
     answers = [a for runs in main.answers.values() for a in runs]
     most = max(int(values.max(initial=-1)) for values in (main.labels, main.predictions, *answers))
     return tuple(class_name(table.classes, i) for i in range(max(len(table.classes), most + 1)))
 
 
 def _mistakes(counts: npt.NDArray[np.int64], main: MainRun, classes: Sequence[str]) -> str:
-    """Name the three most frequent mistakes, each with a sample to look at."""
+    """Return a sentence on the three most frequent mistakes, each with an example."""
     wrong = counts - np.diag(np.diag(counts))
     order = sorted(zip(*np.nonzero(wrong), strict=True), key=lambda at: (-wrong[at], at))[:3]
     if not order:
-        return "Nothing was mistaken."
+        return "No mistakes."
     parts = []
     for i, j in order:
         example = main.sample_ids[np.flatnonzero((main.labels == i) & (main.predictions == j))[0]]
-        parts.append(f"{classes[i]} for {classes[j]}, {wrong[i, j]} of {counts[i].sum()} (such as {example})")
-    return f"Most often mistaken: {'; '.join(parts)}."
+        parts.append(f"{classes[i]} for {classes[j]}, {wrong[i, j]} of {counts[i].sum()} (e.g. {example})")
+    return f"Most frequent mistakes: {'; '.join(parts)}."
 
 
 # ------------------------------------------------------------------------------------------------ page
 
 
 def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
-    """Read the stored answers of all rows and the features of `table.main_row()`; cached features are reused.
+    """Return the stored answers of all rows and the features of `table.main_row()`.
 
     Args:
         table: the table.
@@ -231,33 +232,33 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
         folder: of the table.
 
     Returns:
-        A sentence that gives the reason where the run, its answers or the packed data are gone or have changed.
+        Instead, the reason as a sentence, if run, answers or packed data are gone or changed.
     """
     _need_rows(table, folder)
     row = table.main_row()
     try:
         packed = Packed(work)
         if packed.manifest.fingerprint != table.data_fingerprint:
-            return "the packed data are others than those that the table was made from"
+            return "the packed data have changed since the table was made"
         test = extract(folder / row.run, packed, table.benchmark, "test")
-        found = cache.predictions_of(folder / row.run, row.result("linear").key)
+        main = cache.predictions_of(folder / row.run, row.result("linear").key)
     except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
     answers: dict[str, list[npt.NDArray[np.int64]]] = {}
     for other in (r for r in table.rows if r.run):
         try:
-            held = cache.predictions_of(folder / other.run, other.result("linear").key)
+            predictions = cache.predictions_of(folder / other.run, other.result("linear").key)
         except (C2VLError, OSError):
             continue
-        if held.sample_ids == found.sample_ids:
-            answers.setdefault(other.name, []).append(held.answers)
-    return MainRun(test.values, test.labels, found.answers, found.sample_ids, answers)
+        if predictions.sample_ids == main.sample_ids:
+            answers.setdefault(other.name, []).append(predictions.answers)
+    return MainRun(test.values, test.labels, main.answers, main.sample_ids, answers)
 
 
 def class_table(table: Table, main: MainRun, names: Sequence[str]) -> dict[str, Any]:
-    """Accuracy of every class in the main row and its controls, and the confusions that moved most against each.
+    """Return the accuracy per class of the main row and its controls, and the confusions that changed most.
 
-    Without answers of other rows, the main run's own seed stands alone.
+    Without stored answers of other rows, only the seed of the main run is included.
     """
     name = table.main_row().name
     held = main.answers if name in main.answers else {name: [main.predictions], **main.answers}
@@ -285,9 +286,9 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
 
     Args:
         table: the table with its controls.
-        out: the HTML file; curves are read of the runs below its folder, or else of where `TableRow.run` points.
+        out: the HTML file, in the folder of the table.
         work: folder with `crops/` and `captions/` for the gallery of prompts.
-        main: stored answers of the rows and features of the main one, or why there are none.
+        main: from `main_run`.
 
     Raises:
         DataError: the table has no row.
@@ -328,5 +329,6 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
 def _need_rows(table: Table, folder: Path) -> None:
     if not table.rows:
         raise DataError(
-            f"{folder / FILE} holds no row, a table has at least one; run `c2vl-eval benchmark` into a new folder"
+            f"{folder / FILE} holds no row, expected at least one; run `c2vl-eval benchmark` into a new "
+            "folder"
         )

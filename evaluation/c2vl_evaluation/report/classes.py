@@ -1,7 +1,7 @@
-"""Per class: how many samples of each are recognised, and which confusions moved most between two rows of a table.
+"""Accuracy per class, and the confusions that changed most between two rows of a table.
 
-Plain counting over answers: rows of a confusion matrix are the truth. Where a row of the table has several seeds,
-counts are means over them, so that a confusion of one seed alone weighs as little as it should.
+Rows of a confusion matrix are the truth. If a row of the table has several seeds, counts are means over them,
+so that a confusion of one seed weighs little.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from c2vl_evaluation.results import Role
 Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 SHOWN = 30
-"""Classes in the figure; where there are more, those in which the most and the least is gained."""
+"""Classes in the figure; of more, those with the largest and the smallest gain."""
 MOVED = 8
-"""Confusions named a control."""
+"""Confusions listed per control."""
 _MARKS: dict[Role, dict[str, Any]] = {
     "pretrained": {"marker": "o", "markersize": 5.5, "color": COLOURS[0]},
     "shuffled": {"marker": "D", "markersize": 4.5, "color": COLOURS[1], "markerfacecolor": "none"},
@@ -35,26 +35,26 @@ _MARKS: dict[Role, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Answers:
-    """What the runs of one row of the table answered on the test split."""
+    """Answers of the runs of one row of the table to the test split."""
 
     name: str
     role: Role
     runs: Sequence[Labels]
-    """(N,) each, one a seed."""
+    """(N,) each, one per seed."""
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One confusion in two rows of the table: the class `truth` was called `answer`."""
+    """One confusion in two rows of the table: `answer` instead of `truth`."""
 
     truth: int
     answer: int
     samples: int
     """Of the class `truth` in the test split."""
     main: float
-    """How many of them, in the main row."""
+    """Number of them in the main row."""
     control: float
-    """How many of them, in the control."""
+    """Number of them in the control."""
 
     @property
     def points(self) -> float:
@@ -63,22 +63,22 @@ class Moved:
 
 
 def mean_counts(labels: Labels, runs: Sequence[Labels], classes: int) -> Floats:
-    """Return how often class i was called class j, a mean over runs. Shape: (N,), R x (N,) -> (classes, classes)."""
+    """Return how often class i was taken for class j, mean over runs. Shape: -> (classes, classes)."""
     counts = [confusion_counts(labels, answers, classes) for answers in runs]
     return np.asarray(np.mean(counts, axis=0, dtype=np.float64))
 
 
 def accuracies(labels: Labels, runs: Sequence[Labels], classes: int) -> Floats:
-    """Return the share of every class that was recognised, NaN where it has no sample. Shape: -> (classes,)."""
+    """Return the recall of every class, NaN without samples. Shape: -> (classes,)."""
     counts = mean_counts(labels, runs, classes)
     totals = counts.sum(axis=1)
     return np.asarray(np.divide(np.diag(counts), totals, where=totals > 0, out=np.full(classes, np.nan)))
 
 
 def moved(labels: Labels, main: Answers, control: Answers, classes: int, limit: int = MOVED) -> list[Moved]:
-    """Return the confusions whose number of samples differs most, the largest difference first.
+    """Return the confusions whose number of samples differs most, in descending order.
 
-    Ranked by samples and not by share: a class of three samples moves by a third at the first of them.
+    Ranked by samples and not by share: in a class of three samples, each one is a third.
     """
     ours, theirs = (mean_counts(labels, of.runs, classes) for of in (main, control))
     change = np.abs(ours - theirs).round(9)
@@ -89,12 +89,12 @@ def moved(labels: Labels, main: Answers, control: Answers, classes: int, limit: 
 
 
 def shown(gain: Floats, main: Floats, limit: int = SHOWN) -> list[int]:
-    """Return which classes are drawn, the largest gain first; of many, those at both ends.
+    """Return the classes to draw, the largest gain first; of many, those at both ends.
 
     Args:
         gain: accuracy of the main row minus the control's (C,), NaN for a class without samples.
         main: accuracy of the main row (C,), which orders equal gains.
-        limit: how many classes at most.
+        limit: maximum number of classes.
     """
     known = np.flatnonzero(~np.isnan(gain))
     order: list[int] = known[np.lexsort((known, -main[known], -np.round(gain[known], 9)))].tolist()
@@ -105,11 +105,11 @@ def shown(gain: Floats, main: Floats, limit: int = SHOWN) -> list[int]:
 
 
 def draw(names: Sequence[str], series: Mapping[str, tuple[Role, Floats]]) -> str:
-    """Draw the accuracy of every class, one line a class: a filled dot the first series, marks of controls behind it.
+    """Draw the accuracy of every class: a filled dot for the first series, marks for controls.
 
     Args:
         names: classes, in the order in which they are drawn.
-        series: name of a row -> its role and its accuracy a class (C,), in [0, 1], NaN where there is none.
+        series: name of a row -> its role and its accuracy per class (C,), in [0, 1], NaN without samples.
     """
     lines = [short(name, 26) for name in names]
     places = np.arange(len(names))

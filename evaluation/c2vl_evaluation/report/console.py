@@ -32,7 +32,7 @@ def _label(line: Line) -> str:
 
 
 def show_results(table: Table) -> None:
-    """Print a table: kNN and linear of every line, the scores that need no encoder, then one table per protocol."""
+    """Print kNN and linear of every line with the scores that need no encoder, then the other protocols."""
     rows = []
     for line in table.lines():
         knn, linear = (line.summary(protocol) for protocol in ALWAYS)
@@ -42,7 +42,8 @@ def show_results(table: Table) -> None:
     for name, score in (("majority class", table.majority), ("chance", table.chance)):
         rows.append([name, *_score_cells(score), *_score_cells(score), "", "", ""])
     show_table(
-        f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} test",
+        f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} "
+        "test",
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
         f"kNN and linear: top-1; bal.: balanced. {_ORACLE}{_DERIVED}",
@@ -66,13 +67,13 @@ def show_protocol(title: str, lines: Sequence[Line], place: Evaluated) -> None:
     for name, score in (("majority class", place.majority), ("chance", place.chance)):
         rows.append([name, *_score_cells(score), "", "", "", ""])
     columns = ["", "top-1", "top-5", "balanced", "best epoch", "labels", "runs", "why n/a"]
-    # columns that say nothing here: the best epoch of kNN, reasons where nothing failed
+    # without empty columns: the best epoch of kNN, reasons if nothing failed
     used = [n for n in range(len(columns)) if n == 0 or any(row[n] for row in rows)]
     roles = {line.role for line in lines}
     absent = [word for role, word in _CONTROLS.items() if role not in roles]
     caption = _ORACLE + (_DERIVED if any(line.derived for line in lines) else "")
     if absent:
-        caption += f" Controls that are not here: {', '.join(absent)}."
+        caption += f" Missing controls: {', '.join(absent)}."
     show_table(
         f"{place.title}, {place.benchmark}: {title}, %, {place.train:,} train / {place.test:,} test",
         [columns[n] for n in used],
@@ -89,7 +90,7 @@ def _summary_cells(cell: Summary) -> list[str]:
 
 
 def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> None:
-    """Print what runs answered without labels; the data's own floors are those of the last run."""
+    """Print zero-shot results of runs, with the scores that need no encoder."""
     rows: list[list[str]] = []
     for name, role, one in found:
         label = f"{name}{_ROLES.get(role, '')}"
@@ -104,13 +105,14 @@ def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> No
         f"{title}: zero-shot by {words}, %, {one.test:,} test clips, {one.classes} classes",
         ["", "top-1", "top-5", "balanced", "p"],
         rows,
-        f"Permuted: mean ± standard deviation of {one.shuffled.draws} namings drawn at random; p: the share of namings, the true one among them, that reach its top-1.",
+        f"Permuted: mean ± standard deviation of {one.shuffled.draws} random permutations; p: share of "
+        "permutations, the true naming included, that reach its top-1.",
     )
     _say_notes([one.notes for _, _, one in found])
 
 
 def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> None:
-    """Print how clips were found by their captions; ceiling and chance are those of the last run."""
+    """Print retrieval results of runs, with ceiling and chance."""
     rows: list[list[str]] = []
     for name, role, one in found:
         label = f"{name}{_ROLES.get(role, '')}"
@@ -125,10 +127,12 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     if one.same_class is not None:
         rows.append(["chance: any clip of its class", *_recall_cells(one.same_class.chance)])
     show_table(
-        f"{title}: text to motion, {one.queries:,} queries ({one.distinct:,} different) among {one.gallery:,} test clips",
+        f"{title}: text to motion, {one.queries:,} queries ({one.distinct:,} different) among "
+        f"{one.gallery:,} test clips",
         ["", "R@1, %", "R@5, %", "R@10, %", "median rank"],
         rows,
-        f"Of clips at equal cosine the one that is asked for stands last. Permuted: mean ± standard deviation of {one.draws} permutations of the captions between clips.",
+        "Of clips with equal cosine, the wanted one is ranked last. Permuted: mean ± standard deviation of "
+        f"{one.draws} permutations of the captions between clips.",
     )
     _say_notes([one.notes for _, _, one in found])
 

@@ -1,6 +1,6 @@
-"""The report's figures as small SVG texts: arrays and numbers in, one string out, nothing read or written.
+"""The report's figures as SVG texts: arrays in, one string out; no file is read or written.
 
-Painted on `canvas`; where there are more series than colours, the dash or the marker changes too.
+With more series than colours, the dash or the marker changes too.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from c2vl_evaluation.results import ALWAYS, Role, Table, mean_std
 
 Metrics = Mapping[str, float]
 Curves = Mapping[str, Sequence[Sequence[Metrics]]]
-"""Name -> its runs (one a seed) -> their epochs."""
+"""Name -> its runs (one per seed) -> their epochs."""
 Counted = Sequence[Mapping[str, Sequence[int]]]
-"""Epochs of a run: `vision/positive`, ... -> how many similarities lie in each of equal bins of [-1, 1]."""
+"""Epochs of a run: `vision/positive`, ... -> counts of similarities in equal bins of [-1, 1]."""
 
 __all__ = [
     "COLOURS",
@@ -55,15 +55,15 @@ _ENDS: tuple[tuple[str, dict[str, Any]], ...] = (
 
 
 def _line(index: int) -> dict[str, Any]:
-    """Colour and dash of a series."""
+    """Return colour and dash of a series."""
     dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
     return {"color": COLOURS[index % len(COLOURS)], "linestyle": dash}
 
 
 def _plot(ax: Axes, epochs: Sequence[Metrics], key: str, **style: Any) -> None:
-    kept = [epoch for epoch in epochs if key in epoch]
-    dot = "." if len(kept) == 1 else ""
-    ax.plot([e["epoch"] for e in kept], [e[key] for e in kept], linewidth=1.3, marker=dot, **style)
+    drawn = [epoch for epoch in epochs if key in epoch]
+    dot = "." if len(drawn) == 1 else ""
+    ax.plot([e["epoch"] for e in drawn], [e[key] for e in drawn], linewidth=1.3, marker=dot, **style)
 
 
 def _epoch_axes(figure: Figure, titles: Sequence[str]) -> list[Axes]:
@@ -77,7 +77,7 @@ def _epoch_axes(figure: Figure, titles: Sequence[str]) -> list[Axes]:
 
 
 def training_curves(curves: Curves) -> str:
-    """Draw loss and alpha over the epochs, one axis each: a colour a name, a thin line a seed.
+    """Draw loss and alpha over the epochs, one axis each: a colour per name, a line per seed.
 
     Raises:
         ValueError: there is no epoch of any run.
@@ -97,7 +97,7 @@ def training_curves(curves: Curves) -> str:
 
 
 def similarity_curves(curves: Curves) -> str:
-    """Draw the mean cosine of matching (solid) and other pairs (dotted), an axis a knowledge, a colour a name.
+    """Draw the mean cosine of matching (solid) and other pairs (dotted), an axis per knowledge.
 
     Raises:
         ValueError: no run recorded similarities.
@@ -125,21 +125,22 @@ def similarity_curves(curves: Curves) -> str:
 
 
 def similarity_histograms(counted: Mapping[str, Counted]) -> str:
-    """Draw how similarities are spread, a row a knowledge and a column a name: the first epoch dotted.
+    """Draw histograms of similarities, a row per knowledge and a column per name; the first epoch is dotted.
 
-    Each outline is a share of its own pairs, so that few pairs stand beside many non-pairs (Fig. 4-5 of the paper).
+    Each outline is normalised by its own pairs, since non-pairs are far more (Fig. 4-5 of the paper).
 
     Args:
-        counted: name -> epochs in order, each `<kind>/positive` and `<kind>/negative` -> counts in equal bins of [-1, 1].
+        counted: name -> epochs in order, each `<kind>/positive` and `<kind>/negative` -> counts in equal bins
+            of [-1, 1].
 
     Raises:
         ValueError: no run counted similarities.
     """
-    told = [epoch for epochs in counted.values() for epoch in (*epochs[:1], *epochs[-1:])]
-    kinds = [k for k in ("vision", "language") if any(f"{k}/positive" in epoch for epoch in told)]
+    ends_of = [epoch for epochs in counted.values() for epoch in (*epochs[:1], *epochs[-1:])]
+    kinds = [k for k in ("vision", "language") if any(f"{k}/positive" in epoch for epoch in ends_of)]
     if not kinds:
         raise ValueError("no run counted its similarities (histograms.jsonl); there is nothing to draw")
-    ends = [_middle(counts) for epoch in told for counts in epoch.values()]
+    ends = [_middle(counts) for epoch in ends_of for counts in epoch.values()]
     low, high = min(end[0] for end in ends), max(end[1] for end in ends)
 
     def outline(ax: Axes, epoch: Mapping[str, Sequence[int]], kind: str, style: dict[str, Any]) -> None:
@@ -161,7 +162,7 @@ def similarity_histograms(counted: Mapping[str, Counted]) -> str:
         for ax in grid[-1]:
             ax.set_xlabel("cosine")
         entries = [
-            (f"{said}, {at}", {"color": c, **style}) for _, c, said in _PAIRS[::-1] for at, style in _ENDS
+            (f"{label}, {at}", {"color": c, **style}) for _, c, label in _PAIRS[::-1] for at, style in _ENDS
         ]
         legend(figure, entries, columns=2)
 
@@ -169,7 +170,7 @@ def similarity_histograms(counted: Mapping[str, Counted]) -> str:
 
 
 def _middle(counts: Sequence[int]) -> tuple[float, float]:
-    """Return between which similarities all counted ones but half a percent at either end lie."""
+    """Return the range of similarities without half a percent of the counts at either end."""
     total = np.cumsum(counts)
     first, last = np.searchsorted(total, [0.005 * total[-1], 0.995 * total[-1]])
     return 2 * float(first) / len(counts) - 1, 2 * float(min(last + 1, len(counts))) / len(counts) - 1
@@ -187,7 +188,7 @@ def _need(curves: Curves, keys: Sequence[str]) -> None:
 def confusion_counts(
     labels: npt.NDArray[np.int64], predictions: npt.NDArray[np.int64], classes: int
 ) -> npt.NDArray[np.int64]:
-    """Count how often class i was called class j; unlabelled samples (-1) are passed over.
+    """Return how often class i was taken for class j; unlabelled samples (-1) are skipped.
 
     Shape: (N,), (N,) -> (classes, classes), rows are the truth.
     """
@@ -198,10 +199,10 @@ def confusion_counts(
 
 
 def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str:
-    """Draw counts (K, K) normalised by row: hits on the diagonal in blue, mistakes in orange, zeros left empty.
+    """Draw counts (K, K) normalised by row: hits on the diagonal in blue, mistakes in orange, zeros empty.
 
-    Each cell says in a tooltip what it counts; with up to 12 classes the percent is written in it.
-    Written without matplotlib, which knows no tooltips.
+    Each cell has a tooltip with its count; with up to 12 classes it shows the percentage. Written without
+    matplotlib, which has no tooltips.
     """
     K = len(names)
     if counts.shape != (K, K):
@@ -228,11 +229,11 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str
             out.append(f"<text {style}>{escape(name)}</text>")
     for i, j in zip(*(axis.tolist() for axis in np.nonzero(counts)), strict=True):
         share, hit = counts[i, j] / totals[i], i == j
-        said = names[i] if hit else f"{names[i]} taken for {names[j]}"
+        label = names[i] if hit else f"{names[i]} taken for {names[j]}"
         x, y = edge + j * cell, 2 + i * cell
         place = f'x="{x}.5" y="{y}.5" width="{cell - 1}" height="{cell - 1}" rx="1.5"'
         fill = f'fill="{COLOURS[0 if hit else 1]}" fill-opacity="{0.2 + 0.5 * share:.2f}"'
-        tip = f"<title>{escape(said)}: {counts[i, j]} of {totals[i]}</title>"
+        tip = f"<title>{escape(label)}: {counts[i, j]} of {totals[i]}</title>"
         out.append(f"<rect {place} {fill}>{tip}</rect>")
         if K <= 12:
             middle = f'x="{x + cell / 2:g}" y="{y + cell / 2:g}" text-anchor="middle"'
@@ -242,7 +243,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str
 
 @dataclass(frozen=True)
 class Projection:
-    """Points of a t-SNE and what made them."""
+    """Points of a t-SNE and its parameters."""
 
     points: npt.NDArray[np.float32]
     """Shape: (n, 2)."""
@@ -257,9 +258,9 @@ class Projection:
 def project(
     features: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], *, seed: int = 0, limit: int = 1500
 ) -> Projection:
-    """Lay out unit-length features in the plane by t-SNE; the layout depends on nothing but the arguments.
+    """Project unit-length features to the plane by t-SNE; deterministic.
 
-    Only samples of the ten most frequent classes (ties by id) take part, drawn at random if more than `limit`.
+    Only samples of the ten most frequent classes (ties by id) are used, drawn at random if more than `limit`.
     Shape: (N, D), (N,) -> points (n, 2).
 
     Raises:
@@ -280,13 +281,13 @@ def project(
     picked = picked / np.maximum(np.linalg.norm(picked, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, (len(at) - 1) / 3)
     layout = TSNE(perplexity=perplexity, init="pca", random_state=seed)
-    with threadpool_limits(1):  # sums in a fixed order; more threads gain little on this many points
+    with threadpool_limits(1):  # sums in a fixed order; more threads gain little with so few points
         points = np.asarray(layout.fit_transform(picked), np.float32)
     return Projection(points, labels[at], tuple(int(c) for c in chosen), perplexity, seed)
 
 
 def scatter(projection: Projection, names: Sequence[str]) -> str:
-    """Draw a projection, a colour and marker a class."""
+    """Draw a projection: a colour and marker per class."""
 
     def paint(figure: Figure) -> None:
         ax = figure.subplots()
@@ -303,12 +304,12 @@ def scatter(projection: Projection, names: Sequence[str]) -> str:
         legend(figure, entries, columns=2)
 
     across, up = np.ptp(projection.points, axis=0)
-    height = WIDTH * float(np.clip(up / max(across, 1e-9), 0.35, 1))  # no white band above and below
+    height = WIDTH * float(np.clip(up / max(across, 1e-9), 0.35, 1))  # no empty band above and below
     return svg("t-SNE of test features", height + 0.2 + 0.17 * -(-len(projection.classes) // 2), paint)
 
 
 def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:
-    """Write what upright lines are above them: the lowest to its left, others to their right, so that two never meet."""
+    """Label vertical lines at their top: the lowest on its left, others on their right, never overlapping."""
     for n, (text, at) in enumerate(sorted(lines, key=lambda line: line[1])):
         side, gap = ("left", 2) if n or (text == "ceiling" and len(lines) == 1) else ("right", -2)
         ax.annotate(
@@ -318,7 +319,7 @@ def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:
 
 
 def accuracy_bars(table: Table) -> str:
-    """Draw kNN and linear accuracy of every name: mean and deviation over seeds; floor, ceiling and chance."""
+    """Draw kNN and linear accuracy per name over seeds, with floor, ceiling and chance."""
     groups = [(name, table.of(name)) for name in table.names()]
     paints: dict[Role, str] = {
         "pretrained": COLOURS[0],

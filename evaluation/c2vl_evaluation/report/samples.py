@@ -1,7 +1,7 @@
 """The report's gallery: a dozen samples with some of their crops, as small data URIs, and their captions.
 
-Reads what the crops and captions stages wrote and nothing else. A shard that cannot be read is passed over, with
-a note; a row that is not ok is shown as such.
+Reads only the output of the crops and captions stages. An unreadable shard is skipped with a note; a row that
+is not ok is shown with its status.
 """
 
 from __future__ import annotations
@@ -23,40 +23,40 @@ from c2vl_manifests.schema import Status
 
 SAMPLES, SLOTS, HEIGHT = 12, 4, 160
 FRONT = 4
-"""Samples that are seen at once; the others unfold."""
+"""Samples that are shown at once; the others unfold."""
 
 
 @dataclass
-class Gallery:
-    """Crops and captions of some samples."""
+class SampleGallery:
+    """Some samples with their crops and captions."""
 
     samples: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    """Why something that could stand here does not."""
+    """Reasons why something is missing."""
 
     def front(self) -> list[dict[str, Any]]:
-        """Return the samples that are seen at once: the first ones, and one with a row that is not ok if there is any."""
+        """Return the samples shown at once: the first ones, and one that is not ok if any exists."""
         first, others = self.samples[:FRONT], self.samples[FRONT:]
         if all(_whole(sample) for sample in first):
             first += next(([sample] for sample in others if not _whole(sample)), [])
         return first
 
     def rest(self) -> list[dict[str, Any]]:
-        """Return the others."""
+        """Return the other samples."""
         front = [sample["id"] for sample in self.front()]
         return [sample for sample in self.samples if sample["id"] not in front]
 
 
-def read(work: Path, classes: Sequence[str]) -> Gallery:
-    """Choose samples spread evenly over the crops of a work folder and read some slots of each.
+def read(work: Path, classes: Sequence[str]) -> SampleGallery:
+    """Return samples spread evenly over the crops of a work folder, with some slots of each.
 
-    The choice depends on the shards alone. If any row is not ok, one such row is among those shown.
+    The choice depends only on the shards. If any row is not ok, one such row is included.
 
     Args:
-        work: folder that holds `crops/`, `captions/` and, for the names of the actions, `samples.parquet`.
+        work: folder with `crops/`, `captions/` and, for the names of the actions, `samples.parquet`.
         classes: names of the classes.
     """
-    gallery = Gallery()
+    gallery = SampleGallery()
     where: dict[str, Path] = {}
     slots: dict[str, list[int]] = defaultdict(list)
     bad: dict[str, int] = {}
@@ -99,12 +99,12 @@ def read(work: Path, classes: Sequence[str]) -> Gallery:
     return gallery
 
 
-def _read(path: Path, gallery: Gallery, **options: Any) -> pa.Table | None:
+def _read(path: Path, gallery: SampleGallery, **options: Any) -> pa.Table | None:
     try:
         return pq.read_table(path, **options)
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = shorten_paths(one_line(error))
-        gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read and is passed over ({reason}).")
+        gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read and is skipped ({reason}).")
         return None
 
 
@@ -114,9 +114,9 @@ def _spread(slots: Sequence[int], count: int = SLOTS) -> list[int]:
 
 
 def _rows(
-    paths: Sequence[Path], shown: dict[str, list[int]], gallery: Gallery
+    paths: Sequence[Path], shown: dict[str, list[int]], gallery: SampleGallery
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """Read the rows of the samples shown, by (sample, slot)."""
+    """Return the rows of the shown samples by (sample, slot)."""
     found = {}
     for path in paths if shown else ():
         table = _read(path, gallery, filters=[("sample_id", "in", list(shown))])
@@ -137,28 +137,28 @@ def _class_of(work: Path, classes: Sequence[str]) -> dict[str, str]:
 def _sample(
     key: str, slots: Sequence[int], rows: dict[str, dict[tuple[str, int], dict[str, Any]]]
 ) -> dict[str, Any]:
-    crops, said = [], []
+    crops, texts = [], []
     for slot in slots:
         crop, caption = rows["crops"].get((key, slot), {}), rows["captions"].get((key, slot), {})
         image, text = jpeg_data_uri(crop.get("jpeg"), (2 * HEIGHT, HEIGHT)), caption.get("caption") or ""
         crops.append(
             {"slot": slot, "image": image, "alt": text or "no caption", **_status(crop, image is not None)}
         )
-        said.append((text, _status(caption, bool(text)), slot))
+        texts.append((text, _status(caption, bool(text)), slot))
     captions = [
         {"slots": ", ".join(str(slot) for *_, slot in group), "text": text, **status}
-        for (text, status), group in groupby(said, key=lambda entry: entry[:2])
+        for (text, status), group in groupby(texts, key=lambda entry: entry[:2])
     ]
     return {"crops": crops, "captions": captions}
 
 
 def _whole(sample: dict[str, Any]) -> bool:
-    """Whether all rows of a sample that are shown are ok."""
+    """Return True if all shown rows of a sample are ok."""
     return all(entry["ok"] for kind in ("crops", "captions") for entry in sample[kind])
 
 
 def _status(row: dict[str, Any], usable: bool) -> dict[str, Any]:
-    """Return the status of a row, which is ok only if there is something to show."""
+    """Return the status of a row; ok only if its content can be shown."""
     status = row.get("status", "no row")
     if status == Status.OK and not usable:
         status = "unreadable"

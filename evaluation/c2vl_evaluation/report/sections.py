@@ -1,7 +1,6 @@
-"""What stands in the report's tables, as plain values for the template: rows, protocols, classes, cost, configuration.
+"""Contents of the report's tables as plain values for the template: rows, protocols, cost, configuration.
 
-Reads what runs and stages wrote beside themselves. What is absent or damaged leaves an empty cell, not an error: the
-report says less, and the rest stands.
+Reads the files of runs and stages. A file that is absent or damaged leaves an empty cell, not an error.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ Facts = dict[str, Any]
 
 
 def size(count: float) -> str:
-    """Return bytes as a reader says them."""
+    """Return a number of bytes in words: `4.2 MB`."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
@@ -49,7 +48,7 @@ def size(count: float) -> str:
 
 
 def line(of: Line) -> dict[str, Any]:
-    """Return one line of the table of table."""
+    """Return one line of the table of results."""
     kinds = {kind: of.summary(kind) for kind in KINDS}
     return {
         "name": of.name, "role": of.role, "spoken": ROLES[of.role], "seeds": of.runs, "knowledge": of.knowledge,
@@ -69,7 +68,7 @@ def floor(score: Score) -> list[str]:
 
 
 def protocols(table: Table) -> list[dict[str, Any]]:
-    """Return the groups of the other protocols: one per protocol and setting, with the target of a transfer."""
+    """Return the other protocols: one group per protocol and setting, with the target of a transfer."""
     groups = [group for group in grouped(table.lines()) if group.protocol not in ALWAYS]
     targets = {target.id: target for target in table.targets}
     return [{"group": group, "target": targets.get(group.target)} for group in groups]
@@ -79,25 +78,25 @@ def protocols(table: Table) -> list[dict[str, Any]]:
 
 
 def facts_of(run: Path) -> Facts:
-    """Read run.json; empty where there is none, or it is damaged."""
+    """Return run.json; empty if there is none, or it is damaged."""
     try:
-        found = json.loads((run / "run.json").read_bytes())
+        facts = json.loads((run / "run.json").read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def stages(table: Table, work: Path | None) -> list[dict[str, Any]]:
-    """What every stage of the factory took: seconds from the table, the rest from the work folder if it is at hand."""
+    """Return the cost of every pipeline stage, sizes only if the work folder is given."""
     lines = []
     for stage, seconds in table.stage_seconds.items():
         manifest = _stage(work, stage)
         rows = manifest.rows if manifest else 0
-        held = sum(p.stat().st_size for p in (work / stage).glob("shard-*.parquet")) if work and rows else 0
+        disk = sum(p.stat().st_size for p in (work / stage).glob("shard-*.parquet")) if work and rows else 0
         engine = table.engines.get("vectors" if stage == "embeddings" else stage, "")
         lines.append(
             {
-                "stage": stage, "engine": shorten_paths(engine), "seconds": seconds, "rows": rows, "bytes": held,
+                "stage": stage, "engine": shorten_paths(engine), "seconds": seconds, "rows": rows, "bytes": disk,
                 "ok": manifest.statuses.get("ok", 0) if manifest else 0,
                 "each": 1000 * seconds / rows if rows else None,
                 "digest": manifest.digest if manifest else "", "key": manifest.key if manifest else "",
@@ -114,22 +113,22 @@ def _stage(work: Path | None, stage: str) -> StageManifest | None:
 
 
 def training(table: Table, folder: Path) -> list[dict[str, Any]]:
-    """What every line of the table took to train, a mean over seeds, and the size of its encoder."""
+    """Return the cost of training of every line, mean over seeds, and the size of its encoder."""
     lines = []
     for name in table.names():
         rows = [row for row in table.of(name) if row.run]
         if not rows:
             continue
-        found = [facts_of(folder / row.run) for row in rows]
+        facts = [facts_of(folder / row.run) for row in rows]
         seconds = sum(row.seconds for row in rows) / len(rows)
         clips = sum(row.samples * row.epochs for row in rows) / len(rows)
-        parameters = found[0].get("parameters")
+        parameters = facts[0].get("parameters")
         lines.append(
             {
                 "name": name, "seeds": len(rows), "epochs": rows[0].epochs, "seconds": seconds,
                 "speed": clips / seconds if seconds > 0 and clips else None,
-                "parameters": parameters if isinstance(parameters, int) else None, "macs": macs(found[0]),
-                "device": ", ".join(dict.fromkeys(d for f in found if (d := _device(f)))),
+                "parameters": parameters if isinstance(parameters, int) else None, "macs": macs(facts[0]),
+                "device": ", ".join(dict.fromkeys(d for f in facts if (d := _device(f)))),
             }
         )  # fmt: skip
     return lines
@@ -145,7 +144,7 @@ def _device(facts: Facts) -> str:
 
 
 def macs(facts: Facts) -> int | None:
-    """Return the multiplications of one clip through the encoder of a run; None where run.json does not tell."""
+    """Return the multiply-accumulates per clip of a run's encoder; None if run.json lacks the facts."""
     from c2vl_training.encoders import build_encoder, count
 
     try:
@@ -157,7 +156,7 @@ def macs(facts: Facts) -> int | None:
 
 
 def evaluation(table: Table, folder: Path) -> dict[str, float]:
-    """Seconds of every protocol over all runs, as recorded beside them; an ensemble's further streams stand apart."""
+    """Return the seconds of every protocol, and of training an ensemble's further streams."""
     spent: dict[str, float] = defaultdict(float)
     for row in table.rows:
         run = folder / row.run
@@ -170,7 +169,7 @@ def evaluation(table: Table, folder: Path) -> dict[str, float]:
 
 
 class _Spent(BaseModel, allow_inf_nan=False):
-    """What every stored result has, whatever its form."""
+    """Fields that every form of stored result has."""
 
     protocol: Protocol
     seconds: NonNegativeFloat
@@ -192,7 +191,7 @@ def _spent(run: Path) -> Iterator[_Spent]:
 
 
 def configuration(table: Table, folder: Path) -> dict[str, Any]:
-    """The main run's whole recipe as `key = value` lines, what of it is not the recipe's own, versions and device."""
+    """Return the recipe of the main run as `key = value` lines, its changes, versions and device."""
     main = facts_of(folder / table.main_row().run) if table.main_row().run else {}
     recipe = flat(main["recipe"]) if isinstance(main.get("recipe"), dict) else {}
     versions = main.get("versions")
@@ -206,7 +205,7 @@ def configuration(table: Table, folder: Path) -> dict[str, Any]:
 
 
 def _changed(name: str, recipe: Mapping[str, str]) -> list[str]:
-    """Say what differs from the recipe as shipped; nothing where the recipe is a file of one's own."""
+    """Return the differences from the built-in recipe; none for a custom recipe file."""
     if not recipe or "/" in name or name.endswith(".toml"):
         return []
     try:
@@ -218,7 +217,7 @@ def _changed(name: str, recipe: Mapping[str, str]) -> list[str]:
 
 
 def flat(value: Any, place: str = "") -> dict[str, str]:
-    """Return nested settings as dotted keys with JSON values, without folders of paths and passwords in addresses."""
+    """Return nested settings as dotted keys with JSON values; paths are shortened, passwords removed."""
     if isinstance(value, dict) and value:
         return {
             k: v for key, inner in value.items() for k, v in flat(inner, f"{place}.{key}".lstrip(".")).items()

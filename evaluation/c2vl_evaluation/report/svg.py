@@ -1,7 +1,7 @@
-"""What the report's figures are painted on: one width, one font, text that stays text, and the page's own colour.
+"""SVG canvas of the report's figures: one width, one font, text as text, axes in the page's colour.
 
-Made to lie inside a page or to stand alone: the background is transparent, axes are drawn in `currentColor` (mid-grey
-unless the page says otherwise) and colours are ones that colour-blind readers can tell apart on white and on black.
+Figures work inside a page and alone: the background is transparent, axes are drawn in `currentColor`
+(mid-grey by default) and colours are distinguishable for colour-blind readers on white and on black.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ROUND = re.compile(r"(\.\d\d)\d+")
 
 
 def svg(label: str, height: float, paint: Callable[[Figure], None]) -> str:
-    """Paint a figure of a height in inches and return it as SVG with the reader's text `label`."""
+    """Return a figure as SVG; `height` is in inches, `label` is the text for screen readers."""
     slug = re.sub(r"[^a-z]+", "-", label.lower()).strip("-")
     settings: Any = _STYLE | {"svg.hashsalt": slug}
     with mpl.rc_context(settings):
@@ -52,14 +52,14 @@ def svg(label: str, height: float, paint: Callable[[Figure], None]) -> str:
 
 
 def _tidy(text: str, label: str, slug: str) -> str:
-    """Make matplotlib's SVG fit to lie beside others in a page: no prologue, no clashing ids, inherited colour."""
+    """Prepare matplotlib's SVG for a page with others: no prologue, no clashing ids, inherited colour."""
     text = re.sub(r"<!--.*?-->", "", text[text.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:url\(#|href="#)([^")]+)', text))
     text = re.sub(r' id="([^"]+)"', lambda m: f' id="{slug}-{m[1]}"' if m[1] in used else "", text)
     text = re.sub(r'(url\(#|href="#)', rf"\1{slug}-", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", rf"font: \1px {FONT}", text)
     text = re.sub(r'(?<= d=")[^"]+|(?<= [xy]=")[^"]+', lambda m: _ROUND.sub(r"\1", m[0]), text)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would hold for the whole page
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would apply to the whole page
     text = text.replace(GREY, "currentColor")
     text = re.sub(r'<svg ([^>]*?)width="[^"]*"', r"<svg \1", text, count=1)
     text = re.sub(
@@ -72,12 +72,12 @@ def _tidy(text: str, label: str, slug: str) -> str:
 
 
 def short(name: str, most: int) -> str:
-    """Return a name of at most so many letters; a single long word is cut, too."""
+    """Return a name cut to at most `most` letters."""
     name = " ".join(name.split())
     return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
 
 
 def legend(figure: Figure, entries: Iterable[tuple[str, dict[str, Any]]], columns: int = 1) -> None:
-    """Set a legend below a figure: (name, style of a line) an entry."""
+    """Add a legend below a figure; an entry is a name and the style of a line."""
     lines = [(short(name, 56 // columns), Line2D([], [], **style)) for name, style in entries]
     figure.legend([line for _, line in lines], [n for n, _ in lines], loc="outside lower left", ncols=columns)

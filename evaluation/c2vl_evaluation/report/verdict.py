@@ -1,4 +1,4 @@
-"""The report's verdict: a sentence computed from the rows of a table, never written by hand."""
+"""The report's verdict: a sentence computed from the rows of a table."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from c2vl_evaluation.results import Protocol, Table, TableRow, mean_std
 
 
 def verdict(table: Table) -> str:
-    """Say what the table shows: the main row against the floor, shuffled pairs, and joints without an encoder."""
+    """Return a comparison of the main row with the floor, shuffled pairs and raw joints."""
     baseline = [row for row in table.rows if row.role == "baseline"]
     if not baseline:
         return _against_floor(table)
@@ -26,20 +26,20 @@ def _against_floor(table: Table) -> str:
         return f"No pre-trained encoder is in this table; {name} reaches {reached}."
     floor = [row for row in table.rows if row.role == "floor"]
     if not floor:
-        return f"{name} reaches {reached}; without a random encoder in the table, what it gained is unknown."
+        return f"{name} reaches {reached}; without a random encoder in the table, the gain of pre-training is unknown."
     gains = _differences(main, floor)
     word = "over" if min(gains.values()) > 0 else "against"
-    said = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
+    gained = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
     shuffled = [row for row in table.rows if row.role == "shuffled"]
     if not shuffled:
-        return f"{said}; without shuffled pairs in the table, what the pairing adds is unknown."
+        return f"{gained}; without shuffled pairs in the table, the effect of the pairing is unknown."
     control = _differences(shuffled, floor)
     points = " and ".join(f"{value:+.1f}".replace("-", "−") for value in control.values())
-    return f"{said}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
+    return f"{gained}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
 
 
 def _differences(rows: Sequence[TableRow], other: Sequence[TableRow]) -> dict[Protocol, float]:
-    """Return the differences of the means in points, by measure."""
+    """Return the differences of the means in points, by protocol."""
 
     def mean(of: Sequence[TableRow], kind: Protocol) -> float:
         return 100 * statistics.mean([row.top1(kind) for row in of])
@@ -58,22 +58,22 @@ def _gained(gains: Mapping[Protocol, float]) -> str:
 
 
 def _because(gains: Mapping[Protocol, float], control: Mapping[Protocol, float]) -> str:
-    """Say whether the gain is owed to the right pairing: whether shuffled pairs reach half of it."""
+    """Return whether the gain depends on the pairing: whether shuffled pairs reach less than half of it."""
     rising = [kind for kind, value in gains.items() if value >= 0.05]
     paired = [kind for kind in rising if control[kind] < gains[kind] / 2]
     if not rising:
         return "so there is no gain to explain"
     if not paired:
-        return "so most of the gain is there without the right pairing"
+        return "so most of the gain does not need the right pairing"
     which = "" if paired == list(gains) else f" {KINDS[paired[0]]}"
     return f"so most of the{which} gain comes from pairing each skeleton with its own prompts"
 
 
 def _noise(main: Sequence[TableRow], floor: Sequence[TableRow]) -> str:
-    """Say whether the differences stand out of the spread over seeds."""
+    """Return whether the differences exceed the spread over seeds."""
     seeds = min(len(main), len(floor))
     if seeds < 2:
-        return "one seed, so how much of it is luck is unknown"
+        return "one seed, so the spread over seeds is unknown"
     clear = []
     for kind, difference in _differences(main, floor).items():
         spread = [statistics.variance([row.top1(kind) for row in rows]) for rows in (main, floor)]

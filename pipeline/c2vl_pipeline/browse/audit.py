@@ -23,7 +23,7 @@ from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassSta
 from c2vl_pipeline.browse.gallery import class_name
 from c2vl_pipeline.browse.html import Quantiles
 from c2vl_pipeline.browse.reader import RowReader
-from c2vl_pipeline.engines.precomputed import read_captions
+from c2vl_pipeline.readers.captions import read_captions
 from c2vl_pipeline.workspace import Workspace, load
 
 

@@ -1,7 +1,8 @@
-"""Back-ends behind three Protocols: who finds people, who describes them, who turns both into vectors.
+"""Engines behind three Protocols: detectors find people, captioners describe them, encoders make vectors.
 
-`load(spec)` imports a back-end when it is first asked for and keeps it for the life of the process, so a Dask
-worker holds each model once. Only the modules in this folder touch model libraries.
+`BACKENDS` is the registry: one entry per engine with every fact that code outside this folder needs, so that none
+of it knows an engine by name. `load(spec)` imports an engine when it is first asked for and keeps it until another
+one is asked for, so a worker holds one model at a time. Only the modules in this folder import model libraries.
 
 Arrays: images are uint8 RGB, (H, W, 3); boxes are pixels of that image, (x0, y0, x1, y1), x1 and y1 exclusive.
 """
@@ -11,11 +12,12 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -30,9 +32,13 @@ Array = npt.NDArray[np.float32]
 _Form = TypeVar("_Form", bound=BaseModel)
 
 
+def _no_scene() -> Image | None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """One decoded video frame and what else is known about that instant."""
+    """One decoded video frame and further data of that instant."""
 
     image: Image
     sample_id: str
@@ -40,9 +46,9 @@ class Frame:
     camera: str = ""
     """Frames of one camera share a background."""
     joints: Array | None = None
-    """Joints projected into this image, (bodies, V, 2) pixels, where the dataset records them; NaN = unseen."""
-    background: Image | None = None
-    """What this camera sees when nobody is there, for engines that need it."""
+    """Joints projected into this image, (bodies, V, 2) pixels, for engines that read joints; NaN = unseen."""
+    background: Callable[[], Image | None] = _no_scene
+    """Returns what this camera sees when nobody is there, or None if no clip of it can be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +73,15 @@ class Pose:
 
 @dataclass(frozen=True, slots=True)
 class Crop:
-    """One person crop as it was stored (already shaped by the aspect policy), and its pose where known."""
+    """One stored person crop, already shaped by the aspect policy (no pixels if the engine reads none)."""
 
     image: Image
     sample_id: str
     slot: int
     pose: Pose | None = None
+    """For engines that read joints."""
     frames: int | None = None
-    """Slots a sample has in this run, where known."""
+    """Slots per sample in this run, if known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,90 +101,149 @@ class TextVectors:
     truncated: npt.NDArray[np.bool_]
 
 
-class Detector(Protocol):
-    """Finds people. Returns one list of boxes a frame, best first; an empty list means nobody is there."""
-
-    needs: frozenset[str]
-    """What frames must carry beside the image: `joints`, `background`; `shape` says that of the image only its shape
-    is looked at: its colours may then be in any order."""
-
-    def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
-        """Return the people of each frame."""
-        ...
-
-    def describe(self) -> Mapping[str, Any]:
-        """Return what the stage's manifest says of this engine."""
-        ...
+# ----------------------------------------------------------------------------------------------- Protocols
 
 
-class Captioner(Protocol):
-    """Answers the question about each crop.
+class Engine(Protocol):
+    """Members of every engine class. Subclass the Protocol of a role to inherit the defaults."""
 
-    `needs` may hold `pose`, or `nothing`: the captioner looks at no pixels and is asked about every planned frame,
-    whether or not there is a crop.
+    REVISION: ClassVar[int] = 1
+    """Revision of the code behind the rows.
+
+    Raise it in the change that gives other rows for the same spec, weights and input: another box, sentence, vector,
+    token count, or preparation of what a model is given. Never for speed, wording of messages or a new option whose
+    default keeps the rows. The engine's existing rows are then stale.
     """
 
-    needs: frozenset[str]
+    VOLATILE_OPTIONS: ClassVar[frozenset[str]] = frozenset()
+    """Options that do not change any row, such as the address of a server and its time limits."""
 
-    def caption(self, crops: Sequence[Crop], question: str) -> Sequence[Caption | Exception]:
-        """Return an answer a crop, in order; an exception in its place says why this one crop has none.
+    @abstractmethod
+    def __init__(self, spec: EngineSpec) -> None: ...
+
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return what tells two sets of weights apart, without loading them; empty without weights.
 
         Raises:
-            EngineError: One line, when the engine and not a crop is at fault: it stops the stage.
+            EngineError: One line, if a checkpoint or file is absent.
         """
-        ...
+        return {}
 
+    @abstractmethod
     def describe(self) -> Mapping[str, Any]:
-        """Return what the stage's manifest says of this engine."""
-        ...
+        """Return the facts about this engine that the stage's manifest records."""
 
 
-class Encoder(Protocol):
+class Detector(Engine, Protocol):
+    """Finds people."""
+
+    @abstractmethod
+    def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
+        """Return one list of boxes per frame, best first; an empty list means that nobody is there."""
+
+
+class Captioner(Engine, Protocol):
+    """Answers the question about each crop."""
+
+    @abstractmethod
+    def caption(self, crops: Sequence[Crop], question: str) -> Sequence[Caption | Exception]:
+        """Return one answer per crop, in order; an exception in its place says why this one crop has none.
+
+        Raises:
+            EngineError: One line, if the engine and not a crop is at fault: it stops the stage.
+        """
+
+
+class Encoder(Engine, Protocol):
     """Encodes crops and captions; vectors are float32 and L2-normalised."""
 
     image_dim: int
     text_dim: int
 
+    @abstractmethod
     def encode_images(self, images: Sequence[Image]) -> Array:
         """Return vectors (n, image_dim)."""
-        ...
 
+    @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Return vectors (n, text_dim), and what was truncated."""
-        ...
+        """Return vectors (n, text_dim), and which texts were truncated."""
 
-    def describe(self) -> Mapping[str, Any]:
-        """Return what the stage's manifest says of this engine."""
-        ...
+
+# ------------------------------------------------------------------------------------------------ registry
 
 
 @dataclass(frozen=True, slots=True)
-class _Backend:
+class Backend:
+    """Registry entry: the class of an engine, and the facts about it that other code needs."""
+
     factory: str
-    needs_packages: tuple[str, ...] = field(default=())
+    """`module:Class`; the module is imported when the engine is first needed."""
+    packages: tuple[str, ...] = ()
+    """Packages that it needs; the error names them if one is not installed."""
+    extra: str | None = None
+    """Extra of this project that installs the packages."""
+    reads: frozenset[str] = frozenset({"pixels"})
+    """Its inputs: `pixels` of frames or crops, `joints`.
+
+    A detector that reads no pixels gets frames with colours in any order. A captioner that reads nothing answers by
+    sample and slot, for every planned frame, with or without a crop.
+    """
+    derived_from: str | None = None
+    """`joints`: its output is a function of the joints, the input of the skeleton encoder."""
+    joint_space: bool = False
+    """Whether its text and image vectors share one space."""
+    own_process: bool = False
+    """Whether it runs in one process per GPU instead of one per core, and gets frames in batches: it holds a model,
+    or keeps a server busy from a single process."""
 
 
-_BACKENDS: dict[tuple[str, str], _Backend] = {
-    ("detector", "hf"): _Backend("c2vl_pipeline.engines.hf:GroundingDino", ("torch", "transformers")),
-    ("detector", "skeleton"): _Backend("c2vl_pipeline.engines.heuristic:SkeletonDetector"),
-    ("detector", "motion"): _Backend("c2vl_pipeline.engines.heuristic:MotionDetector"),
-    ("detector", "groundingdino-py"): _Backend(
-        "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", ("torch", "transformers")
+_JOINTS = frozenset({"joints"})
+_MODEL = ("torch", "transformers")
+
+BACKENDS: dict[tuple[str, str], Backend] = {
+    ("detector", "hf"): Backend("c2vl_pipeline.engines.hf:GroundingDino", _MODEL, own_process=True),
+    ("detector", "skeleton"): Backend(
+        "c2vl_pipeline.engines.heuristic:SkeletonDetector", reads=_JOINTS, derived_from="joints"
     ),
-    ("captioner", "hf"): _Backend("c2vl_pipeline.engines.hf:Llava", ("torch", "transformers")),
-    ("captioner", "llava"): _Backend("c2vl_pipeline.engines.llava:OriginalLlava", ("torch",)),
-    ("captioner", "openai"): _Backend("c2vl_pipeline.engines.openai_server:Served", ("openai",)),
-    ("captioner", "released"): _Backend("c2vl_pipeline.engines.precomputed:Released"),
-    ("captioner", "posecode"): _Backend("c2vl_pipeline.engines.posecode:PoseCode"),
-    ("encoder", "hf"): _Backend("c2vl_pipeline.engines.hf:Clip", ("torch", "transformers")),
-    ("encoder", "classical"): _Backend("c2vl_pipeline.engines.heuristic:Classical"),
+    ("detector", "motion"): Backend("c2vl_pipeline.engines.heuristic:MotionDetector"),
+    ("detector", "groundingdino-py"): Backend(
+        "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
+    ),
+    ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf:Llava", _MODEL, own_process=True),
+    ("captioner", "llava"): Backend(
+        "c2vl_pipeline.engines.llava:OriginalLlava", ("torch",), own_process=True
+    ),
+    ("captioner", "openai"): Backend(
+        "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", own_process=True
+    ),
+    ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=frozenset()),
+    ("captioner", "posecode"): Backend(
+        "c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"
+    ),
+    ("encoder", "hf"): Backend("c2vl_pipeline.engines.hf:Clip", _MODEL, joint_space=True, own_process=True),
+    ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
 }
 _STAGES = {"detector": "crop", "captioner": "caption", "encoder": "embed"}
 
 
 def backends(role: str) -> list[str]:
-    """Names of the back-ends that can play `role`."""
-    return [name for r, name in _BACKENDS if r == role]
+    """Return the names of the engines of a role."""
+    return [name for r, name in BACKENDS if r == role]
+
+
+def backend(spec: EngineSpec) -> Backend:
+    """Return the registry entry of a spec.
+
+    Raises:
+        EngineError: One line, for an unknown name.
+    """
+    if (spec.role, spec.backend) not in BACKENDS:
+        raise EngineError(
+            f"no {spec.role} engine is called {spec.backend!r}; the {spec.role} engines are "
+            f"{', '.join(backends(spec.role))}"
+        )
+    return BACKENDS[spec.role, spec.backend]
 
 
 def setting(spec: EngineSpec) -> str:
@@ -205,72 +271,65 @@ def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
         ) from error
 
 
-def _module(spec: EngineSpec) -> tuple[Any, str]:
-    """Import the module of a back-end; returns it and the name of its factory."""
-    backend = _BACKENDS.get((spec.role, spec.backend))
-    if backend is None:
-        raise EngineError(
-            f"no {spec.role} engine is called {spec.backend!r}; the {spec.role} engines are "
-            f"{', '.join(backends(spec.role))}"
-        )
-    module, name = backend.factory.split(":")
+def _class(spec: EngineSpec) -> type[Engine]:
+    """Import and return the class of an engine."""
+    entry = backend(spec)
+    module, name = entry.factory.split(":")
     try:
-        return importlib.import_module(module), name
+        engine: type[Engine] = getattr(importlib.import_module(module), name)
     except ModuleNotFoundError as error:
-        wanted = ", ".join(backend.needs_packages) or error.name
+        needed = ", ".join(entry.packages) or error.name
+        package = f"-e '.[{entry.extra}]'" if entry.extra else error.name
         raise EngineError(
-            f"the {spec.role} engine {spec.backend!r} needs {wanted} and {error.name!r} is not installed; "
-            f"`pip install {error.name}`"
+            f"the {spec.role} engine {spec.backend!r} needs {needed} and {error.name!r} is not installed; "
+            f"`pip install {package}`"
         ) from error
+    return engine
 
 
-@lru_cache(maxsize=1)  # a worker serves one stage after the other: the last model makes room
-def _load(key: str) -> Any:
-    spec = EngineSpec.model_validate_json(key)
-    module, name = _module(spec)
-    factory: Callable[[EngineSpec], Any] = getattr(module, name)
-    return factory(spec)
+# ---------------------------------------------------------------------------------------- facts and loading
 
 
-def identity(spec: EngineSpec) -> dict[str, Any]:
+def weights_id(spec: EngineSpec) -> dict[str, Any]:
     """Return what tells two sets of weights apart, without loading them; empty for engines without weights.
 
-    Raises EngineError in one line for an unknown back-end, a missing package or a missing checkpoint.
+    Raises EngineError in one line for an unknown engine, a missing package or a missing checkpoint.
     """
-    module, _ = _module(spec)
-    identify: Callable[[EngineSpec], dict[str, Any]] | None = getattr(module, "identify", None)
-    return identify(spec) if identify else {}
+    return _class(spec).weights_id(spec)
 
 
-def lasting(spec: EngineSpec) -> dict[str, Any]:
-    """Return what determines the rows: not where, in which batches and how patiently an engine runs.
+def key_facts(spec: EngineSpec) -> dict[str, Any]:
+    """Return the facts that determine the rows: `declared_facts` and what identifies the weights.
 
-    `revision_of_code` is the constant `REVISION` of the engine's module (1 where it has none), and is left out while
-    it is 1. Raise it in the change that gives other rows for the same spec, weights and input: another box,
-    sentence, vector, token count, or preparation of what a model is given. Never for speed, wording of messages or a
-    new option whose default keeps the rows. Rows of the former number are then stale, of all engines of the module.
+    Raises EngineError in one line for an unknown engine, a missing package or a missing checkpoint.
     """
-    module, _ = _module(spec)
-    return stated(spec, getattr(module, "VOLATILE_OPTIONS", frozenset())) | identity(spec)
+    return declared_facts(spec) | weights_id(spec)
 
 
-def stated(spec: EngineSpec, volatile: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """Return what a spec and the code say of the rows (see `lasting`): no weights need be on this machine.
+def declared_facts(spec: EngineSpec) -> dict[str, Any]:
+    """Return what a spec and the code say about the rows; the weights need not be on this machine.
 
-    Where the engine's packages are absent, the revision of its code is not known and left out.
+    Device, batch size and volatile options are left out. `revision_of_code` is the class's `REVISION`, left out while
+    it is 1. If the engine's packages are absent, neither its revision nor its volatile options are known.
     """
-    plain = spec.model_dump(mode="json", exclude={"device", "batch_size"})
-    plain["options"] = {name: value for name, value in plain["options"].items() if name not in volatile}
+    facts = spec.model_dump(mode="json", exclude={"device", "batch_size"})
     with contextlib.suppress(EngineError):
-        revision: int = getattr(_module(spec)[0], "REVISION", 1)
-        plain |= {"revision_of_code": revision} if revision > 1 else {}
-    return plain
+        engine = _class(spec)
+        facts["options"] = {k: v for k, v in facts["options"].items() if k not in engine.VOLATILE_OPTIONS}
+        facts |= {"revision_of_code": engine.REVISION} if engine.REVISION > 1 else {}
+    return facts
 
 
-def has_weights(spec: EngineSpec) -> bool:
-    """Whether every process of an engine holds a model of its own (or a server's attention)."""
-    backend = _BACKENDS.get((spec.role, spec.backend))
-    return backend is not None and bool(backend.needs_packages)
+def provenance(spec: EngineSpec) -> dict[str, Any]:
+    """Return the facts that manifests record: what the loaded engine says of itself and its registry entry."""
+    entry = backend(spec)
+    facts = {"derived_from": entry.derived_from, "joint_space": entry.joint_space}
+    return {**load(spec).describe(), **{name: fact for name, fact in facts.items() if fact}}
+
+
+def wants_own_process(spec: EngineSpec) -> bool:
+    """Return True if one process per core would be too many (see `Backend.own_process`)."""
+    return (spec.role, spec.backend) in BACKENDS and backend(spec).own_process
 
 
 def gpus() -> tuple[str, ...]:
@@ -282,9 +341,20 @@ def gpus() -> tuple[str, ...]:
     return tuple(str(number) for number in range(len(list(folder.iterdir())))) if folder.is_dir() else ()
 
 
-def load(spec: EngineSpec) -> Any:
-    """Return the engine of `spec`: imported lazily, built once a process.
+@lru_cache(maxsize=1)  # a worker serves one stage after the other: the last model makes room
+def _load(key: str) -> Any:
+    spec = EngineSpec.model_validate_json(key)
+    return _class(spec)(spec)
 
-    Raises EngineError in one line for an unknown back-end, a missing package or a missing checkpoint.
+
+def load(spec: EngineSpec) -> Any:
+    """Return the engine of `spec`, built on first use.
+
+    Raises EngineError in one line for an unknown engine, a missing package or a missing checkpoint.
     """
     return _load(spec.key())
+
+
+def clear() -> None:
+    """Forget the loaded engine, so that its memory is freed and the next `load` builds anew."""
+    _load.cache_clear()

@@ -1,6 +1,6 @@
 """The `groundingdino-py` back-end: the original Grounding DINO package and its `.pth` checkpoints.
 
-It finds what the `hf` back-end finds on the same weights, and shares with it everything around the network:
+On the same weights it finds the same boxes as the `hf` back-end, and shares with it everything around the network:
 the query's wording, the frames' pixels, the thresholds. The package needs torchvision, hence the CUDA build of
 torch even on a CPU, so it is an extra and loaded when the engine is built. Its deformable attention is plain
 PyTorch: no extension is compiled.
@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import hashlib
 import importlib
 import io
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,23 +24,19 @@ import torch
 import transformers
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Image
-from c2vl_pipeline.engines.hf import REVISION as HF_REVISION
-from c2vl_pipeline.engines.hf import GroundingDino
-from c2vl_pipeline.engines.hf_checkpoint import HUB_TIMEOUT, Weights, _DetectorOptions, _line
-from c2vl_pipeline.engines.hf_checkpoint import _quiet as _quiet_transformers
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.manifest import remembered_sha256
+from c2vl_pipeline.engines import Box, Detector, Frame, Image, grounding
+from c2vl_pipeline.engines.hf_checkpoint import HUB_TIMEOUT, DetectorOptions, Weights
+from c2vl_pipeline.engines.hf_checkpoint import quiet as quiet_transformers
 
 _tf: Any = transformers  # its annotations are partial
-REVISION = HF_REVISION
-"""Of the code behind the rows (see `engines.lasting`): that of `hf`, which makes the boxes, plus changes here."""
-
 _SETTING = "pipeline.crop.engine"
 _UNUSED = re.compile(r"^(label_enc\.weight|bert\.embeddings\.position_ids)$")
-"""In the published checkpoints, and in no model: a training head and a buffer of old transformers."""
+"""Weights of published checkpoints that no model has: a training head and a buffer of old transformers."""
 
 
-class _Options(_DetectorOptions):
+class _Options(DetectorOptions):
     """`EngineSpec.options` of this back-end."""
 
     config: str | None = None
@@ -59,6 +53,10 @@ def _refusal(spec: EngineSpec, what: str) -> EngineError:
     )
 
 
+def _revision(file: Path) -> str:
+    return f"sha256:{remembered_sha256(file)}"
+
+
 def _locate(spec: EngineSpec) -> Path:
     file = Path(spec.model or "").expanduser()
     if not spec.model:
@@ -68,26 +66,9 @@ def _locate(spec: EngineSpec) -> Path:
     return file
 
 
-@lru_cache(maxsize=8)
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
-    """Hash a file once, as long as its size and time stay what they are."""
-    with file.open("rb") as opened:
-        return f"sha256:{hashlib.file_digest(opened, 'sha256').hexdigest()}"
-
-
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the SHA-256 of the .pth file, without loading it.
-
-    Raises:
-        EngineError: One line, where there is no such file.
-    """
-    file = _locate(spec)
-    return {"revision_resolved": _sha256(file, file.stat().st_size, file.stat().st_mtime_ns)}
-
-
 @contextlib.contextmanager
 def _bert_shim() -> Iterator[None]:
-    """Give BertModel back what the package copies from it, until the model is built.
+    """Give BertModel the methods that the package copies from it, until the model is built.
 
     The package's BERT wrapper takes three bound methods from a BertModel. transformers 5.0 dropped
     `get_head_mask`, 5.17 the other two. The wrapper keeps what it was given, so nothing stays on the class; a
@@ -122,8 +103,8 @@ def _bert_shim() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what the package prints, and warnings about its age."""
-    with _quiet_transformers(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    """Silence the package's output and its deprecation warnings."""
+    with quiet_transformers(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -135,53 +116,53 @@ def _import(name: str) -> Any:
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another build raises RuntimeError
         raise EngineError(
             f"the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, and "
-            f"they cannot be imported ({_line(error)}); `pip install 'c2vl[groundingdino]'`, which pulls "
+            f"they cannot be imported ({one_line(error, named=True)}); "
+            "`pip install -e '.[groundingdino]'`, which pulls "
             f"torchvision and with it the CUDA build of torch"
         ) from error
 
 
-def _read_config(asked: str | None) -> dict[str, Any]:
-    """Read a model's .py file, which is assignments of plain values, without running it."""
+def _read_config(path: str | None) -> dict[str, Any]:
+    """Read a model's .py file, a list of assignments of plain values, without running it."""
     file = Path(_import("groundingdino").__file__).parent / "config" / "GroundingDINO_SwinT_OGC.py"
-    file = Path(asked).expanduser() if asked else file
+    file = Path(path).expanduser() if path else file
     try:
         lines = ast.parse(file.read_text("utf-8")).body
         return {line.targets[0].id: ast.literal_eval(line.value) for line in lines}  # type: ignore[attr-defined]
     except (OSError, SyntaxError, ValueError, AttributeError) as error:
         raise EngineError(
             f"{_SETTING}.options.config = {str(file)!r}: expected a file of `name = value` lines "
-            f"({_line(error)}); leave it out for the package's GroundingDINO_SwinT_OGC.py"
+            f"({one_line(error, named=True)}); leave it out for the package's GroundingDINO_SwinT_OGC.py"
         ) from error
 
 
-def _find_text_encoder(asked: str) -> Path:
-    """Return the folder with BERT's configuration and tokenizer: given, in the hub's cache, or downloaded."""
-    why, folder = "expected config.json, and vocab.txt or tokenizer.json", Path(asked).expanduser()
+def _find_text_encoder(name: str) -> Path:
+    """Return the folder of BERT's configuration and tokenizer: as given, in the hub's cache, or downloaded."""
+    why, folder = "expected config.json, and vocab.txt or tokenizer.json", Path(name).expanduser()
     for cached in (True, False):
         if not folder.is_dir():
             try:
-                if not cached:  # asked first, because it fails at once where there is no network
-                    huggingface_hub.HfApi().model_info(asked, timeout=HUB_TIMEOUT)
+                if not cached:  # fails at once without a network, unlike the download
+                    huggingface_hub.HfApi().model_info(name, timeout=HUB_TIMEOUT)
                 fetch = huggingface_hub.snapshot_download
-                found = Path(fetch(asked, allow_patterns=["*.json", "*.txt"], local_files_only=cached))
-            except Exception as error:  # whatever the network stack raises, the remedy is the same
-                why = _line(error)
+                candidate = Path(fetch(name, allow_patterns=["*.json", "*.txt"], local_files_only=cached))
+            except Exception as error:  # any error of the network stack has the same remedy
+                why = one_line(error, named=True)
                 continue
         else:
-            found = folder
-        if (found / "config.json").is_file() and any(
-            (found / name).is_file() for name in ("vocab.txt", "tokenizer.json")
-        ):
-            return found
+            candidate = folder
+        vocabularies = (candidate / "vocab.txt", candidate / "tokenizer.json")
+        if (candidate / "config.json").is_file() and any(file.is_file() for file in vocabularies):
+            return candidate
     raise EngineError(
-        f"{_SETTING}.options.text_encoder = {asked!r}: no BERT configuration and tokenizer there ({why}); get "
+        f"{_SETTING}.options.text_encoder = {name!r}: no BERT configuration and tokenizer there ({why}); get "
         f"them with `hf download google-bert/bert-base-uncased --include '*.json' '*.txt' --local-dir "
         f"/path/to/folder` and point to that folder"
     )
 
 
 class _Package(Weights):
-    """The original model, filled exactly by its .pth, and what turns frames and text into its inputs."""
+    """The original model, filled exactly by its .pth, and the processor of its inputs."""
 
     def __init__(self, spec: EngineSpec) -> None:
         super().__init__(spec, _Options)
@@ -206,7 +187,7 @@ class _Package(Weights):
         config |= {
             "use_checkpoint": False, "use_transformer_ckpt": False, "text_encoder_type": str(text_encoder),
         }  # fmt: skip
-        theirs = names.get_pretrained_language_model
+        original = names.get_pretrained_language_model
         names.get_pretrained_language_model = lambda folder: _tf.BertModel(
             _tf.BertConfig.from_pretrained(folder, local_files_only=True)
         )
@@ -216,35 +197,34 @@ class _Package(Weights):
         except Exception as error:  # a config of another model fails anywhere
             raise EngineError(
                 f"{_SETTING}.options.config = {self.options['config']!r}, text_encoder = {str(text_encoder)!r}: the "
-                f"package cannot build a model from them ({_line(error)}); expected a configuration of "
+                f"package cannot build a model from them ({one_line(error, named=True)}); expected a configuration of "
                 f"groundingdino-py and a BERT folder"
             ) from error
         finally:
-            names.get_pretrained_language_model = theirs
+            names.get_pretrained_language_model = original
 
     def _fill(self, model: Any) -> Any:
         try:
             stored = torch.load(self.file, map_location="cpu", weights_only=True)
             weights = {name.removeprefix("module."): t for name, t in stored.get("model", stored).items()}
             report = model.load_state_dict(weights, strict=False)
-        except Exception as error:  # zip, pickle and shapes each have a family of their own
+        except Exception as error:  # zip, pickle and shapes each raise other types
             raise _refusal(
                 self.spec,
-                f"damaged, not only tensors, or of another config, cannot be loaded ({_line(error)})",
+                f"damaged, not only tensors, or of another config, cannot be loaded ({one_line(error, named=True)})",
             ) from error
         return self.placed(model, report._asdict(), _UNUSED, _refusal)
 
     def describe(self) -> dict[str, Any]:
-        """Return what the stage's manifest says of this checkpoint."""
-        resolved = identify(self.spec)["revision_resolved"]
-        return self._describe(resolved, "groundingdino-py", "torchvision", "transformers")
+        """Return the facts about this checkpoint that the stage's manifest records."""
+        return self._describe(_revision(self.file), "groundingdino-py", "torchvision", "transformers")
 
 
 _EDGES = {"shortest_edge": 800, "longest_edge": 1333}
-"""What the package's own demonstration resizes an image to, in pixels."""
+"""Size in pixels to which the package's own demonstration resizes an image."""
 
 
-class GroundingDinoPy(GroundingDino):
+class GroundingDinoPy(Detector):
     """Finds people with the original Grounding DINO package.
 
     Options: those of the `hf` detector, and `config` (the model's .py file; default: the package's
@@ -261,15 +241,35 @@ class GroundingDinoPy(GroundingDino):
             fill the model exactly.
     """
 
-    _at: Any
-
     def __init__(self, spec: EngineSpec) -> None:
         self._at = _Package(spec)
         size = self._at.processor.image_processor.size
         self._size = {edge: size[edge] for edge in _EDGES}
 
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the SHA-256 of the .pth file, without loading it.
+
+        Raises:
+            EngineError: One line, if the file does not exist.
+        """
+        return {"revision_resolved": _revision(_locate(spec))}
+
+    @torch.inference_mode()
+    def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
+        """Return the boxes of each frame, best first, in pixels of that frame and clipped to it."""
+        return grounding.detect(frames, self._at.parts, lambda images: self._run(images, query))
+
+    def describe(self) -> dict[str, Any]:
+        """Return checkpoint, options and input size, for the stage's manifest."""
+        return self._at.describe() | {"size": dict(self._size)}
+
     def _run(self, images: list[Image], query: str) -> list[Mapping[str, Any]]:
-        processor, options, texts = self._at.processor, self._at.options, [self.text(query)] * len(images)
+        processor, options, texts = (
+            self._at.processor,
+            self._at.options,
+            [grounding.phrase(query)] * len(images),
+        )
         pixels = processor.image_processor(images, input_data_format="channels_last", return_tensors="pt")
         with _quiet():
             outputs = self._at.model(pixels["pixel_values"].to(self._at.device), captions=texts)

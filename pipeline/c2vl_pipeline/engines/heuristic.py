@@ -1,6 +1,6 @@
-"""Back-ends without weights: real signals from the data at hand, so that the whole road runs on a laptop.
+"""Engines without weights: real signals computed from the data, so that the whole pipeline runs on a laptop.
 
-They are named as what they are in every manifest and report, and stand in for nothing.
+Every manifest and report names them; they are no substitute for a model.
 """
 
 from __future__ import annotations
@@ -14,10 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import Array, Box, Frame, Image, TextVectors, checked_options
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+from c2vl_pipeline.engines import Array, Box, Detector, Encoder, Frame, Image, TextVectors, checked_options
 
 
 class _Options(BaseModel):
@@ -42,19 +39,17 @@ class _Classical(_Options):
     seed: int = Field(default=0, ge=0)
 
 
-class SkeletonDetector:
-    """Boxes around the joints projected into the colour image, which NTU's files carry: exact, and no model.
+class SkeletonDetector(Detector):
+    """Finds people by the joints projected into the colour image, which NTU's files contain: exact, without a model.
 
     Joints end at the wrist of a hand and the middle of the head, so each box grows by `grow` of its height.
     """
-
-    needs = frozenset({"joints", "shape"})
 
     def __init__(self, spec: EngineSpec) -> None:
         self._options = checked_options(spec, _Skeleton)
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
-        """Return a box a body, the largest first; the query is not needed."""
+        """Return one box per body, the largest first; the query is not needed."""
         return [self._boxes(frame) for frame in frames]
 
     def _boxes(self, frame: Frame) -> list[Box]:
@@ -72,21 +67,20 @@ class SkeletonDetector:
         return sorted(boxes, key=lambda b: -(b.x1 - b.x0) * (b.y1 - b.y0))
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
-        return {"backend": "skeleton", "derived_from": "joints", **self._options.model_dump()}
+        """Return the facts that the stage's manifest records."""
+        return {"backend": "skeleton", **self._options.model_dump()}
 
 
-class MotionDetector:
-    """Foreground of a fixed camera.
+class MotionDetector(Detector):
+    """Finds people as the foreground of a fixed camera.
 
-    `background = "camera"`: what differs from the camera's empty scene (`empty_scene`, built once from many frames). `background = "black"`:
-    what is not black, for recordings of a person on plain black (a median over such a clip would absorb a person
-    who stands still).
+    `background = "camera"`: pixels that differ from the camera's empty scene (`empty_scene`, built once from many
+    frames). `background = "black"`: pixels that are not black, for recordings of a person on plain black (a median
+    over such a clip would absorb a person who stands still).
     """
 
     def __init__(self, spec: EngineSpec) -> None:
         self._options = checked_options(spec, _Motion)
-        self.needs = frozenset({"background"} if self._options.background == "camera" else ())
 
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
         """Return boxes of the foreground's components, the largest first; the query is not needed."""
@@ -97,12 +91,13 @@ class MotionDetector:
         height, width = image.shape[:2]
         if self._options.background == "black":
             difference = image.max(axis=2)
-        elif frame.background is not None and frame.background.shape == image.shape:
-            difference = cv2.absdiff(image, frame.background).max(axis=2)
         else:
-            raise ValueError(
-                f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
-            )
+            scene = frame.background()
+            if scene is None or scene.shape != image.shape:
+                raise ValueError(
+                    f"camera {frame.camera!r} has no empty scene of {width} x {height} pixels to compare with"
+                )
+            difference = cv2.absdiff(image, scene).max(axis=2)
         mask = (cv2.GaussianBlur(difference, (5, 5), 0) > self._options.threshold).astype(np.uint8)
         reach = max(3, height // 40) | 1
         mask = cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
@@ -121,12 +116,12 @@ class MotionDetector:
         ]
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
+        """Return the facts that the stage's manifest records."""
         return {"backend": "motion", **self._options.model_dump()}
 
 
 def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -> Image:
-    """Return what a fixed camera sees when nobody is there: at each place, what keeps coming back.
+    """Return what a fixed camera sees when nobody is there: at each place, the value that keeps coming back.
 
     A median fails where somebody stands for more than half of the time. But every visitor covers a place once,
     and between any two visitors the background returns; so of all values a place ever had, the one with the most
@@ -165,8 +160,8 @@ def empty_scene(frames: Sequence[Image], tolerance: int = 18, side: int = 192) -
     return scene
 
 
-class Classical:
-    """HOG of the crop and hashed word n-grams of the caption, both without any training.
+class Classical(Encoder):
+    """Encodes crops by HOG and captions by hashed word n-grams, both without any training.
 
     The histogram of oriented gradients of the crop at 64 x 64 (1,764 values) is brought to `image_dim` by a fixed
     random projection, which keeps inner products; n-grams of one and two words are hashed into `text_dim`.
@@ -184,7 +179,7 @@ class Classical:
         self._projection = rng.standard_normal(shape) / np.sqrt(self.image_dim)
 
     def encode_images(self, images: Sequence[Image]) -> Array:
-        """Shape: n images -> (n, image_dim), L2-normalised."""
+        """Return L2-normalised vectors of n images, (n, image_dim)."""
         if not images:
             return np.zeros((0, self.image_dim), np.float32)
         small = [cv2.resize(i, (self._SIDE, self._SIDE), interpolation=cv2.INTER_AREA) for i in images]
@@ -194,7 +189,7 @@ class Classical:
         return _normalised(np.stack([d @ self._projection for d in descriptors]))
 
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Shape: n texts -> (n, text_dim), L2-normalised; tokens are words and nothing is truncated."""
+        """Return L2-normalised vectors of n texts, (n, text_dim); tokens are words, nothing is truncated."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         words = np.array([len(t.split()) for t in texts], np.int32)
@@ -204,7 +199,7 @@ class Classical:
         return TextVectors(_normalised(hashed.toarray()), words, np.zeros(len(texts), bool))
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
+        """Return the facts that the stage's manifest records."""
         return {"backend": "classical", **self._options.model_dump()}
 
 

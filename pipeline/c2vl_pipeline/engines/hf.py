@@ -6,7 +6,6 @@ transformers' PIL processors, so that vectors do not depend on whether torchvisi
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,19 +14,23 @@ import torch
 import transformers
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import Array, Box, Caption, Crop, Frame, Image, TextVectors
-from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, locate, revision
+from c2vl_pipeline.engines import (
+    Array,
+    Box,
+    Caption,
+    Captioner,
+    Crop,
+    Detector,
+    Encoder,
+    Frame,
+    Image,
+    TextVectors,
+    grounding,
+)
+from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, weights_id
 
-REVISION = 1
-"""Of the code behind the rows, here and in `checkpoint`: see `engines.lasting` for when to raise it."""
 
-
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the revision that a spec resolves to, without loading the model."""
-    return {"revision_resolved": revision(locate(spec))}
-
-
-class GroundingDino:
+class GroundingDino(Detector):
     """Finds people with Grounding DINO.
 
     Options: `threshold` (0.35, smallest score of a box), `text_threshold` (0.25, smallest score at which a
@@ -35,50 +38,30 @@ class GroundingDino:
     checkpoint's own).
 
     Reading: the paper names the query, "person"; the model was trained on lower-case phrases that end with a
-    dot. A box is kept when its score passes `threshold` and a word of the query passes `text_threshold`: what
-    matches punctuation or special tokens alone is nobody.
+    dot. A box is kept if its score passes `threshold` and a word of the query passes `text_threshold`: a box that
+    matches only punctuation or special tokens is dropped.
 
     Raises:
         EngineError: One line, from building it: see `Checkpoint`.
     """
 
-    needs: frozenset[str] = frozenset()
+    weights_id = staticmethod(weights_id)
 
     def __init__(self, spec: EngineSpec) -> None:
         self._at = Checkpoint(spec)
         own, options = self._at.processor.image_processor.size, self._at.options
         self._size = {edge: options[edge] or own[edge] for edge in ("shortest_edge", "longest_edge")}
 
-    @staticmethod
-    def text(query: str) -> str:
-        """Write the query as the model was trained to read it: lower case, one final dot."""
-        return query.lower().strip(" .") + "."
-
     @torch.inference_mode()
     def detect(self, frames: Sequence[Frame], query: str) -> list[list[Box]]:
-        """Return the boxes of each frame, best first, in pixels of that frame and clipped to it.
-
-        Frames of one size share a batch. Frames of different sizes do not: the backbone's windows mix padding
-        into the picture, and a frame's boxes would depend on its neighbours in the batch.
-        """
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for i, frame in enumerate(frames):
-            groups.setdefault(frame.image.shape[:2], []).append(i)
-        found: list[list[Box]] = [[] for _ in frames]
-        for (height, width), members in groups.items():
-            for part in self._at.parts(len(members)):
-                chosen = members[part]
-                for i, result in zip(
-                    chosen, self._run([frames[i].image for i in chosen], query), strict=True
-                ):
-                    found[i] = self._boxes(result, height, width)
-        return found
+        """Return the boxes of each frame, best first, in pixels of that frame and clipped to it."""
+        return grounding.detect(frames, self._at.parts, lambda images: self._run(images, query))
 
     def _run(self, images: list[Image], query: str) -> list[Mapping[str, Any]]:
         processor, options = self._at.processor, self._at.options
         batch = processor(
             images=images,
-            text=[self.text(query)] * len(images),
+            text=[grounding.phrase(query)] * len(images),
             size=self._size,
             input_data_format="channels_last",
             return_tensors="pt",
@@ -95,32 +78,19 @@ class GroundingDino:
         )
         return results
 
-    @staticmethod
-    def _boxes(result: Mapping[str, Any], height: int, width: int) -> list[Box]:
-        corners = np.clip(result["boxes"].double().cpu().numpy(), 0, [width, height, width, height])
-        scores, labels = result["scores"].tolist(), result["text_labels"]
-        if not scores:  # transformers 5 decodes no labels into one empty label
-            return []
-        boxes = [
-            Box(x0, y0, x1, y1, score)
-            for (x0, y0, x1, y1), score, label in zip(corners.tolist(), scores, labels, strict=True)
-            if x1 > x0 and y1 > y0 and re.search(r"\w", re.sub(r"\[[A-Z]+\]", "", label))
-        ]
-        return sorted(boxes, key=lambda box: -box.score)
-
     def describe(self) -> Mapping[str, Any]:
         """Return checkpoint, revision, options and input size, for the stage's manifest."""
         return self._at.describe() | {"size": dict(self._size)}
 
 
-class Llava:
+class Llava(Captioner):
     """Answers the question about each crop with LLaVA, greedily. Option: `max_new_tokens` (64).
 
     Raises:
         EngineError: One line, from building it: see `Checkpoint`.
     """
 
-    needs: frozenset[str] = frozenset()
+    weights_id = staticmethod(weights_id)
 
     def __init__(self, spec: EngineSpec) -> None:
         self._at = Checkpoint(spec)
@@ -128,7 +98,9 @@ class Llava:
         vision, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
         processor.patch_size = processor.patch_size or vision.patch_size
         processor.vision_feature_select_strategy = processor.vision_feature_select_strategy or strategy
-        if vision.model_type == "clip_vision_model":  # it has a class token, and old processors do not say so
+        if (
+            vision.model_type == "clip_vision_model"
+        ):  # it has a class token, which old processors do not state
             processor.num_additional_image_tokens = 1
         bos = tokenizer.bos_token_id
         if (
@@ -136,16 +108,14 @@ class Llava:
             and bos is not None
             and bos not in tokenizer("")["input_ids"]
         ):
-            tokenizer.add_bos_token = (
-                True  # Vicuna never saw a text without one; not every tokenizer file says so
-            )
+            tokenizer.add_bos_token = True  # Vicuna was trained with one; not every tokenizer file states it
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
         stop = model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
         self._stops = [stop] if isinstance(stop, int) else list(stop)
         model.generation_config = (
-            transformers.GenerationConfig(  # greedy, whatever sampling the checkpoint suggests
+            transformers.GenerationConfig(  # greedy, also if the checkpoint suggests sampling
                 do_sample=False,
                 num_beams=1,
                 max_new_tokens=self._at.options["max_new_tokens"],
@@ -198,12 +168,14 @@ class Llava:
         return self._at.describe()
 
 
-class Clip:
+class Clip(Encoder):
     """Encodes crops and captions with CLIP; images and texts share the projection's dimension.
 
     Raises:
         EngineError: One line, from building it: see `Checkpoint`.
     """
+
+    weights_id = staticmethod(weights_id)
 
     def __init__(self, spec: EngineSpec) -> None:
         self._at = Checkpoint(spec)
@@ -223,7 +195,7 @@ class Clip:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Return L2-normalised float32 vectors, (n, text_dim), and how the texts fitted into the positions.
+        """Return L2-normalised float32 vectors, (n, text_dim), and how many tokens the texts have.
 
         Token counts include the opening and the closing token: a text is truncated exactly when it counts
         more than the model's positions (77 in CLIP). A truncated text keeps its closing token.

@@ -1,8 +1,8 @@
-"""What engines with weights share, and finding, checking and loading a transformers checkpoint for one role.
+"""Common parts of engines with weights; find, check and load a transformers checkpoint for one role.
 
 A checkpoint is a local folder or a hub id; a hub id is resolved to its folder in the cache first, so that
-what is loaded and what `describe` records are one thing. Nothing loads half: a missing file, another
-architecture or a weight without a place is refused in one line. Images always go through transformers' PIL
+what is loaded is what `describe` records. A checkpoint loads whole or not at all: a missing file, another
+architecture or an unused weight raises EngineError in one line. Images always go through transformers' PIL
 processors, so that vectors do not depend on whether torchvision happens to be installed.
 """
 
@@ -14,7 +14,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,12 @@ from huggingface_hub import errors as hub_errors
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.manifest import remembered_sha256
 from c2vl_pipeline.engines import checked_options, setting
 
 HUB_TIMEOUT = 5.0
-"""Seconds the hub may take to answer at all: without a network an engine fails at once and does not retry."""
+"""Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
 
 _tf: Any = transformers  # its annotations are partial
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
@@ -45,7 +45,9 @@ class _Options(BaseModel):
     allow_unexpected_weights: bool = False
 
 
-class _DetectorOptions(_Options):
+class DetectorOptions(_Options):
+    """`EngineSpec.options` of a Grounding DINO detector."""
+
     threshold: float = Field(default=0.35, ge=0, le=1)
     text_threshold: float = Field(default=0.25, ge=0, le=1)
     shortest_edge: int | None = Field(default=None, ge=32)
@@ -58,12 +60,12 @@ class _CaptionerOptions(_Options):
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """What one role asks of a checkpoint, and how to speak of it."""
+    """Requirements of one role on its checkpoint, and names for messages."""
 
     name: str
     model_type: str
     classes: tuple[str, str]
-    """Of transformers: model, processor."""
+    """Classes of transformers: model, processor."""
     options: type[_Options]
     example: str
 
@@ -73,33 +75,29 @@ _LLAVA = ("LlavaForConditionalGeneration", "LlavaProcessor")
 _CLIP = ("CLIPModel", "CLIPProcessor")
 # fmt: off
 NEEDS = {
-    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, _DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
+    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
     "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "llava-hf/llava-1.5-7b-hf"),
     "encoder": _Need("CLIP", "clip", _CLIP, _Options, "openai/clip-vit-large-patch14-336"),
 }
 # fmt: on
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}".removesuffix(": ")
-
-
 def _weight_files(folder: Path) -> list[Path]:
     """Return the weight files `from_pretrained` would read, whether or not they exist."""
-    for whole in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{whole}.index.json"
-        if index.is_file() and not (folder / whole).is_file():
+    for single in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{single}.index.json"
+        if index.is_file() and not (folder / single).is_file():
             return [
                 folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
             ]
-        if (folder / whole).is_file():
-            return [folder / whole]
+        if (folder / single).is_file():
+            return [folder / single]
     return [folder / "model.safetensors"]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence progress bars and load reports: what matters in them becomes an EngineError."""
+def quiet() -> Iterator[None]:
+    """Silence progress bars and load reports; problems in them are raised as EngineError."""
     log = _tf.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
@@ -112,11 +110,11 @@ def _quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _refusal(spec: EngineSpec, what: str, wanted: str = "") -> EngineError:
+def _refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:
     need = NEEDS[spec.role]
     return EngineError(
-        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {what}; get one "
-        f"with `hf download {wanted or need.example} --local-dir /path/to/folder` on a machine with "
+        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {problem}; get one "
+        f"with `hf download {hub_id or need.example} --local-dir /path/to/folder` on a machine with "
         f"network and point to it with `--set {setting(spec)}.model=/path/to/folder`"
     )
 
@@ -136,20 +134,24 @@ def locate(spec: EngineSpec) -> Path:
             raise _refusal(spec, "no such folder")
         folder = _find_on_hub(spec, model)
     try:
-        found = json.loads((folder / "config.json").read_text()).get("model_type")
+        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise _refusal(spec, f"not a checkpoint, its config.json cannot be read ({_line(error)})") from error
-    wanted = NEEDS[spec.role].model_type
-    if found != wanted:
-        raise _refusal(spec, f"holds a {found!r} model, expected {wanted!r}")
+        raise _refusal(
+            spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
+        ) from error
+    expected = NEEDS[spec.role].model_type
+    if model_type != expected:
+        raise _refusal(spec, f"holds a {model_type!r} model, expected {expected!r}")
     missing = [file.name for file in _weight_files(folder) if not file.is_file()]
     if missing:
-        raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} beside config.json")
+        raise _refusal(
+            spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json"
+        )
     return folder
 
 
 def _find_on_hub(spec: EngineSpec, model: str) -> Path:
-    """Return the cache's folder if it is complete, else download it, else fail within seconds."""
+    """Return the folder in the hub's cache; download it if it is incomplete; without a network fail within seconds."""
     revision, why = spec.revision, "HF_HUB_OFFLINE forbids asking the hub"
     fetch = huggingface_hub.snapshot_download
     try:
@@ -162,16 +164,16 @@ def _find_on_hub(spec: EngineSpec, model: str) -> Path:
         if not huggingface_hub.is_offline_mode():
             info = huggingface_hub.HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
             safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or [])
-            wanted = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
-            return Path(fetch(model, revision=revision, allow_patterns=wanted))
+            patterns = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
+            return Path(fetch(model, revision=revision, allow_patterns=patterns))
     except hub_errors.RevisionNotFoundError:
         why = f"the hub has no revision {revision!r} of it"
     except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
         why = "the hub has no such model (or it is private or gated: `hf auth login`)"
-    except Exception as error:  # whatever the network stack raises, the remedy is the same
-        why = f"the hub does not answer ({_line(error)})"
-    wanted_id = f"{model} --revision {revision}" if revision else model
-    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", wanted_id)
+    except Exception as error:  # any error of the network stack has the same remedy
+        why = f"the hub does not answer ({one_line(error, named=True)})"
+    hub_id = f"{model} --revision {revision}" if revision else model
+    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", hub_id)
 
 
 def revision(folder: Path) -> str:
@@ -180,21 +182,19 @@ def revision(folder: Path) -> str:
         return folder.name
     small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}
     files = sorted(small.union(_weight_files(folder)))
-    return _hash(tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in files))
-
-
-@lru_cache(maxsize=8)
-def _hash(files: tuple[tuple[Path, int, int], ...]) -> str:
-    """Hash files once, as long as sizes and times stay what they are: weights can be many gigabytes."""
     digest = hashlib.sha256()
-    for path, _, _ in files:
-        with path.open("rb") as file:
-            digest.update(path.name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
+    for path in files:
+        digest.update(path.name.encode() + b"\0" + bytes.fromhex(remembered_sha256(path)))
     return f"sha256:{digest.hexdigest()}"
 
 
+def weights_id(spec: EngineSpec) -> dict[str, Any]:
+    """Return the revision that a spec resolves to, without loading the model."""
+    return {"revision_resolved": revision(locate(spec))}
+
+
 class Weights:
-    """An engine's weights on a device: validated options, the device, batches.
+    """Base of an engine's weights: validated options, the device, batches.
 
     Raises:
         EngineError: One line, for an unknown option or an unusable device.
@@ -208,7 +208,7 @@ class Weights:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
             raise EngineError(
-                f"{setting(spec)}.device = {spec.device!r}: torch cannot use it ({_line(error)}); "
+                f"{setting(spec)}.device = {spec.device!r}: torch cannot use it ({one_line(error, named=True)}); "
                 f"expected auto, cpu or one of the {torch.cuda.device_count()} GPUs it sees"
             ) from error
 
@@ -219,13 +219,13 @@ class Weights:
         unused: re.Pattern[str],
         refusal: Callable[[EngineSpec, str], EngineError],
     ) -> Any:
-        """Return a model that its weights fill exactly, in eval mode on the device.
+        """Return a model in eval mode on the device; raise `refusal` unless its weights fill it exactly.
 
         Args:
             model: as loaded.
-            report: names under `missing_keys`, `mismatched_keys` and `unexpected_keys`; what is absent is empty.
-            unused: finds the names that may be missing or unexpected.
-            refusal: makes the error of a spec and what is wrong with its weights.
+            report: names under `missing_keys`, `mismatched_keys` and `unexpected_keys`; an absent key means none.
+            unused: matches the names that may be missing or unexpected.
+            refusal: makes the error from a spec and the problem of its weights.
         """
         for kind in ("missing", "mismatched", "unexpected"):
             keys = report.get(f"{kind}_keys", ())
@@ -237,7 +237,7 @@ class Weights:
         return model.eval().to(self.device)
 
     def parts(self, n: int) -> Iterator[slice]:
-        """Cut n items into batches."""
+        """Return slices that cut n items into batches."""
         return (slice(at, min(at + self.spec.batch_size, n)) for at in range(0, n, self.spec.batch_size))
 
     def _describe(self, resolved: str, *packages: str) -> dict[str, Any]:
@@ -271,20 +271,22 @@ class Checkpoint(Weights):
     def _load(self) -> tuple[Any, Any]:
         model_class, processor_class = (getattr(_tf, name) for name in self.need.classes)
         try:
-            with _quiet():
+            with quiet():
                 model, report = model_class.from_pretrained(
                     self.folder,
                     dtype=self.dtype,
                     local_files_only=True,
                     output_loading_info=True,
-                    ignore_mismatched_sizes=True,  # refused below, by name
+                    ignore_mismatched_sizes=True,  # rejected below, by name
                 )
                 processor = processor_class.from_pretrained(self.folder, local_files_only=True)
                 processor.image_processor = _tf.AutoImageProcessor.from_pretrained(
                     self.folder, local_files_only=True, backend="pil"
                 )
-        except Exception as error:  # safetensors, pickle, json and tokenizers each have a family of their own
-            raise _refusal(self.spec, f"damaged or incomplete, cannot be loaded ({_line(error)})") from error
+        except Exception as error:  # safetensors, pickle, json and tokenizers each raise other types
+            raise _refusal(
+                self.spec, f"damaged or incomplete, cannot be loaded ({one_line(error, named=True)})"
+            ) from error
         return self.placed(model, report, _BUFFERS, _refusal), processor
 
     def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
@@ -293,5 +295,5 @@ class Checkpoint(Weights):
         return {name: t.to(self.dtype) if t.is_floating_point() else t for name, t in moved.items()}
 
     def describe(self) -> dict[str, Any]:
-        """Return what the stage's manifest says of this checkpoint."""
+        """Return the facts about this checkpoint that the stage's manifest records."""
         return self._describe(revision(self.folder), "transformers")

@@ -1,8 +1,8 @@
 """`llava`: the original LLaVA package and its own checkpoints, conversation template and preprocessing.
 
-The package pins torch 2.1.2 and transformers 4.37.2, so it lives in an environment of its own and is imported only
-when an engine is built: every other command, and the check of what is stale, does without it. What PyPI calls
-`llava` is an empty placeholder.
+The package pins torch 2.1.2 and transformers 4.37.2, so it needs a separate environment and is imported only when an
+engine is built: no other command needs it, nor does the check for stale rows. The package `llava` on PyPI is an empty
+placeholder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, checked_options
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
 
 _WANTED = {
     "llava.constants": ("IMAGE_TOKEN_INDEX", "DEFAULT_IMAGE_TOKEN", "DEFAULT_IM_START_TOKEN", "DEFAULT_IM_END_TOKEN"),
@@ -28,7 +28,7 @@ _WANTED = {
     "llava.model.builder": ("load_pretrained_model",),
 }  # fmt: skip
 _PAD = SimpleNamespace(image_aspect_ratio="pad")
-"""The part of a model's config that the package's preprocessing reads: LLaVA-1.5 was trained with padded squares."""
+"""Part of a model's config that the package's preprocessing reads: LLaVA-1.5 was trained on padded squares."""
 
 
 class _Options(BaseModel):
@@ -38,32 +38,30 @@ class _Options(BaseModel):
     conversation: str = "vicuna_v1"
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-
-
 def _package() -> SimpleNamespace:
-    """Return what is used of the original package.
+    """Import and return the names that are used of the original package.
 
     Raises:
-        EngineError: One line: it is absent, or what is installed under its name is not it or does not work.
+        EngineError: One line, if it is absent, or another package is installed under its name, or it does not work.
     """
-    found: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for module, names in _WANTED.items():
         try:
             imported = importlib.import_module(module)
-            found |= {name: getattr(imported, name) for name in names}
-        except Exception as error:  # its imports fail in many ways beside other versions of transformers
+            members |= {name: getattr(imported, name) for name in names}
+        except Exception as error:  # its imports fail in many ways with other versions of transformers
             absent = isinstance(error, ModuleNotFoundError) and error.name == "llava"
             problem = (
-                "is not installed" if absent else f"is not what is installed here as 'llava' ({_line(error)})"
+                "is not installed"
+                if absent
+                else f"is not what is installed here as 'llava' ({one_line(error, named=True)})"
             )
             raise EngineError(
                 f"the captioner engine 'llava' needs the original LLaVA package, which {problem}; `pip install "
-                "git+https://github.com/haotian-liu/LLaVA.git` into an environment of its own (it pins torch 2.1.2 "
-                "and transformers 4.37.2), or take the engine hf-llava-1.5-7b, which runs the same weights"
+                "git+https://github.com/haotian-liu/LLaVA.git` into a separate environment (it pins torch 2.1.2 "
+                "and transformers 4.37.2), or use the engine hf-llava-1.5-7b, which runs the same weights"
             ) from error
-    return SimpleNamespace(**found)
+    return SimpleNamespace(**members)
 
 
 def _folder(spec: EngineSpec) -> Path:
@@ -81,38 +79,31 @@ def _folder(spec: EngineSpec) -> Path:
 
         try:
             folder = Path(huggingface_hub.snapshot_download(model, revision=spec.revision))
-        except Exception as error:  # whatever the network stack raises, the remedy is the same
+        except Exception as error:  # any error of the network stack has the same remedy
             raise EngineError(
-                f"{what}: neither a folder nor had from the hub ({_line(error)}); {remedy}"
+                f"{what}: neither a folder nor available from the hub ({one_line(error, named=True)}); {remedy}"
             ) from error
     try:
         made_for = json.loads((folder / "config.json").read_text("utf-8")).get("architectures")
     except (OSError, ValueError, AttributeError) as error:
         raise EngineError(
-            f"{what}: not a checkpoint, its config.json cannot be read ({_line(error)}); {remedy}"
+            f"{what}: not a checkpoint, its config.json cannot be read ({one_line(error, named=True)}); {remedy}"
         ) from error
     if not made_for or not str(made_for[0]).startswith("Llava") or "ConditionalGeneration" in made_for[0]:
         raise EngineError(
             f"{what} is made for {made_for}, expected the original's LlavaLlamaForCausalLM; checkpoints in "
-            f"transformers' form run on the `hf` back-end; {remedy}"
+            f"transformers' format run on the `hf` back-end; {remedy}"
         )
     return folder
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the revision that a spec resolves to, without the package and without loading the model."""
-    from c2vl_pipeline.engines.hf_checkpoint import revision
-
-    return {"revision_resolved": revision(_folder(spec))}
-
-
-class OriginalLlava:
+class OriginalLlava(Captioner):
     """Answers the question about each crop with the original LLaVA code, greedily.
 
     Options: `max_new_tokens` (64) and `conversation` (vicuna_v1, a name of the package's `conv_templates`).
 
     A batch shares one question, so its prompts are equally long and all its pictures are squares of one size:
-    it is stacked as it is, and no padding, left or right, can touch an answer.
+    it is stacked without padding, which could change an answer.
 
     *Reading:* the package pads a crop to a square with CLIP's mean colour rounded down; crops that
     `pipeline.caption.aspect = "pad"` has padded already (in the same way) pass through it unchanged. `center_crop`
@@ -123,7 +114,12 @@ class OriginalLlava:
             unknown option or conversation, an unusable device.
     """
 
-    needs: frozenset[str] = frozenset()
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the revision that a spec resolves to, without the package and without loading the model."""
+        from c2vl_pipeline.engines.hf_checkpoint import revision
+
+        return {"revision_resolved": revision(_folder(spec))}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec, self._options = spec, checked_options(spec, _Options)
@@ -135,21 +131,21 @@ class OriginalLlava:
             )
         self._folder = _folder(spec)
         auto = "cuda:0" if torch.cuda.is_available() else "cpu"
-        # the package takes a bare "cuda" as leave to spread the model over all GPUs; a worker has one
+        # with a bare "cuda" the package spreads the model over all GPUs; a worker has one
         self._device = {"auto": auto, "cuda": "cuda:0"}.get(spec.device, spec.device)
-        # and it takes a name without "llava" for a plain language model
+        # it loads a name without "llava" as a plain language model
         name = self._folder.name if "llava" in self._folder.name.lower() else f"llava-{self._folder.name}"
         try:
             self._tokenizer, model, self._processor, _ = self._llava.load_pretrained_model(
                 str(self._folder), None, name, device_map=self._device, device=self._device
             )
             self._dtype = getattr(torch, spec.dtype)
-            self._model = model.to(self._dtype).eval()  # it loads float16, which a CPU cannot compute in
-        except Exception as error:  # the package, transformers and torch each have a family of their own
+            self._model = model.to(self._dtype).eval()  # it loads float16, in which a CPU cannot compute
+        except Exception as error:  # the package, transformers and torch each raise other types
             raise EngineError(
                 f"captioner checkpoint {spec.model!r} (original LLaVA) cannot be loaded on {self._device} "
-                f"({_line(error)}); expected a whole checkpoint such as liuhaotian/llava-v1.5-7b, its CLIP vision "
-                "tower (openai/clip-vit-large-patch14-336) in the hub's cache, and a device that torch sees"
+                f"({one_line(error, named=True)}); expected a complete checkpoint such as "
+                "liuhaotian/llava-v1.5-7b, its CLIP vision tower (openai/clip-vit-large-patch14-336) in the hub's cache, and a device that torch sees"
             ) from error
 
     def prompt(self, question: str) -> str:
@@ -203,7 +199,7 @@ class OriginalLlava:
             "backend": "llava",
             "model": self._spec.model,
             "revision_asked": self._spec.revision,
-            **identify(self._spec),
+            **self.weights_id(self._spec),
             "dtype": self._spec.dtype,
             "device": self._device,
             "options": self._options.model_dump(),

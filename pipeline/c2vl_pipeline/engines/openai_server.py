@@ -1,10 +1,10 @@
 """`openai`: LLaVA behind any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp).
 
-One request a crop, many under way at once; a JPEG of the crop travels as a data URL. The SDK repeats what may pass
-by itself (429, 5xx, time-outs, broken connections) with growing pauses, or after the pause a server asks for.
-What remains is told apart by whom it is about. A crop that the server refuses, or does not answer while it answers
-others, costs one row. A server that is not there, does not let us in, does not serve the model or answers nothing
-at all stops the stage: what is done stays, and running the stage again goes on from there.
+One request per crop, many at once; the crop is sent as the data URL of a JPEG. The SDK repeats requests that fail
+for a passing reason (429, 5xx, time-outs, broken connections) with growing pauses, or after the pause that the server
+asks for. Remaining errors are of two kinds. A crop that the server rejects, or does not answer while it answers others,
+costs one row. A server that is unreachable, rejects the key, does not serve the model or answers nothing at all stops
+the stage: finished rows stay, and the next run resumes.
 """
 
 from __future__ import annotations
@@ -23,33 +23,27 @@ import openai
 from pydantic import BaseModel, ConfigDict, Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, Image, checked_options
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, checked_options
 from c2vl_pipeline.readers.video import encode_jpeg
 
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
-
-VOLATILE_OPTIONS = frozenset({"base_url", "api_key_env", "concurrency", "timeout", "retries"})
-"""Where the model is served and how patiently it is asked; no row depends on it."""
-
 CONNECT_TIMEOUT = 10.0
-"""Seconds a server may take to accept a connection; an answer may take `timeout`."""
+"""Seconds until a server must accept a connection; an answer may take `timeout`."""
 
 LONGEST_PAUSE = 8.0
 
 _NOT_THERE = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"})
-"""Causes of the SDK's connection error, by name: the HTTP library below it changes with its version."""
+"""Names of causes of the SDK's connection error, because its HTTP library changes with its version."""
 
-_AGAIN = "what is done stays: run `c2vl-pipeline caption` again"
+_AGAIN = "finished rows stay: run `c2vl-pipeline caption` again"
 
 
 class RefusedError(Exception):
-    """The server answers, and does not take this crop."""
+    """The server answers and rejects this crop."""
 
 
 class UnansweredError(Exception):
-    """No usable answer to this crop came, however often it was asked."""
+    """No attempt gave a usable answer to this crop."""
 
 
 class _Options(BaseModel):
@@ -70,19 +64,19 @@ def _options(spec: EngineSpec) -> _Options:
     url = urlsplit(options.base_url)
     if url.username or url.password:
         raise EngineError(
-            "pipeline.caption.engine.options.base_url holds a user name or password, which manifests would keep; "
+            "pipeline.caption.engine.options.base_url holds a user name or password, which manifests would store; "
             "leave it out and name an environment variable in options.api_key_env"
         )
     if url.scheme not in {"http", "https"} or not url.hostname:
         raise EngineError(
-            f"pipeline.caption.engine.options.base_url = {options.base_url!r} is no address; expected one like "
+            f"pipeline.caption.engine.options.base_url = {options.base_url!r} is not an address; expected one like "
             "http://localhost:8000/v1"
         )
     return options
 
 
 def _client(options: _Options) -> openai.OpenAI:
-    """Connect to nothing yet. Without a key in the environment the word that servers without keys expect is sent."""
+    """Return a client, not yet connected. Without a key in the environment, `EMPTY` is sent: some servers expect a word."""
     return openai.OpenAI(
         base_url=options.base_url,
         api_key=os.environ.get(options.api_key_env, "").strip() or "EMPTY",
@@ -91,10 +85,9 @@ def _client(options: _Options) -> openai.OpenAI:
     )
 
 
-def _line(error: BaseException) -> str:
-    said = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+def _named(error: BaseException) -> str:
     cause = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
-    return said + cause
+    return one_line(error, named=True) + cause
 
 
 def _stop(error: Exception, options: _Options, model: str | None) -> EngineError | None:
@@ -102,22 +95,22 @@ def _stop(error: Exception, options: _Options, model: str | None) -> EngineError
     server, status = f"the captioner's server at {options.base_url}", getattr(error, "status_code", None)
     if status in {401, 403}:
         return EngineError(
-            f"{server} refuses the key ({_line(error)}); expected one in the environment variable "
+            f"{server} rejects the key ({_named(error)}); expected one in the environment variable "
             f"{options.api_key_env} (options.api_key_env names it); {_AGAIN}"
         )
     if status == 404:
         return EngineError(
-            f"{server} has no model {model!r}, or no chat completions under this address ({_line(error)}); expected "
+            f"{server} has no model {model!r}, or no chat completions under this address ({_named(error)}); expected "
             f"a served model in pipeline.caption.engine.model and an address that ends in /v1; {_AGAIN}"
         )
     if status == 429:
         return EngineError(
-            f"{server} is still busy after {options.retries} repetitions ({_line(error)}); expected an answer; lower "
+            f"{server} is still busy after {options.retries} repetitions ({_named(error)}); expected an answer; lower "
             f"options.concurrency ({options.concurrency}); {_AGAIN}"
         )
     if isinstance(error, openai.APIConnectionError) and type(error.__cause__).__name__ in _NOT_THERE:
         return EngineError(
-            f"{server} is not there ({_line(error)}); start it, or name another in "
+            f"{server} is unreachable ({_named(error)}); start it, or name another in "
             f"pipeline.caption.engine.options.base_url; {_AGAIN}"
         )
     return None
@@ -126,42 +119,43 @@ def _stop(error: Exception, options: _Options, model: str | None) -> EngineError
 def _only_model(options: _Options) -> str:
     """Return the one model the server serves."""
     try:
-        found = [model.id for model in _client(options).models.list().data]
+        names = [model.id for model in _client(options).models.list().data]
     except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
         raise _stop(error, options, None) or EngineError(
-            f"the captioner's server at {options.base_url} does not say what it serves ({_line(error)}); name the "
+            f"the captioner's server at {options.base_url} does not list its models ({_named(error)}); name the "
             "model in pipeline.caption.engine.model"
         ) from error
-    if len(found) != 1:
+    if len(names) != 1:
         raise EngineError(
-            f"the captioner's server at {options.base_url} serves {len(found)} models ({', '.join(found)}), expected "
+            f"the captioner's server at {options.base_url} serves {len(names)} models ({', '.join(names)}), expected "
             "one; choose by pipeline.caption.engine.model"
         )
-    return found[0]
+    return names[0]
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the served model's name. A server's weights cannot be verified: name and revision are taken on trust.
-
-    Only a spec that names no model needs the server for this.
-    """
-    options = _options(spec)
-    return {"model_served": spec.model or _only_model(options)}
-
-
-class Served:
+class Served(Captioner):
     """Asks a served model about each crop, greedily (temperature 0).
 
     Options: `base_url` (required, e.g. http://localhost:8000/v1), `api_key_env` (the environment variable that
-    holds the key; the key itself is kept nowhere), `concurrency` (16 requests under way at once in each worker),
+    contains the key, which is never stored), `concurrency` (16 simultaneous requests per worker),
     `timeout` (120 seconds an answer), `retries` (6), `max_new_tokens` (64), `jpeg_quality` (95) and `max_side`
     (pixels; a larger crop is reduced, None sends it as it is).
 
     Raises:
-        EngineError: One line: an option that does not hold, or a server that is at fault.
+        EngineError: One line, for an invalid option or a server that is at fault.
     """
 
-    needs: frozenset[str] = frozenset()
+    VOLATILE_OPTIONS = frozenset({"base_url", "api_key_env", "concurrency", "timeout", "retries"})
+    """Address, key, parallel requests, time limit and repetitions."""
+
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the served model's name, which is taken on trust: a server's weights cannot be verified.
+
+        Only a spec that names no model needs the server for this.
+        """
+        options = _options(spec)
+        return {"model_served": spec.model or _only_model(options)}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._spec, self._options = spec, _options(spec)
@@ -169,11 +163,11 @@ class Served:
         self._client = _client(self._options)
 
     def caption(self, crops: Sequence[Crop], question: str) -> list[Caption | Exception]:
-        """Answer `question` about each crop, in order; a crop without an answer has the reason in its place.
+        """Answer `question` about each crop, in order; the error in its place where a crop has no answer.
 
         When none of the crops is answered, a plain grey picture of the first one's size is tried. If that fails
-        as well the server is at fault; else it has come back, or dislikes these very crops: they are asked once
-        more, and what fails then costs its rows.
+        as well the server is at fault; else it works again, or rejects these very crops: they are asked once
+        more, and each one that fails then costs its row.
 
         Raises:
             EngineError: One line, when the server and not a crop is at fault.
@@ -194,17 +188,17 @@ class Served:
     def _ask_all(self, images: Sequence[Image], question: str) -> list[Caption | Exception]:
         pool = ThreadPoolExecutor(max_workers=self._options.concurrency)
         try:
-            asked = [pool.submit(self._ask, image, question) for image in images]
-            wait(asked, return_when=FIRST_EXCEPTION)
-            raised = (error for future in asked if future.done() and (error := future.exception()))
+            futures = [pool.submit(self._ask, image, question) for image in images]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            raised = (error for future in futures if future.done() and (error := future.exception()))
             if (error := next(raised, None)) is not None:
                 raise error
-            return [future.result() for future in asked]
+            return [future.result() for future in futures]
         finally:
             pool.shutdown(cancel_futures=True)
 
     def _ask(self, image: Image, question: str) -> Caption | Exception:
-        """Return the answer, or what the row is to say; raises EngineError for what is not about this crop."""
+        """Return the answer, or the error of its row; raise EngineError if the server is at fault."""
         content = [
             {"type": "image_url", "image_url": {"url": self.data_url(image)}},
             {"type": "text", "text": question},
@@ -224,7 +218,7 @@ class Served:
                     raise stop from error
                 status = getattr(error, "status_code", None)
                 refused = isinstance(status, int) and 400 <= status < 500 and status not in {408, 409}
-                return (RefusedError if refused else UnansweredError)(_line(error))
+                return (RefusedError if refused else UnansweredError)(_named(error))
             except (
                 ValueError,
                 TypeError,
@@ -235,7 +229,7 @@ class Served:
                 if attempt < self._options.retries:
                     time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
         assert malformed is not None
-        return UnansweredError(f"the answer is no chat completion ({_line(malformed)})")
+        return UnansweredError(f"the answer is not a chat completion ({_named(malformed)})")
 
     def data_url(self, image: Image) -> str:
         """Return pixels (H, W, 3) as the JPEG data URL that is sent."""
@@ -247,7 +241,7 @@ class Served:
         return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
 
     def describe(self) -> Mapping[str, Any]:
-        """Return model and server as asked, and that the weights are the server's word, for the stage's manifest."""
+        """Return model, server and options, and that the weights are not verified, for the stage's manifest."""
         return {
             "backend": "openai",
             "model": self._spec.model,
@@ -255,7 +249,7 @@ class Served:
             "revision_asked": self._spec.revision,
             "weights": "as served: they and their revision cannot be verified from here",
             "base_url": self._options.base_url,
-            "options": self._options.model_dump(exclude=set(VOLATILE_OPTIONS)),
+            "options": self._options.model_dump(exclude=set(self.VOLATILE_OPTIONS)),
             "openai": openai.__version__,
         }
 
@@ -263,7 +257,7 @@ class Served:
 def _read(reply: Any) -> Caption:
     """Return the first choice's text, cut short or not, and its tokens (words where the server does not count).
 
-    An empty text is an answer too: a picture can leave a model silent, and asking again changes nothing.
+    An empty text is an answer too: asking again changes nothing.
 
     Raises:
         ValueError, TypeError, AttributeError, LookupError: not a chat completion.

@@ -1,7 +1,8 @@
 """`posecode`: sentences by rule from the joints, in the form of an answer to the paper's question.
 
-Standing or sitting, where each hand is, what moves and where to. A function of the encoder's own input, and so
-labelled "derived from joints" in every manifest and report: good for running the road, no evidence for language.
+Standing or sitting, the place of each hand, the part that moves and its direction. The sentences are a function of the
+encoder's own input, so every manifest and report labels them "derived from joints": they test the pipeline and are no
+evidence for language.
 """
 
 from __future__ import annotations
@@ -14,10 +15,7 @@ import numpy as np
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import Layout
-from c2vl_pipeline.engines import Array, Caption, Crop, Pose
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
+from c2vl_pipeline.engines import Array, Caption, Captioner, Crop, Pose
 
 _ROLES: dict[str, tuple[str, ...]] = {
     "pelvis": ("spine_base", "hip_centre", "pelvis", "hip_left+hip_right"),
@@ -40,21 +38,22 @@ _SPAN = 4
 
 
 def roles(layout: Layout) -> dict[str, list[int]]:
-    """Return the joints whose mean the rules speak of; raises EngineError naming what a layout lacks."""
-    found: dict[str, list[int]] = {}
-    for role, ways in _ROLES.items():
-        whole = (w.split("+") for w in ways if set(w.split("+")) <= set(layout.names))
-        found[role] = [layout.names.index(name) for name in next(whole, [])]
-    lacking = [role for role, joints in found.items() if not joints]
+    """Return role -> joints whose mean stands for it; raise EngineError with the roles that a layout lacks."""
+    joints_of: dict[str, list[int]] = {}
+    for role, choices in _ROLES.items():
+        present = (names.split("+") for names in choices if set(names.split("+")) <= set(layout.names))
+        joints_of[role] = [layout.names.index(name) for name in next(present, [])]
+    lacking = [role for role, joints in joints_of.items() if not joints]
     if lacking:
         raise EngineError(
-            f"posecode needs joints that layout {layout.name!r} does not name: {', '.join(lacking)}; choose another captioner"
+            f"posecode needs joints that layout {layout.name!r} does not name: {', '.join(lacking)}; "
+            "choose another captioner"
         )
-    return found
+    return joints_of
 
 
 def _angle(a: Array, b: Array, c: Array) -> float:
-    """Angle at b in degrees."""
+    """Return the angle at b in degrees."""
     u, v = a - b, c - b
     cosine = float(u @ v) / max(float(np.linalg.norm(u) * np.linalg.norm(v)), 1e-9)
     return float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
@@ -79,11 +78,11 @@ class _Person:
         return np.asarray(frame[self.j[role]].mean(axis=0), np.float32)
 
     def height(self, role: str) -> float:
-        """Height above the pelvis in torsos."""
+        """Return the height above the pelvis, in torsos."""
         return float(self.at(role)[1] - self.at("pelvis")[1]) / self.torso
 
     def moved(self, role: str) -> Array:
-        """Displacement over the span in torsos."""
+        """Return the displacement over the span, in torsos."""
         moved = self._joint(self.after, role) - self._joint(self.before, role)
         return np.asarray(moved / self.torso, np.float32)
 
@@ -125,7 +124,7 @@ class _Person:
         return level + where
 
     def movement(self) -> str:
-        """Say what moves most, and which way."""
+        """Describe the part that moves most, and its direction."""
         body = self.moved("pelvis")
         whole = float(np.linalg.norm(body))
         if abs(float(body[1])) > 0.25:
@@ -154,10 +153,8 @@ class _Person:
         return "back and forth"
 
 
-class PoseCode:
+class PoseCode(Captioner):
     """Describes the joints around each crop's instant."""
-
-    needs = frozenset({"pose"})
 
     def __init__(self, spec: EngineSpec) -> None:
         if spec.options:
@@ -166,7 +163,7 @@ class PoseCode:
             )
 
     def caption(self, crops: Sequence[Crop], question: str) -> list[Caption]:
-        """Return a few sentences a crop; the question is not read, its three parts shape the answer."""
+        """Return a few sentences per crop; the question is not read, its three parts shape the answer."""
         return [self._describe(crop.pose) for crop in crops]
 
     def _describe(self, pose: Pose | None) -> Caption:
@@ -192,5 +189,5 @@ class PoseCode:
         return Caption(text, len(text.split()))
 
     def describe(self) -> Mapping[str, Any]:
-        """What the manifest says of this engine."""
-        return {"backend": "posecode", "derived_from": "joints"}
+        """Return the facts that the stage's manifest records."""
+        return {"backend": "posecode"}

@@ -1,4 +1,4 @@
-"""`released`: a caption file of the authors' form as the captioner: their prompts without running LLaVA.
+"""`precomputed`: captions from a file in the authors' form: their prompts without running LLaVA.
 
 The file is JSON, {sample id: [caption of each frame, in order]}, or a .zip that holds one such file. The authors'
 own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this project's sample ids.
@@ -7,9 +7,7 @@ own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this proj
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Crop, checked_options
-
-REVISION = 1
-"""Of the code behind the rows: see `engines.lasting` for when to raise it."""
-
-VOLATILE_OPTIONS = frozenset({"path"})
-"""The hash of its content stands for the file: it may be moved, and packed or unpacked."""
+from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
+from c2vl_pipeline.readers.captions import caption_json, read_captions
 
 
 class _Options(BaseModel):
@@ -33,81 +26,34 @@ class _Options(BaseModel):
     path: str
 
 
-def _content(path: Path) -> bytes:
-    """Return the JSON of a caption file, out of its .zip if need be."""
-    try:
-        if path.suffix.lower() != ".zip":
-            return path.read_bytes()
-        with zipfile.ZipFile(path) as archive:
-            names = [
-                n for n in archive.namelist() if n.lower().endswith(".json") and not n.startswith("__MACOSX/")
-            ]
-            if len(names) != 1:
-                raise EngineError(
-                    f"caption file {path} holds {len(names)} JSON files, expected one; unpack it and name the right "
-                    "one in pipeline.caption.engine.options.path"
-                )
-            return archive.read(names[0])
-    except (OSError, zipfile.BadZipFile) as error:
-        raise EngineError(
-            f"caption file {path} cannot be read ({error}); give the path of a .json or .zip file in "
-            "pipeline.caption.engine.options.path"
-        ) from error
-
-
-def read_captions(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each sample, equally many for all.
-
-    Raises:
-        EngineError: One line, for a file that cannot be read or is of another form.
-    """
-    expected = "expected {sample id: [caption of each frame]}, as the authors released"
-    try:
-        table = json.loads(_content(path))
-    except ValueError as error:
-        raise EngineError(f"caption file {path} is not JSON ({error}); {expected}") from error
-    if not isinstance(table, dict) or not table:
-        raise EngineError(f"caption file {path} holds no table of samples; {expected}")
-    frames = None
-    for sample_id, captions in table.items():
-        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-            raise EngineError(f"caption file {path}: {sample_id!r} has no list of texts; {expected}")
-        frames = len(captions) if frames is None else frames
-        if len(captions) != frames or not frames:
-            raise EngineError(
-                f"caption file {path}: {sample_id!r} has {len(captions)} captions, the first sample {frames}; "
-                "expected as many for each"
-            )
-    return table
-
-
 def _shape(sample_id: str) -> str:
     """Return an id without its numbers: equal for all samples of one dataset."""
     return re.sub(r"\d+", "#", sample_id)
 
 
-def identify(spec: EngineSpec) -> dict[str, Any]:
-    """Return the hash of the file's JSON, packed or not."""
-    content = _content(Path(checked_options(spec, _Options).path).expanduser())
-    return {"captions": f"sha256:{hashlib.sha256(content).hexdigest()}"}
-
-
-class Released:
+class Precomputed(Captioner):
     """Answers by sample and slot from a caption file. Option: `path` (required).
 
-    Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not say which frames
-    they took; 16 equal segments are this project's reading of the paper.
+    Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not state
+    their frames; 16 equal segments are this project's reading of the paper.
 
     Raises:
         EngineError: One line, for a file that is absent or of another form.
     """
 
-    needs = frozenset({"nothing"})
+    VOLATILE_OPTIONS = frozenset({"path"})
+    """The hash of the file's content identifies it: it may be moved, and packed or unpacked."""
+
+    @staticmethod
+    def weights_id(spec: EngineSpec) -> dict[str, Any]:
+        """Return the hash of the file's JSON, packed or not."""
+        content = caption_json(Path(checked_options(spec, _Options).path).expanduser())
+        return {"captions": f"sha256:{hashlib.sha256(content).hexdigest()}"}
 
     def __init__(self, spec: EngineSpec) -> None:
         self._path = Path(checked_options(spec, _Options).path).expanduser()
         self._captions = read_captions(self._path)
-        self._identity = identify(spec)
+        self._content_id = self.weights_id(spec)
         first = next(iter(self._captions))
         self._first, self._frames = first, len(self._captions[first])
         self._shapes = {_shape(sample_id) for sample_id in self._captions}
@@ -118,14 +64,14 @@ class Released:
         A sample that the file lacks has a LookupError in its place.
 
         Raises:
-            EngineError: One line, for another number of frames a sample than the file has, or another dataset.
+            EngineError: One line, for another number of frames per sample than the file has, or another dataset.
         """
         return [self._answer(crop) for crop in crops]
 
     def _answer(self, crop: Crop) -> Caption | Exception:
         if crop.frames not in {None, self._frames} or crop.slot >= self._frames:
             raise EngineError(
-                f"caption file {self._path} has {self._frames} captions a sample, this run {crop.frames} frames; "
+                f"caption file {self._path} has {self._frames} captions per sample, this run {crop.frames} frames; "
                 f"set pipeline.frames={self._frames} from the index on, or choose another captioner"
             )
         captions = self._captions.get(crop.sample_id)
@@ -138,15 +84,16 @@ class Released:
                 f"like {crop.sample_id!r}; give this dataset's file in pipeline.caption.engine.options.path"
             )
         return LookupError(
-            f"the caption file {self._path.name} has no captions of this sample (it has {len(self._captions):,} samples)"
+            f"the caption file {self._path.name} has no captions of this sample "
+            f"(it has {len(self._captions):,} samples)"
         )
 
     def describe(self) -> Mapping[str, Any]:
         """Return file, hash and size, for the stage's manifest."""
         return {
-            "backend": "released",
+            "backend": "precomputed",
             "file": self._path.name,
-            **self._identity,
+            **self._content_id,
             "samples": len(self._captions),
             "frames": self._frames,
             "question": "not asked: these captions were made elsewhere",

@@ -112,7 +112,7 @@ def engine_facts(stage: Stage, index: Workspace, recipe: Recipe) -> dict[str, An
     Raises:
         EngineError: the engine's checkpoint is absent.
     """
-    return engines.lasting(stage.engine(recipe, index)) if stage.engine else None
+    return engines.key_facts(stage.engine(recipe, index)) if stage.engine else None
 
 
 def inputs_path(folder: Path, key: str) -> Path:

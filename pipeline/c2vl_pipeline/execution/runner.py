@@ -98,7 +98,7 @@ def run_stage(
             _check_configuration(keys, folder, due)
             _check_samples_kept(keys, folder, index, due)
         spec = stage.engine(recipe, index) if stage.engine else None
-        if spec and due and not engines.has_weights(spec):
+        if spec and due and not engines.wants_own_process(spec):
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
@@ -134,7 +134,9 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
     cores = os.cpu_count() or 1
     if stage.engine is None:
         return cores
-    return max(1, len(engines.gpus())) if engines.has_weights(stage.engine(recipe, load(work))) else cores
+    return (
+        max(1, len(engines.gpus())) if engines.wants_own_process(stage.engine(recipe, load(work))) else cores
+    )
 
 
 # -------------------------------------------------------------------------------------- before the first shard

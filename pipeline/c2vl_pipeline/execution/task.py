@@ -38,6 +38,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
+from c2vl_pipeline import engines
 from c2vl_pipeline.stages.base import ShardContext, Stage, blank_rows, row_status
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
@@ -125,7 +126,7 @@ def run_shard(task: ShardTask) -> ShardResult:
             f"{stage.name} shard {task.number} made {table.num_rows} rows for {len(expected)} expected; this "
             f"is a bug, please report it"
         )
-    provenance = {**(shard.engine.describe() if shard.spec else {}), **shard.provenance}
+    provenance = {**(engines.provenance(shard.spec) if shard.spec else {}), **shard.provenance}
     manifest = commit_table(
         path,
         table,

@@ -166,7 +166,7 @@ def _probe(
             sample_bytes=size / done,
             samples=0,
             workers=workers or default_workers(stage, probe.work, probe.recipe),
-            on_gpu=spec is not None and engines.has_weights(spec) and bool(engines.gpus()),
+            on_gpu=spec is not None and engines.wants_own_process(spec) and bool(engines.gpus()),
         ),
         list(chosen[:done]),
     )

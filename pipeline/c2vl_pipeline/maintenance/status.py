@@ -112,7 +112,7 @@ def _engine(
         spec = stage.engine(recipe, index) if stage.engine else None
         if spec is None or spec.backend not in engines.backends(spec.role):
             raise
-        declared = engines.stated(spec)
+        declared = engines.declared_facts(spec)
         old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
         return (
             old if all(name in old and old[name] == value for name, value in declared.items()) else declared

@@ -22,6 +22,7 @@ import pyarrow as pa
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
+from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
 from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
@@ -30,13 +31,6 @@ from c2vl_pipeline.workspace import Workspace, stored_joints
 Row = dict[str, Any]
 
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
-
-
-def _skeletons(shard: ShardContext) -> dict[str, Row]:
-    """Return the rows of the skeletons stage by sample, for engines that describe poses."""
-    if "pose" not in shard.engine.needs:
-        return {}
-    return {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
 
 
 def _pose(row: Row, frame: int, shard: ShardContext) -> Pose | None:
@@ -122,15 +116,17 @@ def process(shard: ShardContext) -> pa.Table:
 def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     assert shard.spec is not None
     config = shard.recipe.pipeline.caption
-    wants_pose, blind = "pose" in shard.engine.needs, "nothing" in shard.engine.needs
-    skeletons = _skeletons(shard)
+    reads = engines.backend(shard.spec).reads
+    skeletons: dict[str, Row] = {}
+    if "joints" in reads:
+        skeletons = {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
     rows: list[Row] = []
     requests: list[tuple[Row, _Request]] = []
     for crop in shard.upstream("crops").to_pylist():
         row: Row = {"sample_id": crop["sample_id"], "slot": crop["slot"], "caption": None, "tokens": None}
         rows.append(row)
         pose = None
-        if wants_pose:
+        if "joints" in reads:
             body = skeletons[crop["sample_id"]]
             if body["status"] != Status.OK:
                 row |= row_status(
@@ -140,16 +136,15 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
                 )
                 continue
             pose = _pose(body, crop["frame_index"] or 0, shard)
-        if crop["status"] != Status.OK and not blind:
+        if crop["status"] != Status.OK and reads:
             row |= row_status(Status(crop["status"]), crop["error_class"], crop["error"])
             continue
         known = journal.answers.get((crop["sample_id"], crop["slot"]))
         if known is not None:
             _fill(row, known)
             continue
-        requests.append(
-            (row, _Request(None if blind else crop["jpeg"], crop["sample_id"], crop["slot"], pose))
-        )
+        jpeg = crop["jpeg"] if "pixels" in reads else None
+        requests.append((row, _Request(jpeg, crop["sample_id"], crop["slot"], pose)))
 
     def call(batch: list[tuple[Row, _Request]]) -> list[Caption | Exception]:
         crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
@@ -185,8 +180,9 @@ def _config(recipe: Recipe) -> dict[str, Any]:
 
 
 def _upstream(recipe: Recipe) -> tuple[str, ...]:
-    """Return what captions are made from: crops, and joints for a captioner that describes them."""
-    return ("crops", "skeletons") if recipe.pipeline.caption.engine.backend == "posecode" else ("crops",)
+    """Return what captions are made of: crops, and joints for a captioner that reads them."""
+    reads = engines.backend(recipe.pipeline.caption.engine).reads
+    return ("crops", "skeletons") if "joints" in reads else ("crops",)
 
 
 STAGE = Stage(

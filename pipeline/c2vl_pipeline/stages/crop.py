@@ -76,8 +76,11 @@ class _ShardCrops:
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
         self.scenes: dict[str, Image | None] = {}
+        assert shard.spec is not None
+        reads = engines.backend(shard.spec).reads
+        self.engine_name, self.reads_joints = shard.spec.backend, "joints" in reads
         # frames are then neither converted nor copied: only the crops are stored
-        self.lent = "shape" in shard.engine.needs
+        self.lent = "pixels" not in reads
         self.deadline: Deadline | None = None
         if shard.killable:
             self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
@@ -123,10 +126,7 @@ class _ShardCrops:
                 self.give_up(
                     sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
                 )
-            elif (
-                "joints" in self.shard.engine.needs
-                and (error := self._skeleton(sample, joints_of)) is not None
-            ):
+            elif self.reads_joints and (error := self._skeleton(sample, joints_of)) is not None:
                 self.give_up(sample, error)
             else:
                 for slot, number in enumerate(planned):
@@ -152,7 +152,7 @@ class _ShardCrops:
                             slot=rows[0]["slot"],
                             camera=cameras[sample_id],
                             joints=projection(number) if projection else None,
-                            background=self._scene(cameras[sample_id]),
+                            background=partial(self._scene, cameras[sample_id]),
                         ),
                     )
                 )
@@ -175,13 +175,13 @@ class _ShardCrops:
     def _batch(self) -> int:
         assert self.shard.spec is not None
         # without a model a batch gains nothing, and waiting frames are 6 MB each
-        return self.shard.spec.batch_size if engines.has_weights(self.shard.spec) else 1
+        return self.shard.spec.batch_size if engines.wants_own_process(self.shard.spec) else 1
 
     def _skeleton(self, sample: Row, joints_of: dict[str, Projection]) -> Row | None:
         """Read the projected joints of a sample; return the status of its rows if that fails."""
         if sample["skeleton"] is None:
             return row_status(
-                Status.MISSING_SKELETON, "missing", "the skeleton engine needs the skeleton file"
+                Status.MISSING_SKELETON, "missing", f"the {self.engine_name} engine needs the skeleton file"
             )
         index = self.shard.index
         project = reader_of(index.dataset).project
@@ -202,8 +202,6 @@ class _ShardCrops:
 
     def _scene(self, camera: str) -> Image | None:
         """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
-        if "background" not in self.shard.engine.needs:
-            return None
         if camera not in self.scenes:
             index = self.shard.index
             made = background.scene(

@@ -173,7 +173,7 @@ def test_the_commands_print_tables_and_draw(cli: Cli, subject, tmp_path):
     for hit in hits:
         assert hit.sample_id in text
         assert f"{hit.cosine:.3f}" in text
-    assert f"drawn: {out}" in found.out
+    assert f"page: {out}" in found.out
     assert out.read_text("utf-8").count("<li>") == 2
     refused(cli("c2vl-eval", "search", " ", *words, "--out", tmp_path / "no.html"), "the text is empty")
     assert not (tmp_path / "no.html").exists()

@@ -78,7 +78,7 @@ def test_another_checkpoint_is_told_by_its_revision(subject, tmp_path, monkeypat
         return encoder
 
     monkeypatch.setattr(engines, "load", load)
-    monkeypatch.setattr(engines, "lasting", lambda spec: {"revision_resolved": now})
+    monkeypatch.setattr(engines, "key_facts", lambda spec: {"revision_resolved": now})
     for folder, wanted in (
         (None, ("clip", was if len(was) == 40 else "main")),
         (tmp_path / "moved", (str(tmp_path / "moved"), "main")),
@@ -127,7 +127,7 @@ def made(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
     path.write_text(json.dumps(held))
     packed = Packed(here)
     train(Run("pretrain", packed, recipe, "xsub", 0, folder / "main"))
-    engines._load.cache_clear()
+    engines.clear()
     return Moved(EvalContext(folder / "main", packed, "xsub", recipe, 0), recipe, right, wrong)
 
 
@@ -137,7 +137,7 @@ def moved(made: Moved, tmp_path: Path) -> Iterator[Moved]:
     run = Path(shutil.copytree(made.subject.run, tmp_path / "main"))
     here = Path(shutil.copytree(made.subject.packed.folder.parent, tmp_path / "work"))
     yield Moved(EvalContext(run, Packed(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
-    engines._load.cache_clear()
+    engines.clear()
 
 
 def test_a_checkpoint_that_was_moved_is_taken_if_it_says_the_same_of_a_caption(moved):
@@ -176,7 +176,7 @@ def test_one_finding_wherever_the_checkpoint_lies(moved, tmp_path, monkeypatch):
 
 
 def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved, monkeypatch):
-    now = engines.lasting(embed._engine(moved.recipe, None).model_copy(update={"model": str(moved.right)}))
+    now = engines.key_facts(embed._engine(moved.recipe, None).model_copy(update={"model": str(moved.right)}))
     packed = moved.subject.packed
     held = {**text_encoder.engine_of(packed), "model": str(moved.right), **now}
     manifest(packed.folder, embeddings=held)

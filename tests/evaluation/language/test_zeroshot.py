@@ -183,7 +183,7 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
     train(run(folder, tmp_path / "seen", "training.pretrain.knowledge=vision"))
     subject = EvalContext(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
     monkeypatch.setattr(engines, "load", lambda spec: TwoEars())
-    monkeypatch.setattr(engines, "lasting", lambda spec: {})
+    monkeypatch.setattr(engines, "key_facts", lambda spec: {})
     found = zeroshot.evaluate(subject)
     assert found.through == "vision"
     assert "trained toward crops only" in found.notes[0]

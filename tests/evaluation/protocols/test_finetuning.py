@@ -70,7 +70,9 @@ def test_stopped_and_resumed_tuning_ends_with_bitwise_the_same_answers(subject, 
     resumed = evaluated(finetuning, replace(other, emit=seen.append))
     assert first_epoch(seen) == epochs
     np.testing.assert_array_equal(logits(whole), logits(resumed))
-    assert whole.result.model_copy(update={"seconds": 0}) == resumed.result.model_copy(update={"seconds": 0})
+    # the key names the file of the encoder, whose metadata safetensors writes in any order
+    one, other = (found.result.model_copy(update={"seconds": 0, "key": ""}) for found in (whole, resumed))
+    assert one == other
 
 
 def test_an_interrupt_within_an_epoch_of_tuning_saves_the_step(subject, data, tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def test_all_figures_are_drawn_with_captions(full):
 
 def test_most_frequent_mistakes_are_named_with_a_sample(full):
     assert (
-        "Most often mistaken: wave for clap, 3 of 20 (such as s0); sit <down> for clap, 3 of 20 (such as s14)"
+        "Most frequent mistakes: wave for clap, 3 of 20 (e.g. s0); sit <down> for clap, 3 of 20 (e.g. s14)"
         in read(full[2]).text
     )
 
@@ -137,9 +137,9 @@ def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
     for sentence in (
         "No pre-trained encoder is in this table; random encoder reaches 40.0 % kNN and 50.0 % linear.",
         "No work folder was given",
-        "Not drawn: the main run, or the packed data it was evaluated on, is not at hand.",
+        "Not drawn: the main run or its packed data are not available.",
         "there is no curve to draw",
-        "No stage recorded its time.",
+        "No stage has recorded times.",
     ):
         assert sentence in page.text
 
@@ -150,7 +150,7 @@ def test_damaged_metrics_are_named_not_fatal(tmp_path, damage):
     write_runs(results, tmp_path)
     (tmp_path / results.rows[0].run / "metrics.jsonl").write_text(damage)
     page = read(build.build(results, tmp_path / "r.html"))
-    assert "Without readable metrics.jsonl, hence not drawn: partition-seed0." in page.text
+    assert "Not drawn, no readable metrics.jsonl: partition-seed0." in page.text
     assert page.count("svg") == 4
 
 

@@ -167,7 +167,7 @@ def test_a_folder_truncated_everywhere_is_a_page_that_says_so(made, copy):
         path.write_bytes(path.read_bytes()[:40])
     page = built(made[0], copy)
     assert page.text.count("Not drawn: …/encoder.safetensors") == 3
-    assert "hence not drawn: hard-seed0." in page.text
+    assert "Not drawn, no readable metrics.jsonl: hard-seed0." in page.text
     assert str(copy) not in page.text
 
 
@@ -218,8 +218,8 @@ def test_a_control_that_is_gone_leaves_the_others(made, copy):
     for row in made[2].of("shuffled pairs"):
         shutil.rmtree(copy / row.run)
     page = built(made[0], copy)
-    assert "Confusions that moved most against random encoder" in page.text
-    assert "Confusions that moved most against shuffled pairs" not in page.text
+    assert "Confusions that changed most against random encoder" in page.text
+    assert "Confusions that changed most against shuffled pairs" not in page.text
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100, 0.5, -3])
@@ -237,13 +237,11 @@ def test_the_command_says_one_line_of_a_truncated_table(made, copy, cut):
 
 def test_a_table_without_rows_is_one_line(made, copy):
     save(copy, made[2].model_copy(update={"rows": ()}))
-    with pytest.raises(
-        DataError, match=r"results\.json holds no row, a table has at least one; run `c2vl-eval"
-    ):
+    with pytest.raises(DataError, match=r"results\.json holds no row, expected at least one; run `c2vl-eval"):
         built(made[0], copy)
 
 
 def test_other_data_draw_no_figures_of_the_main_run(made, copy):
     save(copy, made[2].model_copy(update={"data_fingerprint": "0" * 32}))
     text = built(made[0], copy).text
-    assert text.count("Not drawn: the packed data are others than those that the table was made from.") == 3
+    assert text.count("Not drawn: the packed data have changed since the table was made.") == 3

@@ -104,15 +104,15 @@ def with_controls(count: int = 60) -> build.MainRun:
 
 def test_the_page_names_what_moved_against_each_control(tmp_path: Path) -> None:
     text = read(build.build(table(), tmp_path / "r.html", main=with_controls())).text
-    block = text.split("Confusions that moved most against random encoder")[1].split("Confusions that moved")[
-        0
-    ]
+    block = text.split("Confusions that changed most against random encoder")[1].split(
+        "Confusions that changed"
+    )[0]
     # claps called waves: half of 20 over the two seeds of the floor, none in the main run
     assert "clap for wave 50.0 0.0 −50.0 20" in block
     assert "wave for clap 0.0 15.0 +15.0 20" in block
-    same = text.split("Confusions that moved most against shuffled pairs")[1]
-    assert same.strip().startswith("Both mistake the same classes equally often.")
-    assert "Confusions that moved most against supervised" not in text
+    same = text.split("Confusions that changed most against shuffled pairs")[1]
+    assert same.strip().startswith("Both have the same confusions equally often.")
+    assert "Confusions that changed most against supervised" not in text
 
 
 def test_every_class_has_its_line_with_all_compared_rows(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_every_class_has_its_line_with_all_compared_rows(tmp_path: Path) -> None
 
 def test_answers_of_the_main_run_alone_move_nothing_and_say_so(tmp_path: Path) -> None:
     text = read(build.build(table(), tmp_path / "r.html", main=main_run())).text
-    assert "No control’s answers are at hand" in text
+    assert "No control has stored answers" in text
     assert "sorted by accuracy." in text
 
 

@@ -54,7 +54,7 @@ def test_truncated_shard_is_passed_over_with_a_sentence(tmp_path):
     shard = work / "crops" / "shard-00001.parquet"
     shard.write_bytes(shard.read_bytes()[:-100])
     page = read(build.build(table(), tmp_path / "r.html", work=work))
-    assert page.text.count("crops/shard-00001.parquet cannot be read and is passed over") == 1
+    assert page.text.count("crops/shard-00001.parquet cannot be read and is skipped") == 1
     assert page.count("article") == samples.SAMPLES
     assert str(tmp_path) not in page.text
 

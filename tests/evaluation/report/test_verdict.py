@@ -29,12 +29,12 @@ def test_verdict_is_one_sentence_of_the_numbers():
             "loses 5.0 points kNN and gains 1.0 points linear against random encoder",
         ),
         ({"pretrained": (0.4, 0.5)}, "so there is no gain to explain."),
-        ({"shuffled": (0.6, 0.7)}, "so most of the gain is there without the right pairing."),
+        ({"shuffled": (0.6, 0.7)}, "so most of the gain does not need the right pairing."),
         ({"shuffled": (0.6, 0.6)}, "so most of the linear gain comes from pairing"),
         ({"shuffled": (0.45, 0.6)}, "it is −5.0 and +0.0"),
         ({"pretrained": (0.5005, 0.6)}, "3 seeds, neither beyond two standard errors"),
         ({"pretrained": (0.7, 0.6)}, "3 seeds, only kNN beyond two standard errors"),
-        ({"seeds": 1}, "one seed, so how much of it is luck is unknown"),
+        ({"seeds": 1}, "one seed, so the spread over seeds is unknown"),
     ],
 )
 def test_verdict_changes_with_the_numbers(changes, words):
@@ -44,8 +44,8 @@ def test_verdict_changes_with_the_numbers(changes, words):
 @pytest.mark.parametrize(
     ("role", "words"),
     [
-        ("floor", "without a random encoder in the table, what it gained is unknown."),
-        ("shuffled", "without shuffled pairs in the table, what the pairing adds is unknown."),
+        ("floor", "without a random encoder in the table, the gain of pre-training is unknown."),
+        ("shuffled", "without shuffled pairs in the table, the effect of the pairing is unknown."),
     ],
 )
 def test_verdict_names_the_control_that_is_missing(role, words):

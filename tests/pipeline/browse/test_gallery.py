@@ -74,7 +74,7 @@ def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
     total = load(odd).table.num_rows
     assert (made.matched, made.shown, made.total) == (total, 3, total)
     assert len(page.of("article")) == 3
-    assert f"3 of {total} samples that match" in page.text
+    assert f"3 of {total} matching samples" in page.text
     random = [gallery.gallery(odd, tmp_path / f"{s}.html", limit=3, seed=s).path for s in (1, 1, 2)]
     first, again, other = (p.read_text("utf-8") for p in random)
     assert first == again != other

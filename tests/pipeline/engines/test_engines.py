@@ -12,19 +12,24 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import groundingdino, heuristic, hf, openai_server, posecode, precomputed
+from c2vl_pipeline.engines.groundingdino import GroundingDinoPy
+from c2vl_pipeline.engines.heuristic import Classical, MotionDetector, SkeletonDetector
+from c2vl_pipeline.engines.hf import Clip
+from c2vl_pipeline.engines.openai_server import Served
+from c2vl_pipeline.engines.posecode import PoseCode
+from c2vl_pipeline.engines.precomputed import Precomputed
 from c2vl_pipeline.maintenance.status import survey
 
 URL = "http://nowhere:1/v1"
 SPECS = [
-    pytest.param("detector", "skeleton", None, {"grow": 0.1}, heuristic, id="skeleton"),
-    pytest.param("detector", "motion", None, {}, heuristic, id="motion"),
-    pytest.param("encoder", "classical", None, {}, heuristic, id="classical"),
-    pytest.param("captioner", "posecode", None, {}, posecode, id="posecode"),
-    pytest.param("captioner", "released", None, {"path": "captions.json"}, precomputed, id="released"),
-    pytest.param("captioner", "openai", "served", {"base_url": URL}, openai_server, id="openai"),
-    pytest.param("encoder", "hf", "clip", {}, hf, id="hf"),
-    pytest.param("detector", "groundingdino-py", "a.pth", {}, groundingdino, id="groundingdino-py"),
+    pytest.param("detector", "skeleton", None, {"grow": 0.1}, SkeletonDetector, id="skeleton"),
+    pytest.param("detector", "motion", None, {}, MotionDetector, id="motion"),
+    pytest.param("encoder", "classical", None, {}, Classical, id="classical"),
+    pytest.param("captioner", "posecode", None, {}, PoseCode, id="posecode"),
+    pytest.param("captioner", "precomputed", None, {"path": "captions.json"}, Precomputed, id="precomputed"),
+    pytest.param("captioner", "openai", "served", {"base_url": URL}, Served, id="openai"),
+    pytest.param("encoder", "hf", "clip", {}, Clip, id="hf"),
+    pytest.param("detector", "groundingdino-py", "a.pth", {}, GroundingDinoPy, id="groundingdino-py"),
 ]
 
 
@@ -45,24 +50,22 @@ def of(role: Any, backend: str, model: str | None, options: dict[str, Any]) -> E
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("role", "backend", "model", "options", "module"), SPECS)
+@pytest.mark.parametrize(("role", "backend", "model", "options", "engine"), SPECS)
 def test_other_code_makes_other_rows_and_the_first_revision_goes_unsaid(
-    role: Any, backend: str, model: str | None, options: Any, module: Any, monkeypatch: pytest.MonkeyPatch
+    role: Any, backend: str, model: str | None, options: Any, engine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = of(role, backend, model, options)
-    monkeypatch.setattr(module, "REVISION", 1)
-    first = engines.lasting(spec)
+    monkeypatch.setattr(engine, "REVISION", 1)
+    first = engines.key_facts(spec)
     assert "revision_of_code" not in first
-    monkeypatch.delattr(module, "REVISION")
-    assert engines.lasting(spec) == first
     for revision in (2, 3):
-        monkeypatch.setattr(module, "REVISION", revision, raising=False)
-        assert engines.lasting(spec) == first | {"revision_of_code": revision}
+        monkeypatch.setattr(engine, "REVISION", revision)
+        assert engines.key_facts(spec) == first | {"revision_of_code": revision}
 
 
 def test_keys_of_committed_rows_stay_as_they_are() -> None:
     spec = EngineSpec(role="detector", backend="skeleton", device="cpu", batch_size=3, options={"grow": 0.1})
-    assert engines.lasting(spec) == {
+    assert engines.key_facts(spec) == {
         "role": "detector",
         "backend": "skeleton",
         "model": None,
@@ -73,33 +76,37 @@ def test_keys_of_committed_rows_stay_as_they_are() -> None:
 
 
 def test_rows_of_former_code_are_stale_and_say_why(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demonstration's captions are made by `posecode`, its crops and embeddings by `embedded`."""
+    """The demonstration's captions are made by `posecode`, its crops and embeddings by `heuristic` engines."""
     recipe = load_recipe("debug", [])
     assert {stage.stage: stage.state for stage in survey(work, recipe)}["captions"] == "complete"
-    for module, stale in ((posecode, {"captions"}), (heuristic, {"crops", "embeddings"})):
+    for engine, stale in (
+        (PoseCode, {"captions"}),
+        (SkeletonDetector, {"crops"}),
+        (Classical, {"embeddings"}),
+    ):
         with monkeypatch.context() as patch:
-            patch.setattr(module, "REVISION", 2)
+            patch.setattr(engine, "REVISION", 2)
             found = {stage.stage: (stage.state, stage.why) for stage in survey(work, recipe) if stage.why}
             assert found == {stage: ("stale", {"engine.revision_of_code: null -> 2": 4}) for stage in stale}
 
 
 def test_where_the_weights_are_absent_the_revision_is_still_said(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = of("encoder", "hf", "/nowhere/clip", {})
-    before = engines.stated(spec)
-    monkeypatch.setattr(hf, "REVISION", 2)
+    before = engines.declared_facts(spec)
+    monkeypatch.setattr(Clip, "REVISION", 2)
     with pytest.raises(EngineError, match="no such folder"):
-        engines.lasting(spec)
-    assert engines.stated(spec) == before | {"revision_of_code": 2}
+        engines.key_facts(spec)
+    assert engines.declared_facts(spec) == before | {"revision_of_code": 2}
 
 
 def test_where_the_package_is_absent_a_spec_is_stated_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = of("captioner", "posecode", None, {})
-    before = engines.stated(spec)
-    monkeypatch.setattr(posecode, "REVISION", 2)
-    monkeypatch.setitem(engines._BACKENDS, ("captioner", "posecode"), engines._Backend("no_such_package:A"))
+    before = engines.declared_facts(spec)
+    monkeypatch.setattr(PoseCode, "REVISION", 2)
+    monkeypatch.setitem(engines.BACKENDS, ("captioner", "posecode"), engines.Backend("no_such_package:A"))
     with pytest.raises(EngineError, match="'no_such_package' is not installed"):
-        engines.lasting(spec)
-    assert engines.stated(spec) == before
+        engines.key_facts(spec)
+    assert engines.declared_facts(spec) == before
 
 
 @pytest.mark.parametrize(
@@ -129,7 +136,7 @@ def test_an_engine_is_built_once_a_process() -> None:
     [
         ("detector", "yolo", {}, "no detector engine is called 'yolo'; the detector engines are hf, skeleton, motion, groundingdino-py"),
         ("detector", "posecode", {}, "no detector engine is called 'posecode'; the detector engines are hf, skeleton, motion, groundingdino-py"),
-        ("captioner", "gpt", {}, "no captioner engine is called 'gpt'; the captioner engines are hf, llava, openai, released, posecode"),
+        ("captioner", "gpt", {}, "no captioner engine is called 'gpt'; the captioner engines are hf, llava, openai, precomputed, posecode"),
         ("detector", "skeleton", {"grwo": 1}, "pipeline.crop.engine.options.grwo = 1: Extra inputs are not permitted; the options are grow"),
         ("detector", "skeleton", {"grow": "a"}, "pipeline.crop.engine.options.grow = 'a': Input should be a valid number; the options are grow"),
         ("detector", "motion", {"x": 1}, "pipeline.crop.engine.options.x = 1: Extra inputs are not permitted; the options are background, threshold, min_area"),

@@ -522,7 +522,7 @@ def test_describe_names_the_file_the_packages_and_the_size(both: tuple[Any, Any]
     assert said["options"]["text_encoder"] == str(weights.text)
     assert said["size"] == {"shortest_edge": 160, "longest_edge": 267}
     spec = EngineSpec(role="detector", backend="groundingdino-py", model=str(weights.pth))
-    assert engines.identity(spec)["revision_resolved"] == said["revision_resolved"]
+    assert engines.weights_id(spec)["revision_resolved"] == said["revision_resolved"]
 
 
 # --- one line for everything that is wrong --------------------
@@ -545,9 +545,9 @@ def test_identity_is_the_digest_of_the_file_and_needs_no_package(tmp_path: Path)
     (tmp_path / "a.pth").write_bytes(b"abc")
     spec = EngineSpec(role="detector", backend="groundingdino-py", model=str(tmp_path / "a.pth"))
     digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    assert engines.identity(spec) == {"revision_resolved": f"sha256:{digest}"}
+    assert engines.weights_id(spec) == {"revision_resolved": f"sha256:{digest}"}
     (tmp_path / "a.pth").write_bytes(b"other")
-    assert engines.identity(spec) != {"revision_resolved": f"sha256:{digest}"}
+    assert engines.weights_id(spec) != {"revision_resolved": f"sha256:{digest}"}
 
 
 @pytest.mark.parametrize("model", [None, "/nowhere/groundingdino_swint_ogc.pth"])
@@ -557,7 +557,7 @@ def test_a_missing_file_says_how_to_get_one(model: str | None) -> None:
     assert "--set pipeline.crop.engine.model=" in text
     spec = EngineSpec(role="detector", backend="groundingdino-py", model=model)
     with pytest.raises(EngineError, match="hf download"):
-        engines.identity(spec)
+        engines.weights_id(spec)
 
 
 @pytest.mark.parametrize("absent", ["groundingdino", "torchvision"])
@@ -569,7 +569,7 @@ def test_a_missing_package_names_the_extra(
     monkeypatch.setitem(sys.modules, absent, None)
     (tmp_path / "a.pth").write_bytes(b"abc")
     text = message(tmp_path / "a.pth")
-    assert "pip install 'c2vl[groundingdino]'" in text
+    assert "pip install -e '.[groundingdino]'" in text
     assert "pulls torchvision" in text
     assert "CUDA build of torch" in text
 

@@ -99,7 +99,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         "encoder", tmp_path
     )
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    assert "1 weight files missing, expected model.safetensors beside config.json" in message(
+    assert "1 weight files missing, expected model.safetensors next to config.json" in message(
         "encoder", tmp_path
     )
 

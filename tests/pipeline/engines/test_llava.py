@@ -278,7 +278,7 @@ def test_absent_it_says_how_to_install_it_and_what_does_the_same(tmp_path: Path)
         "is not installed",
         "pip install git+https://",
         "LLaVA",
-        "environment of its own",
+        "separate environment",
         "hf-llava",
     )
 
@@ -336,18 +336,18 @@ def test_a_checkpoint_that_does_not_load_is_one_line(
 
 
 def test_identity_needs_no_package_and_follows_the_weights(tmp_path: Path) -> None:
-    first = engines.lasting(spec(checkpoint(tmp_path / "a"), options={"max_new_tokens": 64}))
+    first = engines.key_facts(spec(checkpoint(tmp_path / "a"), options={"max_new_tokens": 64}))
     assert first["revision_resolved"].startswith("sha256:")
-    second = engines.identity(spec(checkpoint(tmp_path / "b")))
+    second = engines.weights_id(spec(checkpoint(tmp_path / "b")))
     assert second["revision_resolved"] == first["revision_resolved"]
-    third = engines.identity(spec(checkpoint(tmp_path / "c", weights=b"x")))
+    third = engines.weights_id(spec(checkpoint(tmp_path / "c", weights=b"x")))
     assert third["revision_resolved"] != first["revision_resolved"]
 
 
 @pytest.mark.parametrize("architecture", ["LlavaForConditionalGeneration", "LlamaForCausalLM", None])
 def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, architecture: str | None) -> None:
     with pytest.raises(EngineError) as caught:
-        engines.identity(spec(checkpoint(tmp_path / "llava-1.5-7b-hf", architecture)))
+        engines.weights_id(spec(checkpoint(tmp_path / "llava-1.5-7b-hf", architecture)))
     line(
         caught.value,
         "expected the original's LlavaLlamaForCausalLM",
@@ -361,7 +361,7 @@ def test_a_checkpoint_that_is_nowhere_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str | None
 ) -> None:
     with pytest.raises(EngineError) as caught:
-        engines.identity(spec(Path(model) if model else None))
+        engines.weights_id(spec(Path(model) if model else None))
     line(caught.value, "hf download liuhaotian/llava-v1.5-7b", "pipeline.caption.engine.model")
 
 

@@ -230,7 +230,8 @@ def test_the_key_is_sent_and_kept_nowhere(server: Server, monkeypatch: pytest.Mo
     served.caption(crops(60), "?")
     assert server.asked[0][1]["authorization"] == "Bearer s3cret"
     kept = (
-        json.dumps([dict(served.describe()), engines.lasting(asked), engines.identity(asked)]) + asked.key()
+        json.dumps([dict(served.describe()), engines.key_facts(asked), engines.weights_id(asked)])
+        + asked.key()
     )
     assert "s3cret" not in kept
 
@@ -344,8 +345,8 @@ def test_a_hang_is_repeated(server: Server) -> None:
         (refusal(422, "unprocessable"), "RefusedError", "unprocessable", 1),
         (refusal(500, "it broke"), "UnansweredError", "it broke", 4),
         (Reply(200, completion("x").body, cut=True), "UnansweredError", "Protocol", 4),
-        (Reply(200, b"{nope"), "UnansweredError", "no chat completion", 4),
-        (Reply(200, b'{"choices": null}'), "UnansweredError", "no chat completion", 4),
+        (Reply(200, b"{nope"), "UnansweredError", "not a chat completion", 4),
+        (Reply(200, b'{"choices": null}'), "UnansweredError", "not a chat completion", 4),
     ],
 )
 def test_a_fault_of_one_crop_costs_its_row(
@@ -389,7 +390,7 @@ def test_a_server_that_answers_nothing_stops_the_stage(server: Server, bad: Repl
     server.answer = lambda request, nth: bad
     with pytest.raises(EngineError) as caught:
         engine(server).caption(crops(20, 60), "?")
-    line(caught.value, server.url, "none of 2 crops", "plain grey picture", "what is done stays", "run")
+    line(caught.value, server.url, "none of 2 crops", "plain grey picture", "finished rows stay", "run")
 
 
 def test_a_server_that_hangs_over_everything_stops_the_stage(server: Server) -> None:
@@ -402,7 +403,7 @@ def test_a_server_that_hangs_over_everything_stops_the_stage(server: Server) -> 
     ("bad", "says"),
     [
         (refusal(401), "OPENAI_API_KEY"),
-        (refusal(403), "refuses the key"),
+        (refusal(403), "rejects the key"),
         (refusal(404, "The model does not exist"), "has no model 'llava'"),
         (refusal(429), "lower options.concurrency"),
     ],
@@ -413,14 +414,14 @@ def test_what_is_not_about_a_crop_stops_the_stage_even_if_others_are_answered(
     server.answer = lambda request, nth: bad if shade(request) == 100 else completion("ok")
     with pytest.raises(EngineError) as caught:
         engine(server).caption(crops(20, 100, 140), "?")
-    line(caught.value, server.url, says, "what is done stays")
+    line(caught.value, server.url, says, "finished rows stay")
 
 
 def test_a_server_that_is_not_there_stops_the_stage(server: Server) -> None:
     server.close()
     with pytest.raises(EngineError) as caught:
         engine(server).caption(crops(20, 60), "?")
-    line(caught.value, server.url, "is not there", "start it", "base_url", "run")
+    line(caught.value, server.url, "is unreachable", "start it", "base_url", "run")
 
 
 def test_a_server_that_dies_midway_stops_the_stage_and_fails_no_row(server: Server) -> None:
@@ -431,7 +432,7 @@ def test_a_server_that_dies_midway_stops_the_stage_and_fails_no_row(server: Serv
         return Reply(200, completion("ok").body, {"connection": "close"})
 
     server.answer = answer
-    with pytest.raises(EngineError, match="is not there"):
+    with pytest.raises(EngineError, match="is unreachable"):
         engine(server, concurrency=1).caption(crops(*SHADES), "?")
 
 
@@ -453,7 +454,7 @@ def line(error: Exception, *parts: str) -> None:
     ("options", "says"),
     [
         ({}, "options.base_url is missing"),
-        ({"base_url": "localhost:8000"}, "is no address"),
+        ({"base_url": "localhost:8000"}, "is not an address"),
         ({"base_url": "http://a", "tempratur": 1}, "concurrency, timeout, retries"),
         ({"base_url": "http://a", "concurrency": 0}, "options.concurrency = 0"),
         ({"base_url": "http://a", "timeout": "long"}, "options.timeout = 'long'"),
@@ -472,12 +473,12 @@ def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
 
 
 def test_rows_outlive_another_server_and_other_patience_but_not_another_model() -> None:
-    here = engines.lasting(spec("http://here:1/v1"))  # neither is up: nothing is asked
+    here = engines.key_facts(spec("http://here:1/v1"))  # neither is up: nothing is asked
     volatile = {"timeout": 3, "retries": 1, "concurrency": 2, "api_key_env": "K"}
-    assert engines.lasting(spec("http://there:2/v1", **volatile)) == here
-    assert engines.lasting(spec("http://here:1/v1", "other")) != here
-    assert engines.lasting(spec("http://here:1/v1", max_new_tokens=65)) != here
-    assert engines.lasting(spec("http://here:1/v1", jpeg_quality=80)) != here
+    assert engines.key_facts(spec("http://there:2/v1", **volatile)) == here
+    assert engines.key_facts(spec("http://here:1/v1", "other")) != here
+    assert engines.key_facts(spec("http://here:1/v1", max_new_tokens=65)) != here
+    assert engines.key_facts(spec("http://here:1/v1", jpeg_quality=80)) != here
 
 
 def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
@@ -486,10 +487,10 @@ def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
     served.caption(crops(60), "?")
     assert server.asked[0][0]["model"] == "one"
     assert served.describe()["model_served"] == "one"
-    assert engines.lasting(spec(server, None))["model_served"] == "one"
+    assert engines.key_facts(spec(server, None))["model_served"] == "one"
     server.models = ["one", "two"]
     with pytest.raises(EngineError, match=r"serves 2 models \(one, two\)"):
-        engines.identity(spec(server, None))
+        engines.weights_id(spec(server, None))
 
 
 def test_describe_says_that_the_weights_are_the_servers_word(server: Server) -> None:
@@ -542,7 +543,7 @@ def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server
         return Reply(200, completion("standing").body, {"connection": "close"})
 
     server.answer = answer
-    with pytest.raises(EngineError, match="is not there"):
+    with pytest.raises(EngineError, match="is unreachable"):
         runner.run_stage(caption.STAGE, work, recipe(server.url))
     first = sorted((work / "captions").glob("shard-*.parquet"))
     assert 1 <= len(first) < 4

@@ -205,7 +205,7 @@ def embedded(
     spec = f'pipeline.embed.engine={{role="encoder", backend="hf", model="{folders["clip"]}"}}'
     recipe = load_recipe("debug", [spec, f"pipeline.embed.aspect={request.param}"])
     runner.run_stage(embed.STAGE, here, recipe, limit=8)
-    engines._load.cache_clear()
+    engines.clear()
     return here, str(request.param)
 
 

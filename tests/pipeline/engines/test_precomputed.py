@@ -18,8 +18,8 @@ from c2vl_manifests.errors import EngineError
 from c2vl_manifests.recipe_loading import engine_preset, load_recipe
 from c2vl_pipeline import engines, workspace
 from c2vl_pipeline.engines import Caption, Crop
-from c2vl_pipeline.engines.precomputed import read_captions
 from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.captions import read_captions
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
 
 NAME = "A001N002V003C004L005"
@@ -39,7 +39,7 @@ def write(path: Path, table: Any = TABLE) -> Path:
 
 
 def spec(path: Path | str) -> EngineSpec:
-    return EngineSpec(role="captioner", backend="released", options={"path": str(path)})
+    return EngineSpec(role="captioner", backend="precomputed", options={"path": str(path)})
 
 
 def ask(path: Path, *where: tuple[str, int], frames: int | None = 2) -> Any:
@@ -66,7 +66,7 @@ def test_a_sample_the_file_lacks_costs_its_row(tmp_path: Path) -> None:
 @pytest.mark.parametrize("frames", [1, 3, 16])
 def test_another_number_of_frames_stops_the_stage(tmp_path: Path, frames: int) -> None:
     with pytest.raises(
-        EngineError, match=rf"2 captions a sample, this run {frames} frames; set pipeline.frames=2"
+        EngineError, match=rf"2 captions per sample, this run {frames} frames; set pipeline.frames=2"
     ):
         ask(write(tmp_path / "c.json"), (NAME, 0), frames=frames)
 
@@ -122,20 +122,20 @@ def test_a_file_that_cannot_be_read_is_refused_before_any_row(
     path = tmp_path / "c.zip"
     make(path)
     with pytest.raises(EngineError, match=says):
-        engines.lasting(spec(path))
+        engines.key_facts(spec(path))
 
 
 def test_rows_outlive_moving_and_packing_the_file_but_not_another_text(tmp_path: Path) -> None:
-    plain = engines.lasting(spec(write(tmp_path / "a.json")))
-    assert engines.lasting(spec(write(tmp_path / "b.json"))) == plain
-    assert engines.lasting(spec(write(tmp_path / "b.zip"))) == plain
+    plain = engines.key_facts(spec(write(tmp_path / "a.json")))
+    assert engines.key_facts(spec(write(tmp_path / "b.json"))) == plain
+    assert engines.key_facts(spec(write(tmp_path / "b.zip"))) == plain
     assert (
-        engines.lasting(spec(write(tmp_path / "c.json", TABLE | {NAME: ["He is standing!", "x"]}))) != plain
+        engines.key_facts(spec(write(tmp_path / "c.json", TABLE | {NAME: ["He is standing!", "x"]}))) != plain
     )
 
 
 def test_the_preset_lacks_only_the_path(tmp_path: Path) -> None:
-    preset = engine_preset("released")
+    preset = engine_preset("precomputed")
     with pytest.raises(
         EngineError, match=r"options\.path is missing.*--set pipeline\.caption\.engine\.options\.path="
     ):
@@ -171,12 +171,12 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
 
     def with_file(name: str, table: Any) -> Any:
         where = f"pipeline.caption.engine.options={{path='{write(tmp_path / name, table)}'}}"
-        return load_recipe("debug", ["pipeline.caption.engine=released", where])
+        return load_recipe("debug", ["pipeline.caption.engine=precomputed", where])
 
     recipe = with_file("captions.json", answers)
     for stage in (skeletons.STAGE, crop.STAGE):
         runner.run_stage(stage, work, recipe)
-    with pytest.raises(EngineError, match=r"5 captions a sample, this run 4 frames"):
+    with pytest.raises(EngineError, match=r"5 captions per sample, this run 4 frames"):
         runner.run_stage(caption.STAGE, work, with_file("longer.json", longer))
     captions = runner.run_stage(caption.STAGE, work, recipe)
     assert captions.complete

@@ -168,7 +168,7 @@ def encoded(work: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path,
     spec = f'pipeline.embed.engine={{role="encoder", backend="hf", model="{model}"}}'
     runner.run_stage(embed.STAGE, here, load_recipe("debug", [spec]))
     away = model.rename(folder / "away")
-    engines._load.cache_clear()
+    engines.clear()
     return here, spec, away
 
 

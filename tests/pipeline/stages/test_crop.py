@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import CropConfig
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box
-from c2vl_pipeline.engines.heuristic import SkeletonDetector
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.readers.video import decode_jpeg, plan_frames
 from c2vl_pipeline.stages import crop, index
@@ -128,7 +129,9 @@ def test_an_engine_that_looks_at_no_pixels_gets_the_same_crops_stored(
         return [json.loads(p.read_text())["digest"] for p in sorted((work / "crops").glob("shard-*.json"))]
 
     lent = digests(tmp_path / "lent")
-    monkeypatch.setattr(SkeletonDetector, "needs", frozenset({"joints"}))
+    entry = engines.BACKENDS["detector", "skeleton"]
+    both = replace(entry, reads=frozenset({"joints", "pixels"}))
+    monkeypatch.setitem(engines.BACKENDS, ("detector", "skeleton"), both)
     assert digests(tmp_path / "converted") == lent
 
 

@@ -1,0 +1,57 @@
+"""Caption files in the authors' form: {sample id: [caption of each frame, in order]}, as JSON or a .zip of one."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+from c2vl_manifests.errors import EngineError
+
+
+def caption_json(path: Path) -> bytes:
+    """Return the JSON of a caption file, unpacked if it is a .zip."""
+    try:
+        if path.suffix.lower() != ".zip":
+            return path.read_bytes()
+        with zipfile.ZipFile(path) as archive:
+            names = [
+                n for n in archive.namelist() if n.lower().endswith(".json") and not n.startswith("__MACOSX/")
+            ]
+            if len(names) != 1:
+                raise EngineError(
+                    f"caption file {path} holds {len(names)} JSON files, expected one; unpack it and name the right "
+                    "one in pipeline.caption.engine.options.path"
+                )
+            return archive.read(names[0])
+    except (OSError, zipfile.BadZipFile) as error:
+        raise EngineError(
+            f"caption file {path} cannot be read ({error}); give the path of a .json or .zip file in "
+            "pipeline.caption.engine.options.path"
+        ) from error
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Return the captions of each sample, equally many for all.
+
+    Raises:
+        EngineError: One line, for a file that cannot be read or has another form.
+    """
+    expected = "expected {sample id: [caption of each frame]}, as the authors released"
+    try:
+        table = json.loads(caption_json(path))
+    except ValueError as error:
+        raise EngineError(f"caption file {path} is not JSON ({error}); {expected}") from error
+    if not isinstance(table, dict) or not table:
+        raise EngineError(f"caption file {path} holds no table of samples; {expected}")
+    frames = None
+    for sample_id, captions in table.items():
+        if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
+            raise EngineError(f"caption file {path}: {sample_id!r} has no list of texts; {expected}")
+        frames = len(captions) if frames is None else frames
+        if len(captions) != frames or not frames:
+            raise EngineError(
+                f"caption file {path}: {sample_id!r} has {len(captions)} captions, the first sample {frames}; "
+                "expected as many for each"
+            )
+    return table
