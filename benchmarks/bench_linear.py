@@ -54,10 +54,15 @@ def main() -> None:
         return [linear.fit(x, y, CLASSES, (rate,), config, 0) for rate in RATES]
 
     compare(f"{epochs} epochs, 5 rates, the same loop once a rate", together, apart, pairs)
+
+    def usually() -> None:
+        for rate in RATES:
+            usual(x, y, rate, epochs)
+
     compare(
         f"{epochs} epochs, 5 rates, a DataLoader and nn.Linear once a rate",
         together,
-        lambda: [usual(x, y, rate, epochs) for rate in RATES],
+        usually,
         max(1, pairs // 2),
     )
     config = LinearConfig(epochs=100, milestones=(80,))

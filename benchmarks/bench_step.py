@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench_augmentation import _Packed, feeder
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_manifests.recipe import InputConfig, PretrainConfig
+from c2vl_manifests.recipe import InputConfig, Partition, PretrainConfig
 from c2vl_training import objective
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
@@ -43,6 +43,7 @@ class PlainBlock(nn.Module):
     def __init__(self, c_in: int, c_out: int, stride: int, A: Tensor, residual: bool) -> None:
         super().__init__()
         self.register_buffer("A", A)
+        self.A: Tensor
         self.importance = nn.Parameter(torch.ones_like(A))
         self.gcn = nn.Conv2d(c_in, 3 * c_out, 1)
         self.tcn = nn.Sequential(
@@ -111,7 +112,7 @@ def stepper(encoder: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], half: 
     optimiser = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True, weight_decay=5e-4)
     generator = torch.Generator().manual_seed(1)
     V, L = (F.normalize(torch.randn(1000, DIM, generator=generator), dim=1) for _ in range(2))
-    targets = objective.Targets("partition")
+    targets = Partition()
     model.train()
 
     def step() -> None:

@@ -19,6 +19,12 @@ from support.factory import run_factory
 from support.pages import HOSTILE, rewrite
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that no processor waits for another's last file."""
+    long = {item.path for item in items for name in ("slow", "stress") if item.get_closest_marker(name)}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _quiet_threads() -> None:
     """One thread: tiny models run far slower with two, and results do not depend on it."""

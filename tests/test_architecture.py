@@ -74,8 +74,8 @@ def imports(source: str, package: str) -> list[Import]:
             for child in node.orelse:
                 walk(child, lazy, typing)
             return
-        for child in ast.iter_child_nodes(node):
-            walk(child, lazy, typing)
+        for below in ast.iter_child_nodes(node):
+            walk(below, lazy, typing)
 
     walk(ast.parse(source), False, False)
     return found

@@ -91,7 +91,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         subprocess.run(command(args.work, whole, args.epochs), check=True, stdout=subprocess.DEVNULL)
-        words, kills = command(args.work, killed, args.epochs), []
+        words = command(args.work, killed, args.epochs)
+        kills: list[dict[str, Any]] = []
         while len(kills) < args.kills and (hit := kill_once(words, killed, rng, args.within)) is not None:
             kills.append(hit)
             print(len(kills), hit, flush=True)

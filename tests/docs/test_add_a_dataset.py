@@ -16,6 +16,7 @@ import pytest
 from c2vl_manifests import datasets
 from c2vl_manifests.errors import ConfigError
 from c2vl_pipeline import readers
+from c2vl_pipeline.readers.base import Reader
 
 PAGE = Path(__file__).parents[2] / "docs" / "contributing" / "add-a-dataset.md"
 
@@ -27,9 +28,7 @@ def blocks() -> list[str]:
 
 
 @pytest.fixture
-def walks(
-    blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[dict[str, readers.Reader]]:
+def walks(blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Reader]]:
     """The registry after steps 1 to 3, with the new files in folders of the test's own."""
     toml, module, entry, _ = blocks
     with as_file(datasets._FOLDER) as folder:
@@ -48,7 +47,7 @@ def walks(
 
 
 def test_the_page_leads_from_an_empty_file_to_a_passing_test(
-    walks: dict[str, readers.Reader], blocks: list[str], tmp_path: Path
+    walks: dict[str, Reader], blocks: list[str], tmp_path: Path
 ) -> None:
     space: dict[str, Any] = {}
     exec(compile(blocks[3], str(PAGE), "exec"), space)  # the page is ours
@@ -58,7 +57,7 @@ def test_the_page_leads_from_an_empty_file_to_a_passing_test(
 
 
 def test_a_reader_that_nobody_registered_is_named_in_the_error(
-    walks: dict[str, readers.Reader], monkeypatch: pytest.MonkeyPatch
+    walks: dict[str, Reader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(walks, "walks")
     with pytest.raises(ConfigError, match="unknown reader 'walks'; use one of ntu, pku, utd"):

@@ -63,9 +63,9 @@ def test_every_command_is_documented(program: str) -> None:
 
 
 def test_every_setting_is_documented_and_exists() -> None:
-    exist = {f"pipeline.{name}" for name in settings(Recipe.model_fields["pipeline"].annotation)}  # type: ignore[arg-type]
+    exist = {f"pipeline.{name}" for name in settings(Recipe.model_fields["pipeline"].annotation)}
     for part in ("training", "evaluation"):
-        exist |= {f"{part}.{name}" for name in settings(Recipe.model_fields[part].annotation)}  # type: ignore[arg-type]
+        exist |= {f"{part}.{name}" for name in settings(Recipe.model_fields[part].annotation)}
     optimiser = next(models(Recipe.model_fields["training"].annotation)).model_fields["supervised"].annotation
     assert optimiser is not None
     exist |= {f"optimiser.{name}" for name in settings(optimiser.model_fields["optimiser"].annotation)}

@@ -19,6 +19,8 @@ from c2vl_manifests.recipe_loading import load_recipe
 from support import checkpoints
 from support.factory import run_factory
 
+pytestmark = pytest.mark.slow
+
 BIN = Path(sys.executable).parent
 
 

@@ -12,6 +12,7 @@ import torch
 from c2vl_evaluation import prediction
 from c2vl_evaluation.cache import softmax
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.features import encoder_for
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_recipe
@@ -105,7 +106,7 @@ def test_answers_that_are_no_numbers_are_refused(subject, raw, tmp_path):
 def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkeypatch):
     """Weights may be finite, and what they make of a file not."""
     evaluated(linear, subject)
-    encoder = prediction.encoder_for(subject.run, subject.packed, torch.device("cpu"))
+    encoder = encoder_for(subject.run, subject.packed, torch.device("cpu"))
     encoder.module.register_forward_hook(lambda *of: of[-1] * np.inf)
     monkeypatch.setattr(prediction, "encoder_for", lambda *_: encoder)
     with pytest.raises(

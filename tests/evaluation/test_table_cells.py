@@ -278,7 +278,7 @@ def test_what_is_not_of_one_cell_is_not_swallowed(error):
 
 
 def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch):
-    real = semi.tune
+    real = finetuning.tune
 
     def tune(job):
         if "stratified" in job.label:
@@ -295,7 +295,7 @@ def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch)
 
 
 def test_a_stream_whose_training_diverges_fails_its_cells_alone(table, data, monkeypatch):
-    real, tries = benchmark.train, []
+    real, tries = train, []
 
     def trained(one, emit):
         if one.out.name == "hard-seed0-motion":

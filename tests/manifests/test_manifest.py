@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_the_finished_shard_as_it_was(
         where.write_bytes(b"PAR1 half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(protocol.pq, "write_table", full)
+    monkeypatch.setattr("c2vl_manifests.manifest.pq.write_table", full)
     with pytest.raises(OSError, match="No space left") as caught:
         commit_table(path, table.slice(3), key="new", row_group=8)
     assert caught.value.errno == errno.ENOSPC
@@ -258,7 +258,7 @@ def test_a_file_that_cannot_be_read_back_is_never_put_in_place(
     def lossy(data: pa.Table, where: Path, **options: Any) -> None:
         write(data.slice(1), where, **options)
 
-    monkeypatch.setattr(protocol.pq, "write_table", lossy)
+    monkeypatch.setattr("c2vl_manifests.manifest.pq.write_table", lossy)
     with pytest.raises(OSError, match=r"written but unreadable \(36 rows, expected 37\); check the disk"):
         commit_table(path, table, key="k", row_group=8)
     assert list(path.parent.iterdir()) == []

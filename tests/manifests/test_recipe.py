@@ -50,7 +50,7 @@ def test_every_engine_preset_is_a_valid_choice_for_its_role(name: str) -> None:
 def test_recipes_are_frozen() -> None:
     recipe = load_recipe("debug")
     with pytest.raises(ValidationError, match="frozen"):
-        recipe.pipeline.frames = 3  # type: ignore[misc]
+        recipe.pipeline.frames = 3
 
 
 def test_loading_a_recipe_imports_no_torch() -> None:

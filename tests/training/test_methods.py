@@ -10,6 +10,7 @@ import torch
 
 from c2vl_manifests.recipe import TABLE_VII
 from c2vl_training import checkpoint, methods, objective
+from c2vl_training.model import CrossModal
 from c2vl_training.run_folder import Result
 from c2vl_training.run_log import read_metrics
 from c2vl_training.trainer import train
@@ -35,7 +36,7 @@ def test_each_skeleton_meets_its_own_knowledge_or_always_the_same_other(tmp_path
     folder = sticks(tmp_path / "packed", joints=joints, vision=vision)
     met: list[tuple[int, int]] = []
 
-    class Spy(methods.CrossModal):
+    class Spy(CrossModal):
         def skeletons(self, clips):
             self.seen = clips[:, 0, 0, 0, 0].round().long() - 1
             return super().skeletons(clips)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -23,6 +23,7 @@ from c2vl_manifests.events import Event, Note, silent
 from c2vl_training import checkpoint, objective, trainer
 from c2vl_training.run_log import read_histograms, read_metrics
 from c2vl_training.trainer import train
+from support.cli import pretrain, refused, sets
 from support.packed import COUNT, moving, sticks
 from support.training import BASE, StoppedError, run, same, stop_after, tensors
 
@@ -156,7 +157,7 @@ def test_going_on_with_another_torch_is_allowed_and_said(data, tmp_path):
 
 def test_seconds_are_those_of_all_legs(data, tmp_path, monkeypatch):
     clock = iter(range(0, 100_000, 10))
-    monkeypatch.setattr(trainer.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr("c2vl_training.trainer.time.monotonic", lambda: float(next(clock)))
     with pytest.raises(StoppedError):
         train(run(data, tmp_path / "run"), stop_after(3))
     first = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[1]["seconds"]
@@ -172,6 +173,7 @@ def test_another_seed_ends_with_other_weights(data, tmp_path):
     assert not same(tensors(tmp_path / "0"), tensors(tmp_path / "1"))
 
 
+@pytest.mark.slow
 def test_a_process_killed_again_and_again_ends_with_bitwise_the_same_weights(data, tmp_path):
     more = ("training.pretrain.epochs=60", "training.checkpoint_every=3", "training.pretrain.teacher=ema")
     out = tmp_path / "killed"
@@ -337,26 +339,16 @@ def test_an_unknown_device_is_refused(data, tmp_path):
         train(run(data, tmp_path / "run", "training.device=gpu"))
 
 
-def test_a_full_disk_ends_a_run_in_one_line(data, tmp_path):
-    script = (
-        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000));"
-        "from c2vl_training.cli import main; main()"
-    )
-    words = ["pretrain", "--data", str(data), "--benchmark", "xsub", "--out", str(tmp_path / "run")]
-    words += [
-        "--recipe",
-        "debug",
-        *(w for value in (*BASE, "training.pretrain.epochs=100") for w in ("--set", value)),
-    ]
-    found = subprocess.run(
-        [sys.executable, "-c", script, *words], check=False, capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert found.returncode == 1
-    assert "Traceback" not in found.stderr
-    assert len(found.stderr.strip().splitlines()) == 1
-    assert re.search(r"error: File too large: .*; check the path", found.stderr)
+def test_a_full_disk_ends_a_run_in_one_line(data, tmp_path, cli):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, before[1]))
+    try:
+        said = cli(*pretrain(data, tmp_path / "run", *sets("training.pretrain.epochs=100")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    refused(said, "File too large: ", "; check the path")
 
 
 def test_loss_falls_where_skeletons_and_knowledge_agree(tmp_path):

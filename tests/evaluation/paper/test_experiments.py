@@ -25,6 +25,7 @@ from c2vl_manifests.recipe import TABLE_VII
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Run
+from c2vl_training.trainer import train
 from support.packed import COUNT
 from support.paper import FAST, experiments
 from support.training import StoppedError
@@ -129,7 +130,7 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
     broken = experiments(work, tmp_path / "out")
     cells = [c for c in broken.cells(["table7"]) if c.column.dataset == "utd-mhad"]
     with pytest.raises(StoppedError):
-        compute(broken, cells, stop_at(11))  # type: ignore[arg-type]
+        compute(broken, cells, stop_at(11))
     left = unfinished(broken, cells)
     assert 0 < len(left) < len({evaluation.id for cell in cells for evaluation in cell.evaluations})
     first = {
@@ -201,7 +202,7 @@ def test_a_lack_of_memory_is_said_with_its_remedy_and_the_rest_goes_on(
 ) -> None:
     here = experiments(work, tmp_path)
     cells = [c for c in here.cells(["table4"]) if c.column.title == "utd-mhad xsub"]
-    real = paper.train
+    real = train
 
     def full(run: Run, emit: Emit) -> object:
         if run.kind == "pretrain":

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from c2vl_evaluation import cache
+from c2vl_evaluation import cache, metrics
 from c2vl_evaluation.protocols import finetuning
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.events import Event, Progress
@@ -87,7 +87,7 @@ def test_an_interrupt_within_an_epoch_of_tuning_saves_the_step(subject, data, tm
         return real(*args, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(methods.F, "cross_entropy", loss)
+        patched.setattr("c2vl_training.methods.F.cross_entropy", loss)
         with pytest.raises(KeyboardInterrupt):
             evaluated(finetuning, other)
     (going,) = other.run.rglob("*-going.safetensors")
@@ -108,12 +108,12 @@ def test_a_checkpoint_of_another_tuning_is_not_taken_up(subject):
 
 def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
     reached = iter([0.25, 0.75, 0.5])
-    real = finetuning.metrics.score
+    real = metrics.score
 
     def score(*args):
         return real(*args).model_copy(update={"top1": next(reached)})
 
-    monkeypatch.setattr(finetuning.metrics, "score", score)
+    monkeypatch.setattr(metrics, "score", score)
     finding = evaluated(finetuning, subject).result
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
@@ -138,7 +138,7 @@ def test_the_rate_of_the_lowest_held_out_loss_is_taken(subject, monkeypatch):
         asked.append((rate, sorted(rows), sorted(test)))
         good = torch.from_numpy(job.context.packed.labels()[test])
         sharp = F.one_hot(good, 3).float() * {0.1: 1.0, 0.2: 5.0, 0.3: 2.0}[rate]
-        return [finetuning.metrics.score(sharp, good)], sharp.numpy()
+        return [metrics.score(sharp, good)], sharp.numpy()
 
     monkeypatch.setattr(finetuning, "_train", trained)
     finding = evaluated(finetuning, told(subject, "evaluation.finetune.lrs=[0.1,0.2,0.3]")).result

@@ -12,6 +12,7 @@ import pytest
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import audit, caption_stats
 from c2vl_pipeline.browse.caption_stats import Corpus
+from c2vl_pipeline.engines.precomputed import read_captions
 from c2vl_pipeline.workspace import load, shard_path
 from support.pages import assert_self_contained
 
@@ -139,7 +140,7 @@ def test_captions_of_the_same_samples_are_compared(work, tmp_path):
 
 def test_the_released_captions_are_what_their_authors_counted(shared):
     path = shared / "captions" / "pkuv2_language.zip"
-    table = audit.read_captions(path)
+    table = read_captions(path)
     w = caption_stats.describe(Corpus.of(list(table.values())))
     assert w is not None
     assert (w.samples, w.captions, w.unique) == (6952, 111_232, 47_529)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from typing import Any
 
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import gallery, trace
@@ -12,7 +13,7 @@ from c2vl_pipeline.workspace import load, shard_path
 
 def test_lookup_returns_the_rows_a_whole_read_returns(odd):
     index = load(odd)
-    whole: dict[str, list] = {}
+    whole: dict[str, list[Any]] = {}
     for shard in range(len(index.plan)):
         for row in read_shard(shard_path(odd, "captions", shard)).to_pylist():
             whole.setdefault(row["sample_id"], []).append(row)

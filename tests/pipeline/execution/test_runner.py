@@ -17,7 +17,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests import manifest as protocol
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
@@ -184,7 +183,7 @@ def test_a_full_disk_leaves_the_finished_shards_and_the_stage_goes_on_from_there
             raise OSError(errno.ENOSPC, "No space left on device")
         write(data, where, **options)
 
-    monkeypatch.setattr(protocol.pq, "write_table", full)
+    monkeypatch.setattr("c2vl_manifests.manifest.pq.write_table", full)
     with pytest.raises(OSError, match="No space left"):
         runner.run_stage(skeletons.STAGE, begun, recipe)
     monkeypatch.undo()

@@ -86,7 +86,7 @@ def test_a_detector_that_now_finds_somebody_costs_those_captions_alone(
     """Another configuration upstream: below it, only rows whose crops became others are made again."""
     other = load_recipe("debug", ["pipeline.crop.max_side=60"])
     runner.run_stage(crop.STAGE, own[1], other)
-    old, new = rows(own[1], "crops"), {}
+    old = rows(own[1], "crops")
     new = {r["sample_id"] for r in old if max(r["box"][2] - r["box"][0], r["box"][3] - r["box"][1]) > 60}
     assert 0 < len(new) < 32
     runner.run_stage(caption.STAGE, own[1], other)

@@ -11,10 +11,11 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
+from distributed import LocalCluster
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
@@ -30,6 +31,8 @@ from c2vl_pipeline.stages import crop, skeletons
 from c2vl_pipeline.workspace import shard_path
 from support import ROOT, poison_stage
 from support.factory import rows, start
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -291,7 +294,7 @@ def test_no_more_than_two_jobs_a_worker_are_in_flight(two: Workers, tmp_path: Pa
         return future
 
     job = ShardTask("no_such_module", str(tmp_path), "i", "r", None, 0, "key", {})
-    two._client = _Client(client, counted)
+    two._client = cast(Any, _Client(client, counted))
     try:
         waiting = deque(replace(job, number=n) for n in range(40))
         with pytest.raises(ModuleNotFoundError):
@@ -404,7 +407,7 @@ def test_a_worker_that_its_nanny_forgot_is_started_again(tmp_path: Path) -> None
 def test_a_worker_killed_while_it_starts_costs_another_start_and_never_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    made, cluster = [], workers.LocalCluster
+    made, cluster = [], LocalCluster
 
     def dies(*args: Any, **options: Any) -> Any:
         made.append(1)

@@ -157,7 +157,9 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     ]
     assert "800 s" in line, "what the eight samples that are done were foreseen to take"
     disk = namedtuple("disk", "total used free")
-    monkeypatch.setattr(estimate.shutil, "disk_usage", lambda path: disk(10**6, 10**6, 1000))
+    monkeypatch.setattr(
+        "c2vl_pipeline.maintenance.estimate.shutil.disk_usage", lambda path: disk(10**6, 10**6, 1000)
+    )
     code, out, err = cli("c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1").told
     assert (code, err) == (1, "")
     assert out[-1].startswith("warning: the disk has 0.0 GB free, the stages will write about")

@@ -14,7 +14,8 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines, workspace
 from c2vl_pipeline.execution import runner
-from c2vl_pipeline.maintenance.status import changes, survey
+from c2vl_pipeline.execution.keys import changes
+from c2vl_pipeline.maintenance.status import survey
 from c2vl_pipeline.stages import caption, crop, embed, index, pack
 from c2vl_pipeline.workspace import shard_path
 from support import checkpoints

@@ -24,7 +24,7 @@ JOINT = KINECT_V1.names.index
 
 def write(path: Path, **changes: object) -> Path:
     frames = np.arange(9 * 20 * 3, dtype=np.float32).reshape(9, 20, 3)
-    np.savez(path, **{"x": frames, "off": np.array([0, 4, 4, 9]), "name": np.array(NAMES), **changes})  # type: ignore[arg-type]
+    np.savez(path, **{"x": frames, "off": np.array([0, 4, 4, 9]), "name": np.array(NAMES), **changes})
     return path
 
 

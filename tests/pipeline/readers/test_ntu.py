@@ -44,7 +44,7 @@ def track(
     frames: Frames, name: str, rng: np.random.Generator, when: range | list[int], **how: float | bool
 ) -> None:
     for number in when:
-        frames[number][name] = body(rng, **how)  # type: ignore[arg-type]
+        frames[number][name] = body(rng, **how)
 
 
 def empty(count: int) -> Frames:

@@ -157,7 +157,7 @@ SMALL = "\n".join(
 def value_or_error(data: bytes, pixels: bool) -> None:
     """Assert that any bytes give bodies that make sense, or one line that names file and line."""
     try:
-        file = read_ntu(InMemory(data), pixels=pixels)  # type: ignore[arg-type]
+        file = read_ntu(InMemory(data), pixels=pixels)
     except C2VLError as error:
         text = str(error)
         place, _, reason = text.removeprefix("made.skeleton:").partition(": ")

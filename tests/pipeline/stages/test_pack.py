@@ -113,7 +113,7 @@ def test_one_person_data_is_stored_with_one_body_and_two_person_data_with_two(wo
 # --------------------------------------------------------------------------------------------- refusal
 
 
-@pytest.mark.parametrize("stage", pack.STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_missing_or_unfinished_stage_is_refused_with_its_command(
     copy: Path, recipe: Recipe, stage: str
 ) -> None:
@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_the_folder_unpacked_and_without_temporary_files(
         handle.write(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(pack.np, "save", full)
+    monkeypatch.setattr("c2vl_pipeline.stages.pack.np.save", full)
     with pytest.raises(OSError, match="No space left"):
         pack.run(copy, other)
     monkeypatch.undo()
@@ -283,7 +283,7 @@ def _table(folder: Path, lines: list[str]) -> None:
 
 
 def _index(folder: Path, work: Path, recipe: Recipe, **how: object) -> workspace.Workspace:
-    made, _ = index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", **how)  # type: ignore[arg-type]
+    made, _ = index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", **how)
     return made
 
 
@@ -356,7 +356,7 @@ def test_nan_joints_are_refused_naming_the_sample(
     copy: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copy / "packed" / FILE).unlink()
-    stored = pack.stored_joints
+    stored = stored_joints
 
     def damaged(row: dict[str, Any], layout: Any) -> np.ndarray:
         joints = stored(row, layout).copy()

@@ -130,5 +130,5 @@ def test_thirteen_distances_reach_from_hand_to_foot():
 def test_graphs_are_symmetric_left_to_right(layout: Layout) -> None:
     swap = [layout.names.index(mirrored(name)) for name in layout.names]
     for kind in ("stgcn", "proper"):
-        A = adjacency(layout, kind)  # type: ignore[arg-type]
+        A = adjacency(layout, kind)
         np.testing.assert_array_equal(A, A[:, swap][:, :, swap])
