@@ -114,7 +114,8 @@ def refusal(cli: Cli, places: dict[str, Path], words: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m|[│╭╮╰╯─]", "", said.err)
     for name, folder in places.items():
         text = text.replace(str(folder), f"{{{name}}}")
-    if said.code not in (1,2): print('CODE0',words,said.out[:300])
+    if said.code not in (1, 2):
+        print("CODE0", words, said.out[:300])
     assert "Traceback" not in text
     lines = [" ".join(line.split()) for line in text.splitlines() if line.strip()]
     return "\n".join([f"$ {words}", f"exit code {said.code}", *lines])

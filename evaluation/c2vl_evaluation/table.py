@@ -35,7 +35,8 @@ from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.packed import PackedManifest, resolve_recipe
-from c2vl_manifests.recipe import Recipe, targets_name
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Kind, Run, check_same

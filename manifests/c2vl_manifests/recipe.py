@@ -6,21 +6,18 @@ of its own. The resolved recipe is saved as JSON with every artefact made from i
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     PositiveInt,
-    Strict,
     model_validator,
 )
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.manifest import fingerprint
+from c2vl_manifests.targets import Listed, Partition, Settings, Targets
 
 QUESTION = (
     "Is he/she or are they holding anything in the hand? Is he/she or are they standing or sitting? "
@@ -31,17 +28,7 @@ QUESTION = (
 Aspect = Literal["pad", "center_crop", "squash"]
 
 
-class _Model(BaseModel):
-    """Base of all settings: frozen, strict (`true` is not a number, 3.0 is not an integer), without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
-
-
-Listed = Strict(strict=False)
-"""Accepts a list where a tuple is expected, since TOML and JSON have no tuples; its items stay strict."""
-
-
-class SkeletonsConfig(_Model):
+class SkeletonsConfig(Settings):
     """Assembly of skeleton files into joints."""
 
     second_body: Literal["zeros", "copy"] = "zeros"
@@ -50,7 +37,7 @@ class SkeletonsConfig(_Model):
     pku_norm: Literal["aimclr", "first_frame_joint2", "none"] = "first_frame_joint2"
 
 
-class CropConfig(_Model):
+class CropConfig(Settings):
     """Vision prompts: one person crop per sampled frame."""
 
     engine: EngineSpec
@@ -65,7 +52,7 @@ class CropConfig(_Model):
     """Seconds allowed for opening a video, or for reading on to the next sampled frame, before the file is skipped."""
 
 
-class CaptionConfig(_Model):
+class CaptionConfig(Settings):
     """Language prompts: one answer per crop."""
 
     engine: EngineSpec
@@ -74,14 +61,14 @@ class CaptionConfig(_Model):
     """How a crop is made square for the model; LLaVA-1.5 was trained with `pad`."""
 
 
-class EmbedConfig(_Model):
+class EmbedConfig(Settings):
     """Vectors of crops and captions."""
 
     engine: EngineSpec
     aspect: Aspect = "pad"
 
 
-class PipelineConfig(_Model):
+class PipelineConfig(Settings):
     """Settings of the pipeline."""
 
     frames: int = Field(default=16, ge=1)
@@ -93,7 +80,7 @@ class PipelineConfig(_Model):
     embed: EmbedConfig
 
 
-class EncoderConfig(_Model):
+class EncoderConfig(Settings):
     """Name and options of the skeleton encoder. An option that the encoder does not use is rejected."""
 
     name: str = "stgcn"
@@ -113,114 +100,7 @@ class EncoderConfig(_Model):
     the same result but computes one for all (with dropout it acts as `compute`); `leave_out` is a different network."""
 
 
-class Constant(_Model):
-    """Constant alpha."""
-
-    schedule: Literal["constant"] = "constant"
-    value: float = Field(default=0.5, ge=0, le=1)
-    """*Reading:* the paper gives no value for its ablation without progression."""
-
-
-class Cosine(_Model):
-    """Cosine annealing of alpha, updated once per epoch."""
-
-    schedule: Literal["cosine"] = "cosine"
-    start: float = Field(default=0.9, ge=0, le=1)
-    end: float = Field(default=0.1, ge=0, le=1)
-
-
-Alpha = Annotated[Constant | Cosine, Field(discriminator="schedule")]
-
-
-class Hard(_Model):
-    """InfoNCE: the identity as target (Eq. 2-3)."""
-
-    kind: Literal["hard"] = "hard"
-
-
-class _Soft(_Model):
-    temperature: float | None = Field(default=None, gt=0, le=1)
-    """tau of the targets; default: the tau of the logits, as in the paper."""
-
-
-class Intra(_Soft):
-    """Self-similarity targets on every row (Eq. 4-6)."""
-
-    kind: Literal["intra"] = "intra"
-    beta: float = Field(default=0.2, ge=0, le=1)
-
-
-class _Inter(_Soft):
-    inter_hard: float = Field(default=0.0, ge=0, le=1)
-    """Share of the identity matrix mixed into Q; 0 in the paper."""
-    average: bool = False
-    """Divide Q's sum by its number of terms; the paper does not."""
-
-
-class Inter(_Inter):
-    """Cross-consistency targets on every row (Eq. 7-10)."""
-
-    kind: Literal["inter"] = "inter"
-
-
-class Blend(_Inter):
-    """Both targets on every row, weighted alpha and 1 - alpha."""
-
-    kind: Literal["blend"] = "blend"
-    beta: float = Field(default=0.2, ge=0, le=1)
-    alpha: Alpha = Cosine()
-
-
-class Partition(_Inter):
-    """The first floor(alpha B) rows use P, the rest Q (Eq. 12-13): with cosine alpha, the paper's objective."""
-
-    kind: Literal["partition"] = "partition"
-    beta: float = Field(default=0.2, ge=0, le=1)
-    alpha: Alpha = Cosine()
-
-
-def _targets_from_name(value: Any) -> Any:
-    """Accept Table VII's rows by name: `hard`, `blend(cosine)`, `partition(0.5)`."""
-    if not isinstance(value, str):
-        return value
-    match = re.fullmatch(
-        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?",
-        value.strip(),
-    )
-    if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
-        raise ValueError(f"{value!r} is none of {', '.join(TABLE_VII)}")
-    if match[2] is None:
-        return {"kind": match[1]}
-    if match[2] in {"cosine", "constant"}:
-        return {"kind": match[1], "alpha": {"schedule": match[2]}}
-    return {"kind": match[1], "alpha": {"schedule": "constant", "value": float(match[2])}}
-
-
-Targets = Annotated[
-    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")],
-    BeforeValidator(_targets_from_name),
-]
-
-TABLE_VII = (
-    "hard",
-    "intra",
-    "inter",
-    "blend(constant)",
-    "partition(constant)",
-    "blend(cosine)",
-    "partition(cosine)",
-)
-"""The rows of the paper's Table VII as values of `training.targets`."""
-
-
-def targets_name(targets: Hard | Intra | Inter | Blend | Partition) -> str:
-    """Return the short name of a `targets` value, e.g. `partition(cosine)`."""
-    if isinstance(targets, (Blend, Partition)):
-        return f"{targets.kind}({targets.alpha.schedule})"
-    return targets.kind
-
-
-class Temperature(_Model):
+class Temperature(Settings):
     """Temperature tau of the logits."""
 
     mode: Literal["fixed", "learnable", "raw"] = "learnable"
@@ -230,7 +110,7 @@ class Temperature(_Model):
     """Learning rate of tau (a parameter group without weight decay); tau is clamped to [0.01, 1]."""
 
 
-class Optimiser(_Model):
+class Optimiser(Settings):
     """SGD with linear warm-up and step decay."""
 
     lr: float = Field(default=0.1, gt=0)
@@ -243,7 +123,7 @@ class Optimiser(_Model):
     clip_norm: float | None = Field(default=None, gt=0)
 
 
-class Augmentation(_Model):
+class Augmentation(Settings):
     """Random changes of a training clip. A test clip is the central `test_window`, not rotated."""
 
     window: Annotated[tuple[float, float], Listed] = (0.5, 1.0)
@@ -259,7 +139,7 @@ class Augmentation(_Model):
         return self
 
 
-class InputConfig(_Model):
+class InputConfig(Settings):
     """Conversion of a stored skeleton into a clip of fixed length."""
 
     stream: Literal["joint", "bone", "motion"] = "joint"
@@ -267,7 +147,7 @@ class InputConfig(_Model):
     augmentation: Augmentation = Augmentation()
 
 
-class PretrainConfig(_Model):
+class PretrainConfig(Settings):
     """Cross-modal pre-training (Section III-D)."""
 
     knowledge: Literal["vision", "language", "both"] = "both"
@@ -290,7 +170,7 @@ class PretrainConfig(_Model):
     batch_size: int = Field(default=400, ge=2)
 
 
-class SupervisedConfig(_Model):
+class SupervisedConfig(Settings):
     """Supervised control: the same encoder trained with labels."""
 
     optimiser: Optimiser = Optimiser(milestones=(50, 70), weight_decay=1e-4)
@@ -298,7 +178,7 @@ class SupervisedConfig(_Model):
     batch_size: int = Field(default=128, ge=2)
 
 
-class TrainingConfig(_Model):
+class TrainingConfig(Settings):
     """Settings of the trainer."""
 
     encoder: EncoderConfig = EncoderConfig()
@@ -312,7 +192,7 @@ class TrainingConfig(_Model):
     """Epochs between two checkpoints; the last epoch always writes one."""
 
 
-class LinearConfig(_Model):
+class LinearConfig(Settings):
     """Linear protocol: one fully connected layer on frozen features."""
 
     epochs: int = Field(default=100, ge=1)
@@ -325,7 +205,7 @@ class LinearConfig(_Model):
     holdout: float = Field(default=0.1, gt=0, lt=1)
 
 
-class KnnConfig(_Model):
+class KnnConfig(Settings):
     """kNN protocol: nearest neighbours by cosine similarity of encoder features."""
 
     k: int = Field(default=1, ge=1)
@@ -334,7 +214,7 @@ class KnnConfig(_Model):
 Rate = Annotated[float, Field(gt=0, le=1e4)]
 
 
-class FinetuneConfig(_Model):
+class FinetuneConfig(Settings):
     """Fine-tuning of the whole network with a new fully connected layer."""
 
     optimiser: Optimiser = Optimiser(weight_decay=1e-4, milestones=(50, 70))
@@ -349,7 +229,7 @@ class FinetuneConfig(_Model):
     """Random windows and rotations, as in pre-training; otherwise central windows."""
 
 
-class SemiConfig(_Model):
+class SemiConfig(Settings):
     """Semi-supervised protocol with 1, 5 and 10 % of the labels, as in the paper.
 
     *Reading:* the paper's "finetuning the classifier" does not say whether the encoder is trained too, nor how labels
@@ -375,7 +255,7 @@ class SemiConfig(_Model):
     )
 
 
-class TransferConfig(_Model):
+class TransferConfig(Settings):
     """Transfer protocol: an encoder pre-trained on one dataset, evaluated on another."""
 
     encoder: Annotated[tuple[Literal["frozen", "tuned"], ...], Listed] = Field(
@@ -387,7 +267,7 @@ class TransferConfig(_Model):
     )
 
 
-class EnsembleConfig(_Model):
+class EnsembleConfig(Settings):
     """Three-stream ensemble: weighted sum of scores, with fixed weights and with equal weights."""
 
     protocol: Annotated[tuple[Literal["linear", "finetune"], ...], Listed] = Field(
@@ -399,7 +279,7 @@ class EnsembleConfig(_Model):
     motion: float = Field(default=0.4, ge=0)
 
 
-class EvaluationConfig(_Model):
+class EvaluationConfig(Settings):
     """Settings of all protocols."""
 
     linear: LinearConfig = LinearConfig()
@@ -410,7 +290,7 @@ class EvaluationConfig(_Model):
     ensemble: EnsembleConfig = EnsembleConfig()
 
 
-class Recipe(_Model):
+class Recipe(Settings):
     """All settings of the pipeline, the trainer and the protocols."""
 
     name: str

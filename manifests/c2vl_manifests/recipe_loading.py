@@ -20,7 +20,8 @@ from pydantic import (
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import Recipe, _targets_from_name
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.targets import targets_from_name
 
 
 def _names(folder: str) -> list[str]:
@@ -145,7 +146,7 @@ def _override(table: dict[str, Any], assignment: str) -> None:
     for section in sections:
         inner = at.get(section)
         if isinstance(inner, str) and section == "targets":
-            inner = _targets_from_name(inner)
+            inner = targets_from_name(inner)
         at[section] = dict(inner) if isinstance(inner, Mapping) else {}
         at = at[section]
     parsed = _parse_value(value.strip())

@@ -9,8 +9,8 @@ import pytest
 from pydantic import ValidationError
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.recipe import TABLE_VII, Cosine, Partition, targets_name
 from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
+from c2vl_manifests.targets import TABLE_VII, Cosine, Partition, targets_name
 
 TARGETS = "training.pretrain.targets"
 

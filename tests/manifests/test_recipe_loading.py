@@ -8,8 +8,8 @@ import pytest
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import TABLE_VII, Blend, Cosine, targets_name
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_manifests.targets import TABLE_VII, Blend, Cosine, targets_name
 
 TARGETS = "training.pretrain.targets"
 

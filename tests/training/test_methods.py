@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from c2vl_manifests.recipe import TABLE_VII
+from c2vl_manifests.targets import TABLE_VII
 from c2vl_training import checkpoint, methods, objective
 from c2vl_training.model import CrossModal
 from c2vl_training.run_folder import Result

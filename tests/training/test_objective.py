@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from c2vl_manifests import recipe
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import Blend, Hard, Inter, Intra, Partition, Temperature
+from c2vl_manifests.recipe import Temperature
+from c2vl_manifests.targets import Blend, Hard, Inter, Intra, Partition
 from c2vl_training import objective
 from c2vl_training.model import LogitScale
 from c2vl_training.objective import (

@@ -7,7 +7,8 @@ import math
 
 import pytest
 
-from c2vl_manifests.recipe import Constant, Cosine, Optimiser
+from c2vl_manifests.recipe import Optimiser
+from c2vl_manifests.targets import Constant, Cosine
 from c2vl_training.schedule import alpha, learning_rate
 
 

@@ -12,14 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import (
-    Blend,
-    FinetuneConfig,
-    Optimiser,
-    Partition,
-    PretrainConfig,
-    SupervisedConfig,
-)
+from c2vl_manifests.recipe import FinetuneConfig, Optimiser, PretrainConfig, SupervisedConfig
+from c2vl_manifests.targets import Blend, Partition
 from c2vl_training import distributed, objective, schedule
 from c2vl_training.dataset import Packed, Selection
 from c2vl_training.encoders import Encoder

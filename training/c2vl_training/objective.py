@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import Hard, Inter, Intra, Targets
+from c2vl_manifests.targets import Hard, Inter, Intra, Targets
 
 Scalar: TypeAlias = float | Tensor
 """A number, or a tensor of no dimensions through which gradients may flow."""
@@ -154,7 +154,7 @@ def loss(
         ConfigError: neither V nor L is given, the teacher lacks one of them, or alpha is not in [0, 1].
 
     Examples:
-        >>> from c2vl_manifests.recipe import Partition
+        >>> from c2vl_manifests.targets import Partition
         >>> S, V = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
         >>> parts = loss(S, V, None, targets=Partition(), alpha=0.9, scale_v=1 / 0.07, scale_l=1.0)
         >>> sorted(parts.parts)  # 7 rows have intra targets, 1 row has inter targets

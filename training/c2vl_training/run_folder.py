@@ -19,7 +19,8 @@ from torch import nn
 
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.manifest import commit_text, fingerprint
-from c2vl_manifests.recipe import Recipe, targets_name
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.targets import targets_name
 from c2vl_training import distributed, methods
 from c2vl_training.dataset import Packed, Selection
 from c2vl_training.run_log import Metrics

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from c2vl_manifests.recipe import Constant, Cosine, Optimiser
+from c2vl_manifests.recipe import Optimiser
+from c2vl_manifests.targets import Constant, Cosine
 
 
 def alpha(plan: Constant | Cosine, epoch: int, epochs: int) -> float:

@@ -27,7 +27,8 @@ from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import FILE as PACKED
 from c2vl_manifests.packed import resolve_recipe
-from c2vl_manifests.recipe import EvaluationConfig, Recipe, targets_name
+from c2vl_manifests.recipe import EvaluationConfig, Recipe
+from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Run

@@ -15,17 +15,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from c2vl_evaluation.results import Protocol, Role
-from c2vl_manifests.recipe import (
+from c2vl_manifests.recipe import EncoderConfig, Recipe
+from c2vl_manifests.targets import (
     TABLE_VII,
     Blend,
     Constant,
     Cosine,
-    EncoderConfig,
     Hard,
     Inter,
     Intra,
     Partition,
-    Recipe,
     targets_name,
 )
 from c2vl_training.run_folder import Kind

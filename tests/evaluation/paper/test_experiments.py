@@ -21,7 +21,7 @@ from c2vl_evaluation.paper.spec import rows_of, tables_and_figures
 from c2vl_evaluation.paper.tables import MEASURES, FilledCell, fill
 from c2vl_manifests.errors import ConfigError, StageError
 from c2vl_manifests.events import Emit, Event, Note, Progress
-from c2vl_manifests.recipe import TABLE_VII
+from c2vl_manifests.targets import TABLE_VII
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Packed
 from c2vl_training.run_folder import Run

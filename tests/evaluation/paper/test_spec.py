@@ -9,8 +9,8 @@ import pytest
 
 from c2vl_evaluation.paper.spec import Variant, printed_tables, rows_of, tables_and_figures, targets_of
 from c2vl_manifests.layouts import load_layout
-from c2vl_manifests.recipe import TABLE_VII, Cosine, Intra, Partition, targets_name
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_manifests.targets import TABLE_VII, Cosine, Intra, Partition, targets_name
 from c2vl_training.encoders import build
 
 # -------------------------------------------------------------------------------------- as printed

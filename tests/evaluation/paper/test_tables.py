@@ -18,7 +18,7 @@ from c2vl_evaluation.paper.experiments import Experiments, TableCell, find_datas
 from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
 from c2vl_evaluation.paper.spec import printed_tables, tables_and_figures
 from c2vl_evaluation.paper.tables import FilledRow, FilledTable, derived, fill
-from c2vl_manifests.recipe import TABLE_VII
+from c2vl_manifests.targets import TABLE_VII
 from c2vl_training.dataset import Packed
 from support.packed import COUNT, sticks
 from support.paper import FAST, experiments, shown, small_table

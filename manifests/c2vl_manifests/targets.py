@@ -1,0 +1,128 @@
+"""Targets of the contrastive loss as settings: the rows of the paper's Table VII, by name or as a table.
+
+`partition(cosine)` is the paper's objective. `c2vl_training.objective` computes what is chosen here.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, strict (`true` is not a number, 3.0 is not an integer), without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+Listed = Strict(strict=False)
+"""Accepts a list where a tuple is expected, since TOML and JSON have no tuples; its items stay strict."""
+
+
+class Constant(Settings):
+    """Constant alpha."""
+
+    schedule: Literal["constant"] = "constant"
+    value: float = Field(default=0.5, ge=0, le=1)
+    """*Reading:* the paper gives no value for its ablation without progression."""
+
+
+class Cosine(Settings):
+    """Cosine annealing of alpha, updated once per epoch."""
+
+    schedule: Literal["cosine"] = "cosine"
+    start: float = Field(default=0.9, ge=0, le=1)
+    end: float = Field(default=0.1, ge=0, le=1)
+
+
+Alpha = Annotated[Constant | Cosine, Field(discriminator="schedule")]
+
+
+class Hard(Settings):
+    """InfoNCE: the identity as target (Eq. 2-3)."""
+
+    kind: Literal["hard"] = "hard"
+
+
+class _Soft(Settings):
+    temperature: float | None = Field(default=None, gt=0, le=1)
+    """tau of the targets; default: the tau of the logits, as in the paper."""
+
+
+class Intra(_Soft):
+    """Self-similarity targets on every row (Eq. 4-6)."""
+
+    kind: Literal["intra"] = "intra"
+    beta: float = Field(default=0.2, ge=0, le=1)
+
+
+class _Inter(_Soft):
+    inter_hard: float = Field(default=0.0, ge=0, le=1)
+    """Share of the identity matrix mixed into Q; 0 in the paper."""
+    average: bool = False
+    """Divide Q's sum by its number of terms; the paper does not."""
+
+
+class Inter(_Inter):
+    """Cross-consistency targets on every row (Eq. 7-10)."""
+
+    kind: Literal["inter"] = "inter"
+
+
+class Blend(_Inter):
+    """Both targets on every row, weighted alpha and 1 - alpha."""
+
+    kind: Literal["blend"] = "blend"
+    beta: float = Field(default=0.2, ge=0, le=1)
+    alpha: Alpha = Cosine()
+
+
+class Partition(_Inter):
+    """The first floor(alpha B) rows use P, the rest Q (Eq. 12-13): with cosine alpha, the paper's objective."""
+
+    kind: Literal["partition"] = "partition"
+    beta: float = Field(default=0.2, ge=0, le=1)
+    alpha: Alpha = Cosine()
+
+
+def targets_from_name(value: Any) -> Any:
+    """Accept Table VII's rows by name: `hard`, `blend(cosine)`, `partition(0.5)`."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(
+        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?",
+        value.strip(),
+    )
+    if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
+        raise ValueError(f"{value!r} is none of {', '.join(TABLE_VII)}")
+    if match[2] is None:
+        return {"kind": match[1]}
+    if match[2] in {"cosine", "constant"}:
+        return {"kind": match[1], "alpha": {"schedule": match[2]}}
+    return {"kind": match[1], "alpha": {"schedule": "constant", "value": float(match[2])}}
+
+
+Targets = Annotated[
+    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")],
+    BeforeValidator(targets_from_name),
+]
+
+TABLE_VII = (
+    "hard",
+    "intra",
+    "inter",
+    "blend(constant)",
+    "partition(constant)",
+    "blend(cosine)",
+    "partition(cosine)",
+)
+"""The rows of the paper's Table VII as values of `training.targets`."""
+
+
+def targets_name(targets: Hard | Intra | Inter | Blend | Partition) -> str:
+    """Return the short name of a `targets` value, e.g. `partition(cosine)`."""
+    if isinstance(targets, (Blend, Partition)):
+        return f"{targets.kind}({targets.alpha.schedule})"
+    return targets.kind
