@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from c2vl_manifests import recipe
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.recipe import Temperature
 from c2vl_manifests.targets import Blend, Hard, Inter, Intra, Partition
@@ -41,9 +40,12 @@ VARIANTS = [
 ]
 
 
+KINDS = {one.model_fields["kind"].default: one for one in (Hard, Intra, Inter, Blend, Partition)}
+
+
 def of_kind(kind, **more):
     """Build the targets of a kind."""
-    return getattr(recipe, kind.capitalize())(**more)
+    return KINDS[kind](**more)
 
 
 def infonce(S, V, tau):
