@@ -63,7 +63,7 @@ class StageManifest(BaseModel):
     stage: str
     key: str
     inputs: dict[str, Any]
-    """Everything hashed into `key`: upstream key, resolved configuration, engine, schema version."""
+    """Everything hashed into `key`: resolved configuration, engine, layout, schema version. Digests of earlier stages are part of each shard's key."""
     provenance: dict[str, Any] = Field(default_factory=dict)
     """The engine as loaded (revision of the weights as requested and as resolved) and the versions of libraries."""
     shards: int

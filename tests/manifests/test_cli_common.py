@@ -75,7 +75,7 @@ def test_usage_errors_exit_with_2_and_say_what_is_wrong(cli, command, words, sai
     ("words", "option"),
     [
         (("c2vl-train", "pretrain", "--benchmark", "xsub", "--out", "x"), "--data"),
-        (("c2vl-eval", "knn", "--data", "x"), "--run"),
+        (("c2vl-eval", "run", "knn", "--data", "x"), "--run"),
         (("c2vl-pipeline", "index", "--data", "x", "--work", "y"), "--dataset"),
     ],
 )
@@ -100,7 +100,7 @@ def test_progress_is_lines_of_json_where_no_terminal_is(cli, data, tmp_path):
     ]
     assert progress[-1]["loss"] > 0
     assert "4 epochs over 12 samples (0 left out)" in last
-    assert f"next: c2vl-eval knn --run {tmp_path / 'run'} --data {data}" in last
+    assert f"next: c2vl-eval run knn --run {tmp_path / 'run'} --data {data}" in last
     assert "\x1b" not in found.out
 
 
@@ -161,7 +161,7 @@ def test_a_full_disk_is_one_line_whichever_file_it_strikes(cli, data, tmp_path, 
     assert cli(*pretrain(data, out)).code == 0
     name = "xsub-train"
     struck.clear()
-    words = ("c2vl-eval", "knn", "--run", out, "--data", data, "--recipe", "debug")
+    words = ("c2vl-eval", "run", "knn", "--run", out, "--data", data, "--recipe", "debug")
     refused(cli(*words), "the disk is full", name)
     assert cli(*words).code == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.packed import PackedManifest, resolve_recipe
 
@@ -27,6 +28,6 @@ def test_a_given_recipe_applies_without_those_overrides():
 
 
 def test_without_either_the_datasets_own_recipe_applies():
-    assert resolve_recipe(made_with(None)).name == "heuristic"
+    assert resolve_recipe(made_with(None)).name == load_dataset("synthetic").default_recipe
     with pytest.raises(ConfigError):
         resolve_recipe(made_with(None), None, ["training.pretrain.epoch=8"])

@@ -1,5 +1,7 @@
 """What is due: the key of every shard, what it is hashed from, and which shards are committed under it.
 
+A shard is stale if it is committed under another key than the present one (`manifest.finished_shard`).
+
 Nothing here writes.
 """
 

@@ -1,7 +1,7 @@
 """`c2vl-pipeline caption`: ask the paper's question about each crop: the language prompts (Section III-A).
 
-Answers are expensive (a second of a GPU each), so each batch is appended to a journal next to the shard: a killed
-captioner loses at most one batch.
+The table is committed by `execution/task.py`, as in every stage. Answers are expensive (a second of a GPU each), so
+each batch is appended to a journal next to the shard: a killed captioner loses at most one batch.
 """
 
 from __future__ import annotations
