@@ -12,7 +12,7 @@ import pytest
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import audit, caption_stats
 from c2vl_pipeline.browse.caption_stats import Corpus
-from c2vl_pipeline.engines.precomputed import read_captions
+from c2vl_pipeline.readers.captions import read_captions
 from c2vl_pipeline.workspace import load, shard_path
 from support.pages import assert_self_contained
 
