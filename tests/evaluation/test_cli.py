@@ -125,6 +125,7 @@ def test_a_benchmark_takes_protocols_by_name(cli: Cli, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_a_benchmark_trains_by_the_recipe_and_overrides_of_the_work_folder(cli: Cli, raw, tmp_path):
     """`prompts --recipe …` and then `benchmark` without any: not the dataset's default recipe."""
     work, out = tmp_path / "work", tmp_path / "out"

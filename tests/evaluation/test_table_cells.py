@@ -310,6 +310,7 @@ def test_a_stream_whose_training_diverges_fails_its_cells_alone(table, data, mon
     assert len(tries) == 1
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_1_after_table_and_report(table, data):
     shutil.rmtree(table / "results.json", ignore_errors=True)
     words = ("benchmark", "--data", data.folder, "--benchmark", "xsub", "--out", table, "--recipe", "debug")

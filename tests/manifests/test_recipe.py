@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -76,14 +77,14 @@ def test_every_row_of_table_vii_is_chosen_by_its_name(name: str) -> None:
 
 
 def test_fingerprints_are_stable_across_processes() -> None:
-    code = "from c2vl_manifests.recipe import load_recipe; print(load_recipe('paper').fingerprint())"
+    code = "from c2vl_manifests.recipe_loading import load_recipe; print(load_recipe('paper').fingerprint())"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
             check=True,
-            env={"PYTHONHASHSEED": seed},
+            env={**os.environ, "PYTHONHASHSEED": seed},
         ).stdout.strip()
         for seed in ("1", "2")
     }

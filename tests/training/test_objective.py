@@ -40,12 +40,12 @@ VARIANTS = [
 ]
 
 
-KINDS = {one.model_fields["kind"].default: one for one in (Hard, Intra, Inter, Blend, Partition)}
+CLASSES = {one.model_fields["kind"].default: one for one in (Hard, Intra, Inter, Blend, Partition)}
 
 
 def of_kind(kind, **more):
     """Build the targets of a kind."""
-    return KINDS[kind](**more)
+    return CLASSES[kind](**more)
 
 
 def infonce(S, V, tau):

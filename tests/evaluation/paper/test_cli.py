@@ -101,6 +101,7 @@ def test_the_command_plans_without_writing_and_refuses_unknown_tables(
     assert "--only 'table9' is unknown; expected one of table1, table2" in str(refused.exception)
 
 
+@pytest.mark.slow
 def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     app: typer.Typer, work: Path, tmp_path: Path
 ) -> None:

@@ -107,6 +107,7 @@ def _controls() -> list[tuple[str, str]]:
     return [(line.label, line.role) for line in rows_of("table4") if line.role != "pretrained"]
 
 
+@pytest.mark.slow
 def test_a_finished_cell_is_never_made_again(
     finished: Experiments, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -284,6 +285,7 @@ def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap
     assert told()[2].ours == ()
 
 
+@pytest.mark.slow
 def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
     here = experiments(
         work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]"

@@ -36,6 +36,7 @@ def test_answers_outside_the_shown_classes_share_a_column() -> None:
     assert (alone.tolist(), names) == ([[1, 1], [0, 1]], ["one", "four"])
 
 
+@pytest.mark.slow
 def test_all_figures_are_drawn_of_finished_trainings(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

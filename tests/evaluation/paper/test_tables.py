@@ -152,6 +152,7 @@ def ruled(
     return here, here.cells(["table4", "table5", "table6", "table7", "figure6"])
 
 
+@pytest.mark.slow
 def test_what_was_trained_on_captions_made_by_rule_is_marked_in_every_file(
     ruled: tuple[Experiments, list[TableCell]],
 ) -> None:
