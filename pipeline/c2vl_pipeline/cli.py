@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 app = application(
     "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in "
-    "the "
-    "order below, or all of them with `prompts`. Every command resumes where it stopped."
+    "the order below, or all of them with `prompts`. Every command resumes where it stopped."
 )
 
 

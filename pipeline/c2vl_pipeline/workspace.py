@@ -16,11 +16,7 @@ import pyarrow.parquet as pq
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
 from c2vl_manifests.errors import ConfigError, StageError, one_line
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.manifest import (
-    ShardManifest,
-    digest,
-    read_shard_manifest,
-)
+from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
 from c2vl_pipeline.readers.base import Array
 

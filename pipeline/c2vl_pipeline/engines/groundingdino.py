@@ -115,10 +115,9 @@ def _import(name: str) -> Any:
             return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another build raises RuntimeError
         raise EngineError(
-            f"the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, and "
-            f"they cannot be imported ({one_line(error, named=True)}); "
-            "`pip install -e '.[groundingdino]'`, which pulls "
-            f"torchvision and with it the CUDA build of torch"
+            "the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, "
+            f"and they cannot be imported ({one_line(error, named=True)}); `pip install -e "
+            "'.[groundingdino]'`, which pulls torchvision and with it the CUDA build of torch"
         ) from error
 
 

@@ -54,9 +54,8 @@ class FailureBisector:
         if sum(count for (number, _), count in self._deaths.items() if number == n) > MAX_DEATHS:
             raise StageError(
                 f"workers died {MAX_DEATHS} times over shard {n}, whatever part of it they were given; look "
-                f"for exhausted memory (fewer --workers, "
-                "smaller pipeline.shard_samples) or a broken installation, then run the stage again: "
-                "finished shards are kept"
+                "for exhausted memory (fewer --workers, smaller pipeline.shard_samples) or a broken "
+                "installation, then run the stage again: finished shards are kept"
             )
         start, stop = task.span or (0, len(self._samples(n)))
         if stop - start > 1:

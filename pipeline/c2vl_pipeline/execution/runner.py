@@ -177,15 +177,13 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
         if not manifest.complete and whole:
             raise StageError(
                 f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of "
-                f"{manifest.expected_rows:,} rows exist; "
-                f"{again} again, or take the first ones with --limit"
+                f"{manifest.expected_rows:,} rows exist; {again} again, or take the first ones with --limit"
             )
         frames = manifest.inputs.get("frames")
         if frames is not None and frames != recipe.pipeline.frames:
             raise StageError(
                 f"{name} of {index.work} have {frames} frames per sample, this recipe asks for "
-                f"{recipe.pipeline.frames}; "
-                f"give both stages the same pipeline.frames"
+                f"{recipe.pipeline.frames}; give both stages the same pipeline.frames"
             )
 
 
@@ -215,9 +213,8 @@ def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: li
     if held and (lost := held - set(index.table.column("sample_id").to_pylist())):
         raise StageError(
             f"the {stage.name} of {work} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no "
-            f"longer has; "
-            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop "
-            f"them"
+            "longer has; run `c2vl-pipeline index` again without --limit, give another --work, or "
+            "--overwrite to drop them"
         )
 
 

@@ -242,8 +242,7 @@ class Workers:
             )
             raise StageError(
                 f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers "
-                f"{best or 'nothing'}), and the tasks would wait for ever; "
-                f"start workers with --resources "
+                f"{best or 'nothing'}), and the tasks would wait for ever; start workers with --resources "
                 f"'{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
             )
         try:

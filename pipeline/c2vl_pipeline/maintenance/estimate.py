@@ -18,12 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Progress, silent
-from c2vl_manifests.manifest import (
-    commit_table,
-    commit_text,
-    fingerprint,
-    read_shard_manifest,
-)
+from c2vl_manifests.manifest import commit_table, commit_text, fingerprint, read_shard_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import stage_keys

@@ -80,9 +80,8 @@ def _check_raw_files(index: Workspace, stage: Stage, numbers: Iterable[int]) -> 
             if relative is not None and not row["problem"] and not (index.root / relative).exists():
                 raise StageError(
                     f"{shard_path(index.work, stage.name, number)} is damaged and cannot be made again: "
-                    f"{index.root / relative} is gone; "
-                    "bring it back, or run `c2vl-pipeline index` again so that its rows say that it is "
-                    "missing"
+                    f"{index.root / relative} is gone; bring it back, or run `c2vl-pipeline index` again so "
+                    "that its rows say that it is missing"
                 )
 
 

@@ -149,9 +149,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     def call(batch: list[tuple[Row, _Request]]) -> list[Caption | Exception]:
         crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
         answers: list[Caption | Exception] = shard.engine.caption(crops, config.question)
-        answered = list(
-            zip(crops, answers, strict=True)
-        )  # with one too few, an answer would be stored for the wrong crop
+        # strict: with one too few, an answer would be stored for the wrong crop
+        answered = list(zip(crops, answers, strict=True))
         journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 

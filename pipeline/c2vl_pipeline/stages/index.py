@@ -16,11 +16,7 @@ import pyarrow as pa
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import load_layout
-from c2vl_manifests.manifest import (
-    commit_table,
-    fingerprint,
-    finished_shard,
-)
+from c2vl_manifests.manifest import commit_table, fingerprint, finished_shard
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
 from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
@@ -130,9 +126,8 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)
         raise IncompleteDataError(
             f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} "
-            f"Complete the download, "
-            "or continue with --allow-missing (rows state what is missing) or --only-present (expect only "
-            "what is there)",
+            "Complete the download, or continue with --allow-missing (rows state what is missing) or "
+            "--only-present (expect only what is there)",
             findings,
         )
 

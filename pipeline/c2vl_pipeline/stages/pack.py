@@ -177,8 +177,7 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
         reason = next((row["reason"] for row in rows if row["reason"]), "nobody was found in any frame")
         raise DataError(
             f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the "
-            f"first: {reason}. "
-            "Check the paths, the layout and `c2vl-pipeline status`"
+            f"first: {reason}. Check the paths, the layout and `c2vl-pipeline status`"
         )
     columns = index.table.select(["splits", "subject", "view"]).to_pylist()
     table = pa.Table.from_pylist(
