@@ -86,21 +86,6 @@ def index_command(
     set_: SetOption = None,
 ) -> None:
     """Compare the raw folder with what the dataset should hold; write one row per sample."""
-    _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_, deep)
-
-
-def _index(
-    dataset: str,
-    data: Path,
-    work: Path,
-    recipe: str | None,
-    layout: str | None,
-    allow_missing: bool,
-    only_present: bool,
-    limit: int | None,
-    set_: list[str] | None,
-    deep: bool = False,
-) -> str:
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.recipe_loading import load_recipe
     from c2vl_pipeline.raw.check import IncompleteDataError
@@ -148,7 +133,6 @@ def _index(
     _show_findings(findings)
     for note in [*findings.errors(), *findings.hints]:
         say(f"note: {note}")
-    return name
 
 
 def _show_findings(findings: Findings) -> None:
@@ -183,8 +167,8 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
 
         stage = next(stage for stage in STAGES.values() if stage.command == name)
         resolved = recipe_of(work, recipe, set_, engine, name)
-        with StageRunner(work, workers, scheduler, resource, max_failures, overwrite) as runner:
-            runner.run(stage, resolved, limit)
+        with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
+            runner.run(stage, limit=limit)
 
     signature = inspect.signature(command, eval_str=True)
     options = [option for option in signature.parameters.values() if has_engine or option.name != "engine"]
@@ -273,20 +257,20 @@ def prompts_command(
     if retry_failed and (dry_run or dataset is not None):
         raise typer.BadParameter("--retry-failed goes with neither --dry-run nor --dataset and --data")
     if dataset is not None and data is not None:
-        recipe = _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
+        index_command(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_=set_)
     resolved = recipe_of(work, recipe, set_)
     if dry_run:
         cli_maintenance.show_estimate(work, resolved, workers, seconds, as_json)
         return
     if retry_failed:
-        with StageRunner(work, workers, scheduler, resource, max_failures=1.0) as runner:
-            cli_maintenance.retry_failed(work, resolved, runner)
+        with StageRunner(work, resolved, workers, scheduler, resource, max_failures=1.0) as runner:
+            cli_maintenance.retry_failed(runner)
         return
     from c2vl_pipeline.stages import STAGES
 
-    with StageRunner(work, workers, scheduler, resource, max_failures, overwrite) as runner:
+    with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
         for stage in STAGES.values():
-            runner.run(stage, resolved)
+            runner.run(stage)
     pack_command(work, recipe, set_=set_)
 
 

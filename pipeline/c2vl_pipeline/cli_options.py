@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -127,23 +128,22 @@ def recipe_of(
     return load_recipe(recipe, overrides)
 
 
+@dataclass
 class StageRunner:
     """Runs stages with the options of one command line, in worker processes that they share."""
 
-    def __init__(
-        self,
-        work: Path,
-        workers: int | None,
-        scheduler: str | None = None,
-        resource: list[str] | None = None,
-        max_failures: float = 0.05,
-        overwrite: bool = True,
-    ) -> None:
-        self._work, self._count, self._scheduler = work, workers, scheduler
-        self._max_failures, self._overwrite = max_failures, overwrite
-        self._resources = _resources(resource)
-        self._stack = ExitStack()
-        self._workers: Workers | None = None
+    work: Path
+    recipe: Recipe
+    workers: int | None
+    scheduler: str | None = None
+    resource: list[str] | None = None
+    max_failures: float = 0.05
+    overwrite: bool = True
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _pool: Workers | None = None
+
+    def __post_init__(self) -> None:
+        self._resources = _resources(self.resource)
 
     def __enter__(self) -> StageRunner:
         return self
@@ -154,10 +154,9 @@ class StageRunner:
     def run(
         self,
         stage: Stage,
-        recipe: Recipe,
-        limit: int | None = None,
         only: frozenset[int] | None = None,
         redo: Redo | None = None,
+        limit: int | None = None,
     ) -> None:
         """Run one stage and print the counts of its rows."""
         from c2vl_pipeline.execution.runner import run_stage
@@ -165,34 +164,34 @@ class StageRunner:
         with Reporter() as emit:
             manifest = run_stage(
                 stage,
-                self._work,
-                recipe,
-                workers=self._workers_for(stage, recipe, emit),
+                self.work,
+                self.recipe,
+                workers=self._workers_for(stage, emit),
                 limit=limit,
                 only=only,
                 redo=redo,
-                max_failures=self._max_failures,
-                overwrite=self._overwrite,
+                max_failures=self.max_failures,
+                overwrite=self.overwrite,
                 emit=emit,
             )
         counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
         state = "all accounted for" if manifest.complete else "unfinished"
         say(f"{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
 
-    def _workers_for(self, stage: Stage, recipe: Recipe, emit: Emit) -> Workers | None:
+    def _workers_for(self, stage: Stage, emit: Emit) -> Workers | None:
         """Return the processes for a stage; those of the stage before if as many are wanted."""
         from c2vl_pipeline.execution.runner import default_workers
 
-        count = default_workers(stage, self._work, recipe) if self._count is None else self._count
-        if count == 0 and self._scheduler is None:
+        count = default_workers(stage, self.work, self.recipe) if self.workers is None else self.workers
+        if count == 0 and self.scheduler is None:
             return None
         from c2vl_pipeline.execution.workers import Workers  # dask takes a second to import
 
-        if self._workers is None or self._workers.count != count:
+        if self._pool is None or self._pool.count != count:
             self._stack.close()
-            self._workers = self._stack.enter_context(Workers(count, self._scheduler, self._resources))
-        self._workers.emit = emit
-        return self._workers
+            self._pool = self._stack.enter_context(Workers(count, self.scheduler, self._resources))
+        self._pool.emit = emit
+        return self._pool
 
 
 def _resources(options: list[str] | None) -> dict[str, float]:
