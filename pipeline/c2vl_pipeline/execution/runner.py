@@ -34,7 +34,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changes, former_inputs, inputs_path, stage_keys
-from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
+from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage, check_shards, hang_mark
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -105,11 +105,11 @@ def run_stage(
         write_stage_manifest(folder, _summary(keys, keys.done))
         done, statuses, failed = dict(keys.done), Counter[str](), False
         report = _reporter(stage, index, keys.done.keys() - set(due), emit)
-        for result in _execute(_tasks(keys, index, recipe, spec, due, redo), index, folder, workers, emit):
-            assert result.manifest is not None
-            done[result.number] = result.manifest
-            statuses.update(result.manifest.statuses)
-            report(result.number, statuses)
+        tasks = _tasks(keys, index, recipe, spec, due, redo)
+        for number, manifest in _execute(tasks, index, folder, workers, emit):
+            done[number] = manifest
+            statuses.update(manifest.statuses)
+            report(number, statuses)
             failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
             if failed:
                 break
@@ -262,10 +262,12 @@ def _tasks(
 
 def _execute(
     tasks: list[ShardTask], index: Workspace, folder: Path, workers: Workers | None, emit: Emit
-) -> Iterator[ShardResult]:
-    """Yield the result of each shard; tasks of workers that die are tried again in smaller parts."""
+) -> Iterator[tuple[int, ShardManifest]]:
+    """Yield number and manifest of each shard; tasks of workers that die are tried again in smaller parts."""
     if workers is None or not tasks:
-        yield from map(run_shard, tasks)
+        for task in tasks:
+            if (manifest := run_shard(task)) is not None:
+                yield task.number, manifest
         return
     from c2vl_pipeline.execution.recovery import FailureBisector
     from c2vl_pipeline.execution.workers import WorkerDied
@@ -280,8 +282,8 @@ def _execute(
             part = f"samples {task.span[0]} to {task.span[1]} of " if task.span else ""
             emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; continuing", "warning"))
             waiting.extendleft(reversed(bisector.died(task)))
-        elif outcome.manifest is not None:
-            yield outcome
+        elif outcome is not None:
+            yield task.number, outcome
         else:
             waiting.extendleft(bisector.finished(task))
 

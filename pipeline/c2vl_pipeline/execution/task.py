@@ -66,15 +66,6 @@ class ShardTask:
     killable: bool = False
 
 
-@dataclass(frozen=True)
-class ShardResult:
-    """What a worker returns: about a kilobyte."""
-
-    number: int
-    manifest: ShardManifest | None
-    """None for a piece."""
-
-
 @lru_cache(maxsize=2)
 def _index(work: str, key: str) -> Workspace:
     index = load(Path(work))
@@ -86,8 +77,8 @@ def _index(work: str, key: str) -> Workspace:
     return index
 
 
-def run_shard(task: ShardTask) -> ShardResult:
-    """Make and commit the shard of a task, or write a piece of it.
+def run_shard(task: ShardTask) -> ShardManifest | None:
+    """Make and commit the shard of a task and return its manifest, or write a piece of it and return None.
 
     A shard that is already committed under the task's key is left as it is: a result that was lost with its worker
     costs nothing.
@@ -100,7 +91,7 @@ def run_shard(task: ShardTask) -> ShardResult:
     path = shard_path(Path(task.work), stage.name, task.number)
     if not task.redo and task.span is None and (done := finished_shard(path, task.key)) is not None:
         remove_leftovers(path)
-        return ShardResult(task.number, done)
+        return done
     started = time.monotonic()
     recipe = Recipe.model_validate_json(task.recipe)
     shard = ShardContext(
@@ -119,7 +110,7 @@ def run_shard(task: ShardTask) -> ShardResult:
     table, reused, seconds = _rows(stage, shard, task, keys, per_sample)
     if task.span is not None:
         _write_piece(path, task, table)
-        return ShardResult(task.number, None)
+        return None
     expected = [s["sample_id"] for s in shard.samples for _ in range(per_sample)]
     if table.column("sample_id").to_pylist() != expected:
         raise StageError(
@@ -145,7 +136,7 @@ def run_shard(task: ShardTask) -> ShardResult:
         },
     )
     remove_leftovers(path)
-    return ShardResult(task.number, manifest)
+    return manifest
 
 
 _SHORT = 16

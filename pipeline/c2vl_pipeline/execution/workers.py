@@ -28,9 +28,9 @@ from distributed.comm.core import CommClosedError
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.manifest import file_sha256
+from c2vl_manifests.manifest import ShardManifest, file_sha256
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
+from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.workspace import load
 
 WAIT_FOR_WORKERS = 600.0
@@ -274,7 +274,7 @@ class Workers:
 
     def run(
         self, waiting: deque[ShardTask], work: Path
-    ) -> Iterator[tuple[ShardTask, ShardResult | WorkerDied]]:
+    ) -> Iterator[tuple[ShardTask, ShardManifest | WorkerDied | None]]:
         """Run the waiting tasks, about two per worker in flight; the caller may add to `waiting` at any time."""
         client = self.client(work)
         running: dict[Future[Any], ShardTask] = {}
@@ -303,7 +303,7 @@ class Workers:
             idle = 0.0
             task = running.pop(future)
             try:
-                outcome: ShardResult | WorkerDied = future.result()
+                outcome: ShardManifest | WorkerDied | None = future.result()
             except KilledWorker:
                 outcome = WorkerDied()
             except (CommClosedError, CancelledError, TimeoutError) as error:
