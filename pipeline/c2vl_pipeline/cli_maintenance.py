@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +42,7 @@ def status_command(
     stages = survey(work, recipe_of(work, recipe, set_))
     planned = estimate.read(work)
     if as_json:
-        say(json.dumps([entry.as_dict() for entry in stages], indent=1))
+        say(json.dumps([asdict(entry) for entry in stages], indent=1))
     else:
         plans = {s.stage: s for s in planned.stages} if planned else {}
         rows = [
@@ -133,7 +134,7 @@ def verify_command(
     with Reporter() as emit:
         damages = verify(work, raw=raw, emit=emit)
     if as_json:
-        say(json.dumps([damage.as_dict() for damage in damages], indent=1))
+        say(json.dumps([asdict(damage) for damage in damages], indent=1))
     else:
         for damage in damages:
             say(f"{damage.stage}: {damage.path} {damage.problem}")
