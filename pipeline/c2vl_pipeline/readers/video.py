@@ -103,6 +103,8 @@ class Video:
                 f"{path}: OpenCV cannot open it as a video ({path.stat().st_size} bytes); download it again"
             )
         self.advertised = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = round(fps, 3) if 0 < fps < 10_000 else None
         self.decoded = 0
         self._decoded_bgr: Image | None = None
 
