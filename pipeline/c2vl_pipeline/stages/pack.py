@@ -38,6 +38,7 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import PACKED_INDEX, Status
+from c2vl_pipeline.readers.base import bodies_present, to_origin
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import check_shards
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
@@ -89,11 +90,7 @@ def mapped(joints: Joints, source: Layout, target: Layout) -> Joints:
     """
     ways = source.mapping_to(target)
     out = np.stack([joints[:, :, list(way)].mean(axis=2) for way in ways], axis=2)
-    present = np.asarray(joints.any(axis=(2, 3)))
-    if present[:, 0].any():
-        first = int(np.argmax(present[:, 0]))
-        out = np.where(present[:, :, None, None], out - out[first, 0, target.anchor], 0)
-    return np.asarray(out, joints.dtype)
+    return np.asarray(to_origin(out, bodies_present(joints), target.anchor), joints.dtype)
 
 
 def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = None) -> PackedManifest:
@@ -127,9 +124,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         leftover.unlink(missing_ok=True)
     sync_folder(folder)
     rows, shape = _pack_skeletons(index, folder, target)
-    slots = (
-        recipe.pipeline.frames if not stages["embeddings"].rows else stages["embeddings"].rows // len(rows)
-    )
+    slots = stages["embeddings"].rows // len(rows) or recipe.pipeline.frames
     widths = _pack_vectors(index, folder, slots, rows, emit)
     _pack_index(index, folder, rows)
     engine_stages = [name for name, stage in STAGES.items() if stage.engine is not None]
@@ -215,16 +210,8 @@ def _pack_skeletons(
 
     commit_file(folder / "joints.npy", write)
     _save(folder / "offsets.npy", offsets)
-    rows = [
-        {
-            "sample_id": head["sample_id"],
-            "frames": head["frames"],
-            "skeleton_status": head["status"],
-            "reason": head["error"],
-        }
-        for head in heads
-    ]
-    return rows, shape
+    names = {"sample_id": "sample_id", "frames": "frames", "skeleton_status": "status", "reason": "error"}
+    return [{name: head[column] for name, column in names.items()} for head in heads], shape
 
 
 def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joints:
