@@ -176,6 +176,15 @@ def shape_image(image: Image, aspect: str) -> Image:
     return square
 
 
+def limit_side(image: Image, most: int) -> Image:
+    """Reduce an image whose longer side has more than `most` pixels to that size."""
+    side = max(image.shape[:2])
+    if side <= most:
+        return image
+    size = (max(1, round(image.shape[1] * most / side)), max(1, round(image.shape[0] * most / side)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
 def encode_jpeg(image: Image, quality: int, *, bgr: bool = False) -> bytes:
     """Encode RGB (or BGR) pixels as JPEG."""
     pixels = image if bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)

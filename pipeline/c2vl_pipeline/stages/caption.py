@@ -14,21 +14,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedWriter
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
-from c2vl_pipeline.workspace import Workspace, stored_joints
-
-Row = dict[str, Any]
+from c2vl_pipeline.stages.base import Row, ShardContext, Stage, config_of, failure, in_batches, row_status
+from c2vl_pipeline.workspace import stored_joints
 
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
 
@@ -129,11 +125,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
         if "joints" in reads:
             body = skeletons[crop["sample_id"]]
             if body["status"] != Status.OK:
-                row |= row_status(
-                    Status(body["status"]),
-                    body["error_class"],
-                    f"this captioner describes joints: {body['error']}",
-                )
+                why = f"this captioner describes joints: {body['error']}"
+                row |= row_status(Status(body["status"]), body["error_class"], why)
                 continue
             pose = _pose(body, crop["frame_index"] or 0, shard)
         if crop["status"] != Status.OK and reads:
@@ -169,15 +162,6 @@ def _fill(row: Row, answer: Caption | Exception) -> None:
         row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
 
 
-def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
-    return recipe.pipeline.caption.engine
-
-
-def _config(recipe: Recipe) -> dict[str, Any]:
-    config = recipe.pipeline.caption
-    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
-
-
 def _upstream(recipe: Recipe) -> tuple[str, ...]:
     """Return what captions are made of: crops, and joints for a captioner that reads them."""
     reads = engines.backend(recipe.pipeline.caption.engine).reads
@@ -189,10 +173,10 @@ STAGE = Stage(
     command="caption",
     process=process,
     columns=("sample_id",),
-    config=_config,
+    config=lambda recipe: config_of(recipe.pipeline.caption),
     upstream=_upstream,
     row_group=8192,
     per_frame=True,
     reads_joints=True,
-    engine=_engine,
+    engine=lambda recipe, index: recipe.pipeline.caption.engine,
 )

@@ -151,7 +151,6 @@ def _commit(work: Path, rows: list[Row], extra: dict[str, Any]) -> None:
     """Write `samples.parquet`, unless it holds the same already."""
     path = work / "samples.parquet"
     key = fingerprint({"schema": SCHEMA_VERSION, "rows": rows, "extra": extra})
-    work.mkdir(parents=True, exist_ok=True)
     if finished_shard(path, key) is None:
         table = pa.Table.from_pylist(rows, schema=SAMPLES)
         commit_table(path, table, key=key, row_group=65536, extra=extra)
