@@ -124,18 +124,13 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     crops = crop_figures(reader)
     joints = joint_figures(index, reader, check, seed, why) if crops else None
     corpus, captions = _captions(index, reader, seed)
-    comparison = (
-        _released(index, corpus, theirs, released.name, seed)
-        if released is not None and theirs is not None
-        else None
-    )
     return Audit(
         dataset=index.dataset.title,
         samples=index.table.num_rows,
         crops=crops,
         joints=joints,
         captions=captions,
-        released=comparison,
+        released=_released(index, corpus, theirs, released.name, seed) if released and theirs else None,
         why=why,
         notes=list(reader.notes),
     )
@@ -209,19 +204,12 @@ def _released(
     ours = Corpus(corpus.texts, corpus.codes[common])
     other = Corpus.of([theirs[ids[n]] for n in common])
     slots = min(ours.codes.shape[1], other.codes.shape[1])
-    each = [
-        caption_stats.agreement(
-            Corpus(ours.texts, ours.codes[:, [s]]), Corpus(other.texts, other.codes[:, [s]])
-        )
-        for s in range(slots)
-    ]
+    each = (caption_stats.agreement(ours.slot(s), other.slot(s)) for s in range(slots))
     return ReleasedFigures(
         name,
         whole,
         len(common),
         agreement=caption_stats.agreement(ours, other),
-        control=caption_stats.agreement(ours, caption_stats.shuffled(other, seed))
-        if len(common) > 1
-        else None,
+        control=caption_stats.agreement(ours, other.shuffled(seed)) if len(common) > 1 else None,
         slots=[a for a in each if a is not None],
     )

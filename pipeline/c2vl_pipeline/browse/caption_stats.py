@@ -7,6 +7,7 @@ are they trying to do): good for comparing captioners, not a parser.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,17 @@ class Corpus:
         """Codes of all existing captions, in order."""
         return np.asarray(self.codes[self.codes >= 0])
 
+    def slot(self, number: int) -> Corpus:
+        """Return the captions of one slot."""
+        return Corpus(self.texts, self.codes[:, [number]])
+
+    def shuffled(self, seed: int = 0) -> Corpus:
+        """Give every sample another sample's captions, as a control of an agreement."""
+        order = np.random.default_rng(seed).permutation(len(self.codes))
+        codes = np.empty_like(self.codes)
+        codes[order] = self.codes[np.roll(order, 1)]
+        return Corpus(self.texts, codes)
+
 
 @dataclass(frozen=True)
 class CaptionStats:
@@ -145,9 +157,7 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
     complete = corpus.codes[(corpus.codes >= 0).all(axis=1)]
     names, where = np.unique(objects, return_inverse=True)
     amounts = np.bincount(where, weights=counts)
-    things = sorted(
-        ((str(n), float(a)) for n, a in zip(names, amounts, strict=True) if n), key=lambda e: -e[1]
-    )
+    things = [(str(names[i]), float(amounts[i])) for i in np.argsort(-amounts, kind="stable") if names[i]]
     order = np.argsort(-counts, kind="stable")[:top]
     return CaptionStats(
         samples=len(corpus.codes),
@@ -288,7 +298,7 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
     total = _sum(x) + _sum(y)
     sx, sy = x.sign(), y.sign()
     either = _sum(sx.maximum(sy))
-    numbers: dict[str, int] = {t: n for n, t in enumerate(ours.texts)}
+    numbers = {t: n for n, t in enumerate(ours.texts)}
     known = np.array([numbers.get(t, -1) for t in theirs.texts])
     stand = [np.array([posture(t) for t in c.texts])[k] for c, k in ((ours, a), (theirs, b))]
     definite = np.isin(stand[0], ("standing", "sitting")) & np.isin(stand[1], ("standing", "sitting"))
@@ -304,28 +314,15 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
     )
 
 
-def shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
-    """Give every sample another sample's captions, as a control of an agreement."""
-    order = np.random.default_rng(seed).permutation(len(corpus.codes))
-    codes = np.empty_like(corpus.codes)
-    codes[order] = corpus.codes[np.roll(order, 1)]
-    return Corpus(corpus.texts, codes)
-
-
-def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_array, sp.csr_array]:
+def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Return the word counts of both lists of texts over one vocabulary, (texts, vocabulary)."""
-    numbers: dict[str, int] = {}
-    rows, columns = [], []
-    for n, text in enumerate([*ours, *theirs]):
-        for word in words(text):
-            rows.append(n)
-            columns.append(numbers.setdefault(word, len(numbers)))
-    shape = (len(ours) + len(theirs), max(len(numbers), 1))
-    counts = sp.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    from sklearn.feature_extraction import DictVectorizer
+
+    counts = DictVectorizer(dtype=np.float32).fit_transform(Counter(words(t)) for t in [*ours, *theirs])
     return counts[: len(ours)], counts[len(ours) :]
 
 
-def _sum(matrix: sp.csr_array) -> npt.NDArray[np.float64]:
+def _sum(matrix: sp.csr_matrix) -> npt.NDArray[np.float64]:
     return np.asarray(matrix.sum(axis=1), np.float64).ravel()
 
 

@@ -112,7 +112,7 @@ def test_agreement_equals_a_naive_count():
 
 def test_shuffling_gives_every_sample_anothers_captions():
     corpus = Corpus.of([[str(i)] for i in range(20)])
-    other = caption_stats.shuffled(corpus, 3)
+    other = corpus.shuffled(3)
     assert sorted(other.codes[:, 0]) == list(range(20))
     assert (other.codes != corpus.codes).all()
 
