@@ -19,7 +19,7 @@ ATTEMPTS = 3
 MAX_DEATHS = 60
 """Deaths over one shard after which the machine, not a sample, is to blame."""
 
-Quarantine = dict[str, tuple[str, str, str]]
+Quarantine = dict[str, tuple[Status, str, str]]
 """Sample id -> status, error class and text of its rows."""
 
 

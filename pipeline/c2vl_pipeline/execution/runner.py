@@ -116,27 +116,20 @@ def run_stage(
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
     if failed:
-        raise _too_many_failures(stage, work, statuses, max_failures)
+        raise StageError(
+            f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
+            f"{max_failures:.0%}; "
+            f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
+            f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
+        )
     return summary
-
-
-def _too_many_failures(stage: Stage, work: Path, statuses: Counter[str], max_failures: float) -> StageError:
-    return StageError(
-        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
-        f"{max_failures:.0%}; "
-        f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
-        f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
-    )
 
 
 def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
     """Return how many processes suit a stage here: one per core, but one per GPU for engines that load weights."""
-    cores = os.cpu_count() or 1
-    if stage.engine is None:
-        return cores
-    return (
-        max(1, len(engines.gpus())) if engines.wants_own_process(stage.engine(recipe, load(work))) else cores
-    )
+    if stage.engine and engines.wants_own_process(stage.engine(recipe, load(work))):
+        return max(1, len(engines.gpus()))
+    return os.cpu_count() or 1
 
 
 # -------------------------------------------------------------------------------------- before the first shard

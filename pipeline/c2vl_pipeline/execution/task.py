@@ -59,7 +59,7 @@ class ShardTask:
     """What the key is the hash of: stored in the shard's manifest, for `status --why` and for later stages."""
     span: tuple[int, int] | None = None
     """Samples [start, stop) of the shard to make a piece of; None makes and commits the shard."""
-    quarantined: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    quarantined: Mapping[str, tuple[Status, str, str]] = field(default_factory=dict)
     """Sample id -> status, error class and text of samples that no worker survives."""
     redo: frozenset[str] = frozenset()
     """Samples of a committed shard to make again; its other rows stay."""
@@ -167,7 +167,8 @@ def _rows(
     wanted = samples if task.span is None else samples[slice(*task.span)]
     missing = [s for s in wanted if s not in known]
     healthy = [s for s in missing if s not in task.quarantined]
-    if not healthy and parts and not any(s in task.quarantined for s in missing):
+    lost = [s for s in missing if s in task.quarantined]
+    if not healthy and parts and not lost:
         fresh = parts[0].slice(0, 0)  # nothing to make: do not load an engine
     else:
         whole = len(healthy) == len(samples)
@@ -180,14 +181,8 @@ def _rows(
     if task.redo:
         fresh = _count_attempts(path, fresh, task.redo)
     slots = per_sample if stage.per_frame else None
-    blank = [
-        row
-        for s in missing
-        if s in task.quarantined
-        for row in blank_rows(
-            fresh.schema, s, slots, row_status(Status(task.quarantined[s][0]), *task.quarantined[s][1:])
-        )
-    ]
+    statuses = {s: row_status(*task.quarantined[s]) for s in lost}
+    blank = [row for s in lost for row in blank_rows(fresh.schema, s, slots, statuses[s])]
     if blank:
         parts.append(pa.Table.from_pylist(blank, schema=fresh.schema))
     if task.span is not None:
@@ -260,8 +255,7 @@ def _reusable(
 ) -> tuple[list[pa.Table], frozenset[str], float]:
     """Return tables of rows to reuse, the samples of the committed ones, and the seconds that these took."""
     tables: list[pa.Table] = []
-    reused: frozenset[str] = frozenset()
-    seconds = 0.0
+    reused, seconds = frozenset[str](), 0.0
     manifest = read_shard_manifest(path)
     if manifest is not None:
         parts = manifest.extra.get("parts", {})

@@ -234,9 +234,8 @@ class Workers:
                 f"at once, and an engine serves one; start workers with --nthreads 1"
             )
         offered = [w["resources"] for w in joined]
-        if self.resources and not any(
-            all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offered
-        ):
+        enough = (all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offered)
+        if self.resources and not any(enough):
             best: dict[str, float] = max(
                 offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={}
             )
