@@ -32,10 +32,6 @@ Array = npt.NDArray[np.float32]
 _Form = TypeVar("_Form", bound=BaseModel)
 
 
-def _no_scene() -> Image | None:
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Frame:
     """One decoded video frame and further data of that instant."""
@@ -47,7 +43,7 @@ class Frame:
     """Frames of one camera share a background."""
     joints: Array | None = None
     """Joints projected into this image, (bodies, V, 2) pixels, for engines that read joints; NaN = unseen."""
-    background: Callable[[], Image | None] = _no_scene
+    background: Callable[[], Image | None] = lambda: None
     """Returns what this camera sees when nobody is there, or None if no clip of it can be read."""
 
 

@@ -264,11 +264,8 @@ class GroundingDinoPy(Detector):
         return self._at.describe() | {"size": dict(self._size)}
 
     def _run(self, images: list[Image], query: str) -> list[Mapping[str, Any]]:
-        processor, options, texts = (
-            self._at.processor,
-            self._at.options,
-            [grounding.phrase(query)] * len(images),
-        )
+        processor, options = self._at.processor, self._at.options
+        texts = [grounding.phrase(query)] * len(images)
         pixels = processor.image_processor(images, input_data_format="channels_last", return_tensors="pt")
         with _quiet():
             outputs = self._at.model(pixels["pixel_values"].to(self._at.device), captions=texts)

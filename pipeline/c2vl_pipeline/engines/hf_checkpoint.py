@@ -87,9 +87,8 @@ def _weight_files(folder: Path) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if index.is_file() and not (folder / single).is_file():
-            return [
-                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            return [folder / name for name in sorted(names)]
         if (folder / single).is_file():
             return [folder / single]
     return [folder / "model.safetensors"]

@@ -50,12 +50,9 @@ def _package() -> SimpleNamespace:
             imported = importlib.import_module(module)
             members |= {name: getattr(imported, name) for name in names}
         except Exception as error:  # its imports fail in many ways with other versions of transformers
-            absent = isinstance(error, ModuleNotFoundError) and error.name == "llava"
-            problem = (
-                "is not installed"
-                if absent
-                else f"is not what is installed here as 'llava' ({one_line(error, named=True)})"
-            )
+            problem = f"is not what is installed here as 'llava' ({one_line(error, named=True)})"
+            if isinstance(error, ModuleNotFoundError) and error.name == "llava":
+                problem = "is not installed"
             raise EngineError(
                 f"the captioner engine 'llava' needs the original LLaVA package, which {problem}; `pip install "
                 "git+https://github.com/haotian-liu/LLaVA.git` into a separate environment (it pins torch 2.1.2 "

@@ -24,13 +24,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
     **{
         f"{joint}_{side}": (f"{joint}_{side}", f"{fallback}_{side}")
         for side in ("left", "right")
-        for joint, fallback in (
-            ("hand", "wrist"),
-            ("shoulder", "shoulder"),
-            ("hip", "hip"),
-            ("knee", "knee"),
-            ("ankle", "ankle"),
-        )
+        for joint, fallback in (("hand", "wrist"), *((j, j) for j in ("shoulder", "hip", "knee", "ankle")))
     },
 }
 _SPAN = 4
@@ -115,11 +109,8 @@ class _Person:
             if height > 0.05
             else "down"
         )
-        outward = (
-            float((place - self.at(f"shoulder_{side}")) @ self.right)
-            / self.torso
-            * (1 if side == "right" else -1)
-        )
+        outward = float((place - self.at(f"shoulder_{side}")) @ self.right) / self.torso
+        outward = outward if side == "right" else -outward
         where = " out to the side" if outward > 0.55 else " across the body" if outward < -0.35 else ""
         return level + where
 
