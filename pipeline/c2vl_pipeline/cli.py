@@ -193,7 +193,6 @@ def pack_command(
         typer.Option(
             "--layout",
             help="Pack joints in this layout instead, into packed-<layout>: for transfer across sensors.",
-            show_default=False,
         ),
     ] = None,
     set_: SetOption = None,

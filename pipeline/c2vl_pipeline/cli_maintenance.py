@@ -184,7 +184,7 @@ def retry_failed(runner: StageRunner) -> None:
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", help="HTML file to write (default: in the work folder).", show_default=False),
+    typer.Option("--out", help="HTML file to write (default: in the work folder)."),
 ]
 
 
@@ -230,7 +230,7 @@ def inspect_command(
 
 
 def explain_command(
-    sample_id: Annotated[str, typer.Argument(metavar="SAMPLE_ID", show_default=False)],
+    sample_id: Annotated[str, typer.Argument(metavar="SAMPLE_ID")],
     work: WorkOption,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
@@ -253,9 +253,7 @@ def audit_command(
     out: OutOption = None,
     released: Annotated[
         Path | None,
-        typer.Option(
-            help="Captions the authors released (.json or .zip), to compare with.", show_default=False
-        ),
+        typer.Option(help="Captions the authors released (.json or .zip), to compare with."),
     ] = None,
     check: Annotated[
         int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")

@@ -26,19 +26,14 @@ WorkOption = Annotated[
 _DATASETS = sorted(
     p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml")
 )
-DATASET = typer.Option(
-    "--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.", show_default=False
-)
-DATA = typer.Option(
-    "--data", help="Folder of the raw dataset, as downloaded and unpacked.", show_default=False
-)
+DATASET = typer.Option("--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.")
+DATA = typer.Option("--data", help="Folder of the raw dataset, as downloaded and unpacked.")
 WorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers",
         min=0,
         help="Worker processes (default: one per core; one per GPU for engines with weights); 0: this process, unprotected.",
-        show_default=False,
     ),
 ]
 SchedulerOption = Annotated[
@@ -47,7 +42,6 @@ SchedulerOption = Annotated[
         "--scheduler",
         metavar="ADDRESS",
         help="Running Dask scheduler (tcp://host:8786) whose workers see the same folders.",
-        show_default=False,
     ),
 ]
 ResourceOption = Annotated[
@@ -56,7 +50,6 @@ ResourceOption = Annotated[
         "--resource",
         metavar="NAME=AMOUNT",
         help="What each task asks of a scheduler's worker, e.g. GPU=1; may be repeated.",
-        show_default=False,
     ),
 ]
 OverwriteOption = Annotated[
@@ -69,32 +62,18 @@ FailuresOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.", show_default=False),
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")
 ]
 ShardLimit = Annotated[
     int | None,
-    typer.Option(
-        "--limit",
-        min=1,
-        metavar="N",
-        help="Only the shards that hold the first N samples.",
-        show_default=False,
-    ),
+    typer.Option("--limit", min=1, metavar="N", help="Only the shards that hold the first N samples."),
 ]
 EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        "--engine", help="Engine preset or back-end to use instead of the recipe's.", show_default=False
-    ),
+    str | None, typer.Option("--engine", help="Engine preset or back-end to use instead of the recipe's.")
 ]
 LayoutOption = Annotated[
     str | None,
-    typer.Option(
-        "--layout",
-        help="Custom data: joint layout by name, or a TOML file in the data folder.",
-        show_default=False,
-    ),
+    typer.Option("--layout", help="Custom data: joint layout by name, or a TOML file in the data folder."),
 ]
 AllowMissing = Annotated[
     bool,
