@@ -120,14 +120,10 @@ def index_command(
     ]
     expected = spec.expected.splits if spec.expected and limit is None and not only_present else {}
     for benchmark, counts in split_counts(made).items():
-        published = expected.get(benchmark)
-        note = (
-            ""
-            if published is None
-            else "  as published"
-            if published == (counts["train"], counts["test"])
-            else f"  published: {published[0]:,} / {published[1]:,}"
-        )
+        note, published = "", expected.get(benchmark)
+        if published is not None:
+            same = published == (counts["train"], counts["test"])
+            note = "  as published" if same else f"  published: {published[0]:,} / {published[1]:,}"
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
     _show_findings(findings)

@@ -128,9 +128,5 @@ def shard_path(work: Path, stage: str, number: int) -> Path:
 
 def stored_joints(row: dict[str, Any], layout: Layout) -> Array:
     """Return the joints of a row of the skeletons stage, (T, M, V, C)."""
-    shape = (
-        (row["frames"], -1, layout.joints, layout.dims)
-        if row["frames"]
-        else (0, 1, layout.joints, layout.dims)
-    )
+    shape = (row["frames"], -1 if row["frames"] else 1, layout.joints, layout.dims)
     return np.frombuffer(row["joints"], np.float32).reshape(shape)

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
@@ -29,7 +29,6 @@ from c2vl_manifests.layouts import Layout
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
-_Form = TypeVar("_Form", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +94,12 @@ class TextVectors:
     vectors: Array
     tokens: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+
+
+class Options(BaseModel):
+    """Base of the options of an engine: an unknown name or a value of another type is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 # ----------------------------------------------------------------------------------------------- Protocols
@@ -245,6 +250,9 @@ def backend(spec: EngineSpec) -> Backend:
 def setting(spec: EngineSpec) -> str:
     """Return where a recipe sets an engine of this role, such as `pipeline.crop.engine`."""
     return f"pipeline.{_STAGES[spec.role]}.engine"
+
+
+_Form = TypeVar("_Form", bound=Options)
 
 
 def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:

@@ -19,11 +19,11 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import openai
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, checked_options
+from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, Options, checked_options
 from c2vl_pipeline.readers.video import encode_jpeg, limit_side
 
 CONNECT_TIMEOUT = 10.0
@@ -45,9 +45,7 @@ class UnansweredError(Exception):
     """No attempt gave a usable answer to this crop."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _Options(Options):
     base_url: str
     api_key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
     concurrency: int = Field(default=16, ge=1)

@@ -13,7 +13,6 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedWriter
-from types import TracebackType
 
 import numpy as np
 import pyarrow as pa
@@ -96,9 +95,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._file is not None:
             self._file.close()
 
