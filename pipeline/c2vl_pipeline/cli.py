@@ -55,7 +55,7 @@ def synth_command(
     from c2vl_pipeline.synthetic.dataset import generate
 
     with Reporter() as emit:
-        generate(
+        made = generate(
             out,
             classes=classes,
             subjects=subjects,
@@ -65,8 +65,7 @@ def synth_command(
             workers=workers or os.cpu_count() or 1,
             emit=emit,
         )
-    clips = classes * subjects * views * repeats
-    say(f"{clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
+    say(f"{made.clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
 
 
 @app.command("index")

@@ -79,12 +79,11 @@ class Audit:
         lines = []
         if self.crops:
             share = self.crops.statuses.get("ok", 0) / self.crops.rows
-            checked = (
-                f"; {html.percent(self.joints.passed)} % of {self.joints.frames:,} checked crops hold {100 * INSIDE:.0f} % of the joints"
-                if self.joints
-                else ""
-            )
-            lines.append(f"crops: {html.percent(share)} % of {self.crops.rows:,} rows ok{checked}")
+            lines.append(f"crops: {html.percent(share)} % of {self.crops.rows:,} rows ok")
+            if self.joints:
+                lines[-1] += (
+                    f"; {html.percent(self.joints.passed)} % of {self.joints.frames:,} checked crops hold {100 * INSIDE:.0f} % of the joints"
+                )
         if self.captions and self.captions.wording:
             w = self.captions.wording
             lines.append(

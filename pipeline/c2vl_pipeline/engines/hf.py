@@ -98,9 +98,8 @@ class Llava(Captioner):
         vision, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
         processor.patch_size = processor.patch_size or vision.patch_size
         processor.vision_feature_select_strategy = processor.vision_feature_select_strategy or strategy
-        if (
-            vision.model_type == "clip_vision_model"
-        ):  # it has a class token, which old processors do not state
+        # it has a class token, which old processors do not state
+        if vision.model_type == "clip_vision_model":
             processor.num_additional_image_tokens = 1
         bos, llama = tokenizer.bos_token_id, model.config.text_config.model_type == "llama"
         if llama and bos is not None and bos not in tokenizer("")["input_ids"]:

@@ -7,7 +7,7 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import groupby, product
 
@@ -71,10 +71,8 @@ class _ShardCrops:
         if shard.killable:
             self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
 
-    def __enter__(self) -> _ShardCrops:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        """End the thread of the deadline."""
         if self.deadline is not None:
             self.deadline.close()
 
@@ -221,7 +219,7 @@ class _ShardCrops:
 def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot)."""
     tables = [CROPS.empty_table()]
-    with _ShardCrops(shard) as crops:
+    with closing(_ShardCrops(shard)) as crops:
         for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
             group, samples = list(of_video), []
             for sample in group:

@@ -234,25 +234,20 @@ def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], e
     widths = {kind: int(first.field(kind).type.list_size) for kind in ("vision", "language")}
     arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}
     good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}
-    at = 0
+    errors: list[str | None] = []
     for number, (start, stop) in enumerate(index.plan):
         table = read_shard(shard_path(index.work, "embeddings", number)).combine_chunks()
-        count = stop - start
         for kind, width in widths.items():
             flat = table.column(kind).chunk(0).flatten().to_numpy(zero_copy_only=False)
-            arrays[kind][at : at + count] = flat.reshape(count, slots, width)
-            statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(count, slots)
-            good[kind][at : at + count] = statuses == str(Status.OK)
-        errors = table.column("error").to_pylist()
-        for n in range(count):
-            for kind in widths:
-                rows[at + n][f"{kind}_rows"] = int(good[kind][at + n].sum())
-            if rows[at + n]["reason"] is None and not (
-                good["vision"][at + n].any() and good["language"][at + n].any()
-            ):
-                rows[at + n]["reason"] = next((e for e in errors[n * slots : (n + 1) * slots] if e), None)
-        at += count
-        emit(Progress("pack", at, len(rows)))
+            arrays[kind][start:stop] = flat.reshape(-1, slots, width)
+            statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(-1, slots)
+            good[kind][start:stop] = statuses == str(Status.OK)
+        errors += table.column("error").to_pylist()
+        emit(Progress("pack", stop, len(rows)))
+    for n, row in enumerate(rows):
+        row |= {f"{kind}_rows": int(usable[n].sum()) for kind, usable in good.items()}
+        if row["reason"] is None and not all(usable[n].any() for usable in good.values()):
+            row["reason"] = next(filter(None, errors[n * slots : (n + 1) * slots]), None)
     for kind in widths:
         _save(folder / f"{kind}.npy", arrays[kind])
         _save(folder / f"{kind}_ok.npy", good[kind])

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Result of `generate`: the folder, the class names, and the numbers of clips written and kept."""
+    """Result of `generate`: the folder, and the numbers of clips written and kept."""
 
     root: Path
-    classes: tuple[str, ...]
     written: int
     kept: int
 
@@ -139,18 +139,14 @@ def generate(
     settings = Settings(classes, subjects, views, repeats, seed, size, frames)
     _check(settings, workers)
     _claim(out, settings)
-    jobs = [
-        (out, settings, p, r, a)
-        for p in range(1, subjects + 1)
-        for r in range(1, repeats + 1)
-        for a in range(1, classes + 1)
-    ]
+    numbers = product(*(range(1, count + 1) for count in (subjects, repeats, classes)))
+    jobs = [(out, settings, p, r, a) for p, r, a in numbers]
     written, total = 0, len(jobs) * views
     for done, count in enumerate(_run(jobs, workers), 1):
         written += count
         emit(Progress("synth", done * views, total, "clips"))
     emit(Note(f"{total} synthetic clips in {out}: {written} written, {total - written} kept"))
-    return Synthetic(out, tuple(action_names(classes)), written, total - written)
+    return Synthetic(out, written, total - written)
 
 
 def _check(settings: Settings, workers: int) -> None:
