@@ -122,7 +122,7 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     why: dict[str, str] = {}
     crops = crop_figures(reader)
     joints = joint_figures(index, reader, check, seed, why) if crops else None
-    corpus, captions = _captions(index, reader, seed)
+    corpus, captions = _captions(index, reader)
     return Audit(
         dataset=index.dataset.title,
         samples=index.table.num_rows,
@@ -138,7 +138,7 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
 # ------------------------------------------------------------------------------------------- captions
 
 
-def _captions(index: Workspace, reader: RowReader, seed: int) -> tuple[Corpus | None, CaptionFigures | None]:
+def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, CaptionFigures | None]:
     statuses: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     blocks: dict[int, caption_stats.Codes] = {}
@@ -170,7 +170,7 @@ def _captions(index: Workspace, reader: RowReader, seed: int) -> tuple[Corpus | 
     return corpus, CaptionFigures(
         statuses=dict(statuses.most_common()),
         empty=empty,
-        wording=caption_stats.describe(corpus, seed=seed),
+        wording=caption_stats.describe(corpus),
         tokens=tokens,
         truncated=truncated,
         classes=caption_stats.by_class(corpus, labels, names),
@@ -194,7 +194,7 @@ def _tokens(reader: RowReader) -> tuple[Quantiles | None, int | None]:
 def _released(
     index: Workspace, corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
 ) -> ReleasedFigures | None:
-    whole = caption_stats.describe(Corpus.of(list(theirs.values())), seed=seed)
+    whole = caption_stats.describe(Corpus.of(list(theirs.values())))
     assert whole is not None  # read_captions rejects an empty file
     ids = index.table["sample_id"].to_pylist()
     common = [n for n, sample_id in enumerate(ids) if sample_id in theirs]

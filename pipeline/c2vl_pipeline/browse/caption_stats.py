@@ -127,8 +127,6 @@ class CaptionStats:
     words_histogram: Histogram | None
     vocabulary: int
     running_words: int
-    growth: list[tuple[int, int]]
-    """(running words, different words), captions in a random order."""
     most_common: float
     all_equal: float
     """Share of complete samples whose captions are all the same."""
@@ -142,7 +140,7 @@ class CaptionStats:
     """Captions with certainly more than CLIP's 77 tokens."""
 
 
-def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | None:
+def describe(corpus: Corpus, *, top: int = 12) -> CaptionStats | None:
     """Return the figures of a corpus; None if it holds no caption."""
     flat = corpus.flat
     if not flat.size:
@@ -153,7 +151,6 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
     postures = np.array([posture(t) for t in corpus.texts])
     objects = np.array([held(t) for t in corpus.texts])
     tokens = np.array([least_tokens(t) for t in corpus.texts])
-    vocabulary, growth = _growth(flat, split, length, seed)
     complete = corpus.codes[(corpus.codes >= 0).all(axis=1)]
     names, where = np.unique(objects, return_inverse=True)
     amounts = np.bincount(where, weights=counts)
@@ -167,9 +164,8 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
         top=[(corpus.texts[i], int(counts[i])) for i in order],
         words=Quantiles.of(length[flat]),
         words_histogram=Histogram.of(length[flat]),
-        vocabulary=vocabulary,
+        vocabulary=len(set().union(*(split[code] for code in np.unique(flat)))),
         running_words=int(length[flat].sum()),
-        growth=growth,
         most_common=float(counts.max() / flat.size),
         all_equal=float((complete == complete[:, :1]).all(axis=1).mean()) if len(complete) else 0.0,
         standing=float((postures[flat] == "standing").mean()),
@@ -179,23 +175,6 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
         objects=[(name, amount / flat.size) for name, amount in things[:top]],
         over_context=int((tokens[flat] > CONTEXT).sum()),
     )
-
-
-def _growth(
-    flat: Codes, split: list[list[str]], length: npt.NDArray[np.int64], seed: int
-) -> tuple[int, list[tuple[int, int]]]:
-    """Return the size of the vocabulary and its growth over captions in a random order."""
-    order = np.random.default_rng(seed).permutation(flat)
-    running = np.cumsum(length[order])
-    codes, first = np.unique(order, return_index=True)
-    known: set[str] = set()
-    sizes = np.zeros(len(order), np.int64)
-    for at in np.argsort(first):
-        known.update(split[codes[at]])
-        sizes[first[at]] = len(known)
-    sizes = np.maximum.accumulate(sizes)
-    points = np.unique(np.linspace(0, len(order) - 1, 60).astype(int))
-    return len(known), [(0, 0), *((int(running[p]), int(sizes[p])) for p in points)]
 
 
 def contradicting(corpus: Corpus) -> npt.NDArray[np.bool_]:
