@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -104,12 +104,16 @@ def run_stage(
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
         write_stage_manifest(folder, _summary(keys, keys.done))
         done, statuses, failed = dict(keys.done), Counter[str](), False
-        report = _reporter(stage, index, keys.done.keys() - set(due), emit)
+        finished = keys.done.keys() - set(due)
+        if finished:
+            emit(Note(f"{stage.name}: {len(finished)} of {len(index.plan)} shards are already done"))
+        emit(_progress(stage, index, finished, {}))
         tasks = _tasks(keys, index, recipe, spec, due, redo)
         for number, manifest in _execute(tasks, index, folder, workers, emit):
             done[number] = manifest
             statuses.update(manifest.statuses)
-            report(number, statuses)
+            finished.add(number)
+            emit(_progress(stage, index, finished, statuses))
             failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
             if failed:
                 break
@@ -281,23 +285,11 @@ def _execute(
             waiting.extendleft(bisector.finished(task))
 
 
-def _reporter(
-    stage: Stage, index: Workspace, done: Set[int], emit: Emit
-) -> Callable[[int, Mapping[str, int]], None]:
-    """Report how many shards are done already; returns a function that reports another one and the statuses so far."""
-    samples = [stop - start for start, stop in index.plan]
-    finished = sum(samples[n] for n in done)
-    if done:
-        emit(Note(f"{stage.name}: {len(done)} of {len(samples)} shards are already done"))
-    emit(Progress(stage.name, finished, sum(samples)))
-
-    def report(number: int, statuses: Mapping[str, int]) -> None:
-        nonlocal finished
-        finished += samples[number]
-        bad = {status: count for status, count in statuses.items() if status != Status.OK}
-        emit(Progress(stage.name, finished, sum(samples), info=bad))
-
-    return report
+def _progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int]) -> Progress:
+    """Return how many samples the finished shards hold, with the statuses of this run's rows that are not ok."""
+    done = sum(index.plan[n][1] - index.plan[n][0] for n in finished)
+    bad = {status: count for status, count in statuses.items() if status != Status.OK}
+    return Progress(stage.name, done, index.table.num_rows, info=bad)
 
 
 _version = cache(version)  # reads a file
