@@ -121,13 +121,9 @@ def repair(
 def _outdated(work: Path, stage: str, number: int) -> bool:
     """Return True if a committed shard was made from other rows than its earlier stages hold now."""
     shard = read_shard_manifest(shard_path(work, stage, number))
-    if shard is None:
-        return False
-    for name, digest in shard.extra.get("upstream", {}).items():
-        earlier = read_shard_manifest(shard_path(work, name, number))
-        if earlier is None or earlier.digest != digest:
-            return True
-    return False
+    upstream = shard.extra.get("upstream", {}) if shard else {}
+    now = {name: read_shard_manifest(shard_path(work, name, number)) for name in upstream}
+    return any(earlier is None or earlier.digest != upstream[name] for name, earlier in now.items())
 
 
 def check_configuration(work: Path, recipe: Recipe, names: Iterable[str]) -> None:

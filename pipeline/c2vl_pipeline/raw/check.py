@@ -247,12 +247,10 @@ _MOST_GROUPS = 6
 def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[str, str, str]]:
     """Count missing files by setup, camera, subject and class, the worst first."""
     lines = []
-    for (kind, kinds), gone in zip(
-        _KINDS, (findings.missing_videos, findings.missing_skeletons), strict=True
-    ):
-        if not gone:
+    for kind, kinds in _KINDS:
+        lost = set(findings.missing_videos if kind == "video" else findings.missing_skeletons)
+        if not lost:
             continue
-        lost = set(gone)
         due = [r for r in rows if not (kind == "skeleton" and r["known_missing"])]
         for column, by, form in _GROUPS:
             unknown = -1 if column == "label" else None

@@ -110,9 +110,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     assert shard.spec is not None
     config = shard.recipe.pipeline.caption
     reads = engines.backend(shard.spec).reads
-    skeletons: dict[str, Row] = {}
-    if "joints" in reads:
-        skeletons = {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
+    bodies = shard.upstream("skeletons").to_pylist() if "joints" in reads else []
+    skeletons = {row["sample_id"]: row for row in bodies}
     rows: list[Row] = []
     requests: list[tuple[Row, _Request]] = []
     for crop in shard.upstream("crops").to_pylist():

@@ -8,6 +8,7 @@ only by evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +135,12 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
 
 def _cut(rows: list[Row], size: int) -> list[list[int]]:
     """Cut rows into shards of about `size` samples without splitting the samples of one video."""
-    bounds: list[list[int]] = []
-    start = 0
-    for at in range(1, len(rows) + 1):
-        full = at - start >= size
-        same_video = (
-            at < len(rows) and rows[at]["video"] is not None and rows[at]["video"] == rows[at - 1]["video"]
-        )
-        if at == len(rows) or (full and not same_video):
-            bounds.append([start, at])
-            start = at
-    return bounds
+    cuts = [0]
+    for at in range(1, len(rows)):
+        video = rows[at]["video"]
+        if at - cuts[-1] >= size and (video is None or video != rows[at - 1]["video"]):
+            cuts.append(at)
+    return [list(bounds) for bounds in pairwise([*cuts, len(rows)])]
 
 
 def _commit(work: Path, rows: list[Row], extra: dict[str, Any]) -> None:
