@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 
 app = application(
     "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in "
-    "the "
-    "order below, or all of them with `prompts`. Every command resumes where it stopped."
+    "the order below, or all of them with `prompts`. Every command resumes where it stopped."
 )
 
 
@@ -56,7 +55,7 @@ def synth_command(
     from c2vl_pipeline.synthetic.dataset import generate
 
     with Reporter() as emit:
-        generate(
+        made = generate(
             out,
             classes=classes,
             subjects=subjects,
@@ -66,8 +65,7 @@ def synth_command(
             workers=workers or os.cpu_count() or 1,
             emit=emit,
         )
-    clips = classes * subjects * views * repeats
-    say(f"{clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
+    say(f"{made.clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
 
 
 @app.command("index")
@@ -87,21 +85,6 @@ def index_command(
     set_: SetOption = None,
 ) -> None:
     """Compare the raw folder with what the dataset should hold; write one row per sample."""
-    _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_, deep)
-
-
-def _index(
-    dataset: str,
-    data: Path,
-    work: Path,
-    recipe: str | None,
-    layout: str | None,
-    allow_missing: bool,
-    only_present: bool,
-    limit: int | None,
-    set_: list[str] | None,
-    deep: bool = False,
-) -> str:
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.recipe_loading import load_recipe
     from c2vl_pipeline.raw.check import IncompleteDataError
@@ -136,20 +119,15 @@ def _index(
     ]
     expected = spec.expected.splits if spec.expected and limit is None and not only_present else {}
     for benchmark, counts in split_counts(made).items():
-        published = expected.get(benchmark)
-        note = (
-            ""
-            if published is None
-            else "  as published"
-            if published == (counts["train"], counts["test"])
-            else f"  published: {published[0]:,} / {published[1]:,}"
-        )
+        note, published = "", expected.get(benchmark)
+        if published is not None:
+            same = published == (counts["train"], counts["test"])
+            note = "  as published" if same else f"  published: {published[0]:,} / {published[1]:,}"
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
     _show_findings(findings)
     for note in [*findings.errors(), *findings.hints]:
         say(f"note: {note}")
-    return name
 
 
 def _show_findings(findings: Findings) -> None:
@@ -184,8 +162,8 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
 
         stage = next(stage for stage in STAGES.values() if stage.command == name)
         resolved = recipe_of(work, recipe, set_, engine, name)
-        with StageRunner(work, workers, scheduler, resource, max_failures, overwrite) as runner:
-            runner.run(stage, resolved, limit)
+        with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
+            runner.run(stage, limit=limit)
 
     signature = inspect.signature(command, eval_str=True)
     options = [option for option in signature.parameters.values() if has_engine or option.name != "engine"]
@@ -210,7 +188,6 @@ def pack_command(
         typer.Option(
             "--layout",
             help="Pack joints in this layout instead, into packed-<layout>: for transfer across sensors.",
-            show_default=False,
         ),
     ] = None,
     set_: SetOption = None,
@@ -274,20 +251,20 @@ def prompts_command(
     if retry_failed and (dry_run or dataset is not None):
         raise typer.BadParameter("--retry-failed goes with neither --dry-run nor --dataset and --data")
     if dataset is not None and data is not None:
-        recipe = _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_)
+        index_command(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_=set_)
     resolved = recipe_of(work, recipe, set_)
     if dry_run:
         cli_maintenance.show_estimate(work, resolved, workers, seconds, as_json)
         return
     if retry_failed:
-        with StageRunner(work, workers, scheduler, resource, max_failures=1.0) as runner:
-            cli_maintenance.retry_failed(work, resolved, runner)
+        with StageRunner(work, resolved, workers, scheduler, resource, max_failures=1.0) as runner:
+            cli_maintenance.retry_failed(runner)
         return
     from c2vl_pipeline.stages import STAGES
 
-    with StageRunner(work, workers, scheduler, resource, max_failures, overwrite) as runner:
+    with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
         for stage in STAGES.values():
-            runner.run(stage, resolved)
+            runner.run(stage)
     pack_command(work, recipe, set_=set_)
 
 

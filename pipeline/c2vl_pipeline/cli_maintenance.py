@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
     from c2vl_pipeline.maintenance.estimate import StagePlan
     from c2vl_pipeline.maintenance.status import StageStatus
-    from c2vl_pipeline.maintenance.verify import Damage
 
 
 def status_command(
@@ -42,7 +42,7 @@ def status_command(
     stages = survey(work, recipe_of(work, recipe, set_))
     planned = estimate.read(work)
     if as_json:
-        say(json.dumps([entry.as_dict() for entry in stages], indent=1))
+        say(json.dumps([asdict(entry) for entry in stages], indent=1))
     else:
         plans = {s.stage: s for s in planned.stages} if planned else {}
         rows = [
@@ -134,16 +134,17 @@ def verify_command(
     with Reporter() as emit:
         damages = verify(work, raw=raw, emit=emit)
     if as_json:
-        say(json.dumps([damage.as_dict() for damage in damages], indent=1))
+        say(json.dumps([asdict(damage) for damage in damages], indent=1))
     else:
         for damage in damages:
             say(f"{damage.stage}: {damage.path} {damage.problem}")
         if not damages:
             say(f"{work}: everything is as it was committed")
         elif repair:
-            resolved = recipe_of(work, recipe, set_)
-            with StageRunner(work, workers, scheduler, resource) as runner:
-                _repair(work, resolved, damages, runner)
+            from c2vl_pipeline.maintenance import repair as repairs
+
+            with StageRunner(work, recipe_of(work, recipe, set_), workers, scheduler, resource) as runner:
+                repairs.repair(work, runner.recipe, damages, runner.run)
             if left := verify(work, raw=raw):
                 for damage in left:
                     say(f"still damaged: {damage.path} {damage.problem}")
@@ -162,36 +163,28 @@ def verify_command(
         raise typer.Exit(1)
 
 
-def _repair(work: Path, recipe: Recipe, damages: list[Damage], runner: StageRunner) -> None:
-    from c2vl_pipeline.maintenance.repair import repair
-
-    repair(work, recipe, damages, lambda stage, only, redo: runner.run(stage, recipe, only=only, redo=redo))
-
-
-def retry_failed(work: Path, recipe: Recipe, runner: StageRunner) -> None:
+def retry_failed(runner: StageRunner) -> None:
     """Try the samples with failed or undecodable rows again, and bring the later stages up to date."""
     from c2vl_pipeline.maintenance.repair import failed_samples, retry
     from c2vl_pipeline.stages import STAGES
 
-    tried = retry(work, recipe, lambda stage, redo: runner.run(stage, recipe, redo=redo))
+    work = runner.work
+    tried = retry(work, runner.recipe, lambda stage, redo: runner.run(stage, redo=redo))
     if not tried:
         say(f"{work}: no row has failed or could not be decoded; nothing to try again")
         return
     for stage, samples in tried.items():
         left = sum(len(ids) for ids in failed_samples(work, STAGES[stage]).values())
         fate = f"{left:,} failed again" if left else "none failed again"
-        say(
-            f"{stage}: {samples:,} sample{'s' if samples > 1 else ''} tried again, {fate}"
-            if samples
-            else f"{stage}: brought up to date"
-        )
+        again = f"{samples:,} sample{'s' if samples > 1 else ''} tried again, {fate}"
+        say(f"{stage}: {again if samples else 'brought up to date'}")
     if (work / "packed").is_dir():
         say(f"`c2vl-pipeline status --work {work}` shows whether to pack again")
 
 
 OutOption = Annotated[
     Path | None,
-    typer.Option("--out", help="HTML file to write (default: in the work folder).", show_default=False),
+    typer.Option("--out", help="HTML file to write (default: in the work folder)."),
 ]
 
 
@@ -237,7 +230,7 @@ def inspect_command(
 
 
 def explain_command(
-    sample_id: Annotated[str, typer.Argument(metavar="SAMPLE_ID", show_default=False)],
+    sample_id: Annotated[str, typer.Argument(metavar="SAMPLE_ID")],
     work: WorkOption,
     out: OutOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the facts as one JSON object.")] = False,
@@ -260,9 +253,7 @@ def audit_command(
     out: OutOption = None,
     released: Annotated[
         Path | None,
-        typer.Option(
-            help="Captions the authors released (.json or .zip), to compare with.", show_default=False
-        ),
+        typer.Option(help="Captions the authors released (.json or .zip), to compare with."),
     ] = None,
     check: Annotated[
         int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,19 +26,14 @@ WorkOption = Annotated[
 _DATASETS = sorted(
     p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml")
 )
-DATASET = typer.Option(
-    "--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.", show_default=False
-)
-DATA = typer.Option(
-    "--data", help="Folder of the raw dataset, as downloaded and unpacked.", show_default=False
-)
+DATASET = typer.Option("--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.")
+DATA = typer.Option("--data", help="Folder of the raw dataset, as downloaded and unpacked.")
 WorkersOption = Annotated[
     int | None,
     typer.Option(
         "--workers",
         min=0,
         help="Worker processes (default: one per core; one per GPU for engines with weights); 0: this process, unprotected.",
-        show_default=False,
     ),
 ]
 SchedulerOption = Annotated[
@@ -46,7 +42,6 @@ SchedulerOption = Annotated[
         "--scheduler",
         metavar="ADDRESS",
         help="Running Dask scheduler (tcp://host:8786) whose workers see the same folders.",
-        show_default=False,
     ),
 ]
 ResourceOption = Annotated[
@@ -55,7 +50,6 @@ ResourceOption = Annotated[
         "--resource",
         metavar="NAME=AMOUNT",
         help="What each task asks of a scheduler's worker, e.g. GPU=1; may be repeated.",
-        show_default=False,
     ),
 ]
 OverwriteOption = Annotated[
@@ -68,32 +62,18 @@ FailuresOption = Annotated[
     ),
 ]
 LimitOption = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.", show_default=False),
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")
 ]
 ShardLimit = Annotated[
     int | None,
-    typer.Option(
-        "--limit",
-        min=1,
-        metavar="N",
-        help="Only the shards that hold the first N samples.",
-        show_default=False,
-    ),
+    typer.Option("--limit", min=1, metavar="N", help="Only the shards that hold the first N samples."),
 ]
 EngineOption = Annotated[
-    str | None,
-    typer.Option(
-        "--engine", help="Engine preset or back-end to use instead of the recipe's.", show_default=False
-    ),
+    str | None, typer.Option("--engine", help="Engine preset or back-end to use instead of the recipe's.")
 ]
 LayoutOption = Annotated[
     str | None,
-    typer.Option(
-        "--layout",
-        help="Custom data: joint layout by name, or a TOML file in the data folder.",
-        show_default=False,
-    ),
+    typer.Option("--layout", help="Custom data: joint layout by name, or a TOML file in the data folder."),
 ]
 AllowMissing = Annotated[
     bool,
@@ -127,23 +107,22 @@ def recipe_of(
     return load_recipe(recipe, overrides)
 
 
+@dataclass
 class StageRunner:
     """Runs stages with the options of one command line, in worker processes that they share."""
 
-    def __init__(
-        self,
-        work: Path,
-        workers: int | None,
-        scheduler: str | None = None,
-        resource: list[str] | None = None,
-        max_failures: float = 0.05,
-        overwrite: bool = True,
-    ) -> None:
-        self._work, self._count, self._scheduler = work, workers, scheduler
-        self._max_failures, self._overwrite = max_failures, overwrite
-        self._resources = _resources(resource)
-        self._stack = ExitStack()
-        self._workers: Workers | None = None
+    work: Path
+    recipe: Recipe
+    workers: int | None
+    scheduler: str | None = None
+    resource: list[str] | None = None
+    max_failures: float = 0.05
+    overwrite: bool = True
+    _stack: ExitStack = field(default_factory=ExitStack)
+    _pool: Workers | None = None
+
+    def __post_init__(self) -> None:
+        self._resources = _resources(self.resource)
 
     def __enter__(self) -> StageRunner:
         return self
@@ -154,10 +133,9 @@ class StageRunner:
     def run(
         self,
         stage: Stage,
-        recipe: Recipe,
-        limit: int | None = None,
         only: frozenset[int] | None = None,
         redo: Redo | None = None,
+        limit: int | None = None,
     ) -> None:
         """Run one stage and print the counts of its rows."""
         from c2vl_pipeline.execution.runner import run_stage
@@ -165,34 +143,34 @@ class StageRunner:
         with Reporter() as emit:
             manifest = run_stage(
                 stage,
-                self._work,
-                recipe,
-                workers=self._workers_for(stage, recipe, emit),
+                self.work,
+                self.recipe,
+                workers=self._workers_for(stage, emit),
                 limit=limit,
                 only=only,
                 redo=redo,
-                max_failures=self._max_failures,
-                overwrite=self._overwrite,
+                max_failures=self.max_failures,
+                overwrite=self.overwrite,
                 emit=emit,
             )
         counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
         state = "all accounted for" if manifest.complete else "unfinished"
         say(f"{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
 
-    def _workers_for(self, stage: Stage, recipe: Recipe, emit: Emit) -> Workers | None:
+    def _workers_for(self, stage: Stage, emit: Emit) -> Workers | None:
         """Return the processes for a stage; those of the stage before if as many are wanted."""
         from c2vl_pipeline.execution.runner import default_workers
 
-        count = default_workers(stage, self._work, recipe) if self._count is None else self._count
-        if count == 0 and self._scheduler is None:
+        count = default_workers(stage, self.work, self.recipe) if self.workers is None else self.workers
+        if count == 0 and self.scheduler is None:
             return None
         from c2vl_pipeline.execution.workers import Workers  # dask takes a second to import
 
-        if self._workers is None or self._workers.count != count:
+        if self._pool is None or self._pool.count != count:
             self._stack.close()
-            self._workers = self._stack.enter_context(Workers(count, self._scheduler, self._resources))
-        self._workers.emit = emit
-        return self._workers
+            self._pool = self._stack.enter_context(Workers(count, self.scheduler, self._resources))
+        self._pool.emit = emit
+        return self._pool
 
 
 def _resources(options: list[str] | None) -> dict[str, float]:

@@ -16,11 +16,7 @@ import pyarrow.parquet as pq
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
 from c2vl_manifests.errors import ConfigError, StageError, one_line
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.manifest import (
-    ShardManifest,
-    digest,
-    read_shard_manifest,
-)
+from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
 from c2vl_pipeline.readers.base import Array
 
@@ -132,9 +128,5 @@ def shard_path(work: Path, stage: str, number: int) -> Path:
 
 def stored_joints(row: dict[str, Any], layout: Layout) -> Array:
     """Return the joints of a row of the skeletons stage, (T, M, V, C)."""
-    shape = (
-        (row["frames"], -1, layout.joints, layout.dims)
-        if row["frames"]
-        else (0, 1, layout.joints, layout.dims)
-    )
+    shape = (row["frames"], -1 if row["frames"] else 1, layout.joints, layout.dims)
     return np.frombuffer(row["joints"], np.float32).reshape(shape)

@@ -79,12 +79,11 @@ class Audit:
         lines = []
         if self.crops:
             share = self.crops.statuses.get("ok", 0) / self.crops.rows
-            checked = (
-                f"; {html.percent(self.joints.passed)} % of {self.joints.frames:,} checked crops hold {100 * INSIDE:.0f} % of the joints"
-                if self.joints
-                else ""
-            )
-            lines.append(f"crops: {html.percent(share)} % of {self.crops.rows:,} rows ok{checked}")
+            lines.append(f"crops: {html.percent(share)} % of {self.crops.rows:,} rows ok")
+            if self.joints:
+                lines[-1] += (
+                    f"; {html.percent(self.joints.passed)} % of {self.joints.frames:,} checked crops hold {100 * INSIDE:.0f} % of the joints"
+                )
         if self.captions and self.captions.wording:
             w = self.captions.wording
             lines.append(
@@ -123,19 +122,14 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     why: dict[str, str] = {}
     crops = crop_figures(reader)
     joints = joint_figures(index, reader, check, seed, why) if crops else None
-    corpus, captions = _captions(index, reader, seed)
-    comparison = (
-        _released(index, corpus, theirs, released.name, seed)
-        if released is not None and theirs is not None
-        else None
-    )
+    corpus, captions = _captions(index, reader)
     return Audit(
         dataset=index.dataset.title,
         samples=index.table.num_rows,
         crops=crops,
         joints=joints,
         captions=captions,
-        released=comparison,
+        released=_released(index, corpus, theirs, released.name, seed) if released and theirs else None,
         why=why,
         notes=list(reader.notes),
     )
@@ -144,7 +138,7 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
 # ------------------------------------------------------------------------------------------- captions
 
 
-def _captions(index: Workspace, reader: RowReader, seed: int) -> tuple[Corpus | None, CaptionFigures | None]:
+def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, CaptionFigures | None]:
     statuses: Counter[str] = Counter()
     numbers: dict[str, int] = {}
     blocks: dict[int, caption_stats.Codes] = {}
@@ -176,7 +170,7 @@ def _captions(index: Workspace, reader: RowReader, seed: int) -> tuple[Corpus | 
     return corpus, CaptionFigures(
         statuses=dict(statuses.most_common()),
         empty=empty,
-        wording=caption_stats.describe(corpus, seed=seed),
+        wording=caption_stats.describe(corpus),
         tokens=tokens,
         truncated=truncated,
         classes=caption_stats.by_class(corpus, labels, names),
@@ -200,7 +194,7 @@ def _tokens(reader: RowReader) -> tuple[Quantiles | None, int | None]:
 def _released(
     index: Workspace, corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
 ) -> ReleasedFigures | None:
-    whole = caption_stats.describe(Corpus.of(list(theirs.values())), seed=seed)
+    whole = caption_stats.describe(Corpus.of(list(theirs.values())))
     assert whole is not None  # read_captions rejects an empty file
     ids = index.table["sample_id"].to_pylist()
     common = [n for n, sample_id in enumerate(ids) if sample_id in theirs]
@@ -209,19 +203,12 @@ def _released(
     ours = Corpus(corpus.texts, corpus.codes[common])
     other = Corpus.of([theirs[ids[n]] for n in common])
     slots = min(ours.codes.shape[1], other.codes.shape[1])
-    each = [
-        caption_stats.agreement(
-            Corpus(ours.texts, ours.codes[:, [s]]), Corpus(other.texts, other.codes[:, [s]])
-        )
-        for s in range(slots)
-    ]
+    each = (caption_stats.agreement(ours.slot(s), other.slot(s)) for s in range(slots))
     return ReleasedFigures(
         name,
         whole,
         len(common),
         agreement=caption_stats.agreement(ours, other),
-        control=caption_stats.agreement(ours, caption_stats.shuffled(other, seed))
-        if len(common) > 1
-        else None,
+        control=caption_stats.agreement(ours, other.shuffled(seed)) if len(common) > 1 else None,
         slots=[a for a in each if a is not None],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -188,15 +188,11 @@ def joint_figures(
         histogram=Histogram.of(shares, 20, (0, 1)),
         outside_frame=beyond / max(beyond + counted, 1),
         unreadable=unreadable,
-        derived=_from_joints(reader),
+        derived=any(
+            manifest.extra.get("provenance", {}).get("derived_from") == "joints"
+            for _, manifest in reader.shards("crops")
+        ),
         worst=list(_pictures(reader, worst)),
-    )
-
-
-def _from_joints(reader: RowReader) -> bool:
-    return any(
-        manifest.extra.get("provenance", {}).get("derived_from") == "joints"
-        for _, manifest in reader.shards("crops")
     )
 
 
@@ -204,4 +200,4 @@ def _pictures(reader: RowReader, worst: list[tuple[float, int, Worst]]) -> Itera
     rows = reader.rows("crops", [number for _, number, _ in worst], ["slot", "jpeg"])
     for _, number, entry in worst:
         jpeg = next((r["jpeg"] for r in rows.get(number, []) if r["slot"] == entry.slot), None)
-        yield Worst(**{**vars(entry), "image": html.thumbnail(jpeg)})
+        yield replace(entry, image=html.thumbnail(jpeg))

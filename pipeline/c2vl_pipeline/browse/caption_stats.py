@@ -7,6 +7,7 @@ are they trying to do): good for comparing captioners, not a parser.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -100,6 +101,17 @@ class Corpus:
         """Codes of all existing captions, in order."""
         return np.asarray(self.codes[self.codes >= 0])
 
+    def slot(self, number: int) -> Corpus:
+        """Return the captions of one slot."""
+        return Corpus(self.texts, self.codes[:, [number]])
+
+    def shuffled(self, seed: int = 0) -> Corpus:
+        """Give every sample another sample's captions, as a control of an agreement."""
+        order = np.random.default_rng(seed).permutation(len(self.codes))
+        codes = np.empty_like(self.codes)
+        codes[order] = self.codes[np.roll(order, 1)]
+        return Corpus(self.texts, codes)
+
 
 @dataclass(frozen=True)
 class CaptionStats:
@@ -115,8 +127,6 @@ class CaptionStats:
     words_histogram: Histogram | None
     vocabulary: int
     running_words: int
-    growth: list[tuple[int, int]]
-    """(running words, different words), captions in a random order."""
     most_common: float
     all_equal: float
     """Share of complete samples whose captions are all the same."""
@@ -130,7 +140,7 @@ class CaptionStats:
     """Captions with certainly more than CLIP's 77 tokens."""
 
 
-def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | None:
+def describe(corpus: Corpus, *, top: int = 12) -> CaptionStats | None:
     """Return the figures of a corpus; None if it holds no caption."""
     flat = corpus.flat
     if not flat.size:
@@ -141,13 +151,10 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
     postures = np.array([posture(t) for t in corpus.texts])
     objects = np.array([held(t) for t in corpus.texts])
     tokens = np.array([least_tokens(t) for t in corpus.texts])
-    vocabulary, growth = _growth(flat, split, length, seed)
     complete = corpus.codes[(corpus.codes >= 0).all(axis=1)]
     names, where = np.unique(objects, return_inverse=True)
     amounts = np.bincount(where, weights=counts)
-    things = sorted(
-        ((str(n), float(a)) for n, a in zip(names, amounts, strict=True) if n), key=lambda e: -e[1]
-    )
+    things = [(str(names[i]), float(amounts[i])) for i in np.argsort(-amounts, kind="stable") if names[i]]
     order = np.argsort(-counts, kind="stable")[:top]
     return CaptionStats(
         samples=len(corpus.codes),
@@ -157,9 +164,8 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
         top=[(corpus.texts[i], int(counts[i])) for i in order],
         words=Quantiles.of(length[flat]),
         words_histogram=Histogram.of(length[flat]),
-        vocabulary=vocabulary,
+        vocabulary=len(set().union(*(split[code] for code in np.unique(flat)))),
         running_words=int(length[flat].sum()),
-        growth=growth,
         most_common=float(counts.max() / flat.size),
         all_equal=float((complete == complete[:, :1]).all(axis=1).mean()) if len(complete) else 0.0,
         standing=float((postures[flat] == "standing").mean()),
@@ -169,23 +175,6 @@ def describe(corpus: Corpus, *, seed: int = 0, top: int = 12) -> CaptionStats | 
         objects=[(name, amount / flat.size) for name, amount in things[:top]],
         over_context=int((tokens[flat] > CONTEXT).sum()),
     )
-
-
-def _growth(
-    flat: Codes, split: list[list[str]], length: npt.NDArray[np.int64], seed: int
-) -> tuple[int, list[tuple[int, int]]]:
-    """Return the size of the vocabulary and its growth over captions in a random order."""
-    order = np.random.default_rng(seed).permutation(flat)
-    running = np.cumsum(length[order])
-    codes, first = np.unique(order, return_index=True)
-    known: set[str] = set()
-    sizes = np.zeros(len(order), np.int64)
-    for at in np.argsort(first):
-        known.update(split[codes[at]])
-        sizes[first[at]] = len(known)
-    sizes = np.maximum.accumulate(sizes)
-    points = np.unique(np.linspace(0, len(order) - 1, 60).astype(int))
-    return len(known), [(0, 0), *((int(running[p]), int(sizes[p])) for p in points)]
 
 
 def contradicting(corpus: Corpus) -> npt.NDArray[np.bool_]:
@@ -288,7 +277,7 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
     total = _sum(x) + _sum(y)
     sx, sy = x.sign(), y.sign()
     either = _sum(sx.maximum(sy))
-    numbers: dict[str, int] = {t: n for n, t in enumerate(ours.texts)}
+    numbers = {t: n for n, t in enumerate(ours.texts)}
     known = np.array([numbers.get(t, -1) for t in theirs.texts])
     stand = [np.array([posture(t) for t in c.texts])[k] for c, k in ((ours, a), (theirs, b))]
     definite = np.isin(stand[0], ("standing", "sitting")) & np.isin(stand[1], ("standing", "sitting"))
@@ -304,28 +293,15 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
     )
 
 
-def shuffled(corpus: Corpus, seed: int = 0) -> Corpus:
-    """Give every sample another sample's captions, as a control of an agreement."""
-    order = np.random.default_rng(seed).permutation(len(corpus.codes))
-    codes = np.empty_like(corpus.codes)
-    codes[order] = corpus.codes[np.roll(order, 1)]
-    return Corpus(corpus.texts, codes)
-
-
-def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_array, sp.csr_array]:
+def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Return the word counts of both lists of texts over one vocabulary, (texts, vocabulary)."""
-    numbers: dict[str, int] = {}
-    rows, columns = [], []
-    for n, text in enumerate([*ours, *theirs]):
-        for word in words(text):
-            rows.append(n)
-            columns.append(numbers.setdefault(word, len(numbers)))
-    shape = (len(ours) + len(theirs), max(len(numbers), 1))
-    counts = sp.csr_array((np.ones(len(rows), np.float32), (rows, columns)), shape=shape)
+    from sklearn.feature_extraction import DictVectorizer
+
+    counts = DictVectorizer(dtype=np.float32).fit_transform(Counter(words(t)) for t in [*ours, *theirs])
     return counts[: len(ours)], counts[len(ours) :]
 
 
-def _sum(matrix: sp.csr_array) -> npt.NDArray[np.float64]:
+def _sum(matrix: sp.csr_matrix) -> npt.NDArray[np.float64]:
     return np.asarray(matrix.sum(axis=1), np.float64).ravel()
 
 

@@ -7,6 +7,7 @@ pictures are read only for the samples shown. So 1.8 million rows take seconds.
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -171,19 +172,17 @@ def _status(index: Workspace, reader: RowReader, status: str, among: Mask) -> Ma
         raise _unknown("status", name, known)
     if stage and stage not in STAGES:
         raise _unknown("stage", stage, STAGES)
+    wanted = [s for s in map(str, Status) if s == name or (name == NOT_OK and s != Status.OK)]
     mask = np.zeros(len(among), bool)
     for each in [stage] if stage else STAGES:
         for shard, manifest in reader.shards(each):
             start, stop = index.plan[shard]
-            counts = {
-                k: n for k, n in manifest.statuses.items() if (k != "ok" if name == NOT_OK else k == name)
-            }
-            if not any(counts.values()) or not among[start:stop].any():
+            if not any(manifest.statuses.get(s) for s in wanted) or not among[start:stop].any():
                 continue
             table = reader.columns(each, shard, ["status"])
             if table is not None:
-                rows = _bools(pc.equal(table["status"], str(Status.OK) if name == NOT_OK else name))
-                mask[start:stop] |= reader.by_sample(each, shard, ~rows if name == NOT_OK else rows)
+                rows = _bools(pc.is_in(table["status"], pa.array(wanted)))
+                mask[start:stop] |= reader.by_sample(shard, rows)
     return mask
 
 
@@ -198,7 +197,7 @@ def _text(index: Workspace, reader: RowReader, text: str, among: Mask) -> Mask:
             column = table["caption"].unify_dictionaries().combine_chunks()
             held = _bools(pc.match_substring(column.dictionary, text, ignore_case=True))
             rows = _bools(pc.take(pa.array(held), column.indices))
-            mask[start:stop] |= reader.by_sample("captions", shard, rows)
+            mask[start:stop] |= reader.by_sample(shard, rows)
     return mask
 
 
@@ -258,15 +257,8 @@ def gallery(
 
 def _stages(reader: RowReader) -> list[dict[str, Any]]:
     """Return the counts of statuses of every stage, from the manifests of its shards."""
-    counted = []
-    for stage in STAGES:
-        statuses: dict[str, int] = {}
-        for _, manifest in reader.shards(stage):
-            for status, n in manifest.statuses.items():
-                statuses[status] = statuses.get(status, 0) + n
-        if statuses:
-            counted.append({"name": stage, "rows": sum(statuses.values()), "statuses": statuses})
-    return counted
+    counted = {s: sum((Counter(m.statuses) for _, m in reader.shards(s)), Counter[str]()) for s in STAGES}
+    return [{"name": s, "rows": n.total(), "statuses": n} for s, n in counted.items() if n]
 
 
 def class_name(index: Workspace, label: int) -> str:
@@ -290,9 +282,7 @@ def _card(
         "name": class_name(index, sample["label"]),
         "shard": reader.shard_of(number),
         "crops": crops,
-        "failures": _grouped(
-            [(row["slot"], (row["status"], row["error"] or "")) for row in crops if not row["ok"]]
-        ),
+        "failures": _grouped([(c["slot"], (c["status"], c["error"] or "")) for c in crops if not c["ok"]]),
         "captions": _captions(rows["captions"], rows["embeddings"]),
         "skeleton": skeleton,
         "frame": (framed[0]["frame_width"], framed[0]["frame_height"]) if framed else None,
@@ -314,17 +304,7 @@ def _captions(rows: list[Row], embedded: list[Row]) -> list[dict[str, Any]]:
     captions = []
     for row in rows:
         text = texts.get(row["slot"], {})
-        captions.append(
-            (
-                row["slot"],
-                (
-                    row["caption"] or "",
-                    row["status"],
-                    row["error"] or "",
-                    text.get("tokens"),
-                    bool(text.get("truncated")),
-                ),
-            )
-        )
+        what = (row["caption"] or "", row["status"], row["error"] or "")
+        captions.append((row["slot"], (*what, text.get("tokens"), bool(text.get("truncated")))))
     names = ("text", "status", "error", "tokens", "truncated")
     return [{"slots": slots, **dict(zip(names, what, strict=True))} for slots, what in _grouped(captions)]

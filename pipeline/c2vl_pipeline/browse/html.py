@@ -113,7 +113,6 @@ class Quantiles:
     median: float
     p95: float
     most: float
-    number: int
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Quantiles | None:
@@ -122,7 +121,7 @@ class Quantiles:
         if not array.size:
             return None
         least, median, p95, most = (float(q) for q in np.quantile(array, (0, 0.5, 0.95, 1)))
-        return cls(float(array.mean()), least, median, p95, most, int(array.size))
+        return cls(float(array.mean()), least, median, p95, most)
 
 
 @dataclass(frozen=True)

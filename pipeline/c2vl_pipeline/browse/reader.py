@@ -70,7 +70,7 @@ class RowReader:
             return None
         return table
 
-    def by_sample(self, stage: str, shard: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    def by_sample(self, shard: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Reduce a mask of a shard's rows to its samples: true if any row of the sample is marked."""
         start, stop = self.index.plan[shard]
         return np.asarray(mask.reshape(stop - start, -1).any(axis=1))

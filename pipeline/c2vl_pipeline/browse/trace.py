@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.compute as pc
 
@@ -99,17 +98,14 @@ def trace(work: Path, sample_id: str) -> Trace:
     rows = {stage: reader.rows(stage, [number]).get(number, []) for stage in STAGES}
     planned = _planned(index, sample, rows["crops"])
     raw = _raw(index, sample)
-    result = Trace(index, {})
-    decoded = _decode(index, sample, planned, result)
-    video = raw["video"]
-    if video:
-        video |= decoded
-    fps = (video or {}).get("fps") or index.dataset.fps or None
     body, poses = skeleton_facts(index, rows["skeletons"], planned)
-    result.poses.update(poses)
+    crops = {r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))}
+    result = Trace(index, {}, crops=crops, projected=_projected(index, sample, planned), poses=poses)
+    decoded = _decode(index, sample, planned, result)
+    if raw["video"]:
+        raw["video"] |= decoded
+    fps = decoded.get("fps") or index.dataset.fps or None
     slots = [slot_facts(slot, frame, fps, rows) for slot, frame in enumerate(planned)]
-    result.crops.update({r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))})
-    _project(index, sample, planned, result)
     shard = reader.shard_of(number)
     stages = [_stage(index, reader, stage, shard, sample) for stage in STAGES]
     _match_files(stages, raw)
@@ -182,10 +178,9 @@ def _decode(index: Workspace, sample: Row, planned: list[int | None], result: Tr
             wanted.setdefault(number, []).append(slot)
     if sample["video"] is None:
         return {}
-    path = index.root / sample["video"]
     try:
-        with Video(path) as video:
-            facts: dict[str, Any] = {"fps": _fps(path), "frames_advertised": video.count()}
+        with Video(index.root / sample["video"]) as video:
+            facts: dict[str, Any] = {"fps": video.fps, "frames_advertised": video.count()}
             for number, image in video.frames(wanted):
                 facts["frame_size"] = [image.shape[1], image.shape[0]]
                 uri = html.picture(image, FRAME_SIDE)
@@ -197,29 +192,21 @@ def _decode(index: Workspace, sample: Row, planned: list[int | None], result: Tr
     return facts
 
 
-def _fps(path: Path) -> float | None:
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    try:
-        fps = float(capture.get(cv2.CAP_PROP_FPS))
-    finally:
-        capture.release()
-    return round(fps, 3) if 0 < fps < 10_000 else None
-
-
-def _project(index: Workspace, sample: Row, planned: list[int | None], result: Trace) -> None:
-    """Read the joints in pixels of the planned frames into `result.projected`."""
-    project = reader_of(index.dataset).project
+def _projected(index: Workspace, sample: Row, planned: list[int | None]) -> dict[int, list[list[float]]]:
+    """Return the joints in pixels of the planned frames by slot, if the dataset records them."""
+    project, points = reader_of(index.dataset).project, {}
     if project is None or not sample["skeleton"]:
-        return
+        return {}
     try:
         joints_of = project(index.root / sample["skeleton"])
     except (DataError, OSError):
-        return  # the row of the skeletons stage states the error
+        return {}  # the row of the skeletons stage states the error
     for slot, number in enumerate(planned):
         joints = None if number is None else joints_of(number)
         if joints is not None:
             flat = joints.reshape(-1, 2)
-            result.projected[slot] = flat[np.isfinite(flat).all(axis=1)].round(1).tolist()
+            points[slot] = flat[np.isfinite(flat).all(axis=1)].round(1).tolist()
+    return points
 
 
 # --------------------------------------------------------------------------------------------- stages
@@ -262,12 +249,8 @@ def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
 
 def _stage(index: Workspace, reader: RowReader, stage: str, shard: int, sample: Row) -> dict[str, Any]:
     """Return what made the sample's rows in a stage, and whether its shard is as committed."""
-    result: dict[str, Any] = {
-        "stage": stage,
-        "command": STAGES[stage].command,
-        "state": "not run",
-        "shard": shard,
-    }
+    facts = {"stage": stage, "command": STAGES[stage].command}
+    result: dict[str, Any] = facts | {"state": "not run", "shard": shard}
     try:
         manifest = read_stage_manifest(index.work / stage)
     except C2VLError as error:
@@ -306,10 +289,9 @@ def _stage(index: Workspace, reader: RowReader, stage: str, shard: int, sample: 
 
 def _match_files(stages: list[dict[str, Any]], raw: dict[str, Any]) -> None:
     """Compare the present raw files with those that the shards were made from."""
-    for entry in raw.values():
+    for entry in filter(None, raw.values()):
         for stage in stages:
-            recorded = None if entry is None else stage.get("files", {}).get(entry["file"])
-            if entry is not None and recorded is not None:
+            if (recorded := stage.get("files", {}).get(entry["file"])) is not None:
                 entry |= {"sha256_recorded": recorded, "agrees": recorded == entry["sha256"]}
 
 
@@ -334,12 +316,9 @@ def outline(facts: dict[str, Any]) -> list[str]:
         f"{s['frame']}" + (f" ({s['seconds']:.2f} s)" if s["seconds"] is not None else "") for s in slots
     ]
     lines.append(f"frames: {', '.join(frames)}")
-    for stage in facts["stages"]:
-        lines.append(_stage_line(stage))
-    for slot in slots:
-        caption = slot["caption"]
-        if caption is not None:
-            lines.append(f"{slot['slot']:>2}: {caption['text'] or caption['status']}")
+    lines += map(_stage_line, facts["stages"])
+    captions = [(slot["slot"], slot["caption"]) for slot in slots if slot["caption"] is not None]
+    lines += [f"{slot:>2}: {caption['text'] or caption['status']}" for slot, caption in captions]
     return [*lines, *facts["notes"]]
 
 

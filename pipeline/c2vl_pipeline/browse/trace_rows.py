@@ -21,10 +21,6 @@ _FIRST = 8
 """Values of a vector that are shown."""
 
 
-def _at(rows: list[Row], slot: int) -> Row | None:
-    return next((row for row in rows if row.get("slot") == slot), None)
-
-
 def _outcome(row: Row) -> dict[str, Any]:
     return {
         "status": row["status"],
@@ -38,7 +34,10 @@ def slot_facts(
     slot: int, frame: int | None, fps: float | None, stored: dict[str, list[Row]]
 ) -> dict[str, Any]:
     """Return what each stage stored about one slot of a sample; None for a stage without a row."""
-    crop, caption, vectors = (_at(stored[stage], slot) for stage in ("crops", "captions", "embeddings"))
+    crop, caption, vectors = (
+        next((row for row in stored[stage] if row["slot"] == slot), None)
+        for stage in ("crops", "captions", "embeddings")
+    )
     facts: dict[str, Any] = {
         "slot": slot,
         "frame": frame,

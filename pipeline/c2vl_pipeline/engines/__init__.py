@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
@@ -29,11 +29,6 @@ from c2vl_manifests.layouts import Layout
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
-_Form = TypeVar("_Form", bound=BaseModel)
-
-
-def _no_scene() -> Image | None:
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +42,7 @@ class Frame:
     """Frames of one camera share a background."""
     joints: Array | None = None
     """Joints projected into this image, (bodies, V, 2) pixels, for engines that read joints; NaN = unseen."""
-    background: Callable[[], Image | None] = _no_scene
+    background: Callable[[], Image | None] = lambda: None
     """Returns what this camera sees when nobody is there, or None if no clip of it can be read."""
 
 
@@ -99,6 +94,12 @@ class TextVectors:
     vectors: Array
     tokens: npt.NDArray[np.int32]
     truncated: npt.NDArray[np.bool_]
+
+
+class Options(BaseModel):
+    """Base of the options of an engine: an unknown name or a value of another type is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 # ----------------------------------------------------------------------------------------------- Protocols
@@ -249,6 +250,9 @@ def backend(spec: EngineSpec) -> Backend:
 def setting(spec: EngineSpec) -> str:
     """Return where a recipe sets an engine of this role, such as `pipeline.crop.engine`."""
     return f"pipeline.{_STAGES[spec.role]}.engine"
+
+
+_Form = TypeVar("_Form", bound=Options)
 
 
 def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:

@@ -115,10 +115,9 @@ def _import(name: str) -> Any:
             return importlib.import_module(name)
     except (ImportError, RuntimeError, OSError) as error:  # torchvision of another build raises RuntimeError
         raise EngineError(
-            f"the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, and "
-            f"they cannot be imported ({one_line(error, named=True)}); "
-            "`pip install -e '.[groundingdino]'`, which pulls "
-            f"torchvision and with it the CUDA build of torch"
+            "the detector engine 'groundingdino-py' needs the packages groundingdino-py and torchvision, "
+            f"and they cannot be imported ({one_line(error, named=True)}); `pip install -e "
+            "'.[groundingdino]'`, which pulls torchvision and with it the CUDA build of torch"
         ) from error
 
 
@@ -265,11 +264,8 @@ class GroundingDinoPy(Detector):
         return self._at.describe() | {"size": dict(self._size)}
 
     def _run(self, images: list[Image], query: str) -> list[Mapping[str, Any]]:
-        processor, options, texts = (
-            self._at.processor,
-            self._at.options,
-            [grounding.phrase(query)] * len(images),
-        )
+        processor, options = self._at.processor, self._at.options
+        texts = [grounding.phrase(query)] * len(images)
         pixels = processor.image_processor(images, input_data_format="channels_last", return_tensors="pt")
         with _quiet():
             outputs = self._at.model(pixels["pixel_values"].to(self._at.device), captions=texts)

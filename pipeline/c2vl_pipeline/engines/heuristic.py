@@ -11,21 +11,27 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import Array, Box, Detector, Encoder, Frame, Image, TextVectors, checked_options
+from c2vl_pipeline.engines import (
+    Array,
+    Box,
+    Detector,
+    Encoder,
+    Frame,
+    Image,
+    Options,
+    TextVectors,
+    checked_options,
+)
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _Skeleton(_Options):
+class _Skeleton(Options):
     grow: float = Field(default=0.08, ge=0, le=10)
 
 
-class _Motion(_Options):
+class _Motion(Options):
     background: Literal["camera", "black"] = "camera"
     threshold: int = Field(default=28, ge=0, le=255)
     """Grey levels that count as a difference."""
@@ -33,7 +39,7 @@ class _Motion(_Options):
     """Share of the frame."""
 
 
-class _Classical(_Options):
+class _Classical(Options):
     image_dim: int = Field(default=256, ge=1)
     text_dim: int = Field(default=256, ge=1)
     seed: int = Field(default=0, ge=0)

@@ -98,31 +98,25 @@ class Llava(Captioner):
         vision, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
         processor.patch_size = processor.patch_size or vision.patch_size
         processor.vision_feature_select_strategy = processor.vision_feature_select_strategy or strategy
-        if (
-            vision.model_type == "clip_vision_model"
-        ):  # it has a class token, which old processors do not state
+        # it has a class token, which old processors do not state
+        if vision.model_type == "clip_vision_model":
             processor.num_additional_image_tokens = 1
-        bos = tokenizer.bos_token_id
-        if (
-            model.config.text_config.model_type == "llama"
-            and bos is not None
-            and bos not in tokenizer("")["input_ids"]
-        ):
+        bos, llama = tokenizer.bos_token_id, model.config.text_config.model_type == "llama"
+        if llama and bos is not None and bos not in tokenizer("")["input_ids"]:
             tokenizer.add_bos_token = True  # Vicuna was trained with one; not every tokenizer file states it
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
         stop = model.generation_config.eos_token_id
         stop = tokenizer.eos_token_id if stop is None else stop
         self._stops = [stop] if isinstance(stop, int) else list(stop)
-        model.generation_config = (
-            transformers.GenerationConfig(  # greedy, also if the checkpoint suggests sampling
-                do_sample=False,
-                num_beams=1,
-                max_new_tokens=self._at.options["max_new_tokens"],
-                bos_token_id=bos,
-                eos_token_id=self._stops,
-                pad_token_id=tokenizer.pad_token_id,
-            )
+        # greedy, also if the checkpoint suggests sampling
+        model.generation_config = transformers.GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=self._at.options["max_new_tokens"],
+            bos_token_id=bos,
+            eos_token_id=self._stops,
+            pad_token_id=tokenizer.pad_token_id,
         )
 
     def prompt(self, question: str) -> str:

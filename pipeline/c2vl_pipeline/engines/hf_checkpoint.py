@@ -22,12 +22,12 @@ import huggingface_hub
 import torch
 import transformers
 from huggingface_hub import errors as hub_errors
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_manifests.manifest import remembered_sha256
-from c2vl_pipeline.engines import checked_options, setting
+from c2vl_pipeline.engines import Options, checked_options, setting
 
 HUB_TIMEOUT = 5.0
 """Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
@@ -37,10 +37,8 @@ _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
 
 
-class _Options(BaseModel):
+class _Options(Options):
     """`EngineSpec.options` that every role has."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     allow_unexpected_weights: bool = False
 
@@ -87,9 +85,8 @@ def _weight_files(folder: Path) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if index.is_file() and not (folder / single).is_file():
-            return [
-                folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values()))
-            ]
+            names = set(json.loads(index.read_text())["weight_map"].values())
+            return [folder / name for name in sorted(names)]
         if (folder / single).is_file():
             return [folder / single]
     return [folder / "model.safetensors"]

@@ -15,11 +15,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
+from c2vl_pipeline.engines import Caption, Captioner, Crop, Options, checked_options
 
 _WANTED = {
     "llava.constants": ("IMAGE_TOKEN_INDEX", "DEFAULT_IMAGE_TOKEN", "DEFAULT_IM_START_TOKEN", "DEFAULT_IM_END_TOKEN"),
@@ -31,9 +31,7 @@ _PAD = SimpleNamespace(image_aspect_ratio="pad")
 """Part of a model's config that the package's preprocessing reads: LLaVA-1.5 was trained on padded squares."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _Options(Options):
     max_new_tokens: int = Field(default=64, ge=1)
     conversation: str = "vicuna_v1"
 
@@ -50,12 +48,9 @@ def _package() -> SimpleNamespace:
             imported = importlib.import_module(module)
             members |= {name: getattr(imported, name) for name in names}
         except Exception as error:  # its imports fail in many ways with other versions of transformers
-            absent = isinstance(error, ModuleNotFoundError) and error.name == "llava"
-            problem = (
-                "is not installed"
-                if absent
-                else f"is not what is installed here as 'llava' ({one_line(error, named=True)})"
-            )
+            problem = f"is not what is installed here as 'llava' ({one_line(error, named=True)})"
+            if isinstance(error, ModuleNotFoundError) and error.name == "llava":
+                problem = "is not installed"
             raise EngineError(
                 f"the captioner engine 'llava' needs the original LLaVA package, which {problem}; `pip install "
                 "git+https://github.com/haotian-liu/LLaVA.git` into a separate environment (it pins torch 2.1.2 "

@@ -17,15 +17,14 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import Any
 from urllib.parse import urlsplit
 
-import cv2
 import numpy as np
 import openai
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, checked_options
-from c2vl_pipeline.readers.video import encode_jpeg
+from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, Options, checked_options
+from c2vl_pipeline.readers.video import encode_jpeg, limit_side
 
 CONNECT_TIMEOUT = 10.0
 """Seconds until a server must accept a connection; an answer may take `timeout`."""
@@ -46,9 +45,7 @@ class UnansweredError(Exception):
     """No attempt gave a usable answer to this crop."""
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _Options(Options):
     base_url: str
     api_key_env: str = Field(default="OPENAI_API_KEY", min_length=1)
     concurrency: int = Field(default=16, ge=1)
@@ -219,13 +216,8 @@ class Served(Captioner):
                 status = getattr(error, "status_code", None)
                 refused = isinstance(status, int) and 400 <= status < 500 and status not in {408, 409}
                 return (RefusedError if refused else UnansweredError)(_named(error))
-            except (
-                ValueError,
-                TypeError,
-                AttributeError,
-                LookupError,
-            ) as error:  # the SDK does not repeat these
-                malformed = error
+            except (ValueError, TypeError, AttributeError, LookupError) as error:
+                malformed = error  # the SDK does not repeat these
                 if attempt < self._options.retries:
                     time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
         assert malformed is not None
@@ -233,11 +225,8 @@ class Served(Captioner):
 
     def data_url(self, image: Image) -> str:
         """Return pixels (H, W, 3) as the JPEG data URL that is sent."""
-        scale = (self._options.max_side or 0) / max(image.shape[:2])
-        if 0 < scale < 1:
-            height, width = (max(round(side * scale), 1) for side in image.shape[:2])
-            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
-        jpeg = encode_jpeg(image, self._options.jpeg_quality)
+        most = self._options.max_side or max(image.shape[:2])
+        jpeg = encode_jpeg(limit_side(image, most), self._options.jpeg_quality)
         return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
 
     def describe(self) -> Mapping[str, Any]:

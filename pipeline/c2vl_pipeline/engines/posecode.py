@@ -24,13 +24,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
     **{
         f"{joint}_{side}": (f"{joint}_{side}", f"{fallback}_{side}")
         for side in ("left", "right")
-        for joint, fallback in (
-            ("hand", "wrist"),
-            ("shoulder", "shoulder"),
-            ("hip", "hip"),
-            ("knee", "knee"),
-            ("ankle", "ankle"),
-        )
+        for joint, fallback in (("hand", "wrist"), *((j, j) for j in ("shoulder", "hip", "knee", "ankle")))
     },
 }
 _SPAN = 4
@@ -106,20 +100,10 @@ class _Person:
             return "raised above the head"
         if np.linalg.norm(place - self.at(f"hand_{other}")) < 0.45 * self.torso and height > 0.1:
             return f"together with the {other} hand"
-        level = (
-            "at head height"
-            if height > head - 0.35
-            else "at chest height"
-            if height > 0.55
-            else "at waist height"
-            if height > 0.05
-            else "down"
-        )
-        outward = (
-            float((place - self.at(f"shoulder_{side}")) @ self.right)
-            / self.torso
-            * (1 if side == "right" else -1)
-        )
+        levels = {"at head height": head - 0.35, "at chest height": 0.55, "at waist height": 0.05}
+        level = next((name for name, least in levels.items() if height > least), "down")
+        outward = float((place - self.at(f"shoulder_{side}")) @ self.right) / self.torso
+        outward = outward if side == "right" else -outward
         where = " out to the side" if outward > 0.55 else " across the body" if outward < -0.35 else ""
         return level + where
 

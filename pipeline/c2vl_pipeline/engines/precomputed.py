@@ -12,17 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Caption, Captioner, Crop, checked_options
+from c2vl_pipeline.engines import Caption, Captioner, Crop, Options, checked_options
 from c2vl_pipeline.readers.captions import caption_json, read_captions
 
 
-class _Options(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
+class _Options(Options):
     path: str
 
 

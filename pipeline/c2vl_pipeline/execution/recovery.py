@@ -19,7 +19,7 @@ ATTEMPTS = 3
 MAX_DEATHS = 60
 """Deaths over one shard after which the machine, not a sample, is to blame."""
 
-Quarantine = dict[str, tuple[str, str, str]]
+Quarantine = dict[str, tuple[Status, str, str]]
 """Sample id -> status, error class and text of its rows."""
 
 
@@ -54,9 +54,8 @@ class FailureBisector:
         if sum(count for (number, _), count in self._deaths.items() if number == n) > MAX_DEATHS:
             raise StageError(
                 f"workers died {MAX_DEATHS} times over shard {n}, whatever part of it they were given; look "
-                f"for exhausted memory (fewer --workers, "
-                "smaller pipeline.shard_samples) or a broken installation, then run the stage again: "
-                "finished shards are kept"
+                "for exhausted memory (fewer --workers, smaller pipeline.shard_samples) or a broken "
+                "installation, then run the stage again: finished shards are kept"
             )
         start, stop = task.span or (0, len(self._samples(n)))
         if stop - start > 1:

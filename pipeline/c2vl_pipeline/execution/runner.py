@@ -11,7 +11,7 @@ import fcntl
 import os
 import socket
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changes, former_inputs, inputs_path, stage_keys
-from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
+from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage, check_shards, hang_mark
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -104,39 +104,36 @@ def run_stage(
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
         write_stage_manifest(folder, _summary(keys, keys.done))
         done, statuses, failed = dict(keys.done), Counter[str](), False
-        report = _reporter(stage, index, keys.done.keys() - set(due), emit)
-        for result in _execute(_tasks(keys, index, recipe, spec, due, redo), index, folder, workers, emit):
-            assert result.manifest is not None
-            done[result.number] = result.manifest
-            statuses.update(result.manifest.statuses)
-            report(result.number, statuses)
+        finished = keys.done.keys() - set(due)
+        if finished:
+            emit(Note(f"{stage.name}: {len(finished)} of {len(index.plan)} shards are already done"))
+        emit(_progress(stage, index, finished, {}))
+        tasks = _tasks(keys, index, recipe, spec, due, redo)
+        for number, manifest in _execute(tasks, index, folder, workers, emit):
+            done[number] = manifest
+            statuses.update(manifest.statuses)
+            finished.add(number)
+            emit(_progress(stage, index, finished, statuses))
             failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
             if failed:
                 break
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
     if failed:
-        raise _too_many_failures(stage, work, statuses, max_failures)
+        raise StageError(
+            f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
+            f"{max_failures:.0%}; "
+            f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
+            f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
+        )
     return summary
-
-
-def _too_many_failures(stage: Stage, work: Path, statuses: Counter[str], max_failures: float) -> StageError:
-    return StageError(
-        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
-        f"{max_failures:.0%}; "
-        f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
-        f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
-    )
 
 
 def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
     """Return how many processes suit a stage here: one per core, but one per GPU for engines that load weights."""
-    cores = os.cpu_count() or 1
-    if stage.engine is None:
-        return cores
-    return (
-        max(1, len(engines.gpus())) if engines.wants_own_process(stage.engine(recipe, load(work))) else cores
-    )
+    if stage.engine and engines.wants_own_process(stage.engine(recipe, load(work))):
+        return max(1, len(engines.gpus()))
+    return os.cpu_count() or 1
 
 
 # -------------------------------------------------------------------------------------- before the first shard
@@ -177,15 +174,13 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
         if not manifest.complete and whole:
             raise StageError(
                 f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of "
-                f"{manifest.expected_rows:,} rows exist; "
-                f"{again} again, or take the first ones with --limit"
+                f"{manifest.expected_rows:,} rows exist; {again} again, or take the first ones with --limit"
             )
         frames = manifest.inputs.get("frames")
         if frames is not None and frames != recipe.pipeline.frames:
             raise StageError(
                 f"{name} of {index.work} have {frames} frames per sample, this recipe asks for "
-                f"{recipe.pipeline.frames}; "
-                f"give both stages the same pipeline.frames"
+                f"{recipe.pipeline.frames}; give both stages the same pipeline.frames"
             )
 
 
@@ -215,9 +210,8 @@ def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: li
     if held and (lost := held - set(index.table.column("sample_id").to_pylist())):
         raise StageError(
             f"the {stage.name} of {work} hold {len(lost):,} samples (e.g. {min(lost)}) that its index no "
-            f"longer has; "
-            f"run `c2vl-pipeline index` again without --limit, give another --work, or --overwrite to drop "
-            f"them"
+            "longer has; run `c2vl-pipeline index` again without --limit, give another --work, or "
+            "--overwrite to drop them"
         )
 
 
@@ -265,10 +259,12 @@ def _tasks(
 
 def _execute(
     tasks: list[ShardTask], index: Workspace, folder: Path, workers: Workers | None, emit: Emit
-) -> Iterator[ShardResult]:
-    """Yield the result of each shard; tasks of workers that die are tried again in smaller parts."""
+) -> Iterator[tuple[int, ShardManifest]]:
+    """Yield number and manifest of each shard; tasks of workers that die are tried again in smaller parts."""
     if workers is None or not tasks:
-        yield from map(run_shard, tasks)
+        for task in tasks:
+            if (manifest := run_shard(task)) is not None:
+                yield task.number, manifest
         return
     from c2vl_pipeline.execution.recovery import FailureBisector
     from c2vl_pipeline.execution.workers import WorkerDied
@@ -283,29 +279,17 @@ def _execute(
             part = f"samples {task.span[0]} to {task.span[1]} of " if task.span else ""
             emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; continuing", "warning"))
             waiting.extendleft(reversed(bisector.died(task)))
-        elif outcome.manifest is not None:
-            yield outcome
+        elif outcome is not None:
+            yield task.number, outcome
         else:
             waiting.extendleft(bisector.finished(task))
 
 
-def _reporter(
-    stage: Stage, index: Workspace, done: Set[int], emit: Emit
-) -> Callable[[int, Mapping[str, int]], None]:
-    """Report how many shards are done already; returns a function that reports another one and the statuses so far."""
-    samples = [stop - start for start, stop in index.plan]
-    finished = sum(samples[n] for n in done)
-    if done:
-        emit(Note(f"{stage.name}: {len(done)} of {len(samples)} shards are already done"))
-    emit(Progress(stage.name, finished, sum(samples)))
-
-    def report(number: int, statuses: Mapping[str, int]) -> None:
-        nonlocal finished
-        finished += samples[number]
-        bad = {status: count for status, count in statuses.items() if status != Status.OK}
-        emit(Progress(stage.name, finished, sum(samples), info=bad))
-
-    return report
+def _progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int]) -> Progress:
+    """Return how many samples the finished shards hold, with the statuses of this run's rows that are not ok."""
+    done = sum(index.plan[n][1] - index.plan[n][0] for n in finished)
+    bad = {status: count for status, count in statuses.items() if status != Status.OK}
+    return Progress(stage.name, done, index.table.num_rows, info=bad)
 
 
 _version = cache(version)  # reads a file

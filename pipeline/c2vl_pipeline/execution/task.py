@@ -59,20 +59,11 @@ class ShardTask:
     """What the key is the hash of: stored in the shard's manifest, for `status --why` and for later stages."""
     span: tuple[int, int] | None = None
     """Samples [start, stop) of the shard to make a piece of; None makes and commits the shard."""
-    quarantined: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    quarantined: Mapping[str, tuple[Status, str, str]] = field(default_factory=dict)
     """Sample id -> status, error class and text of samples that no worker survives."""
     redo: frozenset[str] = frozenset()
     """Samples of a committed shard to make again; its other rows stay."""
     killable: bool = False
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What a worker returns: about a kilobyte."""
-
-    number: int
-    manifest: ShardManifest | None
-    """None for a piece."""
 
 
 @lru_cache(maxsize=2)
@@ -86,8 +77,8 @@ def _index(work: str, key: str) -> Workspace:
     return index
 
 
-def run_shard(task: ShardTask) -> ShardResult:
-    """Make and commit the shard of a task, or write a piece of it.
+def run_shard(task: ShardTask) -> ShardManifest | None:
+    """Make and commit the shard of a task and return its manifest, or write a piece of it and return None.
 
     A shard that is already committed under the task's key is left as it is: a result that was lost with its worker
     costs nothing.
@@ -100,7 +91,7 @@ def run_shard(task: ShardTask) -> ShardResult:
     path = shard_path(Path(task.work), stage.name, task.number)
     if not task.redo and task.span is None and (done := finished_shard(path, task.key)) is not None:
         remove_leftovers(path)
-        return ShardResult(task.number, done)
+        return done
     started = time.monotonic()
     recipe = Recipe.model_validate_json(task.recipe)
     shard = ShardContext(
@@ -119,7 +110,7 @@ def run_shard(task: ShardTask) -> ShardResult:
     table, reused, seconds = _rows(stage, shard, task, keys, per_sample)
     if task.span is not None:
         _write_piece(path, task, table)
-        return ShardResult(task.number, None)
+        return None
     expected = [s["sample_id"] for s in shard.samples for _ in range(per_sample)]
     if table.column("sample_id").to_pylist() != expected:
         raise StageError(
@@ -145,7 +136,7 @@ def run_shard(task: ShardTask) -> ShardResult:
         },
     )
     remove_leftovers(path)
-    return ShardResult(task.number, manifest)
+    return manifest
 
 
 _SHORT = 16
@@ -176,7 +167,8 @@ def _rows(
     wanted = samples if task.span is None else samples[slice(*task.span)]
     missing = [s for s in wanted if s not in known]
     healthy = [s for s in missing if s not in task.quarantined]
-    if not healthy and parts and not any(s in task.quarantined for s in missing):
+    lost = [s for s in missing if s in task.quarantined]
+    if not healthy and parts and not lost:
         fresh = parts[0].slice(0, 0)  # nothing to make: do not load an engine
     else:
         whole = len(healthy) == len(samples)
@@ -189,14 +181,8 @@ def _rows(
     if task.redo:
         fresh = _count_attempts(path, fresh, task.redo)
     slots = per_sample if stage.per_frame else None
-    blank = [
-        row
-        for s in missing
-        if s in task.quarantined
-        for row in blank_rows(
-            fresh.schema, s, slots, row_status(Status(task.quarantined[s][0]), *task.quarantined[s][1:])
-        )
-    ]
+    statuses = {s: row_status(*task.quarantined[s]) for s in lost}
+    blank = [row for s in lost for row in blank_rows(fresh.schema, s, slots, statuses[s])]
     if blank:
         parts.append(pa.Table.from_pylist(blank, schema=fresh.schema))
     if task.span is not None:
@@ -269,8 +255,7 @@ def _reusable(
 ) -> tuple[list[pa.Table], frozenset[str], float]:
     """Return tables of rows to reuse, the samples of the committed ones, and the seconds that these took."""
     tables: list[pa.Table] = []
-    reused: frozenset[str] = frozenset()
-    seconds = 0.0
+    reused, seconds = frozenset[str](), 0.0
     manifest = read_shard_manifest(path)
     if manifest is not None:
         parts = manifest.extra.get("parts", {})

@@ -19,7 +19,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import TracebackType
 from typing import Any
 
 import dask
@@ -28,9 +27,9 @@ from distributed.comm.core import CommClosedError
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.manifest import file_sha256
+from c2vl_manifests.manifest import ShardManifest, file_sha256
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.task import ShardResult, ShardTask, run_shard
+from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.workspace import load
 
 WAIT_FOR_WORKERS = 600.0
@@ -44,7 +43,6 @@ HEAL_EVERY = 2.0
 
 STUCK_AFTER = 30.0
 """Seconds in which no worker holds a task, although tasks wait, until a local cluster is started again."""
-
 
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -109,9 +107,7 @@ class Workers:
     def __enter__(self) -> Workers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -234,16 +230,14 @@ class Workers:
                 f"at once, and an engine serves one; start workers with --nthreads 1"
             )
         offered = [w["resources"] for w in joined]
-        if self.resources and not any(
-            all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offered
-        ):
+        enough = (all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offered)
+        if self.resources and not any(enough):
             best: dict[str, float] = max(
                 offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={}
             )
             raise StageError(
                 f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers "
-                f"{best or 'nothing'}), and the tasks would wait for ever; "
-                f"start workers with --resources "
+                f"{best or 'nothing'}), and the tasks would wait for ever; start workers with --resources "
                 f"'{' '.join(f'{k}={v:g}' for k, v in self.resources.items())}' or ask for less"
             )
         try:
@@ -275,7 +269,7 @@ class Workers:
 
     def run(
         self, waiting: deque[ShardTask], work: Path
-    ) -> Iterator[tuple[ShardTask, ShardResult | WorkerDied]]:
+    ) -> Iterator[tuple[ShardTask, ShardManifest | WorkerDied | None]]:
         """Run the waiting tasks, about two per worker in flight; the caller may add to `waiting` at any time."""
         client = self.client(work)
         running: dict[Future[Any], ShardTask] = {}
@@ -304,7 +298,7 @@ class Workers:
             idle = 0.0
             task = running.pop(future)
             try:
-                outcome: ShardResult | WorkerDied = future.result()
+                outcome: ShardManifest | WorkerDied | None = future.result()
             except KilledWorker:
                 outcome = WorkerDied()
             except (CommClosedError, CancelledError, TimeoutError) as error:

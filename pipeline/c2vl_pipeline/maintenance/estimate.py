@@ -10,7 +10,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,12 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Progress, silent
-from c2vl_manifests.manifest import (
-    commit_table,
-    commit_text,
-    fingerprint,
-    read_shard_manifest,
-)
+from c2vl_manifests.manifest import commit_table, commit_text, fingerprint, read_shard_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import stage_keys
@@ -47,9 +41,9 @@ class StagePlan(BaseModel):
     """Time to the first sample: loading the engine, empty scenes; once per worker."""
     sample_seconds: float
     sample_bytes: float
-    samples: int
+    samples: int = 0
     """Still to do."""
-    workers: int
+    workers: int = 1
     on_gpu: bool
 
     @property
@@ -87,14 +81,6 @@ class Estimate(BaseModel):
         return None
 
 
-@dataclass(frozen=True)
-class _Probe:
-    work: Path
-    index: Workspace
-    recipe: Recipe
-    folder: Path
-
-
 def estimate(
     work: Path, recipe: Recipe, *, seconds: float = 30.0, workers: int | None = None, emit: Emit = silent
 ) -> Estimate:
@@ -121,16 +107,17 @@ def estimate(
     plans: list[StagePlan] = []
     due: dict[str, set[int]] = {}
     with tempfile.TemporaryDirectory(prefix="plan-", dir=work) as name:
-        probe = _Probe(work, index, recipe, Path(name))
         emit(Progress("probe", 0, len(STAGES), "stages"))
         # 48 samples spread over the dataset; a stage reads what the one before made from them
         count = min(48, len(usable))
         chosen = [usable[n * len(usable) // count] for n in range(count)]
         for number, stage in enumerate(STAGES.values()):
-            due[stage.name] = _due(probe, stage, due)
+            due[stage.name] = _due(index, recipe, stage, due)
             left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in due[stage.name])
-            plan, chosen = _probe(probe, stage, chosen, seconds / len(STAGES), workers)
-            plans.append(plan.model_copy(update={"samples": left}))
+            plan = _probe(index, recipe, Path(name), stage, chosen, seconds / len(STAGES))
+            chosen = chosen[: plan.probed]
+            count = workers or default_workers(stage, work, recipe)
+            plans.append(plan.model_copy(update={"samples": left, "workers": count}))
             emit(Progress("probe", number + 1, len(STAGES), "stages"))
     made = Estimate(
         stages=tuple(plans), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
@@ -140,51 +127,46 @@ def estimate(
 
 
 def _probe(
-    probe: _Probe, stage: Stage, chosen: Sequence[int], seconds: float, workers: int | None
-) -> tuple[StagePlan, list[int]]:
-    """Run one stage over one sample (which loads its engine), then over as many as its time allows."""
+    index: Workspace, recipe: Recipe, folder: Path, stage: Stage, chosen: Sequence[int], seconds: float
+) -> StagePlan:
+    """Run one stage in `folder` over one sample (which loads its engine), then over as many as its time allows."""
     started = time.monotonic()
-    _subset(probe, chosen)
-    run_stage(stage, probe.folder, probe.recipe, only=frozenset({0}))
+    _subset(index, folder, chosen)
+    run_stage(stage, folder, recipe, only=frozenset({0}))
     first = time.monotonic() - started
     done, spent = 1, 0.0
     while done < len(chosen) and spent < seconds:
-        run_stage(stage, probe.folder, probe.recipe, only=frozenset({done}))
-        made = read_shard_manifest(shard_path(probe.folder, stage.name, done))
+        run_stage(stage, folder, recipe, only=frozenset({done}))
+        made = read_shard_manifest(shard_path(folder, stage.name, done))
         assert made is not None
         spent += made.seconds  # without what starting and ending a run costs: a shard has hundreds of samples
         done += 1
     each = spent / (done - 1) if done > 1 else first
-    size = sum(shard_path(probe.folder, stage.name, n).stat().st_size for n in range(done))
-    spec = stage.engine(probe.recipe, probe.index) if stage.engine else None
-    return (
-        StagePlan(
-            stage=stage.name,
-            probed=done,
-            load_seconds=round(max(first - each, 0.0), 3),
-            sample_seconds=each,
-            sample_bytes=size / done,
-            samples=0,
-            workers=workers or default_workers(stage, probe.work, probe.recipe),
-            on_gpu=spec is not None and engines.wants_own_process(spec) and bool(engines.gpus()),
-        ),
-        list(chosen[:done]),
+    size = sum(shard_path(folder, stage.name, n).stat().st_size for n in range(done))
+    spec = stage.engine(recipe, index) if stage.engine else None
+    return StagePlan(
+        stage=stage.name,
+        probed=done,
+        load_seconds=round(max(first - each, 0.0), 3),
+        sample_seconds=each,
+        sample_bytes=size / done,
+        on_gpu=spec is not None and engines.wants_own_process(spec) and bool(engines.gpus()),
     )
 
 
-def _due(probe: _Probe, stage: Stage, earlier: Mapping[str, set[int]]) -> set[int]:
+def _due(index: Workspace, recipe: Recipe, stage: Stage, earlier: Mapping[str, set[int]]) -> set[int]:
     """Return the shards of the work folder that a run would make: absent, stale, or made from such a shard."""
-    keys = stage_keys(stage, probe.index, probe.recipe)
-    stale = (earlier.get(name, set()) for name in stage.upstream(probe.recipe))
+    keys = stage_keys(stage, index, recipe)
+    stale = (earlier.get(name, set()) for name in stage.upstream(recipe))
     return set(range(len(keys.keys))) - keys.done.keys() | set().union(*stale)
 
 
-def _subset(probe: _Probe, chosen: Sequence[int]) -> None:
+def _subset(index: Workspace, folder: Path, chosen: Sequence[int]) -> None:
     """Write the index of the probe: one shard per chosen sample; shards that exist already stay."""
-    table = probe.index.table.take(pa.array(chosen))
-    extra = probe.index.manifest.extra | {"plan": [[n, n + 1] for n in range(len(chosen))]}
+    table = index.table.take(pa.array(chosen))
+    extra = index.manifest.extra | {"plan": [[n, n + 1] for n in range(len(chosen))]}
     key = fingerprint({"probe": table.column("sample_id").to_pylist()})
-    commit_table(probe.folder / "samples.parquet", table, key=key, row_group=65536, extra=extra)
+    commit_table(folder / "samples.parquet", table, key=key, row_group=65536, extra=extra)
 
 
 def read(work: Path) -> Estimate | None:

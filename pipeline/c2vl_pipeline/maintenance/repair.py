@@ -80,9 +80,8 @@ def _check_raw_files(index: Workspace, stage: Stage, numbers: Iterable[int]) -> 
             if relative is not None and not row["problem"] and not (index.root / relative).exists():
                 raise StageError(
                     f"{shard_path(index.work, stage.name, number)} is damaged and cannot be made again: "
-                    f"{index.root / relative} is gone; "
-                    "bring it back, or run `c2vl-pipeline index` again so that its rows say that it is "
-                    "missing"
+                    f"{index.root / relative} is gone; bring it back, or run `c2vl-pipeline index` again so "
+                    "that its rows say that it is missing"
                 )
 
 
@@ -122,13 +121,9 @@ def repair(
 def _outdated(work: Path, stage: str, number: int) -> bool:
     """Return True if a committed shard was made from other rows than its earlier stages hold now."""
     shard = read_shard_manifest(shard_path(work, stage, number))
-    if shard is None:
-        return False
-    for name, digest in shard.extra.get("upstream", {}).items():
-        earlier = read_shard_manifest(shard_path(work, name, number))
-        if earlier is None or earlier.digest != digest:
-            return True
-    return False
+    upstream = shard.extra.get("upstream", {}) if shard else {}
+    now = {name: read_shard_manifest(shard_path(work, name, number)) for name in upstream}
+    return any(earlier is None or earlier.digest != upstream[name] for name, earlier in now.items())
 
 
 def check_configuration(work: Path, recipe: Recipe, names: Iterable[str]) -> None:

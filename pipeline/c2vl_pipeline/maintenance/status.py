@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,6 @@ class StageStatus:
         """Return the statuses in one line."""
         return ", ".join(f"{k} {v:,}" for k, v in self.statuses.items())
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
-
 
 def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
     """Return the status of every stage of a work folder; reads manifests and footers, no rows.
@@ -79,12 +75,10 @@ def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus
         state = "complete"
     elif written is None:
         state = "missing"
+    elif made_otherwise and (written.key != keys.manifest.key or written.complete):
+        state = "stale"
     else:
-        state = (
-            "stale"
-            if made_otherwise and (written.key != keys.manifest.key or written.complete)
-            else "unfinished"
-        )
+        state = "unfinished"
     return StageStatus(
         stage.name,
         state,
@@ -114,9 +108,7 @@ def _engine(
             raise
         declared = engines.declared_facts(spec)
         old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
-        return (
-            old if all(name in old and old[name] == value for name, value in declared.items()) else declared
-        )
+        return old if declared.items() <= old.items() else declared
 
 
 # ------------------------------------------------------------------------------------------------ reasons

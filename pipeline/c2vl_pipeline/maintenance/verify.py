@@ -10,12 +10,9 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import pyarrow as pa
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Emit, Progress, silent
@@ -51,10 +48,6 @@ class Damage:
     """For a raw file that still exists: the stages whose rows were made from its former content."""
     samples: tuple[str, ...] = ()
     """The samples of these rows."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values."""
-        return asdict(self)
 
 
 def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage]:
@@ -114,10 +107,8 @@ def _index_damage(index: Workspace) -> list[Damage]:
 
 def _stage_damage(index: Workspace, stage: Stage) -> list[Damage]:
     path = index.work / stage.name / "stage.json"
-    shards = [read_shard_manifest(shard_path(index.work, stage.name, n)) for n in range(len(index.plan))]
-    present = sum(
-        shard_path(index.work, stage.name, n).with_suffix(".json").is_file() for n in range(len(index.plan))
-    )
+    paths = [shard_path(index.work, stage.name, n) for n in range(len(index.plan))]
+    present = sum(shard.with_suffix(".json").is_file() for shard in paths)
     manifest = written_manifest(index.work, stage)
     problem = None
     if manifest is None:
@@ -128,37 +119,25 @@ def _stage_damage(index: Workspace, stage: Stage) -> list[Damage]:
     elif manifest.stage != stage.name or manifest.key != fingerprint(manifest.inputs):
         problem = "does not fit its own key"
     elif manifest.complete and present == len(index.plan) == manifest.shards:
-        readable = [shard for shard in shards if shard is not None]
+        readable = [shard for shard in map(read_shard_manifest, paths) if shard is not None]
         counted = sum((Counter(shard.statuses) for shard in readable), Counter[str]())
         digests, rows = fingerprint([shard.digest for shard in readable]), sum(s.rows for s in readable)
-        if len(readable) == present and (manifest.digest, manifest.rows, manifest.statuses) != (
-            digests,
-            rows,
-            dict(counted),
-        ):
+        recorded = (manifest.digest, manifest.rows, manifest.statuses)
+        if len(readable) == present and recorded != (digests, rows, dict(counted)):
             problem = "does not add up to its shards: they changed since, or it is damaged"
     return [Damage(stage.name, None, str(path), problem)] if problem else []
 
 
 def _shard_damage(index: Workspace, stage: Stage, number: int, per_sample: int | None) -> list[Damage]:
     path = shard_path(index.work, stage.name, number)
-    problem = _shard_problem(index, path, number, per_sample)
-    return [Damage(stage.name, number, str(path), problem)] if problem else []
-
-
-def _shard_problem(index: Workspace, path: Path, number: int, per_sample: int | None) -> str | None:
     manifest = read_shard_manifest(path)
-    if manifest is None and not path.is_file() and not path.with_suffix(".json").is_file():
-        return "is absent although its stage was complete"
-    if manifest is None:
-        return "has no manifest that can be read: it was never committed, or the manifest is damaged"
-    if problem := _byte_problem(path, manifest):
-        return problem
-    try:
-        table = read_shard(path)
-    except DataError as error:
-        return str(error)
-    return _row_problem(index, table, manifest, number, per_sample)
+    if manifest is not None:
+        problem = _byte_problem(path, manifest) or _row_problem(index, path, manifest, number, per_sample)
+    elif path.is_file() or path.with_suffix(".json").is_file():
+        problem = "has no manifest that can be read: it was never committed, or the manifest is damaged"
+    else:
+        problem = "is absent although its stage was complete"
+    return [Damage(stage.name, number, str(path), problem)] if problem else []
 
 
 def _byte_problem(path: Path, manifest: ShardManifest) -> str | None:
@@ -174,8 +153,12 @@ def _byte_problem(path: Path, manifest: ShardManifest) -> str | None:
 
 
 def _row_problem(
-    index: Workspace, table: pa.Table, manifest: ShardManifest, number: int, per_sample: int | None
+    index: Workspace, path: Path, manifest: ShardManifest, number: int, per_sample: int | None
 ) -> str | None:
+    try:
+        table = read_shard(path)
+    except DataError as error:
+        return str(error)
     if digest(table) != manifest.digest:
         return "its rows are not those of its manifest (digest)"
     if dict(Counter(table.column("status").to_pylist())) != manifest.statuses:

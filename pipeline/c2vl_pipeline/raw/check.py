@@ -235,34 +235,33 @@ def _open_archives(
 # ------------------------------------------------------------------------------------ where most is missing
 
 _KINDS = (("video", "videos"), ("skeleton", "skeletons"))
-_GROUPS = (("setup", "setup", "S{:03d}"), ("view", "camera", "C{:03d}"), ("subject", "subject", "P{:03d}"))
+_GROUPS = (
+    ("setup", "setup", "S{:03d}"),
+    ("view", "camera", "C{:03d}"),
+    ("subject", "subject", "P{:03d}"),
+    ("label", "class", "class {}"),
+)
 _MOST_GROUPS = 6
 
 
 def _lacks(dataset: Dataset, rows: list[Row], findings: Findings) -> list[tuple[str, str, str]]:
     """Count missing files by setup, camera, subject and class, the worst first."""
     lines = []
-    for (kind, kinds), gone in zip(
-        _KINDS, (findings.missing_videos, findings.missing_skeletons), strict=True
-    ):
-        if not gone:
+    for kind, kinds in _KINDS:
+        lost = set(findings.missing_videos if kind == "video" else findings.missing_skeletons)
+        if not lost:
             continue
-        lost = set(gone)
         due = [r for r in rows if not (kind == "skeleton" and r["known_missing"])]
         for column, by, form in _GROUPS:
-            expected = Counter(r[column] for r in due if r[column] is not None)
-            missing = Counter(r[column] for r in due if r["sample_id"] in lost and r[column] is not None)
+            unknown = -1 if column == "label" else None
+            known = [r for r in due if r[column] != unknown]
+            expected = Counter(r[column] for r in known)
+            missing = Counter(r[column] for r in known if r["sample_id"] in lost)
             if missing and len(expected) > 1:
-                named = {value: form.format(value) for value in expected}
-                lines.append((kinds, by, _worst(named, missing, expected)))
-        expected = Counter(r["label"] for r in due if r["label"] >= 0)
-        missing = Counter(r["label"] for r in due if r["sample_id"] in lost and r["label"] >= 0)
-        if missing and len(expected) > 1:
-            classes = {
-                n: f"A{n + 1:03d} {dataset.classes[n]}" if n < len(dataset.classes) else f"class {n}"
-                for n in expected
-            }
-            lines.append((kinds, "class", _worst(classes, missing, expected)))
+                names = {value: form.format(value) for value in expected}
+                if column == "label":
+                    names |= {n: f"A{n + 1:03d} {name}" for n, name in enumerate(dataset.classes)}
+                lines.append((kinds, by, _worst(names, missing, expected)))
     return lines
 
 

@@ -12,6 +12,11 @@ from c2vl_manifests.datasets import Dataset, dataset_names, load_dataset
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Scan
 
+_KINDS = {
+    "videos": (".avi", ".mp4", ".mkv", ".mov", ".webm"),
+    "skeletons": (".skeleton", ".txt", ".mat", ".npy"),
+}
+
 
 def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
     """Return a hint at the other dataset that most of these file names belong to, or None."""
@@ -88,16 +93,11 @@ def _same_ids(dataset: Dataset, missing: list[str], unexpected: list[str]) -> st
 def _other_suffixes(dataset: Dataset, scan: Scan, kinds: str, endings: tuple[str, ...]) -> str | None:
     """Return a hint at files named by an id and another suffix than the dataset's."""
     pattern = re.compile(dataset.id_pattern)
-    kinds_of = (
-        (".avi", ".mp4", ".mkv", ".mov", ".webm")
-        if kinds == "videos"
-        else (".skeleton", ".txt", ".mat", ".npy")
-    )
     rests: Counter[str] = Counter()
     for name in scan.others:
         base = os.path.basename(name)
         match = pattern.match(base)
-        if match and base.lower().endswith(kinds_of):
+        if match and base.lower().endswith(_KINDS[kinds]):
             rests[base[match.end() :]] += 1
     if not rests:
         return None

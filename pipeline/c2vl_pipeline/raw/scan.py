@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from io import FileIO
 from pathlib import Path
 
 from c2vl_manifests.errors import DataError
@@ -75,33 +76,30 @@ def check_video_header(path: str, size: int) -> str | None:
     if kind not in {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}:
         return None
     try:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            return _check_header(handle, size)
-        finally:
-            os.close(handle)
+        with open(path, "rb", buffering=0) as file:
+            return _check_header(file, size)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
 
 
-def _check_header(handle: int, size: int) -> str | None:
-    head = os.read(handle, 16)
+def _check_header(file: FileIO, size: int) -> str | None:
+    head = file.read(16)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         announced = int.from_bytes(head[4:8], "little")
         # an unfinished recording has 0 or all ones here; it may still be readable
         whole = announced in {0, 0xFFFFFFFF} or announced + 8 <= size + 1
         return None if whole else f"{size:,} of {announced + 8:,} bytes"
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}:
-        return _boxes(handle, size)
+        return _boxes(file, size)
     return None if head[:4] == b"\x1aE\xdf\xa3" else f"not a video; it begins with {head[:12]!r}"
 
 
-def _boxes(handle: int, size: int) -> str | None:
+def _boxes(file: FileIO, size: int) -> str | None:
     """Check the outermost boxes of an MP4 file: all must end within it, and one must be the table of frames."""
     at, kinds = 0, set[bytes]()
     while at + 8 <= size and len(kinds) < 64:
-        os.lseek(handle, at, os.SEEK_SET)
-        head = os.read(handle, 16)
+        file.seek(at)
+        head = file.read(16)
         length, kind = int.from_bytes(head[:4], "big"), head[4:8]
         if length == 1:
             length = int.from_bytes(head[8:16], "big")

@@ -187,6 +187,14 @@ def bodies_present(joints: Array) -> npt.NDArray[np.bool_]:
     return np.asarray(joints.any(axis=(2, 3)), np.bool_)
 
 
+def to_origin(joints: Array, present: npt.NDArray[np.bool_], anchor: int) -> Array:
+    """Subtract the first body's anchor joint of the first frame that shows it; absent bodies become zero."""
+    if not len(joints):
+        return joints
+    first = int(np.argmax(present[:, 0]))
+    return np.where(present[:, :, None, None], joints - joints[first, 0, anchor], np.float32(0))
+
+
 def anchored(joints: Array, path: Path, anchor: int) -> Assembled:
     """Drop empty frames and subtract the first body's anchor joint of the first frame; absent bodies stay zero."""
     if not np.isfinite(joints).all():
@@ -194,8 +202,5 @@ def anchored(joints: Array, path: Path, anchor: int) -> Assembled:
     total = len(joints)
     index = np.flatnonzero(joints.any(axis=(1, 2, 3))).astype(np.int32)
     joints = joints[index]
-    if len(joints):
-        present = bodies_present(joints)
-        first = int(np.argmax(present[:, 0]))
-        joints = np.where(present[:, :, None, None], joints - joints[first, 0, anchor], np.float32(0))
+    joints = to_origin(joints, bodies_present(joints), anchor)
     return Assembled(np.ascontiguousarray(joints, np.float32), index, total)

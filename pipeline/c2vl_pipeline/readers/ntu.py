@@ -18,13 +18,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.base import (
-    Array,
-    Assembled,
-    Reader,
-    expect_ids,
-    locate_by_name,
-)
+from c2vl_pipeline.readers.base import Array, Assembled, Reader, expect_ids, locate_by_name
 
 
 @dataclass(frozen=True)
@@ -87,9 +81,8 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
         hard = np.empty((left, 2), np.int64)
         ntu_scan.scan(text, len(data), values, frames, names, hard)
     order: dict[bytes, int] = {}
-    begins, ends = names[
-        :bodies
-    ].T.tolist()  # two lists, not one per body: those would call the garbage collector
+    # two lists, not one per body: those would call the garbage collector
+    begins, ends = names[:bodies].T.tolist()
     track = np.array(
         [order.setdefault(data[a:b], len(order)) for a, b in zip(begins, ends, strict=True)], np.int64
     )
@@ -134,9 +127,8 @@ def _read_hard(hard: npt.NDArray[np.int64], data: bytes, values: Array) -> list[
     """Parse in Python the numbers that the scan left; return the first wrong one as [(position, reason)]."""
     flat = values.reshape(-1)
     with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for np.float32(float(token))
-        for at, place in map(
-            np.ndarray.tolist, hard
-        ):  # row by row: a list of all would take ten times the memory
+        # row by row: a list of all would take ten times the memory
+        for at, place in map(np.ndarray.tolist, hard):
             token = _TOKEN.match(data, at)
             assert token is not None
             try:

@@ -11,7 +11,6 @@ import numpy as np
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import (
     Array,
@@ -24,6 +23,7 @@ from c2vl_pipeline.readers.base import (
     bodies_present,
     locate_by_name,
     new_row,
+    to_origin,
 )
 
 _INT16, _INT32 = 1 << 15, 1 << 31
@@ -165,10 +165,8 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assem
     index = np.flatnonzero(seen).astype(np.int32) + start
     joints = joints[seen]
     present = bodies_present(joints)
-    if len(joints) and config.pku_norm == "first_frame_joint2":
-        joints = np.where(
-            present[:, :, None, None], joints - joints[int(np.argmax(present[:, 0])), 0, 1], np.float32(0)
-        )
+    if config.pku_norm == "first_frame_joint2":
+        joints = to_origin(joints, present, 1)
     elif len(joints) and config.pku_norm == "aimclr":
         joints = np.where(present[:, :, None, None], _face_front(joints - joints[:, :, 20:21]), np.float32(0))
     if len(joints) > config.max_frames:
@@ -200,8 +198,11 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: its last line is not 150 numbers")
 
 
-def _read_joints(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
-    return read_pku(path, row["start_frame"], row["end_frame"], config)
-
-
-READER = Reader(expected_rows=expected_rows, locate=_locate, read_joints=_read_joints, check_file=_check_file)
+READER = Reader(
+    expected_rows=expected_rows,
+    locate=_locate,
+    read_joints=lambda path, row, layout, bodies, config: read_pku(
+        path, row["start_frame"], row["end_frame"], config
+    ),
+    check_file=_check_file,
+)

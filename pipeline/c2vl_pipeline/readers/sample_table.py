@@ -89,12 +89,8 @@ def _check_columns(columns: list[str], source: str) -> None:
             raise DataError(f"{source}:1: column {column[:60]!r} appears twice; name each column once")
         if column not in COLUMNS and not (column.startswith("split_") and column.isprintable()):
             near = difflib.get_close_matches(column[:60], COLUMNS, n=1)
-            hint = (
-                f"; did you mean {near[0]!r}?"
-                if near
-                else f"; known: {', '.join(COLUMNS)}, split_<benchmark>"
-            )
-            raise DataError(f"{source}:1: unknown column {column[:60]!r}{hint}")
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COLUMNS)}, split_<benchmark>"
+            raise DataError(f"{source}:1: unknown column {column[:60]!r}; {hint}")
 
 
 def _csv(content: bytes, source: str) -> list[tuple[int, Row]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
@@ -23,13 +24,8 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
         views, repeats = int(made["views"]), int(made["repeats"])
     except (tomllib.TOMLDecodeError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a description by `synth` ({error}); make the folder again") from error
-    ids = (
-        f"S001C{c:03d}P{p:03d}R{r:03d}A{a:03d}"
-        for c in range(1, views + 1)
-        for p in range(1, subjects + 1)
-        for r in range(1, repeats + 1)
-        for a in range(1, len(classes) + 1)
-    )
+    numbers = product(*(range(1, count + 1) for count in (views, subjects, repeats, len(classes))))
+    ids = (f"S001C{c:03d}P{p:03d}R{r:03d}A{a:03d}" for c, p, r, a in numbers)
     return Expected(classes, rows_of_ids(dataset, ids))
 
 

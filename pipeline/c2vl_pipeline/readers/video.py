@@ -103,6 +103,8 @@ class Video:
                 f"{path}: OpenCV cannot open it as a video ({path.stat().st_size} bytes); download it again"
             )
         self.advertised = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        fps = float(self._capture.get(cv2.CAP_PROP_FPS))
+        self.fps = round(fps, 3) if 0 < fps < 10_000 else None
         self.decoded = 0
         self._decoded_bgr: Image | None = None
 
@@ -172,6 +174,15 @@ def shape_image(image: Image, aspect: str) -> Image:
     top, left = (side - height) // 2, (side - width) // 2
     square[top : top + height, left : left + width] = image
     return square
+
+
+def limit_side(image: Image, most: int) -> Image:
+    """Reduce an image whose longer side has more than `most` pixels to that size."""
+    side = max(image.shape[:2])
+    if side <= most:
+        return image
+    size = (max(1, round(image.shape[1] * most / side)), max(1, round(image.shape[0] * most / side)))
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def encode_jpeg(image: Image, quality: int, *, bgr: bool = False) -> bytes:

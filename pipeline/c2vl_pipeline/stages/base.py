@@ -18,11 +18,13 @@ import pyarrow.compute as pc
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import C2VLError, DataError, StageError
 from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
-from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe import CaptionConfig, EmbedConfig, Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.readers.video import FILL
 from c2vl_pipeline.workspace import Workspace, shard_path
+
+Row = dict[str, Any]
 
 MAX_ERROR = 300
 """Characters of an error text that a row stores."""
@@ -118,9 +120,10 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         )
 
 
-def padding(aspect: str) -> dict[str, Any]:
-    """Return what of the aspect policy `pad` is part of a stage's configuration: the colour."""
-    return {"padding": list(FILL)} if aspect == "pad" else {}
+def config_of(part: CaptionConfig | EmbedConfig) -> dict[str, Any]:
+    """Return the configuration of a stage that shapes crops: its part of a recipe, and the colour that `pad` fills in."""
+    pad = {"padding": list(FILL)} if part.aspect == "pad" else {}
+    return part.model_dump(mode="json", exclude={"engine"}) | pad
 
 
 def hang_mark(folder: Path, number: int) -> Path:

@@ -13,22 +13,17 @@ import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BufferedWriter
-from types import TracebackType
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
-from c2vl_pipeline.workspace import Workspace, stored_joints
-
-Row = dict[str, Any]
+from c2vl_pipeline.stages.base import Row, ShardContext, Stage, config_of, failure, in_batches, row_status
+from c2vl_pipeline.workspace import stored_joints
 
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
 
@@ -100,9 +95,7 @@ class Journal:
     def __enter__(self) -> Journal:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         if self._file is not None:
             self._file.close()
 
@@ -117,9 +110,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     assert shard.spec is not None
     config = shard.recipe.pipeline.caption
     reads = engines.backend(shard.spec).reads
-    skeletons: dict[str, Row] = {}
-    if "joints" in reads:
-        skeletons = {row["sample_id"]: row for row in shard.upstream("skeletons").to_pylist()}
+    bodies = shard.upstream("skeletons").to_pylist() if "joints" in reads else []
+    skeletons = {row["sample_id"]: row for row in bodies}
     rows: list[Row] = []
     requests: list[tuple[Row, _Request]] = []
     for crop in shard.upstream("crops").to_pylist():
@@ -129,11 +121,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
         if "joints" in reads:
             body = skeletons[crop["sample_id"]]
             if body["status"] != Status.OK:
-                row |= row_status(
-                    Status(body["status"]),
-                    body["error_class"],
-                    f"this captioner describes joints: {body['error']}",
-                )
+                why = f"this captioner describes joints: {body['error']}"
+                row |= row_status(Status(body["status"]), body["error_class"], why)
                 continue
             pose = _pose(body, crop["frame_index"] or 0, shard)
         if crop["status"] != Status.OK and reads:
@@ -149,9 +138,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
     def call(batch: list[tuple[Row, _Request]]) -> list[Caption | Exception]:
         crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
         answers: list[Caption | Exception] = shard.engine.caption(crops, config.question)
-        answered = list(
-            zip(crops, answers, strict=True)
-        )  # with one too few, an answer would be stored for the wrong crop
+        # strict: with one too few, an answer would be stored for the wrong crop
+        answered = list(zip(crops, answers, strict=True))
         journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
@@ -170,15 +158,6 @@ def _fill(row: Row, answer: Caption | Exception) -> None:
         row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
 
 
-def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
-    return recipe.pipeline.caption.engine
-
-
-def _config(recipe: Recipe) -> dict[str, Any]:
-    config = recipe.pipeline.caption
-    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
-
-
 def _upstream(recipe: Recipe) -> tuple[str, ...]:
     """Return what captions are made of: crops, and joints for a captioner that reads them."""
     reads = engines.backend(recipe.pipeline.caption.engine).reads
@@ -190,10 +169,10 @@ STAGE = Stage(
     command="caption",
     process=process,
     columns=("sample_id",),
-    config=_config,
+    config=lambda recipe: config_of(recipe.pipeline.caption),
     upstream=_upstream,
     row_group=8192,
     per_frame=True,
     reads_joints=True,
-    engine=_engine,
+    engine=lambda recipe, index: recipe.pipeline.caption.engine,
 )

@@ -7,27 +7,24 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from itertools import groupby, product
-from typing import Any
 
-import cv2
-import numpy as np
 import pyarrow as pa
 
 from c2vl_manifests.datasets import resolve_detector
-from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import CropConfig, Recipe
+from c2vl_manifests.recipe import CropConfig
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, background
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Projection
-from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, plan_frames
+from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, limit_side, plan_frames
 from c2vl_pipeline.stages import skeletons
 from c2vl_pipeline.stages.base import (
+    Row,
     ShardContext,
     Stage,
     failure,
@@ -36,9 +33,6 @@ from c2vl_pipeline.stages.base import (
     row_status,
     unreadable,
 )
-from c2vl_pipeline.workspace import Workspace
-
-Row = dict[str, Any]
 
 
 def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tuple[int, int, int, int]:
@@ -50,14 +44,6 @@ def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tupl
     left, top = int(min(max(x0 - dx, 0), width - 1)), int(min(max(y0 - dy, 0), height - 1))
     right, bottom = min(max(x1 + dx, left + 1), width), min(max(y1 + dy, top + 1), height)
     return left, top, math.ceil(right), math.ceil(bottom)
-
-
-def _limit_side(image: Image, most: int) -> Image:
-    side = max(image.shape[:2])
-    if side <= most:
-        return image
-    size = (max(1, round(image.shape[1] * most / side)), max(1, round(image.shape[0] * most / side)))
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _empty(sample: Row, slot: int) -> Row:
@@ -85,10 +71,8 @@ class _ShardCrops:
         if shard.killable:
             self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
 
-    def __enter__(self) -> _ShardCrops:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
+    def close(self) -> None:
+        """End the thread of the deadline."""
         if self.deadline is not None:
             self.deadline.close()
 
@@ -117,24 +101,17 @@ class _ShardCrops:
         joints_of: dict[str, Projection] = {}
         for sample in samples:
             total = video.count()
-            start, end = (
-                sample["start_frame"] or 0,
-                sample["end_frame"] if sample["end_frame"] is not None else total,
-            )
-            planned = plan_frames(start, end, self.slots)
+            end = total if sample["end_frame"] is None else sample["end_frame"]
+            planned = plan_frames(sample["start_frame"] or 0, end, self.slots)
             if not planned:
-                self.give_up(
-                    sample, row_status(Status.TRUNCATED_VIDEO, "empty", "the container advertises no frame")
-                )
+                text = "the container advertises no frame"
+                self.give_up(sample, row_status(Status.TRUNCATED_VIDEO, "empty", text))
             elif self.reads_joints and (error := self._skeleton(sample, joints_of)) is not None:
                 self.give_up(sample, error)
             else:
                 for slot, number in enumerate(planned):
-                    row = _empty(sample, slot) | {
-                        "frame_index": number,
-                        "frames_advertised": video.advertised,
-                    }
-                    wanted.setdefault(number, []).append(row)
+                    facts = {"frame_index": number, "frames_advertised": video.advertised}
+                    wanted.setdefault(number, []).append(_empty(sample, slot) | facts)
         cameras = {s["sample_id"]: s["camera"] for s in samples}
         for number, image in video.frames(wanted, lent=self.lent):
             for row in wanted[number]:
@@ -143,19 +120,15 @@ class _ShardCrops:
             for sample_id, group in groupby(wanted.pop(number), key=lambda r: str(r["sample_id"])):
                 rows = list(group)
                 projection = joints_of.get(sample_id)
-                self.waiting.append(
-                    (
-                        rows,
-                        Frame(
-                            image=image,
-                            sample_id=sample_id,
-                            slot=rows[0]["slot"],
-                            camera=cameras[sample_id],
-                            joints=projection(number) if projection else None,
-                            background=partial(self._scene, cameras[sample_id]),
-                        ),
-                    )
+                frame = Frame(
+                    image=image,
+                    sample_id=sample_id,
+                    slot=rows[0]["slot"],
+                    camera=cameras[sample_id],
+                    joints=projection(number) if projection else None,
+                    background=partial(self._scene, cameras[sample_id]),
                 )
+                self.waiting.append((rows, frame))
             if len(self.waiting) >= self._batch:
                 self.detect()
         self.detect()
@@ -164,9 +137,8 @@ class _ShardCrops:
         for rows in wanted.values():
             for row in rows:
                 text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
-                self.rows[row["sample_id"], row["slot"]] = row | row_status(
-                    Status.TRUNCATED_VIDEO, "truncated", text
-                )
+                truncated = row_status(Status.TRUNCATED_VIDEO, "truncated", text)
+                self.rows[row["sample_id"], row["slot"]] = row | truncated
         for key in product(cameras, range(self.slots)):
             if self.rows[key]["frames_advertised"] is not None:
                 self.rows[key]["frames_decoded"] = video.decoded
@@ -235,7 +207,7 @@ class _ShardCrops:
             return row_status(Status.NO_PERSON)
         height, width = frame.image.shape[:2]
         left, top, right, bottom = union(boxes, self.config, width, height)
-        crop = _limit_side(frame.image[top:bottom, left:right], self.config.max_side)
+        crop = limit_side(frame.image[top:bottom, left:right], self.config.max_side)
         return row_status(Status.OK) | {
             "box": [float(left), float(top), float(right), float(bottom)],
             "score": boxes[0].score,
@@ -247,7 +219,7 @@ class _ShardCrops:
 def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot)."""
     tables = [CROPS.empty_table()]
-    with _ShardCrops(shard) as crops:
+    with closing(_ShardCrops(shard)) as crops:
         for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
             group, samples = list(of_video), []
             for sample in group:
@@ -265,10 +237,6 @@ def process(shard: ShardContext) -> pa.Table:
     return pa.concat_tables(tables)
 
 
-def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
-    return resolve_detector(recipe.pipeline.crop.engine, index.dataset)
-
-
 STAGE = Stage(
     name="crops",
     command="crop",
@@ -278,6 +246,6 @@ STAGE = Stage(
     upstream=lambda recipe: (),
     row_group=128,
     per_frame=True,
-    engine=_engine,
+    engine=lambda recipe, index: resolve_detector(recipe.pipeline.crop.engine, index.dataset),
     raw="video",
 )

@@ -12,20 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status, embeddings
 from c2vl_pipeline.readers.video import decode_jpeg, shape_image
-from c2vl_pipeline.stages.base import ShardContext, Stage, failure, in_batches, padding, row_status
-from c2vl_pipeline.workspace import Workspace
+from c2vl_pipeline.stages.base import Row, ShardContext, Stage, config_of, failure, in_batches, row_status
 
-Row = dict[str, Any]
 Half = npt.NDArray[np.float16]
-
-
-def _unless_finite(vector: npt.NDArray[np.float32]) -> None:
-    if not np.isfinite(vector).all():
-        raise ValueError("the encoder returned NaN or infinite values")
 
 
 def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
@@ -72,11 +63,8 @@ def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
 
 def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
     """Store a vector, or write the reason why none exists into the row."""
-    if not isinstance(vector, Exception):
-        try:
-            _unless_finite(vector)
-        except ValueError as error:
-            vector = error
+    if not isinstance(vector, Exception) and not np.isfinite(vector).all():
+        vector = ValueError("the encoder returned NaN or infinite values")
     if isinstance(vector, Exception):
         row[column] = str(Status.FAILED)
         row |= failure(vector, attempts=2)  # the other kind may be fine
@@ -99,12 +87,8 @@ def process(shard: ShardContext) -> pa.Table:
             row["error"] = row["error"] or crop["error"] or caption["error"]
     schema = embeddings(vision.shape[1], language.shape[1])
     columns = {
-        "vision": pa.FixedSizeListArray.from_arrays(
-            pa.array(vision.reshape(-1)), type=schema.field("vision").type
-        ),
-        "language": pa.FixedSizeListArray.from_arrays(
-            pa.array(language.reshape(-1)), type=schema.field("language").type
-        ),
+        kind: pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=schema.field(kind).type)
+        for kind, vectors in (("vision", vision), ("language", language))
     }
     arrays = [
         columns[f.name] if f.name in columns else pa.array([r[f.name] for r in rows], type=f.type)
@@ -113,25 +97,16 @@ def process(shard: ShardContext) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
-    config = recipe.pipeline.embed
-    return config.model_dump(mode="json", exclude={"engine"}) | padding(config.aspect)
-
-
-def _engine(recipe: Recipe, index: Workspace) -> EngineSpec:
-    return recipe.pipeline.embed.engine
-
-
 STAGE = Stage(
     name="embeddings",
     command="embed",
     process=process,
     columns=("sample_id",),
-    config=_config,
+    config=lambda recipe: config_of(recipe.pipeline.embed),
     upstream=lambda recipe: ("crops", "captions"),
     row_group=8192,
     per_frame=True,
-    engine=_engine,
+    engine=lambda recipe, index: recipe.pipeline.embed.engine,
     byte_stream_split=("vision", "language"),
     status_columns=("status", "vision_status", "language_status"),
 )

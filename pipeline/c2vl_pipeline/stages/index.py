@@ -8,6 +8,7 @@ only by evaluation.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,7 @@ import pyarrow as pa
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import load_layout
-from c2vl_manifests.manifest import (
-    commit_table,
-    fingerprint,
-    finished_shard,
-)
+from c2vl_manifests.manifest import commit_table, fingerprint, finished_shard
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
 from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
@@ -130,33 +127,26 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)
         raise IncompleteDataError(
             f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} "
-            f"Complete the download, "
-            "or continue with --allow-missing (rows state what is missing) or --only-present (expect only "
-            "what is there)",
+            "Complete the download, or continue with --allow-missing (rows state what is missing) or "
+            "--only-present (expect only what is there)",
             findings,
         )
 
 
 def _cut(rows: list[Row], size: int) -> list[list[int]]:
     """Cut rows into shards of about `size` samples without splitting the samples of one video."""
-    bounds: list[list[int]] = []
-    start = 0
-    for at in range(1, len(rows) + 1):
-        full = at - start >= size
-        same_video = (
-            at < len(rows) and rows[at]["video"] is not None and rows[at]["video"] == rows[at - 1]["video"]
-        )
-        if at == len(rows) or (full and not same_video):
-            bounds.append([start, at])
-            start = at
-    return bounds
+    cuts = [0]
+    for at in range(1, len(rows)):
+        video = rows[at]["video"]
+        if at - cuts[-1] >= size and (video is None or video != rows[at - 1]["video"]):
+            cuts.append(at)
+    return [list(bounds) for bounds in pairwise([*cuts, len(rows)])]
 
 
 def _commit(work: Path, rows: list[Row], extra: dict[str, Any]) -> None:
     """Write `samples.parquet`, unless it holds the same already."""
     path = work / "samples.parquet"
     key = fingerprint({"schema": SCHEMA_VERSION, "rows": rows, "extra": extra})
-    work.mkdir(parents=True, exist_ok=True)
     if finished_shard(path, key) is None:
         table = pa.Table.from_pylist(rows, schema=SAMPLES)
         commit_table(path, table, key=key, row_group=65536, extra=extra)

@@ -38,6 +38,7 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import PACKED_INDEX, Status
+from c2vl_pipeline.readers.base import bodies_present, to_origin
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import check_shards
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
@@ -89,11 +90,7 @@ def mapped(joints: Joints, source: Layout, target: Layout) -> Joints:
     """
     ways = source.mapping_to(target)
     out = np.stack([joints[:, :, list(way)].mean(axis=2) for way in ways], axis=2)
-    present = np.asarray(joints.any(axis=(2, 3)))
-    if present[:, 0].any():
-        first = int(np.argmax(present[:, 0]))
-        out = np.where(present[:, :, None, None], out - out[first, 0, target.anchor], 0)
-    return np.asarray(out, joints.dtype)
+    return np.asarray(to_origin(out, bodies_present(joints), target.anchor), joints.dtype)
 
 
 def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = None) -> PackedManifest:
@@ -127,9 +124,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         leftover.unlink(missing_ok=True)
     sync_folder(folder)
     rows, shape = _pack_skeletons(index, folder, target)
-    slots = (
-        recipe.pipeline.frames if not stages["embeddings"].rows else stages["embeddings"].rows // len(rows)
-    )
+    slots = stages["embeddings"].rows // len(rows) or recipe.pipeline.frames
     widths = _pack_vectors(index, folder, slots, rows, emit)
     _pack_index(index, folder, rows)
     engine_stages = [name for name, stage in STAGES.items() if stage.engine is not None]
@@ -177,8 +172,7 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
         reason = next((row["reason"] for row in rows if row["reason"]), "nobody was found in any frame")
         raise DataError(
             f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the "
-            f"first: {reason}. "
-            "Check the paths, the layout and `c2vl-pipeline status`"
+            f"first: {reason}. Check the paths, the layout and `c2vl-pipeline status`"
         )
     columns = index.table.select(["splits", "subject", "view"]).to_pylist()
     table = pa.Table.from_pylist(
@@ -216,16 +210,8 @@ def _pack_skeletons(
 
     commit_file(folder / "joints.npy", write)
     _save(folder / "offsets.npy", offsets)
-    rows = [
-        {
-            "sample_id": head["sample_id"],
-            "frames": head["frames"],
-            "skeleton_status": head["status"],
-            "reason": head["error"],
-        }
-        for head in heads
-    ]
-    return rows, shape
+    names = {"sample_id": "sample_id", "frames": "frames", "skeleton_status": "status", "reason": "error"}
+    return [{name: head[column] for name, column in names.items()} for head in heads], shape
 
 
 def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joints:
@@ -248,25 +234,20 @@ def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], e
     widths = {kind: int(first.field(kind).type.list_size) for kind in ("vision", "language")}
     arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}
     good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}
-    at = 0
+    errors: list[str | None] = []
     for number, (start, stop) in enumerate(index.plan):
         table = read_shard(shard_path(index.work, "embeddings", number)).combine_chunks()
-        count = stop - start
         for kind, width in widths.items():
             flat = table.column(kind).chunk(0).flatten().to_numpy(zero_copy_only=False)
-            arrays[kind][at : at + count] = flat.reshape(count, slots, width)
-            statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(count, slots)
-            good[kind][at : at + count] = statuses == str(Status.OK)
-        errors = table.column("error").to_pylist()
-        for n in range(count):
-            for kind in widths:
-                rows[at + n][f"{kind}_rows"] = int(good[kind][at + n].sum())
-            if rows[at + n]["reason"] is None and not (
-                good["vision"][at + n].any() and good["language"][at + n].any()
-            ):
-                rows[at + n]["reason"] = next((e for e in errors[n * slots : (n + 1) * slots] if e), None)
-        at += count
-        emit(Progress("pack", at, len(rows)))
+            arrays[kind][start:stop] = flat.reshape(-1, slots, width)
+            statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(-1, slots)
+            good[kind][start:stop] = statuses == str(Status.OK)
+        errors += table.column("error").to_pylist()
+        emit(Progress("pack", stop, len(rows)))
+    for n, row in enumerate(rows):
+        row |= {f"{kind}_rows": int(usable[n].sum()) for kind, usable in good.items()}
+        if row["reason"] is None and not all(usable[n].any() for usable in good.values()):
+            row["reason"] = next(filter(None, errors[n * slots : (n + 1) * slots]), None)
     for kind in widths:
         _save(folder / f"{kind}.npy", arrays[kind])
         _save(folder / f"{kind}_ok.npy", good[kind])

@@ -25,12 +25,8 @@ def _rows(shard: ShardContext) -> Iterator[dict[str, Any]]:
         if sample["problem"]:
             yield row | row_status(Status.FAILED, "problem", sample["problem"])
         elif sample["skeleton"] is None or sample["known_missing"]:
-            why = (
-                "on the dataset's list of missing skeletons"
-                if sample["known_missing"]
-                else "no skeleton file"
-            )
-            yield row | row_status(Status.MISSING_SKELETON, "missing", why)
+            listed = "on the dataset's list of missing skeletons" if sample["known_missing"] else None
+            yield row | row_status(Status.MISSING_SKELETON, "missing", listed or "no skeleton file")
         else:
             try:
                 path = index.root / sample["skeleton"]
@@ -45,12 +41,10 @@ def _rows(shard: ShardContext) -> Iterator[dict[str, Any]]:
                 "frame_index": body.frame_index.tolist(),
                 "joints": body.joints.tobytes(),
             }
-            status = (
-                row_status(Status.OK)
-                if len(body.joints)
-                else row_status(Status.MISSING_SKELETON, "empty", "no body in any frame")
-            )
-            yield row | status
+            if len(body.joints):
+                yield row | row_status(Status.OK)
+            else:
+                yield row | row_status(Status.MISSING_SKELETON, "empty", "no body in any frame")
 
 
 def process(shard: ShardContext) -> pa.Table:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,9 @@ class Settings:
 
 @dataclass(frozen=True)
 class Synthetic:
-    """Result of `generate`: the folder, the class names, and the numbers of clips written and kept."""
+    """Result of `generate`: the folder, and the numbers of clips written and kept."""
 
     root: Path
-    classes: tuple[str, ...]
     written: int
     kept: int
 
@@ -139,27 +139,23 @@ def generate(
     settings = Settings(classes, subjects, views, repeats, seed, size, frames)
     _check(settings, workers)
     _claim(out, settings)
-    jobs = [
-        (out, settings, p, r, a)
-        for p in range(1, subjects + 1)
-        for r in range(1, repeats + 1)
-        for a in range(1, classes + 1)
-    ]
+    numbers = product(*(range(1, count + 1) for count in (subjects, repeats, classes)))
+    jobs = [(out, settings, p, r, a) for p, r, a in numbers]
     written, total = 0, len(jobs) * views
     for done, count in enumerate(_run(jobs, workers), 1):
         written += count
         emit(Progress("synth", done * views, total, "clips"))
     emit(Note(f"{total} synthetic clips in {out}: {written} written, {total - written} kept"))
-    return Synthetic(out, tuple(action_names(classes)), written, total - written)
+    return Synthetic(out, written, total - written)
 
 
 def _check(settings: Settings, workers: int) -> None:
     """Raise ConfigError for an argument out of range."""
     action_names(settings.classes)
-    for name, top in (("subjects", 999), ("views", 999), ("repeats", 999)):
-        if not 1 <= (value := getattr(settings, name)) <= top:
+    for name in ("subjects", "views", "repeats"):
+        if not 1 <= (value := getattr(settings, name)) <= 999:
             raise ConfigError(
-                f"{name} = {value}; file names have room for 1 to {top}; choose a number in this range"
+                f"{name} = {value}; file names have room for 1 to 999; choose a number in this range"
             )
     if settings.seed < 0:
         raise ConfigError(f"seed = {settings.seed}; expected 0 or more; choose another seed")
@@ -176,13 +172,8 @@ def _check(settings: Settings, workers: int) -> None:
 def _claim(out: Path, settings: Settings) -> None:
     """Write the settings to the folder before the first clip, or check that it holds the same settings."""
     path, table = out / "synthetic.toml", settings.table()
-    if not path.exists():
-        for folder in ("nturgb+d_rgb", "nturgb+d_skeletons"):
-            if (out / folder).exists():
-                raise ConfigError(
-                    f"{out} holds {folder} but no synthetic.toml; expected an empty folder; choose another"
-                )
-    else:
+    folders = ("nturgb+d_rgb", "nturgb+d_skeletons")
+    if path.exists():
         try:
             stored = tomllib.loads(path.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -193,12 +184,17 @@ def _claim(out: Path, settings: Settings) -> None:
                     f"{out} holds a synthetic dataset with {key} = {stored.get(key)!r}, expected {value!r}; "
                     "choose another folder or repeat the arguments in its synthetic.toml"
                 )
-    out.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
+    else:
+        for folder in folders:
+            if (out / folder).exists():
+                raise ConfigError(
+                    f"{out} holds {folder} but no synthetic.toml; expected an empty folder; choose another"
+                )
+        out.mkdir(parents=True, exist_ok=True)
         lines = (f"{k} = {str(v).replace(chr(39), chr(34))}\n" for k, v in table.items())
         with replacing(path, f"{path.name}.partial") as partial:
             partial.write_text("".join(lines), encoding="utf-8", newline="\n")
-    for folder in ("nturgb+d_rgb", "nturgb+d_skeletons"):
+    for folder in folders:
         (out / folder).mkdir(exist_ok=True)
 
 

@@ -140,10 +140,9 @@ class Scene:
 
     def add(self, points: list[Floats], radius: float, colour: tuple[int, int, int]) -> None:
         """Add a part through points (T, 3)."""
-        self.parts.append(
-            Part(tuple(range(len(self.points), len(self.points) + len(points))), radius, colour)
-        )
+        first = len(self.points)
         self.points += points
+        self.parts.append(Part(tuple(range(first, len(self.points))), radius, colour))
 
     def person(self, who: Person, body: Floats) -> None:
         """Add a person with joints `body` (T, 25, 3)."""
@@ -216,10 +215,8 @@ def film(scene: Scene, eye: Camera, seed: int, view: int) -> Iterator[Image]:
     seen = eye.see(np.stack(scene.points, 1))
     pixels = (8 * eye.project(seen)).round().clip(-30000, 30000).astype(np.int32)
     depth = np.stack([seen[:, part.points, 2].mean(1) for part in scene.parts], 1)
-    order, scale = (
-        np.argsort(-depth, 1, kind="stable").tolist(),
-        (eye.focal / np.maximum(depth, 0.3)).tolist(),
-    )
+    order = np.argsort(-depth, 1, kind="stable").tolist()
+    scale = (eye.focal / np.maximum(depth, 0.3)).tolist()
     corners = [list(np.ascontiguousarray(pixels[:, part.points])) for part in scene.parts]
     frame = np.empty_like(room)
     for t, nearer in enumerate(order):

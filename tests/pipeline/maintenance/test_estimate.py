@@ -89,9 +89,9 @@ def test_probed_samples_are_spread_over_the_whole_dataset(
 ) -> None:
     seen: list[list[int]] = []
 
-    def probe(probe: Any, stage: Any, chosen: list[int], seconds: float, workers: int | None) -> Any:
+    def probe(index: Any, recipe: Any, folder: Path, stage: Any, chosen: list[int], seconds: float) -> Any:
         seen.append(list(chosen))
-        return part(stage.name), chosen
+        return part(stage.name, probed=len(chosen))
 
     monkeypatch.setattr(estimate, "_probe", probe)
     real = workspace.load(begun)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -271,7 +272,7 @@ def test_the_survey_tells_missing_unfinished_complete_and_stale(begun: Path, rec
     crops = found["crops"]
     assert (crops.shards_done, crops.shards, crops.rows, crops.expected_rows) == (1, 8, 16, 128)
     assert crops.counts() == "ok 16"
-    assert found["skeletons"].as_dict()["statuses"] == {"ok": 32}
+    assert asdict(found["skeletons"])["statuses"] == {"ok": 32}
     run_all(begun, recipe)
     pack.run(begun, recipe)
     assert set(states(begun, recipe).values()) == {"complete"}
