@@ -18,27 +18,17 @@ from c2vl_evaluation.results import Protocol, Role
 from c2vl_manifests.recipe import (
     TABLE_VII,
     Blend,
-    Constant,
     Cosine,
     EncoderConfig,
-    Hard,
-    Inter,
-    Intra,
     Partition,
+    PretrainConfig,
     Recipe,
+    Targets,
     targets_name,
 )
 from c2vl_training.run_folder import Kind
 
-AnyTargets = Hard | Intra | Inter | Blend | Partition
 Knowledge = Literal["vision", "language", "both"]
-_TARGETS: dict[str, type[AnyTargets]] = {
-    "hard": Hard,
-    "intra": Intra,
-    "inter": Inter,
-    "blend": Blend,
-    "partition": Partition,
-}
 _GRAPHS = ("stgcn", "ctrgcn", "msg3d")
 _ENCODERS = {
     "bigru": "a bidirectional GRU",
@@ -151,21 +141,19 @@ class Variant:
         return base.model_copy(update={"training": t.model_copy(update=changes)})
 
 
-def targets_of(own: AnyTargets, name: str) -> AnyTargets:
+def targets_of(own: Targets, name: str) -> Targets:
     """Return targets of Table VII with as many numbers (beta, temperature, …) as possible from a recipe's targets."""
     if name == targets_name(own):
         return own
-    kind, _, schedule = name.rstrip(")").partition("(")
-    model = _TARGETS[kind]
-    values = {k: v for k, v in own if k in model.model_fields and k not in {"kind", "alpha"}}
-    if schedule:
-        alpha = getattr(own, "alpha", None)
-        same = alpha is not None and alpha.schedule == schedule
-        values["alpha"] = alpha if same else Cosine() if schedule == "cosine" else Constant()
-    return model.model_validate(values)
+    named = PretrainConfig.model_validate({"targets": name}).targets
+    values = {k: v for k, v in own if k in type(named).model_fields and k not in {"kind", "alpha"}}
+    alpha = getattr(own, "alpha", None)
+    if alpha is not None and isinstance(named, Blend | Partition) and named.alpha.schedule == alpha.schedule:
+        values["alpha"] = alpha
+    return named.model_copy(update=values)
 
 
-def _moved(own: AnyTargets, alpha: tuple[float, float] | None, beta: float | None) -> AnyTargets:
+def _moved(own: Targets, alpha: tuple[float, float] | None, beta: float | None) -> Targets:
     """Return the paper's targets with another alpha or beta."""
     paper = targets_of(own, "partition(cosine)")
     if alpha is not None:
