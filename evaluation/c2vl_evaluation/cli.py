@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from c2vl_evaluation.paper.cli import paper
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say, show_table
+from c2vl_manifests.cli_common import (
+    PackedOption,
+    RecipeOption,
+    Reporter,
+    SetOption,
+    application,
+    optional,
+    say,
+    show_table,
+)
 from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
@@ -22,16 +31,9 @@ if TYPE_CHECKING:
 app = application("Evaluate frozen skeleton encoders, with controls, and write the report.")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of a finished c2vl-train run.")]
-DataOption = Annotated[
-    Path,
-    typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it)."),
-]
 BenchmarkOption = Annotated[
-    str | None,
-    typer.Option("--benchmark", help="Default: the one that the run was trained on.", show_default=False),
+    str | None, optional("--benchmark", "Default: the one that the run was trained on.")
 ]
-
-
 RunsOption = Annotated[
     list[Path],
     typer.Option(
@@ -41,12 +43,11 @@ RunsOption = Annotated[
 ]
 EncoderOption = Annotated[
     Path | None,
-    typer.Option(
+    optional(
         "--encoder",
+        "Checkpoint folder of the text encoder that made the data's vectors, if it was moved.",
         exists=True,
         file_okay=False,
-        help="Checkpoint folder of the text encoder that made the data's vectors, if it was moved.",
-        show_default=False,
     ),
 ]
 SpaceRunsOption = Annotated[
@@ -84,7 +85,7 @@ def run_command(
         str, typer.Argument(help="knn, linear, finetune, semi, transfer or ensemble.", metavar="PROTOCOL")
     ],
     run: RunsOption,
-    data: DataOption,
+    data: PackedOption,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -149,7 +150,7 @@ def compare(
 def predict(
     files: Annotated[list[Path], typer.Argument(help="Skeleton files: .skeleton, .mat, .npy or .npz.")],
     run: RunOption,
-    data: DataOption,
+    data: PackedOption,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -164,14 +165,13 @@ def predict(
 
 @app.command()
 def zeroshot(
-    data: DataOption,
+    data: PackedOption,
     run: SpaceRunsOption,
     descriptions: Annotated[
         Path | None,
-        typer.Option(
+        optional(
             "--descriptions",
-            help="TOML or JSON: class name = a description, or a list of them, which are averaged.",
-            show_default=False,
+            "TOML or JSON: class name = a description, or a list of them, which are averaged.",
         ),
     ] = None,
     encoder: EncoderOption = None,
@@ -190,7 +190,7 @@ def zeroshot(
 
 @app.command()
 def retrieval(
-    data: DataOption,
+    data: PackedOption,
     run: SpaceRunsOption,
     caption: Annotated[
         str, typer.Option("--caption", help="mean of a clip's captions, or one of them.")
@@ -216,7 +216,7 @@ def retrieval(
 def search(
     text: Annotated[str, typer.Argument(help='Text to search for, e.g. "a person waving".')],
     run: RunOption,
-    data: DataOption,
+    data: PackedOption,
     top: Annotated[int, typer.Option("--top", min=1, help="Number of clips.")] = 12,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     out: Annotated[Path, typer.Option("--out", help="HTML page that shows the clips, animated.")] = Path(
@@ -245,7 +245,7 @@ def search(
 
 @app.command()
 def benchmark(
-    data: DataOption,
+    data: PackedOption,
     benchmark: Annotated[
         str,
         typer.Option(
@@ -256,36 +256,24 @@ def benchmark(
     recipe: RecipeOption = None,
     targets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--targets",
-            help="A value of Table VII, e.g. hard or partition(cosine); may be repeated.",
-            show_default=False,
-        ),
+        optional("--targets", "A value of Table VII, e.g. hard or partition(cosine); may be repeated."),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per line: seeds 0, 1, …")] = 1,
     protocol: Annotated[
         list[str] | None,
-        typer.Option(
-            "--protocol",
-            help="finetune, semi, ensemble or all, in addition to kNN and linear; may be repeated.",
-            show_default=False,
+        optional(
+            "--protocol", "finetune, semi, ensemble or all, in addition to kNN and linear; may be repeated."
         ),
     ] = None,
     target: Annotated[
         Path | None,
-        typer.Option(
-            "--target",
-            help="Packed data of another dataset with the same joints, for the transfer protocol.",
-            show_default=False,
+        optional(
+            "--target", "Packed data of another dataset with the same joints, for the transfer protocol."
         ),
     ] = None,
     target_benchmark: Annotated[
         str | None,
-        typer.Option(
-            "--target-benchmark",
-            help="Benchmark of the target. Default: xsub, or its first one.",
-            show_default=False,
-        ),
+        optional("--target-benchmark", "Benchmark of the target. Default: xsub, or its first one."),
     ] = None,
     set_: SetOption = None,
 ) -> None:
@@ -342,7 +330,7 @@ def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | 
 @app.command()
 def report(
     out: Annotated[Path, typer.Option("--out", help="Folder that `c2vl-eval benchmark` wrote.")],
-    data: DataOption,
+    data: PackedOption,
 ) -> None:
     """Write the report of a finished table again."""
     from c2vl_evaluation.results import load

@@ -11,8 +11,8 @@ import numpy as np
 from pydantic import BaseModel
 
 from c2vl_evaluation.cache import CacheKey, Predictions
-from c2vl_evaluation.features import Array, Features, Labels, Split, extract
-from c2vl_evaluation.metrics import check_classes, usable_splits
+from c2vl_evaluation.features import Array, Features, Labels, extract
+from c2vl_evaluation.metrics import check_classes
 from c2vl_evaluation.results import Protocol, Role
 from c2vl_manifests.events import Emit, silent
 from c2vl_manifests.packed import resolve_recipe
@@ -92,14 +92,6 @@ class EvalContext:
             extract(self.run, self.packed, self.benchmark, split, device) for split in ("train", "test")
         )
         return train, test, check_classes(self.packed, train.labels, test.labels)
-
-    def splits(self) -> tuple[Split, Split, int]:
-        """Return rows and labels of the training and of the test split, and the number of classes.
-
-        Raises:
-            DataError: a sample without a label, or a class of the test split without a training sample.
-        """
-        return usable_splits(self.packed, self.benchmark)
 
     def predictions(self, rows: Labels, scores: Array, answers: Labels | None = None) -> Predictions:
         """Return scores (N, C) of some rows with truth and answers, by default the highest scores."""

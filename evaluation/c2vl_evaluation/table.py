@@ -310,7 +310,7 @@ def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
     config, classes = recipe.evaluation, metrics.check_classes(packed, train.labels, test.labels)
     last, sizes = knn.score(train, test, classes, config.knn.k)[0], (len(train.labels), len(test.labels))
     nearest = Result(protocol="knn", last=last, train=sizes[0], test=sizes[1])
-    probe = linear.probe(train, test, classes, config.linear, 0).result(config.linear, sizes[0])
+    probe = linear.probe(train, test, classes, config.linear, 0).result()
     return TableRow(
         name="raw joints", role="baseline", seed=0, run="", epochs=0, seconds=0.0, samples=sizes[0],
         left_out=train.left_out, results=(nearest, probe),

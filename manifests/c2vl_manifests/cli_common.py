@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,22 +32,22 @@ _JSON_EVERY = 2.0
 
 _INTERRUPTED = 130
 
+
+def optional(flag: str, help_text: str, **settings: Any) -> Any:
+    """Return an option whose default, nothing, is not shown in its help."""
+    return typer.Option(flag, help=help_text, show_default=False, **settings)
+
+
 RecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        help="Built-in recipe (paper, small, heuristic, debug) or a TOML file.",
-        show_default=False,
-    ),
+    str | None, optional("--recipe", "Built-in recipe (paper, small, heuristic, debug) or a TOML file.")
+]
+PackedOption = Annotated[
+    Path,
+    typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it)."),
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override one value of the recipe; may be repeated.",
-        show_default=False,
-    ),
+    optional("--set", "Override one value of the recipe; may be repeated.", metavar="KEY=VALUE"),
 ]
 
 

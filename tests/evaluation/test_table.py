@@ -125,8 +125,8 @@ def test_a_tables_numbers_are_those_of_its_protocols(table, data):
     gallery, query = (extract(table[0] / row.run, data, "xsub", split) for split in ("train", "test"))
     assert row.top1("knn") == knn.score(gallery, query, 3)[0].top1
     found = linear.probe(gallery, query, 3, config, seed=1)
-    result = row.result("linear")
-    assert (result.last, result.best, result.lr) == (found.last, found.best, found.lr)
+    result, wanted = row.result("linear"), found.result()
+    assert (result.last, result.best, result.lr) == (wanted.last, wanted.best, wanted.lr)
     assert holds(table[0] / row.run, result.key)
     answers = predictions_of(table[0] / row.run, result.key)
     np.testing.assert_array_equal(answers.scores, found.logits)

@@ -135,11 +135,6 @@ class TrainedEncoder:
     facts: dict[str, Any]
 
 
-def save_encoder(folder: Path, module: nn.Module, facts: dict[str, Any]) -> None:
-    """Write the encoder of a finished run."""
-    save(folder / ENCODER, module.state_dict(), facts)
-
-
 def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the encoder file of a finished run.
 

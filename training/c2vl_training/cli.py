@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say
+from c2vl_manifests.cli_common import (
+    PackedOption,
+    RecipeOption,
+    Reporter,
+    SetOption,
+    application,
+    optional,
+    say,
+)
 from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
@@ -20,21 +28,11 @@ app = application(
     "On several GPUs: torchrun --no-python --nproc-per-node 8 c2vl-train pretrain …"
 )
 
-DataOption = Annotated[
-    Path,
-    typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it)."),
-]
 BenchmarkOption = Annotated[
-    str | None,
-    typer.Option(
-        "--benchmark", help="xsub (if the data have it), xview, xset, or a custom one.", show_default=False
-    ),
+    str | None, optional("--benchmark", "xsub (if the data have it), xview, xset, or a custom one.")
 ]
 OutOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--out", help="Folder of the run; runs/<dataset>-<benchmark>-<kind>-<seed>.", show_default=False
-    ),
+    Path | None, optional("--out", "Folder of the run; runs/<dataset>-<benchmark>-<kind>-<seed>.")
 ]
 SeedOption = Annotated[int, typer.Option("--seed", min=0)]
 DryOption = Annotated[
@@ -65,42 +63,9 @@ def _resolve(
     return Run(kind, packed, resolve_recipe(packed.manifest, recipe, set_ or ()), benchmark, seed, out)
 
 
-def _train(
-    kind: Kind,
-    data: Path,
-    benchmark: str | None,
-    out: Path | None,
-    recipe: str | None,
-    seed: int,
-    set_: list[str] | None,
-    dry_run: bool,
-) -> None:
-    from c2vl_training import distributed
-    from c2vl_training.dry_run import estimate, lines, resolved
-    from c2vl_training.trainer import train
-
-    with distributed.joined() as rank:
-        run = _resolve(kind, data, benchmark, out, recipe, seed, set_)
-        if dry_run:
-            report = lines(run, estimate(run))
-            if rank == 0:
-                say(json.dumps(resolved(run), indent=1))
-                for line in report:
-                    say(line)
-            return
-        with Reporter() as emit:
-            result = train(run, emit)
-        if rank == 0:
-            say(
-                f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
-                f"({result.left_out} left out) in {result.seconds:,.0f} s; "
-                f"next: c2vl-eval run knn --run {run.out} --data {data}"
-            )
-
-
 def _command(kind: Kind) -> Callable[..., None]:
     def command(
-        data: DataOption,
+        data: PackedOption,
         benchmark: BenchmarkOption = None,
         out: OutOption = None,
         recipe: RecipeOption = None,
@@ -108,7 +73,27 @@ def _command(kind: Kind) -> Callable[..., None]:
         set_: SetOption = None,
         dry_run: DryOption = False,
     ) -> None:
-        _train(kind, data, benchmark, out, recipe, seed, set_, dry_run)
+        from c2vl_training import distributed
+        from c2vl_training.dry_run import estimate, lines, resolved
+        from c2vl_training.trainer import train
+
+        with distributed.joined() as rank:
+            run = _resolve(kind, data, benchmark, out, recipe, seed, set_)
+            if dry_run:
+                report = lines(run, estimate(run))
+                if rank == 0:
+                    say(json.dumps(resolved(run), indent=1))
+                    for line in report:
+                        say(line)
+                return
+            with Reporter() as emit:
+                result = train(run, emit)
+            if rank == 0:
+                say(
+                    f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
+                    f"({result.left_out} left out) in {result.seconds:,.0f} s; "
+                    f"next: c2vl-eval run knn --run {run.out} --data {data}"
+                )
 
     return command
 
@@ -125,10 +110,7 @@ for _kind, _help in _COMMANDS.items():
 @app.command("export")
 def export_command(
     run: Annotated[Path, typer.Option("--run", help="Folder of a finished run.")],
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="The file; encoder.onnx in the run's folder.", show_default=False),
-    ] = None,
+    out: Annotated[Path | None, optional("--out", "The file; encoder.onnx in the run's folder.")] = None,
 ) -> None:
     """Write the encoder as one ONNX file: clips (N, C, T, V, M) in, features (N, D) out."""
     from c2vl_training.export import export

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2vl_training import distributed, trainer
 from c2vl_training.dataset import Clips
-from c2vl_training.methods import Method
+from c2vl_training.methods import Method, Pretraining
 from c2vl_training.run_folder import Run
 
 
@@ -57,7 +57,8 @@ def estimate(run: Run) -> Estimate:
     clips = Clips(run.packed, selection.rows, config.input, cpu)
     frames = run.packed.offsets[selection.rows + 1] - run.packed.offsets[selection.rows]
     frame_bytes = 4 * int(run.packed.joints[0].size) if len(run.packed.joints) else 0
-    vectors = sum(4 * samples * p.in_features for p in _linear(method.model, "projectors"))
+    knowledge = method.knowledge.values() if isinstance(method, Pretraining) else ()
+    vectors = sum(4 * samples * one.dim for one in knowledge)
     trained = sum(p.numel() * p.element_size() for p in method.model.parameters())
     memory = {
         "weights": _bytes(method.model) + (_bytes(method.teacher) if method.teacher else 0),
@@ -77,11 +78,6 @@ def _count(module: nn.Module) -> int:
 
 def _bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in module.state_dict().values())
-
-
-def _linear(module: nn.Module, name: str) -> list[nn.Linear]:
-    part = getattr(module, name, None)
-    return [m for m in part.modules() if isinstance(m, nn.Linear)] if isinstance(part, nn.Module) else []
 
 
 def _activations(run: Run, method: Method, clips: Clips) -> int:

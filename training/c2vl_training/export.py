@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from c2vl_manifests.errors import ConfigError, EngineError
+from c2vl_manifests.errors import ConfigError, EngineError, one_line
 from c2vl_manifests.manifest import commit_bytes
 from c2vl_training import checkpoint
 from c2vl_training.encoders.base import PerBodyEncoder
@@ -120,8 +120,9 @@ def _program(plain: nn.Module, clips: Tensor, run: Path) -> Any:
                 verbose=False,
             )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise ConfigError(f"the encoder of {run} cannot be exported to ONNX ({first[:160]})") from error
+            raise ConfigError(
+                f"the encoder of {run} cannot be exported to ONNX ({one_line(error)})"
+            ) from error
 
 
 def _difference(data: bytes, clips: Tensor, expected: Tensor) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, optional, say, show_table
 
 if TYPE_CHECKING:
     from c2vl_evaluation.paper.compute import Workload
@@ -23,11 +23,7 @@ def paper(
     ),
     only: Annotated[
         list[str] | None,
-        typer.Option(
-            "--only",
-            help="table1 to table8 or figure4 to figure8; may be repeated, or joined by commas.",
-            show_default=False,
-        ),
+        optional("--only", "table1 to table8 or figure4 to figure8; may be repeated, or joined by commas."),
     ] = None,
     recipe: RecipeOption = None,
     seeds: Annotated[

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper.experiments import Experiments, TableCell
-from c2vl_evaluation.paper.spec import FIGURES
+from c2vl_evaluation.paper.spec import tables_and_figures
 from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, FilledCell, FilledRow, FilledTable, fill
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import render, shorten_paths
@@ -53,7 +53,9 @@ def unshown_note(experiments: Experiments, cells: Sequence[TableCell]) -> str:
 
 def _figures(experiments: Experiments, of: dict[str, list[TableCell]], fresh: bool) -> list[dict[str, Any]]:
     figures = []
-    for name, spec in FIGURES.items():
+    for name, spec in tables_and_figures().items():
+        if not name.startswith("figure"):
+            continue
         for column in dict.fromkeys(cell.column for cell in of.get(name, ())):
             cells = [cell for cell in of[name] if cell.column == column]
             panels = [

@@ -15,7 +15,7 @@ from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import Experiments, TableCell
-from c2vl_evaluation.paper.spec import FIGURES
+from c2vl_evaluation.paper.spec import tables_and_figures
 from c2vl_evaluation.paper.tables import DERIVED, derived
 from c2vl_evaluation.report import figures
 from c2vl_evaluation.report.svg import COLOURS, GREY, legend, svg
@@ -213,7 +213,7 @@ def caption(cells: Sequence[TableCell]) -> str:
         cells: cells of one figure and column.
     """
     first = cells[0]
-    text = FIGURES[first.table].caption.format(classes=_class_words(first))
+    text = tables_and_figures()[first.table].caption.format(classes=_class_words(first))
     return f"{text} {DERIVED}" if any(derived(cell) for cell in cells) else text
 
 

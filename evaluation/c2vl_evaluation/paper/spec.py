@@ -1,6 +1,6 @@
 """The paper's tables and figures as data: its printed numbers, and the training and protocol of each row of ours.
 
-`numbers.toml` holds Tables I-VIII. A row of ours is a variant of the recipe under one protocol; nothing is trained here.
+`numbers.toml` holds Tables I-VIII and the captions of the figures. A row of ours is a variant of the recipe under one protocol; nothing is trained here.
 """
 
 from __future__ import annotations
@@ -15,29 +15,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from c2vl_evaluation.results import Protocol, Role
-from c2vl_manifests.recipe import EncoderConfig, Recipe
-from c2vl_manifests.targets import (
-    TABLE_VII,
-    Blend,
-    Constant,
-    Cosine,
-    Hard,
-    Inter,
-    Intra,
-    Partition,
-    targets_name,
-)
+from c2vl_manifests.recipe import EncoderConfig, PretrainConfig, Recipe
+from c2vl_manifests.targets import TABLE_VII, Blend, Cosine, Partition, Targets, targets_name
 from c2vl_training.run_folder import Kind
 
-AnyTargets = Hard | Intra | Inter | Blend | Partition
 Knowledge = Literal["vision", "language", "both"]
-_TARGETS: dict[str, type[AnyTargets]] = {
-    "hard": Hard,
-    "intra": Intra,
-    "inter": Inter,
-    "blend": Blend,
-    "partition": Partition,
-}
 _GRAPHS = ("stgcn", "ctrgcn", "msg3d")
 _ENCODERS = {
     "bigru": "a bidirectional GRU",
@@ -102,10 +84,15 @@ class TableSpec(_Model):
 
 
 @cache
-def printed_tables() -> dict[str, TableSpec]:
-    """Return Tables I-VIII of the paper by name, `table1` to `table8`."""
+def tables_and_figures() -> dict[str, TableSpec]:
+    """Return all tables and figures by name, in the paper's order: `table1` to `table8`, `figure4` to `figure8`."""
     text = files("c2vl_evaluation.paper").joinpath("numbers.toml").read_text("utf-8")
-    return {name: TableSpec.model_validate(table) for name, table in tomllib.loads(text).items()}
+    return {name: TableSpec.model_validate(spec) for name, spec in tomllib.loads(text).items()}
+
+
+def printed_tables() -> dict[str, TableSpec]:
+    """Return Tables I-VIII, whose numbers the paper prints."""
+    return {name: spec for name, spec in tables_and_figures().items() if spec.rows}
 
 
 # ------------------------------------------------------------------------------------------------ variants
@@ -145,21 +132,19 @@ class Variant:
         return base.model_copy(update={"training": t.model_copy(update=changes)})
 
 
-def targets_of(own: AnyTargets, name: str) -> AnyTargets:
+def targets_of(own: Targets, name: str) -> Targets:
     """Return targets of Table VII with as many numbers (beta, temperature, …) as possible from a recipe's targets."""
     if name == targets_name(own):
         return own
-    kind, _, schedule = name.rstrip(")").partition("(")
-    model = _TARGETS[kind]
-    values = {k: v for k, v in own if k in model.model_fields and k not in {"kind", "alpha"}}
-    if schedule:
-        alpha = getattr(own, "alpha", None)
-        same = alpha is not None and alpha.schedule == schedule
-        values["alpha"] = alpha if same else Cosine() if schedule == "cosine" else Constant()
-    return model.model_validate(values)
+    named = PretrainConfig.model_validate({"targets": name}).targets
+    values = {k: v for k, v in own if k in type(named).model_fields and k not in {"kind", "alpha"}}
+    alpha = getattr(own, "alpha", None)
+    if alpha is not None and isinstance(named, Blend | Partition) and named.alpha.schedule == alpha.schedule:
+        values["alpha"] = alpha
+    return named.model_copy(update=values)
 
 
-def _moved(own: AnyTargets, alpha: tuple[float, float] | None, beta: float | None) -> AnyTargets:
+def _moved(own: Targets, alpha: tuple[float, float] | None, beta: float | None) -> Targets:
     """Return the paper's targets with another alpha or beta."""
     paper = targets_of(own, "partition(cosine)")
     if alpha is not None:
@@ -299,42 +284,3 @@ def _ablation(name: str, encoder: str) -> list[RowSpec]:
             if e != encoder
         ]
     return rows
-
-
-def _figure(number: str, title: str, caption: str) -> TableSpec:
-    columns = printed_tables()["table1"].columns[:1]
-    return TableSpec(number=number, title=title, caption=caption, protocol="linear", columns=columns)
-
-
-FIGURES = {
-    "figure4": _figure(
-        "4",
-        "Similarity of positive pairs",
-        "Cosine of each skeleton and its own prompts over the training split in the last epoch, after InfoNCE and after C²VL.",
-    ),
-    "figure5": _figure(
-        "5",
-        "Similarity of negative pairs",
-        "Cosine of each skeleton and the prompts of the other samples of its batch, in the last epoch, after InfoNCE and after C²VL.",
-    ),
-    "figure6": _figure(
-        "6",
-        "Hyper-parameters",
-        "Linear evaluation over the range of alpha (start → end of its cosine) and over beta. The paper prints no numbers.",
-    ),
-    "figure7": _figure(
-        "7",
-        "t-SNE of test features",
-        "InfoNCE and C²VL, pre-trained on vision and on language alone; {classes} in every panel.",
-    ),
-    "figure8": _figure(
-        "8",
-        "Confusion matrices",
-        "Answers of the linear evaluation for {classes}, those of Figure 7; rows are the truth, in percent.",
-    ),
-}
-
-
-def tables_and_figures() -> dict[str, TableSpec]:
-    """Return all tables and figures by name, in the paper's order."""
-    return printed_tables() | FIGURES

@@ -24,7 +24,8 @@ from c2vl_evaluation.cache import FOLDER, Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, encoder_for
 from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.results import Protocol, Result, Score
+from c2vl_evaluation.protocols.linear import Trained
+from c2vl_evaluation.results import Protocol, Score
 from c2vl_manifests.errors import C2VLError, CheckpointError
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, run_folder, trainer
@@ -51,29 +52,7 @@ class Job:
     """Name in progress reports, and of the checkpoint."""
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """Scores and logits of a training."""
-
-    history: list[Score]
-    """Of the test rows, one per epoch."""
-    logits: Array
-    """Of the test rows after the last epoch, (N, C)."""
-    lr: float
-    held_out: float | None
-
-    def result(self, job: Job, protocol: Protocol) -> ResultWithPredictions:
-        """Return the training as the result of a protocol."""
-        best = max(range(len(self.history)), key=lambda epoch: self.history[epoch].top1)
-        result = Result(
-            protocol=protocol, last=self.history[-1], best=self.history[best],
-            best_epoch=best + 1, epochs=len(self.history), lr=self.lr, held_out=self.held_out,
-            train=len(job.rows), test=len(job.asked),
-        )  # fmt: skip
-        return ResultWithPredictions(result, job.context.predictions(job.asked, self.logits))
-
-
-def tune(job: Job) -> Tuned:
+def tune(job: Job) -> Trained:
     """Train; with several `lrs`, at the one of the lowest cross-entropy on held-out *training* samples.
 
     Raises:
@@ -82,7 +61,7 @@ def tune(job: Job) -> Tuned:
     """
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
-        return Tuned(*_sound(job, rates[0]), rates[0], None)
+        return Trained(*_sound(job, rates[0]), rates[0], None, len(job.rows))
     out, rest = (
         job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed)
     )
@@ -93,7 +72,7 @@ def tune(job: Job) -> Tuned:
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
         results.append((loss, rate, history[-1].top1))
     _, rate, reached = min(results)
-    return Tuned(*_sound(job, rate), rate, reached)
+    return Trained(*_sound(job, rate), rate, reached, len(job.rows))
 
 
 def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
@@ -171,13 +150,35 @@ def _drop_other(path: Path, facts: dict[str, Any]) -> None:
         path.unlink(missing_ok=True)
 
 
-def cells(context: EvalContext) -> Iterator[Cell]:
-    """Yield the one cell of the protocol."""
-    config, precision = context.recipe.evaluation.finetune, context.recipe.training.precision
+def cell(
+    context: EvalContext,
+    protocol: Protocol,
+    config: FinetuneConfig,
+    label: str,
+    places: Labels | None = None,
+    **key: Any,
+) -> Cell:
+    """Return a training of the whole network as a cell of a protocol.
+
+    Args:
+        context: the run and the data.
+        protocol: of the cell.
+        config: of the training.
+        label: name of the training in progress reports.
+        places: of the labelled samples within the training split; all of them unless given.
+        key: what determines the result besides `config` and the precision.
+    """
 
     def compute() -> ResultWithPredictions:
-        train, test, classes = context.splits()
-        job = Job(context, train.rows, test.rows, classes, config, f"finetune {context.run.name}")
-        return tune(job).result(job, "finetune")
+        train, test, classes = metrics.usable_splits(context.packed, context.benchmark)
+        rows = train.rows if places is None else train.rows[places]
+        trained = tune(Job(context, rows, test.rows, classes, config, label))
+        return ResultWithPredictions(trained.result(protocol), context.predictions(test.rows, trained.logits))
 
-    yield Cell("finetune", compute, context.key("finetune", config, precision=precision))
+    precision = context.recipe.training.precision
+    return Cell(protocol, compute, context.key(protocol, config, precision=precision, **key))
+
+
+def cells(context: EvalContext) -> Iterator[Cell]:
+    """Yield the one cell of the protocol."""
+    yield cell(context, "finetune", context.recipe.evaluation.finetune, f"finetune {context.run.name}")

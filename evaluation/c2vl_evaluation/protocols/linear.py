@@ -117,30 +117,35 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Result of a linear probe."""
+class Trained:
+    """A layer or a network that was trained with labels, and its answers to the test split."""
 
-    last: Score
-    """On the test split, last epoch."""
-    best: Score
-    """On the test split, best epoch: an oracle."""
-    best_epoch: int
-    """Counted from 1."""
+    history: list[Score]
+    """On the test split, one per epoch."""
+    logits: Array
+    """Of the test split after the last epoch, (N, C)."""
     lr: float
     held_out: float | None
     """Accuracy at the chosen rate on the held-out tenth of the training split; None of a single rate."""
-    logits: Array
-    """Of the test split at the last epoch, (N, C)."""
+    train: int
+    """Number of training samples."""
+
+    def result(self, protocol: Protocol = "linear") -> Result:
+        """Return the training as the result of a protocol; its best epoch is an oracle."""
+        best = max(range(len(self.history)), key=lambda epoch: self.history[epoch].top1)
+        return Result(
+            protocol=protocol, last=self.history[-1], best=self.history[best], best_epoch=best + 1,
+            epochs=len(self.history), lr=self.lr, held_out=self.held_out, train=self.train, test=len(self.logits),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Probe(Trained):
+    """A linear probe."""
+
     head: Heads
     """The one head, for standardised features."""
     by: Standard
-
-    def result(self, config: LinearConfig, train: int, protocol: Protocol = "linear") -> Result:
-        """Return the probe as the result of a protocol."""
-        return Result(
-            protocol=protocol, last=self.last, best=self.best, best_epoch=self.best_epoch, epochs=config.epochs, lr=self.lr,
-            held_out=self.held_out, train=train, test=len(self.logits),
-        )  # fmt: skip
 
 
 def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -179,9 +184,7 @@ def probe(
         x, y, classes, config.lrs[chosen : chosen + 1], config, seed,
         lambda heads: history.append(metrics.score(heads.logits(x_test)[0], y_test)),
     )  # fmt: skip
-    best = max(range(len(history)), key=lambda epoch: history[epoch].top1)
-    answers = head.logits(x_test)[0].numpy()
-    return Probe(history[-1], history[best], best + 1, config.lrs[chosen], reached, answers, head, by)
+    return Probe(history, head.logits(x_test)[0].numpy(), config.lrs[chosen], reached, len(x), head, by)
 
 
 # ------------------------------------------------------------------------------------------------ on a run
@@ -206,8 +209,7 @@ def _train_head(context: EvalContext) -> tuple[ResultWithPredictions, Probe]:
         "centre": torch.from_numpy(found.by.centre), "scale": torch.from_numpy(found.by.scale),
     }  # fmt: skip
     checkpoint.save(_head_file(key), tensors, {"key": key.text})
-    predictions = context.predictions(test.rows, found.logits)
-    return ResultWithPredictions(found.result(config, len(train.labels)), predictions), found
+    return ResultWithPredictions(found.result(), context.predictions(test.rows, found.logits)), found
 
 
 def _head_file(key: CacheKey) -> Path:

@@ -9,17 +9,19 @@ same labels.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
+from itertools import product
+from typing import Any
 
 import numpy as np
 
 from c2vl_evaluation.cache import Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Features, Labels
-from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.protocols.finetuning import Job, tune
+from c2vl_evaluation.metrics import usable_splits
+from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.results import Result
-from c2vl_manifests.recipe import SemiConfig
 
 
 def subset(labels: Labels, share: float, sampling: str, draw: int) -> Labels:
@@ -52,22 +54,14 @@ def impossible(labels: Labels, share: float, sampling: str) -> str:
     return ""
 
 
-def settings(config: SemiConfig) -> Iterator[tuple[float, str, str]]:
-    """Yield share, sampling and encoder of every setting."""
-    for share in config.shares:
-        for sampling in config.sampling:
-            for encoder in config.encoder:
-                yield share, sampling, encoder
-
-
 def cells(context: EvalContext) -> Iterator[Cell]:
     """Yield every setting and draw before it is run.
 
     Raises:
         DataError: a sample has no label, or a class of the test split no training sample.
     """
-    train, config = context.splits()[0], context.recipe.evaluation.semi
-    for share, sampling, encoder in settings(config):
+    train, config = usable_splits(context.packed, context.benchmark)[0], context.recipe.evaluation.semi
+    for share, sampling, encoder in product(config.shares, config.sampling, config.encoder):
         name = f"{100 * share:g} % {sampling}, {encoder}"
         if why := impossible(train.labels, share, sampling):
             absent = ResultWithPredictions(Result(protocol="semi", setting=name, why=why), None)
@@ -75,15 +69,20 @@ def cells(context: EvalContext) -> Iterator[Cell]:
             continue
         for draw in range(config.draws):
             places = subset(train.labels, share, sampling, draw)
-            make = _frozen if encoder == "frozen" else _tuned
-            yield make(context, name, places, draw)
+            key: dict[str, Any] = {"setting": name, "draw": draw}
+            if encoder == "frozen":
+                cell = _frozen(context, places, **key)
+            else:
+                label = f"{context.run.name}, {name}, draw {draw}"
+                cell = finetuning.cell(context, "semi", config.tune, label, places, **key)
+            yield replace(cell, **key)
 
 
 def _same(result: ResultWithPredictions) -> ResultWithPredictions:
     return result
 
 
-def _frozen(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
+def _frozen(context: EvalContext, places: Labels, **key: Any) -> Cell:
     semi, config = context.recipe.evaluation.semi, context.recipe.evaluation.linear
 
     def compute() -> ResultWithPredictions:
@@ -95,21 +94,6 @@ def _frozen(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
         # standardised by all samples: the others lack labels, not features
         by = linear.standard(train.values)
         found = linear.probe(some, test, classes, used, context.seed, by)
-        result = found.result(used, len(places), protocol="semi")
-        return ResultWithPredictions(result, context.predictions(test.rows, found.logits))
+        return ResultWithPredictions(found.result("semi"), context.predictions(test.rows, found.logits))
 
-    key = context.key("semi", config, setting=name, draw=draw, lr=semi.lr)
-    return Cell("semi", compute, key, name, draw)
-
-
-def _tuned(context: EvalContext, name: str, places: Labels, draw: int) -> Cell:
-    config, precision = context.recipe.evaluation.semi.tune, context.recipe.training.precision
-
-    def compute() -> ResultWithPredictions:
-        train, test, classes = context.splits()
-        label = f"{context.run.name}, {name}, draw {draw}"
-        job = Job(context, train.rows[places], test.rows, classes, config, label)
-        return tune(job).result(job, "semi")
-
-    key = context.key("semi", config, setting=name, draw=draw, precision=precision)
-    return Cell("semi", compute, key, name, draw)
+    return Cell("semi", compute, context.key("semi", config, lr=semi.lr, **key))

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from c2vl_evaluation.cache import Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.protocols import linear
-from c2vl_evaluation.protocols.finetuning import Job, tune
+from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.results import target_id
 from c2vl_manifests.errors import ConfigError
 from c2vl_training.dataset import Packed
@@ -57,30 +56,23 @@ def cells(context: EvalContext) -> Iterator[Cell]:
         )
     source = str(facts.get("dataset", "elsewhere"))
     target = context.target or target_name(packed, context.benchmark, source)
-    for encoder in context.recipe.evaluation.transfer.encoder:
-        cell = (_frozen if encoder == "frozen" else _tuned)(context, f"{source} to {target}, {encoder}")
-        yield replace(cell, target=target_id(packed.manifest.fingerprint, context.benchmark))
+    config = context.recipe.evaluation.transfer
+    for encoder in config.encoder:
+        name = f"{source} to {target}, {encoder}"
+        if encoder == "frozen":
+            cell = _frozen(context)
+        else:
+            label = f"{context.run.name} {name}"
+            cell = finetuning.cell(context, "transfer", config.tune, label, encoder="tuned")
+        yield replace(cell, setting=name, target=target_id(packed.manifest.fingerprint, context.benchmark))
 
 
-def _frozen(context: EvalContext, name: str) -> Cell:
+def _frozen(context: EvalContext) -> Cell:
     config = context.recipe.evaluation.linear
 
     def compute() -> ResultWithPredictions:
         train, test, classes = context.features()
         found = linear.probe(train, test, classes, config, context.seed)
-        result = found.result(config, len(train.labels), protocol="transfer")
-        return ResultWithPredictions(result, context.predictions(test.rows, found.logits))
+        return ResultWithPredictions(found.result("transfer"), context.predictions(test.rows, found.logits))
 
-    return Cell("transfer", compute, context.key("transfer", config, encoder="frozen"), name)
-
-
-def _tuned(context: EvalContext, name: str) -> Cell:
-    config, precision = context.recipe.evaluation.transfer.tune, context.recipe.training.precision
-
-    def compute() -> ResultWithPredictions:
-        train, test, classes = context.splits()
-        job = Job(context, train.rows, test.rows, classes, config, f"{context.run.name} {name}")
-        return tune(job).result(job, "transfer")
-
-    key = context.key("transfer", config, encoder="tuned", precision=precision)
-    return Cell("transfer", compute, key, name)
+    return Cell("transfer", compute, context.key("transfer", config, encoder="frozen"))

@@ -14,11 +14,11 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
+from c2vl_evaluation.features import Labels
 from c2vl_evaluation.report.figures import confusion_counts
 from c2vl_evaluation.report.svg import COLOURS, GREY, legend, short, svg
 from c2vl_evaluation.results import Role
 
-Labels = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 SHOWN = 30
 """Classes in the figure; of more, those with the largest and the smallest gain."""

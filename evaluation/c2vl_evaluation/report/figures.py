@@ -26,24 +26,6 @@ Curves = Mapping[str, Sequence[Sequence[Metrics]]]
 Counted = Sequence[Mapping[str, Sequence[int]]]
 """Epochs of a run: `vision/positive`, ... -> counts of similarities in equal bins of [-1, 1]."""
 
-__all__ = [
-    "COLOURS",
-    "GREY",
-    "SHOWN",
-    "Counted",
-    "Curves",
-    "Metrics",
-    "Projection",
-    "accuracy_bars",
-    "confusion_counts",
-    "confusion_matrix",
-    "project",
-    "scatter",
-    "similarity_curves",
-    "similarity_histograms",
-    "training_curves",
-]
-
 SHOWN = 10  # classes of a t-SNE
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 _MARKERS = ("o", "^")

@@ -87,9 +87,11 @@ def test_the_learning_rate_is_chosen_without_the_test_split():
     cheated = linear.probe(train_split, permuted, 4, config)
     assert (honest.lr, honest.held_out) == (cheated.lr, cheated.held_out)
     assert honest.logits.argmax(axis=1).tolist() == cheated.logits.argmax(axis=1).tolist()
-    assert honest.last.top1 != cheated.last.top1
-    assert honest.last.top1 == pytest.approx((honest.logits.argmax(axis=1) == test_split.labels).mean())
-    assert honest.best.top1 >= honest.last.top1
+    assert honest.result().last.top1 != cheated.result().last.top1
+    assert honest.result().last.top1 == pytest.approx(
+        (honest.logits.argmax(axis=1) == test_split.labels).mean()
+    )
+    assert honest.result().best.top1 >= honest.result().last.top1
 
 
 def test_the_best_epoch_is_the_first_best_of_the_recorded_ones():
@@ -98,10 +100,10 @@ def test_the_best_epoch_is_the_first_best_of_the_recorded_ones():
     reached = []
     for epochs in range(1, 13):
         shorter = config.model_copy(update={"epochs": epochs})
-        reached.append(linear.probe(train_split, test_split, 4, shorter).last.top1)
+        reached.append(linear.probe(train_split, test_split, 4, shorter).result().last.top1)
     found = linear.probe(train_split, test_split, 4, config)
-    assert found.best.top1 == max(reached) > found.last.top1
-    assert found.best_epoch == 1 + reached.index(max(reached))
+    assert found.result().best.top1 == max(reached) > found.result().last.top1
+    assert found.result().best_epoch == 1 + reached.index(max(reached))
     assert found.held_out is None  # one rate: nothing was swept
 
 
@@ -126,7 +128,12 @@ def test_separable_data_reach_one_hundred_percent():
     found = linear.probe(
         noisy(90, 8, 3, 0, 0.05), noisy(60, 8, 3, 1, 0.05), 3, LinearConfig(epochs=20, milestones=())
     )
-    assert (found.last.top1, found.best.top1, found.last.balanced, found.held_out) == (1.0, 1.0, 1.0, 1.0)
+    assert (found.history[-1].top1, found.result().best.top1, found.history[-1].balanced, found.held_out) == (
+        1.0,
+        1.0,
+        1.0,
+        1.0,
+    )
 
 
 def test_standardise_centres_and_scales_by_the_training_split_alone():

@@ -11,6 +11,7 @@ import pytest
 from c2vl_evaluation.report import build, figures
 from c2vl_evaluation.report import classes as report_classes
 from c2vl_evaluation.report import svg as canvas
+from c2vl_evaluation.report.svg import COLOURS, GREY
 from c2vl_evaluation.results import Table, TableRow
 from support.report import both, score
 
@@ -115,8 +116,8 @@ def test_drawings_of_one_page_share_no_id():
 
 def test_axes_take_the_colour_of_the_page():
     svg = DRAWINGS["training"]()
-    assert f'color="{figures.GREY}"' in svg  # alone
-    assert svg.count(figures.GREY) == 1
+    assert f'color="{GREY}"' in svg  # alone
+    assert svg.count(GREY) == 1
     assert "currentColor" in svg
 
 
@@ -233,7 +234,7 @@ def test_bars_give_mean_and_deviation_and_mark_the_controls():
 @pytest.mark.parametrize(("knn", "linear"), [(0.2, 0.9), (0.9, 0.2)])
 def test_bars_are_as_long_as_their_numbers_in_both_panels(knn, linear):
     root = ET.fromstring(figures.accuracy_bars(table(("a", "pretrained", 0, knn, linear))))
-    bars = [path for path in root.iter(f"{SVG}path") if figures.COLOURS[0] in path.get("style", "")]
+    bars = [path for path in root.iter(f"{SVG}path") if COLOURS[0] in path.get("style", "")]
     across = [[float(x) for x in re.findall(r"[ML] (\S+) \S+", bar.get("d"))] for bar in bars]
     lengths = [max(xs) - min(xs) for xs in across]
     room = [float(r.get("x")) + float(r.get("width")) for clip in root.iter(f"{SVG}clipPath") for r in clip]
@@ -311,7 +312,7 @@ def test_spread_says_whose_it_is_and_loads_nothing():
 
 def test_outlines_are_shares_of_their_own_pairs_at_their_own_cosine():
     one = {"a": COUNTED["partition(cosine)"]}
-    own, others = (outlines(figures.similarity_histograms(one), figures.COLOURS[n]) for n in (0, 1))
+    own, others = (outlines(figures.similarity_histograms(one), COLOURS[n]) for n in (0, 1))
     assert len(own) == len(others) == 2  # first and last epoch
     ground = max(points[:, 1].max() for points in (*own, *others))
     heights = [ground - points[:, 1].min() for points in (own[0], others[0], own[1], others[1])]
@@ -344,7 +345,7 @@ def test_seeds_are_added_epoch_by_epoch_and_what_is_no_count_is_passed_over():
 
 def test_marks_of_classes_lie_at_their_accuracy():
     svg = report_classes.draw(("wave", "clap", "never"), SERIES)
-    marks = [u for u in ET.fromstring(svg).iter(f"{SVG}use") if figures.COLOURS[0] in u.get("style", "")]
+    marks = [u for u in ET.fromstring(svg).iter(f"{SVG}use") if COLOURS[0] in u.get("style", "")]
     places = [float(mark.get("x")) for mark in marks][:2]
     ticks = [
         (float(t.get("x") or re.search(r"translate\((\S+)", t.get("transform", "(0"))[1]), t.text)

@@ -13,7 +13,6 @@ from c2vl_manifests.recipe import EncoderConfig
 from c2vl_training import encoders
 from c2vl_training.encoders import ENCODERS, build, count, ctrgcn
 from c2vl_training.encoders.batchnorm import BatchNorm
-from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import STGCN
 from support.encoders import GRAPHS, HAND, LITTLE, SMALL, little, noise, scrambled, small
 from support.layouts import EACH
@@ -246,7 +245,7 @@ def test_networks_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match="without blocks"):
         build("stgcn", KINECT_V2, blocks=())
     with pytest.raises(ConfigError, match="temporal_kernel = 4 is even"):
-        STGCN(SMALL, adjacency(HAND, "proper"), temporal_kernel=4)
+        STGCN(HAND, blocks=SMALL, graph="proper", temporal_kernel=4)
     for name in GRAPHS:
         with pytest.raises(ConfigError, match="without blocks"):
             build(name, HAND, blocks=())

@@ -24,15 +24,15 @@ __all__ = ["ENCODERS", "Encoder", "Size", "build", "build_encoder", "count"]
 
 
 ENCODERS = {
-    "stgcn": "stgcn:build",
-    "stgcn_slim": "stgcn:build_slim",
-    "ctrgcn": "ctrgcn:build",
-    "msg3d": "msg3d:build",
-    "bigru": "bigru:build",
-    "transformer": "transformer:build",
+    "stgcn": "stgcn:STGCN",
+    "stgcn_slim": "stgcn:STGCNSlim",
+    "ctrgcn": "ctrgcn:CTRGCN",
+    "msg3d": "msg3d:MSG3D",
+    "bigru": "bigru:BiGRU",
+    "transformer": "transformer:Transformer",
 }
-"""Name of an encoder -> `module:function` of its builder, which takes a layout and, by name, those arguments of `build`
-that it uses."""
+"""Name of an encoder -> `module:class`. The class takes a layout and, by name, those arguments of `build` that it uses;
+one that is None is not passed, so that its default is the published value."""
 
 
 def build(
@@ -69,8 +69,8 @@ def build(
         near = difflib.get_close_matches(name, ENCODERS, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(f"unknown encoder {name!r}; {hint}use one of {', '.join(ENCODERS)}")
-    module, function = ENCODERS[name].split(":")
-    builder = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    module, attribute = ENCODERS[name].split(":")
+    make = getattr(importlib.import_module(f"{__name__}.{module}"), attribute)
     knobs = {
         "bodies": bodies,
         "channels": layout.dims if channels is None else channels,
@@ -81,7 +81,7 @@ def build(
         "width": width,
         "empty_bodies": empty_bodies,
     }
-    known = inspect.signature(builder).parameters
+    known = inspect.signature(make).parameters
     given = {
         "blocks": blocks is not None,
         "graph": graph != "stgcn",
@@ -95,7 +95,7 @@ def build(
             f"encoder {name!r} has no {knob} (given: {knobs[knob]!r}); leave it out of the recipe, "
             f"or reset it by --set 'training.encoder={{name=\"{name}\"}}'"
         )
-    encoder: Encoder = builder(layout, **{k: v for k, v in knobs.items() if k in known})
+    encoder: Encoder = make(layout, **{k: v for k, v in knobs.items() if k in known and v is not None})
     return encoder
 
 

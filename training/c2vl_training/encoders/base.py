@@ -8,7 +8,7 @@ normalisation counts it as often as it occurs (`BatchNorm`), forwards and backwa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -132,6 +132,53 @@ class PerBodyEncoder(Encoder, ABC):
         normal = self.data_norm(x.permute(0, 2, 4, 3, 1).reshape(N * T, M * V * C))
         bodies = normal.view(N, T, M, V, C).transpose(1, 2)
         return bodies.reshape(N * M, T, V, C) if selected is None else bodies[selected]
+
+
+class GraphEncoder(PerBodyEncoder):
+    """Graph convolutions in blocks, each (N, C_in, T, V) -> (N, C_out, T', V); the feature is the mean of the last one's.
+
+    Args:
+        label: how the network is called in messages.
+        blocks: (channels, stride) of every block.
+        make: (number of the block, channels coming in, channels going out, stride) -> the block.
+        joints: joints per body.
+        channels: coordinates per joint.
+        side_by_side: see `PerBodyEncoder`.
+        empty_bodies: see `PerBodyEncoder`.
+        random: see `PerBodyEncoder`.
+
+    Raises:
+        ConfigError: no blocks.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        blocks: Blocks,
+        make: Callable[[int, int, int, int], nn.Module],
+        joints: int,
+        channels: int,
+        *,
+        side_by_side: int | None,
+        empty_bodies: EmptyBodies,
+        random: bool = False,
+    ) -> None:
+        if not blocks:
+            raise ConfigError(f"{label} without blocks; give at least one pair [channels, stride]")
+        widths = [channels, *(width for width, _ in blocks)]
+        super().__init__(
+            widths[-1], joints, channels, side_by_side=side_by_side, empty_bodies=empty_bodies, random=random
+        )
+        self.blocks = nn.ModuleList(
+            make(i, widths[i], width, stride) for i, (width, stride) in enumerate(blocks)
+        )
+
+    def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
+        """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""
+        h = bodies.permute(0, 3, 1, 2)
+        for block in self.blocks:
+            h = block(h, copies)
+        return h.mean(dim=(2, 3))
 
 
 def gather(x: Tensor, A: Tensor) -> Tensor:

@@ -23,16 +23,16 @@ class BiGRU(Encoder):
     With 25 joints and two bodies it has 45.0 M parameters; a clip of 64 frames takes 2.88 GMACs.
 
     Args:
-        joints: joints per body.
+        layout: of the joints.
         channels: coordinates per joint.
         bodies: bodies per clip; the joints of a frame are concatenated.
         width: hidden units of a GRU.
     """
 
-    def __init__(self, joints: int, *, channels: int = 3, bodies: int = 2, width: int = WIDTH) -> None:
+    def __init__(self, layout: Layout, *, channels: int = 3, bodies: int = 2, width: int = WIDTH) -> None:
         super().__init__()
         self.dim = 2 * width
-        flat = bodies * joints * channels
+        flat = bodies * layout.joints * channels
         self.data_norm = nn.BatchNorm1d(flat)
         self.layers = nn.ModuleList(
             nn.ModuleList(nn.GRU(2 * width if layer else flat, width, batch_first=True) for _ in range(2))
@@ -52,8 +52,3 @@ class BiGRU(Encoder):
         for pair in self.layers:
             h = torch.cat([gru(h)[0] for gru in cast("nn.ModuleList", pair)], dim=2)
         return h[:, -1]
-
-
-def build(layout: Layout, *, channels: int, bodies: int, width: int | None) -> BiGRU:
-    """Build the network for a layout, of the published width unless `width` is given."""
-    return BiGRU(layout.joints, channels=channels, bodies=bodies, width=width or WIDTH)

@@ -8,15 +8,12 @@ from __future__ import annotations
 import math
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder
+from c2vl_training.encoders.base import Blocks, EmptyBodies, GraphEncoder
 from c2vl_training.encoders.batchnorm import BatchNorm
 from c2vl_training.encoders.graph import directed
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
@@ -110,7 +107,7 @@ class Block(nn.Module):
         return F.relu_(y if self.shortcut is None else y + self.shortcut(x, copies))
 
 
-class CTRGCN(PerBodyEncoder):
+class CTRGCN(GraphEncoder):
     """Channel-wise topology refinement graph convolutional network without its classifier.
 
     Without its head it has 1.43 M parameters; a clip of two bodies with 64 frames takes 1.77 GMACs, and 1.94 in the
@@ -118,10 +115,10 @@ class CTRGCN(PerBodyEncoder):
     is the published number at the published widths.
 
     Args:
-        blocks: (channels, stride) of every block.
-        graph: from `c2vl_training.encoders.graph.directed`. Shape (K, V, V).
+        layout: of the joints.
         channels: coordinates per joint.
         bodies: bodies per clip, each with its own data normalisation.
+        blocks: (channels, stride) of every block.
         temporal_kernel: frames of a temporal kernel, odd.
         empty_bodies: see `PerBodyEncoder`.
 
@@ -131,49 +128,24 @@ class CTRGCN(PerBodyEncoder):
 
     def __init__(
         self,
-        blocks: Blocks,
-        graph: NDArray[np.float32],
+        layout: Layout,
         *,
         channels: int = 3,
         bodies: int = 2,
+        blocks: Blocks = BLOCKS,
         temporal_kernel: int = 5,
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
-        if not blocks:
-            raise ConfigError("a CTR-GCN without blocks; give at least one pair [channels, stride]")
-        A = torch.as_tensor(graph)
-        widths = [channels, *(width for width, _ in blocks)]
+        A = torch.as_tensor(directed(layout))
+
+        def make(i: int, c_in: int, c_out: int, stride: int) -> Block:
+            return Block(c_in, c_out, stride, A, kernel=temporal_kernel, residual=i > 0)
+
         super().__init__(
-            widths[-1], A.shape[-1], channels, side_by_side=bodies, empty_bodies=empty_bodies
-        )  # fmt: skip
-        self.blocks = nn.ModuleList(
-            Block(widths[i], width, stride, A, kernel=temporal_kernel, residual=i > 0)
-            for i, (width, stride) in enumerate(blocks)
+            "a CTR-GCN", blocks, make, layout.joints, channels, side_by_side=bodies, empty_bodies=empty_bodies
         )
 
     def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
-        """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""
-        h = bodies.permute(0, 3, 1, 2).contiguous()
-        for block in self.blocks:
-            h = block(h, copies)
-        return h.mean(dim=(2, 3))
-
-
-def build(
-    layout: Layout,
-    *,
-    channels: int,
-    bodies: int,
-    blocks: Blocks | None,
-    temporal_kernel: int | None,
-    empty_bodies: EmptyBodies,
-) -> CTRGCN:
-    """Build a CTR-GCN of the published widths unless `blocks` are given."""
-    return CTRGCN(
-        BLOCKS if blocks is None else blocks,
-        directed(layout),
-        channels=channels,
-        bodies=bodies,
-        temporal_kernel=5 if temporal_kernel is None else temporal_kernel,
-        empty_bodies=empty_bodies,
-    )
+        """See `GraphEncoder`. Channels-first in memory."""
+        planes = bodies.permute(0, 3, 1, 2).contiguous()
+        return super().encode(planes.permute(0, 2, 3, 1), copies)

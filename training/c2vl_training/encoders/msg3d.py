@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder, gather
+from c2vl_training.encoders.base import Blocks, EmptyBodies, GraphEncoder, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
 from c2vl_training.encoders.graph import distances
 from c2vl_training.encoders.layers import MultiScaleTemporal, Shortcut
@@ -131,17 +128,16 @@ class Block(nn.Module):
         return F.relu_(self._in_time(2, F.relu_(y), copies))
 
 
-class MSG3D(PerBodyEncoder):
+class MSG3D(GraphEncoder):
     """Disentangled and unified multi-scale graph convolutional network without its classifier.
 
     Without its head it has 3.17 M parameters; a clip of two bodies with 64 frames takes 6.99 GMACs.
 
     Args:
-        blocks: (channels, stride) of every block.
-        graphs: from `c2vl_training.encoders.graph.distances`: within a frame, (13, V, V), then for each of `WINDOWS`.
-        joints: joints per body.
+        layout: of the joints.
         channels: coordinates per joint.
         bodies: bodies per clip, each with its own data normalisation.
+        blocks: (channels, stride) of every block.
         temporal_kernel: frames of a temporal kernel, odd.
         empty_bodies: see `PerBodyEncoder`.
 
@@ -151,50 +147,20 @@ class MSG3D(PerBodyEncoder):
 
     def __init__(
         self,
-        blocks: Blocks,
-        graphs: Sequence[NDArray[np.float32]],
+        layout: Layout,
         *,
-        joints: int,
         channels: int = 3,
         bodies: int = 2,
+        blocks: Blocks = BLOCKS,
         temporal_kernel: int = 3,
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
-        if not blocks:
-            raise ConfigError("an MS-G3D without blocks; give at least one pair [channels, stride]")
-        widths = [channels, *(width for width, _ in blocks)]
-        super().__init__(widths[-1], joints, channels, side_by_side=bodies, empty_bodies=empty_bodies)
-        A = [torch.as_tensor(graph) for graph in graphs]
-        self.blocks = nn.ModuleList(
-            Block(widths[i], width, stride, A, kernel=temporal_kernel, first=i == 0)
-            for i, (width, stride) in enumerate(blocks)
+        windows = [distances(layout, WINDOW_SCALES, frames) for frames in WINDOWS]
+        graphs = [torch.as_tensor(graph) for graph in (distances(layout, SCALES), *windows)]
+
+        def make(i: int, c_in: int, c_out: int, stride: int) -> Block:
+            return Block(c_in, c_out, stride, graphs, kernel=temporal_kernel, first=i == 0)
+
+        super().__init__(
+            "an MS-G3D", blocks, make, layout.joints, channels, side_by_side=bodies, empty_bodies=empty_bodies
         )
-
-    def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
-        """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""
-        h = bodies.permute(0, 3, 1, 2)
-        for block in self.blocks:
-            h = block(h, copies)
-        return h.mean(dim=(2, 3))
-
-
-def build(
-    layout: Layout,
-    *,
-    channels: int,
-    bodies: int,
-    blocks: Blocks | None,
-    temporal_kernel: int | None,
-    empty_bodies: EmptyBodies,
-) -> MSG3D:
-    """Build an MS-G3D of the published widths unless `blocks` are given."""
-    windows = [distances(layout, WINDOW_SCALES, frames) for frames in WINDOWS]
-    return MSG3D(
-        BLOCKS if blocks is None else blocks,
-        [distances(layout, SCALES), *windows],
-        joints=layout.joints,
-        channels=channels,
-        bodies=bodies,
-        temporal_kernel=3 if temporal_kernel is None else temporal_kernel,
-        empty_bodies=empty_bodies,
-    )

@@ -8,15 +8,13 @@ from __future__ import annotations
 from functools import partial
 from typing import cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import Layout
-from c2vl_training.encoders.base import Blocks, EmptyBodies, PerBodyEncoder, gather
+from c2vl_training.encoders.base import Blocks, EmptyBodies, GraphEncoder, gather
 from c2vl_training.encoders.batchnorm import BatchNorm
 from c2vl_training.encoders.graph import GraphKind, adjacency
 from c2vl_training.encoders.layers import Pointwise
@@ -113,7 +111,7 @@ class Block(nn.Module):
         return F.relu_(y)
 
 
-class STGCN(PerBodyEncoder):
+class STGCN(GraphEncoder):
     """Spatial temporal graph convolutional network without its classifier.
 
     *Reading:* the paper says "ST-GCN" and no more. Its fine-tuned accuracies are reached by full-width
@@ -122,9 +120,10 @@ class STGCN(PerBodyEncoder):
     changes nothing.
 
     Args:
-        blocks: (channels, stride) of every block.
-        graph: the graph from `c2vl_training.encoders.graph.adjacency`. Shape (K, V, V).
+        layout: of the joints.
         channels: coordinates per joint.
+        blocks: (channels, stride) of every block.
+        graph: see `c2vl_training.encoders.graph.adjacency`.
         temporal_kernel: frames of a temporal kernel, odd.
         dropout: probability after every temporal convolution but the first.
         empty_bodies: see `PerBodyEncoder`.
@@ -138,69 +137,27 @@ class STGCN(PerBodyEncoder):
 
     def __init__(
         self,
-        blocks: Blocks,
-        graph: NDArray[np.float32],
+        layout: Layout,
         *,
         channels: int = 3,
+        blocks: Blocks = FULL,
+        graph: GraphKind = "stgcn",
         temporal_kernel: int = 9,
         dropout: float = 0.0,
         empty_bodies: EmptyBodies = "exact_skip",
     ) -> None:
-        if not blocks:
-            raise ConfigError("an ST-GCN without blocks; give at least one pair [channels, stride]")
         if temporal_kernel % 2 == 0:
             raise ConfigError(f"temporal_kernel = {temporal_kernel} is even; give an odd number of frames")
-        A = torch.as_tensor(graph)
-        widths = [channels, *(width for width, _ in blocks)]
+        A = torch.as_tensor(adjacency(layout, graph))
+
+        def make(i: int, c_in: int, c_out: int, stride: int) -> Block:
+            rate = dropout if i else 0.0
+            return Block(c_in, c_out, stride, A, kernel=temporal_kernel, dropout=rate, residual=i > 0)
+
         super().__init__(
-            widths[-1],
-            A.shape[-1],
-            channels,
-            side_by_side=None,
-            empty_bodies=empty_bodies,
-            random=dropout > 0,
-        )
-        self.blocks = nn.ModuleList(
-            Block(
-                widths[i],
-                width,
-                stride,
-                A,
-                kernel=temporal_kernel,
-                dropout=dropout if i else 0.0,
-                residual=i > 0,
-            )
-            for i, (width, stride) in enumerate(blocks)
-        )
-
-    def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
-        """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""
-        h = bodies.permute(0, 3, 1, 2)
-        for block in self.blocks:
-            h = block(h, copies)
-        return h.mean(dim=(2, 3))
+            "an ST-GCN", blocks, make, layout.joints, channels,
+            side_by_side=None, empty_bodies=empty_bodies, random=dropout > 0,
+        )  # fmt: skip
 
 
-def build(
-    layout: Layout,
-    *,
-    channels: int,
-    blocks: Blocks | None,
-    graph: GraphKind,
-    temporal_kernel: int | None,
-    dropout: float,
-    empty_bodies: EmptyBodies,
-    published: Blocks = FULL,
-) -> STGCN:
-    """Build an ST-GCN of the published widths unless `blocks` are given."""
-    return STGCN(
-        published if blocks is None else blocks,
-        adjacency(layout, graph),
-        channels=channels,
-        temporal_kernel=9 if temporal_kernel is None else temporal_kernel,
-        dropout=dropout,
-        empty_bodies=empty_bodies,
-    )
-
-
-build_slim = partial(build, published=SLIM)
+STGCNSlim = partial(STGCN, blocks=SLIM)

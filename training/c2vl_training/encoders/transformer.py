@@ -56,7 +56,7 @@ class Transformer(Encoder):
     clips of another length are resized in time for that branch.
 
     Args:
-        joints: joints per body.
+        layout: of the joints.
         channels: coordinates per joint.
         bodies: bodies per clip.
         width: width of each branch.
@@ -67,14 +67,14 @@ class Transformer(Encoder):
     """
 
     def __init__(
-        self, joints: int, *, channels: int = 3, bodies: int = 2, width: int = WIDTH, frames: int = FRAMES
+        self, layout: Layout, *, channels: int = 3, bodies: int = 2, width: int = WIDTH, frames: int = FRAMES
     ) -> None:
         super().__init__()
         if width % 2:
             raise ConfigError(f"width = {width} is odd; positions in time need an even one")
         self.dim = 2 * width
         self.frames = frames
-        self.temporal = Branch(bodies * joints * channels, width)
+        self.temporal = Branch(bodies * layout.joints * channels, width)
         self.spatial = Branch(frames * channels, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,8 +90,3 @@ class Transformer(Encoder):
             courses = F.interpolate(courses.reshape(N, M * V * C, T), size=self.frames, mode="linear")
         courses = courses.reshape(N, M * V, C, self.frames).transpose(2, 3)
         return torch.cat([in_time, self.spatial(courses.reshape(N, M * V, self.frames * C))], dim=1)
-
-
-def build(layout: Layout, *, channels: int, bodies: int, width: int | None) -> Transformer:
-    """Build the network for a layout, of the published width unless `width` is given."""
-    return Transformer(layout.joints, channels=channels, bodies=bodies, width=width or WIDTH)
