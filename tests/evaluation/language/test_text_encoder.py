@@ -176,7 +176,7 @@ def test_one_finding_wherever_the_checkpoint_lies(moved, tmp_path, monkeypatch):
 
 
 def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved, monkeypatch):
-    now = engines.key_facts(embed._engine(moved.recipe, None).model_copy(update={"model": str(moved.right)}))
+    now = engines.key_facts(moved.recipe.pipeline.embed.engine.model_copy(update={"model": str(moved.right)}))
     packed = moved.subject.packed
     held = {**text_encoder.engine_of(packed), "model": str(moved.right), **now}
     manifest(packed.folder, embeddings=held)
