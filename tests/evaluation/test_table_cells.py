@@ -285,7 +285,7 @@ def test_one_draw_that_diverges_costs_no_other_setting(table, data, monkeypatch)
             raise C2VLError("diverged")
         return real(job)
 
-    monkeypatch.setattr(semi, "tune", tune)
+    monkeypatch.setattr(finetuning, "tune", tune)
     some = EvalContext(table / "runs" / "hard-seed0", data, "xsub", recipe(*SETTINGS, "evaluation.semi.draws=2",
                                                                        "evaluation.semi.tune.batch_size=3"), 0)  # fmt: skip
     found = list(run_safely(semi.cells(some), "x"))
