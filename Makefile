@@ -46,7 +46,7 @@ $(VENV)/.dev: $(VENV)/.core
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(VENV)/.core ## Synthetic videos to an evaluated encoder and a report, in about 4 minutes on 2 cores
+demo: $(VENV)/.core ## Synthetic videos to an evaluated encoder and a report
 	@$(BIN)/c2vl-pipeline synth --out "$(WORKROOT)/demo-raw"
 	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(WORKROOT)/demo-raw --work $(WORKROOT)/demo
 	@$(BIN)/c2vl-eval benchmark --data $(WORKROOT)/demo --benchmark xsub --out $(RUNROOT)/demo $(SHORT) $(ARGS)
@@ -81,10 +81,10 @@ protocols: need-benchmark need-target prompts ## Every protocol with controls: D
 paper: $(VENV)/.core ## Tables I-VIII and Figures 4-8 over every dataset below WORKROOT: [ONLY=table7] [RECIPE=…]
 	@$(BIN)/c2vl-eval paper --work "$(WORKROOT)" --out "$(RUNROOT)/paper" $(foreach one,$(ONLY),--only $(one)) $(recipe) $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests on JOBS=2 processors, in about 7 minutes
+test: $(VENV)/.dev ## Run all tests on JOBS=2 processors
 	@$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
-test-fast: $(VENV)/.dev ## Run the tests without slow, stress and browser, in about 2 minutes
+test-fast: $(VENV)/.dev ## Run the tests without slow, stress and browser
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not stress and not browser" $(ARGS)
 
 coverage: $(VENV)/.dev ## Run all tests and say which lines they never reach

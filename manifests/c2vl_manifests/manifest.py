@@ -49,7 +49,7 @@ class ShardManifest(BaseModel):
     bytes: int
     sha256: str
     digest: str
-    """Hash of the rows: equal for equal rows, whatever wrote them."""
+    """Hash of the rows: equal for equal rows, independent of chunks and compression."""
     statuses: dict[str, int]
     seconds: float = 0.0
     extra: dict[str, Any] = Field(default_factory=dict)

@@ -156,7 +156,7 @@ def _queries(shared: SharedSpace, rows: Labels, caption: str) -> tuple[Tensor, n
     values = np.where(ok[..., None], values, 0)
     if space.pooling == "ordered":
         return projected, values.reshape(len(rows), -1)
-    # sums of half precision are exact in double, whatever their order
+    # sums of half precision are exact in double, in any order
     return projected, values.sum(axis=1) / ok.sum(axis=1, keepdims=True)
 
 

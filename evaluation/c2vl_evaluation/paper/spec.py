@@ -196,7 +196,7 @@ class RowSpec:
 
 
 OURS = Variant(targets="partition(cosine)", knowledge="both", stream="joint")
-"""The paper's C²VL. Fixed here, whatever the recipe says; everything else (teacher, encoder, numbers) is the recipe's."""
+"""The paper's C²VL. Fixed here, independent of the recipe; everything else (teacher, encoder, numbers) is the recipe's."""
 SCRATCH = Variant("random", stream="joint")
 CONTROLS: tuple[tuple[str, Role, Variant], ...] = (
     ("random encoder (floor)", "floor", SCRATCH),
