@@ -1,4 +1,4 @@
-"""NTU `.skeleton` files: the compiled parser and the skeletons stage against the usual loop over lines.
+"""NTU `.skeleton` files: the parser and the skeletons stage against the usual loop over lines.
 
 The usual way: `readlines`, a split and two `np.array` for each joint, a dictionary for each body, every clip
 padded to 300 frames in one `.npz`. The files are noise in the format of the real ones: 96 frames, one

@@ -394,7 +394,6 @@ HEAVY = (
     "sklearn",
     "dask",
     "distributed",
-    "numba",
     "matplotlib",
     "tensorboard",
 )

@@ -1,17 +1,15 @@
 """Reader of NTU RGB+D: `.skeleton` files, and the assembly of tracked bodies into two actors.
 
-The parser is one compiled pass (`_ntu_scan.py`); this module completes it and words the errors. The assembly gives
-the arrays of CTR-GCN's public scripts, on which GAP and the paper build.
+The assembly gives the arrays of CTR-GCN's public scripts, on which GAP and the paper build.
 """
 
 from __future__ import annotations
 
-import gc
-import re
+import io
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import numpy.typing as npt
@@ -38,16 +36,10 @@ class NtuFile:
     tracks: dict[str, BodyTrack]
 
 
-_EXPECTED = (
-    ("the number of frames", 200_000),
-    ("the number of bodies", 100),
-    ("a body line", 10),
-    ("the number of joints", 25),
-    ("a joint line", 12),
-)
-"""Content of a line, and its largest number or number of fields; indexed by the `what` of `_ntu_scan.scan`."""
+MOST_FRAMES, MOST_BODIES = 200_000, 100
+"""A larger count means damage."""
 
-_TOKEN = re.compile(rb"[^ \t\n\v\f\r]*")
+_IN_JOINTS = b"0123456789+-._eEinfatyINFATY \t\v\f\r\n"
 
 
 def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
@@ -56,7 +48,7 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
     Format: number of frames; per frame number of bodies; per body one line of 10 fields (body id first), a line
     with the number of joints, 25 lines of 12 values (x y z, depth x y, colour x y, orientation, state). Values are
     `np.float32(float(token))` to the last bit; of unused values only the characters are checked. Content after the
-    last frame is not read. Time is linear in the file's size; memory stays below 8 bytes per byte of any content.
+    last frame is not read.
 
     Args:
         path: the file.
@@ -66,101 +58,88 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
         DataError: `file:line: reason`, for the first wrong line.
         OSError: the file cannot be opened.
     """
-    ntu_scan = _compiled()
-    data = path.read_bytes()
-    text = np.frombuffer(data + bytes(ntu_scan.PADDING), np.uint8)
-    if not data.isascii():
-        at = int(np.argmax(text > 127))
-        raise _wrong(path, data, at, f"is not text (byte 0x{data[at]:02x}); download it again")
-    room = len(data) // ntu_scan.SMALLEST_BODY + 1
-    values = np.empty((room * 25, 5 if pixels else 3), np.float32)
-    frames, names = np.empty(room, np.int32), np.empty((room, 2), np.int64)
-    hard = np.empty((256, 2), np.int64)
-    met, what, at, total, bodies, left = ntu_scan.scan(text, len(data), values, frames, names, hard)
-    if left > len(hard):
-        hard = np.empty((left, 2), np.int64)
-        ntu_scan.scan(text, len(data), values, frames, names, hard)
-    order: dict[bytes, int] = {}
-    # two lists, not one per body: those would call the garbage collector
-    begins, ends = names[:bodies].T.tolist()
-    track = np.array(
-        [order.setdefault(data[a:b], len(order)) for a, b in zip(begins, ends, strict=True)], np.int64
-    )
-    rows = np.argsort(track, kind="stable")
-    problems = [] if met == ntu_scan.FINE else [(at, _reason(met, what, data, at))]
-    problems += _read_hard(hard[:left], data, values)
-    same = (np.diff(track[rows]) == 0) & (np.diff(frames[rows]) == 0)
-    if same.any():
-        begin, end = names[rows[1:][same].min()].tolist()
-        frame = frames[rows[1:][same].min()] + 1
-        problems.append((begin, f"body {data[begin:end].decode()[:40]!r} appears twice in frame {frame}"))
-    if problems:
-        raise _wrong(path, data, *min(problems))
-    joints = values.reshape(room, 25, -1)
+    lines = _Lines(path, path.read_bytes())
+    frames: dict[bytes, list[int]] = {}
+    values: dict[bytes, list[Array]] = {}
+    total = lines.count("the number of frames", MOST_FRAMES)
+    for frame in range(total):
+        for _ in range(lines.count("the number of bodies", MOST_BODIES)):
+            fields = lines.next("a body line").split()
+            if len(fields) != 10:
+                raise lines.wrong(f"body line has {len(fields)} fields; expected 10")
+            body, place = fields[0], lines.number
+            if lines.count("the number of joints", 25) != 25:
+                raise lines.wrong("expected 25 joints")
+            joints = lines.joints(pixels)
+            if frames.setdefault(body, [])[-1:] == [frame]:
+                lines.number = place
+                raise lines.wrong(f"body {body.decode()[:40]!r} appears twice in frame {frame + 1}")
+            frames[body].append(frame)
+            values.setdefault(body, []).append(joints)
     tracks = {}
-    for name, mine in zip(order, np.split(rows, np.flatnonzero(np.diff(track[rows])) + 1), strict=False):
-        own = joints[mine]
-        tracks[name.decode()] = BodyTrack(
-            frames[mine],
-            np.ascontiguousarray(own[:, :, :3]),
-            np.ascontiguousarray(own[:, :, 3:]) if pixels else None,
-        )
+    for body, mine in frames.items():
+        track = np.stack(values.pop(body))
+        xyz, pixel = (np.ascontiguousarray(part) for part in (track[:, :, :3], track[:, :, 3:]))
+        tracks[body.decode()] = BodyTrack(np.array(mine, np.int32), xyz, pixel if pixels else None)
     return NtuFile(total, tracks)
 
 
-@cache
-def _compiled() -> ModuleType:
-    """Load the compiled scan once per process, without the garbage collector, which would take a third of the time."""
-    collects = gc.isenabled()
-    gc.disable()
+class _Lines:
+    """The lines of a file, read one after another, and the number of the last one for messages."""
+
+    def __init__(self, path: Path, data: bytes) -> None:
+        self.path, self.number, self._file = path, 0, io.BytesIO(data)
+        if not data.isascii():
+            at = next(at for at, byte in enumerate(data) if byte > 127)
+            self.number = data.count(b"\n", 0, at) + 1
+            raise self.wrong(f"is not text (byte 0x{data[at]:02x}); download it again")
+
+    def wrong(self, reason: str) -> DataError:
+        """Return the error of the last line."""
+        return DataError(f"{self.path}:{self.number}: {reason}")
+
+    def next(self, name: str) -> bytes:
+        """Return the next line, which holds `name`."""
+        self.number += 1
+        if not (line := self._file.readline()):
+            raise self.wrong(f"file ends where {name} was expected; download it again")
+        return line
+
+    def count(self, name: str, most: int) -> int:
+        """Return the whole number that is the next line."""
+        text = self.next(name).strip()
+        if not text.isdigit() or len(text) > 9 or int(text) > most:
+            raise self.wrong(f"{name} is {text.decode()[:40]!r}; expected a whole number up to {most}")
+        return int(text)
+
+    def joints(self, pixels: bool) -> Array:
+        """Return x, y, z and, if asked for, colour x, y of the next 25 lines: (25, 3 or 5)."""
+        place, begin = self.number, self._file.tell()
+        lines = list(islice(self._file, 25))
+        self.number += 25
+        if (values := _numbers(lines, pixels)) is not None and len(lines) == 25:
+            return values
+        self.number = place
+        self._file.seek(begin)
+        while True:  # until the line that is wrong
+            line = self.next("a joint line")
+            if _numbers([line], pixels) is None:
+                text = b" ".join(line.split()).decode()[:60]
+                raise self.wrong(f"joint line is {text!r}; expected 12 numbers, the first three finite")
+
+
+def _numbers(lines: list[bytes], pixels: bool) -> Array | None:
+    """Return the used values of joint lines, (n, 3 or 5), or None if a line is wrong."""
+    rows = [line.split() for line in lines]
+    if any(len(row) != 12 for row in rows) or b"".join(lines).translate(None, _IN_JOINTS):
+        return None
+    tokens = [token for row in rows for token in ((*row[:3], row[5], row[6]) if pixels else row[:3])]
     try:
-        from c2vl_pipeline.readers import _ntu_scan as ntu_scan
-
-        ntu_scan.load()
-    finally:
-        if collects:
-            gc.enable()
-    return ntu_scan
-
-
-def _read_hard(hard: npt.NDArray[np.int64], data: bytes, values: Array) -> list[tuple[int, str]]:
-    """Parse in Python the numbers that the scan left; return the first wrong one as [(position, reason)]."""
-    flat = values.reshape(-1)
-    with np.errstate(over="ignore"):  # beyond float32 is infinite, as it is for np.float32(float(token))
-        # row by row: a list of all would take ten times the memory
-        for at, place in map(np.ndarray.tolist, hard):
-            token = _TOKEN.match(data, at)
-            assert token is not None
-            try:
-                flat[place] = float(token.group())
-            except ValueError:
-                return [(at, _reason(_compiled().NO_JOINT, 4, data, at))]
-            if place % values.shape[1] < 3 and not np.isfinite(flat[place]):
-                return [(at, _reason(_compiled().NO_JOINT, 4, data, at))]
-    return []
-
-
-def _reason(met: int, what: int, data: bytes, at: int) -> str:
-    """Return what is wrong with the line at a position."""
-    ntu_scan = _compiled()
-    name, most = _EXPECTED[what]
-    end = data.find(b"\n", at)
-    line = data[data.rfind(b"\n", 0, at) + 1 : end if end >= 0 else len(data)]
-    if met == ntu_scan.ENDS:
-        return f"file ends where {name} was expected; download it again"
-    if met == ntu_scan.NO_COUNT:
-        return f"{name} is {line.strip().decode()[:40]!r}; expected a whole number up to {most}"
-    if met == ntu_scan.NO_BODY:
-        return f"body line has {len(line.split())} fields; expected {most}"
-    if met == ntu_scan.NOT_25:
-        return f"expected {most} joints"
-    text = b" ".join(line.split()).decode()[:60]
-    return f"joint line is {text!r}; expected {most} numbers, the first three finite"
-
-
-def _wrong(path: Path, data: bytes, at: int, reason: str) -> DataError:
-    line = data.count(b"\n", 0, at) + 1
-    return DataError(f"{path}:{line}: {reason}")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite
+            values = np.array(list(map(float, tokens))).astype(np.float32).reshape(len(rows), -1)
+    except ValueError:
+        return None
+    return values if np.isfinite(values[:, :3]).all() else None
 
 
 def projected(file: NtuFile, frame: int) -> Array | None:

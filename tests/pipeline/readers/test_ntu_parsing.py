@@ -1,9 +1,7 @@
-"""The compiled scanner of NTU files: numbers, arbitrary input, compilation."""
+"""Parsing of NTU files: numbers, and arbitrary input."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -208,37 +206,3 @@ def test_a_damaged_file_gives_a_value_or_one_error_with_file_and_line(
 @given(data=st.binary(max_size=300), pixels=st.booleans())
 def test_any_bytes_give_a_value_or_one_error_with_file_and_line(data: bytes, pixels: bool) -> None:
     value_or_error(data, pixels)
-
-
-# ------------------------------------------------------------------------------------------ the compiler
-
-
-def in_a_process(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def test_the_compiler_is_loaded_when_a_file_is_read_and_not_before(tmp_path: Path) -> None:
-    path = numbers_file(tmp_path / "made.skeleton", ["1.5"])
-    code = f"""
-import sys, gc, pathlib
-from c2vl_pipeline.readers import ntu
-from c2vl_pipeline.stages import skeletons
-print("numba" in sys.modules)
-ntu.read_ntu(pathlib.Path({str(path)!r}))
-print("numba" in sys.modules, gc.isenabled())
-"""
-    assert in_a_process(code).split() == ["False", "True", "True"]
-
-
-def test_files_are_read_where_no_folder_can_keep_compiled_code(tmp_path: Path) -> None:
-    path = numbers_file(tmp_path / "made.skeleton", ["1.5"])
-    code = f"""
-import pathlib
-from numba.core.caching import CacheImpl
-CacheImpl._locator_classes = []
-from c2vl_pipeline.readers import ntu
-print(ntu.read_ntu(pathlib.Path({str(path)!r})).tracks["a"].pixels[0, 0, 0], ntu._compiled().scan.stats.cache_path)
-"""
-    assert in_a_process(code).split() == ["1.5", "None"]
