@@ -98,9 +98,7 @@ def main() -> None:
 
     def told() -> list[torch.Tensor]:
         lengths = np.diff(offsets)
-        found: list[torch.Tensor] = default_collate(
-            [(feeder(padded[r], rng, int(lengths[r])), int(r)) for r in rows]
-        )
+        found: list[torch.Tensor] = default_collate([(feeder(padded[r], rng, int(lengths[r])), int(r)) for r in rows])
         return found
 
     def careful() -> torch.Tensor:

@@ -44,9 +44,7 @@ def make_clips(raw: Path, clips: int) -> None:
     """Write `clips` clips in NTU's naming, size, kind of codec and bitrate; every eighth is rendered, the rest are copies."""
     made = raw.parent / "made"
     noise = np.random.default_rng(0).normal(0, NOISE, (1200, 2100, 3)).round().astype(np.int16)
-    dataset.generate(
-        made, classes=4, subjects=1, views=2, repeats=1, size=(1920, 1080), frames=(90, 90), workers=2
-    )
+    dataset.generate(made, classes=4, subjects=1, views=2, repeats=1, size=(1920, 1080), frames=(90, 90), workers=2)
     raw.mkdir()
     for video in sorted((made / "nturgb+d_rgb").iterdir()):
         source, target = cv2.VideoCapture(str(video)), raw / video.name
@@ -134,9 +132,7 @@ def seconds(function: Callable[[], object]) -> tuple[float, float]:
 
 def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
     """Time the stage and the bare loops in turn and print medians and the ratio of each pair."""
-    built, _ = index.build(
-        load_dataset("ntu60"), raw, work, recipe.pipeline, recipe=recipe.name, only_present=True
-    )
+    built, _ = index.build(load_dataset("ntu60"), raw, work, recipe.pipeline, recipe=recipe.name, only_present=True)
     videos = [raw / name for name in built.table.column("video").to_pylist()]
     usual = BareLoops(videos, recipe.pipeline.frames)
     with Workers(PROCESSES) as workers:
@@ -167,14 +163,10 @@ def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument(
-        "--max-side", type=int, nargs="+", default=[224, 672], help="of a stored crop, pixels"
-    )
+    parser.add_argument("--max-side", type=int, nargs="+", default=[224, 672], help="of a stored crop, pixels")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         raw = Path(name) / "raw"

@@ -84,12 +84,8 @@ class Memory:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--clips", type=int, default=2000, help="a multiple of 80; the goal is stated for 20,000"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=2000, help="a multiple of 80; the goal is stated for 20,000")
     parser.add_argument("--shard-samples", type=int, default=64)
     parser.add_argument("--frames", type=int, default=4, help="planned frames a clip")
     parser.add_argument("--stages", nargs="+", default=[stage.name for stage in STAGES])

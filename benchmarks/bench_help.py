@@ -14,9 +14,7 @@ def main() -> None:
         times = []
         for _ in range(12):
             started = time.perf_counter()
-            subprocess.run(
-                [str(Path(sys.executable).parent / command), "--help"], check=True, capture_output=True
-            )
+            subprocess.run([str(Path(sys.executable).parent / command), "--help"], check=True, capture_output=True)
             times.append(time.perf_counter() - started)
         kept = times[2:]  # the first two warm the file cache
         print(

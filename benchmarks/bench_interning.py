@@ -22,9 +22,7 @@ SHARD_SAMPLES = (64, 256, 512, 1024)
 
 def main() -> None:
     shared = Path(os.environ.get("C2VL_SHARED", Path(__file__).parents[2] / "shared" / "data"))
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--captions", type=Path, default=shared / "captions" / "pkuv2_language.zip")
     path = parser.parse_args().captions
     if not path.is_file():
@@ -52,9 +50,7 @@ def main() -> None:
         for start in range(0, len(texts), 512 * 16):
             encode(list(dict.fromkeys(texts[start : start + 512 * 16])))
 
-    compare(
-        f"classical encoder, {len(texts):,} captions, shards of 512", interned, lambda: encode(texts), pairs=3
-    )
+    compare(f"classical encoder, {len(texts):,} captions, shards of 512", interned, lambda: encode(texts), pairs=3)
 
 
 if __name__ == "__main__":

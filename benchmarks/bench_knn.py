@@ -27,9 +27,7 @@ def features(count: int, seed: int) -> Features:
     centres = np.random.default_rng(99).gamma(1.0, 1.0, (CLASSES, DIM))
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, CLASSES, count)
-    values = np.maximum(centres[labels] + 0.5 * rng.standard_normal((count, DIM), np.float32), 0).astype(
-        np.float32
-    )
+    values = np.maximum(centres[labels] + 0.5 * rng.standard_normal((count, DIM), np.float32), 0).astype(np.float32)
     values[rng.integers(0, count, count // 100)] = values[rng.integers(0, count, count // 100)]
     return Features(values, labels, np.arange(count), 0)
 
@@ -58,9 +56,7 @@ def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     torch.set_num_threads(1)
     gallery, query = features(GALLERY, 0), features(QUERY, 1)
-    Path("/proc/self/clear_refs").write_text(
-        "5"
-    )  # the peak begins anew: that of making the features is not ours
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: that of making the features is not ours
     before, started = memory("VmRSS"), time.perf_counter()
     answers, _ = knn.search(gallery, query, CLASSES)
     seconds, more = time.perf_counter() - started, memory("VmHWM") - before

@@ -41,10 +41,7 @@ def main() -> None:
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
-    x = (
-        torch.randn(SAMPLES, DIM, generator=generator)
-        + 0.3 * torch.randn(CLASSES, DIM, generator=generator)[y]
-    )
+    x = torch.randn(SAMPLES, DIM, generator=generator) + 0.3 * torch.randn(CLASSES, DIM, generator=generator)[y]
     config = LinearConfig(epochs=epochs, milestones=(80,))
 
     def together() -> linear.Heads:
@@ -74,9 +71,7 @@ def main() -> None:
         float((all_heads.weight[n] - alone[n].weight[0]).abs().max() / alone[n].weight[0].abs().max())
         for n in range(len(RATES))
     )
-    print(
-        f"100 epochs at once: {seconds:.1f} s; weights differ from their own runs by {worst:.1e} of the largest"
-    )
+    print(f"100 epochs at once: {seconds:.1f} s; weights differ from their own runs by {worst:.1e} of the largest")
 
 
 if __name__ == "__main__":

@@ -126,9 +126,7 @@ def main() -> None:
             )
 
         recipe = load_recipe("heuristic", ["pipeline.shard_samples=512"])
-        index.build(
-            load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="heuristic", allow_missing=True
-        )
+        index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="heuristic", allow_missing=True)
 
         def ours() -> None:
             shutil.rmtree(work / "skeletons", ignore_errors=True)

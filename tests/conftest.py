@@ -47,9 +47,7 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from c2vl_pipeline.synthetic import dataset
 
     folder = tmp_path_factory.mktemp("raw")
-    dataset.generate(
-        folder, classes=4, subjects=4, views=2, repeats=1, seed=1, size=(128, 96), frames=(24, 32)
-    )
+    dataset.generate(folder, classes=4, subjects=4, views=2, repeats=1, seed=1, size=(128, 96), frames=(24, 32))
     return folder
 
 

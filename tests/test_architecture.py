@@ -62,9 +62,7 @@ def imports(source: str, package: str) -> list[Import]:
             name = ast.unparse(node.func)
             if name in {"import_module", "importlib.import_module", "__import__"} and node.args:
                 (text,) = (
-                    [node.args[0].value]
-                    if isinstance(node.args[0], ast.Constant)
-                    else [ast.unparse(node.args[0])]
+                    [node.args[0].value] if isinstance(node.args[0], ast.Constant) else [ast.unparse(node.args[0])]
                 )
                 found.append(Import(str(text).removeprefix("f'"), lazy, typing))
         lazy = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
@@ -89,9 +87,7 @@ def imports_of(part: str, path: Path) -> list[Import]:
 ALL = [(part, path, found) for part, path in MODULES for found in imports_of(part, path)]
 
 
-def offenders(
-    part: str | None, *forbidden: str, allowed: tuple[str, ...] = (), only_eager: bool = False
-) -> list[str]:
+def offenders(part: str | None, *forbidden: str, allowed: tuple[str, ...] = (), only_eager: bool = False) -> list[str]:
     """Return `module imports X` of every import of a forbidden top-level package outside the allowed modules."""
     return sorted(
         f"{dotted(path, of)} imports {found.module}"
@@ -152,8 +148,7 @@ def test_manifests_need_the_standard_library_numpy_pyarrow_and_pydantic_only():
     foreign = {
         (dotted(path, part), found.top)
         for part, path, found in ALL
-        if part == "c2vl_manifests"
-        and found.top not in STANDARD | {"c2vl_manifests", "numpy", "pyarrow", "pydantic"}
+        if part == "c2vl_manifests" and found.top not in STANDARD | {"c2vl_manifests", "numpy", "pyarrow", "pydantic"}
     }
     assert foreign == ends
 
@@ -318,18 +313,14 @@ def test_only_clis_and_the_terminal_import_typer_and_rich():
 def test_only_engines_import_model_libraries():
     libraries = ("transformers", "groundingdino", "llava", "openai", "huggingface_hub", "tokenizers")
     engines = tuple(
-        dotted(path, part)
-        for part, path in MODULES
-        if dotted(path, part).startswith("c2vl_pipeline.engines.")
+        dotted(path, part) for part, path in MODULES if dotted(path, part).startswith("c2vl_pipeline.engines.")
     )
     assert offenders(None, *libraries, allowed=engines) == []
 
 
 def test_the_pipeline_touches_torch_in_engines_only():
     engines = tuple(
-        dotted(path, part)
-        for part, path in MODULES
-        if dotted(path, part).startswith("c2vl_pipeline.engines.")
+        dotted(path, part) for part, path in MODULES if dotted(path, part).startswith("c2vl_pipeline.engines.")
     )
     assert offenders("c2vl_pipeline", "torch", "safetensors", allowed=engines) == []
 
@@ -433,9 +424,7 @@ def test_help_of_every_command_loads_nothing_heavy(part):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    seen = dict(
-        line.rsplit(" loads", 1) if " loads" in line else ("", line[6:]) for line in done.stderr.splitlines()
-    )
+    seen = dict(line.rsplit(" loads", 1) if " loads" in line else ("", line[6:]) for line in done.stderr.splitlines())
     assert {*COMMANDS[part]} <= {*seen}
     assert {name: heavy for name, heavy in seen.items() if heavy.strip()} == {}
     for name in COMMANDS[part]:

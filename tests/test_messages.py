@@ -92,9 +92,7 @@ def _words(text: str | None) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def places(
-    raw: Path, work: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Path]:
+def places(raw: Path, work: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders that the refused commands name."""
     root = tmp_path_factory.mktemp("messages")
     (root / "empty").mkdir()

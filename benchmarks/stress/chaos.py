@@ -368,11 +368,11 @@ class Chaos:
         there = compare_stage("crops", self.clean, out, Damaged())
         kept = next((line for line in lines if "shards are already done" in line), "no shard was kept")
         if not there.held:
-            self.report.violations.append(
-                "a full disk: the rows made after it are not those of the clean run"
-            )
+            self.report.violations.append("a full disk: the rows made after it are not those of the clean run")
             return "did not hold"
-        return f"held: {small:,} bytes; {self._stop_line(told[0])}; after growing: {kept}; all {there.equal:,} rows equal"
+        return (
+            f"held: {small:,} bytes; {self._stop_line(told[0])}; after growing: {kept}; all {there.equal:,} rows equal"
+        )
 
     def _stop_line(self, line: str) -> str:
         return line.replace(str(self.scratch), "…")[:120]
@@ -443,9 +443,7 @@ def run(
 
 def main() -> None:
     """Run the attack and print its report."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="work folder with an index")
     parser.add_argument("--kills", type=int, default=20, help="SIGKILLs in total")
     parser.add_argument("--seed", type=int, default=0)
@@ -463,9 +461,7 @@ def main() -> None:
             report = run(emit=emit, **options)
     except C2VLError as error:
         sys.exit(f"error: {error}")
-    title = (
-        f"{len(report.kills)} kills, {report.damages.total()} damages, {len(report.garbage)} garbage files"
-    )
+    title = f"{len(report.kills)} kills, {report.damages.total()} damages, {len(report.garbage)} garbage files"
     show_table(title, list(TABLE), report.table())
     for line in report.lines():
         say(line)

@@ -94,9 +94,7 @@ class Report:
     def lines(self) -> list[str]:
         """Say the rest of the report in a few lines, the verdict last."""
         runs = ", ".join(f"{command} {n}" for command, n in self.runs.items())
-        found = [
-            f"runs: {runs}; {self.seconds:,.0f} s, of them {self.clean_seconds:,.0f} s for the clean run"
-        ]
+        found = [f"runs: {runs}; {self.seconds:,.0f} s, of them {self.clean_seconds:,.0f} s for the clean run"]
         found += [f"stopped by itself {n} times: {line}" for line, n in self.stops.most_common()]
         found += [f"a full disk: {self.full_disk}"]
         found += [f"DID NOT HOLD: {violation}" for violation in self.violations]

@@ -80,9 +80,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--epochs", type=int, default=150)
-    parser.add_argument(
-        "--within", type=float, default=4.0, help="seconds of training before a kill, at most"
-    )
+    parser.add_argument("--within", type=float, default=4.0, help="seconds of training before a kill, at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -156,9 +156,7 @@ class Cell:
         names, predictions = self.key.packed.manifest.classes, made.predictions
         table = None if predictions is None else table_of(predictions, names)
         result = self._named(made.result).model_copy(update={"key": self.key.text})
-        return ResultWithPredictions(
-            _commit(self.key, result, table, time.monotonic() - started), made.predictions
-        )
+        return ResultWithPredictions(_commit(self.key, result, table, time.monotonic() - started), made.predictions)
 
     def _named(self, result: Result) -> Result:
         """Name a result as its cell: the folder of a transfer's target may have had another name."""
@@ -200,9 +198,7 @@ def _commit(key: CacheKey, result: _Form, table: pa.Table | None, seconds: float
         answers = path.with_suffix(".parquet")
         commit_file(answers, partial(pq.write_table, table, compression="zstd", write_page_checksum=True))
         digest = file_sha256(answers)
-    stored = _Stored(
-        key=key.text, encoder=weights_of(key.run), sha256=digest, result=result.model_dump(mode="json")
-    )
+    stored = _Stored(key=key.text, encoder=weights_of(key.run), sha256=digest, result=result.model_dump(mode="json"))
     commit_text(path, stored.model_dump_json(indent=1) + "\n")
     return result
 
@@ -239,9 +235,7 @@ def predictions_of(run: Path, key: str) -> Predictions:
         DataError: they are gone or damaged, or of other weights than the run has now.
     """
     if (path := _path_of(run, key)) is None:
-        raise DataError(
-            f"{run} no longer holds the answers behind this number; run `c2vl-eval benchmark` again"
-        )
+        raise DataError(f"{run} no longer holds the answers behind this number; run `c2vl-eval benchmark` again")
     return load(path.with_suffix(".parquet"))
 
 
@@ -277,9 +271,7 @@ def stored(run: Path, protocol: Protocol) -> Stored:
             held = _Stored.model_validate_json(path.read_bytes())
             result = Result.model_validate(held.result)
         except (OSError, ValidationError) as error:
-            raise DataError(
-                f"{path}: damaged ({first_error(error)}); delete it and evaluate the run again"
-            ) from error
+            raise DataError(f"{path}: damaged ({first_error(error)}); delete it and evaluate the run again") from error
         answers = path.with_suffix(".parquet")
         if held.encoder != weights:
             stale[path.stem] = path
@@ -300,9 +292,7 @@ def load(path: Path) -> Predictions:
         DataError: there are none, or they are damaged.
     """
     if not path.is_file():
-        raise DataError(
-            f"{path} does not exist; evaluate the run first, e.g. by `c2vl-eval run linear --run`"
-        )
+        raise DataError(f"{path} does not exist; evaluate the run first, e.g. by `c2vl-eval run linear --run`")
     try:
         table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
         flat = table.column("scores").combine_chunks().flatten().to_numpy()

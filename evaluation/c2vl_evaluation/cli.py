@@ -31,9 +31,7 @@ if TYPE_CHECKING:
 app = application("Evaluate frozen skeleton encoders, with controls, and write the report.")
 
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of a finished c2vl-train run.")]
-BenchmarkOption = Annotated[
-    str | None, optional("--benchmark", "Default: the one that the run was trained on.")
-]
+BenchmarkOption = Annotated[str | None, optional("--benchmark", "Default: the one that the run was trained on.")]
 RunsOption = Annotated[
     list[Path],
     typer.Option(
@@ -52,9 +50,7 @@ EncoderOption = Annotated[
 ]
 SpaceRunsOption = Annotated[
     list[Path],
-    typer.Option(
-        "--run", help="Folder of a finished pre-training; may be repeated, e.g. for shuffled pairs."
-    ),
+    typer.Option("--run", help="Folder of a finished pre-training; may be repeated, e.g. for shuffled pairs."),
 ]
 
 
@@ -120,12 +116,8 @@ def run_command(
 @app.command()
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Folder of an evaluated run.")],
-    run_b: Annotated[
-        Path, typer.Argument(help="Folder of another run with the same settings of evaluation.")
-    ],
-    protocol: Annotated[
-        str, typer.Option("--protocol", help="Protocol whose answers are compared.")
-    ] = "linear",
+    run_b: Annotated[Path, typer.Argument(help="Folder of another run with the same settings of evaluation.")],
+    protocol: Annotated[str, typer.Option("--protocol", help="Protocol whose answers are compared.")] = "linear",
 ) -> None:
     """Compare two runs on the same test samples: differences with 95 % intervals by a paired bootstrap."""
     from c2vl_evaluation import comparison
@@ -192,9 +184,7 @@ def zeroshot(
 def retrieval(
     data: PackedOption,
     run: SpaceRunsOption,
-    caption: Annotated[
-        str, typer.Option("--caption", help="mean of a clip's captions, or one of them.")
-    ] = "mean",
+    caption: Annotated[str, typer.Option("--caption", help="mean of a clip's captions, or one of them.")] = "mean",
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
@@ -219,9 +209,7 @@ def search(
     data: PackedOption,
     top: Annotated[int, typer.Option("--top", min=1, help="Number of clips.")] = 12,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
-    out: Annotated[Path, typer.Option("--out", help="HTML page that shows the clips, animated.")] = Path(
-        "search.html"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="HTML page that shows the clips, animated.")] = Path("search.html"),
     encoder: EncoderOption = None,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
@@ -248,9 +236,7 @@ def benchmark(
     data: PackedOption,
     benchmark: Annotated[
         str,
-        typer.Option(
-            "--benchmark", help="xsub, xview, xset, a custom one, or <name>-val to choose settings."
-        ),
+        typer.Option("--benchmark", help="xsub, xview, xset, a custom one, or <name>-val to choose settings."),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the table, its runs and the report.")],
     recipe: RecipeOption = None,
@@ -261,15 +247,11 @@ def benchmark(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per line: seeds 0, 1, …")] = 1,
     protocol: Annotated[
         list[str] | None,
-        optional(
-            "--protocol", "finetune, semi, ensemble or all, in addition to kNN and linear; may be repeated."
-        ),
+        optional("--protocol", "finetune, semi, ensemble or all, in addition to kNN and linear; may be repeated."),
     ] = None,
     target: Annotated[
         Path | None,
-        optional(
-            "--target", "Packed data of another dataset with the same joints, for the transfer protocol."
-        ),
+        optional("--target", "Packed data of another dataset with the same joints, for the transfer protocol."),
     ] = None,
     target_benchmark: Annotated[
         str | None,
@@ -319,9 +301,7 @@ def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | 
 
     if folder is None:
         if benchmark is not None:
-            raise ConfigError(
-                f"--target-benchmark {benchmark} needs --target with the data of that benchmark"
-            )
+            raise ConfigError(f"--target-benchmark {benchmark} needs --target with the data of that benchmark")
         return None
     packed = Packed(folder)
     return packed, benchmark or packed.main_benchmark()

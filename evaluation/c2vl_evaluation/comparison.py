@@ -68,9 +68,7 @@ def bootstrap(
     found: dict[str, list[Floats]] = {"top1": [], "balanced": []}
     difference = groups[:, 1] - groups[:, 2]
     for start in range(0, resamples, 500):
-        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), min(500, resamples - start)).astype(
-            float
-        )
+        drawn = rng.multinomial(counts.sum(), counts / counts.sum(), min(500, resamples - start)).astype(float)
         found["top1"].append(drawn @ difference / counts.sum())
         sizes = drawn @ of_class
         # a class without samples in a resample has no recall there
@@ -89,9 +87,7 @@ def bootstrap(
     return differences[0], differences[1]
 
 
-def compare(
-    one: Path, other: Path, protocol: Protocol = "linear", resamples: int = 10_000
-) -> list[Comparison]:
+def compare(one: Path, other: Path, protocol: Protocol = "linear", resamples: int = 10_000) -> list[Comparison]:
     """Compare two runs under every setting of a protocol under which both were evaluated.
 
     Args:
@@ -118,9 +114,7 @@ def compare(
         assert a.predictions is not None
         assert b.predictions is not None
         if a.predictions.sample_ids != b.predictions.sample_ids:
-            raise DataError(
-                f"{one} and {other} have answers to different test samples; evaluate both on the same data"
-            )
+            raise DataError(f"{one} and {other} have answers to different test samples; evaluate both on the same data")
         settings.setdefault(a.result.setting, []).append((a.predictions, b.predictions))
     return [_compared(protocol, setting, pairs, resamples) for setting, pairs in settings.items()]
 
@@ -128,9 +122,7 @@ def compare(
 def _check_stale(one: Path, first: cache.Stored, other: Path, second: cache.Stored) -> None:
     """Raise CheckpointError if the only results in common are of an earlier encoder."""
     names = (first.found.keys() | first.stale.keys()) & (second.found.keys() | second.stale.keys())
-    files = [
-        str(side.stale[name]) for name in sorted(names) for side in (first, second) if name in side.stale
-    ]
+    files = [str(side.stale[name]) for name in sorted(names) for side in (first, second) if name in side.stale]
     if files:
         raise CheckpointError(
             f"{' and '.join(files[:2])}{f' and {len(files) - 2} more' if len(files) > 2 else ''}: of another "

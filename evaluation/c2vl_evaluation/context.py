@@ -88,9 +88,7 @@ class EvalContext:
             DataError: a sample without a label, or a class of the test split without a training sample.
         """
         device = self.recipe.training.device
-        train, test = (
-            extract(self.run, self.packed, self.benchmark, split, device) for split in ("train", "test")
-        )
+        train, test = (extract(self.run, self.packed, self.benchmark, split, device) for split in ("train", "test"))
         return train, test, check_classes(self.packed, train.labels, test.labels)
 
     def predictions(self, rows: Labels, scores: Array, answers: Labels | None = None) -> Predictions:

@@ -29,9 +29,7 @@ def true_class_ranks(scores: Tensor, labels: Tensor) -> Tensor:
 
 def score(scores: Tensor, labels: Tensor) -> Score:
     """Return the accuracies of class scores (N, C) for true classes (N,)."""
-    return score_of_ranks(
-        true_class_ranks(scores, labels).cpu().numpy(), labels.cpu().numpy(), scores.shape[1]
-    )
+    return score_of_ranks(true_class_ranks(scores, labels).cpu().numpy(), labels.cpu().numpy(), scores.shape[1])
 
 
 def score_of_ranks(ranks: Labels, labels: Labels, classes: int) -> Score:

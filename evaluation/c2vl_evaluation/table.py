@@ -97,11 +97,7 @@ def entries(
     for name in chosen:
         # the recipe's own value keeps the recipe's other settings (beta, temperature of the targets, ...)
         same = name == targets_name(base.training.pretrain.targets)
-        one = (
-            base
-            if same
-            else resolve_recipe(manifest, recipe, [*overrides, f"training.pretrain.targets={name}"])
-        )
+        one = base if same else resolve_recipe(manifest, recipe, [*overrides, f"training.pretrain.targets={name}"])
         if any(entry.recipe == one for entry in lines):
             continue  # equal settings under another name would share a folder
         # a number keeps partition(0.3) and partition(0.7) apart
@@ -109,9 +105,7 @@ def entries(
         lines.append(Entry(label, "pretrained", "pretrain", one))
     control = lines[0].recipe
     pretrain = control.training.pretrain.model_copy(update={"pairs": "shuffled"})
-    shuffled = control.model_copy(
-        update={"training": control.training.model_copy(update={"pretrain": pretrain})}
-    )
+    shuffled = control.model_copy(update={"training": control.training.model_copy(update={"pretrain": pretrain})})
     return [
         *lines,
         Entry("random encoder", "floor", "random", base),
@@ -261,9 +255,7 @@ def _row(
     )
 
 
-def _cells(
-    protocol: Protocol, context: EvalContext, run: Run, target: tuple[Packed, Target] | None
-) -> Iterator[Cell]:
+def _cells(protocol: Protocol, context: EvalContext, run: Run, target: tuple[Packed, Target] | None) -> Iterator[Cell]:
     if protocol == "ensemble":
         return _ensemble(run, context)
     if protocol == "transfer" and target is not None:
@@ -333,13 +325,9 @@ def _earlier(packed: Packed, benchmark: str, out: Path, emit: Emit) -> Table | N
     return table if same else None
 
 
-def _with_earlier(
-    row: TableRow, before: Table | None, out: Path, replaced: set[tuple[Protocol, str]]
-) -> TableRow:
+def _with_earlier(row: TableRow, before: Table | None, out: Path, replaced: set[tuple[Protocol, str]]) -> TableRow:
     """Add earlier results of a row that this call does not compute, if they are of its present weights."""
-    old = (
-        [r for r in before.rows if (r.name, r.seed, r.run) == (row.name, row.seed, row.run)] if before else []
-    )
+    old = [r for r in before.rows if (r.name, r.seed, r.run) == (row.name, row.seed, row.run)] if before else []
     kept = [
         result
         for result in (old[0].results if old else ())
@@ -353,9 +341,7 @@ def _with_earlier(
     return row.model_copy(update={"results": tuple(results)})
 
 
-def _report_earlier(
-    before: Table, rows: Sequence[TableRow], replaced: set[tuple[Protocol, str]], emit: Emit
-) -> None:
+def _report_earlier(before: Table, rows: Sequence[TableRow], replaced: set[tuple[Protocol, str]], emit: Emit) -> None:
     """Emit notes on the rows and results of an earlier table that stay and that do not."""
 
     def others(some: Iterable[TableRow]) -> list[Result]:

@@ -184,9 +184,7 @@ class Reporter:
         from rich.console import Console
 
         console = self._bars.console if self._bars is not None else Console()
-        console.print(
-            event.text, style="yellow" if event.level == "warning" else None, markup=False, highlight=False
-        )
+        console.print(event.text, style="yellow" if event.level == "warning" else None, markup=False, highlight=False)
 
     def _log(self, event: Progress) -> None:
         now = time.monotonic()

@@ -142,9 +142,7 @@ class Dataset(_Table):
             if (rule.train is None) == (rule.test is None):
                 raise ValueError(f"benchmark {name!r} must give exactly one of `train` and `test`")
             if rule.range and (rule.test is None or len(rule.test) != 2):
-                raise ValueError(
-                    f"benchmark {name!r} is a range; `test` must be its first and its last number"
-                )
+                raise ValueError(f"benchmark {name!r} is a range; `test` must be its first and its last number")
         return benchmarks
 
     @model_validator(mode="after")
@@ -169,9 +167,7 @@ class Dataset(_Table):
         """
         match = re.fullmatch(self.id_pattern, sample_id)
         if match is None:
-            raise DataError(
-                f"{sample_id!r} is not an id of {self.title}; expected the form {self.id_pattern}"
-            )
+            raise DataError(f"{sample_id!r} is not an id of {self.title}; expected the form {self.id_pattern}")
         fields = {k: int(v) for k, v in match.groupdict().items() if v is not None and v.isdigit()}
         side = match.groupdict().get("side")
         if side is not None:
@@ -180,11 +176,7 @@ class Dataset(_Table):
 
     def splits(self, fields: Mapping[str, int], sample_id: str = "") -> dict[str, Split]:
         """Return benchmark -> split of a sample with these id fields; benchmarks that drop the id are left out."""
-        return {
-            name: rule.split(fields)
-            for name, rule in self.benchmarks.items()
-            if sample_id not in rule.dropped()
-        }
+        return {name: rule.split(fields) for name, rule in self.benchmarks.items() if sample_id not in rule.dropped()}
 
     def known_missing(self) -> frozenset[str]:
         """Return the ids whose skeletons the dataset's authors list as missing or incomplete."""

@@ -49,15 +49,11 @@ class Layout:
             )
         if len(set(self.names)) != len(self.names):
             twice = sorted({n for n in self.names if self.names.count(n) > 1})
-            raise ConfigError(
-                f"layout {self.name!r} names {', '.join(twice)} twice; joint names must be unique"
-            )
+            raise ConfigError(f"layout {self.name!r} names {', '.join(twice)} twice; joint names must be unique")
         if self.dims not in {2, 3}:
             raise ConfigError(f"layout {self.name!r} has dims = {self.dims}; 2 or 3 coordinates are possible")
         if self.origin is not None and not 0 <= self.origin < len(self.names):
-            raise ConfigError(
-                f"layout {self.name!r} has the origin {self.origin}; expected one of its joints"
-            )
+            raise ConfigError(f"layout {self.name!r} has the origin {self.origin}; expected one of its joints")
         centres = [j for j, p in enumerate(self.parents) if p == j]
         if len(centres) != 1:
             raise ConfigError(
@@ -163,9 +159,7 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
         table = tomllib.loads(text)
         if strange := set(table) - {"joints", "names", "parents", "dims", "origin", "sources"}:
             first = min(strange)
-            near = difflib.get_close_matches(
-                first, ("joints", "names", "parents", "dims", "origin", "sources"), 1
-            )
+            near = difflib.get_close_matches(first, ("joints", "names", "parents", "dims", "origin", "sources"), 1)
             raise ValueError(f"unknown key {first!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         if "joints" in table:
             if not isinstance(table["joints"], dict):

@@ -94,9 +94,7 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def commit_file(
-    path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None
-) -> None:
+def commit_file(path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None) -> None:
     """Write a file so that it is either complete or absent.
 
     `write` fills a hidden temporary path, `check` may reject it by raising. OSError (a full disk) is raised after the
@@ -139,9 +137,7 @@ def digest(table: pa.Table) -> str:
             sink.update(batch.serialize())
     # Parquet renames the inner fields of lists and maps
     types = [f"{f.name}: {f.type}{'' if f.nullable else ' not null'}" for f in plain.schema]
-    sink.update(
-        re.sub(r"list<element: ", "list<item: ", re.sub(r" \('\w+'\)", "", "\n".join(types))).encode()
-    )
+    sink.update(re.sub(r"list<element: ", "list<item: ", re.sub(r" \('\w+'\)", "", "\n".join(types))).encode())
     return sink.hexdigest()[:32]
 
 
@@ -196,12 +192,8 @@ def commit_table(
             row_group_size=row_group,
             compression="zstd",
             compression_level=1,
-            use_dictionary=[
-                c for c in table.column_names if c in {"status", "error_class", "caption", "sample_id"}
-            ],
-            column_encoding=dict.fromkeys(
-                (f"{c}.list.element" for c in byte_stream_split), "BYTE_STREAM_SPLIT"
-            ),
+            use_dictionary=[c for c in table.column_names if c in {"status", "error_class", "caption", "sample_id"}],
+            column_encoding=dict.fromkeys((f"{c}.list.element" for c in byte_stream_split), "BYTE_STREAM_SPLIT"),
             write_page_checksum=True,
             dictionary_pagesize_limit=64 << 20,
         )
@@ -209,9 +201,7 @@ def commit_table(
     def check(temporary: Path) -> None:
         problem = footer_problem(temporary, key, table.num_rows, table.schema)
         if problem:
-            raise OSError(
-                f"{path}: written but unreadable ({problem}); check the disk and run the stage again"
-            )
+            raise OSError(f"{path}: written but unreadable ({problem}); check the disk and run the stage again")
 
     commit_file(path, write, check)
     statuses = table.column("status").to_pylist() if "status" in table.column_names else []

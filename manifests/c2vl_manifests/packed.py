@@ -68,9 +68,7 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
     """
     path = folder / FILE
     if not path.is_file():
-        raise StageError(
-            f"{folder} holds no packed data; run `c2vl-pipeline pack --work {folder.parent}` first"
-        )
+        raise StageError(f"{folder} holds no packed data; run `c2vl-pipeline pack --work {folder.parent}` first")
     try:
         content = json.loads(path.read_bytes())
         if isinstance(content, dict) and (found := content.get("format", 1)) != FORMAT:
@@ -84,9 +82,7 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
         ) from error
 
 
-def resolve_recipe(
-    manifest: PackedManifest, recipe: str | None = None, overrides: Sequence[str] = ()
-) -> Recipe:
+def resolve_recipe(manifest: PackedManifest, recipe: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Return the recipe that applies to packed data.
 
     Args:

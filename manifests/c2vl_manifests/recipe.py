@@ -156,9 +156,7 @@ class PretrainConfig(Settings):
     four consecutive quarters, which keeps the order in time."""
     standardise: bool = False
     """Standardise each dimension of the knowledge vectors on the training split (for engines other than CLIP)."""
-    pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = (
-        "true"
-    )
+    pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = "true"
     """`shuffled` pairs each skeleton with another sample's knowledge: a control that should not help."""
     projector_dim: int = Field(default=512, ge=1)
     targets: Targets = Partition()
@@ -270,9 +268,7 @@ class TransferConfig(Settings):
 class EnsembleConfig(Settings):
     """Three-stream ensemble: weighted sum of scores, with fixed weights and with equal weights."""
 
-    protocol: Annotated[tuple[Literal["linear", "finetune"], ...], Listed] = Field(
-        default=("linear",), min_length=1
-    )
+    protocol: Annotated[tuple[Literal["linear", "finetune"], ...], Listed] = Field(default=("linear",), min_length=1)
     """Protocols whose scores are added."""
     joint: float = Field(default=0.6, ge=0)
     bone: float = Field(default=0.6, ge=0)
@@ -304,9 +300,7 @@ class Recipe(Settings):
         for stage, role in (("crop", "detector"), ("caption", "captioner"), ("embed", "encoder")):
             spec: EngineSpec = getattr(self.pipeline, stage).engine
             if spec.role != role:
-                raise ValueError(
-                    f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}"
-                )
+                raise ValueError(f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}")
         return self
 
     def fingerprint(self) -> str:

@@ -106,9 +106,7 @@ def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
     if parent is None:
         return table
     if not isinstance(parent, str):
-        raise ConfigError(
-            f"recipe {name}: extends = {parent!r}; give the name of a recipe or the path of a TOML file"
-        )
+        raise ConfigError(f"recipe {name}: extends = {parent!r}; give the name of a recipe or the path of a TOML file")
     relative = Path(name).parent / parent
     if parent.endswith(".toml") and relative.is_file():
         parent = str(relative)
@@ -175,9 +173,7 @@ def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
             for m in models
             if any(m.model_fields[t].default == step for t in ("kind", "schedule") if t in m.model_fields)
         ]
-        if (
-            tagged and len(models) > 1 and not last
-        ):  # the tag of a union is a step of the location but not a key
+        if tagged and len(models) > 1 and not last:  # the tag of a union is a step of the location but not a key
             models = tagged
             continue
         steps.append(str(step))

@@ -106,9 +106,7 @@ def embeddings(image_dim: int, text_dim: int) -> pa.Schema:
     """
 
     def vector(name: str, dim: int) -> pa.Field:
-        return pa.field(
-            name, pa.list_(pa.field("element", pa.float16(), nullable=False), dim), nullable=False
-        )
+        return pa.field(name, pa.list_(pa.field("element", pa.float16(), nullable=False), dim), nullable=False)
 
     return pa.schema(
         [

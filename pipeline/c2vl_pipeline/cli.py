@@ -171,9 +171,7 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
     app.command(name, help=help_text)(command)
 
 
-_add_stage_command(
-    "skeletons", "Read and assemble the skeleton files: joints of the valid frames.", has_engine=False
-)
+_add_stage_command("skeletons", "Read and assemble the skeleton files: joints of the valid frames.", has_engine=False)
 _add_stage_command("crop", "Decode 16 frames per sample and crop the person: the vision prompts.")
 _add_stage_command("caption", "Ask the paper's question about every crop: the language prompts.")
 _add_stage_command("embed", "Turn crops and captions into vectors.")
@@ -226,9 +224,7 @@ def prompts_command(
         ),
     ] = False,
     seconds: Annotated[float, typer.Option("--seconds", min=1, help="--dry-run: how long to probe.")] = 30.0,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="--dry-run: one JSON object instead of a table.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="--dry-run: one JSON object instead of a table.")] = False,
     retry_failed: Annotated[
         bool,
         typer.Option(
@@ -245,9 +241,7 @@ def prompts_command(
     if (dataset is None) != (data is None):
         raise typer.BadParameter("give --dataset and --data, or neither to use the index of the work folder")
     if dataset is None and (layout or limit or allow_missing or only_present):
-        raise typer.BadParameter(
-            "--layout, --limit, --allow-missing and --only-present need --dataset and --data"
-        )
+        raise typer.BadParameter("--layout, --limit, --allow-missing and --only-present need --dataset and --data")
     if retry_failed and (dry_run or dataset is not None):
         raise typer.BadParameter("--retry-failed goes with neither --dry-run nor --dataset and --data")
     if dataset is not None and data is not None:

@@ -117,9 +117,7 @@ def verify_command(
         bool, typer.Option("--raw", help="Hash the raw files again too, and compare with what was read.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON list instead of lines.")] = False,
-    repair: Annotated[
-        bool, typer.Option("--repair", help="Make what is damaged again, and nothing else.")
-    ] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Make what is damaged again, and nothing else.")] = False,
     recipe: RecipeOption = None,
     workers: WorkersOption = None,
     scheduler: SchedulerOption = None,
@@ -149,10 +147,7 @@ def verify_command(
                 for damage in left:
                     say(f"still damaged: {damage.path} {damage.problem}")
                 raise typer.Exit(1)
-            say(
-                f"repaired {len(damages)}; {work} is whole again (`c2vl-pipeline status` shows whether to "
-                f"pack again)"
-            )
+            say(f"repaired {len(damages)}; {work} is whole again (`c2vl-pipeline status` shows whether to pack again)")
             return
         elif any(damage.stage == "index" for damage in damages):
             say(f"{len(damages)} damaged; run `c2vl-pipeline index` again first, then verify again")
@@ -195,12 +190,8 @@ def inspect_command(
         str | None,
         typer.Option(help="A row has it in any stage: no_person, captions:failed, not-ok (all but ok) ..."),
     ] = None,
-    sample: Annotated[
-        list[str] | None, typer.Option(help="Id, or a pattern with * and ?; may be repeated.")
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")
-    ] = None,
+    sample: Annotated[list[str] | None, typer.Option(help="Id, or a pattern with * and ?; may be repeated.")] = None,
+    label: Annotated[str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")] = None,
     split: Annotated[str | None, typer.Option(help="Such as xsub:test.")] = None,
     subject: int | None = None,
     camera: Annotated[str | None, typer.Option(help="Camera of the index, or the number of a view.")] = None,
@@ -255,9 +246,7 @@ def audit_command(
         Path | None,
         typer.Option(help="Captions the authors released (.json or .zip), to compare with."),
     ] = None,
-    check: Annotated[
-        int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")
-    ] = 2000,
+    check: Annotated[int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of their choice, and of the shuffled control.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:

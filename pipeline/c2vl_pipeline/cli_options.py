@@ -19,13 +19,9 @@ if TYPE_CHECKING:
     from c2vl_pipeline.execution.workers import Workers
     from c2vl_pipeline.stages.base import Stage
 
-WorkOption = Annotated[
-    Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")
-]
+WorkOption = Annotated[Path, typer.Option("--work", help="Folder for everything that is made from one dataset.")]
 # the files, not `datasets.dataset_names`: --help loads no pydantic
-_DATASETS = sorted(
-    p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml")
-)
+_DATASETS = sorted(p.stem for p in (Path(c2vl_manifests.__file__).parent / "data" / "datasets").glob("*.toml"))
 DATASET = typer.Option("--dataset", help=f"{', '.join(_DATASETS)}; `generic` is for custom data.")
 DATA = typer.Option("--data", help="Folder of the raw dataset, as downloaded and unpacked.")
 WorkersOption = Annotated[
@@ -57,13 +53,9 @@ OverwriteOption = Annotated[
 ]
 FailuresOption = Annotated[
     float,
-    typer.Option(
-        "--max-failures", min=0, max=1, help="Share of rows an engine may fail on before the stage stops."
-    ),
+    typer.Option("--max-failures", min=0, max=1, help="Share of rows an engine may fail on before the stage stops."),
 ]
-LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")
-]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")]
 ShardLimit = Annotated[
     int | None,
     typer.Option("--limit", min=1, metavar="N", help="Only the shards that hold the first N samples."),
@@ -77,9 +69,7 @@ LayoutOption = Annotated[
 ]
 AllowMissing = Annotated[
     bool,
-    typer.Option(
-        "--allow-missing", help="Continue although expected files are missing; their rows give the reason."
-    ),
+    typer.Option("--allow-missing", help="Continue although expected files are missing; their rows give the reason."),
 ]
 OnlyPresent = Annotated[
     bool, typer.Option("--only-present", help="Expect only the samples that exist: part of a dataset.")

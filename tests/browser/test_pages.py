@@ -29,9 +29,7 @@ def pages(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [390, 1200])
 @pytest.mark.parametrize("kind", ["inspect", "explain", "audit"])
-def test_a_browser_shows_the_page_without_overflow(
-    chrome: Browser, pages: Path, kind: str, width: int
-) -> None:
+def test_a_browser_shows_the_page_without_overflow(chrome: Browser, pages: Path, kind: str, width: int) -> None:
     chrome.show(pages / f"{kind}.html", width)
     wide, window, tall, images = chrome.run(MEASURE)
     assert window == width

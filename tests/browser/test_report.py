@@ -31,13 +31,10 @@ def page_results() -> Table:
     )
     long = f"partition(cosine), {EVIL}"
     rows = [
-        r.model_copy(update={"name": long} if r.role == "pretrained" and r.name != "hard" else {})
-        for r in base.rows
+        r.model_copy(update={"name": long} if r.role == "pretrained" and r.name != "hard" else {}) for r in base.rows
     ]
     engines = {"crops": "skeleton", "captions": EVIL, "vectors": "hf (openai/clip-vit-large-patch14-336)"}
-    return base.model_copy(
-        update={"rows": tuple(rows), "classes": classes, "engines": engines, "title": EVIL}
-    )
+    return base.model_copy(update={"rows": tuple(rows), "classes": classes, "engines": engines, "title": EVIL})
 
 
 def answered(results: Table) -> build.MainRun:
@@ -153,15 +150,11 @@ def test_text_and_marks_stand_out_from_what_they_lie_on(chrome: Browser, page: P
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_figures_in_a_small_matrix_can_be_read_on_every_colour(
-    chrome: Browser, tmp_path: Path, scheme: str
-) -> None:
+def test_figures_in_a_small_matrix_can_be_read_on_every_colour(chrome: Browser, tmp_path: Path, scheme: str) -> None:
     labels = np.arange(110) % 11
     answers = np.where(np.arange(110) < 11 * labels, (labels + 1) % 11, labels)  # every share from 0 to 100 %
     rng = np.random.default_rng(0)
-    main = build.MainRun(
-        rng.normal(size=(110, 4)).astype(np.float32), labels, answers, [str(n) for n in range(110)]
-    )
+    main = build.MainRun(rng.normal(size=(110, 4)).astype(np.float32), labels, answers, [str(n) for n in range(110)])
     results = table(classes=tuple(f"class {n}" for n in range(11)))
     chrome.show(build.build(results, tmp_path / "r.html", main=main), 1200, scheme)
     cells = [entry for entry in chrome.run(COLOURS) if entry[0] == "cell"]
@@ -221,6 +214,8 @@ def test_a_screenshot_shows_a_page_of_its_scheme(
 
 def test_links_lead_to_the_sections(chrome: Browser, page: Path) -> None:
     chrome.show(page, 390, "light")
-    lost = "return [...document.querySelectorAll('a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
+    lost = (
+        "return [...document.querySelectorAll('a')].filter(a => !document.querySelector(a.getAttribute('href'))).length"
+    )
     assert chrome.run("return document.querySelectorAll('nav a').length") == 7
     assert chrome.run(lost) == 0

@@ -23,9 +23,7 @@ PAGE = ROOT / "docs" / "contributing" / "add-an-engine.md"
 @pytest.fixture
 def page_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Follow steps 1 and 2, with the new module in a folder of the test; return the tests of step 3 by name."""
-    module, entry, tests = re.findall(
-        r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE
-    )
+    module, entry, tests = re.findall(r"^```python\n(.*?)^```", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
     (tmp_path / "engines").mkdir()
     (tmp_path / "engines" / "centre.py").write_text(module)
     monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(tmp_path / "engines")])

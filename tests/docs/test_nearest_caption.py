@@ -31,9 +31,7 @@ def test_the_example_prints_captions_of_the_data_nearest_first(
     clip = min(raw.rglob("*.skeleton"))
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(clip), str(work), str(run)])
     runpy.run_path(str(EXAMPLE), run_name="__main__")
-    scores, texts = zip(
-        *(line.split("  ", 1) for line in capsys.readouterr().out.splitlines()[-3:]), strict=True
-    )
+    scores, texts = zip(*(line.split("  ", 1) for line in capsys.readouterr().out.splitlines()[-3:]), strict=True)
     written = {
         text
         for path in (work / "captions").glob("*.parquet")

@@ -31,9 +31,7 @@ def load(name: str) -> ModuleType:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's table of samples, from four small synthetic clips."""
     folder = tmp_path_factory.mktemp("own_sensor")
-    dataset.generate(
-        folder / "raw", classes=2, subjects=2, views=1, repeats=1, size=(320, 240), frames=(16, 20)
-    )
+    dataset.generate(folder / "raw", classes=2, subjects=2, views=1, repeats=1, size=(320, 240), frames=(16, 20))
     assert load("convert").convert(folder / "raw", folder / "mine") == 4
     return folder / "mine"
 
@@ -94,9 +92,7 @@ def test_coco_results_keep_the_two_best_people(tmp_path: Path) -> None:
         return {"image_id": frame, "keypoints": [x, 50.0, 1.0] * 17, "score": score}
 
     file = tmp_path / "results.json"
-    file.write_text(
-        json.dumps([person(0, 10, 0.2), person(0, 20, 0.9), person(0, 30, 0.5), person(2, 40, 0.9)])
-    )
+    file.write_text(json.dumps([person(0, 10, 0.2), person(0, 20, 0.9), person(0, 30, 0.5), person(2, 40, 0.9)]))
     joints = load("pose_estimators").from_coco(file, 100)
     assert joints.shape == (3, 2, 17, 2)
     assert joints[0, :, 0, 0].tolist() == pytest.approx([0.2, 0.3])

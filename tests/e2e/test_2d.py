@@ -59,12 +59,8 @@ def test_every_encoder_takes_every_stream_of_2d_clips(flat: Packed, name: str, s
 
 def test_2d_rotation_stays_in_the_plane_and_keeps_distances(flat: Packed) -> None:
     rows = flat.select("mine", "train").rows
-    turned = InputConfig.model_validate(
-        {"frames": 16, "augmentation": {"rotation": 1.0, "window": [1.0, 1.0]}}
-    )
-    still = turned.model_copy(
-        update={"augmentation": turned.augmentation.model_copy(update={"rotation": 0.0})}
-    )
+    turned = InputConfig.model_validate({"frames": 16, "augmentation": {"rotation": 1.0, "window": [1.0, 1.0]}})
+    still = turned.model_copy(update={"augmentation": turned.augmentation.model_copy(update={"rotation": 0.0})})
     at, draws = torch.arange(len(rows)), draw(len(rows), turned, torch.Generator().manual_seed(3))
     a = Clips(flat, rows, turned, torch.device("cpu")).train(at, draws)
     b = Clips(flat, rows, still, torch.device("cpu")).train(

@@ -47,9 +47,7 @@ def statuses(work: Path, stage: str, column: str = "status") -> Counter[str]:
 
 def test_synthetic_videos_become_a_table_with_controls_and_a_report(work: Path, tmp_path: Path) -> None:
     out = tmp_path / "table"
-    text = command(
-        "c2vl-eval", "benchmark", "--data", work, "--benchmark", "xsub", "--out", out, "--recipe", "debug"
-    )
+    text = command("c2vl-eval", "benchmark", "--data", work, "--benchmark", "xsub", "--out", out, "--recipe", "debug")
     results = json.loads((out / "results.json").read_text())
     assert [row["name"] for row in results["rows"]] == [
         "partition(cosine)",
@@ -108,9 +106,7 @@ def tiny_recipe(folder: Path) -> Recipe:
     )
 
 
-def test_tiny_random_checkpoints_of_the_real_architectures_run_the_whole_factory(
-    raw: Path, tmp_path: Path
-) -> None:
+def test_tiny_random_checkpoints_of_the_real_architectures_run_the_whole_factory(raw: Path, tmp_path: Path) -> None:
     work = run_factory(raw, tmp_path / "work", tiny_recipe(tmp_path))
     rows = statuses(work, "crops")
     assert sum(rows.values()) == 32 * 2
@@ -180,9 +176,7 @@ def walk_by(shared: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_video_without_skeletons_is_accounted_for_and_leaves_pretraining(
-    walk_by: Path, tmp_path: Path
-) -> None:
+def test_a_video_without_skeletons_is_accounted_for_and_leaves_pretraining(walk_by: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
     command(
         "c2vl-pipeline",
@@ -204,15 +198,11 @@ def test_a_video_without_skeletons_is_accounted_for_and_leaves_pretraining(
     assert statuses(work, "captions") == {"missing_skeleton": 14 * 16}
     first = pq.read_table(work / "crops" / "shard-00000.parquet").to_pylist()
     assert [r["status"] for r in first if r["sample_id"] == "walk00"][:9] == ["no_person"] * 9
-    text = command(
-        "c2vl-train", "pretrain", "--data", work, "--benchmark", "mine", "--out", tmp_path / "run", code=1
-    )
+    text = command("c2vl-train", "pretrain", "--data", work, "--benchmark", "mine", "--out", tmp_path / "run", code=1)
     assert "no usable train samples in mine; the first was left out because of missing_skeleton" in text
 
 
-def test_tiny_checkpoints_account_for_every_row_of_three_real_colour_videos(
-    shared: Path, tmp_path: Path
-) -> None:
+def test_tiny_checkpoints_account_for_every_row_of_three_real_colour_videos(shared: Path, tmp_path: Path) -> None:
     folder = tmp_path / "own"
     folder.mkdir()
     videos = sorted(p for p in (shared / "videos").iterdir() if p.suffix in {".mp4", ".mkv"})

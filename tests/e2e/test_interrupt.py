@@ -38,9 +38,7 @@ def test_an_interrupted_factory_leaves_one_line_nobody_and_its_shards(
     words = [sys.executable, "-c", code, "prompts"]
     words += ["--dataset", "synthetic", "--data", str(raw), "--work", str(work), "--recipe", "debug"]
     words += ["--workers", "2", *(word for value in SETTINGS for word in ("--set", value))]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     _until_there(process, work / "crops", moment)
     family = psutil.Process(process.pid).children(recursive=True)
     assert family

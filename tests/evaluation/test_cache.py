@@ -238,15 +238,11 @@ def test_a_truncated_folder_is_one_line(subject):
     counting(subject)
     (path,) = files(subject, "parquet")
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(
-        DataError, match=r"parquet: damaged .*; delete it and evaluate the run again"
-    ) as caught:
+    with pytest.raises(DataError, match=r"parquet: damaged .*; delete it and evaluate the run again") as caught:
         cache.stored(subject.run, "linear")
     assert "\n" not in str(caught.value)
     path.unlink()
-    with pytest.raises(
-        DataError, match=r"\.parquet, which holds its answers, is gone; delete linear-\w+\.json and"
-    ):
+    with pytest.raises(DataError, match=r"\.parquet, which holds its answers, is gone; delete linear-\w+\.json and"):
         cache.stored(subject.run, "linear")
     path.with_suffix(".json").unlink()
     assert cache.stored(subject.run, "linear").found == {}

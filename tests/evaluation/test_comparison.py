@@ -97,9 +97,7 @@ def pair(data: Packed, tmp_path: Path) -> tuple[EvalContext, EvalContext]:
     found = []
     for seed in (0, 1):
         train(run(data.folder, tmp_path / f"run{seed}", kind="random", seed=seed))
-        found.append(
-            EvalContext(tmp_path / f"run{seed}", data, "xsub", recipe("evaluation.linear.epochs=3"), seed)
-        )
+        found.append(EvalContext(tmp_path / f"run{seed}", data, "xsub", recipe("evaluation.linear.epochs=3"), seed))
     return found[0], found[1]
 
 

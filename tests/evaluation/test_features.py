@@ -112,9 +112,7 @@ def spoil(folder: Path, value: float) -> None:
 @pytest.mark.parametrize("protocol", [knn, linear])
 def test_an_encoder_that_diverged_is_refused_and_nothing_is_kept(data, floor, value, said, protocol):
     spoil(floor, value)
-    with pytest.raises(
-        CheckpointError, match=f"{said}.*; train it again with a lower learning rate"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=f"{said}.*; train it again with a lower learning rate") as caught:
         evaluated(protocol, EvalContext(floor, data, "xsub", table_lines()[0].recipe, 0))
     assert "\n" not in str(caught.value)
     assert not (floor / "features").exists()

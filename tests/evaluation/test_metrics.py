@@ -51,9 +51,7 @@ def test_answers_without_an_encoder_match_their_definition():
     assert metrics.chance(5).top5 is None
 
 
-@pytest.mark.parametrize(
-    ("label", "name"), [(0, "wave"), (1, "kick"), (2, "class 2"), (40, "class 40"), (-1, "")]
-)
+@pytest.mark.parametrize(("label", "name"), [(0, "wave"), (1, "kick"), (2, "class 2"), (40, "class 40"), (-1, "")])
 def test_every_class_has_a_name_and_what_has_no_class_has_none(label, name):
     assert metrics.class_name(("wave", "kick"), label) == name
     assert metrics.class_name(["wave", "kick"], label) == name

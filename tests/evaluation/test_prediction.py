@@ -77,10 +77,7 @@ def test_a_layer_that_is_gone_or_cut_is_trained_again(subject, raw, tmp_path, ke
     folder = Path(shutil.copytree(subject.run, tmp_path / "run"))
     for path in (folder / "evaluations").glob("linear-*.safetensors"):
         path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
-    assert (
-        prediction.predict_files(EvalContext(folder, subject.packed, "xsub", subject.recipe, 0), [file])
-        == wanted
-    )
+    assert prediction.predict_files(EvalContext(folder, subject.packed, "xsub", subject.recipe, 0), [file]) == wanted
 
 
 def test_answers_that_are_no_numbers_are_refused(subject, raw, tmp_path):
@@ -91,9 +88,7 @@ def test_answers_that_are_no_numbers_are_refused(subject, raw, tmp_path):
     for path in (folder / "evaluations").glob("linear-*.safetensors"):
         tensors, facts = checkpoint.load(path)
         checkpoint.save(path, tensors | {"bias": tensors["bias"] * np.nan}, facts)
-    with pytest.raises(
-        CheckpointError, match=r"answers are NaN or infinite.*; give lower ones by --set"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"answers are NaN or infinite.*; give lower ones by --set") as caught:
         prediction.predict_files(other, [file])
     assert "\n" not in str(caught.value)
     tensors, facts = checkpoint.load(folder / checkpoint.ENCODER)
@@ -109,9 +104,7 @@ def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkey
     encoder = encoder_for(subject.run, subject.packed, torch.device("cpu"))
     encoder.module.register_forward_hook(lambda *of: of[-1] * np.inf)
     monkeypatch.setattr(prediction, "encoder_for", lambda *_: encoder)
-    with pytest.raises(
-        CheckpointError, match=r"of its features of the files, 1 of 1 are NaN or infinite, expected"
-    ):
+    with pytest.raises(CheckpointError, match=r"of its features of the files, 1 of 1 are NaN or infinite, expected"):
         prediction.predict_files(subject, [next(raw.rglob("*.skeleton"))])
 
 

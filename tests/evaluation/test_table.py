@@ -53,9 +53,7 @@ def test_lines_have_a_name_and_a_folder_each(tmp_path):
 
 
 def test_a_value_named_twice_is_one_line():
-    found = table_lines(
-        "partition", "hard", "partition(cosine)", "hard", "partition(constant)", "partition(0.5)"
-    )
+    found = table_lines("partition", "hard", "partition(cosine)", "hard", "partition(constant)", "partition(0.5)")
     assert [line.name for line in found if line.role == "pretrained"] == [
         "partition(cosine)",
         "hard",
@@ -88,9 +86,7 @@ def test_raw_joints_are_the_flattened_input_and_need_no_run(table, data, tmp_pat
     assert (row.name, row.run, row.epochs) == ("raw joints", "", 0)
     config = table_lines("hard")[0].recipe.training.input
     gallery, query = (raw_joints(data, "xsub", split, config) for split in ("train", "test"))
-    clip = Clips(
-        data, gallery.rows, config.model_copy(update={"frames": min(16, config.frames)}), torch.device("cpu")
-    )
+    clip = Clips(data, gallery.rows, config.model_copy(update={"frames": min(16, config.frames)}), torch.device("cpu"))
     assert np.allclose(gallery.values[0], clip.test(torch.tensor([0]))[0].reshape(-1).numpy())
     assert row.top1("knn") == knn.score(gallery, query, 3)[0].top1
 
@@ -103,9 +99,7 @@ def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
         ("baseline", 0),
     ]
     assert (results.train, results.test, results.chance.top1) == (12, 4, pytest.approx(1 / 3))
-    train_labels, test_labels = (
-        data.labels()[data.select("xsub", split).rows] for split in ("train", "test")
-    )
+    train_labels, test_labels = (data.labels()[data.select("xsub", split).rows] for split in ("train", "test"))
     assert results.majority == metrics.majority(train_labels, test_labels, 3)
     assert load(out) == results
     pretrained, floor, ceiling, shuffled, _ = (results.of(name)[0] for name in results.names())

@@ -44,10 +44,7 @@ DIVERGES = "evaluation.finetune.optimiser.lr=1e30"
 
 def two_views() -> list[dict[str, str]]:
     """12 clips to train and 4 to test in both benchmarks; all test clips of xview are training clips of xsub."""
-    return [
-        {"xsub": "train" if n % 4 else "test", "xview": "train" if n % 4 != 1 else "test"}
-        for n in range(COUNT)
-    ]
+    return [{"xsub": "train" if n % 4 else "test", "xview": "train" if n % 4 != 1 else "test"} for n in range(COUNT)]
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +116,7 @@ def transferred(out: Path, data: Packed, packed: Packed, where: str = "xsub", *m
 
 def test_a_table_is_not_filled_with_another_benchmark(table, data):
     before = (table / "results.json").read_bytes()
-    with pytest.raises(
-        CheckpointError, match="benchmark is 'xsub' there and 'xview' here; choose another --out"
-    ):
+    with pytest.raises(CheckpointError, match="benchmark is 'xsub' there and 'xview' here; choose another --out"):
         benchmark.run_table(data, "xview", lines("hard")[1:2], [0], table)
     assert (table / "results.json").read_bytes() == before
 
@@ -174,9 +169,7 @@ def test_held_out_training_clips_of_a_run_are_counted(data, tmp_path):
     ],
     ids=["classes", "labels"],
 )
-def test_splits_that_cannot_be_evaluated_are_refused_before_training(
-    data, tmp_path, monkeypatch, labels, said
-):
+def test_splits_that_cannot_be_evaluated_are_refused_before_training(data, tmp_path, monkeypatch, labels, said):
     monkeypatch.setattr(benchmark, "train", never)
     broken = other(tmp_path / "broken", labels=labels)
     with pytest.raises(DataError, match=said):
@@ -236,13 +229,9 @@ def test_a_cell_that_diverges_says_why_and_the_others_go_on(made, table, data):
         assert cell.last is None
         assert cell.failed
         assert "lower it (optimiser.lr)" in cell.why
-        assert [f for f in row.results if f.protocol == "semi"] == [
-            f for f in whole.results if f.protocol == "semi"
-        ]
+        assert [f for f in row.results if f.protocol == "semi"] == [f for f in whole.results if f.protocol == "semi"]
     assert sum("the other results are still computed" in text for text in said) == 4
-    assert found.failure_summary().startswith(
-        f"4 of {len(added(found))} results in addition to kNN and linear failed"
-    )
+    assert found.failure_summary().startswith(f"4 of {len(added(found))} results in addition to kNN and linear failed")
     mended = benchmark.run_table(data, "xsub", lines("hard"), [0], table, protocols=("finetune", "semi"))
     assert mended.failure_summary() == ""
     assert without_seconds(mended) == without_seconds(load(made))
@@ -330,9 +319,7 @@ def test_runs_that_failed_are_not_counted_among_those_of_a_mean(made, data, caps
     monkeypatch.setenv("COLUMNS", "200")
     good = next(f for f in load(made).rows[0].results if f.protocol == "finetune")
     bad = Result(protocol="finetune", why="it diverged", failed=True)
-    console.show_protocol(
-        "finetune", [Line("hard", "pretrained", [bad, good])], no_encoder_scores(data, "xsub")
-    )
+    console.show_protocol("finetune", [Line("hard", "pretrained", [bad, good])], no_encoder_scores(data, "xsub"))
     (shown,) = [text for text in capsys.readouterr().out.splitlines() if "hard" in text]
     assert shown.replace("│", "").split()[-5:] == ["12", "1", "failed:", "it", "diverged"]
 
@@ -348,9 +335,7 @@ def test_what_earlier_calls_found_stays(table, data, tmp_path, monkeypatch):
     again = benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
     assert without_seconds(again) == without_seconds(whole)
     assert again.targets == whole.targets
-    assert (
-        f"{len(added(whole))} results of earlier calls stay in the table (finetune, semi, transfer)" in said
-    )
+    assert f"{len(added(whole))} results of earlier calls stay in the table (finetune, semi, transfer)" in said
     assert not any("not in the table" in text for text in said)
 
 
@@ -372,9 +357,7 @@ def test_lines_and_seeds_that_are_not_asked_for_are_named(table, data):
     benchmark.run_table(data, "xsub", lines("hard", "intra"), [0], table)
     said, emit = notes()
     benchmark.run_table(data, "xsub", lines("hard"), [0], table, emit)
-    assert any(
-        "not in the table any more: intra seed 0; the same call with their --targets" in t for t in said
-    )
+    assert any("not in the table any more: intra seed 0; the same call with their --targets" in t for t in said)
 
 
 def test_a_cut_table_says_that_it_is_made_again(table, data):
@@ -451,9 +434,7 @@ def trained(data: Packed, out: Path, stream: str, *more: str, **told: object) ->
 def test_streams_that_were_not_trained_alike_are_refused(data, tmp_path, more, told, said):
     found = [trained(data, tmp_path / stream, stream) for stream in ("joint", "motion")]
     bone = trained(data, tmp_path / "bone", "bone", *more, **told)
-    with pytest.raises(
-        ConfigError, match=f"/joint and .*/bone were not trained alike: {said}; give"
-    ) as caught:
+    with pytest.raises(ConfigError, match=f"/joint and .*/bone were not trained alike: {said}; give") as caught:
         ensemble.joined([found[0], bone, found[1]])
     assert "\n" not in str(caught.value)
 
@@ -479,9 +460,7 @@ def test_lines_that_learned_from_joint_captions_are_marked(table, data, tmp_path
     console.show_results(load(table))
     shown = capsys.readouterr().out
     marked = [text for text in shown.splitlines() if "[derived from joints]" in text and "%" not in text]
-    assert (
-        len(marked) == 4
-    )  # hard and its control, of kNN and linear and of fine-tuning; neither floor nor ceiling
+    assert len(marked) == 4  # hard and its control, of kNN and linear and of fine-tuning; neither floor nor ceiling
     assert any("hard [derived" in text for text in marked)
     assert any("shuffled pairs (control) [derived" in text for text in marked)
     assert "Derived from joints: captions made by rule" in " ".join(shown.split())

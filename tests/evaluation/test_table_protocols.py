@@ -75,9 +75,7 @@ def test_a_table_keeps_what_it_was_transferred_to_before(table, elsewhere, data,
     found = grown(table, data, Packed(folder))
     settings = [f.setting for f in found.rows[0].results if f.protocol == "transfer"]
     assert settings == [
-        f"synthetic to {name}, xsub, {kind}"
-        for name in ("elsewhere", "third")
-        for kind in ("frozen", "tuned")
+        f"synthetic to {name}, xsub, {kind}" for name in ("elsewhere", "third") for kind in ("frozen", "tuned")
     ]
     assert [target.dataset for target in found.targets] == ["elsewhere", "third"]
 

@@ -120,9 +120,7 @@ def test_missing_skeletons_are_the_official_ones(shared: Path) -> None:
 
 
 def test_class_names_are_the_official_ones(shared: Path) -> None:
-    names = [
-        n.strip() for n in (shared / "ntu" / "class_names_120.txt").read_text().splitlines() if n.strip()
-    ]
+    names = [n.strip() for n in (shared / "ntu" / "class_names_120.txt").read_text().splitlines() if n.strip()]
     assert list(load_dataset("ntu120").classes) == names
     assert list(load_dataset("ntu60").classes) == names[:60]
     pku = [n.strip() for n in (shared / "pku" / "class_names_51.txt").read_text().splitlines() if n.strip()]
@@ -168,8 +166,7 @@ def test_an_unknown_dataset_names_all_and_the_near_one() -> None:
     with pytest.raises(ConfigError) as caught:
         load_dataset("ntu-60")
     assert (
-        str(caught.value)
-        == f"unknown dataset 'ntu-60'; use one of {', '.join(dataset_names())}; did you mean 'ntu60'?"
+        str(caught.value) == f"unknown dataset 'ntu-60'; use one of {', '.join(dataset_names())}; did you mean 'ntu60'?"
     )
     with pytest.raises(ConfigError, match=r"^unknown dataset 'qqqq'; use one of [^;]*$"):
         load_dataset("qqqq")

@@ -109,9 +109,7 @@ def test_the_shipped_list_is_the_published_one(shared: Path, drops: frozenset[st
     assert drops == set((shared / "pku" / "part2_published_drops.txt").read_text().split())
 
 
-def test_one_packed_set_serves_both(
-    published: list[dict[str, Any]], drops: frozenset[str], tmp_path: Path
-) -> None:
+def test_one_packed_set_serves_both(published: list[dict[str, Any]], drops: frozenset[str], tmp_path: Path) -> None:
     """One folder as `pack` writes it, with these rows' splits; which benchmark is meant is said when it is read."""
     folder = write_packed(
         tmp_path / "packed",

@@ -217,10 +217,7 @@ def test_means_are_means_of_the_joints() -> None:
     joints = np.random.default_rng(1).normal(size=(1, 1, 32, 3)).astype(np.float32)
     made = pack.mapped(joints, source, target)[0, 0]
     place = source.names.index
-    expected = (
-        joints[0, 0, [place("clavicle_left"), place("clavicle_right")]].mean(0)
-        - joints[0, 0, place("pelvis")]
-    )
+    expected = joints[0, 0, [place("clavicle_left"), place("clavicle_right")]].mean(0) - joints[0, 0, place("pelvis")]
     np.testing.assert_allclose(made[target.names.index("shoulder_centre")], expected, atol=1e-6)
 
 

@@ -57,9 +57,7 @@ def test_values_are_toml_or_bare_strings_and_the_last_assignment_holds() -> None
 
 
 def test_an_engine_override_takes_the_whole_preset_and_then_single_values() -> None:
-    recipe = load_recipe(
-        "debug", ["pipeline.embed.engine=hf-clip-vit-b-32", "pipeline.embed.engine.batch_size=3"]
-    )
+    recipe = load_recipe("debug", ["pipeline.embed.engine=hf-clip-vit-b-32", "pipeline.embed.engine.batch_size=3"])
     assert recipe.pipeline.embed.engine.model == "openai/clip-vit-base-patch32"
     assert recipe.pipeline.embed.engine.batch_size == 3
 
@@ -157,9 +155,7 @@ def test_an_unknown_recipe_names_all_and_the_nearest() -> None:
 
 def test_an_unknown_engine_names_all_and_the_nearest() -> None:
     text = complaint("debug", "pipeline.crop.engine=skelton")
-    assert text.startswith(
-        "unknown engine 'skelton'; use one of classical, groundingdino-py-swint, heuristic, "
-    )
+    assert text.startswith("unknown engine 'skelton'; use one of classical, groundingdino-py-swint, heuristic, ")
     assert text.endswith("; did you mean 'skeleton'?")
 
 
@@ -220,6 +216,4 @@ def test_a_binary_file_is_one_line_with_its_path(own: Path) -> None:
 
 
 def test_an_absent_file_is_named() -> None:
-    assert complaint("no.toml").startswith(
-        "recipe file no.toml does not exist; give the path of a TOML file or"
-    )
+    assert complaint("no.toml").startswith("recipe file no.toml does not exist; give the path of a TOML file or")

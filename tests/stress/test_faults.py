@@ -28,9 +28,7 @@ def test_garbage_replaces_the_link_and_never_what_it_points_to(how: str, tmp_pat
     assert (link.stat().st_size == 100) == ("same size" in how)
 
 
-def test_every_damage_is_found_by_verify_or_is_only_a_leftover(
-    raw: Path, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_every_damage_is_found_by_verify_or_is_only_a_leftover(raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     from c2vl_pipeline.maintenance.verify import verify
 
     work = tmp_path / "w"

@@ -46,9 +46,7 @@ class Browser:
 
     def picture(self) -> bytes:
         """Take a PNG of the whole page."""
-        return base64.b64decode(
-            self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"]
-        )
+        return base64.b64decode(self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
 
     def complaints(self) -> list[str]:
         """Return what the console says, such as loads that the page's own policy refused."""

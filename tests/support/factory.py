@@ -62,9 +62,7 @@ def digests(work: Path) -> dict[str, str]:
 
 
 def times(work: Path) -> dict[str, int]:
-    return {
-        f"{s}/{p.name}": p.stat().st_mtime_ns for s in STAGE_NAMES for p in (work / s).glob("shard-*.parquet")
-    }
+    return {f"{s}/{p.name}": p.stat().st_mtime_ns for s in STAGE_NAMES for p in (work / s).glob("shard-*.parquet")}
 
 
 def remade(before: dict[str, int], work: Path) -> set[str]:

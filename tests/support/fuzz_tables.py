@@ -178,9 +178,7 @@ def main() -> None:
         began = time.perf_counter()
         counts = run(target, asked.inputs, asked.seed)
         most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        print(
-            f"{target}: {dict(counts)} in {time.perf_counter() - began:.0f} s, at most {most} MiB", flush=True
-        )
+        print(f"{target}: {dict(counts)} in {time.perf_counter() - began:.0f} s, at most {most} MiB", flush=True)
 
 
 if __name__ == "__main__":

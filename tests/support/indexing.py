@@ -20,9 +20,7 @@ from c2vl_pipeline.workspace import Workspace
 AVI = b"RIFF\x04\0\0\0AVI "
 
 
-def indexed(
-    dataset: str, root: Path, work: Path, config: PipelineConfig, **how: Any
-) -> tuple[Workspace, Findings]:
+def indexed(dataset: str, root: Path, work: Path, config: PipelineConfig, **how: Any) -> tuple[Workspace, Findings]:
     return build(load_dataset(dataset), root, work, config, recipe="debug", **how)
 
 

@@ -96,10 +96,7 @@ def write_packed(
 
 def random_joints(lengths: Sequence[int], bodies: int, layout: Layout, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
-    return [
-        rng.normal(size=(n, bodies, layout.joints, layout.dims)).astype(np.float32).cumsum(axis=0)
-        for n in lengths
-    ]
+    return [rng.normal(size=(n, bodies, layout.joints, layout.dims)).astype(np.float32).cumsum(axis=0) for n in lengths]
 
 
 COUNT = 16

@@ -45,15 +45,11 @@ def shown(
         best = Score(top1=of["best"], top5=None, balanced=0) if "best" in of else None
         last = Score(top1=top1 / 100, top5=of.get("top5"), balanced=of.get("balanced", 0))
         epoch = int(more["best_epochs"][n]) if "best_epochs" in more else None
-        results.append(
-            Result(protocol="linear", last=last, best=best, best_epoch=epoch, epochs=9 if epoch else 0)
-        )
+        results.append(Result(protocol="linear", last=last, best=best, best_epoch=epoch, epochs=9 if epoch else 0))
     return FilledCell(paper, tuple(results), why, part)
 
 
-BESIDE = shown(
-    84.4, (84.0, 82.0), top5=(97.0, 98.0), balanced=(80.0, 81.0), best=(85.5, 82.5), best_epochs=(4, 7)
-)
+BESIDE = shown(84.4, (84.0, 82.0), top5=(97.0, 98.0), balanced=(80.0, 81.0), best=(85.5, 82.5), best_epochs=(4, 7))
 
 
 def small_table() -> FilledTable:

@@ -62,8 +62,7 @@ def plan(rng: np.random.Generator, kind: str) -> tuple[int, list[tuple[list[int]
     if kind in {"empty frames", "anything"}:
         empty = set(rng.integers(0, total, 6).tolist())
         bodies = [
-            ([n for n in when if n not in empty], joints[[n not in empty for n in when]])
-            for when, joints in bodies
+            ([n for n in when if n not in empty], joints[[n not in empty for n in when]]) for when, joints in bodies
         ]
         bodies = [b for b in bodies if b[0]]
         total += int(rng.integers(0, 3))

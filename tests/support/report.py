@@ -92,17 +92,11 @@ def work_folder(folder, samples=30, slots=6, bad=None, caption="{id} slot {slot}
                     row = dict.fromkeys(schema.names) | {
                         "sample_id": f"s{n:03d}", "slot": slot, "status": status, "error": error, "attempts": 1,
                     }  # fmt: skip
-                    fill = (
-                        {"people": 1, "jpeg": jpeg()}
-                        if stage == "crops"
-                        else {"caption": caption, "tokens": 4}
-                    )
+                    fill = {"people": 1, "jpeg": jpeg()} if stage == "crops" else {"caption": caption, "tokens": 4}
                     if "caption" in fill:
                         fill["caption"] = caption.format(id=f"s{n:03d}", slot=slot)
                     rows.append(row | (fill if status == "ok" else {"people": 0} if stage == "crops" else {}))
-            pq.write_table(
-                pa.Table.from_pylist(rows, schema=schema), folder / stage / f"shard-{shard:05d}.parquet"
-            )
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / stage / f"shard-{shard:05d}.parquet")
     known = [
         dict.fromkeys(SAMPLES.names)
         | {"sample_id": f"s{n:03d}", "label": n % 4 - 1, "camera": "c", "known_missing": False, "splits": []}
@@ -145,9 +139,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        self.links += [
-            value for name, value in attrs if name in {"src", "href", "xlink:href", "srcset", "action"}
-        ]
+        self.links += [value for name, value in attrs if name in {"src", "href", "xlink:href", "srcset", "action"}]
         if tag not in VOID:
             self.open.append(tag)
 

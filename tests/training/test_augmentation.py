@@ -45,9 +45,7 @@ def naive_resize(joints: np.ndarray, frames: int) -> np.ndarray:
         for v in range(V):
             for c in range(C):
                 series = torch.from_numpy(joints[:, m, v, c].astype(np.float64))[None, None]
-                resized[:, m, v, c] = F.interpolate(series, size=frames, mode="linear", align_corners=False)[
-                    0, 0
-                ]
+                resized[:, m, v, c] = F.interpolate(series, size=frames, mode="linear", align_corners=False)[0, 0]
     return resized
 
 

@@ -24,9 +24,7 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(data, tmp_path, damage):
     path = out / checkpoint.CHECKPOINT
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "text": b"hello" * 99}[damage])
-    with pytest.raises(
-        CheckpointError, match=r"checkpoint\.safetensors: not a checkpoint of this program"
-    ) as caught:
+    with pytest.raises(CheckpointError, match=r"checkpoint\.safetensors: not a checkpoint of this program") as caught:
         train(run(data, out))
     assert "\n" not in str(caught.value)
     assert str(caught.value).endswith("delete it and train again")
@@ -55,9 +53,7 @@ def test_a_tensor_damaged_on_disk_is_refused_by_its_hash(data, tmp_path):
     whole = bytearray(path.read_bytes())
     whole[-1] ^= 1
     path.write_bytes(whole)
-    with pytest.raises(
-        CheckpointError, match=r"damaged: its content has the sha256 .*, expected .*; put a good"
-    ):
+    with pytest.raises(CheckpointError, match=r"damaged: its content has the sha256 .*, expected .*; put a good"):
         checkpoint.load_encoder(path.parent, torch.device("cpu"))
 
 
@@ -95,10 +91,7 @@ def test_a_loaded_encoder_is_the_saved_one_frozen_and_in_eval_mode(data, tmp_pat
     train(run(data, tmp_path / "run"))
     loaded = checkpoint.load_encoder(tmp_path / "run", torch.device("cpu"))
     assert same(dict(loaded.module.state_dict()), tensors(tmp_path / "run"))
-    model = {
-        k.removeprefix("model.encoder."): v
-        for k, v in tensors(tmp_path / "run", checkpoint.CHECKPOINT).items()
-    }
+    model = {k.removeprefix("model.encoder."): v for k, v in tensors(tmp_path / "run", checkpoint.CHECKPOINT).items()}
     assert all(torch.equal(model[name], t) for name, t in loaded.module.state_dict().items())
     assert not loaded.module.training
     assert not any(p.requires_grad for p in loaded.module.parameters())

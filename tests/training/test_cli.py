@@ -80,9 +80,7 @@ def test_the_command_line_takes_recipe_and_overrides_from_the_work_folder(work, 
     copy = tmp_path / "packed"
     shutil.copytree(work / "packed", copy)
     path = copy / "packed.json"
-    told = json.loads(path.read_text()) | {
-        "overrides": ["training.pretrain.epochs=7", "training.precision=bfloat16"]
-    }
+    told = json.loads(path.read_text()) | {"overrides": ["training.pretrain.epochs=7", "training.precision=bfloat16"]}
     path.write_text(json.dumps(told))
     training = resolved(copy, None, "training.pretrain.epochs=9").recipe.training
     assert (training.pretrain.epochs, training.precision) == (9, "bfloat16")

@@ -16,9 +16,7 @@ from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 CPU = torch.device("cpu")
 DEVICES = [
-    pytest.param(
-        torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-    ),
+    pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
 ]
 
 
@@ -52,9 +50,7 @@ def test_resident_clips_are_the_mapped_clips(tmp_path, device):
     held = Clips(packed, rows, config, device)
     at, draws = torch.arange(6), draw(6, config, torch.Generator().manual_seed(0))
     torch.testing.assert_close(held.test(at.to(device)).cpu(), mapped.test(at))
-    torch.testing.assert_close(
-        held.train(at.to(device), draws).cpu(), mapped.train(at, draws), atol=1e-5, rtol=0
-    )
+    torch.testing.assert_close(held.train(at.to(device), draws).cpu(), mapped.train(at, draws), atol=1e-5, rtol=0)
 
 
 def test_sample_ids_are_those_of_the_rows(tmp_path):

@@ -99,9 +99,7 @@ def test_two_processes_with_200_give_loss_and_gradients_of_one_with_400(
     gradients = [name for name in alone if name.startswith("gradient.")]
     assert len(gradients) > 10
     norm = torch.sqrt(sum((alone[n].square().sum() for n in gradients), torch.zeros(()).double()))
-    away = torch.sqrt(
-        sum(((alone[n] - shared[n]).square().sum() for n in gradients), torch.zeros(()).double())
-    )
+    away = torch.sqrt(sum(((alone[n] - shared[n]).square().sum() for n in gradients), torch.zeros(()).double()))
     assert float(norm) > 1e-3
     assert torch.allclose(alone["loss"], shared["loss"], rtol=1e-12, atol=0)
     assert float(away / norm) < 1e-11
@@ -115,9 +113,7 @@ def test_a_run_of_two_processes_ends_with_the_weights_of_one(data, tmp_path):
     out = tmp_path / "two"
     command = [*TORCHRUN, *port(), "--no-python", str(BIN / "c2vl-train"), "pretrain", "--data", str(data)]
     command += ["--benchmark", "xsub", "--out", str(out), "--recipe", "debug", *words_of(*BASE, *more)]
-    found = subprocess.run(
-        command, check=False, env=environment(), capture_output=True, text=True, timeout=120
-    )
+    found = subprocess.run(command, check=False, env=environment(), capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("next: c2vl-eval") == 1  # one of them reports
     train(run(data, tmp_path / "one", *more))
@@ -160,9 +156,7 @@ def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp
     kept = out / checkpoint.CHECKPOINT
     lines = [line for line in said.splitlines() if "error:" in line and "torch" not in line]
     assert len(lines) == 1
-    assert re.search(
-        r"another of the 2 processes of this run has died; the same command resumes from ", lines[0]
-    )
+    assert re.search(r"another of the 2 processes of this run has died; the same command resumes from ", lines[0])
     assert str(kept) in lines[0]
     done = checkpoint.load(kept)[1]["epochs_done"]
     assert done >= 4
@@ -211,8 +205,7 @@ def test_our_normalisation_is_torchs(shape):
     assert isinstance(wrapped[0], batchnorm.SyncBatchNorm)
     assert list(wrapped.state_dict()) == before
     a, b = (
-        torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 7
-        for _ in range(2)
+        torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * 3 + 7 for _ in range(2)
     )
     a.requires_grad_()
     b.requires_grad_()

@@ -26,8 +26,7 @@ CPU = torch.device("cpu")
 
 def two_bodies(folder: Path) -> Path:
     joints = [
-        np.concatenate([j, j[:, :, ::-1] * (n % 3 == 0)], axis=1).astype(np.float32)
-        for n, j in enumerate(moving())
+        np.concatenate([j, j[:, :, ::-1] * (n % 3 == 0)], axis=1).astype(np.float32) for n, j in enumerate(moving())
     ]
     return sticks(folder, joints=joints)
 

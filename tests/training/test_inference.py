@@ -23,16 +23,12 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("pooling", ["mean", "ordered", "random"])
 def test_the_space_embeds_as_the_run_did(data, tmp_path, pooling):
-    made = run(
-        data, tmp_path / "run", f"training.pretrain.pooling={pooling}", "training.pretrain.standardise=true"
-    )
+    made = run(data, tmp_path / "run", f"training.pretrain.pooling={pooling}", "training.pretrain.standardise=true")
     train(made)
     space = load_joint_embedding(tmp_path / "run")
     kept = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[0]
     model = {n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")}
-    assert dict.fromkeys(model, True) == {
-        n: torch.equal(model[n], t) for n, t in space.model.state_dict().items()
-    }
+    assert dict.fromkeys(model, True) == {n: torch.equal(model[n], t) for n, t in space.model.state_dict().items()}
     held = Packed(data)
     clips = Clips(held, np.arange(3), space.input, CPU).test(torch.arange(3))
     planes = held.joints[held.offsets[1] : held.offsets[2]].transpose(0, 2, 3, 1)
@@ -55,15 +51,11 @@ def test_a_caption_lies_where_a_sample_that_says_nothing_else_lay(tmp_path):
         train(made)
         space = load_joint_embedding(tmp_path / pooling)
         rows = made.packed.select("xsub", "train", ("vision", "language")).rows
-        pooled = Knowledge(made.packed, rows, "language", made.recipe.training.pretrain).epoch(
-            torch.Generator()
-        )
+        pooled = Knowledge(made.packed, rows, "language", made.recipe.training.pretrain).epoch(torch.Generator())
         with torch.inference_mode():
             wanted = space.model.knowledge("language", pooled)
         found = space.knowledge("language", one[rows, 0])
-        torch.testing.assert_close(
-            found, wanted, rtol=1e-2, atol=1e-3
-        )  # vectors are stored in half precision
+        torch.testing.assert_close(found, wanted, rtol=1e-2, atol=1e-3)  # vectors are stored in half precision
 
 
 def test_what_does_not_belong_to_a_space_is_refused(data, tmp_path):
@@ -93,9 +85,7 @@ def test_a_single_skeleton_becomes_the_clip_that_evaluation_sees(raw, work):
     for n, name in enumerate(held.sample_ids(range(4))):
         (file,) = raw.rglob(f"{name}*.skeleton")
         joints = assemble_ntu(read_ntu(file, pixels=False), SkeletonsConfig()).joints
-        torch.testing.assert_close(
-            clip_of(joints, held.layout, held.manifest.bodies, config), clips[n : n + 1]
-        )
+        torch.testing.assert_close(clip_of(joints, held.layout, held.manifest.bodies, config), clips[n : n + 1])
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 128])

@@ -72,9 +72,7 @@ def test_random_pooling_draws_every_usable_slot_and_no_other(spoken):
     for _ in range(200):
         found = source.epoch(generator).numpy()
         for n in range(7):
-            slots = [
-                s for s in range(SLOTS) if ok[n, s] and np.allclose(found[n], unit(vectors[n, s]), atol=1e-5)
-            ]
+            slots = [s for s in range(SLOTS) if ok[n, s] and np.allclose(found[n], unit(vectors[n, s]), atol=1e-5)]
             assert len(slots) == 1
             drawn[n].update(slots)
     assert drawn == [{s for s in range(SLOTS) if ok[n, s]} for n in range(7)]
@@ -101,8 +99,6 @@ def test_standardise_of_random_pooling_uses_the_usable_slots_of_the_given_rows(s
     packed, vectors, ok = spoken
     rows = [0, 1, 4, 5]
     pool = np.array([unit(vectors[n, s]) for n in rows for s in range(SLOTS) if ok[n, s]])
-    found = knowledge(packed, rows, pooling="random", standardise=True).epoch(
-        torch.Generator().manual_seed(1)
-    )
+    found = knowledge(packed, rows, pooling="random", standardise=True).epoch(torch.Generator().manual_seed(1))
     plain = knowledge(packed, rows, pooling="random").epoch(torch.Generator().manual_seed(1)).numpy()
     np.testing.assert_allclose(found.numpy(), (plain - pool.mean(axis=0)) / pool.std(axis=0), atol=1e-4)

@@ -71,9 +71,7 @@ def last_loss(result: Result) -> float:
 
 @pytest.mark.parametrize("targets", TABLE_VII)
 def test_every_row_of_table_vii_trains_with_finite_loss(data, tmp_path, targets):
-    result = train(
-        run(data, tmp_path / "run", f"training.pretrain.targets={targets}", "training.pretrain.epochs=1")
-    )
+    result = train(run(data, tmp_path / "run", f"training.pretrain.targets={targets}", "training.pretrain.epochs=1"))
     assert math.isfinite(last_loss(result))
     kinds = {"hard", "intra", "inter"} & {targets} or {"intra", "inter"}
     assert {key.split("/")[1] for key in result.last if key.startswith("s2v/")} == kinds

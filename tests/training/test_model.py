@@ -14,9 +14,7 @@ from c2vl_training.model import LogitScale
 # --- temperature -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("mode", "scale"), [("fixed", 1 / 0.07), ("learnable", 1 / 0.07), ("raw", -math.log(0.07))]
-)
+@pytest.mark.parametrize(("mode", "scale"), [("fixed", 1 / 0.07), ("learnable", 1 / 0.07), ("raw", -math.log(0.07))])
 def test_initial_scale(mode, scale):
     assert LogitScale(Temperature(mode=mode))().item() == pytest.approx(scale)
 

@@ -57,8 +57,7 @@ def infonce(S, V, tau):
 def embeddings(count=3, B=7, D=5, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return tuple(
-        F.normalize(torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1).to(dtype)
-        for _ in range(count)
+        F.normalize(torch.randn(B, D, generator=generator, dtype=torch.float64), dim=1).to(dtype) for _ in range(count)
     )
 
 
@@ -123,8 +122,7 @@ def naive_side(S, V, targets, alpha, tau, teacher):
         "partition": [("intra", alpha, range(n)), ("inter", 1 - alpha, range(n, B))],
     }.get(targets.kind, [(targets.kind, 1.0, range(B))])
     return sum(
-        weight
-        * (naive_entropy(built[name][0], S, V, rows, tau) + naive_entropy(built[name][1], V, S, rows, tau))
+        weight * (naive_entropy(built[name][0], S, V, rows, tau) + naive_entropy(built[name][1], V, S, rows, tau))
         for name, weight, rows in plan
     )
 
@@ -140,9 +138,7 @@ def test_matches_naive_reference(targets, alpha, own_teacher):
         teacher=None if own_teacher else teacher,
     )  # fmt: skip
     s, v, l, ts, tv, tl = (x.tolist() for x in (S, V, L, *teacher))  # noqa: E741
-    expected = naive_side(s, v, targets, alpha, 0.2, (ts, tv)) + naive_side(
-        s, l, targets, alpha, 0.4, (ts, tl)
-    )
+    expected = naive_side(s, v, targets, alpha, 0.2, (ts, tv)) + naive_side(s, l, targets, alpha, 0.4, (ts, tl))
     assert found.total.item() == pytest.approx(expected, rel=1e-10)
 
 
@@ -155,12 +151,8 @@ def test_equations_match_naive_reference():
         row_softmax(S @ V.T, TAU), reference([naive_softmax([dot(x, y) for y in v], TAU) for x in s]), **close
     )
     torch.testing.assert_close(intra_target(V, TAU, 0.2), reference(naive_intra(v, TAU, 0.2)), **close)
-    torch.testing.assert_close(
-        inter_target(S, V, TAU), reference(naive_inter(v, s, TAU, 0.0, False)), **close
-    )
-    torch.testing.assert_close(
-        inter_target(V, S, TAU), reference(naive_inter(s, v, TAU, 0.0, False)), **close
-    )
+    torch.testing.assert_close(inter_target(S, V, TAU), reference(naive_inter(v, s, TAU, 0.0, False)), **close)
+    torch.testing.assert_close(inter_target(V, S, TAU), reference(naive_inter(s, v, TAU, 0.0, False)), **close)
 
 
 # --- softmax, cross-entropy, InfoNCE -----------------------------------------------------------------------
@@ -335,9 +327,7 @@ def test_blend_is_linear_in_alpha():
 def test_order_of_the_batch_does_not_matter(kind):
     S, V, L = embeddings()
     order = torch.randperm(7, generator=torch.Generator().manual_seed(3))
-    torch.testing.assert_close(
-        total(S[order], V[order], L[order], of_kind(kind)), total(S, V, L, of_kind(kind))
-    )
+    torch.testing.assert_close(total(S[order], V[order], L[order], of_kind(kind)), total(S, V, L, of_kind(kind)))
     gradients = []
     for rows in (torch.arange(7), order):
         leaf = S[rows].clone().requires_grad_()
@@ -380,9 +370,7 @@ def test_targets_carry_no_gradient(targets):
                 rowwise = -(torch.from_numpy(P) * logits.log_softmax(1)).sum(1)
                 expected = expected + weight * rowwise[rows].mean()
     torch.testing.assert_close(found, expected)
-    for found_gradient, wanted in zip(
-        gradients, torch.autograd.grad(expected, [*leaves, scale]), strict=True
-    ):
+    for found_gradient, wanted in zip(gradients, torch.autograd.grad(expected, [*leaves, scale]), strict=True):
         torch.testing.assert_close(found_gradient, wanted)
 
 
@@ -395,9 +383,7 @@ def test_gradient_matches_finite_differences(targets):
     fixed = targets.model_copy(update={"temperature": 0.3}) if has_none else targets
 
     def function(S, V, L, scale):
-        return loss(
-            S, V, L, targets=fixed, alpha=0.5, scale_v=scale, scale_l=2 * scale, teacher=teacher
-        ).total
+        return loss(S, V, L, targets=fixed, alpha=0.5, scale_v=scale, scale_l=2 * scale, teacher=teacher).total
 
     assert torch.autograd.gradcheck(function, (*inputs, scale))
 
@@ -418,9 +404,7 @@ def test_gradient_does_not_reach_a_teacher():
 def test_knowledges_add_up(kind):
     S, V, L = embeddings()
     targets = of_kind(kind)
-    torch.testing.assert_close(
-        total(S, V, L, targets), total(S, V, None, targets) + total(S, None, L, targets)
-    )
+    torch.testing.assert_close(total(S, V, L, targets), total(S, V, None, targets) + total(S, None, L, targets))
 
 
 def test_the_student_as_explicit_teacher_changes_nothing():

@@ -100,9 +100,7 @@ def test_a_run_broken_within_an_epoch_repeats_that_epoch(data, tmp_path, monkeyp
 
 @pytest.mark.parametrize("teacher", ["self", "previous_epoch", "ema"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_within_an_epoch_saves_the_step_and_resumes_bitwise(
-    data, tmp_path, monkeypatch, number, teacher
-):
+def test_an_interrupt_within_an_epoch_saves_the_step_and_resumes_bitwise(data, tmp_path, monkeypatch, number, teacher):
     more = (*EVERYTHING, f"training.pretrain.teacher={teacher}", "training.pretrain.batch_size=3")
     train(run(data, tmp_path / "whole", *more))
     before = signal.getsignal(number)
@@ -146,9 +144,7 @@ def test_going_on_with_another_torch_is_allowed_and_said(data, tmp_path):
         train(run(data, out), stop_after(2))
     found, facts = checkpoint.load(out / checkpoint.CHECKPOINT)
     assert facts["made_by"]["torch"] == torch.__version__
-    checkpoint.save(
-        out / checkpoint.CHECKPOINT, found, facts | {"made_by": facts["made_by"] | {"torch": "1.0"}}
-    )
+    checkpoint.save(out / checkpoint.CHECKPOINT, found, facts | {"made_by": facts["made_by"] | {"torch": "1.0"}})
     notes: list[Event] = []
     train(run(data, out), notes.append)
     said = f"{out / checkpoint.CHECKPOINT} was made with torch 1.0, this process has {torch.__version__}: the run resumes, its last digits may differ"
@@ -182,9 +178,7 @@ def test_a_process_killed_again_and_again_ends_with_bitwise_the_same_weights(dat
     command += [word for value in (*BASE, *more) for word in ("--set", value)]
     seen = 0
     for _ in range(2):
-        process = subprocess.Popen(
-            command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}
-        )
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
         limit = time.monotonic() + 240
         # as soon as it has gone on for some epochs, whatever it is doing then
         while len(read_metrics(out)) < seen + 6 and time.monotonic() < limit:
@@ -238,9 +232,7 @@ def test_pretraining_never_opens_labels_and_supervision_cannot_do_without(data, 
     (copy / "labels.npy").unlink()
     train(run(copy, tmp_path / "without"))
     assert same(tensors(tmp_path / "with"), tensors(tmp_path / "without"))
-    with pytest.raises(
-        DataError, match=r"labels\.npy: cannot be read .*; run `c2vl-pipeline pack` again"
-    ) as caught:
+    with pytest.raises(DataError, match=r"labels\.npy: cannot be read .*; run `c2vl-pipeline pack` again") as caught:
         train(run(copy, tmp_path / "ceiling", kind="supervised"))
     assert "\n" not in str(caught.value)
 
@@ -367,9 +359,7 @@ def test_loss_falls_where_skeletons_and_knowledge_agree(tmp_path):
 def test_supervision_learns_the_training_labels(tmp_path):
     folder = sticks(tmp_path / "packed", labels=[n % 4 for n in range(COUNT)])
     more = ("training.supervised.epochs=60", "training.supervised.optimiser.milestones=[50]")
-    result = train(
-        run(folder, tmp_path / "run", *more, "training.supervised.batch_size=12", kind="supervised")
-    )
+    result = train(run(folder, tmp_path / "run", *more, "training.supervised.batch_size=12", kind="supervised"))
     assert result.last["accuracy"] > 0.8
 
 

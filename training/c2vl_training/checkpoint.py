@@ -61,9 +61,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the file is absent, damaged, or not a checkpoint of this program.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"{path} does not exist; give the folder of a finished run (it holds {path.name})"
-        )
+        raise CheckpointError(f"{path} does not exist; give the folder of a finished run (it holds {path.name})")
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
@@ -110,9 +108,7 @@ def restore(module: nn.Module, tensors: dict[str, Tensor], prefix: str, source: 
     given = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
     for name in sorted({*wanted, *given}):
         if name not in given:
-            raise CheckpointError(
-                f"{source}: lacks the tensor {name!r} of this model; it belongs to another model"
-            )
+            raise CheckpointError(f"{source}: lacks the tensor {name!r} of this model; it belongs to another model")
         if name not in wanted:
             raise CheckpointError(
                 f"{source}: holds the tensor {name!r} that this model lacks; it belongs to another model"
@@ -142,9 +138,7 @@ def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         CheckpointError: the run is unfinished, damaged, or absent.
     """
     if not (folder / ENCODER).is_file() and (folder / CHECKPOINT).is_file():
-        raise CheckpointError(
-            f"{folder} is an unfinished run; run the same c2vl-train command again to finish it"
-        )
+        raise CheckpointError(f"{folder} is an unfinished run; run the same c2vl-train command again to finish it")
     return load(folder / ENCODER)
 
 

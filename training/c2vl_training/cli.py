@@ -31,9 +31,7 @@ app = application(
 BenchmarkOption = Annotated[
     str | None, optional("--benchmark", "xsub (if the data have it), xview, xset, or a custom one.")
 ]
-OutOption = Annotated[
-    Path | None, optional("--out", "Folder of the run; runs/<dataset>-<benchmark>-<kind>-<seed>.")
-]
+OutOption = Annotated[Path | None, optional("--out", "Folder of the run; runs/<dataset>-<benchmark>-<kind>-<seed>.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0)]
 DryOption = Annotated[
     bool,

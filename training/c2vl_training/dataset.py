@@ -119,9 +119,7 @@ class Packed:
         """
         names = self.benchmarks()
         if not names:
-            raise ConfigError(
-                f"{self.folder} has no benchmark; give split_<benchmark> columns in the table of samples"
-            )
+            raise ConfigError(f"{self.folder} has no benchmark; give split_<benchmark> columns in the table of samples")
         return "xsub" if "xsub" in names else names[0]
 
     def _members(self, benchmark: str, split: str) -> Rows:
@@ -132,9 +130,7 @@ class Packed:
         """
         base = benchmark if benchmark in self.benchmarks() else benchmark.removesuffix("-val")
         if base not in self.benchmarks():
-            have = (
-                ", ".join(self.benchmarks()) or "none; give split_<benchmark> columns in the table of samples"
-            )
+            have = ", ".join(self.benchmarks()) or "none; give split_<benchmark> columns in the table of samples"
             raise ConfigError(
                 f"{self.manifest.title} has no benchmark {benchmark!r}; it has {have} (and each as <name>-val)"
             )
@@ -169,14 +165,11 @@ class Packed:
         needed = ("frames", *(f"{kind}_rows" for kind in knowledge))
         usable = np.all([self._index.column(name).to_numpy()[rows] > 0 for name in needed], axis=0)
         left_out = tuple(
-            (row["sample_id"], _missing(row, knowledge))
-            for row in self._index.take(rows[~usable]).to_pylist()
+            (row["sample_id"], _missing(row, knowledge)) for row in self._index.take(rows[~usable]).to_pylist()
         )
         if not usable.any():
             why = f"; the first was left out because of {left_out[0][1]}" if left_out else ""
-            raise DataError(
-                f"{self.folder}: no usable {split} samples in {benchmark}{why}. See `c2vl-pipeline status`"
-            )
+            raise DataError(f"{self.folder}: no usable {split} samples in {benchmark}{why}. See `c2vl-pipeline status`")
         return Selection(rows[usable], left_out)
 
 
@@ -264,9 +257,7 @@ class Clips:
     def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor) -> Tensor:
         """Cut, resize in time, rotate, and derive the stream."""
         C, M, V = self._shape
-        planes, weights = _interpolation(
-            self._first[at] + start, window, rotation[:, :C, :C], self.config.frames
-        )
+        planes, weights = _interpolation(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
         planes.clamp_(max=len(self._planes) - 1)
         clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum")
         return self._stream(clip.view(len(at), C, -1, M, V)).transpose(3, 4)

@@ -96,11 +96,7 @@ def device_of(name: str) -> torch.device:
     """
     if name == "auto":
         # each process of a run has its own GPU: `joined` chose it
-        return (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -123,9 +119,7 @@ def collective_errors(remedy: Callable[[], str]) -> Iterator[None]:
         text = str(error)
         words = ("gloo", "NCCL", "Connection", "peer", "socket", "ProcessGroup", "Timed out")
         if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in words)):
-            raise ProcessLostError(
-                f"another of the {size()} processes of this run has died; {remedy()}"
-            ) from error
+            raise ProcessLostError(f"another of the {size()} processes of this run has died; {remedy()}") from error
         raise
 
 

@@ -120,9 +120,7 @@ def _program(plain: nn.Module, clips: Tensor, run: Path) -> Any:
                 verbose=False,
             )  # fmt: skip
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ConfigError(
-                f"the encoder of {run} cannot be exported to ONNX ({one_line(error)})"
-            ) from error
+            raise ConfigError(f"the encoder of {run} cannot be exported to ONNX ({one_line(error)})") from error
 
 
 def _difference(data: bytes, clips: Tensor, expected: Tensor) -> float:

@@ -100,17 +100,13 @@ class JointEmbedding:
             DataError: vectors of another width.
         """
         if kind not in self.centre:
-            raise ConfigError(
-                f"this run has no {kind} projector; it was trained with {', '.join(self.centre)}"
-            )
+            raise ConfigError(f"this run has no {kind} projector; it was trained with {', '.join(self.centre)}")
         x = F.normalize(torch.as_tensor(np.asarray(vectors, np.float32)), dim=-1)
         if self.pooling == "ordered":
             x = x.repeat(1, Knowledge.QUARTERS) / Knowledge.QUARTERS**0.5
         projector = self.model.projectors[kind]
         if x.shape[-1] != projector.in_features:
-            raise DataError(
-                f"{kind} vectors of {vectors.shape[-1]} numbers; this run was trained on another encoder's"
-            )
+            raise DataError(f"{kind} vectors of {vectors.shape[-1]} numbers; this run was trained on another encoder's")
         x = x.to(self.model.skeleton.weight.device)
         return self.model.knowledge(kind, (x - self.centre[kind]) / self.scale[kind])
 
@@ -125,15 +121,12 @@ def load_joint_embedding(folder: Path, device: torch.device | None = None) -> Jo
     trained = checkpoint.load_encoder(folder, device)
     if trained.facts.get("kind") != "pretrain":
         raise CheckpointError(
-            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; "
-            "give the folder of a pre-training"
+            f"{folder} is a {trained.facts.get('kind')} run and has no projectors; give the folder of a pre-training"
         )
     path = folder / checkpoint.PROJECTORS
     tensors, facts = checkpoint.load(path)
     if facts != trained.facts:
-        raise CheckpointError(
-            f"{path} belongs to another run than the encoder in the same folder; train again"
-        )
+        raise CheckpointError(f"{path} belongs to another run than the encoder in the same folder; train again")
     config = PretrainConfig.model_validate(facts["config"])
     centre = {n.removeprefix("centre."): t.to(device) for n, t in tensors.items() if n.startswith("centre.")}
     scale = {n.removeprefix("scale."): t.to(device) for n, t in tensors.items() if n.startswith("scale.")}

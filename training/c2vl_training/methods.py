@@ -105,9 +105,7 @@ class Pretraining(Method):
         known = {id(p) for p in scales}
         groups = _one_group([p for p in self.model.parameters() if id(p) not in known], o)
         if scales:
-            groups.append(
-                {"params": scales, "weight_decay": 0.0, "factor": self.config.temperature.lr / o.lr}
-            )
+            groups.append({"params": scales, "weight_decay": 0.0, "factor": self.config.temperature.lr / o.lr})
         return groups
 
     def begin_epoch(self, epoch: int, generator: torch.Generator, resumed: bool) -> None:

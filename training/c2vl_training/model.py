@@ -31,9 +31,7 @@ class CrossModal(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.skeleton = nn.Linear(encoder.dim, config.projector_dim)
-        self.projectors = nn.ModuleDict(
-            {kind: nn.Linear(dim, config.projector_dim) for kind, dim in knowledge.items()}
-        )
+        self.projectors = nn.ModuleDict({kind: nn.Linear(dim, config.projector_dim) for kind, dim in knowledge.items()})
         self.scales = nn.ModuleDict({kind: LogitScale(config.temperature) for kind in knowledge})
 
     def forward(self, clips: Tensor, vectors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -175,9 +175,7 @@ def loss(
             if K is None:
                 continue
             if guide_K is None:
-                raise ConfigError(
-                    f"the teacher has no {name} embeddings but the student does; give both or neither"
-                )
+                raise ConfigError(f"the teacher has no {name} embeddings but the student does; give both or neither")
             knowledge, tau = _exact(K), 1.0 / scale
             side, entropies = alignment(
                 S, knowledge, tau, targets=targets, alpha=alpha, teacher=(guide_S, _exact(guide_K))

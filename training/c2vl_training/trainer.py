@@ -211,9 +211,7 @@ def fit(method: Method, clips: Clips, session: Session) -> Position:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     o, emit, label = method.optimiser, session.emit, session.label
-    optimiser = torch.optim.SGD(
-        method.groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0
-    )
+    optimiser = torch.optim.SGD(method.groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0)
     at = _resume(method, optimiser, session)
     distributed.check_equal([at.epochs_done, at.steps_done, len(clips)], "run or data", clips.device)
     before, started = at.seconds, time.monotonic()
@@ -310,9 +308,7 @@ def forward(
         precision: of the recipe.
     """
     device, local = clips.device, distributed.local_rows(places)
-    batch = (
-        clips.train(local.to(device), draws.take(local)) if method.augment else clips.test(local.to(device))
-    )
+    batch = clips.train(local.to(device), draws.take(local)) if method.augment else clips.test(local.to(device))
     if precision == "float64":
         batch = batch.double()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -85,12 +85,8 @@ def search(
         Hit(name, class_name(classes, int(labels[n])), float(similarity[n]), int(rows[n]))
         for name, n in zip(packed.sample_ids(rows[order]), order, strict=True)
     ]
-    notes = shared.notes() + (
-        ["The text is longer than the encoder reads; its end was ignored."] if truncated else []
-    )
-    return SearchResult(
-        text, split, hits, len(rows), float(similarity.mean()), float(similarity.std()), notes
-    )
+    notes = shared.notes() + (["The text is longer than the encoder reads; its end was ignored."] if truncated else [])
+    return SearchResult(text, split, hits, len(rows), float(similarity.mean()), float(similarity.std()), notes)
 
 
 @dataclass(frozen=True)

@@ -121,9 +121,7 @@ class SharedSpace:
         engine = text_encoder.engine_of(context.packed)
         settings["engine"] = {k: v for k, v in engine.items() if k not in {"device", "libraries"}}
         projectors = {"projectors": remembered_sha256(context.run / checkpoint.PROJECTORS)}
-        return CacheKey(
-            context.run, context.packed, context.benchmark, protocol, settings, context.seed, projectors
-        )
+        return CacheKey(context.run, context.packed, context.benchmark, protocol, settings, context.seed, projectors)
 
 
 def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace:

@@ -107,9 +107,7 @@ def witness(packed: Packed) -> tuple[str, Array] | None:
             table = read_shard(path, ["language_status", "language"]).combine_chunks()
         except DataError:
             continue
-        vectors = (
-            table["language"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(len(captions), -1)
-        )
+        vectors = table["language"].chunk(0).flatten().to_numpy(zero_copy_only=False).reshape(len(captions), -1)
         for one, status, vector in zip(captions, table["language_status"].to_pylist(), vectors, strict=True):
             row, slot = rows.get(one["sample_id"]), one["slot"]
             usable = one["status"] == status == Status.OK and row is not None and slot < packed.manifest.slots

@@ -18,9 +18,7 @@ def paper(
     work: Annotated[
         Path, typer.Option("--work", help="Folder whose subfolders are work folders with packed datasets.")
     ],
-    out: Annotated[Path, typer.Option("--out", help="Folder of runs, tables and figures.")] = Path(
-        "runs/paper"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs, tables and figures.")] = Path("runs/paper"),
     only: Annotated[
         list[str] | None,
         optional("--only", "table1 to table8 or figure4 to figure8; may be repeated, or joined by commas."),
@@ -28,19 +26,13 @@ def paper(
     recipe: RecipeOption = None,
     seeds: Annotated[
         int,
-        typer.Option(
-            "--seeds", min=1, help="Runs per row: seeds 0, 1, …; further finished seeds are shown too."
-        ),
+        typer.Option("--seeds", min=1, help="Runs per row: seeds 0, 1, …; further finished seeds are shown too."),
     ] = 1,
     wide: Annotated[
         bool,
-        typer.Option(
-            "--wide", help="Fill every table for every dataset, even where the paper has no number."
-        ),
+        typer.Option("--wide", help="Fill every table for every dataset, even where the paper has no number."),
     ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Count what is to be computed, and stop.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what is to be computed, and stop.")] = False,
     set_: SetOption = None,
 ) -> None:
     """Tables I-VIII and Figures 4-8 of the paper on every available dataset, next to the paper's numbers."""
@@ -125,11 +117,7 @@ def _show(experiments: Experiments, names: list[str], cells: list[TableCell]) ->
 
     for name in names:
         table = fill(experiments, name, [cell for cell in cells if cell.table == name])
-        filled = [
-            n
-            for n in range(len(table.columns))
-            if any(row.cells[n].ours for row in table.rows if row.trained)
-        ]
+        filled = [n for n in range(len(table.columns)) if any(row.cells[n].ours for row in table.rows if row.trained)]
         rows = [
             [row.label, *(plain(row.role, row.cells[n]) for n in filled)]
             for row in table.rows

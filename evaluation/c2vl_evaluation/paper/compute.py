@@ -98,9 +98,7 @@ def workload(
     kinds = [*map(_training_kind, trainings), *map(_evaluation_kind, todo)]
     times = [known[kind] for kind in kinds if kind in known]
     reasons = Counter(cell.why for cell in cells if cell.why)
-    return Workload(
-        tuple(tallies), dict(reasons), len(trainings), len(todo), sum(times), len(kinds) - len(times)
-    )
+    return Workload(tuple(tallies), dict(reasons), len(trainings), len(todo), sum(times), len(kinds) - len(times))
 
 
 def _training_kind(run: Run) -> Kind:

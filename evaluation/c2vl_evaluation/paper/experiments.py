@@ -250,9 +250,7 @@ class Experiments:
     def results(self, evaluation: Evaluation) -> tuple[Result, ...] | None:
         """Return the stored results of an evaluation; None if one is missing or of other weights."""
         if evaluation.id not in self._results:
-            if not (
-                evaluation.runs[0].out / cache.FOLDER
-            ).is_dir():  # the common case, without reading the data
+            if not (evaluation.runs[0].out / cache.FOLDER).is_dir():  # the common case, without reading the data
                 return None
             try:
                 stored = [cell.cached() for cell in evaluation.cells()]
@@ -270,9 +268,7 @@ class Experiments:
     def unshown_trainings(self, cells: Iterable[TableCell]) -> int:
         """Count the finished trainings in the folder that no cell uses: of other settings, data or seeds."""
         used = {run.out for cell in cells for evaluation in cell.evaluations for run in evaluation.runs}
-        return sum(
-            path.parent not in used for path in (self.out / "runs").glob(f"*/*/*/{checkpoint.ENCODER}")
-        )
+        return sum(path.parent not in used for path in (self.out / "runs").glob(f"*/*/*/{checkpoint.ENCODER}"))
 
 
 def _setting(row: RowSpec, column: Column) -> str:
@@ -309,9 +305,7 @@ def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
     homes = [p for p in places if (p / "packed" / PACKED).is_file() or (p / PACKED).is_file()]
     homes = [p for p in homes if p.name != "packed" or p.parent not in homes]
     if not homes:
-        raise StageError(
-            f"no packed dataset below {root}; make one by `c2vl-pipeline prompts --work {root}/<dataset>`"
-        )
+        raise StageError(f"no packed dataset below {root}; make one by `c2vl-pipeline prompts --work {root}/<dataset>`")
     packs: list[tuple[str, Packed]] = []
     for home in homes:
         try:
@@ -321,9 +315,7 @@ def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
                 raise
             emit(Note(f"{home} is left out: {error}", "warning"))
     if not packs:
-        raise StageError(
-            f"none of the {len(homes)} packed datasets below {root} can be read; pack them again"
-        )
+        raise StageError(f"none of the {len(homes)} packed datasets below {root} can be read; pack them again")
     names = [packed.manifest.dataset for _, packed in packs]
     datasets: dict[str, Packed] = {}
     for folder, packed in packs:

@@ -31,9 +31,7 @@ def write(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool =
     of: dict[str, list[TableCell]] = {}
     for cell in cells:
         of.setdefault(cell.table, []).append(cell)
-    tables = [
-        fill(experiments, name, of[name]) for name in of if name.startswith("table") or name == "figure6"
-    ]
+    tables = [fill(experiments, name, of[name]) for name in of if name.startswith("table") or name == "figure6"]
     figures = _figures(experiments, of, fresh)
     note = unshown_note(experiments, cells)
     for name, text in (
@@ -73,9 +71,7 @@ def _datasets(experiments: Experiments) -> list[dict[str, Any]]:
     unusable = experiments.unusable()
     for name, packed in experiments.datasets.items():
         m = packed.manifest
-        engines = ", ".join(
-            f"{stage}: {e.get('model') or e.get('backend')}" for stage, e in m.engines.items()
-        )
+        engines = ", ".join(f"{stage}: {e.get('model') or e.get('backend')}" for stage, e in m.engines.items())
         recipe = f"not used ({unusable[name]})" if name in unusable else experiments.recipe_of(name).name
         facts.append(
             {

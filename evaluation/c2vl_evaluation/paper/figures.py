@@ -49,9 +49,7 @@ def draw(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool = 
         cells: cells of one figure and column.
         fresh: draw figures that were not drawn before; each takes seconds.
     """
-    cells = [
-        cell for cell in cells if cell.row.role == "pretrained"
-    ]  # controls are in the table of numbers only
+    cells = [cell for cell in cells if cell.row.role == "pretrained"]  # controls are in the table of numbers only
     results = [[experiments.results(one) for one in cell.evaluations] for cell in cells]
     todo = [cell for cell, of in zip(cells, results, strict=True) if not of or None in of]
     if todo:
@@ -130,9 +128,7 @@ def histograms(counts: Mapping[str, Sequence[int]], label: str) -> str:
         ax.set_xlim(max(-1, -1 + width * (filled[0] - 2)), min(1, -1 + width * (filled[-1] + 3)))
         ax.set_xlabel(label)
         ax.set_ylabel("% of pairs")
-        legend(
-            figure, ((name, {"color": COLOURS[i % len(COLOURS)]}) for i, name in enumerate(counts)), columns=2
-        )
+        legend(figure, ((name, {"color": COLOURS[i % len(COLOURS)]}) for i, name in enumerate(counts)), columns=2)
 
     return svg(label, 2.4, paint)
 
@@ -167,9 +163,7 @@ def sweep(points: Mapping[str, Sequence[float]], label: str) -> str:
         means = [100 * statistics.mean(values) for values in points.values()]
         spread = [100 * statistics.stdev(values) if len(values) > 1 else 0.0 for values in points.values()]
         error = spread if any(spread) else None
-        ax.errorbar(
-            range(len(points)), means, yerr=error, marker="o", markersize=4, capsize=2, color=COLOURS[0]
-        )
+        ax.errorbar(range(len(points)), means, yerr=error, marker="o", markersize=4, capsize=2, color=COLOURS[0])
         for at, (mean, wide) in enumerate(zip(means, spread, strict=True)):
             # where no line leaves the point: above a peak, below a valley, above and aside of a slope
             left = at == 0 or means[at - 1] <= mean

@@ -273,9 +273,7 @@ def _ablation(name: str, encoder: str) -> list[RowSpec]:
             pairs = [*by_alpha, *((f"beta {b:g}", "", replace(OURS, beta=b)) for b in BETAS)]
         case _:
             losses = (("InfoNCE", "hard"), ("C²VL", OURS.targets))
-            pairs = [
-                (f"{n}, {k}", "", replace(OURS, targets=t, knowledge=k)) for k in kinds[:2] for n, t in losses
-            ]
+            pairs = [(f"{n}, {k}", "", replace(OURS, targets=t, knowledge=k)) for k in kinds[:2] for n, t in losses]
     rows = [RowSpec(label, variant, "linear", repeats=repeats) for label, repeats, variant in pairs]
     if name == "table8":  # untrained encoders differ too
         rows += [

@@ -14,9 +14,7 @@ from c2vl_evaluation.paper.spec import Column, PrintedRow, tables_and_figures
 from c2vl_evaluation.results import Result, summarise
 
 MARK = "†"
-DERIVED = (
-    "Pre-trained on captions derived from the joints that the encoder sees: they add no outside knowledge."
-)
+DERIVED = "Pre-trained on captions derived from the joints that the encoder sees: they add no outside knowledge."
 """Meaning of the mark."""
 NEAR = 0.05
 """Points below which two numbers count as equal."""

@@ -89,9 +89,7 @@ def _fused(context: EvalContext, protocol: str, weighting: str, weights: Mapping
 
     def compute() -> ResultWithPredictions:
         results = {stream: cell.run() for stream, cell in parts.items()}
-        found = add(
-            {stream: part.predictions for stream, part in results.items() if part.predictions}, weights
-        )
+        found = add({stream: part.predictions for stream, part in results.items() if part.predictions}, weights)
         last = metrics.score(torch.from_numpy(found.scores), torch.from_numpy(found.labels))
         first = next(iter(results.values())).result
         result = Result(
@@ -118,12 +116,9 @@ def add(parts: Mapping[str, Predictions], weights: Mapping[str, float]) -> Predi
     for stream in streams[1:]:
         if parts[stream].sample_ids != first.sample_ids:
             raise DataError(
-                f"the {streams[0]} and the {stream} stream answered other test samples; evaluate all on the "
-                "same data"
+                f"the {streams[0]} and the {stream} stream answered other test samples; evaluate all on the same data"
             )
     total = np.sum([weights[stream] * parts[stream].scores for stream in streams], axis=0)
     if not np.isfinite(total).all():
-        raise CheckpointError(
-            "scores of a stream are not finite: its training diverged; lower its learning rate"
-        )
+        raise CheckpointError("scores of a stream are not finite: its training diverged; lower its learning rate")
     return Predictions(first.sample_ids, first.labels, total.argmax(axis=1), np.asarray(total, np.float32))

@@ -62,9 +62,7 @@ def tune(job: Job) -> Trained:
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
         return Trained(*_sound(job, rates[0]), rates[0], None, len(job.rows))
-    out, rest = (
-        job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed)
-    )
+    out, rest = (job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed))
     results = []
     for rate in rates:
         history, logits = _train(job, rate, rest, out)

@@ -97,9 +97,7 @@ def fit(
     truth = y[:, None] + wide * torch.arange(heads)
     less = x.new_full((count, heads), -1.0)
     batch = min(config.batch_size, count)
-    trained = Heads(
-        weight.view(dim, heads, wide)[..., :classes].transpose(0, 1), bias.view(heads, wide)[:, :classes]
-    )
+    trained = Heads(weight.view(dim, heads, wide)[..., :classes].transpose(0, 1), bias.view(heads, wide)[:, :classes])
     for epoch in range(config.epochs):
         pace = rates * 0.1 ** sum(milestone <= epoch for milestone in config.milestones)
         for at in torch.randperm(count, generator=generator).split(batch):

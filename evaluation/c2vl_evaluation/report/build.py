@@ -85,11 +85,7 @@ def _logged(
         if row.role not in {"pretrained", "shuffled"}:
             continue
         try:
-            epochs = [
-                line
-                for line in read(folder / row.run)
-                if isinstance(line, dict) and _number(line.get("epoch"))
-            ]
+            epochs = [line for line in read(folder / row.run) if isinstance(line, dict) and _number(line.get("epoch"))]
         except (OSError, ValueError):
             epochs = []
         if epochs:
@@ -329,6 +325,5 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
 def _need_rows(table: Table, folder: Path) -> None:
     if not table.rows:
         raise DataError(
-            f"{folder / FILE} holds no row, expected at least one; run `c2vl-eval benchmark` into a new "
-            "folder"
+            f"{folder / FILE} holds no row, expected at least one; run `c2vl-eval benchmark` into a new folder"
         )

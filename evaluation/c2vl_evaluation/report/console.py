@@ -42,8 +42,7 @@ def show_results(table: Table) -> None:
     for name, score in (("majority class", table.majority), ("chance", table.chance)):
         rows.append([name, *_score_cells(score), *_score_cells(score), "", "", ""])
     show_table(
-        f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} "
-        "test",
+        f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} test",
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
         f"kNN and linear: top-1; bal.: balanced. {_ORACLE}{_DERIVED}",
@@ -154,8 +153,6 @@ def _score_cells(score: Score, std: Score | None = None) -> list[str]:
 
 
 def _recall_cells(found: Recall, std: Recall | None = None) -> list[str]:
-    shares = [
-        _percent(getattr(found, f), None if std is None else getattr(std, f)) for f in ("r1", "r5", "r10")
-    ]
+    shares = [_percent(getattr(found, f), None if std is None else getattr(std, f)) for f in ("r1", "r5", "r10")]
     spread = "" if std is None or std.median is None else f" ± {std.median:.1f}"
     return [*shares, "n/a" if found.median is None else f"{found.median:.1f}{spread}"]

@@ -143,9 +143,7 @@ def similarity_histograms(counted: Mapping[str, Counted]) -> str:
                 ax.spines["left"].set_visible(False)
         for ax in grid[-1]:
             ax.set_xlabel("cosine")
-        entries = [
-            (f"{label}, {at}", {"color": c, **style}) for _, c, label in _PAIRS[::-1] for at, style in _ENDS
-        ]
+        entries = [(f"{label}, {at}", {"color": c, **style}) for _, c, label in _PAIRS[::-1] for at, style in _ENDS]
         legend(figure, entries, columns=2)
 
     return svg("spread of similarities", 0.8 + 1.4 * len(kinds), paint)
@@ -257,9 +255,7 @@ def project(
     at = np.sort(np.random.default_rng(seed).permutation(at)[:limit])
     picked = np.asarray(features[at], np.float32)
     if len(at) < 5 or not np.isfinite(picked).all():
-        raise ValueError(
-            f"t-SNE needs at least five labelled samples with finite features; there are {len(at)}"
-        )
+        raise ValueError(f"t-SNE needs at least five labelled samples with finite features; there are {len(at)}")
     picked = picked / np.maximum(np.linalg.norm(picked, axis=1, keepdims=True), 1e-12)
     perplexity = min(30.0, (len(at) - 1) / 3)
     layout = TSNE(perplexity=perplexity, init="pca", random_state=seed)
@@ -336,9 +332,7 @@ def accuracy_bars(table: Table) -> str:
             ax.invert_yaxis()
             ax.set_xlim(0, top)
             right = ax.twinx()
-            right.set_yticks(
-                range(len(groups)), [mean_std([r.top1(measure) for r in rows]) for _, rows in groups]
-            )
+            right.set_yticks(range(len(groups)), [mean_std([r.top1(measure) for r in rows]) for _, rows in groups])
             right.tick_params(axis="y", length=0)
             right.set_ylim(ax.get_ylim())
 

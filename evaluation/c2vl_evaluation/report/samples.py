@@ -68,9 +68,7 @@ def read(work: Path, classes: Sequence[str]) -> SampleGallery:
             if columns is None:
                 continue
             tables[stage].append(path)
-            for key, slot, status in zip(
-                *(columns[c].to_pylist() for c in columns.column_names), strict=True
-            ):
+            for key, slot, status in zip(*(columns[c].to_pylist() for c in columns.column_names), strict=True):
                 if stage == "crops":
                     where.setdefault(key, path)
                     slots[key].append(slot)
@@ -91,9 +89,7 @@ def read(work: Path, classes: Sequence[str]) -> SampleGallery:
     rows = {stage: _rows(tables[stage], shown, gallery) for stage in tables}
     titles = _class_of(work, classes)
     gallery.samples = [
-        {"id": key, "title": titles.get(key, ""), **_sample(key, shown[key], rows)}
-        for key in ids
-        if key in shown
+        {"id": key, "title": titles.get(key, ""), **_sample(key, shown[key], rows)} for key in ids if key in shown
     ]
     gallery.notes = list(dict.fromkeys(gallery.notes))
     return gallery
@@ -134,16 +130,12 @@ def _class_of(work: Path, classes: Sequence[str]) -> dict[str, str]:
     return {key: classes[label] for key, label in pairs if 0 <= label < len(classes)}
 
 
-def _sample(
-    key: str, slots: Sequence[int], rows: dict[str, dict[tuple[str, int], dict[str, Any]]]
-) -> dict[str, Any]:
+def _sample(key: str, slots: Sequence[int], rows: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> dict[str, Any]:
     crops, texts = [], []
     for slot in slots:
         crop, caption = rows["crops"].get((key, slot), {}), rows["captions"].get((key, slot), {})
         image, text = jpeg_data_uri(crop.get("jpeg"), (2 * HEIGHT, HEIGHT)), caption.get("caption") or ""
-        crops.append(
-            {"slot": slot, "image": image, "alt": text or "no caption", **_status(crop, image is not None)}
-        )
+        crops.append({"slot": slot, "image": image, "alt": text or "no caption", **_status(crop, image is not None)})
         texts.append((text, _status(caption, bool(text)), slot))
     captions = [
         {"slots": ", ".join(str(slot) for *_, slot in group), "text": text, **status}

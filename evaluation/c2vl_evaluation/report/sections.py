@@ -219,7 +219,5 @@ def _changed(name: str, recipe: Mapping[str, str]) -> list[str]:
 def flat(value: Any, place: str = "") -> dict[str, str]:
     """Return nested settings as dotted keys with JSON values; paths are shortened, passwords removed."""
     if isinstance(value, dict) and value:
-        return {
-            k: v for key, inner in value.items() for k, v in flat(inner, f"{place}.{key}".lstrip(".")).items()
-        }
+        return {k: v for key, inner in value.items() for k, v in flat(inner, f"{place}.{key}".lstrip(".")).items()}
     return {place: shorten_paths(re.sub(r"://[^/@\s]+@", "://", json.dumps(value, ensure_ascii=False)))}

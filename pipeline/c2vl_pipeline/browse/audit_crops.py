@@ -82,9 +82,7 @@ def crop_figures(reader: RowReader) -> CropFigures | None:
     people: Counter[int] = Counter()
     scores, boxes, frames = [], [], []
     for shard, _ in reader.shards("crops"):
-        table = reader.columns(
-            "crops", shard, ["status", "score", "box", "people", "frame_width", "frame_height"]
-        )
+        table = reader.columns("crops", shard, ["status", "score", "box", "people", "frame_width", "frame_height"])
         if table is None:
             continue
         statuses.update(table["status"].to_pylist())
@@ -169,9 +167,7 @@ def joint_figures(
             if not len(points):
                 continue
             drawn = [(float(x), float(y), bool(h)) for (x, y), h in zip(points.round(1), held, strict=True)]
-            compared.append(
-                Worst(row["sample_id"], row["slot"], float(held.mean()), row["box"], frame, drawn, None)
-            )
+            compared.append(Worst(row["sample_id"], row["slot"], float(held.mean()), row["box"], frame, drawn, None))
         shares += [w.share for w in compared]
         if compared and (lowest := min(compared, key=lambda w: w.share)).share < 1:
             worst = sorted([*worst, (lowest.share, number, lowest)], key=lambda w: w[:2])[:_WORST]

@@ -231,9 +231,7 @@ def gallery(
         "crops": reader.rows("crops", numbers),
         "captions": reader.rows("captions", numbers),
         "embeddings": reader.rows("embeddings", numbers, ["slot", "tokens", "truncated", "language_status"]),
-        "skeletons": reader.rows(
-            "skeletons", numbers, ["status", "error", "frames", "frames_in_file", "bodies"]
-        ),
+        "skeletons": reader.rows("skeletons", numbers, ["status", "error", "frames", "frames_in_file", "bodies"]),
     }
     samples = index.table.take(pa.array(numbers, pa.int64())).to_pylist()
     cards = [
@@ -266,9 +264,7 @@ def class_name(index: Workspace, label: int) -> str:
     return index.classes[label] if 0 <= label < len(index.classes) else ""
 
 
-def _card(
-    index: Workspace, reader: RowReader, sample: Row, rows: dict[str, list[Row]], number: int
-) -> dict[str, Any]:
+def _card(index: Workspace, reader: RowReader, sample: Row, rows: dict[str, list[Row]], number: int) -> dict[str, Any]:
     crops = []
     for row in rows["crops"]:
         image = html.thumbnail(row["jpeg"])

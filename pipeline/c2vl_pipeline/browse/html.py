@@ -93,9 +93,7 @@ class Histogram:
     counts: list[int]
 
     @classmethod
-    def of(
-        cls, values: npt.ArrayLike, bins: int = 20, span: tuple[float, float] | None = None
-    ) -> Histogram | None:
+    def of(cls, values: npt.ArrayLike, bins: int = 20, span: tuple[float, float] | None = None) -> Histogram | None:
         """Count values; None if there are none."""
         array = np.asarray(values, np.float64)
         if not array.size:

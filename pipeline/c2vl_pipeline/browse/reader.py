@@ -75,9 +75,7 @@ class RowReader:
         start, stop = self.index.plan[shard]
         return np.asarray(mask.reshape(stop - start, -1).any(axis=1))
 
-    def rows(
-        self, stage: str, numbers: Sequence[int], columns: Sequence[str] | None = None
-    ) -> dict[int, list[Row]]:
+    def rows(self, stage: str, numbers: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, list[Row]]:
         """Return the stored rows of samples by their number in the index.
 
         Only their row groups are read. Samples of shards that are absent, damaged or of another index are left out,

@@ -56,9 +56,7 @@ class Trace:
 
 def write(result: Trace, out: Path) -> Path:
     """Write the page of a trace; return its path."""
-    return html.render(
-        "explain.html.j2", out, trace=result, verdict=verdict(result.facts["stages"]), **result.facts
-    )
+    return html.render("explain.html.j2", out, trace=result, verdict=verdict(result.facts["stages"]), **result.facts)
 
 
 def verdict(stages: list[dict[str, Any]]) -> str:
@@ -312,9 +310,7 @@ def outline(facts: dict[str, Any]) -> list[str]:
             lines.append(f"{what}: {entry['file']}: {entry['problem']}")
         else:
             lines.append(f"{what}: {entry['file']}, {entry['bytes']:,} bytes, sha256 {entry['sha256']}")
-    frames = [
-        f"{s['frame']}" + (f" ({s['seconds']:.2f} s)" if s["seconds"] is not None else "") for s in slots
-    ]
+    frames = [f"{s['frame']}" + (f" ({s['seconds']:.2f} s)" if s["seconds"] is not None else "") for s in slots]
     lines.append(f"frames: {', '.join(frames)}")
     lines += map(_stage_line, facts["stages"])
     captions = [(slot["slot"], slot["caption"]) for slot in slots if slot["caption"] is not None]

@@ -30,9 +30,7 @@ def _outcome(row: Row) -> dict[str, Any]:
     }
 
 
-def slot_facts(
-    slot: int, frame: int | None, fps: float | None, stored: dict[str, list[Row]]
-) -> dict[str, Any]:
+def slot_facts(slot: int, frame: int | None, fps: float | None, stored: dict[str, list[Row]]) -> dict[str, Any]:
     """Return what each stage stored about one slot of a sample; None for a stage without a row."""
     crop, caption, vectors = (
         next((row for row in stored[stage] if row["slot"] == slot), None)

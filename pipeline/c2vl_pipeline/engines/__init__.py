@@ -212,16 +212,12 @@ BACKENDS: dict[tuple[str, str], Backend] = {
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
     ),
     ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf:Llava", _MODEL, own_process=True),
-    ("captioner", "llava"): Backend(
-        "c2vl_pipeline.engines.llava:OriginalLlava", ("torch",), own_process=True
-    ),
+    ("captioner", "llava"): Backend("c2vl_pipeline.engines.llava:OriginalLlava", ("torch",), own_process=True),
     ("captioner", "openai"): Backend(
         "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", own_process=True
     ),
     ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=frozenset()),
-    ("captioner", "posecode"): Backend(
-        "c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"
-    ),
+    ("captioner", "posecode"): Backend("c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"),
     ("encoder", "hf"): Backend("c2vl_pipeline.engines.hf:Clip", _MODEL, joint_space=True, own_process=True),
     ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
 }

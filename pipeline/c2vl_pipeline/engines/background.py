@@ -37,9 +37,7 @@ def scene_path(folder: Path, camera: str) -> Path:
     return folder / "background" / f"{safe}-{fingerprint([camera])[:8]}.png"
 
 
-def scene(
-    folder: Path, root: Path, camera: str, samples: list[Row], guard_of: GuardOf
-) -> tuple[Image, str] | None:
+def scene(folder: Path, root: Path, camera: str, samples: list[Row], guard_of: GuardOf) -> tuple[Image, str] | None:
     """Return what a camera sees when nobody is there, and its sha256; stored, or else made now.
 
     Args:

@@ -173,9 +173,7 @@ class _Package(Weights):
         self.file = _locate(spec)
         self.model = self._fill(self._build())
         size = {edge: self.options[edge] or default for edge, default in _EDGES.items()}
-        self.processor = _tf.GroundingDinoProcessor(
-            _tf.GroundingDinoImageProcessorPil(size=size), self.model.tokenizer
-        )
+        self.processor = _tf.GroundingDinoProcessor(_tf.GroundingDinoImageProcessorPil(size=size), self.model.tokenizer)
 
     def _build(self) -> Any:
         """Build the model without weights."""

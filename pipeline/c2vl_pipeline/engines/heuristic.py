@@ -111,9 +111,7 @@ class MotionDetector(Detector):
         mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3 * reach, reach), np.uint8))
         _, _, stats, _ = cv2.connectedComponentsWithStats(mask)
         least = self._options.min_area * height * width
-        blobs = sorted(
-            (s for s in stats[1:] if s[cv2.CC_STAT_AREA] >= least), key=lambda s: -s[cv2.CC_STAT_AREA]
-        )
+        blobs = sorted((s for s in stats[1:] if s[cv2.CC_STAT_AREA] >= least), key=lambda s: -s[cv2.CC_STAT_AREA])
         # a second person is of the first one's size; specks are not people
         return [
             Box(float(x), float(y), float(x + w), float(y + h), float(min(1.0, area / (w * h))))

@@ -198,9 +198,7 @@ class Clip(Encoder):
         for part in self._at.parts(len(texts)):
             some = list(texts[part])
             tokens[part] = [len(ids) for ids in self._tokenizer(some, verbose=False)["input_ids"]]
-            batch = self._tokenizer(
-                some, padding=True, truncation=True, max_length=self._limit, return_tensors="pt"
-            )
+            batch = self._tokenizer(some, padding=True, truncation=True, max_length=self._limit, return_tensors="pt")
             vectors[part] = self._unit(self._at.model.get_text_features(**self._at.inputs(batch)))
         return TextVectors(vectors, tokens, tokens > self._limit)
 

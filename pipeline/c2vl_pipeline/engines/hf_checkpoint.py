@@ -141,9 +141,7 @@ def locate(spec: EngineSpec) -> Path:
         raise _refusal(spec, f"holds a {model_type!r} model, expected {expected!r}")
     missing = [file.name for file in _weight_files(folder) if not file.is_file()]
     if missing:
-        raise _refusal(
-            spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json"
-        )
+        raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json")
     return folder
 
 

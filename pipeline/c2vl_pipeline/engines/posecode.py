@@ -81,10 +81,7 @@ class _Person:
         return np.asarray(moved / self.torso, np.float32)
 
     def posture(self) -> str:
-        bent = [
-            _angle(self.at(f"hip_{s}"), self.at(f"knee_{s}"), self.at(f"ankle_{s}"))
-            for s in ("left", "right")
-        ]
+        bent = [_angle(self.at(f"hip_{s}"), self.at(f"knee_{s}"), self.at(f"ankle_{s}")) for s in ("left", "right")]
         trunk = self.at("chest") - self.at("pelvis")
         lean = _angle(trunk, np.zeros_like(trunk), np.eye(len(trunk), dtype=np.float32)[1])
         words = "sitting" if max(bent) < 125 else "crouching" if min(bent) < 105 else "standing"
@@ -165,9 +162,7 @@ class PoseCode(Captioner):
             sentences.append(f"They are two people at {near}.")
         for who, person in zip(("The person", "The other person"), people, strict=False):
             sentences.append(f"{who} is {person.posture()}.")
-            sentences.append(
-                f"The right hand is {person.hand('right')} and the left hand is {person.hand('left')}."
-            )
+            sentences.append(f"The right hand is {person.hand('right')} and the left hand is {person.hand('left')}.")
             sentences.append(f"{who} is {person.movement()}.")
         text = " ".join(sentences)
         return Caption(text, len(text.split()))

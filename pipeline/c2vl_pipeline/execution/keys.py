@@ -48,15 +48,11 @@ class StageKeys:
         return [
             n
             for n, (start, _) in enumerate(index.plan)
-            if (n not in self.done or redo.get(n))
-            and (limit is None or start < limit)
-            and (only is None or n in only)
+            if (n not in self.done or redo.get(n)) and (limit is None or start < limit) and (only is None or n in only)
         ]
 
 
-def stage_keys(
-    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None = None
-) -> StageKeys:
+def stage_keys(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None = None) -> StageKeys:
     """Compute the keys of all shards and find which are committed under them.
 
     A shard's key binds the stage's configuration, its samples with the sizes of their files, and the digests of the
@@ -73,16 +69,12 @@ def stage_keys(
     key = fingerprint(inputs)
     facts = []
     for number, samples in enumerate(index.shard_keys(stage.columns)):
-        earlier = {
-            name: read_shard_manifest(shard_path(index.work, name, number)) for name in stage.upstream(recipe)
-        }
+        earlier = {name: read_shard_manifest(shard_path(index.work, name, number)) for name in stage.upstream(recipe)}
         upstream = {name: shard.digest if shard else None for name, shard in earlier.items()}
         facts.append({"stage": key, "samples": samples, "upstream": upstream})
     keys = tuple(fingerprint(fact) for fact in facts)
     done = {
-        n: m
-        for n, k in enumerate(keys)
-        if (m := finished_shard(shard_path(index.work, stage.name, n), k)) is not None
+        n: m for n, k in enumerate(keys) if (m := finished_shard(shard_path(index.work, stage.name, n), k)) is not None
     }
     manifest = StageManifest(
         stage=stage.name,
@@ -94,9 +86,7 @@ def stage_keys(
     return StageKeys(stage, manifest, keys, tuple(facts), done)
 
 
-def stage_inputs(
-    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def stage_inputs(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return the configuration that determines a stage's rows; its hash is the stage's key."""
     return {
         "schema": SCHEMA_VERSION,

@@ -63,9 +63,7 @@ class FailureBisector:
                 return [self._with_quarantined(task)]
             middle = (start + stop) // 2
             self._pieces_left[n] += 2 if task.span is None else 1
-            return [
-                replace(self._with_quarantined(task), span=span) for span in ((start, middle), (middle, stop))
-            ]
+            return [replace(self._with_quarantined(task), span=span) for span in ((start, middle), (middle, stop))]
         if self._deaths[n, task.span] >= ATTEMPTS:
             (sample,) = self._samples(n)[start:stop]
             text = f"workers died {ATTEMPTS} times over this sample alone; try it again with `c2vl-pipeline prompts --retry-failed`"

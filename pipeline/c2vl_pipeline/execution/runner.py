@@ -168,9 +168,7 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
         manifest = read_stage_manifest(index.work / name)
         again = f"run `c2vl-pipeline {STAGES[name].command} --work {index.work}`"
         if manifest is None:
-            raise StageError(
-                f"{stage.command} needs the {name} of {index.work}, which do not exist; {again} first"
-            )
+            raise StageError(f"{stage.command} needs the {name} of {index.work}, which do not exist; {again} first")
         if not manifest.complete and whole:
             raise StageError(
                 f"{stage.command} needs all {name} of {index.work}: {manifest.rows:,} of "

@@ -223,9 +223,7 @@ def _count_attempts(path: Path, fresh: pa.Table, redo: frozenset[str]) -> pa.Tab
     return fresh.set_column(at, fresh.schema.field(at), pa.array(attempts, fresh.schema.field(at).type))
 
 
-def _raw_files(
-    stage: Stage, shard: ShardContext, reused: frozenset[str], before: Mapping[str, str]
-) -> dict[str, str]:
+def _raw_files(stage: Stage, shard: ShardContext, reused: frozenset[str], before: Mapping[str, str]) -> dict[str, str]:
     """Return the hashes of the raw files a shard was made from: relative path -> sha256.
 
     Files of rows made now are hashed now (they were read a moment ago); those of reused rows keep the hash of
@@ -250,9 +248,7 @@ def _raw_files(
 # ------------------------------------------------------------------------------------------------ pieces
 
 
-def _reusable(
-    path: Path, task: ShardTask, keys: Mapping[str, str]
-) -> tuple[list[pa.Table], frozenset[str], float]:
+def _reusable(path: Path, task: ShardTask, keys: Mapping[str, str]) -> tuple[list[pa.Table], frozenset[str], float]:
     """Return tables of rows to reuse, the samples of the committed ones, and the seconds that these took."""
     tables: list[pa.Table] = []
     reused, seconds = frozenset[str](), 0.0

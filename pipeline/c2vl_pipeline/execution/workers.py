@@ -210,9 +210,7 @@ class Workers:
                 f"scheduler` and give its tcp:// address"
             ) from error
         if not client.scheduler_info(n_workers=-1)["workers"]:
-            self.emit(
-                Note(f"{address} has no workers yet; waiting up to {WAIT_FOR_WORKERS:.0f} s", "warning")
-            )
+            self.emit(Note(f"{address} has no workers yet; waiting up to {WAIT_FOR_WORKERS:.0f} s", "warning"))
             try:
                 client.wait_for_workers(1, timeout=WAIT_FOR_WORKERS)
             except TimeoutError as error:
@@ -232,9 +230,7 @@ class Workers:
         offered = [w["resources"] for w in joined]
         enough = (all(o.get(k, 0) >= v for k, v in self.resources.items()) for o in offered)
         if self.resources and not any(enough):
-            best: dict[str, float] = max(
-                offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={}
-            )
+            best: dict[str, float] = max(offered, key=lambda o: sum(o.get(k, 0) for k in self.resources), default={})
             raise StageError(
                 f"no worker of {self.scheduler} offers {dict(self.resources)} (the best offers "
                 f"{best or 'nothing'}), and the tasks would wait for ever; start workers with --resources "
@@ -325,6 +321,4 @@ class Workers:
 
 
 def _lost(error: BaseException) -> StageError:
-    return StageError(
-        f"the scheduler was lost ({type(error).__name__}); finished shards are kept, run the stage again"
-    )
+    return StageError(f"the scheduler was lost ({type(error).__name__}); finished shards are kept, run the stage again")

@@ -119,9 +119,7 @@ def estimate(
             count = workers or default_workers(stage, work, recipe)
             plans.append(plan.model_copy(update={"samples": left, "workers": count}))
             emit(Progress("probe", number + 1, len(STAGES), "stages"))
-    made = Estimate(
-        stages=tuple(plans), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows
-    )
+    made = Estimate(stages=tuple(plans), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows)
     commit_text(work / FILE, made.model_dump_json(indent=1) + "\n")
     return made
 

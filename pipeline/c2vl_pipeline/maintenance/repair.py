@@ -48,8 +48,7 @@ def plan_repair(work: Path, damages: Sequence[Damage]) -> dict[str, Repair]:
     index = load(work)
     if any(damage.stage == "index" for damage in damages):
         raise StageError(
-            f"{work / 'samples.parquet'} is damaged, and every stage reads it; run `c2vl-pipeline index` "
-            f"again first"
+            f"{work / 'samples.parquet'} is damaged, and every stage reads it; run `c2vl-pipeline index` again first"
         )
     shards: dict[str, set[int]] = {}
     redo: dict[str, dict[int, frozenset[str]]] = {}
@@ -166,9 +165,7 @@ def failed_samples(work: Path, stage: Stage) -> dict[int, frozenset[str]]:
         if stage.status_columns == ("status",) and not any(manifest.statuses.get(s) for s in suspect):
             continue
         bad = _bad_rows(work, stage, number)
-        earlier = [
-            _bad_rows(work, STAGES[name], number) for name in manifest.extra.get("upstream", {}) if bad
-        ]
+        earlier = [_bad_rows(work, STAGES[name], number) for name in manifest.extra.get("upstream", {}) if bad]
         ids = frozenset(s for s, slot in bad if not any({(s, slot), (s, None)} & rows for rows in earlier))
         if ids:
             failed[number] = ids

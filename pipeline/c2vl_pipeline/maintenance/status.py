@@ -92,9 +92,7 @@ def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus
     )
 
 
-def _engine(
-    stage: Stage, index: Workspace, recipe: Recipe, written: StageManifest | None
-) -> Mapping[str, Any] | None:
+def _engine(stage: Stage, index: Workspace, recipe: Recipe, written: StageManifest | None) -> Mapping[str, Any] | None:
     """Return the facts of the engine that are part of the key; if its checkpoint is absent here, the recorded ones.
 
     So rows made elsewhere can be surveyed without gigabytes of weights. If the recipe asks for another engine, they are
@@ -167,6 +165,4 @@ def _packed_status(index: Workspace) -> StageStatus:
         and content_key(index, manifests) == packed.fingerprint
     )
     why = {} if fresh else {"the rows it was packed from changed": 1}
-    return StageStatus(
-        "packed", "complete" if fresh else "stale", int(fresh), 1, packed.samples, total, why=why
-    )
+    return StageStatus("packed", "complete" if fresh else "stale", int(fresh), 1, packed.samples, total, why=why)

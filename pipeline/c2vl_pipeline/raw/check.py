@@ -113,9 +113,7 @@ def _phrases(kinds: dict[str, list[str]]) -> list[str]:
     return [f"{len(n):,} {what} ({n[0]}{', …' if len(n) > 1 else ''})" for what, n in kinds.items() if n]
 
 
-def check(
-    dataset: Dataset, root: Path, expected: Expected, match: Match, scan: Scan, deep: bool = False
-) -> Findings:
+def check(dataset: Dataset, root: Path, expected: Expected, match: Match, scan: Scan, deep: bool = False) -> Findings:
     """Compare the expected samples with the files that were matched to them.
 
     Args:
@@ -189,9 +187,7 @@ def _check_content(dataset: Dataset, root: Path, rows: list[Row], findings: Find
     videos = [(str(root / relative), relative, size) for relative, size, _ in _there(rows, "video") if size]
 
     def look(part: list[tuple[str, str, int]]) -> list[str]:
-        return [
-            f"{relative}: {why}" for path, relative, size in part if (why := check_video_header(path, size))
-        ]
+        return [f"{relative}: {why}" for path, relative, size in part if (why := check_video_header(path, size))]
 
     # threads help in folders across a network; each takes a slice, for a task per file would cost more than reading
     with ThreadPoolExecutor(_THREADS) as pool:
@@ -211,9 +207,7 @@ def _check_content(dataset: Dataset, root: Path, rows: list[Row], findings: Find
                 findings.truncated.append(f"{relative}: {reason}")
 
 
-def _open_archives(
-    dataset: Dataset, root: Path, match: Match, scan: Scan, findings: Findings, deep: bool
-) -> None:
+def _open_archives(dataset: Dataset, root: Path, match: Match, scan: Scan, findings: Findings, deep: bool) -> None:
     """Note zip archives that are damaged or that hold missing files."""
     stems = {
         suffix: match.missing_stems.get(kind, set())

@@ -31,15 +31,11 @@ def reader_of(dataset: Dataset) -> Reader:
         ConfigError: no reader of that name is registered.
     """
     if dataset.reader not in READERS:
-        raise ConfigError(
-            f"{dataset.name}: unknown reader {dataset.reader!r}; use one of {', '.join(READERS)}"
-        )
+        raise ConfigError(f"{dataset.name}: unknown reader {dataset.reader!r}; use one of {', '.join(READERS)}")
     return READERS[dataset.reader]
 
 
-def read_skeleton(
-    path: Path, layout: Layout, bodies: int, config: SkeletonsConfig
-) -> tuple[Assembled, Layout]:
+def read_skeleton(path: Path, layout: Layout, bodies: int, config: SkeletonsConfig) -> tuple[Assembled, Layout]:
     """Read a file that holds one clip, in the format that its suffix names.
 
     Args:

@@ -28,9 +28,7 @@ def clips(path: Path) -> dict[str, tuple[int, int]]:
         DataError: the file is in another format or damaged.
     """
     frames, off, names = _arrays(str(path), path.stat().st_mtime_ns)
-    return {
-        str(n): (int(a), int(b)) for n, a, b in zip(names, off[:-1], off[1:], strict=True) if b <= len(frames)
-    }
+    return {str(n): (int(a), int(b)) for n, a, b in zip(names, off[:-1], off[1:], strict=True) if b <= len(frames)}
 
 
 def read_clip(path: Path, start: int, end: int) -> npt.NDArray[np.float32]:

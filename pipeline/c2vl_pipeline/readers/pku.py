@@ -68,9 +68,7 @@ def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[
                 f"{root / relative}: differs from {other}, which labels the same recording; keep one of them"
             )
     if not files:
-        raise DataError(
-            f"{root} holds no label files; expected *.txt below a folder whose name contains 'label'"
-        )
+        raise DataError(f"{root} holds no label files; expected *.txt below a folder whose name contains 'label'")
     for video in sorted(files):
         path = root / files[video]
         if (size := path.stat().st_size) > _MOST_LABEL_BYTES:
@@ -85,9 +83,7 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
         DataError: `file:line: reason`.
     """
     fields = dataset.parse_id(video)
-    head = (
-        f"A{fields['setup']:03d}N{fields['subject']:03d}" if "setup" in fields else f"A{fields['video']:04d}"
-    )
+    head = f"A{fields['setup']:03d}N{fields['subject']:03d}" if "setup" in fields else f"A{fields['video']:04d}"
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -201,8 +197,6 @@ def _check_file(path: Path) -> None:
 READER = Reader(
     expected_rows=expected_rows,
     locate=_locate,
-    read_joints=lambda path, row, layout, bodies, config: read_pku(
-        path, row["start_frame"], row["end_frame"], config
-    ),
+    read_joints=lambda path, row, layout, bodies, config: read_pku(path, row["start_frame"], row["end_frame"], config),
     check_file=_check_file,
 )

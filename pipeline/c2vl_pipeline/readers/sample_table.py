@@ -131,9 +131,7 @@ def _parquet(content: bytes, source: str) -> list[tuple[int, Row]]:
                     f"{source}:1: column {column.name!r} holds {str(column.type)[:60]}; expected text or numbers"
                 )
         entries = [
-            entry
-            for batch in file.iter_batches(batch_size=1024, use_threads=False)
-            for entry in batch.to_pylist()
+            entry for batch in file.iter_batches(batch_size=1024, use_threads=False) for entry in batch.to_pylist()
         ]
     except (OSError, pa.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -168,9 +166,7 @@ def _table_row(source: str, number: int, entry: Row, labels: dict[str, int]) -> 
                 raise ValueError
             parsed = int(text)
         except ValueError as error:
-            raise DataError(
-                f"{source}:{number}: {column} = {str(value)[:40]!r} is not a whole number"
-            ) from error
+            raise DataError(f"{source}:{number}: {column} = {str(value)[:40]!r} is not a whole number") from error
         most = _INT32 if column.endswith("_frame") else _INT16
         if not -most <= parsed < most:
             raise DataError(
@@ -182,9 +178,7 @@ def _table_row(source: str, number: int, entry: Row, labels: dict[str, int]) -> 
         value = entry.get(column)
         text = "" if _empty(value) else str(value).strip()
         if len(text) > _MOST_CELL or "\0" in text:
-            raise DataError(
-                f"{source}:{number}: {column} = {text[:40]!r}… is not a name; expected a short text"
-            )
+            raise DataError(f"{source}:{number}: {column} = {text[:40]!r}… is not a name; expected a short text")
         return text
 
     sample_id = text_of("sample_id")

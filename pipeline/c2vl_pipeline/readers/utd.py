@@ -26,9 +26,7 @@ def read_utd(path: Path) -> Assembled:
     except FileNotFoundError:
         raise
     except Exception as error:  # scipy raises a dozen kinds on damaged files
-        raise DataError(
-            f"{path}: not a MATLAB file with d_skel ({type(error).__name__}: {str(error)[:80]})"
-        ) from error
+        raise DataError(f"{path}: not a MATLAB file with d_skel ({type(error).__name__}: {str(error)[:80]})") from error
     if array.ndim != 3 or array.shape[:2] != (20, 3):
         raise DataError(f"{path}: d_skel has the shape {array.shape}; expected (20, 3, frames)")
     joints = array.transpose(2, 0, 1)[:, None, _UTD_TO_KINECT_V1].astype(np.float32)

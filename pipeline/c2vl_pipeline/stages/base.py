@@ -115,8 +115,7 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         else:
             continue
         raise StageError(
-            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work "
-            f"{index.work}` again"
+            f"{reader} needs {path}, which {problem}; run `c2vl-pipeline {stage.command} --work {index.work}` again"
         )
 
 
@@ -148,9 +147,7 @@ def unreadable(error: DataError | OSError, missing: Status) -> dict[str, Any]:
     return failure(error, missing if isinstance(error, FileNotFoundError) else Status.DECODE_ERROR)
 
 
-def blank_rows(
-    schema: pa.Schema, sample_id: str, slots: int | None, status: Mapping[str, Any]
-) -> list[dict[str, Any]]:
+def blank_rows(schema: pa.Schema, sample_id: str, slots: int | None, status: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return rows of a sample that no worker survives: null, zero or empty except for key and status.
 
     Args:
@@ -179,9 +176,7 @@ def blank_rows(
     return [base] if slots is None else [base | {"slot": slot} for slot in range(slots)]
 
 
-def in_batches(
-    items: list[Any], size: int, call: Callable[[list[Any]], list[Any]]
-) -> Iterator[tuple[Any, Any]]:
+def in_batches(items: list[Any], size: int, call: Callable[[list[Any]], list[Any]]) -> Iterator[tuple[Any, Any]]:
     """Yield (item, result or exception) of a batched engine call, isolating the items that break it.
 
     A batch that raises is tried again one item at a time, so a bad item costs one row. C2VLError, a full disk and

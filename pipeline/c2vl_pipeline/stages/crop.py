@@ -176,9 +176,7 @@ class _ShardCrops:
         """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
         if camera not in self.scenes:
             index = self.shard.index
-            made = background.scene(
-                self.shard.folder, index.root, camera, index.cameras[camera], self._scene_guard
-            )
+            made = background.scene(self.shard.folder, index.root, camera, index.cameras[camera], self._scene_guard)
             self.scenes[camera] = made[0] if made else None
             if made:
                 self.shard.provenance.setdefault("backgrounds", {})[camera] = made[1]

@@ -29,9 +29,7 @@ def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
         row["vision_status"] = crop["status"]
 
     def call(batch: list[int]) -> list[Any]:
-        return list(
-            shard.engine.encode_images([shape_image(decode_jpeg(crops[i]["jpeg"]), aspect) for i in batch])
-        )
+        return list(shard.engine.encode_images([shape_image(decode_jpeg(crops[i]["jpeg"]), aspect) for i in batch]))
 
     for i, vector in in_batches(present, shard.spec.batch_size, call):
         _store(vectors, rows[i], "vision_status", i, vector)
@@ -75,9 +73,7 @@ def _store(vectors: Half, row: Row, column: str, at: int, vector: Any) -> None:
 def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot), with the vectors of the crop and of the caption."""
     crops, captions = shard.upstream("crops").to_pylist(), shard.upstream("captions").to_pylist()
-    rows: list[Row] = [
-        {"sample_id": c["sample_id"], "slot": c["slot"], **row_status(Status.OK)} for c in crops
-    ]
+    rows: list[Row] = [{"sample_id": c["sample_id"], "slot": c["slot"], **row_status(Status.OK)} for c in crops]
     vision = _images(shard, rows, crops)
     language = _texts(shard, rows, captions)
     for row, crop, caption in zip(rows, crops, captions, strict=True):
@@ -91,8 +87,7 @@ def process(shard: ShardContext) -> pa.Table:
         for kind, vectors in (("vision", vision), ("language", language))
     }
     arrays = [
-        columns[f.name] if f.name in columns else pa.array([r[f.name] for r in rows], type=f.type)
-        for f in schema
+        columns[f.name] if f.name in columns else pa.array([r[f.name] for r in rows], type=f.type) for f in schema
     ]
     return pa.Table.from_arrays(arrays, schema=schema)
 

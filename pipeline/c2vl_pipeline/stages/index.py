@@ -104,9 +104,7 @@ def _chosen(rows: list[Row], findings: Findings, only_present: bool, limit: int 
         findings.labels, findings.too_few = [], ""
     if limit is not None:
         rows = rows[:limit]
-        findings.keep(
-            {r["sample_id"] for r in rows}, {r[what] for r in rows for what in ("video", "skeleton")}
-        )
+        findings.keep({r["sample_id"] for r in rows}, {r[what] for r in rows for what in ("video", "skeleton")})
     findings.expected = len(rows)
     findings.with_video = sum(r["video"] is not None for r in rows)
     findings.with_skeleton = sum(r["skeleton"] is not None for r in rows)
@@ -120,8 +118,7 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
         endings = ", ".join((*dataset.video_suffixes, *dataset.skeleton_suffixes))
         hints = "".join(f"; {hint}" for hint in findings.hints)
         raise DataError(
-            f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below "
-            f"it{hints}"
+            f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below it{hints}"
         )
     if refuse and (faults := findings.errors()):
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)

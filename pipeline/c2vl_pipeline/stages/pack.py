@@ -175,9 +175,7 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
             f"first: {reason}. Check the paths, the layout and `c2vl-pipeline status`"
         )
     columns = index.table.select(["splits", "subject", "view"]).to_pylist()
-    table = pa.Table.from_pylist(
-        [row | more for row, more in zip(rows, columns, strict=True)], schema=PACKED_INDEX
-    )
+    table = pa.Table.from_pylist([row | more for row, more in zip(rows, columns, strict=True)], schema=PACKED_INDEX)
     commit_file(
         folder / "index.parquet",
         lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True),
@@ -200,9 +198,7 @@ def _pack_skeletons(
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as handle:
-            np.lib.format.write_array_header_1_0(
-                handle, {"descr": "<f4", "fortran_order": False, "shape": shape}
-            )
+            np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for path in shards:
                 for row in read_shard(path, ["sample_id", "frames", "joints"]).to_pylist():
                     if row["frames"]:
@@ -219,8 +215,7 @@ def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joi
     joints = stored_joints(row, layout)[:, :bodies]
     if not np.isfinite(joints).all():
         raise DataError(
-            f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons "
-            f"stage again"
+            f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons stage again"
         )
     if target is not None:
         joints = mapped(joints, layout, target)

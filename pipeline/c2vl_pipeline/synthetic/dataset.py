@@ -96,9 +96,7 @@ def action_names(n: int) -> list[str]:
         ConfigError: `n` is below 1 or above the number of actions.
     """
     if not 1 <= n <= len(ACTIONS):
-        raise ConfigError(
-            f"classes = {n}; 1 to {len(ACTIONS)} synthetic actions exist; choose a number in this range"
-        )
+        raise ConfigError(f"classes = {n}; 1 to {len(ACTIONS)} synthetic actions exist; choose a number in this range")
     return [action.name for action in ACTIONS[:n]]
 
 
@@ -154,17 +152,13 @@ def _check(settings: Settings, workers: int) -> None:
     action_names(settings.classes)
     for name in ("subjects", "views", "repeats"):
         if not 1 <= (value := getattr(settings, name)) <= 999:
-            raise ConfigError(
-                f"{name} = {value}; file names have room for 1 to 999; choose a number in this range"
-            )
+            raise ConfigError(f"{name} = {value}; file names have room for 1 to 999; choose a number in this range")
     if settings.seed < 0:
         raise ConfigError(f"seed = {settings.seed}; expected 0 or more; choose another seed")
     if min(settings.size) < 16 or any(side % 2 for side in settings.size):
         raise ConfigError(f"size = {settings.size}; expected even numbers of at least 16; round them")
     if not 8 <= settings.frames[0] <= settings.frames[1]:
-        raise ConfigError(
-            f"frames = {settings.frames}; expected shortest <= longest, at least 8; change them"
-        )
+        raise ConfigError(f"frames = {settings.frames}; expected shortest <= longest, at least 8; change them")
     if workers < 1:
         raise ConfigError(f"workers = {workers}; at least one process is needed; use workers = 1")
 
@@ -299,9 +293,7 @@ def _skeleton_text(
     blocks = [_body_blocks(*tracks[int(i)], eye, first + int(rng.integers(1, 99999))) for i in order]
     spans = [range(frames) for _ in blocks]
     if ghost:
-        shape = tracks[0][0][:1].repeat(frames, 0) * [1, 0.4, 1] + faults.uniform(
-            [-1, -0.3, 0.3], [1, 0, 0.8]
-        )
+        shape = tracks[0][0][:1].repeat(frames, 0) * [1, 0.4, 1] + faults.uniform([-1, -0.3, 0.3], [1, 0, 0.8])
         wobble = shape + faults.normal(0, 0.03, shape.shape)
         state = np.full(shape.shape[:2], _LOW)
         blocks.append(_body_blocks(wobble, state, eye, _FIRST_ID + int(faults.integers(1, 99999))))

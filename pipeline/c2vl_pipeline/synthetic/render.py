@@ -66,9 +66,7 @@ def camera(seed: int, number: int, size: tuple[int, int]) -> Camera:
     tilt, distance, height = np.deg2rad(rng.uniform(0, 6)), rng.uniform(3.1, 3.5), rng.uniform(1.0, 1.25)
     ahead = np.array([-np.sin(azimuth), 0, np.cos(azimuth)])
     up, left = np.array([0.0, 1.0, 0.0]), np.array([ahead[2], 0, -ahead[0]])
-    rotation = np.stack(
-        [left, np.cos(tilt) * up + np.sin(tilt) * ahead, np.cos(tilt) * ahead - np.sin(tilt) * up]
-    )
+    rotation = np.stack([left, np.cos(tilt) * up + np.sin(tilt) * ahead, np.cos(tilt) * ahead - np.sin(tilt) * up])
     return Camera(rotation, -distance * ahead + height * up, size)
 
 
@@ -247,9 +245,7 @@ def write_video(path: Path, images: Iterator[Image], size: tuple[int, int]) -> N
     with replacing(path, f".partial-{path.name}") as partial:
         writer = cv2.VideoWriter(str(partial), cv2.VideoWriter.fourcc(*"MJPG"), FPS, size)
         if not writer.isOpened():
-            raise OSError(
-                f"{partial}: cannot be written as Motion JPEG; is the folder writable, the disk full?"
-            )
+            raise OSError(f"{partial}: cannot be written as Motion JPEG; is the folder writable, the disk full?")
         for image in images:
             writer.write(image)
         writer.release()

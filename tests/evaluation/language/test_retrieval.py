@@ -58,9 +58,7 @@ def test_ranks_match_a_loop_with_many_ties(seed, monkeypatch):
     near = (queries.double() @ gallery.double().T).numpy()
     np.testing.assert_allclose(cosine, near[np.arange(23), owns[0]], atol=1e-9)
     assert nearest.shape == (23, 10)
-    np.testing.assert_allclose(
-        np.take_along_axis(near, nearest, axis=1), -np.sort(-near, axis=1)[:, :10], atol=1e-9
-    )
+    np.testing.assert_allclose(np.take_along_axis(near, nearest, axis=1), -np.sort(-near, axis=1)[:, :10], atol=1e-9)
 
 
 def test_an_encoder_that_says_the_same_of_all_clips_finds_nothing():
@@ -222,9 +220,7 @@ def test_clips_without_labels_are_searched_all_the_same(subject, tmp_path):
     assert found.clip == labelled.clip
     hits = search.search(other, "wave", 4).hits
     assert [hit.name for hit in hits] == [""] * 4
-    assert [hit.sample_id for hit in hits] == [
-        hit.sample_id for hit in search.search(subject, "wave", 4).hits
-    ]
+    assert [hit.sample_id for hit in hits] == [hit.sample_id for hit in search.search(subject, "wave", 4).hits]
 
 
 def test_a_test_split_without_captions_is_refused(subject, tmp_path):
@@ -240,9 +236,7 @@ def test_captions_of_another_encoder_are_refused(subject, tmp_path):
         np.save(folder / "language.npy", np.ones((COUNT, 4, 7), np.float16))
         manifest(folder, language_dim=7)
 
-    with pytest.raises(
-        DataError, match="vectors of 7 numbers; this run was trained on vectors of another encoder"
-    ):
+    with pytest.raises(DataError, match="vectors of 7 numbers; this run was trained on vectors of another encoder"):
         retrieval.evaluate(another(subject, tmp_path, widen))
 
 

@@ -126,11 +126,7 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(subject, tmp_pa
     assert f"wave {HOSTILE}" in page.text
     labels = [attrs["aria-label"] for tag, attrs in page.seen if tag == "svg"]
     assert any(HOSTILE in str(label) for label in labels)
-    meta = {
-        attrs.get("name"): attrs["content"]
-        for tag, attrs in page.seen
-        if tag == "meta" and "content" in attrs
-    }
+    meta = {attrs.get("name"): attrs["content"] for tag, attrs in page.seen if tag == "meta" and "content" in attrs}
     assert meta["viewport"] == "width=device-width, initial-scale=1"
     assert "default-src 'none'" in str(meta[None])
     assert "prefers-color-scheme: dark" in text

@@ -118,9 +118,7 @@ def test_permuted_texts_are_at_chance_and_the_share_of_them_tells_luck():
     values = rng.normal(size=(300, 4)).astype(np.float32)
     values[np.arange(300), labels] += 1.2
     last, found = zeroshot.control(values, labels, 600)
-    every = [
-        (values[:, list(order)].argmax(axis=1) == labels).mean() for order in itertools.permutations(range(4))
-    ]
+    every = [(values[:, list(order)].argmax(axis=1) == labels).mean() for order in itertools.permutations(range(4))]
     assert np.mean(every) == pytest.approx(0.25)  # exactly, whatever the values
     assert found.mean.top1 == pytest.approx(0.25, abs=4 * np.std(every) / 600**0.5)
     assert found.std.top1 == pytest.approx(np.std(every), rel=0.2)
@@ -199,9 +197,7 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
 
 def test_a_run_that_saw_crops_alone_is_refused_where_texts_lie_elsewhere(data, tmp_path):
     train(run(data, tmp_path / "seen", "training.pretrain.knowledge=vision"))
-    with pytest.raises(
-        ConfigError, match="trained toward crops only, and the encoder 'classical' puts texts"
-    ):
+    with pytest.raises(ConfigError, match="trained toward crops only, and the encoder 'classical' puts texts"):
         zeroshot.evaluate(EvalContext(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
 
 
@@ -300,9 +296,7 @@ def test_the_table_shows_controls_beside_every_run(cli: Cli, subject, tmp_path):
     ):
         assert said in text
     refused(cli("c2vl-eval", "zeroshot", *words, "--descriptions", "no.toml"), "no.toml does not exist")
-    refused(
-        cli("c2vl-eval", "zeroshot", *words[:4], "--run", tmp_path), "does not exist; give the folder of a"
-    )
+    refused(cli("c2vl-eval", "zeroshot", *words[:4], "--run", tmp_path), "does not exist; give the folder of a")
 
 
 def test_descriptions_nested_without_end_are_one_line(tmp_path: Path) -> None:

@@ -16,18 +16,14 @@ from support.paper import FAST, experiments
 def test_time_is_told_by_what_other_tables_finished(finished: Experiments) -> None:
     more = Experiments(finished.datasets, finished.out, "debug", FAST, seeds=2)
     asked = [c for c in more.cells(["table6"]) if c.row.label == "vision"]
-    assert [
-        evaluation for c in asked for evaluation in c.evaluations if more.results(evaluation) is not None
-    ] == []
+    assert [evaluation for c in asked for evaluation in c.evaluations if more.results(evaluation) is not None] == []
     assert workload(more, asked).unknown > 0
     told = workload(more, asked, more.cells(tables_and_figures()))
     assert told.unknown == 0
     assert told.seconds > 0
 
 
-def test_the_plan_counts_cells_and_measures_its_time(
-    finished: Experiments, work: Path, tmp_path: Path
-) -> None:
+def test_the_plan_counts_cells_and_measures_its_time(finished: Experiments, work: Path, tmp_path: Path) -> None:
     fresh = experiments(work, tmp_path)
     before = workload(fresh, fresh.cells(["table4", "table7"]))
     # IV: 4 columns of the paper, 2 of them of ntu120, and one more; VII: one, and one more
@@ -53,10 +49,7 @@ def test_the_plan_counts_cells_and_measures_its_time(
     }
     by_hand = 2 * sum(spent(run.out) for run in runs.values())
     evaluations = {
-        evaluation.id: evaluation
-        for cell in cells
-        for evaluation in cell.evaluations
-        if evaluation.runs[0].seed == 0
+        evaluation.id: evaluation for cell in cells for evaluation in cell.evaluations if evaluation.runs[0].seed == 0
     }
     by_hand += 2 * sum(
         result.seconds for evaluation in evaluations.values() for result in more.results(evaluation) or ()

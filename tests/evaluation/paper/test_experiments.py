@@ -44,9 +44,7 @@ def stop_at(epochs: int) -> object:
     return emit
 
 
-def test_packed_sets_are_named_by_dataset_or_by_folder_where_two_hold_the_same(
-    work: Path, tmp_path: Path
-) -> None:
+def test_packed_sets_are_named_by_dataset_or_by_folder_where_two_hold_the_same(work: Path, tmp_path: Path) -> None:
     assert list(find_datasets(work)) == ["ntu60", "utd-mhad"]
     shutil.copytree(work / "utd-mhad", tmp_path / "gestures")
     assert list(find_datasets(tmp_path)) == ["utd-mhad"]
@@ -82,9 +80,7 @@ def test_the_papers_datasets_keep_its_columns_and_others_are_added(work: Path, t
 
 def test_equal_trainings_are_shared_between_tables_and_unequal_ones_never(work: Path, tmp_path: Path) -> None:
     small = experiments(work, tmp_path)
-    cells = {
-        (c.table, c.row.label): c for c in small.cells(tables_and_figures()) if c.column.title == "ntu60 xsub"
-    }
+    cells = {(c.table, c.row.label): c for c in small.cells(tables_and_figures()) if c.column.title == "ntu60 xsub"}
 
     def run(table: str, label: str) -> Path:
         return cells[table, label].evaluations[0].runs[0].out
@@ -134,9 +130,7 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
         compute(broken, cells, stop_at(11))
     left = unfinished(broken, cells)
     assert 0 < len(left) < len({evaluation.id for cell in cells for evaluation in cell.evaluations})
-    first = {
-        path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/*/evaluations/*.json")
-    }
+    first = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("runs/*/*/*/evaluations/*.json")}
     said: list[str] = []
     resumed = experiments(work, tmp_path / "out")
     compute(resumed, cells, lambda e: said.append(e.text) if isinstance(e, Note) else None)
@@ -154,9 +148,7 @@ def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
     assert sum(bool(c.ours) for row in both[0].rows if row.trained for c in row.cells) == 10
 
 
-def test_other_weights_make_a_cell_unfinished_and_deleted_ones_do_not(
-    finished: Experiments, tmp_path: Path
-) -> None:
+def test_other_weights_make_a_cell_unfinished_and_deleted_ones_do_not(finished: Experiments, tmp_path: Path) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished.out, out)
     here = Experiments(finished.datasets, out, "debug", FAST)
@@ -178,9 +170,7 @@ def test_what_cannot_be_trained_is_said_and_the_rest_goes_on(work: Path, tmp_pat
 
     at = index.column_names.index("language_rows")
     zero = pa.array([0] * COUNT, index.schema.field("language_rows").type)
-    pq.write_table(
-        index.set_column(at, index.schema.field(at), zero), root / "utd-mhad" / "packed" / "index.parquet"
-    )
+    pq.write_table(index.set_column(at, index.schema.field(at), zero), root / "utd-mhad" / "packed" / "index.parquet")
     mute = experiments(root, tmp_path / "out")
     cells = [c for c in mute.cells(["table6"]) if c.evaluations]
     compute(mute, cells)
@@ -195,9 +185,7 @@ def test_what_cannot_be_trained_is_said_and_the_rest_goes_on(work: Path, tmp_pat
     assert "no usable train samples" in row.cells[0].why
 
 
-@pytest.mark.parametrize(
-    "text", ["CUDA out of memory. Tried to allocate 2 GiB\nmore", "can't allocate memory"]
-)
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB\nmore", "can't allocate memory"])
 def test_a_lack_of_memory_is_said_with_its_remedy_and_the_rest_goes_on(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
@@ -252,9 +240,7 @@ def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap
     more = Experiments(finished.datasets, out, "debug", FAST, seeds=3)
     own = [c for c in more.cells(["table4"]) if (c.column.title, c.row.role) == ("utd-mhad xsub", "floor")]
     compute(more, own)
-    paths = [
-        next((evaluation.runs[0].out / "evaluations").glob("knn-*.json")) for evaluation in own[0].evaluations
-    ]
+    paths = [next((evaluation.runs[0].out / "evaluations").glob("knn-*.json")) for evaluation in own[0].evaluations]
     scores = [100 * json.loads(path.read_text())["result"]["last"]["top1"] for path in paths]
 
     def told() -> tuple[Experiments, list[TableCell], FilledCell]:
@@ -287,9 +273,7 @@ def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap
 
 @pytest.mark.slow
 def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
-    here = experiments(
-        work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]"
-    )
+    here = experiments(work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]")
     names = ["table1", "table2", "table3", "table5"]
     cells = [c for c in here.cells(names) if c.column.dataset == "utd-mhad"]
     compute(here, cells)
@@ -301,20 +285,14 @@ def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
         assert all(0 <= value <= 100 for cell in filled.values() for value in cell.ours)
         assert {len(cell.ours) for cell in filled.values()} == {2 if name == "table3" else 1}  # draws
     fused = fill(here, "table1", [c for c in cells if c.table == "table1"])
-    controls = {
-        f"3s {c}" for c in ("random encoder (floor)", "supervised (ceiling)", "shuffled pairs (control)")
-    }
+    controls = {f"3s {c}" for c in ("random encoder (floor)", "supervised (ceiling)", "shuffled pairs (control)")}
     assert {"3s-C²VL", "3s-C²VL, equal weights", *controls} <= {row.label for row in fused.rows}
     told = {(c.table, c.row.label): c.evaluations[0] for c in cells}
     both = [told["table1", name].id for name in ("3s-C²VL", "3s-C²VL, equal weights")]
-    assert (
-        len({*both, *(told["table1", name].id for name in controls)}) == 4
-    )  # one evaluation has both weights
+    assert len({*both, *(told["table1", name].id for name in controls)}) == 4  # one evaluation has both weights
     floor = told["table1", "3s random encoder (floor)"].runs
     assert floor == told["table2", "3s-ST-GCN from random weights"].runs
     assert {(run.kind, run.recipe.training.input.stream) for run in floor} == {
         ("random", stream) for stream in ("joint", "bone", "motion")
     }
-    assert {row.cells[0].values("best") for row in fused.rows if row.label.startswith("3s")} == {
-        ()
-    }  # scores are added
+    assert {row.cells[0].values("best") for row in fused.rows if row.label.startswith("3s")} == {()}  # scores are added

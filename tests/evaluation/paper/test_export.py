@@ -44,10 +44,7 @@ def test_markdown_has_as_many_cells_in_every_row() -> None:
     assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 84.0 ± 2.1 / 2 | - / 0.0 / - / 1 |" in text
     assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["**C²VL, GCN**", "**even**"]
     assert "not shown" not in text
-    assert (
-        "In `runs/`, 7 cells are elsewhere."
-        in as_markdown([small_table()], "7 cells are elsewhere").splitlines()
-    )
+    assert "In `runs/`, 7 cells are elsewhere." in as_markdown([small_table()], "7 cells are elsewhere").splitlines()
     assert "61.5 (paper -)" in text
 
 
@@ -95,36 +92,26 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     assert [row[:3] for row in folded[:4]] == [
         ["runs", "2", "1"], ["top-5", "97.5 ± 0.7", ""], ["balanced accuracy", "80.5 ± 0.7", "0.0"], ["best epoch (oracle)", "84.0 ± 2.1", ""],
     ]  # fmt: skip
-    assert re.search(
-        r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show runs, top-5, balanced', text
-    )
+    assert re.search(r'<input type="checkbox"[^>]* id="(table9-more)"><label for="\1">Show runs, top-5, balanced', text)
     assert "2 cells of other" in as_html([small_table()], [], [], "2 cells of other settings")
     assert found.loads == []
     assert '<span class="d down">−1.4</span>' in text
     assert '<span class="d up">+1.0</span>' in text
     assert "a_b is &lt;not&gt; there" in text
     assert "prefers-color-scheme: dark" in text
-    assert re.search(
-        r"\.scroll \{[^}]*overflow-x: auto[^}]*no-repeat local[^}]*var\(--shade\)", text
-    )  # cut is seen
+    assert re.search(r"\.scroll \{[^}]*overflow-x: auto[^}]*no-repeat local[^}]*var\(--shade\)", text)  # cut is seen
     assert text.count("--shade: ") == 2  # light and dark
 
 
 def test_numbers_in_the_files_are_those_of_the_findings(finished: Experiments) -> None:
     whole = finished.cells(tables_and_figures())
     page = paper_write.write(finished, whole)
-    assert {p.name for p in finished.out.glob("paper.*")} == {
-        f"paper.{e}" for e in ("csv", "md", "tex", "html")
-    }
+    assert {p.name for p in finished.out.glob("paper.*")} == {f"paper.{e}" for e in ("csv", "md", "tex", "html")}
     told = list(csv.DictReader(io.StringIO((finished.out / "paper.csv").read_text("utf-8"))))
     shown = [t for t in told if t["table"] == "table7" and t["row"] == "hard"]
     assert [(t["dataset"], t["paper"]) for t in shown] == [("ntu60", "82.0"), ("utd-mhad", "-")]
     for line in shown:
-        cell = next(
-            c
-            for c in whole
-            if (c.table, c.row.label, c.column.dataset) == ("table7", "hard", line["dataset"])
-        )
+        cell = next(c for c in whole if (c.table, c.row.label, c.column.dataset) == ("table7", "hard", line["dataset"]))
         held = json.loads((cell.evaluations[0].runs[0].out / "evaluations" / _only(cell)).read_text())
         last, best = held["result"]["last"], held["result"]["best"]
         assert float(line["ours"]) == pytest.approx(100 * last["top1"], abs=0.01)

@@ -42,9 +42,7 @@ def test_answers_outside_the_shown_classes_share_a_column() -> None:
 def test_all_figures_are_drawn_of_finished_trainings(
     work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = experiments(
-        work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]"
-    )
+    here = experiments(work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]")
     cells = [c for c in here.cells(FIGURES) if c.column.dataset == "utd-mhad"]
     early = paper_figures.draw(here, [c for c in cells if c.table == "figure6"])
     assert [p.title for p in early] == ["Not drawn: not computed yet (10 of 10 trainings)."]

@@ -61,10 +61,7 @@ def test_the_transcription_is_what_the_paper_prints(name: str, text: dict[str, l
         found = numbers(cells[1:])[-len(printed_tables()[name].columns) :]
         if len(found) == len(printed_tables()[name].columns):
             wanted.append((int(cite[1]) if cite else None, found))
-    rows = [
-        (row.cite, ["-" if v is None else f"{v:.1f}" for v in row.values])
-        for row in printed_tables()[name].rows
-    ]
+    rows = [(row.cite, ["-" if v is None else f"{v:.1f}" for v in row.values]) for row in printed_tables()[name].rows]
     assert rows == wanted
 
 

@@ -137,9 +137,7 @@ def ruled(
     shutil.copytree(work, root / "work")
     shutil.copytree(finished.out, root / "out")
     assert (
-        json.loads((work / "utd-mhad" / "packed" / "packed.json").read_text())["engines"]["captions"][
-            "backend"
-        ]
+        json.loads((work / "utd-mhad" / "packed" / "packed.json").read_text())["engines"]["captions"]["backend"]
         == "posecode"
     )
     file = root / "work" / "ntu60" / "packed" / "packed.json"
@@ -245,9 +243,7 @@ def test_columns_that_can_be_filled_come_first_and_none_is_lost(work: Path, tmp_
         there = [c.dataset in here.datasets and (not c.to or c.to in here.datasets) for c in found.columns]
         assert there == sorted(there, reverse=True), name
         assert set(found.columns) == {c.column for c in cells}
-        assert [c for c in found.columns if c.dataset != "utd-mhad"] == list(
-            tables_and_figures()[name].columns
-        )
+        assert [c for c in found.columns if c.dataset != "utd-mhad"] == list(tables_and_figures()[name].columns)
         if name in {"table1", "table7"}:
             assert found.columns[0].title.startswith("utd-mhad")
             (row,) = (r for r in found.rows if r.printed in {"C²VL", "partition(cosine)"})

@@ -52,9 +52,7 @@ def streams(subject: EvalContext, data: Packed, tmp_path: Path) -> list[EvalCont
 def test_three_streams_are_known_by_their_runs(streams):
     found = ensemble.joined(streams[::-1]).streams
     assert [found[stream].run for stream in ensemble.STREAMS] == [one.run for one in streams]
-    with pytest.raises(
-        ConfigError, match="are both of the bone stream; give one run of each of joint, bone, motion"
-    ):
+    with pytest.raises(ConfigError, match="are both of the bone stream; give one run of each of joint, bone, motion"):
         ensemble.joined([*streams, streams[1]])
     with pytest.raises(ConfigError, match=r"no run of the bone stream is given; .*input.stream=bone"):
         ensemble.joined([streams[0], streams[2]])

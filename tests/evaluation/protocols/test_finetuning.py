@@ -152,17 +152,13 @@ def test_the_rate_of_the_lowest_held_out_loss_is_taken(subject, monkeypatch):
 
 
 def test_a_diverging_rate_is_said(subject):
-    with pytest.raises(
-        C2VLError, match=r"became NaN or infinite in epoch \d, step \d, at the rate 1e\+30; lower"
-    ):
+    with pytest.raises(C2VLError, match=r"became NaN or infinite in epoch \d, step \d, at the rate 1e\+30; lower"):
         evaluated(finetuning, told(subject, "evaluation.finetune.optimiser.lr=1e30"))
 
 
 @pytest.mark.parametrize("name", ["stgcn", "stgcn_slim", "ctrgcn", "bigru", "transformer"])
 def test_each_layer_is_slower_than_the_one_above_it_and_none_is_forgotten(name):
-    encoder = encoders.build(
-        name, LAYOUTS["kinect_v1"], **({"width": 8} if name in {"bigru", "transformer"} else {})
-    )
+    encoder = encoders.build(name, LAYOUTS["kinect_v1"], **({"width": 8} if name in {"bigru", "transformer"} else {}))
     head = nn.Linear(encoder.dim, 3)
     groups = list(methods.layer_groups(encoder, head, FinetuneConfig(layer_decay=0.5)))
     assert groups[0]["params"] == list(head.parameters())
@@ -197,8 +193,6 @@ def test_fine_tuning_learns_what_it_is_shown(data, subject):
 def test_weights_that_break_in_the_last_step_are_no_result(subject):
     rate = "evaluation.finetune.optimiser={lr=1e30,weight_decay=0,warmup_epochs=0,milestones=[]}"
     one_step = ("evaluation.finetune.epochs=1", "evaluation.finetune.batch_size=12", rate)
-    with pytest.raises(
-        C2VLError, match=r"NaN or infinite after the last epoch, at the rate 1e\+30; lower it"
-    ):
+    with pytest.raises(C2VLError, match=r"NaN or infinite after the last epoch, at the rate 1e\+30; lower it"):
         evaluated(finetuning, told(subject, *one_step))
     assert not list((subject.run / cache.FOLDER).glob("finetune-*.json"))

@@ -88,9 +88,7 @@ def test_the_learning_rate_is_chosen_without_the_test_split():
     assert (honest.lr, honest.held_out) == (cheated.lr, cheated.held_out)
     assert honest.logits.argmax(axis=1).tolist() == cheated.logits.argmax(axis=1).tolist()
     assert honest.result().last.top1 != cheated.result().last.top1
-    assert honest.result().last.top1 == pytest.approx(
-        (honest.logits.argmax(axis=1) == test_split.labels).mean()
-    )
+    assert honest.result().last.top1 == pytest.approx((honest.logits.argmax(axis=1) == test_split.labels).mean())
     assert honest.result().best.top1 >= honest.result().last.top1
 
 
@@ -113,9 +111,7 @@ def test_the_chosen_rate_is_the_best_on_the_held_out_tenth():
     order = torch.randperm(100, generator=torch.Generator().manual_seed(5))
     x = linear.standard(train_split.values)(train_split.values)
     points, y = torch.from_numpy(x), torch.from_numpy(train_split.labels)
-    logits = linear.fit(points[order[10:]], y[order[10:]], 4, config.lrs, config, 5).logits(
-        points[order[:10]]
-    )
+    logits = linear.fit(points[order[10:]], y[order[10:]], 4, config.lrs, config, 5).logits(points[order[:10]])
     held = y[order[:10]]
     losses = [float(torch.nn.functional.cross_entropy(head, held)) for head in logits]
     found = linear.probe(train_split, test_split, 4, config, seed=5)
@@ -125,9 +121,7 @@ def test_the_chosen_rate_is_the_best_on_the_held_out_tenth():
 
 
 def test_separable_data_reach_one_hundred_percent():
-    found = linear.probe(
-        noisy(90, 8, 3, 0, 0.05), noisy(60, 8, 3, 1, 0.05), 3, LinearConfig(epochs=20, milestones=())
-    )
+    found = linear.probe(noisy(90, 8, 3, 0, 0.05), noisy(60, 8, 3, 1, 0.05), 3, LinearConfig(epochs=20, milestones=()))
     assert (found.history[-1].top1, found.result().best.top1, found.history[-1].balanced, found.held_out) == (
         1.0,
         1.0,

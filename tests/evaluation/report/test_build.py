@@ -109,9 +109,7 @@ def test_gallery_shows_crops_and_captions(full):
 def test_captions_and_names_are_escaped(tmp_path):
     evil = '<script>alert(1)</script>"><img src=https://evil.example/x.png>'
     work = work_folder(tmp_path / "w", samples=3, caption=evil)
-    results = table(
-        {(evil, "pretrained"): (0.5, 0.5)}, title=evil, classes=(evil, "b", "c"), engines={evil: evil}
-    )
+    results = table({(evil, "pretrained"): (0.5, 0.5)}, title=evil, classes=(evil, "b", "c"), engines={evil: evil})
     write_runs(results.model_copy(update={"rows": ()}), tmp_path)
     path = build.build(results, tmp_path / "r.html", work=work, main=main_run())
     page = read(path)

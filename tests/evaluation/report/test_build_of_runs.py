@@ -82,8 +82,7 @@ def test_cost_and_configuration_are_what_the_runs_recorded(made):
         assert said in page.text
     spent = sections.evaluation(results, folder)
     recorded = [
-        json.loads(path.read_text())["result"]["seconds"]
-        for path in folder.glob("runs/*/evaluations/linear-*.json")
+        json.loads(path.read_text())["result"]["seconds"] for path in folder.glob("runs/*/evaluations/linear-*.json")
     ]
     assert len(recorded) == 8
     assert spent.get("linear", 0) == pytest.approx(sum(recorded))
@@ -156,10 +155,7 @@ def test_a_truncated_file_of_a_run_is_passed_over_or_said_in_one_line(made, copy
     # the answers behind the number, and the weights that they are of; all else is made again, or only drawn
     assert "not a checkpoint of this program" in said.pop("hard-seed0/encoder.safetensors")
     assert [Path(path).suffix for path in said] == [".json", ".parquet"]
-    assert all(
-        "run `c2vl-eval benchmark` again" in text or "evaluate the run again" in text
-        for text in said.values()
-    )
+    assert all("run `c2vl-eval benchmark` again" in text or "evaluate the run again" in text for text in said.values())
 
 
 def test_a_folder_truncated_everywhere_is_a_page_that_says_so(made, copy):
@@ -203,9 +199,7 @@ def test_answers_of_other_settings_and_benchmarks_are_not_taken_for_the_tables(m
     for benchmark, more in (("xsub-val", []), ("xsub", ["evaluation.linear.epochs=2"])):
         for row in made[2].rows:
             if row.run:
-                evaluate(
-                    copy / row.run, made[0], "linear", benchmark=benchmark, recipe="debug", overrides=more
-                )
+                evaluate(copy / row.run, made[0], "linear", benchmark=benchmark, recipe="debug", overrides=more)
     found = build.main_run(made[2], made[0], copy)
     assert isinstance(found, build.MainRun)
     assert list(found.sample_ids) == list(whole.sample_ids) == ["s00", "s04", "s08", "s12"]

@@ -55,10 +55,7 @@ def test_moved_confusions_are_the_largest_differences_of_naive_counts(case):
     labels, ours, theirs = case
     found = moved(labels, Answers("a", "pretrained", ours), Answers("b", "floor", theirs), K, limit=3)
     change = {
-        (i, j): naive(labels, ours, i, j) - naive(labels, theirs, i, j)
-        for i in range(K)
-        for j in range(K)
-        if i != j
+        (i, j): naive(labels, ours, i, j) - naive(labels, theirs, i, j) for i in range(K) for j in range(K) if i != j
     }
     largest = sorted((abs(value) for value in change.values() if abs(value) > 1e-9), reverse=True)[:3]
     assert [abs(m.main - m.control) for m in found] == pytest.approx(largest)
@@ -104,9 +101,7 @@ def with_controls(count: int = 60) -> build.MainRun:
 
 def test_the_page_names_what_moved_against_each_control(tmp_path: Path) -> None:
     text = read(build.build(table(), tmp_path / "r.html", main=with_controls())).text
-    block = text.split("Confusions that changed most against random encoder")[1].split(
-        "Confusions that changed"
-    )[0]
+    block = text.split("Confusions that changed most against random encoder")[1].split("Confusions that changed")[0]
     # claps called waves: half of 20 over the two seeds of the floor, none in the main run
     assert "clap for wave 50.0 0.0 −50.0 20" in block
     assert "wave for clap 0.0 15.0 +15.0 20" in block
@@ -118,10 +113,7 @@ def test_the_page_names_what_moved_against_each_control(tmp_path: Path) -> None:
 def test_every_class_has_its_line_with_all_compared_rows(tmp_path: Path) -> None:
     main = with_controls()
     page = read(build.build(table(), tmp_path / "r.html", main=main))
-    assert (
-        "Class Test samples partition(cosine), % random encoder, % shuffled pairs, % supervised, %"
-        in page.text
-    )
+    assert "Class Test samples partition(cosine), % random encoder, % shuffled pairs, % supervised, %" in page.text
     shares = [100 * classes.accuracies(main.labels, runs, 3)[1] for runs in main.answers.values()]
     ordered = [shares[0], shares[1], shares[2], shares[3]]
     assert f"clap 20 {' '.join(f'{share:.1f}' for share in ordered)}" in page.text

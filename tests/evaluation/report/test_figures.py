@@ -52,16 +52,12 @@ def table(*rows, classes=NAMES):
 def features(count=60, classes=4, dims=8):
     rng = np.random.default_rng(0)
     labels = np.arange(count) % classes
-    return (rng.normal(size=(classes, dims))[labels] * 3 + rng.normal(size=(count, dims))).astype(
-        np.float32
-    ), labels
+    return (rng.normal(size=(classes, dims))[labels] * 3 + rng.normal(size=(count, dims))).astype(np.float32), labels
 
 
 def matrix(classes=4, seed=0, count=80):
     rng = np.random.default_rng(seed)
-    return figures.confusion_counts(
-        rng.integers(-1, classes, count), rng.integers(0, classes, count), classes
-    )
+    return figures.confusion_counts(rng.integers(-1, classes, count), rng.integers(0, classes, count), classes)
 
 
 ROWS = (
@@ -105,10 +101,7 @@ def test_equal_input_draws_equal_bytes(draw):
 
 
 def test_drawings_of_one_page_share_no_id():
-    ids = [
-        re.findall(r'\bid="([^"]+)"', DRAWINGS[name]())
-        for name in ("training", "similarity", "scatter", "bars")
-    ]
+    ids = [re.findall(r'\bid="([^"]+)"', DRAWINGS[name]()) for name in ("training", "similarity", "scatter", "bars")]
     flat = [name for found in ids for name in found]
     assert flat
     assert len(flat) == len(set(flat))

@@ -52,9 +52,7 @@ def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path)
             build.build(
                 with_findings().model_copy(
                     update={
-                        "rows": tuple(
-                            r.model_copy(update={"derived_from_joints": False}) for r in with_findings().rows
-                        )
+                        "rows": tuple(r.model_copy(update={"derived_from_joints": False}) for r in with_findings().rows)
                     }
                 ),
                 tmp_path / "none.html",

@@ -55,11 +55,6 @@ def test_verdict_names_the_control_that_is_missing(role, words):
 def test_the_verdict_names_joints_without_an_encoder():
     results = table()
     assert "raw joints" not in verdict(results)
-    raw = results.rows[0].model_copy(
-        update={"name": "raw joints", "role": "baseline", "results": both(0.9, 0.5)}
-    )
+    raw = results.rows[0].model_copy(update={"name": "raw joints", "role": "baseline", "results": both(0.9, 0.5)})
     spoken = verdict(results.model_copy(update={"rows": (*results.rows, raw)}))
-    assert (
-        spoken
-        == f"{verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
-    )
+    assert spoken == f"{verdict(results)} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."

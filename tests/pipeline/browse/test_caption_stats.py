@@ -20,9 +20,7 @@ from support.pages import assert_self_contained
 def test_caption_figures_equal_a_naive_count(odd):
     found = audit.measure(odd)
     rows = [
-        r
-        for shard in range(len(load(odd).plan))
-        for r in read_shard(shard_path(odd, "captions", shard)).to_pylist()
+        r for shard in range(len(load(odd).plan)) for r in read_shard(shard_path(odd, "captions", shard)).to_pylist()
     ]
     said = [r["caption"] for r in rows if r["status"] == "ok"]
     counts = Counter(said)
@@ -67,9 +65,7 @@ def test_posture_and_held_thing_are_read_from_the_answer(text, stance, thing):
 
 
 def test_samples_that_say_the_same_or_contradict_themselves_are_counted():
-    corpus = Corpus.of(
-        [["standing", "standing"], ["standing", "sitting"], ["a", None], ["he sits", "he is standing"]]
-    )
+    corpus = Corpus.of([["standing", "standing"], ["standing", "sitting"], ["a", None], ["he sits", "he is standing"]])
     w = caption_stats.describe(corpus)
     assert w is not None
     assert w.all_equal == pytest.approx(1 / 3)

@@ -30,9 +30,7 @@ def test_explain_hashes_what_lies_on_the_disk(work):
         assert facts["raw"][what]["bytes"] == len(data)
     shard = facts["sample"]["shard"]
     crops = [
-        r
-        for r in read_shard(shard_path(work, "crops", shard)).to_pylist()
-        if r["sample_id"] == sample["sample_id"]
+        r for r in read_shard(shard_path(work, "crops", shard)).to_pylist() if r["sample_id"] == sample["sample_id"]
     ]
     assert len(facts["slots"]) == len(crops) > 1
     for slot, row in zip(facts["slots"], crops, strict=True):
@@ -72,7 +70,5 @@ def test_explain_sees_a_rewritten_shard_and_a_lost_video(work, raw, tmp_path):
 
 
 def test_an_unknown_sample_names_the_near_ones(work):
-    with pytest.raises(
-        ConfigError, match=r"no sample 'S001C001P001R001A00'.*did you mean S001C001P001R001A00"
-    ):
+    with pytest.raises(ConfigError, match=r"no sample 'S001C001P001R001A00'.*did you mean S001C001P001R001A00"):
         trace.trace(work, "S001C001P001R001A00")

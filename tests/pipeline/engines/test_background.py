@@ -40,9 +40,7 @@ def motion() -> Recipe:
 
 
 def build(raw: Path, work: Path, recipe: Recipe) -> workspace.Workspace:
-    built, _ = index.build(
-        load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug", allow_missing=True
-    )
+    built, _ = index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="debug", allow_missing=True)
     return built
 
 
@@ -104,9 +102,7 @@ def test_a_damaged_scene_is_made_again(raw: Path, tmp_path: Path, motion: Recipe
     assert pictures(tmp_path) == made
 
 
-def test_a_scene_of_too_few_clips_is_made_again_when_they_are_back(
-    copy: Path, tmp_path: Path, motion: Recipe
-) -> None:
+def test_a_scene_of_too_few_clips_is_made_again_when_they_are_back(copy: Path, tmp_path: Path, motion: Recipe) -> None:
     build(copy, tmp_path / "clean", motion)
     wanted = runner.run_stage(crop.STAGE, tmp_path / "clean", motion)
     build(copy, tmp_path / "w", motion)
@@ -138,9 +134,7 @@ def test_a_camera_without_a_readable_clip_has_failed_rows_and_no_invented_boxes(
     assert set(manifest.statuses) == {"ok", "decode_error"} | (set(manifest.statuses) & {"no_person"})
 
 
-def test_a_clip_of_another_size_than_its_scene_has_failed_rows(
-    copy: Path, tmp_path: Path, motion: Recipe
-) -> None:
+def test_a_clip_of_another_size_than_its_scene_has_failed_rows(copy: Path, tmp_path: Path, motion: Recipe) -> None:
     built = build(copy, tmp_path / "w", motion)
     camera = sorted(built.cameras)[0]
     odd = built.cameras[camera][-1]  # the scene has the size of the first
@@ -191,7 +185,5 @@ def test_a_hanging_clip_costs_its_own_row_only(copy: Path, tmp_path: Path) -> No
 def crop_rows(work: Path, number: int) -> list[dict[str, object]]:
     from c2vl_manifests.manifest import read_shard
 
-    rows: list[dict[str, object]] = read_shard(
-        shard_path(work, "crops", number), ["sample_id", "status"]
-    ).to_pylist()
+    rows: list[dict[str, object]] = read_shard(shard_path(work, "crops", number), ["sample_id", "status"]).to_pylist()
     return rows

@@ -145,9 +145,7 @@ def converted(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             continue
         place = "attention.self." if ".attn.qkv." in name else ""
         for part, cut in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-            result[f"{joint}.{place}{part}.{name.rpartition('_' if '_proj_' in name else '.')[2]}"] = (
-                cut.clone()
-            )
+            result[f"{joint}.{place}{part}.{name.rpartition('_' if '_proj_' in name else '.')[2]}"] = cut.clone()
     return result
 
 
@@ -239,9 +237,7 @@ def pair(w: Weights, **fields: Any) -> tuple[Any, Any]:
     fields = {"role": "detector", "device": "cpu", **fields}
     own = {"config": str(w.config), "text_encoder": str(w.text)}
     return (
-        engines.load(
-            EngineSpec(backend="groundingdino-py", model=str(w.pth), options=options | own, **fields)
-        ),
+        engines.load(EngineSpec(backend="groundingdino-py", model=str(w.pth), options=options | own, **fields)),
         engines.load(EngineSpec(backend="hf", model=str(w.hf), options=options, **fields)),
     )
 
@@ -388,13 +384,9 @@ def test_full_size_boxes_and_scores_equal_those_of_the_hf_engine(
     box, score = differences(ours, timed(hf)[0], frames)
     exchanged = [int((a.indices != b.indices).sum()) for a, b in zip(ranked, ranked_too, strict=True)]
     noise = max(float((a.values - b.values).abs().max()) for a, b in zip(ranked, ranked_too, strict=True))
-    print(
-        f"boxes {[len(boxes) for boxes in ours]}; s a frame {seconds:.1f} (original), {seconds_too:.1f} (hf)"
-    )
+    print(f"boxes {[len(boxes) for boxes in ours]}; s a frame {seconds:.1f} (original), {seconds_too:.1f} (hf)")
     print(f"one ranking: largest difference of a box {box:.2e}, of a score {score:.2e}")
-    print(
-        f"own rankings: {differences(ours, theirs, frames)}, ranks exchanged {exchanged}, logits {noise:.1e}"
-    )
+    print(f"own rankings: {differences(ours, theirs, frames)}, ranks exchanged {exchanged}, logits {noise:.1e}")
     assert box < 1e-3
     assert score < 1e-3
     assert noise < 1e-3  # what was exchanged were ties
@@ -428,9 +420,7 @@ def test_boxes_equal_those_of_the_packages_own_predict(weights: Weights, tmp_pat
 @pytest.mark.parametrize(
     "size", [(1080, 1920), (1920, 1080), (720, 1280), (480, 640), (432, 768), (424, 512), (240, 320)]
 )
-def test_pixels_equal_those_of_the_packages_own_transforms(
-    both: tuple[Any, Any], size: tuple[int, int]
-) -> None:
+def test_pixels_equal_those_of_the_packages_own_transforms(both: tuple[Any, Any], size: tuple[int, int]) -> None:
     from groundingdino.datasets import transforms
 
     frame = drawn(*size, 1)
@@ -461,9 +451,7 @@ def test_frames_in_batches_equal_frames_alone(both: tuple[Any, Any], weights: We
 def test_the_config_is_read_as_the_package_reads_it(weights: Weights) -> None:
     from groundingdino.util.slconfig import SLConfig
 
-    assert groundingdino._read_config(str(weights.config)) == dict(
-        SLConfig.fromfile(str(weights.config))._cfg_dict
-    )
+    assert groundingdino._read_config(str(weights.config)) == dict(SLConfig.fromfile(str(weights.config))._cfg_dict)
     assert groundingdino._read_config(None)["backbone"] == "swin_T_224_1k"
 
 
@@ -561,9 +549,7 @@ def test_a_missing_file_says_how_to_get_one(model: str | None) -> None:
 
 
 @pytest.mark.parametrize("absent", ["groundingdino", "torchvision"])
-def test_a_missing_package_names_the_extra(
-    absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_names_the_extra(absent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "groundingdino"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, absent, None)
@@ -641,9 +627,7 @@ def test_a_file_fills_its_model_exactly_and_is_described(
 ) -> None:
     file = tmp_path / "a.pth"
     torch.save({"model": small}, file)
-    spec = EngineSpec(
-        role="detector", backend="groundingdino-py", model=str(file), device="cpu", batch_size=3
-    )
+    spec = EngineSpec(role="detector", backend="groundingdino-py", model=str(file), device="cpu", batch_size=3)
     at = groundingdino._Package(spec)
     assert torch.equal(at.model.layer.weight, small["module.layer.weight"])
     assert torch.equal(at.model.layer.bias, small["module.layer.bias"])
@@ -691,9 +675,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(
     assert "hf download ShilongLiu/GroundingDINO" in text
     if "unexpected" in words:
         options = {"allow_unexpected_weights": True}
-        spec = EngineSpec(
-            role="detector", backend="groundingdino-py", model=str(tmp_path / "a.pth"), options=options
-        )
+        spec = EngineSpec(role="detector", backend="groundingdino-py", model=str(tmp_path / "a.pth"), options=options)
         assert groundingdino._Package(spec.model_copy(update={"device": "cpu"})).model.layer.bias[1] == 8
 
 

@@ -68,9 +68,7 @@ def test_detection_in_batches_equals_one_by_one(detectors: Any) -> None:
 
 
 def test_frames_of_other_sizes_in_the_call_do_not_change_a_frame(detectors: Any) -> None:
-    frames = [
-        frame(*size, s) for s, size in enumerate([(240, 320), (320, 240), (240, 320), (108, 192), (320, 240)])
-    ]
+    frames = [frame(*size, s) for s, size in enumerate([(240, 320), (320, 240), (240, 320), (108, 192), (320, 240)])]
     together = detectors[0].detect(frames, "person")
     assert sum(map(len, together)) >= 3
     for boxes, alone in zip(together, frames, strict=True):
@@ -101,14 +99,10 @@ def test_the_detector_reads_lower_case_with_a_final_dot(query: str) -> None:
     assert grounding.phrase(query) == "person."
 
 
-def test_the_model_is_given_the_query_and_a_full_pixel_mask(
-    detectors: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_model_is_given_the_query_and_a_full_pixel_mask(detectors: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     engine, seen = detectors[0], []
     forward = engine._at.model.forward
-    monkeypatch.setattr(
-        engine._at.model, "forward", lambda **kwargs: seen.append(kwargs) or forward(**kwargs)
-    )
+    monkeypatch.setattr(engine._at.model, "forward", lambda **kwargs: seen.append(kwargs) or forward(**kwargs))
     engine.detect([frame(240, 320, 0), frame(108, 192, 1), frame(240, 320, 2)], "Person")
     assert [len(kwargs["input_ids"]) for kwargs in seen] == [2, 1]
     for kwargs in seen:
@@ -131,10 +125,7 @@ def test_a_frame_without_anyone_has_no_boxes(build: Callable[..., Any]) -> None:
 
 def test_boxes_without_a_word_of_the_query_are_dropped(build: Callable[..., Any]) -> None:
     frames = [frame(240, 320, s) for s in range(4)]
-    assert (
-        build("detector", options={"threshold": 0.3, "text_threshold": 0.9}).detect(frames, "person")
-        == [[]] * 4
-    )
+    assert build("detector", options={"threshold": 0.3, "text_threshold": 0.9}).detect(frames, "person") == [[]] * 4
 
 
 def test_input_size_is_an_option(build: Callable[..., Any]) -> None:
@@ -160,9 +151,7 @@ def test_prompts_of_different_lengths_are_padded_on_the_left(captioners: Any) ->
     mask = captioners[0].encode(images, questions)["attention_mask"]
     lengths = mask.sum(1).tolist()
     assert len(set(lengths)) == 4
-    assert all(
-        row[-length:].all() and not row[:-length].any() for row, length in zip(mask, lengths, strict=True)
-    )
+    assert all(row[-length:].all() and not row[:-length].any() for row, length in zip(mask, lengths, strict=True))
     assert captioners[0].answer(images, questions) == captioners[1].answer(images, questions)
 
 
@@ -342,9 +331,7 @@ def test_describe_records_what_was_asked_and_what_was_loaded(
         ("encoder", {"threshold": 0.4}, "pipeline.embed.engine.options.threshold = 0.4: Extra inputs"),
     ],
 )
-def test_options_are_checked_before_anything_is_loaded(
-    role: str, options: dict[str, Any], words: str
-) -> None:
+def test_options_are_checked_before_anything_is_loaded(role: str, options: dict[str, Any], words: str) -> None:
     text = message(role, "/nowhere", options=options)
     assert words in text
     assert "the options are allow_unexpected_weights" in text

@@ -56,23 +56,17 @@ def test_missing_checkpoint_says_which_and_how_to_get_it_at_once(no_network: Pat
     assert text.endswith(f"`--set {setting}.model=/path/to/folder`")
 
 
-def test_a_hub_that_accepts_and_never_answers_costs_seconds(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_hub_that_accepts_and_never_answers_costs_seconds(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hf_checkpoint.HUB_TIMEOUT <= 5
     monkeypatch.setattr(hf_checkpoint, "HUB_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setattr(
-            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
-        )
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
         assert "the hub does not answer (ReadTimeout" in message("encoder", "someone/clip")
         assert time.monotonic() - start < 4
 
 
-def test_offline_mode_asks_nobody_and_names_the_revision(
-    no_network: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_mode_asks_nobody_and_names_the_revision(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     text = message("captioner", "someone/llava", revision="v2")
     assert "HF_HUB_OFFLINE forbids asking the hub" in text
@@ -80,28 +74,20 @@ def test_offline_mode_asks_nobody_and_names_the_revision(
 
 
 def test_no_model_at_all_is_one_line() -> None:
-    assert "detector checkpoint None (Grounding DINO): expected a hub id or a local folder" in message(
-        "detector", None
-    )
+    assert "detector checkpoint None (Grounding DINO): expected a hub id or a local folder" in message("detector", None)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/llava", "./nowhere", "a/b/c"])
 def test_a_wrong_local_path_never_reaches_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("asked the hub"))
     text = message("captioner", path)
-    assert text.startswith(
-        f"captioner checkpoint '{path}' (LLaVA): no such folder; get one with `hf download llava-hf"
-    )
+    assert text.startswith(f"captioner checkpoint '{path}' (LLaVA): no such folder; get one with `hf download llava-hf")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
-    assert "not a checkpoint, its config.json cannot be read (FileNotFoundError" in message(
-        "encoder", tmp_path
-    )
+    assert "not a checkpoint, its config.json cannot be read (FileNotFoundError" in message("encoder", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
-    assert "1 weight files missing, expected model.safetensors next to config.json" in message(
-        "encoder", tmp_path
-    )
+    assert "1 weight files missing, expected model.safetensors next to config.json" in message("encoder", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -135,19 +121,14 @@ def test_weights_that_do_not_fill_the_model_exactly_are_refused(
     folder = shutil.copytree(folders[role], tmp_path / "other")
     path = folder / "model.safetensors"
     weights = load_file(path)
-    name = next(
-        n for n in sorted(weights) if n.endswith("layer_norm1.weight") or n.endswith("reduction.weight")
-    )
+    name = next(n for n in sorted(weights) if n.endswith("layer_norm1.weight") or n.endswith("reduction.weight"))
     save_file({n: w for n, w in weights.items() if n != name}, path, {"format": "pt"})
     assert "1 missing weights, expected none: " in message(role, folder)
     save_file(weights | {name: weights[name][:-1].contiguous()}, path, {"format": "pt"})
     assert "1 mismatched weights, expected none: " in message(role, folder)
     save_file(weights | {"extra.weight": weights[name].clone()}, path, {"format": "pt"})
     text = message(role, folder)
-    assert (
-        "1 unexpected weights, expected none (or set options.allow_unexpected_weights = true): extra.weight"
-        in text
-    )
+    assert "1 unexpected weights, expected none (or set options.allow_unexpected_weights = true): extra.weight" in text
     assert build(role, model=str(folder), options={"allow_unexpected_weights": True})
 
 

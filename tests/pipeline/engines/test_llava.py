@@ -144,9 +144,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return llava
 
 
-def checkpoint(
-    folder: Path, architecture: str | None = "LlavaLlamaForCausalLM", weights: bytes = b"w"
-) -> Path:
+def checkpoint(folder: Path, architecture: str | None = "LlavaLlamaForCausalLM", weights: bytes = b"w") -> Path:
     folder.mkdir()
     config = {"model_type": "llava_llama"} | ({"architectures": [architecture]} if architecture else {})
     (folder / "config.json").write_text(json.dumps(config))
@@ -177,9 +175,7 @@ def line(error: Exception, *parts: str) -> None:
 # ------------------------------------------------------------------------------------------- what it is asked
 
 
-def test_the_prompt_is_the_packages_template_with_picture_before_question(
-    package: Any, tmp_path: Path
-) -> None:
+def test_the_prompt_is_the_packages_template_with_picture_before_question(package: Any, tmp_path: Path) -> None:
     engines.load(spec(checkpoint(tmp_path / "llava-v1.5-7b"))).caption(crops(10), QUESTION)
     ((prompt,),) = calls(package, "prompt")
     assert prompt == f"A chat between a curious user and an assistant. USER: <image>\n{QUESTION} ASSISTANT:"
@@ -190,9 +186,7 @@ def test_templates_are_not_written_into(package: Any, tmp_path: Path) -> None:
     assert engine.prompt("?") == engine.prompt("?")
 
 
-def test_start_and_end_marks_are_used_where_the_model_was_trained_with_them(
-    package: Any, tmp_path: Path
-) -> None:
+def test_start_and_end_marks_are_used_where_the_model_was_trained_with_them(package: Any, tmp_path: Path) -> None:
     from llava.model.builder import Model  # type: ignore[import-not-found, unused-ignore]
 
     Model.config.mm_use_im_start_end = True

@@ -80,9 +80,7 @@ class Server:
     """A server whose answers a test scripts: `answer(request, how many times this shade was asked)`."""
 
     def __init__(self, port: int = 0) -> None:
-        self.answer: Callable[[dict[str, Any], int], Reply] = lambda request, _: completion(
-            f"shade {shade(request)}"
-        )
+        self.answer: Callable[[dict[str, Any], int], Reply] = lambda request, _: completion(f"shade {shade(request)}")
         self.models = ["llava"]
         self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.times: Counter[int] = Counter()
@@ -98,11 +96,7 @@ class Server:
             def do_GET(self) -> None:
                 data = [{"id": name, "object": "model"} for name in server.models]
                 found = self.path == "/v1/models"
-                self.send(
-                    Reply(body=json.dumps({"object": "list", "data": data}).encode())
-                    if found
-                    else refusal(404)
-                )
+                self.send(Reply(body=json.dumps({"object": "list", "data": data}).encode()) if found else refusal(404))
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -113,9 +107,7 @@ class Server:
                     server.times[shade(request)] += 1
                     nth = server.times[shade(request)]
                 try:
-                    reply = (
-                        refusal(404) if self.path != "/v1/chat/completions" else server.answer(request, nth)
-                    )
+                    reply = refusal(404) if self.path != "/v1/chat/completions" else server.answer(request, nth)
                 finally:
                     with lock:
                         server.under_way -= 1
@@ -179,8 +171,7 @@ def engine(server: Server | str, model: str | None = "llava", **options: Any) ->
 
 def crops(*shades: int, size: tuple[int, int] = (24, 24)) -> list[Crop]:
     return [
-        Crop(np.full((*size, 3), value, np.uint8), "S001C001P001R001A001", slot)
-        for slot, value in enumerate(shades)
+        Crop(np.full((*size, 3), value, np.uint8), "S001C001P001R001A001", slot) for slot, value in enumerate(shades)
     ]
 
 
@@ -206,9 +197,7 @@ def test_a_request_asks_greedily_with_picture_and_question(server: Server) -> No
 
 def test_sent_pixels_are_the_crop_up_to_jpeg(server: Server) -> None:
     rows, columns = np.mgrid[0:48, 0:32]
-    image = np.stack([rows * 5, columns * 7, 255 - rows * 3], -1).astype(
-        np.uint8
-    )  # smooth, and no two channels alike
+    image = np.stack([rows * 5, columns * 7, 255 - rows * 3], -1).astype(np.uint8)  # smooth, and no two channels alike
     engine(server).caption([Crop(image, "a", 0)], "?")
     received = pixels(server.asked[0][0])
     assert received.shape == image.shape
@@ -229,10 +218,7 @@ def test_the_key_is_sent_and_kept_nowhere(server: Server, monkeypatch: pytest.Mo
     served = engines.load(asked)
     served.caption(crops(60), "?")
     assert server.asked[0][1]["authorization"] == "Bearer s3cret"
-    kept = (
-        json.dumps([dict(served.describe()), engines.key_facts(asked), engines.weights_id(asked)])
-        + asked.key()
-    )
+    kept = json.dumps([dict(served.describe()), engines.key_facts(asked), engines.weights_id(asked)]) + asked.key()
     assert "s3cret" not in kept
 
 
@@ -318,9 +304,7 @@ def test_the_pause_a_busy_server_asks_for_is_taken(server: Server, naps: list[fl
         ("content of another type", completion([{"type": "text", "text": "?"}])),
     ],
 )
-def test_two_faults_are_repeated_with_growing_pauses(
-    server: Server, naps: list[float], name: str, bad: Reply
-) -> None:
+def test_two_faults_are_repeated_with_growing_pauses(server: Server, naps: list[float], name: str, bad: Reply) -> None:
     server.answer = lambda request, nth: bad if nth <= 2 else completion("ok")
     assert texts(engine(server).caption(crops(60), "?")) == ["ok"]
     assert len(server.asked) == 3
@@ -349,9 +333,7 @@ def test_a_hang_is_repeated(server: Server) -> None:
         (Reply(200, b'{"choices": null}'), "UnansweredError", "not a chat completion", 4),
     ],
 )
-def test_a_fault_of_one_crop_costs_its_row(
-    server: Server, bad: Reply, error: str, says: str, times: int
-) -> None:
+def test_a_fault_of_one_crop_costs_its_row(server: Server, bad: Reply, error: str, says: str, times: int) -> None:
     server.answer = lambda request, nth: bad if shade(request) == 100 else completion("ok")
     answers = engine(server).caption(crops(20, 60, 100, 140), "?")
     assert texts(answers) == ["ok", "ok", error, "ok"]
@@ -373,9 +355,7 @@ def test_crops_that_all_fail_cost_their_rows_when_a_plain_picture_is_answered(se
 
 
 def test_a_server_that_comes_back_in_time_costs_nothing(server: Server) -> None:
-    server.answer = lambda request, nth: (
-        completion("ok") if shade(request) == 127 or nth > 4 else refusal(502)
-    )
+    server.answer = lambda request, nth: completion("ok") if shade(request) == 127 or nth > 4 else refusal(502)
     assert texts(engine(server).caption(crops(20, 100), "?")) == ["ok", "ok"]
 
 
@@ -519,9 +499,7 @@ def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server
 
     def recipe(url: str) -> Any:
         where = f"pipeline.caption.engine.options={{base_url='{url}', retries=1, concurrency=4}}"
-        return load_recipe(
-            "debug", ["pipeline.shard_samples=8", "pipeline.caption.engine=openai-llava-1.5-7b", where]
-        )
+        return load_recipe("debug", ["pipeline.shard_samples=8", "pipeline.caption.engine=openai-llava-1.5-7b", where])
 
     present = sum(
         t.column("status").to_pylist().count("ok")
@@ -560,9 +538,7 @@ def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server
     assert done.statuses["ok"] == present - 1
     assert {path: path.stat().st_mtime_ns for path in first} == before
     assert len(successor.asked) < present
-    rows = [
-        r for p in sorted((work / "captions").glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()
-    ]
+    rows = [r for p in sorted((work / "captions").glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()]
     assert {r["caption"] for r in rows if r["status"] == "ok"} == {"standing", "sitting"}
     (failed,) = [r for r in rows if r["status"] == "failed"]
     assert failed["error_class"] == "RefusedError"

@@ -209,9 +209,7 @@ def embedded(
     return here, str(request.param)
 
 
-def test_what_is_embedded_is_the_stored_jpeg(
-    embedded: tuple[Path, str], clip: hf.Clip, recipe: Recipe
-) -> None:
+def test_what_is_embedded_is_the_stored_jpeg(embedded: tuple[Path, str], clip: hf.Clip, recipe: Recipe) -> None:
     work, aspect = embedded
     crops = read_shard(shard_path(work, "crops", 0)).to_pylist()
     stored = read_shard(shard_path(work, "embeddings", 0)).to_pylist()

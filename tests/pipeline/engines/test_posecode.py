@@ -90,9 +90,7 @@ def test_places_of_a_hand_have_words(place: tuple[float, float, float], words: s
 
 
 def test_hands_that_meet_are_together() -> None:
-    assert "together with the left hand" in say(
-        pose(hand_right=(0.05, 1.2, 0.3), hand_left=(-0.05, 1.2, 0.3))
-    )
+    assert "together with the left hand" in say(pose(hand_right=(0.05, 1.2, 0.3), hand_left=(-0.05, 1.2, 0.3)))
 
 
 def test_movements_have_words() -> None:

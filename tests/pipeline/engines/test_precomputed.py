@@ -44,9 +44,7 @@ def spec(path: Path | str) -> EngineSpec:
 
 def ask(path: Path, *where: tuple[str, int], frames: int | None = 2) -> Any:
     nothing = np.zeros((0, 0, 3), np.uint8)
-    return engines.load(spec(path)).caption(
-        [Crop(nothing, name, slot, None, frames) for name, slot in where], "?"
-    )
+    return engines.load(spec(path)).caption([Crop(nothing, name, slot, None, frames) for name, slot in where], "?")
 
 
 @pytest.mark.parametrize("name", ["captions.json", "captions.zip"])
@@ -65,9 +63,7 @@ def test_a_sample_the_file_lacks_costs_its_row(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("frames", [1, 3, 16])
 def test_another_number_of_frames_stops_the_stage(tmp_path: Path, frames: int) -> None:
-    with pytest.raises(
-        EngineError, match=rf"2 captions per sample, this run {frames} frames; set pipeline.frames=2"
-    ):
+    with pytest.raises(EngineError, match=rf"2 captions per sample, this run {frames} frames; set pipeline.frames=2"):
         ask(write(tmp_path / "c.json"), (NAME, 0), frames=frames)
 
 
@@ -89,9 +85,7 @@ def test_another_dataset_stops_the_stage(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["c.json", "c.zip"])
-def test_a_file_of_another_form_is_refused_in_one_line(
-    tmp_path: Path, name: str, table: Any, says: str
-) -> None:
+def test_a_file_of_another_form_is_refused_in_one_line(tmp_path: Path, name: str, table: Any, says: str) -> None:
     path = write(tmp_path / name, table)
     with pytest.raises(EngineError) as caught:
         engines.load(spec(path))
@@ -129,16 +123,12 @@ def test_rows_outlive_moving_and_packing_the_file_but_not_another_text(tmp_path:
     plain = engines.key_facts(spec(write(tmp_path / "a.json")))
     assert engines.key_facts(spec(write(tmp_path / "b.json"))) == plain
     assert engines.key_facts(spec(write(tmp_path / "b.zip"))) == plain
-    assert (
-        engines.key_facts(spec(write(tmp_path / "c.json", TABLE | {NAME: ["He is standing!", "x"]}))) != plain
-    )
+    assert engines.key_facts(spec(write(tmp_path / "c.json", TABLE | {NAME: ["He is standing!", "x"]}))) != plain
 
 
 def test_the_preset_lacks_only_the_path(tmp_path: Path) -> None:
     preset = engine_preset("precomputed")
-    with pytest.raises(
-        EngineError, match=r"options\.path is missing.*--set pipeline\.caption\.engine\.options\.path="
-    ):
+    with pytest.raises(EngineError, match=r"options\.path is missing.*--set pipeline\.caption\.engine\.options\.path="):
         engines.load(EngineSpec.model_validate(preset))
     whole = EngineSpec.model_validate(preset | {"options": {"path": str(write(tmp_path / "c.json"))}})
     assert engines.load(whole).describe()["samples"] == 2
@@ -186,9 +176,7 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
             expected = None if row["sample_id"] == names[0] else f"{row['sample_id']} at {row['slot']}"
             assert row["caption"] == expected
     runner.run_stage(embed.STAGE, work, recipe)
-    vectors = [
-        r for p in sorted((work / "embeddings").glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()
-    ]
+    vectors = [r for p in sorted((work / "embeddings").glob("shard-*.parquet")) for r in pq.read_table(p).to_pylist()]
     assert {r["vision_status"] for r in vectors} == {"missing_video"}
     assert sum(r["language_status"] == "ok" for r in vectors) == 4 * (len(names) - 1)
 
@@ -214,9 +202,7 @@ def test_the_authors_keys_are_our_sample_ids(shared: Path, tmp_path: Path) -> No
     captions = read_captions(path)
     rows: dict[str, dict[int, int]] = {}
     for key in captions:
-        setup, subject, view, label, row = (
-            int(key[a:b]) for a, b in ((1, 4), (5, 8), (9, 12), (13, 16), (17, 20))
-        )
+        setup, subject, view, label, row = (int(key[a:b]) for a, b in ((1, 4), (5, 8), (9, 12), (13, 16), (17, 20)))
         rows.setdefault(f"A{setup:02d}N{subject:02d}-{'LMR'[view - 1]}", {})[row] = label
     labels = tmp_path / "raw" / "Label"
     labels.mkdir(parents=True)

@@ -86,9 +86,7 @@ def test_a_finished_stage_is_left_alone_and_says_so(begun: Path, recipe: Recipe)
 def test_progress_counts_samples_up_to_the_total(begun: Path, recipe: Recipe) -> None:
     events: list[Event] = []
     runner.run_stage(skeletons.STAGE, begun, recipe, emit=events.append)
-    assert [(e.done, e.total) for e in events if isinstance(e, Progress)] == [
-        (n, 32) for n in range(0, 33, 4)
-    ]
+    assert [(e.done, e.total) for e in events if isinstance(e, Progress)] == [(n, 32) for n in range(0, 33, 4)]
 
 
 def test_the_manifest_names_engine_and_libraries(work: Path) -> None:
@@ -130,9 +128,7 @@ def test_rows_add_up_after_kills_and_finished_shards_are_not_made_again(
         assert shards <= done < 32
         now = times(work, "crops")
         assert {k: now[k] for k in kept} == kept
-        kept = {
-            name: when for name, when in now.items() if read_shard_manifest(work / "crops" / name) is not None
-        }
+        kept = {name: when for name, when in now.items() if read_shard_manifest(work / "crops" / name) is not None}
         assert len(kept) == done
         manifest = read_stage_manifest(work / "crops")
         assert manifest is not None
@@ -221,9 +217,7 @@ def test_a_changed_value_makes_its_stage_stale_and_redone_and_no_other(begun: Pa
     assert states(begun, other)["captions"] == "complete"
 
 
-def test_a_change_upstream_that_leaves_the_rows_as_they_were_costs_nothing_below(
-    begun: Path, recipe: Recipe
-) -> None:
+def test_a_change_upstream_that_leaves_the_rows_as_they_were_costs_nothing_below(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:3])
     other = load_recipe("debug", ["pipeline.crop.max_side=600"])  # no crop is that large
     captions = times(begun, "captions")
@@ -285,9 +279,7 @@ def test_a_limit_makes_the_first_shards_and_leaves_the_stage_unfinished(begun: P
 def test_a_shard_lost_upstream_is_named_before_work_begins(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:2])
     shard_path(begun, "crops", 6).unlink()
-    with pytest.raises(
-        StageError, match=r"crops/shard-00006.parquet, which is absent or damaged; run `c2vl-"
-    ):
+    with pytest.raises(StageError, match=r"crops/shard-00006.parquet, which is absent or damaged; run `c2vl-"):
         runner.run_stage(caption.STAGE, begun, recipe)
     run_all(begun, recipe, STAGES[1:2])
     assert runner.run_stage(caption.STAGE, begun, recipe).complete

@@ -65,9 +65,7 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
     assert {name: times(begun)[name] for name in kept} == kept
 
 
-def test_few_failures_never_stop_a_stage(
-    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_few_failures_never_stop_a_stage(begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = workspace.load(begun).table.column("sample_id").to_pylist()
     fail(monkeypatch, lambda c: c.sample_id in ids[:25])
     manifest = runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.0)

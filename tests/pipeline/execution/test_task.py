@@ -110,9 +110,7 @@ def damaged(work: Path, how: str) -> None:
         path.with_suffix(".json").write_bytes(manifest)
 
 
-@pytest.mark.parametrize(
-    "how", ["nothing", "a bit of a page", "truncated", "the manifest", "data of another run"]
-)
+@pytest.mark.parametrize("how", ["nothing", "a bit of a page", "truncated", "the manifest", "data of another run"])
 def test_rows_are_taken_over_from_an_undamaged_shard_only(
     own: tuple[Path, Path], recipe: Recipe, calls: Calls, whole: Path, how: str
 ) -> None:
@@ -168,9 +166,7 @@ def test_labels_and_splits_cost_nothing(own: tuple[Path, Path], recipe: Recipe) 
     assert manifest is not None
     table = pq.read_table(path)
     labels = pq.read_table(path).column("label")
-    table = table.set_column(
-        table.schema.get_field_index("label"), "label", labels.take([*range(31, -1, -1)])
-    )
+    table = table.set_column(table.schema.get_field_index("label"), "label", labels.take([*range(31, -1, -1)]))
     protocol.commit_table(path, table, key=manifest.key, row_group=64, extra=manifest.extra)
     before = times(work)
     road(work, recipe)

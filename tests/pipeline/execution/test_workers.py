@@ -111,13 +111,9 @@ def test_a_video_that_hangs_is_given_up_and_named(raw: Path, tmp_path: Path, rec
     video.unlink()
     os.mkfifo(video)  # opening it waits for a writer, for ever
     work = start(folder, tmp_path / "w")
-    config = recipe.pipeline.model_copy(
-        update={"crop": recipe.pipeline.crop.model_copy(update={"timeout": 1.0})}
-    )
+    config = recipe.pipeline.model_copy(update={"crop": recipe.pipeline.crop.model_copy(update={"timeout": 1.0})})
     with Workers(1) as one:
-        manifest = runner.run_stage(
-            crop.STAGE, work, recipe.model_copy(update={"pipeline": config}), workers=one
-        )
+        manifest = runner.run_stage(crop.STAGE, work, recipe.model_copy(update={"pipeline": config}), workers=one)
     assert manifest.statuses == {"decode_error": 4, "ok": 124}
     bad = [r for r in rows(work, "crops") if r["status"] != "ok"]
     assert {r["sample_id"] for r in bad} == {video.name.removesuffix("_rgb.avi")}
@@ -174,9 +170,7 @@ def test_two_runs_of_one_stage_do_not_share_a_folder(raw: Path, tmp_path: Path, 
             seen.append(str(caught.value))
 
     assert runner.run_stage(skeletons.STAGE, work, recipe, emit=second).complete
-    assert seen[0].startswith(
-        f"{work / 'skeletons'} is being filled by another run (process {os.getpid()} on "
-    )
+    assert seen[0].startswith(f"{work / 'skeletons'} is being filled by another run (process {os.getpid()} on ")
     assert runner.run_stage(skeletons.STAGE, work, recipe).complete
 
 
@@ -263,9 +257,7 @@ def test_an_impossible_resource_is_refused_before_it_waits_for_ever(
     work = start(raw, tmp_path / "w")
     with Workers(scheduler=scheduler, resources={"GPU": 2}) as workers, pytest.raises(StageError) as caught:
         runner.run_stage(skeletons.STAGE, work, recipe, workers=workers)
-    assert "no worker of tcp://127.0.0.1:18786 offers {'GPU': 2} (the best offers {'GPU': 1" in str(
-        caught.value
-    )
+    assert "no worker of tcp://127.0.0.1:18786 offers {'GPU': 2} (the best offers {'GPU': 1" in str(caught.value)
     assert "--resources 'GPU=2'" in str(caught.value)
     with Workers(resources={"GPU": 1}) as workers, pytest.raises(StageError, match="give --scheduler too"):
         workers.client(work)

@@ -66,9 +66,7 @@ def test_a_changed_video_as_commands(cli: Cli, copy: tuple[Path, Path]) -> None:
     assert (code, out[0]) == (0, f"raw: {video} changed since crops were made from it")
     assert cli("c2vl-pipeline", "verify", "--work", work, "--raw").told[0] == 0
     video.unlink()
-    code, out, err = cli(
-        "c2vl-pipeline", "verify", "--repair", "--work", work, "--raw", "--workers", "0"
-    ).told
+    code, out, err = cli("c2vl-pipeline", "verify", "--repair", "--work", work, "--raw", "--workers", "0").told
     assert (code, err) == (1, "")
     assert out[-1] == f"still damaged: {video} is gone since crops were made from it; they are kept"
 
@@ -141,9 +139,7 @@ def test_a_repair_that_died_is_named_and_ended_by_the_next_one(own: Path, recipe
     assert verify.verify(own) == []
 
 
-def test_a_smaller_index_does_not_drop_rows_unasked(
-    cli: Cli, raw: Path, tmp_path: Path, recipe: Recipe
-) -> None:
+def test_a_smaller_index_does_not_drop_rows_unasked(cli: Cli, raw: Path, tmp_path: Path, recipe: Recipe) -> None:
     work = start(raw, tmp_path / "w")
     road(work, recipe)
     before = {p.name: p.read_bytes() for p in sorted((work / "captions").glob("shard-*"))}

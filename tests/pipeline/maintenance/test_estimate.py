@@ -36,11 +36,7 @@ def begun(raw: Path, recipe: Recipe, tmp_path: Path) -> Path:
 
 
 def files(work: Path) -> dict[str, tuple[str, int]]:
-    return {
-        str(p.relative_to(work)): (file_sha256(p), p.stat().st_mtime_ns)
-        for p in work.rglob("*")
-        if p.is_file()
-    }
+    return {str(p.relative_to(work)): (file_sha256(p), p.stat().st_mtime_ns) for p in work.rglob("*") if p.is_file()}
 
 
 def test_a_plan_adds_up_and_leaves_only_itself(begun: Path, recipe: Recipe) -> None:
@@ -65,9 +61,7 @@ def test_a_plan_adds_up_and_leaves_only_itself(begun: Path, recipe: Recipe) -> N
     assert made.problem() is None
 
 
-def test_a_plan_leaves_the_stages_of_the_folder_untouched_and_asks_for_nothing_done(
-    own: Path, recipe: Recipe
-) -> None:
+def test_a_plan_leaves_the_stages_of_the_folder_untouched_and_asks_for_nothing_done(own: Path, recipe: Recipe) -> None:
     before = files(own)
     made = estimate.estimate(own, recipe, seconds=1)
     after = files(own)
@@ -129,9 +123,7 @@ def test_the_disk_must_hold_the_stages_and_the_packed_arrays() -> None:
     assert Estimate(stages=stages, free_bytes=needed, all_samples=7200).problem() is None
     problem = Estimate(stages=stages, free_bytes=needed - 1, all_samples=7200).problem()
     assert problem is not None
-    assert problem.startswith(
-        "the disk has 0.1 GB free, the stages will write about 0.1 GB; free some or lower"
-    )
+    assert problem.startswith("the disk has 0.1 GB free, the stages will write about 0.1 GB; free some or lower")
 
 
 def test_the_command_plans_and_status_sets_it_beside_the_work_time(
@@ -148,32 +140,22 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     made = estimate.read(begun)
     assert made is not None
     slow = made.stages[0].model_copy(update={"sample_seconds": 100.0})
-    (begun / "plan.json").write_text(
-        made.model_copy(update={"stages": (slow, *made.stages[1:])}).model_dump_json()
-    )
+    (begun / "plan.json").write_text(made.model_copy(update={"stages": (slow, *made.stages[1:])}).model_dump_json())
     runner.run_stage(skeletons.STAGE, begun, recipe, limit=8)
-    (line,) = [
-        line for line in cli("c2vl-pipeline", "status", "--work", begun).told[1] if "skeletons" in line
-    ]
+    (line,) = [line for line in cli("c2vl-pipeline", "status", "--work", begun).told[1] if "skeletons" in line]
     assert "800 s" in line, "what the eight samples that are done were foreseen to take"
     disk = namedtuple("disk", "total used free")
-    monkeypatch.setattr(
-        "c2vl_pipeline.maintenance.estimate.shutil.disk_usage", lambda path: disk(10**6, 10**6, 1000)
-    )
+    monkeypatch.setattr("c2vl_pipeline.maintenance.estimate.shutil.disk_usage", lambda path: disk(10**6, 10**6, 1000))
     code, out, err = cli("c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1").told
     assert (code, err) == (1, "")
     assert out[-1].startswith("warning: the disk has 0.0 GB free, the stages will write about")
-    code, out, _ = cli(
-        "c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1", "--json"
-    ).told
+    code, out, _ = cli("c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1", "--json").told
     assert code == 1
     begun.joinpath("plan.json").write_text("{")
     assert "planned" not in cli("c2vl-pipeline", "status", "--work", begun).told[1][2]
 
 
-def test_without_a_video_there_is_nothing_to_plan(
-    cli: Cli, raw: Path, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_without_a_video_there_is_nothing_to_plan(cli: Cli, raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(raw, tmp_path / "raw"))
     for video in folder.rglob("*_rgb.avi"):
         video.unlink()

@@ -43,9 +43,7 @@ def test_failed_rows_are_made_again_and_only_their_samples(
     calls = break_captions(monkeypatch, broken)
     road(work, recipe)
     assert digests(work) != digests(whole)
-    failed = {
-        (r["sample_id"], r["slot"]): r["attempts"] for r in rows(work, "captions") if r["status"] == "failed"
-    }
+    failed = {(r["sample_id"], r["slot"]): r["attempts"] for r in rows(work, "captions") if r["status"] == "failed"}
     assert failed == {(ids[3], 1): 2, (ids[20], 0): 2, (ids[20], 2): 2}
     # still broken: tried once more, in vain
     calls.captioned.clear()
@@ -150,8 +148,6 @@ def test_nothing_is_tried_again_under_another_configuration(
     road(work, recipe)
     before = times(work)
     other = load_recipe("debug", ["pipeline.caption.question=Why?"])
-    with pytest.raises(
-        StageError, match=r"the captions of .* \(config.question: .* -> \"Why\?\"\); give the --recipe"
-    ):
+    with pytest.raises(StageError, match=r"the captions of .* \(config.question: .* -> \"Why\?\"\); give the --recipe"):
         retry(work, other)
     assert remade(before, work) == set()

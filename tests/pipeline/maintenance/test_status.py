@@ -54,9 +54,7 @@ def state(work: Path, stage: str, *changed: str) -> str:
         ("pipeline.crop.engine=motion", "crops", ['engine.backend: "skeleton" -> "motion"']),
     ],
 )  # fmt: skip
-def test_the_changed_field_is_named_with_both_values(
-    own: Path, changed: str, stage: str, reasons: list[str]
-) -> None:
+def test_the_changed_field_is_named_with_both_values(own: Path, changed: str, stage: str, reasons: list[str]) -> None:
     assert why(own, changed) == {stage: dict.fromkeys(reasons, 4)}
     assert state(own, stage, changed) == "stale"
 
@@ -151,10 +149,7 @@ def test_the_command_says_reasons_and_json_has_them(cli: Cli, own: Path) -> None
     assert (code, entries["crops"]["why"]) == (1, {"config.margin: 0.1 -> 0.2": 4})
     assert entries["captions"]["why"] == {}
     shard_path(own, "captions", 2).unlink()
-    assert (
-        "captions: 1 shard: the data file is gone"
-        in cli("c2vl-pipeline", "status", "--work", own, "--why").told[1]
-    )
+    assert "captions: 1 shard: the data file is gone" in cli("c2vl-pipeline", "status", "--work", own, "--why").told[1]
 
 
 # ------------------------------------------------------------------------- engines that are not on this machine

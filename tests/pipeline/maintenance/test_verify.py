@@ -89,9 +89,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_damage_is_found_alone_and_repaired_alone(
-    own: Path, whole: Path, recipe: Recipe, kind: str
-) -> None:
+def test_each_damage_is_found_alone_and_repaired_alone(own: Path, whole: Path, recipe: Recipe, kind: str) -> None:
     stage = (own / "crops" / "stage.json").read_bytes()
     said = damage(own, kind)
     (own / "crops" / "stage.json").write_bytes(stage)
@@ -118,9 +116,7 @@ def test_any_flipped_bit_of_a_manifest_makes_it_unreadable_or_says_the_same(own:
             assert read_shard_manifest(path) in (None, meant)
 
 
-def test_swapped_shards_are_found_both_with_and_without_their_manifests(
-    own: Path, recipe: Recipe, whole: Path
-) -> None:
+def test_swapped_shards_are_found_both_with_and_without_their_manifests(own: Path, recipe: Recipe, whole: Path) -> None:
     one, two = shard_path(own, "captions", 0), shard_path(own, "captions", 3)
 
     def swap(a: Path, b: Path) -> None:
@@ -178,9 +174,7 @@ def test_rows_of_another_index_are_named(copy: tuple[Path, Path], recipe: Recipe
     config = load_recipe("debug", ["pipeline.shard_samples=16"]).pipeline
     index.build(load_dataset("synthetic"), folder, work, config, recipe="debug")
     assert {(s, n) for s, n in found(work) if n is not None} == {(s, n) for s in STAGE_NAMES for n in (0, 1)}
-    assert all(
-        "rows are not those of the index" in d.problem for d in verify.verify(work) if d.shard is not None
-    )
+    assert all("rows are not those of the index" in d.problem for d in verify.verify(work) if d.shard is not None)
 
 
 def test_repair_of_a_later_stage_leaves_shards_that_were_never_made(own: Path, recipe: Recipe) -> None:
@@ -215,15 +209,11 @@ def test_a_changed_video_costs_its_own_sample_and_what_follows_from_it(
     assert 0 < calls.images <= 4
     assert verify.verify(work, raw=True) == []
     old = {(r["sample_id"], r["slot"]): r for r in rows(whole, "crops")}
-    changed = {
-        r["sample_id"] for r in rows(work, "crops") if r["jpeg"] != old[r["sample_id"], r["slot"]]["jpeg"]
-    }
+    changed = {r["sample_id"] for r in rows(work, "crops") if r["jpeg"] != old[r["sample_id"], r["slot"]]["jpeg"]}
     assert changed == {sample}
 
 
-def test_a_changed_skeleton_file_costs_its_sample(
-    copy: tuple[Path, Path], recipe: Recipe, calls: Calls
-) -> None:
+def test_a_changed_skeleton_file_costs_its_sample(copy: tuple[Path, Path], recipe: Recipe, calls: Calls) -> None:
     folder, work = copy
     samples = workspace.load(work).table
     path = folder / samples.column("skeleton")[2].as_py()
@@ -237,9 +227,7 @@ def test_a_changed_skeleton_file_costs_its_sample(
     assert verify.verify(work, raw=True) == []
 
 
-def test_a_change_is_still_noticed_after_a_neighbour_was_made_again(
-    copy: tuple[Path, Path], recipe: Recipe
-) -> None:
+def test_a_change_is_still_noticed_after_a_neighbour_was_made_again(copy: tuple[Path, Path], recipe: Recipe) -> None:
     folder, work = copy
     samples = workspace.load(work).table
     video = folder / samples.column("video")[1].as_py()
@@ -262,9 +250,7 @@ def test_what_was_made_from_a_raw_file_that_is_gone_is_kept(
     repair(work, recipe, raw=True)
     assert remade(before, work) == set()
     # and a damaged shard is not thrown away while its videos are
-    number = next(
-        n for n, (a, b) in enumerate(workspace.load(work).plan) if a <= _row_of(work, video, folder) < b
-    )
+    number = next(n for n, (a, b) in enumerate(workspace.load(work).plan) if a <= _row_of(work, video, folder) < b)
     path = shard_path(work, "crops", number)
     path.with_suffix(".json").unlink()
     kept = path.read_bytes()
@@ -288,9 +274,7 @@ def _row_of(work: Path, video: Path, folder: Path) -> int:
 # --------------------------------------------------------------------------------------- another recipe
 
 
-def test_nothing_is_mended_under_another_configuration_than_the_rest_was_made_under(
-    own: Path, recipe: Recipe
-) -> None:
+def test_nothing_is_mended_under_another_configuration_than_the_rest_was_made_under(own: Path, recipe: Recipe) -> None:
     other = load_recipe("debug", ["pipeline.crop.margin=0.2"])
     path = shard_path(own, "crops", 2)
     flip(path, 500)

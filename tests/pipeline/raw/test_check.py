@@ -40,9 +40,7 @@ def test_missing_and_empty_files_are_counted_with_the_ways_on(part: Path, config
     )
 
 
-def test_unexpected_files_are_named_and_do_not_stop(
-    raw: Path, tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_unexpected_files_are_named_and_do_not_stop(raw: Path, tmp_path: Path, config: PipelineConfig) -> None:
     root = tmp_path / "raw"
     shutil.copytree(raw, root)
     (root / "deep").mkdir()
@@ -53,18 +51,14 @@ def test_unexpected_files_are_named_and_do_not_stop(
     assert found.notes() == ["1 unexpected files (deep/S009C001P001R001A001_rgb.avi)"]
 
 
-def test_a_folder_without_a_sample_or_no_folder_says_what_was_expected(
-    tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_a_folder_without_a_sample_or_no_folder_says_what_was_expected(tmp_path: Path, config: PipelineConfig) -> None:
     (tmp_path / "raw").mkdir()
     text = refused("utd-mhad", tmp_path / "raw", config, only_present=True)
     assert text == (
         f"{tmp_path / 'raw'} holds no sample of UTD-MHAD; expected files ending in _color.avi, _depth.mp4, _skeleton.mat somewhere below it"
     )
     text = refused("ntu60", tmp_path / "none", config)
-    assert (
-        text == f"raw folder {tmp_path / 'none'} does not exist; give the folder of NTU RGB+D 60 with --data"
-    )
+    assert text == f"raw folder {tmp_path / 'none'} does not exist; give the folder of NTU RGB+D 60 with --data"
     text = refused("ntu60", tmp_path / "raw", config)
     assert "56,880 videos missing (S001C001P001R001A001, …); 56,578 skeletons missing" in text
 
@@ -125,9 +119,7 @@ def test_a_whole_missing_setup_is_said_and_long_lists_are_cut(tmp_path: Path, co
         (b"RI", "not a video; it begins with b'RI'"),
     ],
 )
-def test_an_avi_that_is_cut_or_none_is_doubted(
-    whole: Path, config: PipelineConfig, content: bytes, why: str
-) -> None:
+def test_an_avi_that_is_cut_or_none_is_doubted(whole: Path, config: PipelineConfig, content: bytes, why: str) -> None:
     path = next(whole.rglob("S001C001P001R001A001_rgb.avi"))
     path.write_bytes(content)
     found = doubtful("synthetic", whole, config)
@@ -193,8 +185,6 @@ def test_a_pku_label_file_too_few_or_a_row_too_few_is_doubted(tmp_path: Path, co
     names = list(load_dataset("pku-mmd-2").expected_recordings())
     root = tmp_path / "pku"
     pku_labels(root, dict.fromkeys(names, [1] * 6))
-    assert doubtful("pku-mmd-2", root, config).too_few == (
-        "6,054 rows in all label files, 6,952 were published"
-    )
+    assert doubtful("pku-mmd-2", root, config).too_few == ("6,054 rows in all label files, 6,952 were published")
     (root / "Label" / f"{names[7]}.txt").unlink()
     assert doubtful("pku-mmd-2", root, config).labels == [f"{names[7]}.txt"]

@@ -33,9 +33,7 @@ def test_another_dataset_or_ending_is_recognised(
 
 def test_pku_of_the_other_phase_is_recognised(pku: Path, config: PipelineConfig) -> None:
     text = refused("pku-mmd-1", pku, config)
-    assert text.endswith(
-        "; this looks like PKU-MMD II, not PKU-MMD I: 6 files have its names; try --dataset pku-mmd-2"
-    )
+    assert text.endswith("; this looks like PKU-MMD II, not PKU-MMD I: 6 files have its names; try --dataset pku-mmd-2")
 
 
 def test_a_folder_one_level_too_deep_names_its_neighbour(whole: Path, config: PipelineConfig) -> None:

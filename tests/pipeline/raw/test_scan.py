@@ -17,9 +17,7 @@ def test_every_cut_of_a_real_avi_is_doubted(whole: Path) -> None:
     data = path.read_bytes()
     for share in (0.01, 0.3, 0.6, 0.9, 0.99):
         path.write_bytes(data[: int(size * share)])
-        assert (
-            check_video_header(str(path), path.stat().st_size) == f"{int(size * share):,} of {size:,} bytes"
-        )
+        assert check_video_header(str(path), path.stat().st_size) == f"{int(size * share):,} of {size:,} bytes"
 
 
 def test_every_cut_of_a_real_mp4_is_doubted(shared: Path, tmp_path: Path) -> None:
@@ -32,9 +30,7 @@ def test_every_cut_of_a_real_mp4_is_doubted(shared: Path, tmp_path: Path) -> Non
             assert check_video_header(str(cut), cut.stat().st_size) is not None
 
 
-def test_links_are_followed_once_and_links_to_nowhere_are_missing(
-    whole: Path, config: PipelineConfig
-) -> None:
+def test_links_are_followed_once_and_links_to_nowhere_are_missing(whole: Path, config: PipelineConfig) -> None:
     (whole / "again").symlink_to(whole)
     (whole / "S001C001P009R001A001_rgb.avi").symlink_to(whole / "nowhere")
     _, found = indexed("synthetic", whole, whole.parent / "w", config)

@@ -28,9 +28,7 @@ def write(path: Path, **changes: object) -> Path:
     return path
 
 
-def indexed(
-    root: Path, work: Path, recipe: Recipe, **how: bool
-) -> tuple[workspace.Workspace, check.Findings]:
+def indexed(root: Path, work: Path, recipe: Recipe, **how: bool) -> tuple[workspace.Workspace, check.Findings]:
     return index.build(load_dataset("msr-action3d"), root, work, recipe.pipeline, recipe="debug", **how)
 
 
@@ -55,9 +53,7 @@ def test_clips_are_cut_by_their_offsets_and_reordered(tmp_path: Path) -> None:
         ({"name": np.array([None] * 3, object)}, "not MSRAction3D with x, off and name (Object arrays"),
     ],
 )  # fmt: skip
-def test_another_file_is_refused_in_one_line(
-    tmp_path: Path, changes: dict[str, object], expected: str
-) -> None:
+def test_another_file_is_refused_in_one_line(tmp_path: Path, changes: dict[str, object], expected: str) -> None:
     path = write(tmp_path / "m.npz", **changes)
     with pytest.raises(DataError) as caught:
         msr.clips(path)
@@ -80,9 +76,7 @@ def test_no_videos_are_promised_and_absent_clips_are_missing(tmp_path: Path, rec
     _, found = indexed(tmp_path / "raw", tmp_path / "w", recipe, allow_missing=True)
     assert (found.expected, found.with_video, found.with_skeleton) == (567, 0, 3)
     assert found.errors() == ["564 skeletons missing (a01_s01_e02, …)"]
-    assert found.notes()[0].startswith(
-        "1 unexpected files (other.npz: not MSRAction3D with x, off and name ("
-    )
+    assert found.notes()[0].startswith("1 unexpected files (other.npz: not MSRAction3D with x, off and name (")
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +137,7 @@ def test_both_20_joint_sets_stand_upright_in_metres_and_face_the_camera(
     shared: Path, real: workspace.Workspace
 ) -> None:
     path = shared / "msr_action3d.npz"
-    first = [
-        msr.read_clip(path, *msr.clips(path)[f"a{a:02d}_s{s:02d}_e01"]) for a in (1, 2, 7) for s in (1, 2, 5)
-    ]
+    first = [msr.read_clip(path, *msr.clips(path)[f"a{a:02d}_s{s:02d}_e01"]) for a in (1, 2, 7) for s in (1, 2, 5)]
     second = [
         read_utd(shared / "utd_mhad" / "Skeleton" / f"a{a}_s{s}_t1_skeleton.mat").joints[:, 0]
         for a in (1, 3, 8)

@@ -40,9 +40,7 @@ def body(rng: np.random.Generator, scale: float = 0.05, at: float = 0.0, wide: b
     return rows.astype(np.float32)
 
 
-def track(
-    frames: Frames, name: str, rng: np.random.Generator, when: range | list[int], **how: float | bool
-) -> None:
+def track(frames: Frames, name: str, rng: np.random.Generator, when: range | list[int], **how: float | bool) -> None:
     for number in when:
         frames[number][name] = body(rng, **how)
 
@@ -58,9 +56,7 @@ def parsed(frames: Frames, folder: Path) -> NtuFile:
 def agrees(frames: Frames, folder: Path, config: SkeletonsConfig = CONFIG) -> np.ndarray:
     """Assert that the package gives what the reference gives, to the last bit; returns the joints."""
     made = assemble_ntu(parsed(frames, folder), config)
-    joints, numbers = reference_ntu.assemble(
-        frames, config.second_body == "copy", config.max_frames, Counter()
-    )
+    joints, numbers = reference_ntu.assemble(frames, config.second_body == "copy", config.max_frames, Counter())
     assert made.joints.dtype == np.float32
     np.testing.assert_array_equal(made.joints, joints)
     assert made.frame_index.tolist() == numbers
@@ -399,9 +395,7 @@ def test_made_files_agree_with_the_reference_to_the_last_bit(kind: str, tmp_path
             second_body="copy" if number % 3 == 0 else "zeros", max_frames=8 if number % 5 == 0 else 300
         )
         frames = reference_ntu.read(path)
-        joints, numbers = reference_ntu.assemble(
-            frames, config.second_body == "copy", config.max_frames, HAPPENED
-        )
+        joints, numbers = reference_ntu.assemble(frames, config.second_body == "copy", config.max_frames, HAPPENED)
         HAPPENED[f"{len({name for bodies in frames for name in bodies})} bodies"] += 1
         made = assemble_ntu(read_ntu(path, pixels=number % 2 == 0), config)
         assert made.joints.dtype == joints.dtype == np.float32

@@ -58,9 +58,7 @@ def test_numbers_of_every_length_are_float32_to_the_last_bit(tmp_path: Path) -> 
         "%.3E",
         "%030.7f",
     )
-    near = [
-        form % value for value in values for form in (forms[int(n)] for n in rng.integers(0, len(forms), 2))
-    ]
+    near = [form % value for value in values for form in (forms[int(n)] for n in rng.integers(0, len(forms), 2))]
     assert_read_as_python_does(tmp_path / "made.skeleton", near)
 
 
@@ -69,9 +67,7 @@ def test_numbers_beside_the_middle_of_two_float32_are_rounded_as_python_does(tmp
     low = np.abs(rng.integers(0x30000000, 0x4B000000, 3000).astype(np.int32).view(np.float32))
     middle = (low.astype(np.float64) + np.nextafter(low, np.float32(np.inf)).astype(np.float64)) / 2
     beside = [middle, np.nextafter(middle, 0), np.nextafter(middle, np.inf)]
-    tokens = [
-        form % value for values in beside for value in values for form in ("%.16g", "%.17g", "%.18g", "%.30g")
-    ]
+    tokens = [form % value for values in beside for value in values for form in ("%.16g", "%.17g", "%.18g", "%.30g")]
     assert_read_as_python_does(tmp_path / "made.skeleton", tokens)
 
 
@@ -82,26 +78,20 @@ WORDS = ("nan", "NaN", "-nan", "inf", "-Infinity", "+INF", "1_000.5", "-0", "-0.
 
 def test_numbers_that_are_words_or_extreme_are_read_as_python_does(tmp_path: Path) -> None:
     assert_read_as_python_does(tmp_path / "made.skeleton", list(WORDS))
-    assert_read_as_python_does(
-        tmp_path / "made.skeleton", list(WORDS) * 40
-    )  # more than the first table holds
+    assert_read_as_python_does(tmp_path / "made.skeleton", list(WORDS) * 40)  # more than the first table holds
 
 
 @settings(deadline=None, max_examples=150)
 @given(
     tokens=st.lists(
-        st.from_regex(
-            r"[+-]?([0-9]{1,24}(\.[0-9]{0,24})?|\.[0-9]{1,24})([eE][+-]?[0-9]{1,3})?", fullmatch=True
-        )
+        st.from_regex(r"[+-]?([0-9]{1,24}(\.[0-9]{0,24})?|\.[0-9]{1,24})([eE][+-]?[0-9]{1,3})?", fullmatch=True)
         | st.floats().map(repr)
         | st.sampled_from(WORDS),
         min_size=1,
         max_size=60,
     )
 )
-def test_any_number_is_read_as_python_does(
-    tmp_path_factory: pytest.TempPathFactory, tokens: list[str]
-) -> None:
+def test_any_number_is_read_as_python_does(tmp_path_factory: pytest.TempPathFactory, tokens: list[str]) -> None:
     assert_read_as_python_does(tmp_path_factory.getbasetemp() / "number.skeleton", tokens)
 
 
@@ -147,9 +137,7 @@ class InMemory:
         return "made.skeleton"
 
 
-SMALL = "\n".join(
-    ["2", "1", "7 0 1 1 1 1 0 0 0 2", "25", *["0.1 2e-3 -3 4 5 6.5 -inf 0 0 0 1 2"] * 25, "0"]
-).encode()
+SMALL = "\n".join(["2", "1", "7 0 1 1 1 1 0 0 0 2", "25", *["0.1 2e-3 -3 4 5 6.5 -inf 0 0 0 1 2"] * 25, "0"]).encode()
 
 
 def value_or_error(data: bytes, pixels: bool) -> None:
@@ -174,9 +162,7 @@ def value_or_error(data: bytes, pixels: bool) -> None:
 
 @settings(deadline=None, max_examples=400)
 @given(data=st.data(), pixels=st.booleans())
-def test_a_damaged_file_gives_a_value_or_one_error_with_file_and_line(
-    data: st.DataObject, pixels: bool
-) -> None:
+def test_a_damaged_file_gives_a_value_or_one_error_with_file_and_line(data: st.DataObject, pixels: bool) -> None:
     text = bytearray(SMALL)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(text)))

@@ -93,18 +93,14 @@ def test_pku_without_labels_or_with_a_foreign_one_is_refused(pku: Path, config: 
     )
 
 
-def test_a_missing_pku_video_is_missing_for_all_its_samples(
-    pku: Path, tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_a_missing_pku_video_is_missing_for_all_its_samples(pku: Path, tmp_path: Path, config: PipelineConfig) -> None:
     (pku / "RGB" / "A01N02-L.avi").unlink()
     assert "3 videos missing (A001N002V001C003L001, …)" in refused("pku-mmd-2", pku, config)
     index, _ = indexed("pku-mmd-2", pku, tmp_path / "w", config, allow_missing=True)
     assert [r["video"] for r in index.table.to_pylist()] == ["RGB/A01N01-M.avi"] * 2 + [None] * 3
 
 
-def test_pku_2_of_the_real_lists_has_the_published_counts(
-    shared: Path, tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_pku_2_of_the_real_lists_has_the_published_counts(shared: Path, tmp_path: Path, config: PipelineConfig) -> None:
     with zipfile.ZipFile(shared / "captions" / "pkuv2_language.zip") as archive:
         keys = sorted(json.loads(archive.read(archive.namelist()[0])))
     videos: dict[str, dict[int, int]] = {}
@@ -133,9 +129,7 @@ def test_pku_2_of_the_real_lists_has_the_published_counts(
     assert (len(drops), counts) == (47, {"train": 5_295, "test": 1_610})
 
 
-def test_two_label_files_of_one_recording_must_agree(
-    pku: Path, tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_two_label_files_of_one_recording_must_agree(pku: Path, tmp_path: Path, config: PipelineConfig) -> None:
     first = pku / "Train_Label_PKU_final" / "A01N01-M.txt"
     other = pku / "old_labels" / "A01N01-M.txt"
     other.parent.mkdir()

@@ -21,9 +21,7 @@ from c2vl_pipeline.readers.sample_table import COLUMNS, parse_table
 from support.fuzz_tables import SEEDS, TARGETS, outcome, run
 
 FEW = settings(max_examples=150, deadline=None)
-number = st.one_of(
-    st.integers(-(10**12), 10**12), st.floats(), st.sampled_from(["", " 7 ", "1_0", "٣", "1e3", "-0"])
-)
+number = st.one_of(st.integers(-(10**12), 10**12), st.floats(), st.sampled_from(["", " 7 ", "1_0", "٣", "1e3", "-0"]))
 words = st.text(max_size=12)
 
 
@@ -89,9 +87,7 @@ cells = st.one_of(
 
 @FEW
 @given(
-    st.dictionaries(
-        st.sampled_from([*COLUMNS, "split_x", "split_\n", "extra\nname"]), cells, min_size=1, max_size=6
-    )
+    st.dictionaries(st.sampled_from([*COLUMNS, "split_x", "split_\n", "extra\nname"]), cells, min_size=1, max_size=6)
 )
 def test_any_types_of_a_parquet_give_a_value_or_one_error(columns: dict[str, list[Any]]) -> None:
     out = io.BytesIO()
@@ -110,9 +106,7 @@ def test_any_joint_table_gives_a_value_or_one_error(joints: dict[str, Any], dims
             return "'" + value.translate({39: None, 10: None, 13: None}) + "'"
         return "[" + ", ".join(map(quoted, value)) + "]" if isinstance(value, list) else str(value)
 
-    text = f"dims = {dims % 5}\n[joints]\n" + "\n".join(
-        f"{quoted(k)} = {quoted(v)}" for k, v in joints.items()
-    )
+    text = f"dims = {dims % 5}\n[joints]\n" + "\n".join(f"{quoted(k)} = {quoted(v)}" for k, v in joints.items())
     outcome("layout", text.encode("utf-8", "replace"))
 
 
@@ -158,7 +152,5 @@ def test_odd_tables_are_refused_in_one_line(text: str, expected: str) -> None:
 def test_a_parquet_of_lists_is_refused_before_it_is_read() -> None:
     out = io.BytesIO()
     pq.write_table(pa.table({"sample_id": [["a"]]}), out)
-    with pytest.raises(
-        DataError, match=r"f\.parquet:1: column 'sample_id' holds list<.*>; expected text or numbers"
-    ):
+    with pytest.raises(DataError, match=r"f\.parquet:1: column 'sample_id' holds list<.*>; expected text or numbers"):
         parse_table(out.getvalue(), ".parquet", "f.parquet")

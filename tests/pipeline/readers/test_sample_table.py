@@ -74,9 +74,7 @@ def test_mistakes_in_an_own_table_are_shown_with_file_and_line(
 
 
 def test_a_mistake_in_an_own_parquet_is_shown_with_its_row(tmp_path: Path, config: PipelineConfig) -> None:
-    root = own(
-        tmp_path / "own", [{"sample_id": "a", "view": "1"}, {"sample_id": "b", "view": "x"}], "parquet"
-    )
+    root = own(tmp_path / "own", [{"sample_id": "a", "view": "1"}, {"sample_id": "b", "view": "x"}], "parquet")
     assert refused("generic", root, config) == f"{root}/samples.parquet:2: view = 'x' is not a whole number"
     (root / "samples.parquet").write_bytes(b"PAR1 no")
     assert refused("generic", root, config).startswith(f"{root}/samples.parquet: not a table of samples (")
@@ -85,9 +83,7 @@ def test_a_mistake_in_an_own_parquet_is_shown_with_its_row(tmp_path: Path, confi
 def test_a_folder_without_a_table_says_which_columns_to_write(tmp_path: Path, config: PipelineConfig) -> None:
     (tmp_path / "own").mkdir()
     text = refused("generic", tmp_path / "own", config)
-    assert text.startswith(
-        f"{tmp_path / 'own'} holds neither samples.csv nor samples.parquet; write a table with"
-    )
+    assert text.startswith(f"{tmp_path / 'own'} holds neither samples.csv nor samples.parquet; write a table with")
     assert "only sample_id is required" in text
 
 

@@ -20,6 +20,5 @@ def test_a_synthetic_folder_without_its_description_names_the_command(
     )
     path.write_text("subjects = 3\n")
     assert (
-        refused("synthetic", root, config)
-        == f"{path}: not a description by `synth` ('classes'); make the folder again"
+        refused("synthetic", root, config) == f"{path}: not a description by `synth` ('classes'); make the folder again"
     )

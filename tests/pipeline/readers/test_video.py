@@ -93,10 +93,7 @@ def test_a_file_that_is_no_video_says_its_size(tmp_path: Path, data: bytes) -> N
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:
         Video(path)
-    assert (
-        str(caught.value)
-        == f"{path}: OpenCV cannot open it as a video ({len(data)} bytes); download it again"
-    )
+    assert str(caught.value) == f"{path}: OpenCV cannot open it as a video ({len(data)} bytes); download it again"
 
 
 def test_an_absent_video_is_an_absent_file(tmp_path: Path) -> None:
@@ -107,9 +104,7 @@ def test_an_absent_video_is_an_absent_file(tmp_path: Path) -> None:
 def test_lent_frames_are_the_same_pixels_in_the_decoders_order(raw: Path) -> None:
     path = next((raw / "nturgb+d_rgb").iterdir())
     with Video(path) as own_copy, Video(path) as lent:
-        for (n, rgb), (m, bgr) in zip(
-            own_copy.frames([2, 5, 9]), lent.frames([2, 5, 9], lent=True), strict=True
-        ):
+        for (n, rgb), (m, bgr) in zip(own_copy.frames([2, 5, 9]), lent.frames([2, 5, 9], lent=True), strict=True):
             assert n == m
             assert not np.array_equal(rgb, bgr)
             np.testing.assert_array_equal(rgb, bgr[..., ::-1])
@@ -125,9 +120,7 @@ def test_pad_centres_the_image_on_clips_mean_colour() -> None:
     np.testing.assert_array_equal(square[3:7], image)
     np.testing.assert_array_equal(square[:3], np.full((3, 10, 3), (122, 116, 104)))
     np.testing.assert_array_equal(square[7:], np.full((3, 10, 3), (122, 116, 104)))
-    np.testing.assert_array_equal(
-        shape_image(image.transpose(1, 0, 2).copy(), "pad"), square.transpose(1, 0, 2)
-    )
+    np.testing.assert_array_equal(shape_image(image.transpose(1, 0, 2).copy(), "pad"), square.transpose(1, 0, 2))
 
 
 def test_squash_gives_a_square_center_crop_and_squares_are_left() -> None:

@@ -52,9 +52,7 @@ def work(cropped: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(cropped, tmp_path / "w"))
 
 
-def captioner(
-    monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None] = lambda calls: None
-) -> Counter[Pair]:
+def captioner(monkeypatch: pytest.MonkeyPatch, before: Callable[[int], None] = lambda calls: None) -> Counter[Pair]:
     """Count what is asked; `before(n)` runs before the n-th batch."""
     asked: Counter[Pair] = Counter()
     calls = [0]
@@ -77,9 +75,7 @@ def stop_at(number: int) -> Callable[[int], None]:
     return stop
 
 
-def interrupted(
-    work: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, batches: int = 5
-) -> Counter[Pair]:
+def interrupted(work: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, batches: int = 5) -> Counter[Pair]:
     """Caption so many batches and stop; returns what was asked."""
     asked = captioner(monkeypatch, stop_at(batches + 1))
     with pytest.raises(EngineError, match="stopped"):
@@ -184,9 +180,7 @@ def test_journals_of_several_processes_are_read_together(
     assert journals(work) == []
 
 
-def test_failures_and_empty_answers_are_not_noted(
-    work: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failures_and_empty_answers_are_not_noted(work: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = workspace.load(work).table.column("sample_id").to_pylist()
     calls = [0]
 

@@ -67,9 +67,7 @@ def test_a_cut_video_costs_only_the_frames_that_are_gone(tmp_path: Path) -> None
 
 
 def test_unreadable_absent_and_impossible_samples_keep_all_their_rows(tmp_path: Path) -> None:
-    folder = own(
-        tmp_path / "own", "bad,bad.avi,,", "gone,gone.avi,,", "none,,,", "back,y.avi,9,4", "late,y.avi,70,80"
-    )
+    folder = own(tmp_path / "own", "bad,bad.avi,,", "gone,gone.avi,,", "none,,,", "back,y.avi,9,4", "late,y.avi,70,80")
     (folder / "bad.avi").write_bytes(b"garbage" * 99)
     film(folder / "y.avi")
     rows = crops_of(folder, tmp_path / "w")

@@ -15,9 +15,7 @@ from c2vl_pipeline.workspace import load, split_counts
 from support.indexing import AVI, indexed, own, refused, rows
 
 
-def test_allow_missing_keeps_every_promised_sample(
-    part: Path, tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_allow_missing_keeps_every_promised_sample(part: Path, tmp_path: Path, config: PipelineConfig) -> None:
     index, found = indexed("synthetic", part, tmp_path / "w", config, allow_missing=True)
     assert (found.expected, found.with_video, found.with_skeleton) == (32, 31, 30)
     gone, half = rows(index)["S001C001P001R001A001"], rows(index)["S001C001P001R001A002"]
@@ -63,9 +61,7 @@ def test_a_work_folder_without_an_index_names_the_command(tmp_path: Path) -> Non
     )
 
 
-def test_the_same_index_is_not_written_twice_and_another_is(
-    raw: Path, tmp_path: Path, config: PipelineConfig
-) -> None:
+def test_the_same_index_is_not_written_twice_and_another_is(raw: Path, tmp_path: Path, config: PipelineConfig) -> None:
     work = tmp_path / "w"
     first, _ = indexed("synthetic", raw, work, config)
     written = (work / "samples.parquet").stat().st_mtime_ns
@@ -86,10 +82,7 @@ def test_the_real_utd_folder_is_complete(shared: Path, tmp_path: Path, config: P
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 100])
 def test_shards_cover_all_samples_and_never_split_a_video(tmp_path: Path, size: int) -> None:
     rng = np.random.default_rng(size)
-    entries = [
-        {"sample_id": f"s{n:02d}", "video": f"v{int(rng.integers(6))}.avi" if n % 5 else ""}
-        for n in range(40)
-    ]
+    entries = [{"sample_id": f"s{n:02d}", "video": f"v{int(rng.integers(6))}.avi" if n % 5 else ""} for n in range(40)]
     root = own(tmp_path / "own", entries, "csv")
     for n in range(6):
         (root / f"v{n}.avi").write_bytes(AVI)

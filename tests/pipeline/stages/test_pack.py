@@ -114,9 +114,7 @@ def test_one_person_data_is_stored_with_one_body_and_two_person_data_with_two(wo
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_missing_or_unfinished_stage_is_refused_with_its_command(
-    copy: Path, recipe: Recipe, stage: str
-) -> None:
+def test_a_missing_or_unfinished_stage_is_refused_with_its_command(copy: Path, recipe: Recipe, stage: str) -> None:
     command = f"run `c2vl-pipeline {STAGES[stage].command} --work {copy}` first"
     before = times(copy / "packed")
     manifest = read_stage_manifest(copy / stage)
@@ -145,10 +143,7 @@ def test_a_folder_that_is_not_packed_or_damaged_says_what_to_do(copy: Path, reci
     (folder / FILE).unlink()
     with pytest.raises(StageError) as caught_too:
         read_packed_manifest(folder)
-    assert (
-        str(caught_too.value)
-        == f"{folder} holds no packed data; run `c2vl-pipeline pack --work {copy}` first"
-    )
+    assert str(caught_too.value) == f"{folder} holds no packed data; run `c2vl-pipeline pack --work {copy}` first"
 
 
 # ---------------------------------------------------------------------------------------------- resume
@@ -181,9 +176,7 @@ def test_changed_vectors_are_packed_again(copy: Path, recipe: Recipe) -> None:
     np.testing.assert_array_equal(after["language"], before["language"])
 
 
-def test_arrays_do_not_depend_on_how_the_shards_were_cut(
-    work: Path, raw: Path, recipe: Recipe, tmp_path: Path
-) -> None:
+def test_arrays_do_not_depend_on_how_the_shards_were_cut(work: Path, raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     other = load_recipe("debug", ["pipeline.shard_samples=32"])
     index.build(load_dataset("synthetic"), raw, tmp_path / "w", other.pipeline, recipe="debug")
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
@@ -352,9 +345,7 @@ def test_a_flipped_bit_in_a_shard_is_refused(tmp_path: Path) -> None:
         pack.run(work, recipe)
 
 
-def test_nan_joints_are_refused_naming_the_sample(
-    copy: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_joints_are_refused_naming_the_sample(copy: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / "packed" / FILE).unlink()
     stored = stored_joints
 
@@ -365,9 +356,7 @@ def test_nan_joints_are_refused_naming_the_sample(
         return joints
 
     monkeypatch.setattr(pack, "stored_joints", damaged)
-    with pytest.raises(
-        DataError, match=r"sample S001C001P002R001A001 holds NaN or infinite joints; .* again"
-    ):
+    with pytest.raises(DataError, match=r"sample S001C001P002R001A001 holds NaN or infinite joints; .* again"):
         pack.run(copy, recipe)
     with pytest.raises(StageError, match="holds no packed data"):
         read_packed_manifest(copy / "packed")
@@ -384,9 +373,7 @@ def test_the_label_derived_from_joints_survives_a_lost_stage_manifest(tmp_path: 
     assert packed.engines["captions"]["derived_from"] == "joints"
 
 
-def test_packed_joints_of_another_layout_lie_beside_the_own_ones(
-    raw: Path, tmp_path: Path, recipe: Recipe
-) -> None:
+def test_packed_joints_of_another_layout_lie_beside_the_own_ones(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
     work = run_factory(raw, tmp_path / "w", recipe)
     manifest = pack.run(work, recipe, layout="kinect_v1")
     own, other = Packed(work), Packed(work / "packed-kinect_v1")

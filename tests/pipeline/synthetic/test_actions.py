@@ -21,9 +21,7 @@ def test_bones_keep_their_length_and_feet_stay_above_the_floor(action: Any) -> N
         assert body.shape == (40, 25, 3)
         assert body[..., 1].min() > -0.02
         limbs = [
-            (c, p)
-            for c, p in KINECT_V2.bones
-            if KINECT_V2.names[c].startswith(("elbow", "knee", "ankle", "head"))
+            (c, p) for c, p in KINECT_V2.bones if KINECT_V2.names[c].startswith(("elbow", "knee", "ankle", "head"))
         ]
         for child, parent in limbs:
             length = np.linalg.norm(body[:, child] - body[:, parent], axis=-1)

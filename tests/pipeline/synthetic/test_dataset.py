@@ -135,9 +135,7 @@ def test_a_folder_of_other_settings_is_refused(made: Path) -> None:
 
 def test_a_folder_of_real_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nturgb+d_rgb").mkdir()
-    with pytest.raises(
-        ConfigError, match=r"holds nturgb\+d_rgb but no synthetic.toml; expected an empty folder"
-    ):
+    with pytest.raises(ConfigError, match=r"holds nturgb\+d_rgb but no synthetic.toml; expected an empty folder"):
         generate(tmp_path, **TINY)
     assert [path.name for path in tmp_path.iterdir()] == ["nturgb+d_rgb"]
 

@@ -174,9 +174,7 @@ def test_skeleton_files_have_the_convention_in_all_their_numbers(tmp_path: Path)
         left = Rotation.from_quat(np.stack([x, y, z, w], -1)).apply([1.0, 0.0, 0.0])
         flat = gap[:, :3] * [1, 0, 1]
         np.testing.assert_allclose(left, flat / np.linalg.norm(flat, axis=-1, keepdims=True), atol=1e-3)
-        assert (np.abs(np.diff(y)) < 0.5).all(), (
-            "a quaternion and its negative are one turn; no jumps between them"
-        )
+        assert (np.abs(np.diff(y)) < 0.5).all(), "a quaternion and its negative are one turn; no jumps between them"
 
 
 # --------------------------------------------------------------------------------------- what captions say

@@ -21,9 +21,7 @@ def test_a_row_that_stands_for_several_counts_as_often(rest, counts):
     y, z = ours(rows, copies), plain(rows.repeat_interleave(again, dim=0))
     torch.testing.assert_close(y.repeat_interleave(again, dim=0), z, rtol=1e-11, atol=1e-11)
     expected = torch.autograd.grad((z * weights).sum(), (rows, *plain.parameters()))
-    found = torch.autograd.grad(
-        (y.repeat_interleave(again, dim=0) * weights).sum(), (rows, *ours.parameters())
-    )
+    found = torch.autograd.grad((y.repeat_interleave(again, dim=0) * weights).sum(), (rows, *ours.parameters()))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     for key, value in plain.state_dict().items():
@@ -45,9 +43,7 @@ def test_statistics_are_those_of_all_processes(counts, monkeypatch):
     monkeypatch.setattr(distributed, "all_reduce_sum", lambda sums: 2 * sums)
     y = ours(rows, copies).repeat_interleave(again, dim=0)
     torch.testing.assert_close(y, z[: len(y)], rtol=1e-11, atol=1e-11)
-    for one, other in zip(
-        torch.autograd.grad((y * weights).sum(), (rows, *ours.parameters())), expected, strict=True
-    ):
+    for one, other in zip(torch.autograd.grad((y * weights).sum(), (rows, *ours.parameters())), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
     for key, value in plain.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-11, atol=1e-11)

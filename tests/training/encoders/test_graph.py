@@ -103,10 +103,7 @@ def test_distances_match_naive_reference(layout, frames):
         far = np.minimum(far, far[:, m, None] + far[None, m])
     expected = np.zeros((scales, frames * V, frames * V))
     for k, (f, v), (g, w) in (
-        (k, (f, v), (g, w))
-        for k in range(scales)
-        for f, v in np.ndindex(frames, V)
-        for g, w in np.ndindex(frames, V)
+        (k, (f, v), (g, w)) for k in range(scales) for f, v in np.ndindex(frames, V) for g, w in np.ndindex(frames, V)
     ):
         same = (f, v) == (g, w)
         # a joint in another frame is one bone away

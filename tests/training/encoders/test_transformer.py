@@ -29,9 +29,7 @@ def naive_branch(branch, tokens, places):
     mixed = h @ a.self_attn.in_proj_weight.detach().numpy().T + a.self_attn.in_proj_bias.detach().numpy()
     out = np.zeros_like(h)
     for n, i in np.ndindex(h.shape[:2]):
-        scores = np.array([mixed[n, i, :D] @ mixed[n, j, D : 2 * D] for j in range(h.shape[1])]) / math.sqrt(
-            D
-        )
+        scores = np.array([mixed[n, i, :D] @ mixed[n, j, D : 2 * D] for j in range(h.shape[1])]) / math.sqrt(D)
         share = np.exp(scores - scores.max())
         out[n, i] = (share / share.sum()) @ mixed[n, :, 2 * D :]
     h = naive_layer_norm(h + naive_linear(out, a.self_attn.out_proj), a.norm1)

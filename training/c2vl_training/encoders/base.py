@@ -169,9 +169,7 @@ class GraphEncoder(PerBodyEncoder):
         super().__init__(
             widths[-1], joints, channels, side_by_side=side_by_side, empty_bodies=empty_bodies, random=random
         )
-        self.blocks = nn.ModuleList(
-            make(i, widths[i], width, stride) for i, (width, stride) in enumerate(blocks)
-        )
+        self.blocks = nn.ModuleList(make(i, widths[i], width, stride) for i, (width, stride) in enumerate(blocks))
 
     def encode(self, bodies: Tensor, copies: Tensor | None) -> Tensor:
         """Encode bodies one by one. Shape: (R, T, V, C) -> (R, D)."""

@@ -83,9 +83,7 @@ def _normalise(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, copies: Tensor)
 
 
 @torch.no_grad()
-def _moments(
-    norm: nn.modules.batchnorm._BatchNorm, x: Tensor, copies: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def _moments(norm: nn.modules.batchnorm._BatchNorm, x: Tensor, copies: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return n, mean and biased variance of the plain batch, and update the running statistics."""
     first, each = len(x) - len(copies), x.shape[2] * x.shape[3]
     last = x[first:].to(norm.weight.dtype)
@@ -133,9 +131,7 @@ class SyncBatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise. Shape: (N, C, ...) -> the same."""
         if not self.training:
-            return F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         return _normalise(self, x.reshape(*x.shape[:2], -1, 1), self.weight.new_zeros(0)).view_as(x)
 
 

@@ -104,16 +104,12 @@ class Block(nn.Module):
         c_inner = c_out if first else c_in
         self.spatial = MultiScaleGraph(c_in, c_inner, graphs[0])
         self.windows = nn.ModuleList(
-            WindowGraph(c_in, c_inner, c_out, A, window, stride)
-            for A, window in zip(graphs[1:], WINDOWS, strict=True)
+            WindowGraph(c_in, c_inner, c_out, A, window, stride) for A, window in zip(graphs[1:], WINDOWS, strict=True)
         )
         self.temporal = nn.ModuleList(
-            MultiScaleTemporal(a, c_out, kernel, s, DILATIONS)
-            for a, s in ((c_inner, stride), (c_out, 1), (c_out, 1))
+            MultiScaleTemporal(a, c_out, kernel, s, DILATIONS) for a, s in ((c_inner, stride), (c_out, 1), (c_out, 1))
         )
-        self.shortcuts = nn.ModuleList(
-            Shortcut(a, c_out, s) for a, s in ((c_inner, stride), (c_out, 1), (c_out, 1))
-        )
+        self.shortcuts = nn.ModuleList(Shortcut(a, c_out, s) for a, s in ((c_inner, stride), (c_out, 1), (c_out, 1)))
 
     def _in_time(self, i: int, x: Tensor, copies: Tensor | None) -> Tensor:
         y: Tensor = self.temporal[i](x, copies) + self.shortcuts[i](x, copies)

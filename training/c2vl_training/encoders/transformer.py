@@ -32,9 +32,7 @@ class Branch(nn.Module):
 
     def __init__(self, token: int, width: int) -> None:
         super().__init__()
-        self.embed = nn.Sequential(
-            nn.Linear(token, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width)
-        )
+        self.embed = nn.Sequential(nn.Linear(token, width), nn.LayerNorm(width), nn.ReLU(), nn.Linear(width, width))
         self.fuse = nn.Linear(width, width, bias=False)
         self.attend = nn.TransformerEncoderLayer(width, 1, width, dropout=0.0, batch_first=True)
 
