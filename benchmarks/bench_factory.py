@@ -99,7 +99,7 @@ def main() -> None:
         started = time.perf_counter()
         built, _ = index.build(load_dataset("synthetic"), raw, work, recipe.pipeline, recipe="heuristic")
         print(
-            f"{built.table.num_rows:,} clips, {len(built.plan)} shards: indexed in {time.perf_counter() - started:.1f} s",
+            f"{built.table.num_rows:,} clips, {len(built.shard_ranges)} shards: indexed in {time.perf_counter() - started:.1f} s",
             flush=True,
         )
         with Workers(2) as workers:

@@ -23,7 +23,7 @@ from c2vl_manifests.packed import FILE, PackedManifest
 from c2vl_manifests.recipe import InputConfig
 from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from timing import keep_memory
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
@@ -83,7 +83,7 @@ def peak() -> float:
 def opened(folder: Path) -> tuple[Clips, float]:
     """Open the folder and choose the training split; returns the seconds too."""
     started = time.perf_counter()
-    packed = Packed(folder)
+    packed = PackedDataset(folder)
     rows = packed.select("xsub", "train", ("vision", "language")).rows
     clips = Clips(packed, rows, InputConfig(), torch.device("cpu"))
     return clips, time.perf_counter() - started

@@ -124,7 +124,7 @@ class Chaos:
             _link_raw(given, rows, scratch / farm)
         clean = _build(given, scratch / "raw-clean", self.clean, self.recipe, self.overrides)
         self.rows = clean.table.to_pylist()
-        self.report = Report(seed, clean.table.num_rows, len(clean.plan), workers)
+        self.report = Report(seed, clean.table.num_rows, len(clean.shard_ranges), workers)
         self.processes: set[psutil.Process] = set()
         self.running: subprocess.Popen[bytes] | None = None
         self.late = self._choose_garbage(garbage)
@@ -385,7 +385,7 @@ def _blocks(folder: Path) -> int:
 
 def _blamed(work: Path, name: str) -> bool:
     """Whether a stage left out a sample because workers kept dying over it: kills may well fall so."""
-    for number in range(len(load(work).plan)):
+    for number in range(len(load(work).shard_ranges)):
         manifest = read_shard_manifest(shard_path(work, name, number))
         if manifest is not None and manifest.statuses.get("failed"):
             return True

@@ -175,5 +175,5 @@ def compare_stage(stage: str, clean: Path, other: Path, damaged: Damaged) -> Com
 
 
 def _shards(stage: str, work: Path) -> Iterator[pa.Table]:
-    for number in range(len(load(work).plan)):
+    for number in range(len(load(work).shard_ranges)):
         yield read_shard(shard_path(work, stage, number))

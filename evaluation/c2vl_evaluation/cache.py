@@ -35,7 +35,7 @@ from c2vl_manifests.manifest import (
     remembered_sha256,
 )
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 FOLDER = "evaluations"
 _FORMAT = 1
@@ -70,7 +70,7 @@ class CacheKey:
     """Everything that determines a result: `name` names its files, `text` tells if they are current."""
 
     run: Path
-    packed: Packed
+    packed: PackedDataset
     benchmark: str
     protocol: Protocol
     config: Mapping[str, Any]

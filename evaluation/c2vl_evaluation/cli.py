@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from c2vl_evaluation.context import EvalContext
     from c2vl_evaluation.results import Protocol, Table
     from c2vl_manifests.events import Emit
-    from c2vl_training.dataset import Packed
+    from c2vl_training.dataset import PackedDataset
 
 app = application("Evaluate frozen skeleton encoders, with controls, and write the report.")
 
@@ -65,9 +65,9 @@ def _contexts(
     """Return the contexts of runs; warns if a run was trained on clips of the test split."""
     from c2vl_evaluation.context import EvalContext
     from c2vl_manifests.events import Note, silent
-    from c2vl_training.dataset import Packed
+    from c2vl_training.dataset import PackedDataset
 
-    packed = Packed(data)
+    packed = PackedDataset(data)
     contexts = [EvalContext.open(run, packed, benchmark, recipe, set_ or (), emit or silent) for run in runs]
     for context in contexts:
         if text := context.overlap():
@@ -172,11 +172,11 @@ def zeroshot(
     set_: SetOption = None,
 ) -> None:
     """Classify without labels, by the nearest class name or description; control: permuted names."""
-    from c2vl_evaluation.language import zeroshot as named
+    from c2vl_evaluation.language import zeroshot
     from c2vl_evaluation.report.console import show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), named.evaluate(one, descriptions, encoder)) for one in contexts]
+    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder)) for one in contexts]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
@@ -190,7 +190,7 @@ def retrieval(
     set_: SetOption = None,
 ) -> None:
     """Search each test clip by its own captions among all test clips; control: permuted captions."""
-    from c2vl_evaluation.language import retrieval as captions
+    from c2vl_evaluation.language import retrieval
     from c2vl_evaluation.report.console import show_retrieval
     from c2vl_manifests.errors import ConfigError
 
@@ -198,7 +198,7 @@ def retrieval(
         raise ConfigError(f"--caption {caption!r} is none of mean, one")
     contexts = _contexts(run, data, benchmark, recipe, set_)
     words: Literal["one", "mean"] = "one" if caption == "one" else "mean"
-    found = [(one.run.name, one.role(), captions.evaluate(one, words)) for one in contexts]
+    found = [(one.run.name, one.role(), retrieval.evaluate(one, words)) for one in contexts]
     show_retrieval(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
 
 
@@ -216,10 +216,10 @@ def search(
     set_: SetOption = None,
 ) -> None:
     """List and draw the clips that are nearest to a text."""
-    from c2vl_evaluation.language import search as nearest
+    from c2vl_evaluation.language import search
 
     (context,) = _contexts([run], data, benchmark, recipe, set_)
-    found = nearest.search(context, text, top, split, encoder)
+    found = search.search(context, text, top, split, encoder)
     show_table(
         f"{context.packed.manifest.title}, {context.benchmark}: nearest to {text!r}",
         ["sample", "class", "cosine"],
@@ -228,7 +228,7 @@ def search(
     )
     for note in found.notes:
         say(note)
-    say(f"page: {nearest.write_page(found, context, out).resolve()}")
+    say(f"page: {search.write_page(found, context, out).resolve()}")
 
 
 @app.command()
@@ -266,9 +266,9 @@ def benchmark(
     """
     from c2vl_evaluation.table import entries, run_table
     from c2vl_manifests.errors import C2VLError
-    from c2vl_training.dataset import Packed
+    from c2vl_training.dataset import PackedDataset
 
-    packed = Packed(data)
+    packed = PackedDataset(data)
     lines = entries(packed.manifest, recipe, set_ or (), targets or ())
     where = _target(target, target_benchmark)
     with Reporter() as emit:
@@ -294,16 +294,16 @@ def _chosen(words: Sequence[str]) -> list[Protocol]:
     return [name for name in names if name in words or "all" in words]
 
 
-def _target(folder: Path | None, benchmark: str | None) -> tuple[Packed, str] | None:
+def _target(folder: Path | None, benchmark: str | None) -> tuple[PackedDataset, str] | None:
     """Return the packed data that encoders are transferred to, and their benchmark."""
     from c2vl_manifests.errors import ConfigError
-    from c2vl_training.dataset import Packed
+    from c2vl_training.dataset import PackedDataset
 
     if folder is None:
         if benchmark is not None:
             raise ConfigError(f"--target-benchmark {benchmark} needs --target with the data of that benchmark")
         return None
-    packed = Packed(folder)
+    packed = PackedDataset(folder)
     return packed, benchmark or packed.main_benchmark()
 
 
@@ -315,9 +315,9 @@ def report(
     """Write the report of a finished table again."""
     from c2vl_evaluation.results import load
     from c2vl_manifests.errors import DataError
-    from c2vl_training.dataset import Packed
+    from c2vl_training.dataset import PackedDataset
 
-    table, packed = load(out), Packed(data)
+    table, packed = load(out), PackedDataset(data)
     if packed.manifest.fingerprint != table.data_fingerprint:
         raise DataError(
             f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` "
@@ -326,7 +326,7 @@ def report(
     _show_and_write(table, packed, out)
 
 
-def _show_and_write(table: Table, packed: Packed, out: Path) -> None:
+def _show_and_write(table: Table, packed: PackedDataset, out: Path) -> None:
     from c2vl_evaluation.report.build import build, main_run
     from c2vl_evaluation.report.console import show_results
 

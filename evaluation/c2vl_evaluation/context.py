@@ -18,7 +18,7 @@ from c2vl_manifests.events import Emit, silent
 from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import Recipe
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class EvalContext:
     """A finished run, and the data and configuration that it is evaluated with."""
 
     run: Path
-    packed: Packed
+    packed: PackedDataset
     benchmark: str
     recipe: Recipe
     seed: int
@@ -41,7 +41,7 @@ class EvalContext:
     def open(
         cls,
         run: Path,
-        data: Path | Packed,
+        data: Path | PackedDataset,
         benchmark: str | None = None,
         recipe: str | None = None,
         overrides: Sequence[str] = (),
@@ -62,7 +62,7 @@ class EvalContext:
             ConfigError: an unknown recipe, key or value.
             StageError: there are no packed data.
         """
-        packed = data if isinstance(data, Packed) else Packed(data)
+        packed = data if isinstance(data, PackedDataset) else PackedDataset(data)
         resolved = resolve_recipe(packed.manifest, recipe, overrides)
         facts = checkpoint.load_finished(run)[1]
         where = benchmark or str(facts.get("benchmark", ""))
@@ -127,6 +127,6 @@ class EvalContext:
         )
 
 
-def uses_joint_captions(knowledge: str, packed: Packed) -> bool:
+def uses_joint_captions(knowledge: str, packed: PackedDataset) -> bool:
     """Return True if this kind of knowledge includes captions computed from the joints."""
     return knowledge in {"language", "both"} and packed.manifest.derived_from_joints("language")

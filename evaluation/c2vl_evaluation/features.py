@@ -16,7 +16,7 @@ from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
 
@@ -43,7 +43,7 @@ class Split:
 
 
 def extract(
-    run: Path, packed: Packed, benchmark: str, split: str, device: str = "auto", batch_size: int = 128
+    run: Path, packed: PackedDataset, benchmark: str, split: str, device: str = "auto", batch_size: int = 128
 ) -> Features:
     """Return the features of a split: frozen encoder in eval mode, central windows, not rotated.
 
@@ -74,7 +74,7 @@ def extract(
     return Features(values, labels, selection.rows, len(selection.left_out))
 
 
-def labelled_split(packed: Packed, benchmark: str, split: str) -> Split:
+def labelled_split(packed: PackedDataset, benchmark: str, split: str) -> Split:
     """Return rows and labels of a split.
 
     Raises:
@@ -85,7 +85,7 @@ def labelled_split(packed: Packed, benchmark: str, split: str) -> Split:
     return Split(rows, labels_of(packed, rows, f"{split} samples of {benchmark}"))
 
 
-def labels_of(packed: Packed, rows: Labels, label: str) -> Labels:
+def labels_of(packed: PackedDataset, rows: Labels, label: str) -> Labels:
     """Return the classes of `rows`, (N,); `label` names the rows in the message.
 
     Raises:
@@ -114,7 +114,7 @@ def check_finite(values: Array, label: str) -> None:
         )
 
 
-def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.TrainedEncoder:
+def encoder_for(run: Path, packed: PackedDataset, device: torch.device) -> checkpoint.TrainedEncoder:
     """Return the frozen encoder of a run, for data with the joints that it was trained on.
 
     Raises:
@@ -137,7 +137,7 @@ def encoder_for(run: Path, packed: Packed, device: torch.device) -> checkpoint.T
     return encoder
 
 
-def raw_joints(packed: Packed, benchmark: str, split: str, config: InputConfig) -> Features:
+def raw_joints(packed: PackedDataset, benchmark: str, split: str, config: InputConfig) -> Features:
     """Return the input of an encoder, flattened: the baseline without an encoder.
 
     Centred joints of the central window, not rotated, at 16 frames at most; (N, T V C M).

@@ -11,7 +11,7 @@ from torch import Tensor
 from c2vl_evaluation.features import Labels, Split, labelled_split
 from c2vl_evaluation.results import Evaluated, Score
 from c2vl_manifests.errors import DataError
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 TOP = 5
 
@@ -59,7 +59,7 @@ def chance(classes: int) -> Score:
     return Score(top1=one, top5=TOP * one if classes > TOP else None, balanced=one)
 
 
-def class_count(packed: Packed, *labels: Labels) -> int:
+def class_count(packed: PackedDataset, *labels: Labels) -> int:
     """Return the number of classes: those that the dataset names, or more if labels exceed them."""
     return max(len(packed.manifest.classes), *(int(some.max()) + 1 for some in labels))
 
@@ -69,7 +69,7 @@ def class_name(names: Sequence[str], label: int) -> str:
     return "" if label < 0 else names[label] if label < len(names) else f"class {label}"
 
 
-def check_classes(packed: Packed, train: Labels, test: Labels) -> int:
+def check_classes(packed: PackedDataset, train: Labels, test: Labels) -> int:
     """Return the number of classes of a training and a test split.
 
     Raises:
@@ -85,7 +85,7 @@ def check_classes(packed: Packed, train: Labels, test: Labels) -> int:
     return class_count(packed, train, test)
 
 
-def usable_splits(packed: Packed, benchmark: str) -> tuple[Split, Split, int]:
+def usable_splits(packed: PackedDataset, benchmark: str) -> tuple[Split, Split, int]:
     """Return the training and the test split of a benchmark, and the number of classes.
 
     Raises:
@@ -96,7 +96,7 @@ def usable_splits(packed: Packed, benchmark: str) -> tuple[Split, Split, int]:
     return train, test, check_classes(packed, train.labels, test.labels)
 
 
-def no_encoder_scores(packed: Packed, benchmark: str) -> Evaluated:
+def no_encoder_scores(packed: PackedDataset, benchmark: str) -> Evaluated:
     """Return the scores of a benchmark that need no encoder: of the majority class and of chance.
 
     Raises:

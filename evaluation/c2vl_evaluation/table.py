@@ -38,7 +38,7 @@ from c2vl_manifests.packed import PackedManifest, resolve_recipe
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Kind, Run, check_same
 from c2vl_training.trainer import train
 
@@ -63,7 +63,7 @@ class Entry:
         own = self.recipe.training.pretrain.targets.model_dump(mode="json")
         return plain if there == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
 
-    def run(self, packed: Packed, benchmark: str, seed: int, out: Path) -> Run:
+    def run(self, packed: PackedDataset, benchmark: str, seed: int, out: Path) -> Run:
         """Return the training of a seed; `out` is the folder of the table."""
         return Run(self.kind, packed, self.recipe, benchmark, seed, self.folder(out / "runs", seed))
 
@@ -115,14 +115,14 @@ def entries(
 
 
 def run_table(
-    packed: Packed,
+    packed: PackedDataset,
     benchmark: str,
     lines: Sequence[Entry],
     seeds: Sequence[int],
     out: Path,
     emit: Emit = silent,
     protocols: Sequence[Protocol] = (),
-    target: tuple[Packed, str] | None = None,
+    target: tuple[PackedDataset, str] | None = None,
 ) -> Table:
     """Train what is not trained yet, evaluate what is not evaluated yet, write results.json.
 
@@ -186,7 +186,7 @@ def run_table(
 
 
 def _check(
-    packed: Packed, benchmark: str, lines: Sequence[Entry], seeds: Sequence[int], out: Path, streams: bool
+    packed: PackedDataset, benchmark: str, lines: Sequence[Entry], seeds: Sequence[int], out: Path, streams: bool
 ) -> None:
     """Check labels, classes and run folders before hours of training; raises as `run_table`."""
     metrics.usable_splits(packed, benchmark)
@@ -198,7 +198,7 @@ def _check(
                     check_same(one.facts(), saved[1], saved[0])
 
 
-def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
+def _check_target(packed: PackedDataset, target: PackedDataset, benchmark: str) -> None:
     if target.manifest.fingerprint == packed.manifest.fingerprint:
         raise ConfigError(f"--target {target.folder} is the data of the table itself; give another dataset")
     own, other = packed.layout, target.layout
@@ -214,7 +214,7 @@ def _check_target(packed: Packed, target: Packed, benchmark: str) -> None:
         raise DataError(f"--target {target.folder}: {error}") from error
 
 
-def _named(packed: Packed, target: Packed, benchmark: str, others: Iterable[Target]) -> Target:
+def _named(packed: PackedDataset, target: PackedDataset, benchmark: str, others: Iterable[Target]) -> Target:
     """Return a target under a name that no other target of the table has."""
     scores, source = metrics.no_encoder_scores(target, benchmark), packed.manifest.dataset
     own = target_id(scores.data_fingerprint, benchmark)
@@ -231,7 +231,7 @@ def _named(packed: Packed, target: Packed, benchmark: str, others: Iterable[Targ
 
 
 def _row(
-    line: Entry, run: Run, out: Path, protocols: Sequence[Protocol], target: tuple[Packed, Target] | None, emit: Emit
+    line: Entry, run: Run, out: Path, protocols: Sequence[Protocol], target: tuple[PackedDataset, Target] | None, emit: Emit
 ) -> TableRow:  # fmt: skip
     """Train a run if it is not finished, and evaluate it."""
     trained, label = train(run, emit), f"{line.name}, seed {run.seed}"
@@ -255,7 +255,9 @@ def _row(
     )
 
 
-def _cells(protocol: Protocol, context: EvalContext, run: Run, target: tuple[Packed, Target] | None) -> Iterator[Cell]:
+def _cells(
+    protocol: Protocol, context: EvalContext, run: Run, target: tuple[PackedDataset, Target] | None
+) -> Iterator[Cell]:
     if protocol == "ensemble":
         return _ensemble(run, context)
     if protocol == "transfer" and target is not None:
@@ -296,7 +298,7 @@ def _again(error: C2VLError) -> NoReturn:
     raise error
 
 
-def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
+def _baseline(packed: PackedDataset, benchmark: str, recipe: Recipe) -> TableRow:
     """Return the row of raw joints: kNN and linear without an encoder."""
     train, test = (raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test"))
     config, classes = recipe.evaluation, metrics.check_classes(packed, train.labels, test.labels)
@@ -312,7 +314,7 @@ def _baseline(packed: Packed, benchmark: str, recipe: Recipe) -> TableRow:
 # ------------------------------------------------------------------------------------------ earlier results
 
 
-def _earlier(packed: Packed, benchmark: str, out: Path, emit: Emit) -> Table | None:
+def _earlier(packed: PackedDataset, benchmark: str, out: Path, emit: Emit) -> Table | None:
     """Return the existing table; None if there is none, or it is damaged or of other data."""
     if not (out / FILE).is_file():
         return None

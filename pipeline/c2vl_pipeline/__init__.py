@@ -1,4 +1,4 @@
-"""The prompt factory: raw videos and skeleton files in, packed training arrays out, one command per stage.
+"""Prompt pipeline: raw videos and skeleton files in, packed training arrays out, one command per stage.
 
 The names below are the public interface; they are imported when first used, so that `--help` stays light.
 """

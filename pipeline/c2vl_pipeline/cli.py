@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from c2vl_pipeline.raw.check import Findings
 
 app = application(
-    "The prompt factory: raw videos and skeleton files in, packed training arrays out. Run the commands in "
+    "Prompt pipeline: raw videos and skeleton files in, packed training arrays out. Run the commands in "
     "the order below, or all of them with `prompts`. Every command resumes where it stopped."
 )
 
@@ -229,7 +229,7 @@ def prompts_command(
         bool,
         typer.Option(
             "--retry-failed",
-            help="Try failed and undecodable samples again, whatever their share, and bring later stages up to date.",
+            help="Try failed and undecodable samples again, however many failed, and bring later stages up to date.",
         ),
     ] = False,
     set_: SetOption = None,

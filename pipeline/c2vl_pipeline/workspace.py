@@ -33,7 +33,7 @@ class Workspace:
     layout: Layout
     classes: tuple[str, ...]
     bodies: int
-    plan: tuple[tuple[int, int], ...]
+    shard_ranges: tuple[tuple[int, int], ...]
     """Rows [start, stop) of each shard; samples of one video are never split."""
     _keys: dict[tuple[str, ...], tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -51,7 +51,7 @@ class Workspace:
         """Return a fingerprint of these columns for each shard."""
         if columns not in self._keys:
             rows = self.table.select(list(columns))
-            self._keys[columns] = tuple(digest(rows.slice(start, stop - start)) for start, stop in self.plan)
+            self._keys[columns] = tuple(digest(rows.slice(start, stop - start)) for start, stop in self.shard_ranges)
         return self._keys[columns]
 
     @cached_property
@@ -66,7 +66,7 @@ class Workspace:
 
     def shard(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries; `columns` restricts what of them."""
-        start, stop = self.plan[number]
+        start, stop = self.shard_ranges[number]
         table = self.table if columns is None else self.table.select(list(columns))
         rows: list[dict[str, Any]] = table.slice(start, stop - start).to_pylist()
         return rows
@@ -95,7 +95,7 @@ def load(work: Path) -> Workspace:
             raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
         str(extra["recipe"])
         layout = Layout.from_dict(extra["layout"])
-        plan = tuple((int(a), int(b)) for a, b in extra["plan"])
+        shard_ranges = tuple((int(a), int(b)) for a, b in extra["plan"])
         return Workspace(
             work=work,
             table=table,
@@ -105,7 +105,7 @@ def load(work: Path) -> Workspace:
             layout=layout,
             classes=tuple(extra["classes"]),
             bodies=int(extra["bodies"]),
-            plan=plan,
+            shard_ranges=shard_ranges,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: its manifest lacks {error}; run `c2vl-pipeline index` again") from error

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_manifests.recipe import Recipe
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
 from c2vl_training.trainer import train
 from support import ROOT
@@ -27,7 +27,7 @@ def test_the_example_prints_captions_of_the_data_nearest_first(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = tmp_path / "run"
-    train(Run("pretrain", Packed(work), recipe, "xsub", 0, run))
+    train(Run("pretrain", PackedDataset(work), recipe, "xsub", 0, run))
     clip = min(raw.rglob("*.skeleton"))
     monkeypatch.setattr(sys, "argv", [str(EXAMPLE), str(clip), str(work), str(run)])
     runpy.run_path(str(EXAMPLE), run_name="__main__")

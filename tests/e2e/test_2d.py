@@ -10,12 +10,12 @@ from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import InputConfig, Recipe
 from c2vl_pipeline.stages import pack
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.encoders import ENCODERS, build
 
 
 @pytest.fixture(scope="module")
-def flat(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Packed:
+def flat(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> PackedDataset:
     """COCO keypoints of people who have only a camera and a pose estimator: a table, 2D joints, no videos."""
     from c2vl_manifests.datasets import load_dataset
     from c2vl_pipeline.execution import runner
@@ -33,10 +33,10 @@ def flat(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Packed:
     for stage in (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE):
         runner.run_stage(stage, work, recipe)
     pack.run(work, recipe)
-    return Packed(work)
+    return PackedDataset(work)
 
 
-def test_2d_joints_are_packed_with_two_planes(flat: Packed) -> None:
+def test_2d_joints_are_packed_with_two_planes(flat: PackedDataset) -> None:
     assert flat.joints.shape == (sum(range(20, 28)), 2, 1, 17)
     assert flat.layout == LAYOUTS["coco_17"]
     assert not flat.joints[flat.offsets[:-1]][:, :, 0, 0].any()  # the nose of each first frame is the origin
@@ -44,7 +44,7 @@ def test_2d_joints_are_packed_with_two_planes(flat: Packed) -> None:
 
 @pytest.mark.parametrize("stream", ["joint", "bone", "motion"])
 @pytest.mark.parametrize("name", sorted(ENCODERS))
-def test_every_encoder_takes_every_stream_of_2d_clips(flat: Packed, name: str, stream: str) -> None:
+def test_every_encoder_takes_every_stream_of_2d_clips(flat: PackedDataset, name: str, stream: str) -> None:
     config = InputConfig.model_validate({"frames": 16, "stream": stream})
     rows = flat.select("mine", "train").rows
     clips = Clips(flat, rows, config, torch.device("cpu"))
@@ -57,7 +57,7 @@ def test_every_encoder_takes_every_stream_of_2d_clips(flat: Packed, name: str, s
     assert torch.isfinite(out).all()
 
 
-def test_2d_rotation_stays_in_the_plane_and_keeps_distances(flat: Packed) -> None:
+def test_2d_rotation_stays_in_the_plane_and_keeps_distances(flat: PackedDataset) -> None:
     rows = flat.select("mine", "train").rows
     turned = InputConfig.model_validate({"frames": 16, "augmentation": {"rotation": 1.0, "window": [1.0, 1.0]}})
     still = turned.model_copy(update={"augmentation": turned.augmentation.model_copy(update={"rotation": 0.0})})

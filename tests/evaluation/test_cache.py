@@ -19,14 +19,14 @@ from c2vl_evaluation.protocols import linear
 from c2vl_evaluation.results import Result, Score
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import evaluated
 from support.training import recipe, run
 
 
 @pytest.fixture
-def subject(data: Packed, tmp_path: Path) -> EvalContext:
+def subject(data: PackedDataset, tmp_path: Path) -> EvalContext:
     train(run(data.folder, tmp_path / "floor", kind="random"))
     settings = ("evaluation.linear.epochs=3", "evaluation.linear.milestones=[2]")
     return EvalContext(tmp_path / "floor", data, "xsub", recipe(*settings), 0)

@@ -13,7 +13,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import evaluated, outcomes
 from support.training import recipe, run
@@ -93,7 +93,7 @@ def test_one_in_twenty_intervals_misses_no_difference_at_all():
 
 
 @pytest.fixture
-def pair(data: Packed, tmp_path: Path) -> tuple[EvalContext, EvalContext]:
+def pair(data: PackedDataset, tmp_path: Path) -> tuple[EvalContext, EvalContext]:
     found = []
     for seed in (0, 1):
         train(run(data.folder, tmp_path / f"run{seed}", kind="random", seed=seed))

@@ -13,7 +13,7 @@ from c2vl_evaluation.features import extract
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import evaluated, table_lines
 from support.packed import COUNT, STICK, sticks, write_packed
@@ -75,7 +75,7 @@ def test_other_data_are_encoded_anew(data, floor, tmp_path):
     folder = sticks(tmp_path / "other", joints=joints)
     text = (folder / "packed.json").read_text()
     (folder / "packed.json").write_text(text.replace("f" * 32, "e" * 32))
-    other = extract(floor, Packed(folder), "xsub", "train").values
+    other = extract(floor, PackedDataset(folder), "xsub", "train").values
     assert other.shape == first.shape
     assert not np.allclose(other, first)
     np.testing.assert_array_equal(extract(floor, data, "xsub", "train").values, first)
@@ -131,7 +131,7 @@ def test_cached_features_that_are_not_finite_are_made_again(data, floor):
 
 
 def test_unlabelled_samples_are_refused_naming_the_first(floor, tmp_path):
-    packed = Packed(sticks(tmp_path / "packed", labels=[-1 if n in {4, 8} else 0 for n in range(COUNT)]))
+    packed = PackedDataset(sticks(tmp_path / "packed", labels=[-1 if n in {4, 8} else 0 for n in range(COUNT)]))
     with pytest.raises(
         DataError,
         match=r"2 of 4 test samples of xsub have no label \(first: s04\); evaluation needs all of them",
@@ -157,7 +157,7 @@ def test_an_unfinished_run_says_to_finish_it(data, tmp_path):
 def test_data_of_another_joint_layout_are_refused_naming_both(floor, tmp_path):
     layout = type(STICK)("kite", ("hip", "chest", "tail"), (1, 1, 0))
     joints = [np.zeros((5, 1, 3, 3))] * 4
-    packed = Packed(write_packed(tmp_path / "packed", joints, layout=layout))
+    packed = PackedDataset(write_packed(tmp_path / "packed", joints, layout=layout))
     with pytest.raises(
         CheckpointError,
         match=r"was trained on the joints of layout 'stick' \(5\), .*packed holds 'kite' \(3\); use data of the same layout",

@@ -17,7 +17,7 @@ from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
 from c2vl_training.trainer import train
 from support.cli import Cli, refused, sets
@@ -31,7 +31,7 @@ SET = ("evaluation.linear.epochs=5", "evaluation.linear.milestones=[4]")
 @pytest.fixture(scope="module")
 def subject(work: Path, tmp_path_factory: pytest.TempPathFactory) -> EvalContext:
     """A random encoder on the synthetic set in NTU's format."""
-    packed, used = Packed(work), load_recipe("debug", SET)
+    packed, used = PackedDataset(work), load_recipe("debug", SET)
     out = tmp_path_factory.mktemp("runs") / "floor"
     train(Run("random", packed, used, "xsub", 0, out))
     return EvalContext(out, packed, "xsub", used, 0)
@@ -128,7 +128,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
 
 
 def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):
-    packed = Packed(sticks(tmp_path / "packed"))
+    packed = PackedDataset(sticks(tmp_path / "packed"))
     train(run(packed.folder, tmp_path / "floor", kind="random"))
     subject = EvalContext(tmp_path / "floor", packed, "xsub", recipe(*SET), 0)
     with pytest.raises(ConfigError, match="'kinect_v2' cannot be mapped to 'stick'"):

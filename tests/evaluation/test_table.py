@@ -18,7 +18,7 @@ from c2vl_evaluation.features import extract, raw_joints
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_evaluation.results import Score, Table, load
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from support.evaluation import evaluated, table_lines
 from support.packed import COUNT, sticks
 
@@ -75,7 +75,7 @@ def test_an_unknown_target_names_the_known_ones():
 
 
 @pytest.fixture(scope="module")
-def table(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Table]:
+def table(data: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Table]:
     out = tmp_path_factory.mktemp("table")
     return out, benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out)
 
@@ -164,7 +164,7 @@ def test_the_floors_of_a_table_are_scored_in_full(table, data):
 
 def test_a_class_without_training_samples_is_refused_by_name(tmp_path):
     labels = [3 if n % 4 == 0 else n % 3 for n in range(COUNT)]
-    packed = Packed(sticks(tmp_path / "packed", labels=labels))
+    packed = PackedDataset(sticks(tmp_path / "packed", labels=labels))
     with pytest.raises(
         DataError,
         match=r"1 of 1 classes of the test split have no training sample \(first: 'class 3'\)",

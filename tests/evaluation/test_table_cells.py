@@ -21,7 +21,7 @@ from c2vl_evaluation.results import ALWAYS, Line, Result, Table, load
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Event, Note
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.cli import sets
 from support.evaluation import MANIFEST, outcomes
@@ -48,9 +48,9 @@ def two_views() -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Packed:
+def data(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     """Tests must not write into it."""
-    return Packed(sticks(tmp_path_factory.mktemp("sticks") / "packed", splits=two_views()))
+    return PackedDataset(sticks(tmp_path_factory.mktemp("sticks") / "packed", splits=two_views()))
 
 
 def lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Entry]:
@@ -58,7 +58,7 @@ def lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Entry]:
 
 
 @pytest.fixture(scope="module")
-def made(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(data: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A table of `hard` with fine-tuning and shares of the labels; tests must not write into it."""
     out = tmp_path_factory.mktemp("table") / "out"
     benchmark.run_table(data, "xsub", lines("hard"), [0], out, protocols=("finetune", "semi"))
@@ -70,12 +70,12 @@ def table(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "table"))
 
 
-def other(folder: Path, seed: int = 7, dataset: str = "generic", **more: object) -> Packed:
+def other(folder: Path, seed: int = 7, dataset: str = "generic", **more: object) -> PackedDataset:
     """Another set of the same joints."""
     path = sticks(folder / "packed", joints=moving(COUNT, seed), splits=two_views(), **more)
     text = (path / "packed.json").read_text().replace("f" * 32, f"{seed:x}" * 32)
     (path / "packed.json").write_text(text.replace('"synthetic"', f'"{dataset}"'))
-    return Packed(path)
+    return PackedDataset(path)
 
 
 def never(*_: object, **__: object) -> None:
@@ -106,7 +106,7 @@ def added(table: Table) -> list[Result]:
     return [r for row in table.rows for r in row.results if r.protocol not in ALWAYS]
 
 
-def transferred(out: Path, data: Packed, packed: Packed, where: str = "xsub", *more: str) -> Table:
+def transferred(out: Path, data: PackedDataset, packed: PackedDataset, where: str = "xsub", *more: str) -> Table:
     """Add a transfer to the table of `hard`."""
     return benchmark.run_table(data, "xsub", lines("hard", more=more), [0], out, target=(packed, where))
 
@@ -252,7 +252,7 @@ def test_a_failed_cell_is_tried_again(subject_of, monkeypatch):
 
 
 @pytest.fixture
-def subject_of(table: Path, data: Packed) -> EvalContext:
+def subject_of(table: Path, data: PackedDataset) -> EvalContext:
     return EvalContext(table / "runs" / "random-encoder-seed0", data, "xsub", recipe(*SETTINGS, DIVERGES), 0)
 
 
@@ -407,7 +407,7 @@ def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
         there = other(tmp_path / name, seed)
         (found,) = outcomes(transfer, EvalContext(tmp_path / "run", there, "xsub", frozen, 0))
         assert found.result.setting == f"generic to generic, xsub ({name}), frozen"
-    moved = Packed(shutil.move(tmp_path / "msr", tmp_path / "msr2"))
+    moved = PackedDataset(shutil.move(tmp_path / "msr", tmp_path / "msr2"))
     (again,) = outcomes(transfer, EvalContext(tmp_path / "run", moved, "xsub", frozen, 0))
     assert again.result.setting == "generic to generic, xsub (msr2), frozen"  # read, and called as it is now
 
@@ -415,7 +415,7 @@ def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
 # -------------------------------------------------------------------------------------------- ensemble
 
 
-def trained(data: Packed, out: Path, stream: str, *more: str, **told: object) -> EvalContext:
+def trained(data: PackedDataset, out: Path, stream: str, *more: str, **told: object) -> EvalContext:
     done = run(data.folder, out, f"training.input.stream={stream}", *SETTINGS, *more, **told)
     train(done)
     return EvalContext(out, data, "xsub", done.recipe, done.seed)

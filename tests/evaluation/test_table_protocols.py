@@ -13,14 +13,14 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.results import Table, load
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.recipe import FinetuneConfig, Optimiser
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from support.evaluation import MANIFEST, TUNED
 from support.packed import COUNT, STICK, moving, sticks
 from support.training import BASE
 
 
 @pytest.fixture(scope="module")
-def table(data: Packed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def table(data: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("table")
     lines = benchmark.entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
     benchmark.run_table(data, "xsub", lines, [0], out, protocols=("finetune", "semi", "ensemble"))
@@ -49,7 +49,7 @@ def test_every_line_of_a_table_gets_every_protocol(table):
     ]
 
 
-def grown(table: Path, data: Packed, packed: Packed) -> Table:
+def grown(table: Path, data: PackedDataset, packed: PackedDataset) -> Table:
     """The table with a transfer."""
     lines = benchmark.entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
     return benchmark.run_table(data, "xsub", lines, [0], table, target=(packed, "xsub"))
@@ -72,7 +72,7 @@ def test_a_table_keeps_what_it_was_transferred_to_before(table, elsewhere, data,
     folder = sticks(tmp_path / "third" / "packed", joints=moving(COUNT, 8))
     text = (folder / "packed.json").read_text()
     (folder / "packed.json").write_text(text.replace("f" * 32, "c" * 32).replace("synthetic", "third"))
-    found = grown(table, data, Packed(folder))
+    found = grown(table, data, PackedDataset(folder))
     settings = [f.setting for f in found.rows[0].results if f.protocol == "transfer"]
     assert settings == [
         f"synthetic to {name}, xsub, {kind}" for name in ("elsewhere", "third") for kind in ("frozen", "tuned")
@@ -89,7 +89,7 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_trained(data, els
     for target, text in (
         ((data, "xsub"), "is the data of the table itself"),
         ((elsewhere, "xview"), "no benchmark 'xview'"),
-        ((Packed(kites), "xsub"), r"pack --work .*other --layout"),
+        ((PackedDataset(kites), "xsub"), r"pack --work .*other --layout"),
     ):
         with pytest.raises(ConfigError, match=text):
             benchmark.run_table(data, "xsub", lines, [0], tmp_path / "out", target=target)

@@ -14,7 +14,7 @@ import pytest
 from c2vl_manifests.datasets import Benchmark, Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import ConfigError
 from c2vl_pipeline.readers.pku import parse_labels
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from support.packed import write_packed
 
 WITH, WITHOUT = "xsub", "xsub-published"
@@ -117,7 +117,7 @@ def test_one_packed_set_serves_both(published: list[dict[str, Any]], drops: froz
         subjects=[row["subject"] for row in published],
         splits=[dict(row["splits"]) for row in published],
     )
-    packed = Packed(folder)
+    packed = PackedDataset(folder)
     chosen = {
         (name, split): {published[n]["sample_id"] for n in packed.select(name, split).rows}
         for name, splits in PUBLISHED.items()

@@ -18,7 +18,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Features
 from c2vl_manifests.packed import PackedManifest
 from c2vl_pipeline.engines import TextVectors
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from support.packed import sticks
 from support.training import BASE, recipe
 
@@ -98,7 +98,7 @@ def another(subject: EvalContext, tmp_path: Path, change: Callable[[Path], None]
     """The same run on a copy of its data that was changed."""
     folder = Path(shutil.copytree(subject.packed.folder, tmp_path / "other"))
     change(folder)
-    return EvalContext(subject.run, Packed(folder), subject.benchmark, subject.recipe, subject.seed)
+    return EvalContext(subject.run, PackedDataset(folder), subject.benchmark, subject.recipe, subject.seed)
 
 
 class TwoEars:

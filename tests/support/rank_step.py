@@ -15,7 +15,7 @@ import torch
 
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint, distributed, trainer
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.run_folder import Kind, Run
 
 
@@ -27,7 +27,7 @@ def steps(data: Path, out: Path, wanted: Mapping[str, Sequence[str]]) -> None:
 
 def _step(data: Path, out: Path, kind: Kind, overrides: list[str]) -> None:
     recipe = load_recipe("debug", overrides)
-    run = Run(kind, Packed(data), recipe, "xsub", 0, out)
+    run = Run(kind, PackedDataset(data), recipe, "xsub", 0, out)
     device = torch.device("cpu")
     selection = run.packed.select("xsub", "train")
     clips = Clips(run.packed, selection.rows, recipe.training.input, device)

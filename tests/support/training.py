@@ -11,7 +11,7 @@ from c2vl_manifests.events import Event, Progress
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint, methods, trainer
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Kind, Run
 
 BASE = (
@@ -31,7 +31,7 @@ def recipe(*overrides: str) -> Recipe:
 
 
 def run(data: Path, out: Path, *overrides: str, kind: Kind = "pretrain", seed: int = 0) -> Run:
-    return Run(kind, Packed(data), recipe(*overrides), "xsub", seed, out)
+    return Run(kind, PackedDataset(data), recipe(*overrides), "xsub", seed, out)
 
 
 def tensors(folder: Path, name: str = checkpoint.ENCODER) -> dict[str, torch.Tensor]:

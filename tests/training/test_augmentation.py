@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import Augmentation, InputConfig
 from c2vl_training.augmentation import AugmentationDraws, draw, rotations
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.seeding import generator_of as _generator
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 def clips_of(folder: Path, config: InputConfig) -> Clips:
-    packed = Packed(folder)
+    packed = PackedDataset(folder)
     return Clips(packed, np.arange(packed.manifest.samples), config, CPU)
 
 

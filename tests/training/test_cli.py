@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from c2vl_training import cli
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
 from support.cli import pretrain, refused
 from support.packed import sticks
@@ -75,7 +75,7 @@ def test_the_command_line_takes_recipe_and_overrides_from_the_work_folder(work, 
         return cli._resolve("pretrain", folder, None, None, recipe, 3, list(overrides))
 
     found = resolved(work, None)
-    assert found.recipe.name == Packed(work).manifest.recipe == "debug"  # the dataset's default is another
+    assert found.recipe.name == PackedDataset(work).manifest.recipe == "debug"  # the dataset's default is another
     assert (found.benchmark, str(found.out)) == ("xsub", "runs/synthetic-xsub-pretrain-3")
     copy = tmp_path / "packed"
     shutil.copytree(work / "packed", copy)

@@ -11,7 +11,7 @@ import torch
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, Packed, copy_to_device
+from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 CPU = torch.device("cpu")
@@ -24,7 +24,7 @@ DEVICES = [
 
 
 def test_on_a_cpu_the_mapped_file_itself_is_read(tmp_path):
-    packed = Packed(write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK)))
+    packed = PackedDataset(write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK)))
     assert isinstance(packed.joints, np.memmap)
     clips = Clips(packed, np.array([3, 5]), InputConfig(), CPU)
     assert clips._planes.data_ptr() == packed.joints.ctypes.data
@@ -32,7 +32,7 @@ def test_on_a_cpu_the_mapped_file_itself_is_read(tmp_path):
 
 def test_resident_frames_are_those_of_the_rows_in_their_order(tmp_path):
     joints = random_joints(LENGTHS, 2, STICK)
-    packed = Packed(write_packed(tmp_path / "packed", joints))
+    packed = PackedDataset(write_packed(tmp_path / "packed", joints))
     rows = np.array([8, 0, 3, 3, 5])
     for at_once in (2, 1024):
         frames, first = copy_to_device(packed, rows, CPU, at_once)
@@ -44,7 +44,7 @@ def test_resident_frames_are_those_of_the_rows_in_their_order(tmp_path):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_resident_clips_are_the_mapped_clips(tmp_path, device):
-    packed = Packed(write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK)))
+    packed = PackedDataset(write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK)))
     rows, config = np.array([8, 0, 3, 5, 1, 2]), InputConfig(frames=T)
     mapped = Clips(packed, rows, config, CPU)
     held = Clips(packed, rows, config, device)
@@ -54,7 +54,7 @@ def test_resident_clips_are_the_mapped_clips(tmp_path, device):
 
 
 def test_sample_ids_are_those_of_the_rows(tmp_path):
-    packed = Packed(write_packed(tmp_path / "packed", random_joints((5, 6, 7), 1, STICK)))
+    packed = PackedDataset(write_packed(tmp_path / "packed", random_joints((5, 6, 7), 1, STICK)))
     assert packed.sample_ids(np.array([2, 0])) == ["s02", "s00"]
 
 
@@ -70,17 +70,17 @@ def test_a_folder_of_an_older_format_names_the_command(tmp_path):
         StageError,
         match=f"packed in format 1, expected 2; run `c2vl-pipeline pack --work {tmp_path / 'work'}` again",
     ):
-        Packed(tmp_path / "work")
+        PackedDataset(tmp_path / "work")
 
 
 def test_the_work_folder_will_do_and_a_folder_without_arrays_names_the_command(tmp_path):
     write_packed(tmp_path / "work" / "packed", random_joints((5,), 1, STICK))
-    assert Packed(tmp_path / "work").folder == tmp_path / "work" / "packed"
+    assert PackedDataset(tmp_path / "work").folder == tmp_path / "work" / "packed"
     with pytest.raises(
         StageError,
         match=f"other/packed holds no packed data; run `c2vl-pipeline pack --work {tmp_path / 'other'}` first",
     ):
-        Packed(tmp_path / "other")
+        PackedDataset(tmp_path / "other")
 
 
 @pytest.mark.parametrize("name", ["offsets.npy", "joints.npy", "index.parquet"])
@@ -94,32 +94,32 @@ def test_damaged_arrays_are_refused_naming_the_file(tmp_path, name, damage):
         whole = path.read_bytes()
         path.write_bytes({"empty": b"", "cut": whole[: len(whole) // 2], "other": b"not an array"}[damage])
     with pytest.raises(DataError, match=rf"{name}: cannot be read .*; run `c2vl-pipeline pack` again"):
-        Packed(folder)
+        PackedDataset(folder)
 
 
 def test_arrays_of_another_shape_than_promised_are_refused(tmp_path):
     folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
     np.save(folder / "offsets.npy", np.zeros(7, np.int64))
     with pytest.raises(DataError, match=r"offsets.npy: shape \(7,\), expected \(3,\)"):
-        Packed(folder)
+        PackedDataset(folder)
     write_packed(tmp_path / "more", random_joints((5, 6, 7), 1, STICK))
     (tmp_path / "more" / "index.parquet").replace(folder / "index.parquet")
     with pytest.raises(DataError, match=r"index\.parquet: 3 rows, expected 2"):
-        Packed(folder)
+        PackedDataset(folder)
 
 
 # --------------------------------------------------------------------------------------------- select
 
 
 @pytest.fixture
-def mixed(tmp_path) -> Packed:
+def mixed(tmp_path) -> PackedDataset:
     """Ten samples: subjects 0 to 7 train, 8 and 9 test; s01 has no skeleton, s02 no crops, s09 no captions."""
     joints = random_joints([0 if n == 1 else 6 for n in range(10)], 1, STICK)
     vision_ok, language_ok = np.ones((10, 4), bool), np.ones((10, 4), bool)
     vision_ok[2] = language_ok[9] = False
     vision_ok[3, :3] = False
     splits = [{"xsub": "train" if n < 8 else "test", "a-val": "train"} for n in range(10)]
-    return Packed(
+    return PackedDataset(
         write_packed(
             tmp_path / "packed",
             joints,
@@ -163,7 +163,7 @@ def test_a_benchmark_may_itself_end_in_val(mixed):
 
 def test_val_needs_two_subjects(tmp_path):
     joints = random_joints((5, 5), 1, STICK)
-    packed = Packed(write_packed(tmp_path / "packed", joints, subjects=[None, 4]))
+    packed = PackedDataset(write_packed(tmp_path / "packed", joints, subjects=[None, 4]))
     with pytest.raises(
         ConfigError,
         match="'xsub-val' holds out subjects of the training split, which names 1; at least 2 are needed",
@@ -174,7 +174,7 @@ def test_val_needs_two_subjects(tmp_path):
 def test_nothing_usable_gives_the_first_reason(tmp_path):
     joints = random_joints((5, 0), 1, STICK)
     splits = [{"xsub": "train"}, {"xsub": "test"}]
-    packed = Packed(write_packed(tmp_path / "packed", joints, splits=splits))
+    packed = PackedDataset(write_packed(tmp_path / "packed", joints, splits=splits))
     with pytest.raises(
         DataError,
         match="no usable test samples in xsub; the first was left out because of missing_skeleton: no skeleton",

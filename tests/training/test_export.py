@@ -15,7 +15,7 @@ import torch
 from c2vl_manifests.errors import CheckpointError, ConfigError, EngineError
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training import checkpoint, export
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.trainer import train
 from support import ROOT
 from support.packed import STICK, moving, sticks
@@ -41,7 +41,7 @@ def test_onnx_gives_the_features_of_torch_for_any_batch(tmp_path, empty):
     found = export.export(tmp_path / "run", tmp_path / "encoder.onnx")
     assert found.difference < 1e-5
     encoder = checkpoint.load_encoder(tmp_path / "run", CPU)
-    held = Packed(packed)
+    held = PackedDataset(packed)
     clips = Clips(held, np.arange(held.manifest.samples), encoder.input, CPU)
     session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx", providers=["CPUExecutionProvider"])
     for count in (1, 5, 16):

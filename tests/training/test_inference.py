@@ -12,7 +12,7 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, Packed, UnpackedSkeletons
+from c2vl_training.dataset import Clips, PackedDataset, UnpackedSkeletons
 from c2vl_training.inference import clip_of, encode, load_joint_embedding
 from c2vl_training.trainer import train
 from support.packed import STICK, sticks
@@ -29,7 +29,7 @@ def test_the_space_embeds_as_the_run_did(data, tmp_path, pooling):
     kept = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[0]
     model = {n.removeprefix("model."): t for n, t in kept.items() if n.startswith("model.")}
     assert dict.fromkeys(model, True) == {n: torch.equal(model[n], t) for n, t in space.model.state_dict().items()}
-    held = Packed(data)
+    held = PackedDataset(data)
     clips = Clips(held, np.arange(3), space.input, CPU).test(torch.arange(3))
     planes = held.joints[held.offsets[1] : held.offsets[2]].transpose(0, 2, 3, 1)
     torch.testing.assert_close(space.skeleton(planes), space.clips(clips)[1])
@@ -79,7 +79,7 @@ def test_what_does_not_belong_to_a_space_is_refused(data, tmp_path):
 
 
 def test_a_single_skeleton_becomes_the_clip_that_evaluation_sees(raw, work):
-    held = Packed(work)
+    held = PackedDataset(work)
     config = recipe().training.input
     clips = Clips(held, np.arange(4), config, CPU).test(torch.arange(4))
     for n, name in enumerate(held.sample_ids(range(4))):
@@ -90,7 +90,7 @@ def test_a_single_skeleton_becomes_the_clip_that_evaluation_sees(raw, work):
 
 @pytest.mark.parametrize("batch_size", [1, 3, 128])
 def test_encoding_is_the_network_of_every_central_clip_in_order(data, batch_size):
-    packed = Packed(data)
+    packed = PackedDataset(data)
     rows = packed.select("xsub", "train").rows
     clips = Clips(packed, rows, recipe().training.input, torch.device("cpu"))
     network = torch.nn.Flatten()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from c2vl_manifests.recipe import PretrainConfig
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.knowledge import Knowledge
 from support.packed import STICK, random_joints, write_packed
 
@@ -18,7 +18,7 @@ SLOTS, DIM = 10, 6
 
 
 @pytest.fixture
-def spoken(tmp_path) -> tuple[Packed, np.ndarray, np.ndarray]:
+def spoken(tmp_path) -> tuple[PackedDataset, np.ndarray, np.ndarray]:
     """Seven samples of 10 slots, a third unusable and filled with numbers that must not matter."""
     rng = np.random.default_rng(5)
     vectors = (rng.normal(size=(7, SLOTS, DIM)) * rng.uniform(0.5, 20, size=(7, SLOTS, 1))).astype(np.float16)
@@ -26,14 +26,14 @@ def spoken(tmp_path) -> tuple[Packed, np.ndarray, np.ndarray]:
     ok[2] = [True] + [False] * 9
     vectors[~ok] = np.where(rng.random(((~ok).sum(), 1)) > 0.5, np.nan, 1e4)
     folder = write_packed(tmp_path / "packed", random_joints([5] * 7, 1, STICK), vision=vectors, vision_ok=ok)
-    return Packed(folder), vectors.astype(np.float64), ok
+    return PackedDataset(folder), vectors.astype(np.float64), ok
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
-def knowledge(packed: Packed, rows: Sequence[int], **config: Any) -> Knowledge:
+def knowledge(packed: PackedDataset, rows: Sequence[int], **config: Any) -> Knowledge:
     return Knowledge(packed, np.array(rows), "vision", PretrainConfig(**config))
 
 

@@ -52,10 +52,10 @@ def _resolve(
     set_: list[str] | None,
 ) -> Run:
     from c2vl_manifests.packed import resolve_recipe
-    from c2vl_training.dataset import Packed
+    from c2vl_training.dataset import PackedDataset
     from c2vl_training.run_folder import Run
 
-    packed = Packed(data)
+    packed = PackedDataset(data)
     benchmark = benchmark or packed.main_benchmark()
     out = out or Path("runs") / f"{packed.manifest.dataset}-{benchmark}-{kind}-{seed}"
     return Run(kind, packed, resolve_recipe(packed.manifest, recipe, set_ or ()), benchmark, seed, out)

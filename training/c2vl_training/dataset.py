@@ -3,7 +3,7 @@
 Array order on disk (T, C, M, V), in batches (N, C, T, V, M). On a CPU batches are read from the mapped file, which
 is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and sample, so
 that resuming, or sharing an epoch between processes, changes no batch. Labels have their own file, opened by
-`Packed.labels`: pre-training never calls it.
+`PackedDataset.labels`: pre-training never calls it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Selection:
     left_out: tuple[tuple[str, str], ...]
 
 
-class Packed:
+class PackedDataset:
     """One packed folder; arrays stay on disk until they are used.
 
     Raises:
@@ -182,7 +182,7 @@ def _missing(row: dict[str, Any], knowledge: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class UnpackedSkeletons:
-    """Skeletons that were never packed, with the arrays of a `Packed`."""
+    """Skeletons that were never packed, with the arrays of a `PackedDataset`."""
 
     layout: Layout
     joints: npt.NDArray[Any]
@@ -214,7 +214,7 @@ class Clips:
     """
 
     def __init__(
-        self, packed: Packed | UnpackedSkeletons, rows: Rows, config: InputConfig, device: torch.device
+        self, packed: PackedDataset | UnpackedSkeletons, rows: Rows, config: InputConfig, device: torch.device
     ) -> None:
         self.config = config
         self.layout = packed.layout
@@ -280,7 +280,7 @@ def _mapped(joints: npt.NDArray[Any]) -> Tensor:
 
 
 def copy_to_device(
-    packed: Packed | UnpackedSkeletons, rows: Rows, device: torch.device, at_once: int = 1024
+    packed: PackedDataset | UnpackedSkeletons, rows: Rows, device: torch.device, at_once: int = 1024
 ) -> tuple[Tensor, Rows]:
     """Copy the frames of some rows to a device, `at_once` clips at a time.
 

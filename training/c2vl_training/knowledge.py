@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from c2vl_manifests.recipe import PretrainConfig
-from c2vl_training.dataset import Packed, Rows
+from c2vl_training.dataset import PackedDataset, Rows
 
 
 def _unit(vectors: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -28,7 +28,7 @@ class Knowledge:
 
     QUARTERS = 4
 
-    def __init__(self, packed: Packed, rows: Rows, kind: str, config: PretrainConfig) -> None:
+    def __init__(self, packed: PackedDataset, rows: Rows, kind: str, config: PretrainConfig) -> None:
         vectors, usable = packed.knowledge(kind)
         self._ok = np.asarray(usable[rows])
         self._vectors = _unit(np.where(self._ok[..., None], vectors[rows], 0).astype(np.float32))

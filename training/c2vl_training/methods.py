@@ -15,7 +15,7 @@ from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import FinetuneConfig, Optimiser, PretrainConfig, SupervisedConfig
 from c2vl_manifests.targets import Blend, Partition
 from c2vl_training import distributed, objective, schedule
-from c2vl_training.dataset import Packed, Selection
+from c2vl_training.dataset import PackedDataset, Selection
 from c2vl_training.encoders import Encoder
 from c2vl_training.encoders.batchnorm import convert_sync_batchnorm
 from c2vl_training.knowledge import Knowledge
@@ -76,7 +76,7 @@ class Pretraining(Method):
 
     def __init__(
         self,
-        packed: Packed,
+        packed: PackedDataset,
         config: PretrainConfig,
         seed: int,
         encoder: Encoder,
@@ -181,7 +181,7 @@ class Supervised(Method):
 
     def __init__(
         self,
-        packed: Packed,
+        packed: PackedDataset,
         config: SupervisedConfig,
         encoder: Encoder,
         selection: Selection,
@@ -282,7 +282,7 @@ def _distribute(model: nn.Module, device: torch.device) -> nn.Module:
     return distributed.distribute(model, device)
 
 
-def _finite_knowledge(packed: Packed, selection: Selection, kind: str, config: PretrainConfig) -> Knowledge:
+def _finite_knowledge(packed: PackedDataset, selection: Selection, kind: str, config: PretrainConfig) -> Knowledge:
     knowledge = Knowledge(packed, selection.rows, kind, config)
     if (place := knowledge.broken()) is not None:
         (name,) = packed.sample_ids(selection.rows[place : place + 1])

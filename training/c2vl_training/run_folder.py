@@ -22,7 +22,7 @@ from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import distributed, methods
-from c2vl_training.dataset import Packed, Selection
+from c2vl_training.dataset import PackedDataset, Selection
 from c2vl_training.run_log import Metrics
 
 Kind = Literal["pretrain", "supervised", "random"]
@@ -33,7 +33,7 @@ class Run:
     """Everything that determines a run."""
 
     kind: Kind
-    packed: Packed
+    packed: PackedDataset
     recipe: Recipe
     benchmark: str
     seed: int

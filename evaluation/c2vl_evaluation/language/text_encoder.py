@@ -18,7 +18,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError, EngineError
 from c2vl_manifests.manifest import read_shard, read_shard_manifest
 from c2vl_manifests.schema import Status
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 if TYPE_CHECKING:
     from c2vl_pipeline.engines import Encoder
@@ -30,12 +30,12 @@ _REVISIONS = (("revision_resolved", "revision", "unknown"), ("revision_of_code",
 _REMEDY = "name the folder of that checkpoint by --encoder, or embed, pack and train again"
 
 
-def engine_of(packed: Packed) -> Mapping[str, Any]:
+def engine_of(packed: PackedDataset) -> Mapping[str, Any]:
     """Return the facts in `packed.json` on the engine that made the vectors."""
     return packed.manifest.engines.get("embeddings", {})
 
 
-def load(packed: Packed, folder: Path | None = None) -> Encoder:
+def load(packed: PackedDataset, folder: Path | None = None) -> Encoder:
     """Load the encoder that made the vectors of packed data.
 
     Args:
@@ -90,7 +90,7 @@ def load(packed: Packed, folder: Path | None = None) -> Encoder:
     return encoder
 
 
-def witness(packed: Packed) -> tuple[str, Array] | None:
+def witness(packed: PackedDataset) -> tuple[str, Array] | None:
     """Return a caption of the work folder and its packed vector (K,); None if none is left.
 
     Unreadable shards, and captions that were made again since they were embedded, are skipped.

@@ -32,12 +32,12 @@ from c2vl_evaluation.features import Array, Labels, labels_of
 from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import ConfigError, DataError, one_line
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 PERMUTATIONS = 199
 
 
-def class_texts(packed: Packed, classes: int, path: Path | None = None) -> tuple[tuple[str, ...], ...]:
+def class_texts(packed: PackedDataset, classes: int, path: Path | None = None) -> tuple[tuple[str, ...], ...]:
     """Return the texts of each class: its name, or its descriptions in a file.
 
     Args:

@@ -30,7 +30,7 @@ from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import EvaluationConfig, Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
 
 NO_ENCODER = ("majority class", "chance")
@@ -45,7 +45,7 @@ class Evaluation:
     setting: str
     """`1 % stratified, frozen`, `tuned`, or whose scores an ensemble adds."""
     runs: tuple[Run, ...]
-    packed: Packed
+    packed: PackedDataset
     """Data that the encoder is evaluated on."""
     benchmark: str
     config: EvaluationConfig
@@ -99,7 +99,7 @@ class TableCell:
 class Experiments:
     """The datasets, settings and output folder of all tables."""
 
-    datasets: dict[str, Packed]
+    datasets: dict[str, PackedDataset]
     out: Path
     recipe: str | None = None
     """Name or file; the recipe that each work folder was made with unless given."""
@@ -290,7 +290,7 @@ def _narrowed(config: EvaluationConfig, row: RowSpec, column: Column) -> Evaluat
     return config.model_copy(update=changes)
 
 
-def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
+def find_datasets(root: Path, emit: Emit = silent) -> dict[str, PackedDataset]:
     """Return the packed datasets below a folder by name; `dataset (folder)` if two folders hold the same dataset.
 
     The name comes from the data and not from the folder, so synthetic samples in a folder `ntu60` are not taken for
@@ -306,10 +306,10 @@ def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
     homes = [p for p in homes if p.name != "packed" or p.parent not in homes]
     if not homes:
         raise StageError(f"no packed dataset below {root}; make one by `c2vl-pipeline prompts --work {root}/<dataset>`")
-    packs: list[tuple[str, Packed]] = []
+    packs: list[tuple[str, PackedDataset]] = []
     for home in homes:
         try:
-            packs.append((home.resolve().name, Packed(home)))
+            packs.append((home.resolve().name, PackedDataset(home)))
         except C2VLError as error:
             if len(homes) == 1:
                 raise
@@ -317,7 +317,7 @@ def find_datasets(root: Path, emit: Emit = silent) -> dict[str, Packed]:
     if not packs:
         raise StageError(f"none of the {len(homes)} packed datasets below {root} can be read; pack them again")
     names = [packed.manifest.dataset for _, packed in packs]
-    datasets: dict[str, Packed] = {}
+    datasets: dict[str, PackedDataset] = {}
     for folder, packed in packs:
         own = packed.manifest.dataset
         name = own if folder == own or names.count(own) == 1 else f"{own} ({folder})"

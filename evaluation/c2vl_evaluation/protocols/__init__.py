@@ -15,7 +15,7 @@ from c2vl_evaluation.protocols import ensemble, finetuning, knn, linear, semi, t
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 PROTOCOLS: dict[Protocol, Callable[[EvalContext], Iterator[Cell]]] = {
     "knn": knn.cells,
@@ -64,7 +64,7 @@ def evaluate(
     Raises:
         C2VLError: the run, the data or the configuration cannot be used, or the evaluation diverged.
     """
-    name, packed = protocol_name(protocol), Packed(data)
+    name, packed = protocol_name(protocol), PackedDataset(data)
     folders = [runs] if isinstance(runs, Path) else runs
     contexts = [EvalContext.open(run, packed, benchmark, recipe, overrides, emit) for run in folders]
     if name == "ensemble":

@@ -18,10 +18,10 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.results import target_id
 from c2vl_manifests.errors import ConfigError
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 
 
-def target_name(packed: Packed, benchmark: str, source: str, *more: str) -> str:
+def target_name(packed: PackedDataset, benchmark: str, source: str, *more: str) -> str:
     """Return the name of a target: dataset, benchmark, and its folder if the source is of the same dataset.
 
     Args:

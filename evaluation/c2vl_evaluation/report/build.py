@@ -27,7 +27,7 @@ from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.events import duration
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import render, shorten_paths
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_log import read_histograms, read_metrics
 
 _COMPARED = ("floor", "shuffled", "ceiling")
@@ -233,7 +233,7 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
     _need_rows(table, folder)
     row = table.main_row()
     try:
-        packed = Packed(work)
+        packed = PackedDataset(work)
         if packed.manifest.fingerprint != table.data_fingerprint:
             return "the packed data have changed since the table was made"
         test = extract(folder / row.run, packed, table.benchmark, "test")

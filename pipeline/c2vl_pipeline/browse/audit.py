@@ -154,14 +154,14 @@ def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, Capti
         column = table["caption"].unify_dictionaries().combine_chunks()
         own = [numbers.setdefault(t, len(numbers)) for t in column.dictionary.to_pylist()]
         indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
-        start, stop = index.plan[shard]
+        start, stop = index.shard_ranges[shard]
         blocks[shard] = np.array([*own, -1], np.int32)[indices].reshape(stop - start, -1)
     if not blocks:
         return None, None
     slots = max(b.shape[1] for b in blocks.values())
     codes = np.full((index.table.num_rows, slots), -1, np.int32)
     for shard, block in blocks.items():
-        start, stop = index.plan[shard]
+        start, stop = index.shard_ranges[shard]
         codes[start:stop, : block.shape[1]] = block
     corpus = Corpus(list(numbers), codes)
     tokens, truncated = _tokens(reader)

@@ -103,9 +103,9 @@ def select(index: Workspace, filters: Filters, reader: RowReader | None = None) 
     if filters.split is not None:
         mask &= _split(table, filters.split)
     if filters.shard is not None:
-        if not 0 <= filters.shard < len(index.plan):
-            raise _unknown("shard", filters.shard, [f"0 to {len(index.plan) - 1}"])
-        start, stop = index.plan[filters.shard]
+        if not 0 <= filters.shard < len(index.shard_ranges):
+            raise _unknown("shard", filters.shard, [f"0 to {len(index.shard_ranges) - 1}"])
+        start, stop = index.shard_ranges[filters.shard]
         mask[:start] = mask[stop:] = False
     if filters.status is not None:
         mask &= _status(index, reader, filters.status, mask)
@@ -176,7 +176,7 @@ def _status(index: Workspace, reader: RowReader, status: str, among: Mask) -> Ma
     mask = np.zeros(len(among), bool)
     for each in [stage] if stage else STAGES:
         for shard, manifest in reader.shards(each):
-            start, stop = index.plan[shard]
+            start, stop = index.shard_ranges[shard]
             if not any(manifest.statuses.get(s) for s in wanted) or not among[start:stop].any():
                 continue
             table = reader.columns(each, shard, ["status"])
@@ -189,7 +189,7 @@ def _status(index: Workspace, reader: RowReader, status: str, among: Mask) -> Ma
 def _text(index: Workspace, reader: RowReader, text: str, among: Mask) -> Mask:
     mask = np.zeros(len(among), bool)
     for shard, _ in reader.shards("captions"):
-        start, stop = index.plan[shard]
+        start, stop = index.shard_ranges[shard]
         if not among[start:stop].any():
             continue
         table = reader.columns("captions", shard, ["caption"], read_dictionary=["caption"])

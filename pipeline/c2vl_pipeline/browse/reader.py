@@ -30,7 +30,7 @@ class RowReader:
     def __init__(self, index: Workspace) -> None:
         self.index = index
         self.notes: list[str] = []
-        self._starts = [start for start, _ in index.plan]
+        self._starts = [start for start, _ in index.shard_ranges]
 
     def note(self, text: str) -> None:
         """Add a sentence to `notes`, once."""
@@ -48,7 +48,7 @@ class RowReader:
     def shards(self, stage: str) -> Iterator[tuple[int, ShardManifest]]:
         """Yield (number, manifest) of every committed shard of a stage; reads manifests only."""
         any_made = False
-        for shard in range(len(self.index.plan)):
+        for shard in range(len(self.index.shard_ranges)):
             manifest = read_shard_manifest(self.path(stage, shard))
             if manifest is not None:
                 any_made = True
@@ -64,7 +64,7 @@ class RowReader:
         except (OSError, pa.ArrowException) as error:
             self._unreadable(stage, shard, error)
             return None
-        start, stop = self.index.plan[shard]
+        start, stop = self.index.shard_ranges[shard]
         if table.num_rows == 0 or table.num_rows % (stop - start):
             self._misfit(stage, shard)
             return None
@@ -72,7 +72,7 @@ class RowReader:
 
     def by_sample(self, shard: int, mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
         """Reduce a mask of a shard's rows to its samples: true if any row of the sample is marked."""
-        start, stop = self.index.plan[shard]
+        start, stop = self.index.shard_ranges[shard]
         return np.asarray(mask.reshape(stop - start, -1).any(axis=1))
 
     def rows(self, stage: str, numbers: Sequence[int], columns: Sequence[str] | None = None) -> dict[int, list[Row]]:
@@ -98,7 +98,7 @@ class RowReader:
     def _read(
         self, path: Path, stage: str, shard: int, numbers: list[int], columns: Sequence[str] | None
     ) -> dict[int, list[Row]]:
-        start, stop = self.index.plan[shard]
+        start, stop = self.index.shard_ranges[shard]
         wanted = None if columns is None else ["sample_id", *(c for c in columns if c != "sample_id")]
         result: dict[int, list[Row]] = {}
         with pq.ParquetFile(path, page_checksum_verification=True) as file:

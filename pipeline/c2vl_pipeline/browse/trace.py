@@ -221,7 +221,7 @@ def _index(index: Workspace) -> dict[str, Any]:
         "layout": index.layout.name,
         "joints": index.layout.joints,
         "samples": index.table.num_rows,
-        "shards": len(index.plan),
+        "shards": len(index.shard_ranges),
         "key": manifest.key,
         **_hashes(index.work / "samples.parquet", manifest.sha256, manifest.digest),
     }

@@ -47,7 +47,7 @@ class StageKeys:
         """Return the shards to make: not done or with samples to make again, within `limit` samples and `only`."""
         return [
             n
-            for n, (start, _) in enumerate(index.plan)
+            for n, (start, _) in enumerate(index.shard_ranges)
             if (n not in self.done or redo.get(n)) and (limit is None or start < limit) and (only is None or n in only)
         ]
 

@@ -42,7 +42,7 @@ class FailureBisector:
         """Return the tasks that replace one whose worker died.
 
         Raises:
-            StageError: workers die whatever they are given.
+            StageError: workers die with every part of the shard.
         """
         n = task.number
         if task.span is None:
@@ -53,7 +53,7 @@ class FailureBisector:
         self._deaths[n, task.span] += 1
         if sum(count for (number, _), count in self._deaths.items() if number == n) > MAX_DEATHS:
             raise StageError(
-                f"workers died {MAX_DEATHS} times over shard {n}, whatever part of it they were given; look "
+                f"workers died {MAX_DEATHS} times over shard {n}, with every part of it; look "
                 "for exhausted memory (fewer --workers, smaller pipeline.shard_samples) or a broken "
                 "installation, then run the stage again: finished shards are kept"
             )

@@ -106,7 +106,7 @@ def run_stage(
         done, statuses, failed = dict(keys.done), Counter[str](), False
         finished = keys.done.keys() - set(due)
         if finished:
-            emit(Note(f"{stage.name}: {len(finished)} of {len(index.plan)} shards are already done"))
+            emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
         emit(_progress(stage, index, finished, {}))
         tasks = _tasks(keys, index, recipe, spec, due, redo)
         for number, manifest in _execute(tasks, index, folder, workers, emit):
@@ -285,7 +285,7 @@ def _execute(
 
 def _progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int]) -> Progress:
     """Return how many samples the finished shards hold, with the statuses of this run's rows that are not ok."""
-    done = sum(index.plan[n][1] - index.plan[n][0] for n in finished)
+    done = sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
     bad = {status: count for status, count in statuses.items() if status != Status.OK}
     return Progress(stage.name, done, index.table.num_rows, info=bad)
 

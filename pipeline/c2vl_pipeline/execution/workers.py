@@ -239,7 +239,7 @@ class Workers:
         try:
             root = str(load(index.parent).root)
             seen = client.run(_visit, str(index), root)
-        except Exception as error:  # whatever unpickling on a foreign machine raises
+        except Exception as error:  # unpickling on another machine can raise anything
             raise StageError(
                 f"a worker of {self.scheduler} cannot run this package ({type(error).__name__}: {error}); "
                 f"install the same c2vl there"

@@ -113,7 +113,7 @@ def estimate(
         chosen = [usable[n * len(usable) // count] for n in range(count)]
         for number, stage in enumerate(STAGES.values()):
             due[stage.name] = _due(index, recipe, stage, due)
-            left = sum(b - a for n, (a, b) in enumerate(index.plan) if n in due[stage.name])
+            left = sum(b - a for n, (a, b) in enumerate(index.shard_ranges) if n in due[stage.name])
             plan = _probe(index, recipe, Path(name), stage, chosen, seconds / len(STAGES))
             chosen = chosen[: plan.probed]
             count = workers or default_workers(stage, work, recipe)

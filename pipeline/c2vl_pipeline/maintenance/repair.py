@@ -157,7 +157,7 @@ def failed_samples(work: Path, stage: Stage) -> dict[int, frozenset[str]]:
     """
     index = load(work)
     failed: dict[int, frozenset[str]] = {}
-    for number in range(len(index.plan)):
+    for number in range(len(index.shard_ranges)):
         manifest = read_shard_manifest(shard_path(work, stage.name, number))
         if manifest is None:
             continue

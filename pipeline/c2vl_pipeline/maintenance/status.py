@@ -96,7 +96,7 @@ def _engine(stage: Stage, index: Workspace, recipe: Recipe, written: StageManife
     """Return the facts of the engine that are part of the key; if its checkpoint is absent here, the recorded ones.
 
     So rows made elsewhere can be surveyed without gigabytes of weights. If the recipe asks for another engine, they are
-    stale, whatever its checkpoint is.
+    stale.
     """
     try:
         return engine_facts(stage, index, recipe)

@@ -75,7 +75,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
         damages += _stage_damage(index, stage)
         manifest = written_manifest(work, stage)
         slots = (manifest.inputs.get("frames") or 1) if manifest else None
-        for number in range(len(index.plan)):
+        for number in range(len(index.shard_ranges)):
             path = shard_path(work, stage.name, number)
             expected = manifest is not None and manifest.complete and number < manifest.shards
             if expected or path.is_file() or path.with_suffix(".json").is_file():
@@ -107,7 +107,7 @@ def _index_damage(index: Workspace) -> list[Damage]:
 
 def _stage_damage(index: Workspace, stage: Stage) -> list[Damage]:
     path = index.work / stage.name / "stage.json"
-    paths = [shard_path(index.work, stage.name, n) for n in range(len(index.plan))]
+    paths = [shard_path(index.work, stage.name, n) for n in range(len(index.shard_ranges))]
     present = sum(shard.with_suffix(".json").is_file() for shard in paths)
     manifest = written_manifest(index.work, stage)
     problem = None
@@ -118,7 +118,7 @@ def _stage_damage(index: Workspace, stage: Stage) -> list[Damage]:
             problem = "is absent although shards exist"
     elif manifest.stage != stage.name or manifest.key != fingerprint(manifest.inputs):
         problem = "does not fit its own key"
-    elif manifest.complete and present == len(index.plan) == manifest.shards:
+    elif manifest.complete and present == len(index.shard_ranges) == manifest.shards:
         readable = [shard for shard in map(read_shard_manifest, paths) if shard is not None]
         counted = sum((Counter(shard.statuses) for shard in readable), Counter[str]())
         digests, rows = fingerprint([shard.digest for shard in readable]), sum(s.rows for s in readable)

@@ -1,6 +1,6 @@
 """Raw data: one module per kind, each with a `READER`; `READERS` names them for the `reader` field of a dataset.
 
-`video` decodes videos, whatever the dataset.
+`video` decodes the videos of every dataset.
 """
 
 from __future__ import annotations

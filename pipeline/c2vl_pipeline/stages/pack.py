@@ -60,7 +60,7 @@ def _complete_stages(index: Workspace) -> dict[str, StageManifest]:
                 f"pack needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} "
                 f"--work {index.work}` first"
             )
-        check_shards(stage, index, range(len(index.plan)), "pack")
+        check_shards(stage, index, range(len(index.shard_ranges)), "pack")
         manifests[name] = manifest
     return manifests
 
@@ -188,7 +188,7 @@ def _pack_skeletons(
 ) -> tuple[list[Row], tuple[int, int, int, int]]:
     """Write joints.npy and offsets.npy; return the first columns of the index rows, and the shape of the joints."""
     columns = ["sample_id", "status", "error", "frames", "bodies"]
-    shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.plan))]
+    shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.shard_ranges))]
     heads = [row for path in shards for row in read_shard(path, columns).to_pylist()]
     offsets = np.concatenate([[0], np.cumsum([h["frames"] for h in heads])]).astype(np.int64)
     total = int(offsets[-1])
@@ -230,7 +230,7 @@ def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], e
     arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}
     good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}
     errors: list[str | None] = []
-    for number, (start, stop) in enumerate(index.plan):
+    for number, (start, stop) in enumerate(index.shard_ranges):
         table = read_shard(shard_path(index.work, "embeddings", number)).combine_chunks()
         for kind, width in widths.items():
             flat = table.column(kind).chunk(0).flatten().to_numpy(zero_copy_only=False)

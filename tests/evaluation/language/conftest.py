@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from c2vl_evaluation.context import EvalContext
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import spoken
 from support.training import recipe, run
@@ -30,4 +30,4 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def subject(data: Path, trained: Path, tmp_path: Path) -> EvalContext:
     """A run without findings."""
     folder = Path(shutil.copytree(trained, tmp_path / "main"))
-    return EvalContext(folder, Packed(data), "xsub", recipe(), 0)
+    return EvalContext(folder, PackedDataset(data), "xsub", recipe(), 0)

@@ -14,7 +14,7 @@ from c2vl_evaluation import cache
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import retrieval, search, shared_space
 from c2vl_manifests.errors import DataError
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.inference import load_joint_embedding
 from c2vl_training.knowledge import Knowledge
 from c2vl_training.run_folder import Run
@@ -149,7 +149,7 @@ def test_the_query_of_a_clip_is_its_own_captions(tmp_path, pooling, caption):
     sets = (f"training.pretrain.pooling={pooling}", "training.pretrain.standardise=true")
     made = run(folder, tmp_path / "main", *sets)
     train(made)
-    packed = Packed(folder)
+    packed = PackedDataset(folder)
     subject = EvalContext(tmp_path / "main", packed, "xsub", recipe(), 0)
     found = retrieval.evaluate(subject, caption)
     space, rows = load_joint_embedding(subject.run), packed.select("xsub", "test").rows
@@ -188,14 +188,14 @@ def test_captions_that_repeat_lower_the_ceiling(tmp_path, pooling, distinct):
     vectors[4], vectors[8] = vectors[0], vectors[0][::-1]  # the same captions, once at other times
     folder = spoken(tmp_path / "packed", language=vectors)
     train(run(folder, tmp_path / "main", f"training.pretrain.pooling={pooling}"))
-    found = retrieval.evaluate(EvalContext(tmp_path / "main", Packed(folder), "xsub", recipe(), 0))
+    found = retrieval.evaluate(EvalContext(tmp_path / "main", PackedDataset(folder), "xsub", recipe(), 0))
     assert (found.queries, found.distinct) == (4, distinct)
     assert found.ceiling.r1 == distinct / 4
 
 
 def test_permuted_captions_are_at_chance(tmp_path, recipe, work):
     """On the synthetic set in NTU's format, with captions of the classical encoder."""
-    packed = Packed(work)
+    packed = PackedDataset(work)
     train(Run("pretrain", packed, recipe, "xsub", 0, tmp_path / "main"))
     found = retrieval.evaluate(EvalContext(tmp_path / "main", packed, "xsub", recipe, 0))
     own = found.clip

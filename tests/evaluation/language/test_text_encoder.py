@@ -24,7 +24,7 @@ from c2vl_pipeline.engines import Caption
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import caption, embed, pack
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
 from c2vl_training.trainer import train
 from support import checkpoints
@@ -125,7 +125,7 @@ def made(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Moved:
     told = {"model": "somebody/clip", "revision_resolved": "a" * 40}
     held["engines"]["embeddings"] |= told
     path.write_text(json.dumps(held))
-    packed = Packed(here)
+    packed = PackedDataset(here)
     train(Run("pretrain", packed, recipe, "xsub", 0, folder / "main"))
     engines.clear()
     return Moved(EvalContext(folder / "main", packed, "xsub", recipe, 0), recipe, right, wrong)
@@ -136,7 +136,7 @@ def moved(made: Moved, tmp_path: Path) -> Iterator[Moved]:
     """The same without findings, on a work folder that a test may change."""
     run = Path(shutil.copytree(made.subject.run, tmp_path / "main"))
     here = Path(shutil.copytree(made.subject.packed.folder.parent, tmp_path / "work"))
-    yield Moved(EvalContext(run, Packed(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
+    yield Moved(EvalContext(run, PackedDataset(here), "xsub", made.recipe, 0), made.recipe, made.right, made.wrong)
     engines.clear()
 
 
@@ -180,7 +180,7 @@ def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved
     packed = moved.subject.packed
     held = {**text_encoder.engine_of(packed), "model": str(moved.right), **now}
     manifest(packed.folder, embeddings=held)
-    subject = EvalContext(moved.subject.run, Packed(packed.folder), "xsub", moved.recipe, 0)
+    subject = EvalContext(moved.subject.run, PackedDataset(packed.folder), "xsub", moved.recipe, 0)
     found = zeroshot.evaluate(subject)
     monkeypatch.setattr(shared_space.SharedSpace, "texts", lambda *_: pytest.fail("encoded again"))
     assert zeroshot.evaluate(subject, encoder=moved.right) == found
@@ -190,7 +190,7 @@ def test_weights_that_the_data_name_are_the_same_finding_wherever_they_lie(moved
 
 
 def test_a_caption_stands_beside_its_own_vector(work):
-    packed = Packed(work)
+    packed = PackedDataset(work)
     text, vector = text_encoder.witness(packed) or pytest.fail("nothing is left")
     encoder = text_encoder.load(packed)
     np.testing.assert_allclose(encoder.encode_texts([text]).vectors[0], vector, atol=1e-3)
@@ -202,19 +202,19 @@ def test_vectors_that_were_not_packed_tell_nothing(work, tmp_path):
     here = Path(shutil.copytree(work, tmp_path / "work"))
     path = here / "packed" / "language.npy"
     np.save(path, np.roll(np.load(path), 1, axis=-1))
-    assert text_encoder.witness(Packed(here)) is None
-    text_encoder.load(Packed(here))
+    assert text_encoder.witness(PackedDataset(here)) is None
+    text_encoder.load(PackedDataset(here))
 
 
 def test_captions_that_were_made_again_since_they_were_embedded_tell_nothing(work, tmp_path, monkeypatch):
     here = Path(shutil.copytree(work, tmp_path / "work"))
-    assert text_encoder.witness(Packed(here))
+    assert text_encoder.witness(PackedDataset(here))
     shutil.rmtree(here / "captions")
     with monkeypatch.context() as patch:
         patch.setattr(PoseCode, "caption", lambda _, crops, question: [Caption("a tree", 2)] * len(crops))
         runner.run_stage(caption.STAGE, here, load_recipe("debug"))
-    assert text_encoder.witness(Packed(here)) is None
-    text_encoder.load(Packed(here))
+    assert text_encoder.witness(PackedDataset(here)) is None
+    text_encoder.load(PackedDataset(here))
 
 
 def test_shards_that_are_damaged_or_gone_are_passed_over(work, tmp_path):
@@ -222,6 +222,6 @@ def test_shards_that_are_damaged_or_gone_are_passed_over(work, tmp_path):
     first, *others = sorted((here / "embeddings").glob("shard-*.parquet"))
     assert others
     first.write_bytes(first.read_bytes()[:-9])
-    assert text_encoder.witness(Packed(here))
+    assert text_encoder.witness(PackedDataset(here))
     shutil.rmtree(here / "embeddings")
-    assert text_encoder.witness(Packed(here)) is None
+    assert text_encoder.witness(PackedDataset(here)) is None

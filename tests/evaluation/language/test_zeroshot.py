@@ -17,7 +17,7 @@ from c2vl_evaluation.language import shared_space, text_encoder, zeroshot
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.inference import load_joint_embedding
 from c2vl_training.trainer import train
 from support.cli import Cli, refused
@@ -68,7 +68,7 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
 def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_with(data, tmp_path, mode):
     sets = (f"training.pretrain.temperature.mode={mode}", "training.pretrain.temperature.tau=0.2")
     train(run(data, tmp_path / "main", *sets))
-    subject = EvalContext(tmp_path / "main", Packed(data), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "main", PackedDataset(data), "xsub", recipe(), 0)
     found = zeroshot.evaluate(subject)
     value = float(checkpoint.load(subject.run / checkpoint.PROJECTORS)[0]["scales.language.value"])
     wanted = 1 / value if mode == "raw" else math.exp(-value)
@@ -179,7 +179,7 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
     folder = spoken(tmp_path / "packed", language=np.random.default_rng(1).normal(size=(COUNT, 4, 6)))
     manifest(folder, embeddings={"backend": "hf", "model": "clip", "joint_space": True})
     train(run(folder, tmp_path / "seen", "training.pretrain.knowledge=vision"))
-    subject = EvalContext(tmp_path / "seen", Packed(folder), "xsub", recipe(), 0)
+    subject = EvalContext(tmp_path / "seen", PackedDataset(folder), "xsub", recipe(), 0)
     monkeypatch.setattr(engines, "load", lambda spec: TwoEars())
     monkeypatch.setattr(engines, "key_facts", lambda spec: {})
     found = zeroshot.evaluate(subject)
@@ -198,13 +198,13 @@ def test_a_run_that_saw_crops_alone_is_asked_through_their_projector_and_says_so
 def test_a_run_that_saw_crops_alone_is_refused_where_texts_lie_elsewhere(data, tmp_path):
     train(run(data, tmp_path / "seen", "training.pretrain.knowledge=vision"))
     with pytest.raises(ConfigError, match="trained toward crops only, and the encoder 'classical' puts texts"):
-        zeroshot.evaluate(EvalContext(tmp_path / "seen", Packed(data), "xsub", recipe(), 0))
+        zeroshot.evaluate(EvalContext(tmp_path / "seen", PackedDataset(data), "xsub", recipe(), 0))
 
 
 def test_a_run_without_projectors_is_refused(data, tmp_path):
     train(run(data, tmp_path / "floor", kind="random"))
     with pytest.raises(CheckpointError, match="is a random run and has no projectors"):
-        zeroshot.evaluate(EvalContext(tmp_path / "floor", Packed(data), "xsub", recipe(), 0))
+        zeroshot.evaluate(EvalContext(tmp_path / "floor", PackedDataset(data), "xsub", recipe(), 0))
 
 
 def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tmp_path):

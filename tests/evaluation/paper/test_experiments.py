@@ -23,7 +23,7 @@ from c2vl_manifests.errors import ConfigError, StageError
 from c2vl_manifests.events import Emit, Event, Note, Progress
 from c2vl_manifests.targets import TABLE_VII
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
 from c2vl_training.trainer import train
 from support.packed import COUNT
@@ -164,7 +164,7 @@ def test_what_cannot_be_trained_is_said_and_the_rest_goes_on(work: Path, tmp_pat
     root = tmp_path / "work"
     shutil.copytree(work / "utd-mhad", root / "utd-mhad")
     np.save(root / "utd-mhad" / "packed" / "language_ok.npy", np.zeros((COUNT, 4), bool))
-    index = Packed(root / "utd-mhad")._index
+    index = PackedDataset(root / "utd-mhad")._index
     import pyarrow as pa
     import pyarrow.parquet as pq
 

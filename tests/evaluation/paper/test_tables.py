@@ -19,7 +19,7 @@ from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
 from c2vl_evaluation.paper.spec import printed_tables, tables_and_figures
 from c2vl_evaluation.paper.tables import FilledRow, FilledTable, derived, fill
 from c2vl_manifests.targets import TABLE_VII
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from support.packed import COUNT, sticks
 from support.paper import FAST, experiments, shown, small_table
 
@@ -27,7 +27,7 @@ from support.paper import FAST, experiments, shown, small_table
 
 
 @pytest.fixture(scope="module")
-def uneven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Packed]:
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PackedDataset]:
     """A set with seven classes of unequal size under the name of a target of the paper, and one with a lost label."""
     root = tmp_path_factory.mktemp("uneven")
     train, test = [6, 6, 6, 6, 1, 1, 2, 2, 3, 4, 5, 0], [6, 6, 3, 5]
@@ -40,7 +40,7 @@ def uneven(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Packed]:
     return find_datasets(root)
 
 
-def by_hand(packed: Packed) -> dict[str, tuple[float, float, float]]:
+def by_hand(packed: PackedDataset) -> dict[str, tuple[float, float, float]]:
     """Top-1, top-5 and balanced accuracy in percent, counted one by one."""
     known = {s: packed.labels()[packed.select("xsub", s).rows].tolist() for s in ("train", "test")}
     classes = range(max(*known["train"], *known["test"]) + 1)
@@ -57,7 +57,7 @@ def by_hand(packed: Packed) -> dict[str, tuple[float, float, float]]:
 
 
 def test_majority_and_chance_stand_in_every_table_before_anything_is_computed(
-    uneven: dict[str, Packed], tmp_path: Path
+    uneven: dict[str, PackedDataset], tmp_path: Path
 ) -> None:
     here = Experiments(uneven, tmp_path, "debug", (*FAST, "evaluation.semi.shares=[0.25,0.5]"), wide=True)
     wanted = by_hand(uneven["pku-mmd-2"])

@@ -13,7 +13,7 @@ from c2vl_evaluation.cache import Predictions
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import ensemble, finetuning, linear
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import evaluated, logits, outcomes, told
 from support.training import run
@@ -41,7 +41,7 @@ def test_streams_of_other_samples_are_not_added():
 
 
 @pytest.fixture
-def streams(subject: EvalContext, data: Packed, tmp_path: Path) -> list[EvalContext]:
+def streams(subject: EvalContext, data: PackedDataset, tmp_path: Path) -> list[EvalContext]:
     found = [subject]
     for stream in ("bone", "motion"):
         train(run(data.folder, tmp_path / stream, f"training.input.stream={stream}", kind="random"))

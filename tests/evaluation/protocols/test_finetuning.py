@@ -19,7 +19,7 @@ from c2vl_manifests.events import Event, Progress
 from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, encoders, methods
-from c2vl_training.dataset import Clips, Packed
+from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks
@@ -124,7 +124,7 @@ def test_a_sweep_never_looks_at_the_test_split(data, subject, tmp_path):
     labels = data.labels().copy()
     test_rows = data.select("xsub", "test").rows
     labels[test_rows] = np.roll(labels[test_rows], 1)
-    other = Packed(sticks(tmp_path / "permuted" / "packed", labels=labels.tolist()))
+    other = PackedDataset(sticks(tmp_path / "permuted" / "packed", labels=labels.tolist()))
     cheated = evaluated(finetuning, replace(told(subject, rates), packed=other))
     assert honest.result.lr == cheated.result.lr
     assert honest.result.held_out == cheated.result.held_out is not None

@@ -9,7 +9,7 @@ import pytest
 
 from c2vl_evaluation.protocols import finetuning, linear, transfer
 from c2vl_manifests.errors import CheckpointError, ConfigError
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from support.evaluation import evaluated, logits, outcomes, told
 from support.packed import STICK, write_packed
 
@@ -43,4 +43,4 @@ def test_a_transfer_to_other_joints_names_the_mapping(subject, tmp_path):
     for encoder in ("frozen", "tuned"):
         some = told(subject, f"evaluation.transfer.encoder=['{encoder}']")
         with pytest.raises(CheckpointError, match=r"holds 'kite' \(3\); .* --layout stick`"):
-            next(outcomes(transfer, replace(some, packed=Packed(folder))))
+            next(outcomes(transfer, replace(some, packed=PackedDataset(folder))))

@@ -18,7 +18,7 @@ from c2vl_evaluation.results import Score, Table, load, save
 from c2vl_evaluation.table import entries
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.encoders import count
 from support.evaluation import LINEAR, MANIFEST
 from support.packed import sticks
@@ -30,7 +30,7 @@ from support.training import BASE
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Table]:
     """Packed data, the folder of a table of two seeds, and the table; tests must not write into them."""
     root = tmp_path_factory.mktemp("folder")
-    packed = Packed(sticks(root / "work" / "packed"))
+    packed = PackedDataset(sticks(root / "work" / "packed"))
     lines = entries(MANIFEST, "debug", (*BASE[1:], *LINEAR), ("hard",))  # the recipe's own blocks
     results = table.run_table(packed, "xsub", lines, range(2), root / "table")
     return packed.folder, root / "table", results

@@ -16,7 +16,7 @@ from support.pages import assert_self_contained, rewrite
 def test_work_without_a_single_caption_is_audited(work, tmp_path):
     folder = tmp_path / "w"
     shutil.copytree(work, folder)
-    for shard in range(1, len(load(folder).plan)):
+    for shard in range(1, len(load(folder).shard_ranges)):
         shard_path(folder, "captions", shard).with_suffix(".json").unlink()
 
     def nothing(rows):

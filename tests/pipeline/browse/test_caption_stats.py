@@ -20,7 +20,9 @@ from support.pages import assert_self_contained
 def test_caption_figures_equal_a_naive_count(odd):
     found = audit.measure(odd)
     rows = [
-        r for shard in range(len(load(odd).plan)) for r in read_shard(shard_path(odd, "captions", shard)).to_pylist()
+        r
+        for shard in range(len(load(odd).shard_ranges))
+        for r in read_shard(shard_path(odd, "captions", shard)).to_pylist()
     ]
     said = [r["caption"] for r in rows if r["status"] == "ok"]
     counts = Counter(said)
@@ -116,7 +118,7 @@ def test_shuffling_gives_every_sample_anothers_captions():
 def test_captions_of_the_same_samples_are_compared(work, tmp_path):
     ids = load(work).table["sample_id"].to_pylist()
     captions: dict[str, list[str]] = {}
-    for shard in range(len(load(work).plan)):
+    for shard in range(len(load(work).shard_ranges)):
         for row in read_shard(shard_path(work, "captions", shard)).to_pylist():
             captions.setdefault(row["sample_id"], []).append(row["caption"])
     path = tmp_path / "same.json"

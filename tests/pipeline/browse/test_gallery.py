@@ -34,7 +34,7 @@ def test_filters_select_what_a_scan_of_all_rows_selects(odd):
     assert names(odd, split="xsub:test") == [r["sample_id"] for r in rows if ("xsub", "test") in r["splits"]]
     assert names(odd, samples=(ids[3], "*A002")) == [i for i in ids if i == ids[3] or i.endswith("A002")]
     captions = read_shard(shard_path(odd, "captions", 0)).to_pylist()
-    start, stop = index.plan[0]
+    start, stop = index.shard_ranges[0]
     for text in ("SITTING", "<script>", "no such words"):
         wanted = {c["sample_id"] for c in captions if text.lower() in (c["caption"] or "").lower()}
         assert [n for n in names(odd, text=text) if n in ids[start:stop]] == [i for i in ids[start:stop] if i in wanted]

@@ -14,7 +14,7 @@ from c2vl_pipeline.workspace import load, shard_path
 def test_lookup_returns_the_rows_a_whole_read_returns(odd):
     index = load(odd)
     whole: dict[str, list[Any]] = {}
-    for shard in range(len(index.plan)):
+    for shard in range(len(index.shard_ranges)):
         for row in read_shard(shard_path(odd, "captions", shard)).to_pylist():
             whole.setdefault(row["sample_id"], []).append(row)
     lookup = RowReader(index)

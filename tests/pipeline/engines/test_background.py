@@ -176,7 +176,7 @@ def test_a_hanging_clip_costs_its_own_row_only(copy: Path, tmp_path: Path) -> No
     built = build(copy, work, recipe)
     with Workers(1) as one:
         manifest = runner.run_stage(crop.STAGE, work, recipe, workers=one)
-    rows = [row for n in range(len(built.plan)) for row in crop_rows(work, n)]
+    rows = [row for n in range(len(built.shard_ranges)) for row in crop_rows(work, n)]
     bad = {row["sample_id"] for row in rows if row["status"] in {"decode_error", "failed"}}
     assert bad == {last.name.removesuffix("_rgb.avi")}
     assert manifest.statuses["decode_error"] == recipe.pipeline.frames

@@ -250,7 +250,9 @@ def test_what_was_made_from_a_raw_file_that_is_gone_is_kept(
     repair(work, recipe, raw=True)
     assert remade(before, work) == set()
     # and a damaged shard is not thrown away while its videos are
-    number = next(n for n, (a, b) in enumerate(workspace.load(work).plan) if a <= _row_of(work, video, folder) < b)
+    number = next(
+        n for n, (a, b) in enumerate(workspace.load(work).shard_ranges) if a <= _row_of(work, video, folder) < b
+    )
     path = shard_path(work, "crops", number)
     path.with_suffix(".json").unlink()
     kept = path.read_bytes()

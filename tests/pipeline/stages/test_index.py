@@ -88,13 +88,13 @@ def test_shards_cover_all_samples_and_never_split_a_video(tmp_path: Path, size: 
         (root / f"v{n}.avi").write_bytes(AVI)
     config = load_recipe("debug", [f"pipeline.shard_samples={size}"]).pipeline
     index, _ = indexed("generic", root, tmp_path / "w", config)
-    assert index.plan[0][0] == 0
-    assert index.plan[-1][1] == 40
-    assert all(a[1] == b[0] for a, b in zip(index.plan, index.plan[1:], strict=False))
+    assert index.shard_ranges[0][0] == 0
+    assert index.shard_ranges[-1][1] == 40
+    assert all(a[1] == b[0] for a, b in zip(index.shard_ranges, index.shard_ranges[1:], strict=False))
     owner: dict[str, int] = {}
-    for number in range(len(index.plan)):
+    for number in range(len(index.shard_ranges)):
         shard = index.shard(number)
-        assert len(shard) >= min(size, 40) or number == len(index.plan) - 1
+        assert len(shard) >= min(size, 40) or number == len(index.shard_ranges) - 1
         for sample in shard:
             if sample["video"]:
                 assert owner.setdefault(sample["video"], number) == number

@@ -24,7 +24,7 @@ from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import STAGES, caption, crop, embed, index, pack, skeletons
 from c2vl_pipeline.synthetic import dataset
 from c2vl_pipeline.workspace import shard_path, stored_joints
-from c2vl_training.dataset import Packed
+from c2vl_training.dataset import PackedDataset
 from support.factory import run_factory
 
 FILES = {
@@ -376,7 +376,7 @@ def test_the_label_derived_from_joints_survives_a_lost_stage_manifest(tmp_path: 
 def test_packed_joints_of_another_layout_lie_beside_the_own_ones(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
     work = run_factory(raw, tmp_path / "w", recipe)
     manifest = pack.run(work, recipe, layout="kinect_v1")
-    own, other = Packed(work), Packed(work / "packed-kinect_v1")
+    own, other = PackedDataset(work), PackedDataset(work / "packed-kinect_v1")
     assert other.layout == KINECT_V1
     assert own.layout == KINECT_V2
     assert (other.manifest.samples, other.manifest.frames) == (own.manifest.samples, own.manifest.frames)
