@@ -357,6 +357,7 @@ def test_no_pickle_is_ever_loaded():
     assert calls == []
 
 
+@pytest.mark.slow
 def test_library_code_does_not_print():
     printers = [
         f"{dotted(path, part)}:{node.lineno}"

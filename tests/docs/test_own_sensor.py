@@ -64,6 +64,7 @@ def test_paths_in_the_table_exist(converted: Path) -> None:
     assert {row["split_subjects"] for row in rows} == {"train", "test"}
 
 
+@pytest.mark.slow
 def test_the_pipeline_packs_the_converted_clips(converted: Path, tmp_path: Path, cli: Cli) -> None:
     said = cli(
         *(

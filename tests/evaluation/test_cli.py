@@ -80,6 +80,7 @@ def test_protocols_use_the_runs_own_benchmark_unless_given(cli, data, finished):
     assert "linear, %, 9 train / 3 test" in held.out
 
 
+@pytest.mark.slow
 def test_runs_and_their_controls_stand_in_one_table(cli: Cli, tmp_path):
     data = sticks(tmp_path / "packed")
     for seed in (0, 1):

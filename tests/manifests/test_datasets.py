@@ -41,6 +41,7 @@ def test_ntu60_has_the_published_counts() -> None:
     assert usable_splits("ntu60") == (56_880, 56_578, expected)
 
 
+@pytest.mark.slow
 def test_ntu120_has_the_published_counts() -> None:
     expected = {"xsub": (63_026, 50_919), "xset": (54_468, 59_477)}
     assert usable_splits("ntu120") == (114_480, 113_945, expected)

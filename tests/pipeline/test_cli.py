@@ -48,6 +48,7 @@ def test_pack_before_its_stages_says_what_to_run(cli, copied):
     )
 
 
+@pytest.mark.slow
 def test_stages_report_in_lines_of_json_and_one_sentence(cli, copied):
     shutil.rmtree(copied / "captions")
     found = cli("c2vl-pipeline", "caption", "--work", copied, "--workers", "1")

@@ -34,6 +34,7 @@ def two_bodies(folder: Path) -> Path:
 # ------------------------------------------------------------------------------------------------ onnx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("empty", ["compute", "exact_skip", "leave_out"])
 def test_onnx_gives_the_features_of_torch_for_any_batch(tmp_path, empty):
     packed = two_bodies(tmp_path / "packed")
@@ -52,6 +53,7 @@ def test_onnx_gives_the_features_of_torch_for_any_batch(tmp_path, empty):
             torch.testing.assert_close(torch.from_numpy(values), encoder.module(batch), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_onnx_says_what_it_must_be_fed(data, tmp_path):
     train(run(data, tmp_path / "run", kind="random"))
     export.export(tmp_path / "run", tmp_path / "encoder.onnx")
@@ -77,6 +79,7 @@ def test_an_unfinished_run_is_not_exported(tmp_path):
         export.export(tmp_path, tmp_path / "encoder.onnx")
 
 
+@pytest.mark.slow
 def test_a_graph_that_differs_is_not_written(data, tmp_path, monkeypatch):
     train(run(data, tmp_path / "run", kind="random"))
     monkeypatch.setattr(export, "_difference", lambda *_: 0.5)

@@ -30,6 +30,7 @@ def test_histograms_lie_where_the_mean_similarities_are(data, tmp_path):
             assert np.average(middles, weights=line[name]) == pytest.approx(said[name], abs=1 / BINS)
 
 
+@pytest.mark.slow
 def test_histograms_of_long_runs_are_few(data, tmp_path):
     train(run(data, tmp_path / "run", "training.pretrain.epochs=45"))
     epochs = [line["epoch"] for line in read_histograms(tmp_path / "run")]

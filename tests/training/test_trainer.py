@@ -98,6 +98,7 @@ def test_a_run_broken_within_an_epoch_repeats_that_epoch(data, tmp_path, monkeyp
     assert same(tensors(tmp_path / "whole"), tensors(tmp_path / "parts"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("teacher", ["self", "previous_epoch", "ema"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_within_an_epoch_saves_the_step_and_resumes_bitwise(data, tmp_path, monkeypatch, number, teacher):

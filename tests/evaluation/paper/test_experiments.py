@@ -121,6 +121,7 @@ def test_a_finished_cell_is_never_made_again(
     assert again.failed == {}
 
 
+@pytest.mark.slow
 def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
     finished: Experiments, work: Path, tmp_path: Path
 ) -> None:

@@ -103,6 +103,7 @@ def test_the_page_stands_alone_and_colours_differences() -> None:
     assert text.count("--shade: ") == 2  # light and dark
 
 
+@pytest.mark.slow
 def test_numbers_in_the_files_are_those_of_the_findings(finished: Experiments) -> None:
     whole = finished.cells(tables_and_figures())
     page = paper_write.write(finished, whole)

@@ -179,6 +179,7 @@ def test_a_layer_decay_holds_the_encoder_back(subject):
     assert not np.allclose(held, free, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_fine_tuning_learns_what_it_is_shown(data, subject):
     everything = replace(
         subject,

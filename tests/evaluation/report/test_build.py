@@ -142,6 +142,7 @@ def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
         assert sentence in page.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["", '{"epoch": 0, "lo', "[1]\n", "3\n", '{"epoch": "x", "loss": null}\n'])
 def test_damaged_metrics_are_named_not_fatal(tmp_path, damage):
     results = table()

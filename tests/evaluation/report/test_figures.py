@@ -114,6 +114,7 @@ def test_axes_take_the_colour_of_the_page():
     assert "currentColor" in svg
 
 
+@pytest.mark.slow
 def test_matplotlib_settings_are_left_as_they_were():
     import matplotlib as mpl
 

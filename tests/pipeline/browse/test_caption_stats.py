@@ -135,6 +135,7 @@ def test_captions_of_the_same_samples_are_compared(work, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["released"]["common"] == 8
 
 
+@pytest.mark.slow
 def test_the_released_captions_are_what_their_authors_counted(shared):
     path = shared / "captions" / "pkuv2_language.zip"
     table = read_captions(path)

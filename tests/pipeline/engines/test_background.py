@@ -56,6 +56,7 @@ def state(work: Path, recipe: Recipe) -> status.StageStatus:
     return next(s for s in status.survey(work, recipe) if s.stage == "crops")
 
 
+@pytest.mark.slow
 def test_a_scene_a_camera_is_made_and_found_again(raw: Path, tmp_path: Path, motion: Recipe) -> None:
     built = build(raw, tmp_path, motion)
     first = runner.run_stage(crop.STAGE, tmp_path, motion)
@@ -77,6 +78,7 @@ def test_a_scene_a_camera_is_made_and_found_again(raw: Path, tmp_path: Path, mot
     assert (scene[0].dtype, scene[0].shape) == (np.uint8, (96, 128, 3))
 
 
+@pytest.mark.slow
 def test_processes_of_their_own_make_the_same_scenes(raw: Path, tmp_path: Path, motion: Recipe) -> None:
     build(raw, tmp_path / "a", motion)
     build(raw, tmp_path / "b", motion)
@@ -87,6 +89,7 @@ def test_processes_of_their_own_make_the_same_scenes(raw: Path, tmp_path: Path, 
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["empty", "cut", "gone"])
 def test_a_damaged_scene_is_made_again(raw: Path, tmp_path: Path, motion: Recipe, how: str) -> None:
     build(raw, tmp_path, motion)
@@ -102,6 +105,7 @@ def test_a_damaged_scene_is_made_again(raw: Path, tmp_path: Path, motion: Recipe
     assert pictures(tmp_path) == made
 
 
+@pytest.mark.slow
 def test_a_scene_of_too_few_clips_is_made_again_when_they_are_back(copy: Path, tmp_path: Path, motion: Recipe) -> None:
     build(copy, tmp_path / "clean", motion)
     wanted = runner.run_stage(crop.STAGE, tmp_path / "clean", motion)
@@ -121,6 +125,7 @@ def test_a_scene_of_too_few_clips_is_made_again_when_they_are_back(copy: Path, t
     assert found.statuses == wanted.statuses
 
 
+@pytest.mark.slow
 def test_a_camera_without_a_readable_clip_has_failed_rows_and_no_invented_boxes(
     copy: Path, tmp_path: Path, motion: Recipe
 ) -> None:
@@ -134,6 +139,7 @@ def test_a_camera_without_a_readable_clip_has_failed_rows_and_no_invented_boxes(
     assert set(manifest.statuses) == {"ok", "decode_error"} | (set(manifest.statuses) & {"no_person"})
 
 
+@pytest.mark.slow
 def test_a_clip_of_another_size_than_its_scene_has_failed_rows(copy: Path, tmp_path: Path, motion: Recipe) -> None:
     built = build(copy, tmp_path / "w", motion)
     camera = sorted(built.cameras)[0]
@@ -153,6 +159,7 @@ def test_a_clip_of_another_size_than_its_scene_has_failed_rows(copy: Path, tmp_p
     }
 
 
+@pytest.mark.slow
 def test_another_scene_leaves_the_rows_of_other_samples(copy: Path, tmp_path: Path, motion: Recipe) -> None:
     work = tmp_path / "w"
     built = build(copy, work, motion)
@@ -167,6 +174,7 @@ def test_another_scene_leaves_the_rows_of_other_samples(copy: Path, tmp_path: Pa
     assert pictures(work) != scenes
 
 
+@pytest.mark.slow
 def test_a_hanging_clip_costs_its_own_row_only(copy: Path, tmp_path: Path) -> None:
     recipe = load_recipe("debug", [*SETTINGS, "pipeline.shard_samples=1"])
     last = sorted(copy.rglob("*_rgb.avi"))[-1]

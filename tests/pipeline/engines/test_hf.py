@@ -110,6 +110,7 @@ def test_the_model_is_given_the_query_and_a_full_pixel_mask(detectors: Any, monk
         assert bool(kwargs["pixel_mask"].all())
 
 
+@pytest.mark.slow
 def test_a_higher_threshold_keeps_the_best_boxes(build: Callable[..., Any]) -> None:
     frames = [frame(240, 320, s) for s in range(4)]
     loose = build("detector", options={"threshold": 0.3}).detect(frames, "person")

@@ -489,6 +489,7 @@ def test_the_preset_fits() -> None:
 # ---------------------------------------------------------------------------------------- the whole stage
 
 
+@pytest.mark.slow
 def test_the_stage_survives_its_server(raw: Path, tmp_path: Path, server: Server) -> None:
     """Two shards are answered, the server dies, one line; another server elsewhere, and it goes on."""
     plain = load_recipe("debug", ["pipeline.shard_samples=8"])

@@ -118,6 +118,7 @@ def kill_at(work: Path, shards: int) -> int:
     return len(list(folder.glob("shard-*.json")))
 
 
+@pytest.mark.slow
 def test_rows_add_up_after_kills_and_finished_shards_are_not_made_again(
     raw: Path, clean: Path, recipe: Recipe, tmp_path: Path
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_full_disk_leaves_the_finished_shards_and_the_stage_goes_on_from_there
 # ------------------------------------------------------------------------------------------- staleness
 
 
+@pytest.mark.slow
 def test_a_changed_value_makes_its_stage_stale_and_redone_and_no_other(begun: Path, recipe: Recipe) -> None:
     before = run_all(begun, recipe, STAGES[:3])
     other = load_recipe("debug", ["pipeline.crop.jpeg_quality=60"])
@@ -317,6 +319,7 @@ def test_a_poisonous_sample_costs_only_its_own_rows(
 # --------------------------------------------------------------------------------------------- workers
 
 
+@pytest.mark.slow
 def test_two_workers_give_what_one_gives(begun: Path, recipe: Recipe) -> None:
     (alone,) = run_all(begun, recipe, STAGES[1:2])
     shutil.rmtree(begun / "crops")

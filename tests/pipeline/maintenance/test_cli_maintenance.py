@@ -90,6 +90,7 @@ def test_a_damaged_index_is_named_first_and_nothing_is_mended_over_it(cli: Cli, 
         assert "samples.parquet is damaged" in err
 
 
+@pytest.mark.slow
 def test_retry_failed_as_a_command(
     cli: Cli, raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +140,7 @@ def test_a_repair_that_died_is_named_and_ended_by_the_next_one(own: Path, recipe
     assert verify.verify(own) == []
 
 
+@pytest.mark.slow
 def test_a_smaller_index_does_not_drop_rows_unasked(cli: Cli, raw: Path, tmp_path: Path, recipe: Recipe) -> None:
     work = start(raw, tmp_path / "w")
     road(work, recipe)

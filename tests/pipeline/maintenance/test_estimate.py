@@ -39,9 +39,10 @@ def files(work: Path) -> dict[str, tuple[str, int]]:
     return {str(p.relative_to(work)): (file_sha256(p), p.stat().st_mtime_ns) for p in work.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_a_plan_adds_up_and_leaves_only_itself(begun: Path, recipe: Recipe) -> None:
     before = files(begun)
-    made = estimate.estimate(begun, recipe, seconds=1, workers=2)
+    made = estimate.estimate(begun, recipe, seconds=0.05, workers=2)
     after = files(begun)
     assert after.keys() - before.keys() == {"plan.json"}
     assert {k: after[k] for k in before} == before
@@ -61,21 +62,23 @@ def test_a_plan_adds_up_and_leaves_only_itself(begun: Path, recipe: Recipe) -> N
     assert made.problem() is None
 
 
+@pytest.mark.slow
 def test_a_plan_leaves_the_stages_of_the_folder_untouched_and_asks_for_nothing_done(own: Path, recipe: Recipe) -> None:
     before = files(own)
-    made = estimate.estimate(own, recipe, seconds=1)
+    made = estimate.estimate(own, recipe, seconds=0.05)
     after = files(own)
     assert {k: after[k] for k in before} == before
     assert after.keys() - before.keys() == {"plan.json"}
     assert [(s.samples, s.seconds, s.bytes) for s in made.stages] == [(0, 0, 0)] * 4
 
 
+@pytest.mark.slow
 def test_a_plan_counts_what_is_stale_and_what_follows_from_it(own: Path, recipe: Recipe) -> None:
     shard_path(own, "captions", 3).with_suffix(".json").unlink()
-    made = estimate.estimate(own, recipe, seconds=1)
+    made = estimate.estimate(own, recipe, seconds=0.05)
     assert [s.samples for s in made.stages] == [0, 0, 8, 8]
     other = load_recipe("debug", ["pipeline.crop.margin=0.2"])
-    assert [s.samples for s in estimate.estimate(own, other, seconds=1).stages] == [0, 32, 32, 32]
+    assert [s.samples for s in estimate.estimate(own, other, seconds=0.05).stages] == [0, 32, 32, 32]
 
 
 def test_probed_samples_are_spread_over_the_whole_dataset(
@@ -126,6 +129,7 @@ def test_the_disk_must_hold_the_stages_and_the_packed_arrays() -> None:
     assert problem.startswith("the disk has 0.1 GB free, the stages will write about 0.1 GB; free some or lower")
 
 
+@pytest.mark.slow
 def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     cli: Cli, begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -169,7 +173,8 @@ def test_without_a_video_there_is_nothing_to_plan(cli: Cli, raw: Path, recipe: R
     assert not list(work.glob("plan*"))
 
 
+@pytest.mark.slow
 def test_a_plan_that_fails_leaves_nothing(begun: Path) -> None:
     with pytest.raises(EngineError):
-        estimate.estimate(begun, load_recipe("debug", ["pipeline.embed.engine.options.dim=3"]), seconds=1)
+        estimate.estimate(begun, load_recipe("debug", ["pipeline.embed.engine.options.dim=3"]), seconds=0.05)
     assert {p.name for p in begun.iterdir()} == {"samples.json", "samples.parquet"}

@@ -34,6 +34,7 @@ def retry(work: Path, recipe: Recipe) -> dict[str, int]:
     return repair.retry(work, recipe, lambda stage, redo: runner.run_stage(stage, work, recipe, redo=redo))
 
 
+@pytest.mark.slow
 def test_failed_rows_are_made_again_and_only_their_samples(
     raw: Path, tmp_path: Path, recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

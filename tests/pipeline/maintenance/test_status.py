@@ -256,6 +256,7 @@ def begun(raw: Path, tmp_path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- status
 
 
+@pytest.mark.slow
 def test_the_survey_tells_missing_unfinished_complete_and_stale(begun: Path, recipe: Recipe) -> None:
     assert set(states(begun, recipe).values()) == {"missing"}
     run_all(begun, recipe, STAGES[:1])

@@ -51,6 +51,7 @@ def test_unexpected_files_are_named_and_do_not_stop(raw: Path, tmp_path: Path, c
     assert found.notes() == ["1 unexpected files (deep/S009C001P001R001A001_rgb.avi)"]
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_sample_or_no_folder_says_what_was_expected(tmp_path: Path, config: PipelineConfig) -> None:
     (tmp_path / "raw").mkdir()
     text = refused("utd-mhad", tmp_path / "raw", config, only_present=True)
@@ -63,6 +64,7 @@ def test_a_folder_without_a_sample_or_no_folder_says_what_was_expected(tmp_path:
     assert "56,880 videos missing (S001C001P001R001A001, …); 56,578 skeletons missing" in text
 
 
+@pytest.mark.slow
 def test_a_part_of_ntu_keeps_known_missing_skeletons_apart(tmp_path: Path, config: PipelineConfig) -> None:
     root = tmp_path / "raw"
     root.mkdir()

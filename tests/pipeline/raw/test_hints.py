@@ -11,6 +11,7 @@ from c2vl_manifests.recipe import PipelineConfig
 from support.indexing import AVI, doubtful, refused
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "names", "hint"),
     [

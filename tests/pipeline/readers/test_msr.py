@@ -94,6 +94,7 @@ def test_the_real_file_is_the_567_promised_clips(real: workspace.Workspace) -> N
     assert real.layout == KINECT_V1
 
 
+@pytest.mark.slow
 def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: workspace.Workspace, recipe: Recipe) -> None:
     from c2vl_manifests.manifest import read_shard
     from c2vl_pipeline.workspace import shard_path

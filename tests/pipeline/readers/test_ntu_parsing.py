@@ -81,6 +81,7 @@ def test_numbers_that_are_words_or_extreme_are_read_as_python_does(tmp_path: Pat
     assert_read_as_python_does(tmp_path / "made.skeleton", list(WORDS) * 40)  # more than the first table holds
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=150)
 @given(
     tokens=st.lists(
@@ -160,6 +161,7 @@ def value_or_error(data: bytes, pixels: bool) -> None:
     assert assemble_ntu(file, CONFIG).joints.shape[1:] == (2, 25, 3)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=400)
 @given(data=st.data(), pixels=st.booleans())
 def test_a_damaged_file_gives_a_value_or_one_error_with_file_and_line(data: st.DataObject, pixels: bool) -> None:

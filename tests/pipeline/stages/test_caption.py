@@ -262,6 +262,7 @@ runner.run_stage(caption.STAGE, Path(sys.argv[1]), load_recipe("debug"))
 """
 
 
+@pytest.mark.slow
 def test_a_killed_captioner_loses_one_batch(
     work: Path, recipe: Recipe, reference: StageManifest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -213,6 +213,7 @@ def test_a_full_disk_leaves_the_folder_unpacked_and_without_temporary_files(
 # ------------------------------------------------------------------------------------------------ gaps
 
 
+@pytest.mark.slow
 def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path) -> None:
     root, work = tmp_path / "raw", tmp_path / "w"
     dataset.generate(

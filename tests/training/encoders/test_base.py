@@ -107,6 +107,7 @@ def distance(found, exact):
     return math.sqrt(sum((found[k] - g).square().sum() for k, g in exact.items())) / total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["stgcn_slim", "ctrgcn", "msg3d"])
 def test_in_lower_precision_it_is_as_near_to_float64_as_the_plain_computation(name, autocast):

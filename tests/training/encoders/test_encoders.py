@@ -196,6 +196,7 @@ def test_sizes_are_the_published_ones(name, frames, parameters, macs):
     assert size.macs + saved_by_order(encoder, frames) == pytest.approx(macs, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "parameters", "macs"), [("bigru", 45.0e6, 2.88e9), ("transformer", 17.2e6, 0.99e9)])
 def test_sizes_of_encoders_that_read_bodies_side_by_side(name, parameters, macs):
     """Published without a head. Multiplications by hand: every weight once a token, and attention."""
