@@ -71,6 +71,8 @@ def write(folder: Path) -> None:
         language_dim=1,
         engines={},
         second_body="zeros",
+        recipe="debug",
+        overrides=(),
     )
     (folder / FILE).write_text(manifest.model_dump_json())
 

@@ -195,7 +195,7 @@ def retrieval(
     from c2vl_manifests.errors import ConfigError
 
     if caption not in {"mean", "one"}:
-        raise ConfigError(f"--caption {caption!r} is none of mean, one")
+        raise ConfigError(f"--caption {caption!r} is not one of mean, one")
     contexts = _contexts(run, data, benchmark, recipe, set_)
     words: Literal["one", "mean"] = "one" if caption == "one" else "mean"
     found = [(one.run.name, one.role(), retrieval.evaluate(one, words)) for one in contexts]
@@ -288,7 +288,7 @@ def _chosen(words: Sequence[str]) -> list[Protocol]:
     for word in words:
         if word not in {*names, "all"}:
             raise ConfigError(
-                f"--protocol {word!r} is none of {', '.join(names)}, all; kNN and linear are in every table, "
+                f"--protocol {word!r} is not one of {', '.join(names)}, all; kNN and linear are in every table, "
                 "and transfer needs another dataset: --target"
             )
     return [name for name in names if name in words or "all" in words]

@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import first_error
@@ -42,9 +41,9 @@ class PackedManifest(BaseModel):
     engines: dict[str, dict[str, Any]]
     """Engine of crops, captions and embeddings, as in their stage manifests."""
     second_body: str
-    recipe: str | None = None
+    recipe: str
     """Recipe of the work folder: the default of training and evaluation."""
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...]
     """`--set` assignments of the work folder."""
 
     def joint_layout(self) -> Layout:
@@ -95,5 +94,4 @@ def resolve_recipe(manifest: PackedManifest, recipe: str | None = None, override
     """
     if recipe is not None:
         return load_recipe(recipe, overrides)
-    made_with = manifest.recipe or load_dataset(manifest.dataset).default_recipe
-    return load_recipe(made_with, [*manifest.overrides, *overrides])
+    return load_recipe(manifest.recipe, [*manifest.overrides, *overrides])

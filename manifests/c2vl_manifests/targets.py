@@ -96,7 +96,7 @@ def targets_from_name(value: Any) -> Any:
         value.strip(),
     )
     if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
-        raise ValueError(f"{value!r} is none of {', '.join(TABLE_VII)}")
+        raise ValueError(f"{value!r} is not one of {', '.join(TABLE_VII)}")
     if match[2] is None:
         return {"kind": match[1]}
     if match[2] in {"cosine", "constant"}:

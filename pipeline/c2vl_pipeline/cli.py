@@ -27,6 +27,7 @@ from c2vl_pipeline.cli_options import (
     StageRunner,
     WorkersOption,
     WorkOption,
+    recipe_for_index,
     recipe_of,
 )
 
@@ -92,8 +93,8 @@ def index_command(
     from c2vl_pipeline.workspace import split_counts
 
     spec = load_dataset(dataset)
-    name = recipe or spec.default_recipe
-    config = load_recipe(name, set_ or ()).pipeline
+    name, overrides = recipe_for_index(work, spec, recipe, set_)
+    config = load_recipe(name, overrides).pipeline
     try:
         made, findings = build(
             spec,
@@ -101,7 +102,7 @@ def index_command(
             work,
             config,
             recipe=name,
-            overrides=set_ or (),
+            overrides=overrides,
             layout=layout,
             allow_missing=allow_missing,
             only_present=only_present,
@@ -112,6 +113,7 @@ def index_command(
         _show_findings(error.findings)
         raise
     rows = [
+        ["recipe", name + "".join(f", {assignment}" for assignment in overrides)],
         ["samples expected", f"{findings.expected:,}"],
         ["  with video", f"{findings.with_video:,}"],
         ["  with skeleton file", f"{findings.with_skeleton:,}"],

@@ -13,6 +13,7 @@ import c2vl_manifests
 from c2vl_manifests.cli_common import Reporter, say
 
 if TYPE_CHECKING:
+    from c2vl_manifests.datasets import Dataset
     from c2vl_manifests.events import Emit
     from c2vl_manifests.recipe import Recipe
     from c2vl_pipeline.execution.keys import Redo
@@ -95,6 +96,24 @@ def recipe_of(
         index = load(work)
         recipe, overrides = index.recipe, [*index.overrides, *overrides]
     return load_recipe(recipe, overrides)
+
+
+def recipe_for_index(work: Path, dataset: Dataset, recipe: str | None, set_: list[str] | None) -> tuple[str, list[str]]:
+    """Return recipe and overrides of an index: the given ones, else those of the index it replaces, else the dataset's."""
+    from c2vl_manifests.manifest import read_shard_manifest
+
+    overrides = list(set_ or ())
+    if recipe is not None:
+        return recipe, overrides
+    old = read_shard_manifest(work / "samples.parquet")
+    if old is None or old.extra.get("dataset") != dataset.name:
+        return dataset.default_recipe, overrides
+    latest: dict[str, str] = {}
+    for assignment in [*old.extra["overrides"], *overrides]:
+        key = assignment.partition("=")[0].strip()
+        latest.pop(key, None)  # a value given again is the last one
+        latest[key] = assignment
+    return old.extra["recipe"], list(latest.values())
 
 
 @dataclass

@@ -45,7 +45,7 @@ class Workspace:
     @property
     def overrides(self) -> list[str]:
         """The `--set` assignments given to `index`."""
-        return [str(assignment) for assignment in self.manifest.extra.get("overrides", ())]
+        return [str(assignment) for assignment in self.manifest.extra["overrides"]]
 
     def shard_keys(self, columns: tuple[str, ...]) -> tuple[str, ...]:
         """Return a fingerprint of these columns for each shard."""

@@ -120,7 +120,7 @@ def test_a_benchmark_takes_protocols_by_name(cli: Cli, tmp_path):
     words = ("--data", data, "--benchmark", "xsub", "--out", tmp_path / "out", "--recipe", "debug")
     refused(
         cli("c2vl-eval", "benchmark", *words, "--protocol", "transfer"),
-        "--protocol 'transfer' is none of finetune, semi, ensemble",
+        "--protocol 'transfer' is not one of finetune, semi, ensemble",
     )
 
 
@@ -131,6 +131,8 @@ def test_a_benchmark_trains_by_the_recipe_and_overrides_of_the_work_folder(cli: 
     made = sets("training.pretrain.epochs=2", "training.pretrain.targets=hard", "evaluation.linear.epochs=3")
     words = ("--dataset", "synthetic", "--data", raw, "--work", work, "--recipe", "debug")
     assert cli("c2vl-pipeline", "prompts", *words, *made).code == 0
+    # made again without either, as `make reproduce` does after `make prompts RECIPE=…`
+    assert cli("c2vl-pipeline", "prompts", *words[:6]).code == 0
     words = ("--data", work, "--benchmark", "xsub", "--out", out, *sets("training.pretrain.epochs=1"))
     assert cli("c2vl-eval", "benchmark", *words).code == 0
     table = json.loads((out / "results.json").read_text())

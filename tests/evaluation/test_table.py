@@ -70,7 +70,7 @@ def test_a_value_named_as_the_recipes_own_keeps_the_recipes_numbers():
 
 
 def test_an_unknown_target_names_the_known_ones():
-    with pytest.raises(ConfigError, match="'soft' is none of hard, intra, inter, blend"):
+    with pytest.raises(ConfigError, match="'soft' is not one of hard, intra, inter, blend"):
         table_lines("soft")
 
 

@@ -140,7 +140,7 @@ def test_a_value_within_named_targets_can_be_overridden() -> None:
 def test_unknown_targets_list_all_rows(text: str) -> None:
     assert (
         complaint("debug", f"{TARGETS}={text}")
-        == f"recipe debug: {TARGETS} = {text!r}: {text!r} is none of {', '.join(TABLE_VII)}"
+        == f"recipe debug: {TARGETS} = {text!r}: {text!r} is not one of {', '.join(TABLE_VII)}"
     )
 
 

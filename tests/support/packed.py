@@ -88,6 +88,8 @@ def write_packed(
             "captions": {"backend": "posecode", "derived_from": "joints"},
             "embeddings": {"backend": "classical"},
         },
+        recipe="heuristic",
+        overrides=(),
         second_body="zeros",
     )
     (folder / "packed.json").write_text(manifest.model_dump_json())

@@ -57,7 +57,7 @@ def test_an_unknown_recipe_names_the_nearest(cli, data, tmp_path):
             "training.pretrain.epochs=0",
             "training.pretrain.epochs = 0: Input should be greater than or equal to 1",
         ),
-        ("training.pretrain.targets=soft", "'soft' is none of hard, intra, inter, blend(constant)"),
+        ("training.pretrain.targets=soft", "'soft' is not one of hard, intra, inter, blend(constant)"),
         ("training.encoder.name=stgnc", "unknown encoder 'stgnc'; did you mean 'stgcn'?"),
         (
             "training.device=gpu",

@@ -1,4 +1,4 @@
-"""What a run would do and need, without doing it: `c2vl-train pretrain … --dry-run`."""
+"""Forecast of what a run would do and need: `c2vl-train pretrain … --dry-run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `trainer.fit` trains: pre-training (Section III-D), the supervised control, and fine-tuning."""
+"""The methods that `trainer.fit` trains: pre-training (Section III-D), the supervised control, and fine-tuning."""
 
 from __future__ import annotations
 

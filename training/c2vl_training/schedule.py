@@ -1,4 +1,4 @@
-"""What changes with time during training: the balance alpha of Eq. 12-13 and the learning rate.
+"""Schedules: the balance alpha of Eq. 12-13 and the learning rate.
 
 Pure functions of the epoch or step, counted from zero, so that a resumed run needs no schedule state.
 """

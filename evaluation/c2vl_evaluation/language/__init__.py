@@ -1,1 +1,1 @@
-"""What the text side of a pre-trained encoder can do: zero-shot classes, retrieval, search."""
+"""Uses of the text side of a pre-trained encoder: zero-shot classes, retrieval, search."""

@@ -111,7 +111,7 @@ def _show_workload(experiments: Experiments, work: Workload) -> None:
 
 
 def _show(experiments: Experiments, names: list[str], cells: list[TableCell]) -> None:
-    """Print the tables with at least one result of ours."""
+    """Print the tables with at least one computed result."""
     from c2vl_evaluation.paper.export import plain
     from c2vl_evaluation.paper.tables import DERIVED, MARK, fill
 

@@ -73,7 +73,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class TableCell:
-    """A cell of a table: a row of ours in a column."""
+    """A cell of a table: a computed row in a column."""
 
     table: str
     row: RowSpec

@@ -124,7 +124,7 @@ def _mean_and_std(values: Sequence[float]) -> tuple[str, str]:
 
 
 def plain(role: str, cell: FilledCell) -> str:
-    """Return a cell as text: `84.4` of a peer, `61.2 (paper 84.4, −23.2)` or `61.2 (paper -)` of ours."""
+    """Return a cell as text: `84.4` of a peer, `61.2 (paper 84.4, −23.2)` or `61.2 (paper -)` of a computed one."""
     printed = "-" if cell.paper is None else f"{cell.paper:.1f}"
     if role == "peer":
         return printed

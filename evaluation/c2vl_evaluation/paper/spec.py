@@ -1,6 +1,6 @@
-"""The paper's tables and figures as data: its printed numbers, and the training and protocol of each row of ours.
+"""The paper's tables and figures as data: its printed numbers, and the training and protocol of each row that this code computes.
 
-`numbers.toml` holds Tables I-VIII and the captions of the figures. A row of ours is a variant of the recipe under one protocol; nothing is trained here.
+`numbers.toml` holds Tables I-VIII and the captions of the figures. A computed row is a variant of the recipe under one protocol; nothing is trained here.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class PrintedRow(_Model):
     cite: int | None = None
     about: str = ""
     ours: str = ""
-    """`RowSpec.repeats` of the rows of ours that repeat it; empty for other methods."""
+    """`RowSpec.repeats` of the computed rows that repeat it; empty for other methods."""
     values: tuple[Annotated[float | None, BeforeValidator(lambda v: None if v == "-" else v)], ...]
 
 
@@ -173,7 +173,7 @@ def _encoder(own: EncoderConfig, name: str) -> EncoderConfig:
 
 @dataclass(frozen=True)
 class RowSpec:
-    """A row of ours: variant, protocol and role."""
+    """A computed row: variant, protocol and role."""
 
     label: str
     variant: Variant

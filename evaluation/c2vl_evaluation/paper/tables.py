@@ -53,12 +53,12 @@ class FilledCell:
 
     @property
     def text(self) -> str:
-        """Mean of ours: `61.2` or `61.2 ± 1.3`."""
+        """Computed mean: `61.2` or `61.2 ± 1.3`."""
         return summarise(self.results).top1 if self.results else ""
 
     @property
     def marked_text(self) -> str:
-        """Mean of ours with its mark and its seeds: `61.2†`, `61.2, 1 of 2 seeds`."""
+        """Computed mean with its mark and its seeds: `61.2†`, `61.2, 1 of 2 seeds`."""
         seeds = f", {self.part}" if self.part else ""
         return self.text + self.mark + seeds if self.results else ""
 
@@ -130,7 +130,7 @@ class FilledRow:
 
     @property
     def trained(self) -> bool:
-        """True if its numbers come from trainings of ours."""
+        """True if its numbers come from trainings of this code."""
         return self.role not in {"peer", "baseline"}
 
     def measures(self) -> list[Measure]:

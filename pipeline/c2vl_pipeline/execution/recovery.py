@@ -1,4 +1,4 @@
-"""What follows the death of a worker: try again, then halve the shard until the sample that kills is found."""
+"""Recovery from the death of a worker: try again, then halve the shard until the sample that kills is found."""
 
 from __future__ import annotations
 

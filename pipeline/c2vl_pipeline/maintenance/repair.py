@@ -1,4 +1,4 @@
-"""Makes again what is damaged (`verify --repair`) or has failed (`prompts --retry-failed`), and what depends on it."""
+"""Remake of what is damaged (`verify --repair`) or has failed (`prompts --retry-failed`), and what depends on it."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def test_the_commands_print_tables_and_draw(cli: Cli, subject, tmp_path):
         "median rank",
     ):
         assert said in text
-    refused(cli("c2vl-eval", "retrieval", *words, "--caption", "two"), "--caption 'two' is none of mean, one")
+    refused(cli("c2vl-eval", "retrieval", *words, "--caption", "two"), "--caption 'two' is not one of mean, one")
     out = tmp_path / "found.html"
     found = cli("c2vl-eval", "search", "a person waving", *words, "--top", "2", "--out", out)
     assert found.code == 0, found.err
