@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import load_layout
+from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.manifest import commit_table, fingerprint, finished_shard
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
@@ -66,22 +66,39 @@ def build(
     root = root.resolve()
     scan = scan_folder(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
     expected = _expected(dataset, root, scan)
-    match = reader_of(dataset).locate(dataset, root, expected.rows, scan)
+    reader, joints = reader_of(dataset), load_layout(layout or dataset.layout, root)
+    match = reader.locate(dataset, root, expected.rows, scan)
     findings = check(dataset, root, expected, match, scan, deep)
     rows = _chosen(expected.rows, findings, only_present, limit)
+    if reader.look is not None:
+        truncated, findings.oddities = reader.look(root, rows, joints, deep)
+        findings.truncated += truncated
     _check_usable(dataset, root, rows, findings, refuse=not (allow_missing or only_present))
     extra = {
         "dataset": dataset.name,
         "root": str(root),
         "recipe": recipe,
         "overrides": list(overrides),
-        "layout": load_layout(layout or dataset.layout, root).as_dict(),
+        "layout": joints.as_dict(),
         "classes": expected.classes,
         "bodies": dataset.bodies,
         "plan": _cut(rows, config.shard_samples),
     }
+    if dataset.detector_in_image is not None and _joints_in_image(dataset, root, rows, joints):
+        extra["joints_in_image"] = True
     _commit(work, rows, extra)
     return load(work), findings
+
+
+def _joints_in_image(dataset: Dataset, root: Path, rows: list[Row], layout: Layout) -> bool:
+    """True if every video has joints, and those of the first one are in pixels of it: they then place the crops."""
+    project, filmed = reader_of(dataset).project, [r for r in rows if r["video"] and not r["problem"]]
+    if project is None or not filmed or not all(r["skeleton"] for r in filmed):
+        return False
+    try:
+        return project(root / filmed[0]["skeleton"], filmed[0], layout) is not None
+    except (DataError, OSError):
+        return False
 
 
 def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:
