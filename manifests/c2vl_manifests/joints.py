@@ -20,7 +20,7 @@ def missing_joints(clip: npt.NDArray[Any], layout: Layout) -> npt.NDArray[np.boo
     Shape: (T, M, V, C) -> (T, M, V)
     """
     seen = np.asarray(clip.any(axis=3), np.bool_)
-    there = seen.any(axis=2)
+    there = np.asarray(seen.any(axis=2), np.bool_)
     seen[:, :, layout.anchor] |= (seen[:, 0, layout.anchor].cumsum() == 0)[:, None]
     seen[:, :, layout.centre] |= not seen[:, 0, layout.centre].any()
     return ~seen & there[..., None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
@@ -99,8 +99,8 @@ def _load(path: Path) -> npt.NDArray[np.number]:
 def _kinds(path: Path) -> str:
     """Say why a file of another kind is not read."""
     return (
-        f"{path.suffix or 'a file without suffix'} is not read; a skeleton is .npy or .npz, an array (frames, joints, "
-        "coordinates), or the .skeleton of a Kinect v2; the guide to custom sensors shows how to convert others"
+        f"{path.suffix or 'a file without suffix'} is not read; give .npy or .npz, an array (frames, joints, coordinates), "
+        "or a Kinect v2's .skeleton; docs/guides/own-sensor.md shows how to convert others"
     )
 
 
@@ -169,7 +169,10 @@ def _recording(path: Path, row: Row, layout: Layout) -> tuple[ntu.NtuFile, int]:
         raise DataError(
             f"{path}: .skeleton files hold the joints of kinect_v2, not {layout.name!r}; give that --layout"
         )
-    file = ntu.read_ntu(path)
+    try:
+        file = ntu.read_ntu(path)
+    except DataError as error:
+        raise _DamagedError(str(error)) from error
     start, stop, offset = frames_meant(path, row, file.frames)
     return file.cut(start, stop), offset + start
 
@@ -182,10 +185,16 @@ def _read(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsCo
     return replace(made, frame_index=made.frame_index + np.int32(first))
 
 
-def _project(path: Path, row: Row, layout: Layout) -> Projection | None:
+def _project(path: Path, row: Row, layout: Layout, upright: bool = False) -> Projection | None:
     """Return the joints of own recordings as pixels: 2D ones in image heights, y up, and those of `.skeleton` files.
 
     *Reading:* y is 0 at the lower edge of the image, or, if most joints have a negative y, at its upper edge.
+
+    Args:
+        path: skeleton file.
+        row: of the index.
+        layout: of the joints.
+        upright: refuse heads below feet too.
     """
     if path.suffix.lower() in ntu.READER.clip_files:
         file, first = _recording(path, row, layout)
@@ -195,10 +204,10 @@ def _project(path: Path, row: Row, layout: Layout) -> Projection | None:
     joints = _arranged(_load(path), layout, path)
     start, stop, offset = frames_meant(path, row, len(joints))
     joints = without_gaps(joints.astype(np.float32))[start:stop]
-    seen = joints.any(axis=3)
+    seen = np.asarray(joints.any(axis=3), np.bool_)
     if not seen.any():
         return lambda frame, height: None
-    if doubts := oddities(joints, layout):
+    if doubts := oddities(joints, layout, upright):
         raise DataError(f"{path}: the joints do not place a crop: {doubts[0]}")
     x, y = joints[seen].T
     top = 0.0 if float(np.median(y)) < 0 else 1.0
@@ -214,25 +223,39 @@ def _pixels(
     at = frame - first
     if not 0 <= at < len(joints) or not seen[at].any():
         return None
-    pixels = (joints[at] * np.float32([1, -1]) + np.float32([0, top])) * height
+    pixels = (joints[at] * np.array([1, -1], np.float32) + np.array([0, top], np.float32)) * height
     return np.where(seen[at][..., None], pixels, np.float32(np.nan))
 
 
 # ----------------------------------------------------------------------------------------------- index
 
 
+def _in_image(root: Path, rows: list[Row], layout: Layout) -> bool:
+    """True if every video has 2D joints, and those of the first one are in its image."""
+    filmed = [r for r in rows if r["video"] and not r["problem"]]
+    if layout.dims != 2 or not filmed or not all(r["skeleton"] for r in filmed):
+        return False
+    try:
+        return _project(root / filmed[0]["skeleton"], filmed[0], layout, upright=True) is not None
+    except (DataError, OSError):
+        return False
+
+
 def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list[str], list[str]]:
     """Read files, all of them if `deep`; note what the skeletons stage will refuse and what no person can be."""
     truncated: list[str] = []
-    found: dict[str, list[str]] = {}
-    known = (*_ARRAYS, *ntu.READER.clip_files)
-    named = [r for r in rows if r["skeleton"] and r["skeleton_bytes"] and not r["problem"]]
-    for row in named:
-        if Path(row["skeleton"]).suffix.lower() not in known:
-            found.setdefault(_kinds(Path(row["skeleton"])), []).append(row["skeleton"])
-    named = [r for r in named if Path(r["skeleton"]).suffix.lower() in known]
-    for row in named if deep else named[:_LOOKED_AT]:
-        path = root / row["skeleton"]
+    found: dict[str, dict[str, str]] = {}
+    count = 0
+    for row in rows:
+        if not row["skeleton"] or not row["skeleton_bytes"] or row["problem"]:
+            continue
+        path, reasons = root / row["skeleton"], []
+        if path.suffix.lower() not in (*_ARRAYS, *ntu.READER.clip_files):
+            found.setdefault(path.suffix, {})[row["skeleton"]] = _kinds(path)
+            continue
+        count += 1
+        if count > _LOOKED_AT and not deep:
+            continue
         try:
             if path.suffix.lower() in ntu.READER.clip_files:
                 _recording(path, row, layout)
@@ -247,14 +270,13 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
             reasons = [str(error).removeprefix(str(path)).lstrip(": ")]
             if deep and isinstance(error, _DamagedError | OSError):
                 truncated.append(f"{row['skeleton']}: {reasons.pop()}")
-        for reason in reasons:
-            found.setdefault(reason, []).append(row["skeleton"])
-    return truncated, [_note(reason, files) for reason, files in found.items()]
-
-
-def _note(reason: str, files: Iterable[str]) -> str:
-    names = list(dict.fromkeys(files))
-    return f"{names[0]}{f' and {len(names) - 1:,} more' if len(names) > 1 else ''}: {reason}"
+        for reason in reasons:  # those that differ in numbers alone are one note
+            found.setdefault(re.sub(r"\d[\d,.]*", "", reason), {})[row["skeleton"]] = reason
+    notes = []
+    for files in found.values():
+        name, reason = next(iter(files.items()))
+        notes.append(f"{name}{f' and {len(files) - 1:,} more' if len(files) > 1 else ''}: {reason}")
+    return truncated, notes
 
 
 def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
@@ -286,6 +308,7 @@ READER = Reader(
     read_joints=_read,
     project=_project,
     look=_look,
+    in_image=_in_image,
     clip_files={".npy": "numpy", ".npz": "numpy"},
     named_by_id=False,
 )

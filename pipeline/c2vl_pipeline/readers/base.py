@@ -104,6 +104,8 @@ class Reader:
     """Raise DataError if a skeleton file is damaged (`index --deep`); None if only its size is checked."""
     look: Callable[[Path, list[Row], Layout, bool], tuple[list[str], list[str]]] | None = None
     """(raw folder, rows, layout, deep) -> truncated skeleton files with reasons, and notes, found by reading them."""
+    in_image: Callable[[Path, list[Row], Layout], bool] | None = None
+    """(raw folder, rows, layout) -> True if the joints of all videos are in their images, and so can place the crops."""
     is_label: Callable[[str], bool] | None = None
     """True for a path that is a label file, although it ends like a skeleton file."""
     clip_files: Mapping[str, str] = field(default_factory=dict)

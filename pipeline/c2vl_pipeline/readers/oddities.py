@@ -14,10 +14,13 @@ _LARGEST = {2: 4.0, 3: 5.0}
 _AXES = "xyz"
 
 
-def oddities(joints: Array, layout: Layout) -> list[str]:
-    """Return what is odd about own joints before centring, each with its likely cause. Shape: (T, M, V, C)."""
+def oddities(joints: Array, layout: Layout, upright: bool = True) -> list[str]:
+    """Return what is odd about own joints before centring, each with its likely cause; axes only if `upright` is set.
+
+    Shape: (T, M, V, C)
+    """
     notes = []
-    finite = np.isfinite(joints).all(axis=3)
+    finite = np.asarray(np.isfinite(joints).all(axis=3), np.bool_)
     if not finite.all():
         where = np.flatnonzero(~finite.all(axis=(1, 2)))
         notes.append(
@@ -25,7 +28,7 @@ def oddities(joints: Array, layout: Layout) -> list[str]:
             "they count as missing"
         )
     joints = without_gaps(joints)
-    seen = joints.any(axis=3)
+    seen = np.asarray(joints.any(axis=3), np.bool_)
     some = seen.sum(axis=2) > 1
     if not some.any():
         return [
@@ -33,7 +36,7 @@ def oddities(joints: Array, layout: Layout) -> list[str]:
             *(["no frame shows two joints of a body; missing joints alone are zero"] if len(joints) else []),
         ]
     places = np.where(seen[..., None], joints, np.float32(np.nan))[some]
-    edge = (joints == np.float32([0, 1])).all(axis=3) if layout.dims == 2 else np.zeros(0)
+    edge = (joints == np.array([0, 1])).all(axis=3) if layout.dims == 2 else np.zeros(0)
     if edge.any():
         notes.append(
             f"{int(edge.sum()):,} joints are at (0, 1) exactly: missing ones, turned up with the others? Keep them zero"
@@ -47,7 +50,7 @@ def oddities(joints: Array, layout: Layout) -> list[str]:
     elif size > largest:
         unit, factor = ("millimetres", 1000) if size > 400 else ("centimetres", 100)
         notes.append(f"bodies are {size:,.0f} m large: {unit}? Divide them by {factor}")
-    return [*notes, *_turned(places, layout)]
+    return [*notes, *(_turned(places, layout) if upright else [])]
 
 
 def _turned(places: Array, layout: Layout) -> list[str]:

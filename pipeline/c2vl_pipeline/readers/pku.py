@@ -171,7 +171,7 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig, row: Row
     if len(joints) and config.pku_norm == "first_frame_joint2":
         joints = to_origin(joints, joints_seen(joints, KINECT_V2), 1)
     elif len(joints) and config.pku_norm == "aimclr":
-        seen = joints.any(axis=3)
+        seen = np.asarray(joints.any(axis=3), np.bool_)
         joints = np.where(seen[..., None], _face_front(joints - joints[:, :, 20:21]), np.float32(0))
     if len(joints) > config.max_frames:
         cut = (len(joints) - config.max_frames) // 2

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import Layout, load_layout
+from c2vl_manifests.layouts import load_layout
 from c2vl_manifests.manifest import commit_table, fingerprint, finished_shard
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
@@ -84,21 +84,10 @@ def build(
         "bodies": dataset.bodies,
         "plan": _cut(rows, config.shard_samples),
     }
-    if dataset.detector_in_image is not None and _joints_in_image(dataset, root, rows, joints):
+    if reader.in_image is not None and reader.in_image(root, rows, joints):
         extra["joints_in_image"] = True
     _commit(work, rows, extra)
     return load(work), findings
-
-
-def _joints_in_image(dataset: Dataset, root: Path, rows: list[Row], layout: Layout) -> bool:
-    """True if every video has joints, and those of the first one are in pixels of it: they then place the crops."""
-    project, filmed = reader_of(dataset).project, [r for r in rows if r["video"] and not r["problem"]]
-    if project is None or not filmed or not all(r["skeleton"] for r in filmed):
-        return False
-    try:
-        return project(root / filmed[0]["skeleton"], filmed[0], layout) is not None
-    except (DataError, OSError):
-        return False
 
 
 def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:

@@ -91,7 +91,7 @@ def mapped(joints: Joints, source: Layout, target: Layout) -> Joints:
     """
     ways = source.mapping_to(target)
     out = np.stack([joints[:, :, list(way)].mean(axis=2) for way in ways], axis=2)
-    seen = joints.any(axis=(2, 3))[..., None] & ~missing_joints(joints, source)
+    seen = np.asarray(joints.any(axis=(2, 3)), np.bool_)[..., None] & ~missing_joints(joints, source)
     seen = np.stack([seen[:, :, list(way)].all(axis=2) for way in ways], axis=2)
     return np.asarray(to_origin(out, seen, target.anchor), joints.dtype)
 

@@ -253,9 +253,7 @@ def test_clips_that_were_centred_before_keep_their_zeros(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["a.json", "a.pkl", "a.csv", "a.mat", "a.txt", "a.c3d", "a.bvh", "a"])
 def test_other_kinds_of_files_are_refused_by_what_is_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"[[1, 2]]")
-    with pytest.raises(
-        DataError, match=r"is not read; a skeleton is \.npy or \.npz, .*, or the \.skeleton of a Kinect v2"
-    ):
+    with pytest.raises(DataError, match=r"is not read; give \.npy or \.npz, .*, or a Kinect v2's \.skeleton"):
         read_array(tmp_path / name, COCO, 2)
 
 
@@ -341,7 +339,7 @@ def test_missing_joints_and_frames_have_no_pixels(tmp_path: Path) -> None:
     ("turned", "why"),
     [
         (lambda x: x * 1080, "pixels"),
-        (lambda x: x * [1, -1] + [0, 1], "y points down"),
+        (lambda x: x * 0 + [0, 1], "at .0, 1. exactly"),
         (lambda x: x - x[:1, :1], "not in the image"),
         (lambda x: x * 0 + 0.5, "at one point"),
     ],
@@ -349,6 +347,17 @@ def test_missing_joints_and_frames_have_no_pixels(tmp_path: Path) -> None:
 def test_joints_that_are_not_in_the_image_place_no_crop_and_say_why(tmp_path: Path, turned, why: str) -> None:
     with pytest.raises(DataError, match=f"do not place a crop: .*{why}"):
         projected(tmp_path, turned(standing()).astype(np.float32))
+
+
+def test_a_handstand_places_its_crop_and_joints_with_y_down_are_no_reason_to_use_them(tmp_path: Path) -> None:
+    turned = (standing() * np.float32([1, -1]) + np.float32([0, 1])).astype(np.float32)
+    assert projected(tmp_path, turned) is not None
+    row = {"video": "v.avi", "skeleton": "x.npy", "problem": None}
+    assert READER.in_image is not None
+    assert not READER.in_image(tmp_path, [row], COCO)
+    np.save(tmp_path / "x.npy", standing())
+    assert READER.in_image(tmp_path, [row], COCO)
+    assert not READER.in_image(tmp_path, [row, row | {"skeleton": None}], COCO)
 
 
 def test_3d_arrays_are_in_no_image(tmp_path: Path) -> None:
@@ -389,6 +398,15 @@ def test_a_look_at_own_files_notes_what_is_odd_and_names_what_is_damaged(tmp_pat
     assert set(said) == {"people.npy", "nan.npy", "pixels.npy", "a.json and 1 more", "axes.npy"}
     assert "read as (people, T, V, C): 1 people in 60 frames" in said["people.npy"]
     assert "3 joints in 3 frames, the first 2, are NaN" in said["nan.npy"]
+
+
+def test_one_note_stands_for_all_files_with_the_same_fault(tmp_path: Path) -> None:
+    files: dict[str, Any] = {}
+    for n in range(5):
+        files[f"{n}.npy"] = standing() * np.float32(500 + 70 * n)
+        files[f"nan{n}.npy"] = np.where(np.arange(60)[:, None, None] < n + 1, np.nan, standing())
+    _, notes = looked(tmp_path, files)
+    assert [note.split(":")[0] for note in notes] == ["0.npy and 4 more", "nan0.npy and 4 more"]
 
 
 def test_without_deep_only_the_first_files_are_read_and_damage_is_a_note(tmp_path: Path) -> None:
