@@ -25,6 +25,7 @@ class _Packed:
     """Just what `Clips` reads of a packed folder."""
 
     layout = KINECT_V2
+    gaps = False
 
     def __init__(self, rng: np.random.Generator) -> None:
         lengths = np.clip(30 + rng.gamma(3, 15, CLIPS), 20, LONGEST).astype(np.int64)

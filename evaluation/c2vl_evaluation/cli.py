@@ -149,10 +149,14 @@ def predict(
 ) -> None:
     """Classify skeleton files: the five most probable classes of each."""
     from c2vl_evaluation import prediction
+    from c2vl_manifests.errors import C2VLError, DataError
 
     (context,) = _contexts([run], data, benchmark, recipe, set_)
-    for answer in prediction.predict_files(context, files):
+    failed: list[C2VLError] = []
+    for answer in prediction.predict_files(context, files, failed):
         say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
+    if failed:
+        raise DataError("; ".join(map(str, failed)))
 
 
 @app.command()

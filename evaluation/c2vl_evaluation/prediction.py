@@ -17,7 +17,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
-from c2vl_manifests.errors import CheckpointError, DataError
+from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.distributed import device_of
@@ -48,22 +48,38 @@ def predict(
     return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
 
 
-def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
+def predict_files(context: EvalContext, files: Sequence[Path], failed: list[C2VLError] | None = None) -> list[Answer]:
     """Recognise the actions in skeleton files.
 
     Files are read by the suffixes that `c2vl_pipeline.readers` knows; joints of another layout than the
     encoder's are mapped to it if possible. The layer is trained first if the linear protocol did not run on
     this encoder.
 
+    Args:
+        context: a finished run with its data.
+        files: skeleton files.
+        failed: receives the errors of files that cannot be read or mapped, which then have no answer; None raises the
+            first.
+
     Raises:
         CheckpointError: the run is not finished, diverged, or is of another layout than the data.
         DataError: a file cannot be read, or has no body in any frame.
         ConfigError: its joints cannot be mapped.
     """
-    head, by = linear.head_of(context)
     where = device_of(context.recipe.training.device)
     encoder = encoder_for(context.run, context.packed, where)
-    joints = [_read(path, context, encoder.layout) for path in files]
+    joints, read = [], []
+    for path in files:
+        try:
+            joints.append(_read(path, context, encoder.layout))
+            read.append(path)
+        except (DataError, ConfigError) as error:
+            if failed is None:
+                raise
+            failed.append(error)
+    if not joints:
+        return []
+    head, by = linear.head_of(context)
     skeletons = UnpackedSkeletons.of(joints, encoder.layout, context.packed.manifest.bodies)
     clips = Clips(skeletons, np.arange(len(joints)), encoder.input, where)
     features = encode(encoder.module, clips).float().numpy()
@@ -76,7 +92,7 @@ def predict_files(context: EvalContext, files: Sequence[Path]) -> list[Answer]:
         )
     names = context.packed.manifest.classes
     answers = []
-    for path, frames, row in zip(files, joints, softmax(logits), strict=True):
+    for path, frames, row in zip(read, joints, softmax(logits), strict=True):
         top = np.argsort(-row, kind="stable")[:TOP]
         answers.append(Answer(path, len(frames), [(class_name(names, n), float(row[n])) for n in top]))
     return answers
@@ -94,11 +110,14 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
         assembled, source = read_skeleton(path, layout, manifest.bodies, config)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give a skeleton file") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     joints = assembled.joints
     if len(joints) == 0:
         raise DataError(f"{path}: no body in any frame; there is nothing to recognise")
-    if not np.isfinite(joints).all():
-        raise DataError(f"{path}: holds joints that are NaN or infinite; expected metres")
     if source.names != layout.names or source.dims != layout.dims:
-        joints = mapped(joints, source, layout)
+        try:
+            joints = mapped(joints, source, layout)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
     return np.asarray(joints, np.float32)

@@ -126,6 +126,8 @@ class Dataset(_Table):
     skeleton_suffixes: tuple[str, ...]
     default_recipe: str
     detector: Detector
+    detector_in_image: Detector | None = None
+    """The one to use instead if all joints turn out to be in the images of the videos."""
     classes: tuple[str, ...] = ()
     missing_list: str | None = None
     lost: tuple[str, ...] = ()
@@ -265,9 +267,9 @@ def parse_dataset(text: str, source: str) -> Dataset:
     raise ConfigError(f"{source}: not a description of a dataset ({reason[:300]})")
 
 
-def resolve_detector(spec: EngineSpec, dataset: Dataset) -> EngineSpec:
+def resolve_detector(spec: EngineSpec, dataset: Dataset, joints_in_image: bool = False) -> EngineSpec:
     """Replace the backend `dataset` by the detector that suits the dataset's videos."""
     if spec.backend != "dataset":
         return spec
-    chosen = dataset.detector
+    chosen = (dataset.detector_in_image if joints_in_image else None) or dataset.detector
     return spec.model_copy(update={"backend": chosen.backend, "options": {**chosen.options, **spec.options}})

@@ -136,13 +136,15 @@ class Layout:
         Raises:
             KeyError, TypeError, ValueError: the values do not describe a layout.
         """
-        origin = values.get("origin")
+        name, names, origin = values["name"], tuple(values["names"]), values.get("origin")
+        known = LAYOUTS.get(str(name).removesuffix("_2d").removesuffix("_3d"))
         return cls(
-            values["name"],
-            tuple(values["names"]),
+            name,
+            names,
             tuple(values["parents"]),
             int(values["dims"]),
             None if origin is None else int(origin),
+            known.sources if known and known.names == names else (),
         )
 
 

@@ -127,6 +127,10 @@ def index_command(
             note = "  as published" if same else f"  published: {published[0]:,} / {published[1]:,}"
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
+    if not spec.skeleton_suffixes:  # own data: nothing but the user knows the order of their joints
+        say(
+            f"joints of {made.layout.name}, {made.layout.dims}D, in the order of the arrays: {', '.join(made.layout.names)}"
+        )
     _show_findings(findings)
     for note in [*findings.errors(), *findings.hints]:
         say(f"note: {note}")

@@ -64,6 +64,16 @@ class Workspace:
                 cameras.setdefault(sample["camera"], []).append(sample)
         return cameras
 
+    @cached_property
+    def ranges(self) -> dict[str, dict[str, int]]:
+        """Skeleton files from which rows cut frames: how many different `ranges`, and the `latest_start` of them."""
+        spans: dict[str, set[tuple[int, int]]] = {}
+        cut = pc.or_(pc.is_valid(self.table["start_frame"]), pc.is_valid(self.table["end_frame"]))
+        for row in self.table.select(["skeleton", "start_frame", "end_frame"]).filter(cut).to_pylist():
+            if row["skeleton"] is not None:
+                spans.setdefault(row["skeleton"], set()).add((row["start_frame"] or 0, row["end_frame"] or -1))
+        return {file: {"ranges": len(mine), "latest_start": max(mine)[0]} for file, mine in spans.items()}
+
     def shard(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Return the samples of one shard as dictionaries; `columns` restricts what of them."""
         start, stop = self.shard_ranges[number]

@@ -13,6 +13,7 @@ import typer
 from pydantic import BaseModel
 
 from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -85,3 +86,12 @@ def test_an_engine_has_the_fields_that_the_page_lists() -> None:
     listed = re.search(r"a table with (.*?)\n\n|a table with ([^.]*)\.", text, re.DOTALL)
     assert listed is not None
     assert set(re.findall(r"`(\w+)`", listed[0])) == set(EngineSpec.model_fields) - {"role"}
+
+
+def test_the_joints_of_every_layout_stand_in_their_order() -> None:
+    text = (REFERENCE / "layouts.md").read_text("utf-8")
+    sections = dict(section.split("\n", 1) for section in text.split("\n## ")[1:])
+    for name, layout in LAYOUTS.items():
+        assert re.findall(r"(\d+)\s`([a-z_]+)`", sections[name]) == [(str(n), j) for n, j in enumerate(layout.names)]
+        assert f"{layout.joints} joints, {layout.dims}D; origin `{layout.names[layout.anchor]}`" in sections[name]
+    assert set(sections) == {"A joint that is missing", *LAYOUTS}

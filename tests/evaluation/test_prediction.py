@@ -16,6 +16,7 @@ from c2vl_evaluation.features import encoder_for
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_pipeline.stages import pack
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
@@ -118,13 +119,52 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
         "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
         "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
-        "nan.npy": "NaN or infinite",
+        "nan.npy": "no body in any frame",
         "joints.npy": r"layout 'kinect_v2' needs \(T, 25, 3\)",
         "nowhere.skeleton": r"nowhere\.skeleton does not exist",
     }.items():
         with pytest.raises(DataError, match=said) as caught:
             prediction.predict_files(subject, [tmp_path / name])
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_good_files_are_answered_beside_bad_ones(cli: Cli, subject, work, raw, tmp_path, order):
+    good = next(raw.rglob("*.skeleton"))
+    (tmp_path / "bad.json").write_text("[]")
+    files = [(good, tmp_path / "bad.json")[n] for n in order]
+    found = cli("c2vl-eval", "predict", *files, "--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
+    assert found.code == 1
+    assert f"{good} (" in found.out
+    assert "bad.json: .json is no skeleton file" in found.err
+    failed = []
+    (answer,) = prediction.predict_files(subject, [tmp_path / "a.npy", good, tmp_path / "b.npy"], failed)
+    assert answer == prediction.predict_files(subject, [good])[0]
+    assert ["does not exist" in str(error) for error in failed] == [True, True]
+    assert prediction.predict_files(subject, [tmp_path / "a.npy"], []) == []
+
+
+def test_missing_joints_of_a_file_do_not_hinder_its_answer(subject, tmp_path):
+    joints = np.random.default_rng(0).normal(size=(30, 25, 3))
+    joints[4:9, 7], joints[12] = np.nan, 0
+    np.save(tmp_path / "x.npy", joints)
+    (answer,) = prediction.predict_files(subject, [tmp_path / "x.npy"])
+    assert answer.frames == 29
+
+
+def test_a_file_of_another_sensor_is_mapped_to_the_encoder_s_joints(work, raw, tmp_path):
+    copy = Path(shutil.copytree(work, tmp_path / "work"))
+    used = load_recipe("debug", SET)
+    pack.run(copy, used, layout="kinect_v1")
+    packed = PackedDataset(copy / "packed-kinect_v1")
+    train(Run("random", packed, used, "xsub", 0, tmp_path / "floor"))
+    subject = EvalContext(tmp_path / "floor", packed, "xsub", used, 0)
+    protocol = evaluated(linear, subject).predictions
+    file = next(raw.rglob(f"{protocol.sample_ids[0]}.skeleton"))
+    (answer,) = prediction.predict_files(subject, [file])
+    best = int(np.argmax(protocol.scores[0]))
+    assert answer.top[0][0] == packed.manifest.classes[best]
+    assert answer.top[0][1] == pytest.approx(softmax(protocol.scores[:1])[0, best], rel=1e-3)
 
 
 def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):

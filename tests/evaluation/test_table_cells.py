@@ -406,10 +406,10 @@ def test_an_own_set_to_another_one_names_the_folder(data, tmp_path):
     for name, seed in (("msr", 4), ("kicks", 5)):
         there = other(tmp_path / name, seed)
         (found,) = outcomes(transfer, EvalContext(tmp_path / "run", there, "xsub", frozen, 0))
-        assert found.result.setting == f"generic to generic, xsub ({name}), frozen"
+        assert found.result.setting == f"other data to generic, xsub ({name}), frozen"
     moved = PackedDataset(shutil.move(tmp_path / "msr", tmp_path / "msr2"))
     (again,) = outcomes(transfer, EvalContext(tmp_path / "run", moved, "xsub", frozen, 0))
-    assert again.result.setting == "generic to generic, xsub (msr2), frozen"  # read, and called as it is now
+    assert again.result.setting == "other data to generic, xsub (msr2), frozen"  # read, and called as it is now
 
 
 # -------------------------------------------------------------------------------------------- ensemble

@@ -221,6 +221,35 @@ def test_means_are_means_of_the_joints() -> None:
     np.testing.assert_allclose(made[target.names.index("shoulder_centre")], expected, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("source", "gone", "lacks"),
+    [
+        ("azure_kinect", "clavicle_left", "shoulder_centre"),  # one of the two joints of a mean
+        ("azure_kinect", "hand_right", "hand_right"),
+        ("kinect_v2", "spine_base", "hip_centre"),  # the other origin
+    ],
+)
+def test_joints_made_of_missing_ones_are_missing(source: str, gone: str, lacks: str) -> None:
+    layout, target = LAYOUTS[source], KINECT_V1
+    joints = np.random.default_rng(1).normal(size=(9, 1, layout.joints, 3)).astype(np.float32)
+    joints -= joints[0, 0, layout.anchor]
+    joints[:4, 0, layout.names.index(gone)] = 0
+    made = pack.mapped(joints, layout, target)[:, 0]
+    assert [target.names[j] for j in np.flatnonzero(~made[2].any(axis=1))] == [lacks]
+    first = 4 if lacks == "hip_centre" else 0
+    assert not made[first, target.anchor].any()
+    root = layout.names.index("spine_base" if source == "kinect_v2" else "pelvis")
+    wanted = joints[:, 0, layout.names.index("knee_left")] - joints[first, 0, root]
+    np.testing.assert_allclose(made[:, target.names.index("knee_left")], wanted, atol=1e-5)
+
+
+def test_a_stored_layout_knows_the_other_names_of_its_joints() -> None:
+    for layout in (KINECT_V1, load_layout("kinect_v1_2d"), LAYOUTS["coco_17"]):
+        assert Layout.from_dict(layout.as_dict()).sources == layout.sources
+    renamed = Layout("kinect_v1", ("a", "b"), (0, 0))
+    assert Layout.from_dict(renamed.as_dict()).sources == ()
+
+
 PUBLISHED_BONES = """
 (1,2)(2,21)(3,21)(4,3)(5,21)(6,5)(7,6)(8,7)(9,21)(10,9)(11,10)(12,11)(13,1)(14,13)(15,14)(16,15)(17,1)(18,17)(19,18)
 (20,19)(21,21)(22,23)(23,8)(24,25)(25,12)

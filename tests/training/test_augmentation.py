@@ -108,6 +108,56 @@ def test_test_clips_are_the_central_window_and_not_rotated(tmp_path, stream, bod
         np.testing.assert_allclose(batch[n].numpy(), wanted, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("stream", ["joint", "bone", "motion"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_missing_joints_are_zero_in_every_stream(tmp_path, stream, turned):
+    """A hand is missing in frames 10 to 19, the chest, which is the origin and a parent, in 30 to 34, a body in 5 to 8."""
+    (joints,) = random_joints((60,), 2, STICK)
+    joints -= joints[0, 0, 1]
+    whole = joints.copy()
+    joints[10:20, 0, 3] = joints[30:35, 0, 1] = joints[5:9, 1] = 0
+    config = InputConfig(stream=stream, frames=60, augmentation=Augmentation(test_window=1.0))
+    made, full = (
+        clips_of(write_packed(tmp_path / name, [clip]), config) for name, clip in (("gaps", joints), ("full", whole))
+    )
+    draws = AugmentationDraws(torch.ones(1), torch.zeros(1), torch.full((1, 3), 0.3 if turned else 0.0))
+    clip, other = (c.train(torch.tensor([0]), draws)[0].numpy() for c in (made, full))
+    gone = np.zeros((60, 5), bool)
+    gone[10:20, 3] = gone[30:35, 1] = True
+    if stream == "bone":
+        gone[30:35, [0, 2, 3]] = True  # their parent
+    elif stream == "motion":
+        gone[9, 3] = gone[29, 1] = True
+    assert not clip[:, gone, 0].any()
+    np.testing.assert_array_equal(clip[:, ~gone, 0], other[:, ~gone, 0])
+    there = np.r_[0:4, 10:60]  # a body that comes and goes is as ever
+    np.testing.assert_array_equal(clip[:, there, :, 1], other[:, there, :, 1])
+
+
+def test_frames_between_a_missing_and_a_seen_joint_lack_it(tmp_path):
+    (joints,) = random_joints((12,), 1, STICK)
+    joints[4:6, 0, 3] = 0
+    config = InputConfig(frames=31, augmentation=Augmentation(test_window=1.0))
+    clip = clips_of(write_packed(tmp_path / "packed", [joints]), config).test(torch.tensor([0]))[0, :, :, 3, 0].numpy()
+    centres = ((np.arange(31) + 0.5) * 12 / 31 - 0.5).clip(0, 11)
+    lacks = np.isin(np.floor(centres), (4, 5)) | (np.isin(np.ceil(centres), (4, 5)))
+    assert (~clip.any(axis=0)).tolist() == lacks.tolist()
+
+
+def test_sets_that_are_known_to_have_no_gaps_are_not_searched(tmp_path, monkeypatch):
+    folder = write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK))
+    looked = []
+    monkeypatch.setattr(
+        "c2vl_training.dataset.missing_joints", lambda *_: looked.append(1) or np.zeros((1, 2, 5), bool)
+    )
+    clips_of(folder, InputConfig())
+    assert len(looked) == len(LENGTHS)
+    text = (folder / "packed.json").read_text()
+    (folder / "packed.json").write_text(text.replace('"gaps":null', '"gaps":false'))
+    clips_of(folder, InputConfig())
+    assert len(looked) == len(LENGTHS)
+
+
 def test_the_fields_test_window_is_cut_alike_for_every_length_up_to_300(tmp_path):
     ramps = [np.arange(n, dtype=np.float32).reshape(-1, 1, 1, 1).repeat(2, axis=3) for n in range(1, 301)]
     point = Layout("point", ("all",), (0,), 2)

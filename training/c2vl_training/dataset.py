@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import InputConfig
@@ -58,6 +59,7 @@ class PackedDataset:
         self.folder = folder
         self.manifest: PackedManifest = read_packed_manifest(folder)
         self.layout: Layout = self.manifest.joint_layout()
+        self.gaps = self.manifest.gaps
         self._index = self._read_index()
         m = self.manifest
         self.offsets = self._array("offsets.npy", (m.samples + 1,))
@@ -189,6 +191,8 @@ class UnpackedSkeletons:
     """Frames of all skeletons, one after the other. Shape (frames, C, M, V)."""
     offsets: npt.NDArray[Any]
     """Where each skeleton begins, and where the last one ends. Shape (N + 1,)."""
+    gaps: bool | None = None
+    """See `PackedManifest`."""
 
     @classmethod
     def of(cls, skeletons: Sequence[npt.NDArray[Any]], layout: Layout, bodies: int) -> UnpackedSkeletons:
@@ -209,6 +213,10 @@ class UnpackedSkeletons:
 class Clips:
     """Some rows of a packed set, and the batched augmentation over them.
 
+    A missing joint (`missing_joints`) is zero in all streams, whatever the rotation: in `joint`, in frames that resizing
+    in time makes of one that lacks it; in `bone`, also where the joint's parent is missing; in `motion`, where this frame
+    or the next lacks it. Whole bodies that come or go are as in published loaders, which know no missing joints.
+
     On a CPU the planes are the mapped file itself: nothing is copied. Any other device holds the frames of the rows,
     4 M V C bytes each (600 for two Kinect bodies: 1.9 GB for 40,000 clips of 80 frames).
     """
@@ -224,6 +232,8 @@ class Clips:
         else:
             frames, first = copy_to_device(packed, rows, device)
         self._planes = frames.view(-1, self._shape[1] * self._shape[2])
+        gone = None if packed.gaps is False else _gone(packed, rows, first, len(frames))
+        self._gone = None if gone is None else torch.from_numpy(gone).to(device)
         self._first = torch.from_numpy(first).to(device)
         self._length = torch.from_numpy(np.diff(packed.offsets)[rows]).to(device)
 
@@ -259,18 +269,27 @@ class Clips:
         C, M, V = self._shape
         planes, weights = _interpolation(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
         planes.clamp_(max=len(self._planes) - 1)
-        clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum")
-        return self._stream(clip.view(len(at), C, -1, M, V)).transpose(3, 4)
+        clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum").view(len(at), C, -1, M, V)
+        gone = None
+        if self._gone is not None:
+            low, share = _between(window, self.config.frames)
+            low += (self._first[at] + start)[:, None]
+            mixed = (share > 0)[..., None, None] & self._gone[(low + 1).clamp_(max=len(self._gone) - 1)]
+            gone = (self._gone[low] | mixed)[:, None]
+        return self._stream(clip, gone).transpose(3, 4)
 
-    def _stream(self, clip: Tensor) -> Tensor:
-        """Shape: (N, C, T, M, V) -> the same."""
+    def _stream(self, clip: Tensor, gone: Tensor | None) -> Tensor:
+        """Return positions, bones or motions; `gone` marks missing joints. Shape: (N, C, T, M, V), (N, 1, T, M, V)."""
         if self.config.stream == "bone":
-            return clip - clip[..., list(self.layout.parents)]
-        if self.config.stream == "motion":
+            parents = list(self.layout.parents)
+            clip = clip - clip[..., parents]
+            gone = None if gone is None else gone | gone[..., parents]
+        elif self.config.stream == "motion":
             moved = torch.zeros_like(clip)
             torch.sub(clip[:, :, 1:], clip[:, :, :-1], out=moved[:, :, :-1])
-            return moved
-        return clip
+            clip = moved
+            gone = None if gone is None else F.pad(gone[:, :, 1:], (0, 0, 0, 0, 0, 1)) | gone
+        return clip if gone is None else clip.masked_fill_(gone, 0)
 
 
 def _mapped(joints: npt.NDArray[Any]) -> Tensor:
@@ -296,6 +315,31 @@ def copy_to_device(
     return frames, first[:-1]
 
 
+def _gone(packed: PackedDataset | UnpackedSkeletons, rows: Rows, first: Rows, frames: int) -> Any:
+    """Mark the missing joints of the frames of some rows, of which `first` are the first; None if there are none.
+
+    Shape: -> (frames, M, V)
+    """
+    found = None
+    for at, row in zip(first, rows, strict=True):
+        clip = packed.joints[packed.offsets[row] : packed.offsets[row + 1]]
+        mask = missing_joints(clip.transpose(0, 2, 3, 1), packed.layout)
+        if mask.any():
+            found = np.zeros((frames, *mask.shape[1:]), np.bool_) if found is None else found
+            found[at : at + len(mask)] = mask
+    return found
+
+
+def _between(window: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Return of which frame of a window each frame of a clip is made, and the share of the next one. (N,) -> (N, T)."""
+    # half-pixel centres in whole numbers: frame t is at ((2 t + 1) window - frames) / (2 frames)
+    centre = ((2 * torch.arange(frames, device=window.device) + 1) * window[:, None] - frames).clamp_(min=0)
+    low = centre // (2 * frames)
+    share = (centre - 2 * frames * low) / (2 * frames)
+    share *= low < window[:, None] - 1  # the last frame has no next one
+    return low, share
+
+
 def _interpolation(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple[Tensor, Tensor]:
     """Return the planes of the arrays, and their weights, whose sum is each plane of each clip.
 
@@ -306,11 +350,7 @@ def _interpolation(first: Tensor, window: Tensor, rotation: Tensor, frames: int)
     Shape: (N,), (N,), (N, C, C) -> (N C T, 2 C), (N C T, 2 C)
     """
     C, device = rotation.shape[1], rotation.device
-    # half-pixel centres in whole numbers: frame t is at ((2 t + 1) window - frames) / (2 frames)
-    centre = ((2 * torch.arange(frames, device=device) + 1) * window[:, None] - frames).clamp_(min=0)
-    low = centre // (2 * frames)
-    share = (centre - 2 * frames * low) / (2 * frames)
-    share *= low < window[:, None] - 1  # the last frame has no next one
+    low, share = _between(window, frames)
     planes = (C * (first[:, None] + low))[..., None] + torch.arange(2 * C, device=device)
     planes = planes.view(-1, 1, frames * 2 * C).expand(-1, C, -1).reshape(-1, 2 * C)
     here = torch.cat([rotation, torch.zeros_like(rotation)], dim=2)[:, :, None]

@@ -47,8 +47,8 @@ def read_clip(file: Path) -> npt.NDArray[np.float32]:
 
 
 def to_image_heights(pixels: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Scale pixels to image heights and turn y to point up; people who are not seen stay zero."""
-    seen = pixels.any(axis=(2, 3), keepdims=True)
+    """Scale pixels to image heights and turn y to point up; people and joints that are not seen stay zero."""
+    seen = pixels.any(axis=3, keepdims=True)
     joints = np.where(seen, pixels / IMAGE_HEIGHT * [1, -1] + [0, 1], 0)
     return joints.astype(np.float32)
 

@@ -29,7 +29,8 @@ def from_coco(path: Path, image_height: float) -> Joints:
         frame = result["image_id"]
         if people[frame] < 2:
             pixels = np.reshape(result["keypoints"], (17, 3))[:, :2]
-            joints[frame, people[frame]] = pixels / image_height * [1, -1] + [0, 1]
+            seen = pixels.any(axis=1, keepdims=True)  # a joint that was not found is (0, 0), and stays so
+            joints[frame, people[frame]] = np.where(seen, pixels / image_height * [1, -1] + [0, 1], 0)
             people[frame] += 1
     return joints
 

@@ -17,6 +17,7 @@ from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import render
 
@@ -101,12 +102,12 @@ class Body:
     """1 or 0 per pose: absent bodies are hidden."""
 
 
-def draw(joints: npt.NDArray[Any], bones: tuple[tuple[int, int], ...]) -> list[Body]:
+def draw(joints: npt.NDArray[Any], layout: Layout) -> list[Body]:
     """Draw the bodies of a clip from the front at one scale, without those that are never seen. Shape: (T, M, V, C)."""
     from c2vl_pipeline.browse.html import poses
 
     frames = np.linspace(0, len(joints) - 1, min(len(joints), KEYS)).round().astype(int)
-    drawn, bodies = poses(joints[frames], bones), []
+    drawn, bodies = poses(joints[frames], layout), []
     for body in range(joints.shape[1]):
         paths = [
             "".join(
@@ -142,7 +143,7 @@ def write_page(result: SearchResult, context: EvalContext, out: Path) -> Path:
     for hit in result.hits:
         planes = packed.joints[packed.offsets[hit.row] : packed.offsets[hit.row + 1]]
         joints = np.asarray(planes).transpose(0, 2, 3, 1)
-        bodies, seconds = draw(joints, packed.layout.bones), max(len(joints) / fps, 0.5)
+        bodies, seconds = draw(joints, packed.layout), max(len(joints) / fps, 0.5)
         own = captions.get(hit.sample_id, [])
         cards.append({"hit": hit, "captions": own, "bodies": bodies, "seconds": seconds})
     page = render(

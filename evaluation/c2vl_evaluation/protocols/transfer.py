@@ -58,7 +58,8 @@ def cells(context: EvalContext) -> Iterator[Cell]:
     target = context.target or target_name(packed, context.benchmark, source)
     config = context.recipe.evaluation.transfer
     for encoder in config.encoder:
-        name = f"{source} to {target}, {encoder}"
+        known = "other data" if source == packed.manifest.dataset else source  # the target is named by its folder
+        name = f"{known} to {target}, {encoder}"
         if encoder == "frozen":
             cell = _frozen(context)
         else:

@@ -151,14 +151,17 @@ def joint_figures(
     unreadable = beyond = counted = looked = 0
     for number, crops in rows.items():
         try:
-            joints_of = project(index.root / index.table["skeleton"][number].as_py())
+            sample = index.table.slice(number, 1).to_pylist()[0]
+            joints_of = project(index.root / sample["skeleton"], sample, index.layout)
         except (DataError, OSError):
             unreadable += 1
+            continue
+        if joints_of is None:
             continue
         looked += 1
         compared: list[Worst] = []
         for row in crops:
-            joints = joints_of(row["frame_index"]) if row["status"] == Status.OK else None
+            joints = joints_of(row["frame_index"], row["frame_height"]) if row["status"] == Status.OK else None
             if joints is None:
                 continue
             frame = (row["frame_width"], row["frame_height"])

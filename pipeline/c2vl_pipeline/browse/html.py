@@ -8,8 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from c2vl_manifests import pages
+from c2vl_manifests.joints import missing_joints
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_text
 
 THUMBNAIL = 160
@@ -132,24 +135,27 @@ class StickFigure:
     """(body, x, y)."""
 
 
-def poses(joints: npt.NDArray[np.float32], bones: Sequence[tuple[int, int]]) -> list[StickFigure]:
-    """Project frames of one clip, (n, M, V, C), to the front plane at one scale; absent bodies are left out."""
+def poses(joints: npt.NDArray[np.float32], layout: Layout) -> list[StickFigure]:
+    """Project frames of one clip, (n, M, V, C), to the front plane at one scale; absent bodies are left out.
+
+    Bones of missing joints have no length, so that all figures of a body have the same number of lines.
+    """
     shown = joints[..., :2].astype(np.float64)
     present = np.asarray(joints.any(axis=(2, 3)), np.bool_)
     if not present.any():
         return [StickFigure([], []) for _ in joints]
-    seen = shown[present].reshape(-1, 2)
+    there = present[..., None] & ~missing_joints(joints, layout)
+    seen = shown[there]
     low, high = seen.min(axis=0), seen.max(axis=0)
     scale = 90 / max(float((high - low).max()), 1e-6)
     middle = (low + high) / 2
     at = np.round((shown - middle) * scale * (1, -1) + 50, 1)
     figures = []
-    for points, there in zip(at, present, strict=True):
-        bodies = [int(m) for m in np.flatnonzero(there)]
-        figures.append(
-            StickFigure(
-                [(m, *map(float, points[m, a]), *map(float, points[m, b])) for m in bodies for a, b in bones],
-                [(m, float(x), float(y)) for m in bodies for x, y in points[m]],
-            )
-        )
+    for points, drawn in zip(at, there, strict=True):
+        bodies = [int(m) for m in np.flatnonzero(drawn.any(axis=1))]
+        bones = []
+        for m, (a, b) in product(bodies, layout.bones):
+            known = [j for j in (a, b) if drawn[m, j]] or [int(np.argmax(drawn[m]))]
+            bones.append((m, *map(float, points[m, known[0]]), *map(float, points[m, known[-1]])))
+        figures.append(StickFigure(bones, [(m, float(x), float(y)) for m in bodies for x, y in points[m][drawn[m]]]))
     return figures

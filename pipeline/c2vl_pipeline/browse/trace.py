@@ -98,8 +98,10 @@ def trace(work: Path, sample_id: str) -> Trace:
     raw = _raw(index, sample)
     body, poses = skeleton_facts(index, rows["skeletons"], planned)
     crops = {r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))}
-    result = Trace(index, {}, crops=crops, projected=_projected(index, sample, planned), poses=poses)
+    result = Trace(index, {}, crops=crops, poses=poses)
     decoded = _decode(index, sample, planned, result)
+    if "frame_size" in decoded:
+        result.projected.update(_projected(index, sample, planned, decoded["frame_size"][1]))
     if raw["video"]:
         raw["video"] |= decoded
     fps = decoded.get("fps") or index.dataset.fps or None
@@ -190,17 +192,17 @@ def _decode(index: Workspace, sample: Row, planned: list[int | None], result: Tr
     return facts
 
 
-def _projected(index: Workspace, sample: Row, planned: list[int | None]) -> dict[int, list[list[float]]]:
+def _projected(index: Workspace, sample: Row, planned: list[int | None], height: int) -> dict[int, list[list[float]]]:
     """Return the joints in pixels of the planned frames by slot, if the dataset records them."""
     project, points = reader_of(index.dataset).project, {}
     if project is None or not sample["skeleton"]:
         return {}
     try:
-        joints_of = project(index.root / sample["skeleton"])
+        joints_of = project(index.root / sample["skeleton"], sample, index.layout)
     except (DataError, OSError):
         return {}  # the row of the skeletons stage states the error
     for slot, number in enumerate(planned):
-        joints = None if number is None else joints_of(number)
+        joints = None if number is None or joints_of is None else joints_of(number, height)
         if joints is not None:
             flat = joints.reshape(-1, 2)
             points[slot] = flat[np.isfinite(flat).all(axis=1)].round(1).tolist()
@@ -311,7 +313,8 @@ def outline(facts: dict[str, Any]) -> list[str]:
         else:
             lines.append(f"{what}: {entry['file']}, {entry['bytes']:,} bytes, sha256 {entry['sha256']}")
     frames = [f"{s['frame']}" + (f" ({s['seconds']:.2f} s)" if s["seconds"] is not None else "") for s in slots]
-    lines.append(f"frames: {', '.join(frames)}")
+    shown = any(s["frame"] is not None for s in slots)
+    lines.append(f"frames: {', '.join(frames) if shown else 'none planned, for no video can be read'}")
     lines += map(_stage_line, facts["stages"])
     captions = [(slot["slot"], slot["caption"]) for slot in slots if slot["caption"] is not None]
     lines += [f"{slot:>2}: {caption['text'] or caption['status']}" for slot, caption in captions]

@@ -133,5 +133,5 @@ def skeleton_facts(
         "nearest": [None if at is None else int(frames[at]) for at in nearest],
     }
     slots = [slot for slot, at in enumerate(nearest) if at is not None]
-    drawn = html.poses(joints[[at for at in nearest if at is not None]], index.layout.bones)
+    drawn = html.poses(joints[[at for at in nearest if at is not None]], index.layout)
     return facts, dict(zip(slots, drawn, strict=True))

@@ -46,7 +46,7 @@ class _Classical(Options):
 
 
 class SkeletonDetector(Detector):
-    """Finds people by the joints projected into the colour image, which NTU's files contain: exact, without a model.
+    """Finds people by their joints in the image, which NTU's files contain and own 2D joints are: without a model.
 
     Joints end at the wrist of a hand and the middle of the head, so each box grows by `grow` of its height.
     """

@@ -14,6 +14,7 @@ import numpy as np
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
+from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_pipeline.engines import Array, Caption, Captioner, Crop, Pose
 
@@ -29,6 +30,9 @@ _ROLES: dict[str, tuple[str, ...]] = {
 }
 _SPAN = 4
 """Frames before and after the instant over which motion is judged (about a quarter of a second at 30 fps)."""
+
+_HEAD = 1.4
+"""Height of a head above the pelvis in torsos, where it is missing."""
 
 
 def roles(layout: Layout) -> dict[str, list[int]]:
@@ -54,7 +58,10 @@ def _angle(a: Array, b: Array, c: Array) -> float:
 
 
 class _Person:
-    """One body at one instant: joints in units of the torso, in the body's own directions."""
+    """One body at one instant: joints in units of the torso, in the body's own directions.
+
+    Missing joints are NaN: no comparison with them holds, and what needs them is not said.
+    """
 
     def __init__(self, clip: Array, at: int, layout: Layout) -> None:
         self.j = roles(layout)
@@ -84,13 +91,25 @@ class _Person:
         bent = [_angle(self.at(f"hip_{s}"), self.at(f"knee_{s}"), self.at(f"ankle_{s}")) for s in ("left", "right")]
         trunk = self.at("chest") - self.at("pelvis")
         lean = _angle(trunk, np.zeros_like(trunk), np.eye(len(trunk), dtype=np.float32)[1])
+        bent = [angle for angle in bent if np.isfinite(angle)]
+        if not bent:
+            return "bending over" if lean > 40 else "seen in part"
         words = "sitting" if max(bent) < 125 else "crouching" if min(bent) < 105 else "standing"
         return words + (" and bending over" if lean > 40 else "")
+
+    def hands(self) -> str:
+        right, left = self.hand("right"), self.hand("left")
+        if right.startswith("together") and left.startswith("together"):
+            return "Both hands are together."
+        return f"The right hand is {right} and the left hand is {left}."
 
     def hand(self, side: str) -> str:
         other = "left" if side == "right" else "right"
         place = self.at(f"hand_{side}")
         height, head = self.height(f"hand_{side}"), self.height("head")
+        if not np.isfinite(height):
+            return "not seen"
+        head = head if np.isfinite(head) else _HEAD
         if np.linalg.norm(place - self.at("head")) < 0.55 * self.torso:
             return "near the face"
         if height > head + 0.15:
@@ -106,13 +125,13 @@ class _Person:
 
     def movement(self) -> str:
         """Describe the part that moves most, and its direction."""
-        body = self.moved("pelvis")
+        body = np.nan_to_num(self.moved("pelvis"))
         whole = float(np.linalg.norm(body))
         if abs(float(body[1])) > 0.25:
             return "getting up" if body[1] > 0 else "going down"
         parts = {f"the {s} hand": self.moved(f"hand_{s}") - body for s in ("left", "right")}
         parts |= {f"the {s} foot": self.moved(f"ankle_{s}") - body for s in ("left", "right")}
-        sizes = {part: float(np.linalg.norm(by)) for part, by in parts.items()}
+        sizes = {part: float(np.nan_to_num(np.linalg.norm(by))) for part, by in parts.items()}
         most = max(sizes, key=lambda part: sizes[part])
         if whole > 0.45 and sizes[most] < 2 * whole:
             return "walking"
@@ -151,18 +170,18 @@ class PoseCode(Captioner):
         if pose is None:
             raise ValueError("posecode was given a crop without a pose")
         bodies = [b for b in range(pose.clip.shape[1]) if pose.clip[pose.at, b].any()]
-        people = [_Person(np.array(pose.clip[:, b]), pose.at, pose.layout) for b in bodies]
-        if not people:
-            people = [_Person(np.array(pose.clip[:, 0]), pose.at, pose.layout)]
+        gone = missing_joints(pose.clip, pose.layout)
+        clip = np.where(gone[..., None], np.float32(np.nan), pose.clip)
+        people = [_Person(clip[:, b], pose.at, pose.layout) for b in bodies or [0]]
         first = people[0]
         sentences = []
         if len(people) > 1:
             apart = float(np.linalg.norm(people[0].at("pelvis") - people[1].at("pelvis"))) / first.torso
             near = "touching distance" if apart < 1.3 else "arm's length" if apart < 2.2 else "a distance"
-            sentences.append(f"They are two people at {near}.")
+            sentences.append(f"They are two people at {near}." if np.isfinite(apart) else "They are two people.")
         for who, person in zip(("The person", "The other person"), people, strict=False):
             sentences.append(f"{who} is {person.posture()}.")
-            sentences.append(f"The right hand is {person.hand('right')} and the left hand is {person.hand('left')}.")
+            sentences.append(person.hands())
             sentences.append(f"{who} is {person.movement()}.")
         text = " ".join(sentences)
         return Caption(text, len(text.split()))

@@ -61,7 +61,10 @@ class Findings:
     """Archives that hold missing files."""
     unfinished: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: dict[str, str] = field(default_factory=dict)
+    """Sample id -> what makes it impossible."""
+    oddities: list[str] = field(default_factory=list)
+    """What reading some joints, or all of them with `deep`, tells: notes as whole phrases."""
     hints: list[str] = field(default_factory=list)
     """Probable causes, as sentences without a full stop."""
     lacks: list[tuple[str, str, str]] = field(default_factory=list)
@@ -85,8 +88,9 @@ class Findings:
 
     def keep(self, samples: set[str], files: set[str | None]) -> None:
         """Drop findings about other samples and files than these."""
-        for names in (self.missing_videos, self.missing_skeletons, self.problems):
+        for names in (self.missing_videos, self.missing_skeletons):
             names[:] = [s for s in names if s in samples]
+        self.problems = {s: why for s, why in self.problems.items() if s in samples}
         for names in (self.empty, self.truncated, self.small):
             names[:] = [f for f in names if f.split(": ", 1)[0] in files]
         self.labels, self.too_few, self.lacks = [], "", []
@@ -106,7 +110,8 @@ class Findings:
 
     def notes(self) -> list[str]:
         """Return one phrase per kind of oddity that does not stop `index`."""
-        return _phrases({"unexpected files": self.unexpected, "impossible samples": self.problems})
+        problems = [f"{sample}: {why}" for sample, why in self.problems.items()]
+        return _phrases({"unexpected files": self.unexpected, "impossible samples": problems}) + self.oddities
 
 
 def _phrases(kinds: dict[str, list[str]]) -> list[str]:
@@ -132,7 +137,7 @@ def check(dataset: Dataset, root: Path, expected: Expected, match: Match, scan: 
         missing_skeletons=match.missing_skeletons,
         unexpected=match.unexpected,
         unfinished=list(scan.unfinished),
-        problems=[r["sample_id"] for r in rows if r["problem"]],
+        problems={r["sample_id"]: r["problem"] for r in rows if r["problem"]},
     )
     _check_content(dataset, root, rows, findings, deep)
     _empty_and_small(rows, findings)

@@ -66,7 +66,7 @@ def hints(
             continue
         if hint := _other_suffixes(dataset, scan, kinds, endings):
             causes.append(hint)
-        elif kinds not in present and (near := _neighbour(dataset, root, endings)):
+        elif kinds not in present and (near := _neighbour(dataset, root, kinds, endings)):
             causes.append(f"the {kinds} are in {near}: give --data {root.parent}")
     return causes + [f"{name} may hold the missing files: unpack it" for name in scan.archives[:3]]
 
@@ -105,15 +105,18 @@ def _other_suffixes(dataset: Dataset, scan: Scan, kinds: str, endings: tuple[str
     return f"{count:,} files end with {rest!r} after the id; {kinds} must end with {' or '.join(endings)}"
 
 
-def _neighbour(dataset: Dataset, root: Path, endings: tuple[str, ...]) -> str | None:
-    """Return the name of a folder next to `root` whose first entries have the wanted names."""
+def _neighbour(dataset: Dataset, root: Path, kinds: str, endings: tuple[str, ...]) -> str | None:
+    """Return the name of a folder next to `root` whose first entries have the wanted names and are no label files."""
     pattern = re.compile(dataset.id_pattern)
+    is_label = reader_of(dataset).is_label if kinds == "skeletons" else None
     try:
         siblings = sorted(p for p in root.parent.iterdir() if p.is_dir() and p != root)[:50]
         for folder in siblings:
             with os.scandir(folder) as entries:
                 for _, entry in zip(range(500), entries, strict=False):
                     ending = next((s for s in endings if entry.name.endswith(s)), None)
+                    if is_label is not None and is_label(f"{folder.name}/{entry.name}"):
+                        continue
                     if ending and pattern.fullmatch(entry.name[: -len(ending)]):
                         return folder.name
     except OSError:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_manifests.schema import SAMPLES
 
 Array = npt.NDArray[np.float32]
+Seen = npt.NDArray[np.bool_]
 Row = dict[str, Any]
 """One sample of the index; keys are the columns of `c2vl_manifests.schema.SAMPLES`."""
 
@@ -82,8 +84,8 @@ class Assembled:
         return int(self.joints.any(axis=(0, 2, 3)).sum())
 
 
-Projection = Callable[[int], Array | None]
-"""Frame number -> joints in pixels of the video, (bodies, V, 2); None if the frame shows nobody."""
+Projection = Callable[[int, int], Array | None]
+"""Frame number, height of the image -> joints in its pixels, (bodies, V, 2), not finite where missing; None: nobody."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +98,16 @@ class Reader:
     """(dataset, raw folder, rows, files): set path and size of each row's files; return what is missing."""
     read_joints: Callable[[Path, Row, Layout, int, SkeletonsConfig], Assembled]
     """(skeleton file, row, layout, bodies, config) -> joints of one sample."""
-    project: Callable[[Path], Projection] | None = None
-    """Skeleton file -> its joints in pixels of the video; None if the format does not record them."""
+    project: Callable[[Path, Row, Layout], Projection | None] | None = None
+    """(skeleton file, row, layout) -> its joints in pixels of the video; None if they are not recorded."""
     check_file: Callable[[Path], object] | None = None
     """Raise DataError if a skeleton file is damaged (`index --deep`); None if only its size is checked."""
+    look: Callable[[Path, list[Row], Layout, bool], tuple[list[str], list[str]]] | None = None
+    """(raw folder, rows, layout, deep) -> truncated skeleton files with reasons, and notes, found by reading them."""
+    in_image: Callable[[Path, list[Row], Layout], bool] | None = None
+    """(raw folder, rows, layout) -> True if the joints of all videos are in their images, and so can place the crops."""
+    is_label: Callable[[str], bool] | None = None
+    """True for a path that is a label file, although it ends like a skeleton file."""
     clip_files: Mapping[str, str] = field(default_factory=dict)
     """Suffix -> format, for files that hold one clip and can be read without an index (see `read_skeleton`)."""
     clip_layout: str | None = None
@@ -182,25 +190,77 @@ def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) ->
 # ---------------------------------------------------------------------------------------------- joints
 
 
-def bodies_present(joints: Array) -> npt.NDArray[np.bool_]:
-    """Mark the bodies that are seen in each frame. Shape: (T, M, V, C) -> (T, M)."""
-    return np.asarray(joints.any(axis=(2, 3)), np.bool_)
+def without_gaps(joints: Array) -> Array:
+    """Return joints in which those with NaN or infinite coordinates are zero, as missing ones are. Shape: (..., C)."""
+    return np.where(np.isfinite(joints).all(axis=-1, keepdims=True), joints, np.float32(0))
 
 
-def to_origin(joints: Array, present: npt.NDArray[np.bool_], anchor: int) -> Array:
-    """Subtract the first body's anchor joint of the first frame that shows it; absent bodies become zero."""
-    if not len(joints):
-        return joints
-    first = int(np.argmax(present[:, 0]))
-    return np.where(present[:, :, None, None], joints - joints[first, 0, anchor], np.float32(0))
+def joints_seen(joints: Array, layout: Layout) -> Seen:
+    """Mark the joints that are not missing, by the rule of `missing_joints`, before centring. (T, M, V, C) -> (T, M, V).
+
+    *Reading:* zero is a place in clips that are centred already, in which the first frame's other joints lie around it:
+    there the anchor was seen, and so was, in all frames, a single joint between three bones that is zero throughout.
+    """
+    seen = np.asarray(joints.any(axis=3), np.bool_)
+    if seen[:, 0].any():
+        first = int(np.argmax(seen[:, 0].any(axis=1)))
+        others = joints[first, 0][seen[first, 0]]
+        if (others.min(axis=0) <= 0).all() and (others.max(axis=0) >= 0).all():
+            bones = np.bincount(np.ravel(layout.bones), minlength=layout.joints)
+            roots = np.flatnonzero((bones > 2) & ~seen[:, 0].any(axis=0))
+            if len(roots) == 1:
+                seen[:, :, roots[0]] = seen.any(axis=2)
+            seen[first, 0, layout.anchor] = True
+    return seen
 
 
-def anchored(joints: Array, path: Path, anchor: int) -> Assembled:
-    """Drop empty frames and subtract the first body's anchor joint of the first frame; absent bodies stay zero."""
-    if not np.isfinite(joints).all():
-        raise DataError(f"{path}: holds NaN or infinite joints; expected finite metres")
-    total = len(joints)
+def to_origin(joints: Array, seen: Seen, anchor: int) -> Array:
+    """Subtract the first body's anchor joint of the first frame that has it; what was not `seen` becomes zero.
+
+    *Reading:* a clip whose anchor is missing in its first frame gets its origin from the first frame that has it, as
+    published loaders do with whole bodies; one that never has it stays where it is.
+    """
+    place = joints[np.argmax(seen[:, 0, anchor]), 0, anchor] if seen[:, 0, anchor].any() else np.float32(0)
+    return np.where(seen[..., None], joints - place, np.float32(0))
+
+
+def anchored(joints: Array, layout: Layout) -> Assembled:
+    """Drop empty frames and make the first body's anchor the origin; absent bodies and missing joints stay zero."""
+    joints = without_gaps(joints)
     index = np.flatnonzero(joints.any(axis=(1, 2, 3))).astype(np.int32)
-    joints = joints[index]
-    joints = to_origin(joints, bodies_present(joints), anchor)
-    return Assembled(np.ascontiguousarray(joints, np.float32), index, total)
+    kept = joints[index]
+    kept = to_origin(kept, joints_seen(kept, layout), layout.anchor)
+    return Assembled(np.ascontiguousarray(kept, np.float32), index, len(joints))
+
+
+def recording_frames(path: Path, row: Row, like: int) -> int | None:
+    """Return how many frames the video of a row has, None if it has none that can be read.
+
+    Containers state the number wrongly at times: unless it is about `like`, the frames are decoded and counted.
+
+    Args:
+        path: the row's skeleton file, from which the raw folder follows.
+        row: of the index.
+        like: frames that are expected.
+    """
+    if not row.get("video") or not row.get("skeleton"):
+        return None
+    video = path.parents[len(Path(row["skeleton"]).parts) - 1] / row["video"]
+    try:
+        changed = video.stat().st_mtime_ns
+        stated = _video_frames(video, changed, False)
+        return stated if abs(stated - like) <= NEARLY else _video_frames(video, changed, True)
+    except (DataError, OSError):
+        return None
+
+
+NEARLY = 2
+"""Frames by which joints and video of one recording may differ: decoders and estimators lose the first or the last."""
+
+
+@lru_cache(maxsize=256)
+def _video_frames(path: Path, _changed: int, decode: bool) -> int:
+    from c2vl_pipeline.readers.video import Video
+
+    with Video(path) as video:
+        return video.drain() if decode else video.count()

@@ -83,7 +83,7 @@ READER = Reader(
     expected_rows=expect_ids,
     locate=_locate,
     read_joints=lambda path, row, layout, bodies, config: anchored(
-        read_clip(path, row["start_frame"], row["end_frame"])[:, None], path, layout.anchor
+        read_clip(path, row["start_frame"], row["end_frame"])[:, None], layout
     ),
     named_by_id=False,
 )

@@ -35,6 +35,18 @@ class NtuFile:
     frames: int
     tracks: dict[str, BodyTrack]
 
+    def cut(self, start: int, stop: int) -> NtuFile:
+        """Return frames [start, stop), counted from zero."""
+        if (start, stop) == (0, self.frames):
+            return self
+        tracks = {}
+        for body, track in self.tracks.items():
+            kept = (track.frames >= start) & (track.frames < stop)
+            if kept.any():
+                pixels = None if track.pixels is None else track.pixels[kept]
+                tracks[body] = BodyTrack(track.frames[kept] - np.int32(start), track.joints[kept], pixels)
+        return NtuFile(stop - start, tracks)
+
 
 MOST_FRAMES, MOST_BODIES = 200_000, 100
 """A larger count means damage."""
@@ -142,10 +154,10 @@ def _numbers(lines: list[bytes], pixels: bool) -> Array | None:
     return values if np.isfinite(values[:, :3]).all() else None
 
 
-def projected(file: NtuFile, frame: int) -> Array | None:
+def projected(file: NtuFile, frame: int, height: int = 0) -> Array | None:
     """Return the joints of every body in a frame as pixels of the colour image, (bodies, 25, 2), or None.
 
-    The file must have been read with pixels.
+    The file must have been read with pixels; the image's `height` is not needed.
     """
     rows = [
         track.pixels[at[0]]
@@ -249,7 +261,7 @@ READER = Reader(
     expected_rows=expect_ids,
     locate=locate_by_name,
     read_joints=lambda path, row, layout, bodies, config: assemble_ntu(read_ntu(path, pixels=False), config),
-    project=lambda path: partial(projected, read_ntu(path)),
+    project=lambda path, row, layout: partial(projected, read_ntu(path)),
     check_file=read_ntu,
     clip_files={".skeleton": "NTU RGB+D"},
     clip_layout="kinect_v2",

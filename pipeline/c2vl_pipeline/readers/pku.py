@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import numpy as np
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import KINECT_V2, Layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import (
+    NEARLY,
     Array,
     Assembled,
     Expected,
@@ -20,10 +23,12 @@ from c2vl_pipeline.readers.base import (
     Reader,
     Row,
     Scan,
-    bodies_present,
+    joints_seen,
     locate_by_name,
     new_row,
+    recording_frames,
     to_origin,
+    without_gaps,
 )
 
 _INT16, _INT32 = 1 << 15, 1 << 31
@@ -130,10 +135,11 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
 # ---------------------------------------------------------------------------------------------- joints
 
 
-def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assembled:
+def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig, row: Row | None = None) -> Assembled:
     """Read frames [start, end) of a PKU-MMD file: one line of 150 numbers per frame, two bodies of 25 joints.
 
-    Numbers that are not finite become zero; an `end` after the last line ends there.
+    Joints that are not finite become zero. An `end` after the last line ends there, for labels that run on behind the
+    recording exist; a file that is shorter than its recording is refused, see `_cut_off`.
 
     *Reading:* `aimclr` turns each frame here, before the resize to 64 frames; the authors' public code resizes first.
     A clip of more than `max_frames` keeps its centre; its origin is set before.
@@ -142,39 +148,64 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig) -> Assem
         DataError: `file:line: reason`.
         OSError: the file cannot be opened.
     """
-    rows = []
+    rows, lines = [], 0
     with path.open(encoding="ascii", errors="replace") as handle:
         for number, text in enumerate(handle):
             if number >= end:
                 break
+            lines = number + 1
             if number >= start:
                 try:
-                    row = np.array(text.split(), dtype=np.float32)
+                    numbers = np.array(text.split(), dtype=np.float32)
                 except ValueError as error:
-                    raise DataError(f"{path}:{number + 1}: expected 150 numbers ({error})") from error
-                if row.size != 150:
-                    raise DataError(f"{path}:{number + 1}: {row.size} numbers; expected 150")
-                rows.append(row)
-    joints = np.array(rows, np.float32).reshape(-1, 2, 25, 3)
-    joints[~np.isfinite(joints)] = 0
-    seen = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
-    index = np.flatnonzero(seen).astype(np.int32) + start
-    joints = joints[seen]
-    present = bodies_present(joints)
-    if config.pku_norm == "first_frame_joint2":
-        joints = to_origin(joints, present, 1)
+                    raise DataError(f"{path}:{number + 1}: {text[:40].strip()!r}…; expected 150 numbers") from error
+                if numbers.size != 150:
+                    raise DataError(f"{path}:{number + 1}: {numbers.size} numbers; expected 150")
+                rows.append(numbers)
+    if lines < end and (reason := _cut_off(path, row or {}, lines, start, end)):
+        raise DataError(f"{path}: {reason}")
+    joints = without_gaps(np.array(rows, np.float32).reshape(-1, 2, 25, 3))
+    shown = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
+    index = np.flatnonzero(shown).astype(np.int32) + start
+    joints = joints[shown]
+    if len(joints) and config.pku_norm == "first_frame_joint2":
+        joints = to_origin(joints, joints_seen(joints, KINECT_V2), 1)
     elif len(joints) and config.pku_norm == "aimclr":
-        joints = np.where(present[:, :, None, None], _face_front(joints - joints[:, :, 20:21]), np.float32(0))
+        seen = np.asarray(joints.any(axis=3), np.bool_)
+        joints = np.where(seen[..., None], _face_front(joints - joints[:, :, 20:21]), np.float32(0))
     if len(joints) > config.max_frames:
         cut = (len(joints) - config.max_frames) // 2
         joints, index = joints[cut : cut + config.max_frames], index[cut : cut + config.max_frames]
-    return Assembled(np.ascontiguousarray(joints, np.float32), index, end - start)
+    return Assembled(np.ascontiguousarray(joints, np.float32), index, len(rows))
+
+
+_LABEL_ERROR = 90
+"""Frames by which a label may run on behind its recording: 3 s."""
+
+
+def _cut_off(path: Path, row: Row, lines: int, start: int, end: int) -> str | None:
+    """Return why a file of `lines` frames that ends before a label is truncated, or None if the label is too long.
+
+    It is truncated if this or another label of the recording begins behind its end, or its video goes on.
+    """
+    last = max(start, row.get("latest_start") or 0)
+    video = recording_frames(path, row, lines)
+    if (last >= lines or end - lines > _LABEL_ERROR) if video is None else video > lines + NEARLY:
+        goes_on = f"its video has {video:,}" if video else f"its labels go on to frame {max(end, last + 1):,}"
+        return f"truncated: it ends after {lines:,} frames, {goes_on}; download it again"
+    return None
 
 
 def _face_front(joints: Array) -> Array:
-    """Rotate each body of each frame about y so that the shoulders (9 - 5, 1-based) lie along x."""
+    """Rotate each body of each frame about y so that the shoulders (9 - 5, 1-based) lie along x.
+
+    As in the public code the sign of the angles is one per clip and body, that of the sum over all frames, and a tenth
+    of a millimetre is added to the shoulders' distance.
+    """
     shoulders = joints[:, :, 8] - joints[:, :, 4]
-    angle = np.arctan2(shoulders[..., 2], shoulders[..., 0])
+    across, depth = shoulders[..., 0], shoulders[..., 2]
+    angle = np.arccos(across / (np.hypot(across, depth) + np.float32(1e-4)))
+    angle *= np.where(depth.sum(axis=0) >= 0, 1, -1)
     cos, sin = np.cos(angle)[..., None], np.sin(angle)[..., None]
     x, y, z = joints[..., 0], joints[..., 1], joints[..., 2]
     return np.stack([cos * x + sin * z, y, -sin * x + cos * z], axis=-1).astype(np.float32)
@@ -194,9 +225,29 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: its last line is not 150 numbers")
 
 
+def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list[str], list[str]]:
+    """If `deep`, name the files that end before their labels."""
+    truncated = []
+    of_file: dict[str, list[Row]] = {}
+    for row in rows if deep else []:
+        if row["skeleton"] and row["skeleton_bytes"] and not row["problem"]:
+            of_file.setdefault(row["skeleton"], []).append(row)
+    for relative, mine in of_file.items():
+        with suppress(OSError), (root / relative).open("rb") as file:
+            lines = sum(1 for _ in file)
+            start, end = max(r["start_frame"] for r in mine), max(r["end_frame"] for r in mine)
+            if lines < end and (reason := _cut_off(root / relative, mine[0], lines, start, end)):
+                truncated.append(f"{relative}: {reason}")
+    return truncated, []
+
+
 READER = Reader(
     expected_rows=expected_rows,
     locate=_locate,
-    read_joints=lambda path, row, layout, bodies, config: read_pku(path, row["start_frame"], row["end_frame"], config),
+    read_joints=lambda path, row, layout, bodies, config: read_pku(
+        path, row["start_frame"], row["end_frame"], config, row
+    ),
     check_file=_check_file,
+    look=_look,
+    is_label=is_label,
 )

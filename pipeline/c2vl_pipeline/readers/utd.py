@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import KINECT_V1
 from c2vl_pipeline.readers.base import Assembled, Reader, anchored, expect_ids, locate_by_name
 
 _UTD_TO_KINECT_V1 = [3, 2, 1, 0, *range(4, 20)]
@@ -26,11 +27,13 @@ def read_utd(path: Path) -> Assembled:
     except FileNotFoundError:
         raise
     except Exception as error:  # scipy raises a dozen kinds on damaged files
-        raise DataError(f"{path}: not a MATLAB file with d_skel ({type(error).__name__}: {str(error)[:80]})") from error
+        raise DataError(
+            f"{path}: not a MATLAB file with d_skel (20, 3, frames), as UTD-MHAD has; save other joints as .npy"
+        ) from error
     if array.ndim != 3 or array.shape[:2] != (20, 3):
         raise DataError(f"{path}: d_skel has the shape {array.shape}; expected (20, 3, frames)")
     joints = array.transpose(2, 0, 1)[:, None, _UTD_TO_KINECT_V1].astype(np.float32)
-    return anchored(joints, path, anchor=0)
+    return anchored(joints, KINECT_V1)
 
 
 READER = Reader(

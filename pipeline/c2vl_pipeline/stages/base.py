@@ -82,8 +82,8 @@ class ShardContext:
 
     @cached_property
     def samples(self) -> list[dict[str, Any]]:
-        """Rows of the index."""
-        rows = self.index.shard(self.number)
+        """Rows of the index, with what other rows cut from the same skeleton file (`Workspace.ranges`)."""
+        rows = [row | self.index.ranges.get(row["skeleton"], {}) for row in self.index.shard(self.number)]
         return rows if self.only is None else [row for row in rows if row["sample_id"] in self.only]
 
     @cached_property

@@ -125,7 +125,7 @@ class _ShardCrops:
                     sample_id=sample_id,
                     slot=rows[0]["slot"],
                     camera=cameras[sample_id],
-                    joints=projection(number) if projection else None,
+                    joints=projection(number, image.shape[0]) if projection else None,
                     background=partial(self._scene, cameras[sample_id]),
                 )
                 self.waiting.append((rows, frame))
@@ -157,13 +157,17 @@ class _ShardCrops:
             )
         index = self.shard.index
         project = reader_of(index.dataset).project
-        if project is None:
-            text = f"{index.dataset.title} records no joints in pixels of its videos; use another detector"
-            return row_status(Status.MISSING_SKELETON, "missing", text)
         try:
-            joints_of[sample["sample_id"]] = project(index.root / sample["skeleton"])
+            made = project and project(index.root / sample["skeleton"], sample, index.layout)
         except (DataError, OSError) as error:
             return unreadable(error, Status.MISSING_SKELETON)
+        if made is None:
+            text = (
+                f"{index.dataset.title} with {index.layout.dims}D joints ({index.layout.name}) records no joints in "
+                "pixels of its videos; use another detector"
+            )
+            return row_status(Status.MISSING_SKELETON, "missing", text)
+        joints_of[sample["sample_id"]] = made
         return None
 
     def _guard(self, relative: str, samples: list[Row]) -> Guard:
@@ -244,6 +248,8 @@ STAGE = Stage(
     upstream=lambda recipe: (),
     row_group=128,
     per_frame=True,
-    engine=lambda recipe, index: resolve_detector(recipe.pipeline.crop.engine, index.dataset),
+    engine=lambda recipe, index: resolve_detector(
+        recipe.pipeline.crop.engine, index.dataset, bool(index.manifest.extra.get("joints_in_image"))
+    ),
     raw="video",
 )

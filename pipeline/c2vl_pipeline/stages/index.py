@@ -66,20 +66,26 @@ def build(
     root = root.resolve()
     scan = scan_folder(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
     expected = _expected(dataset, root, scan)
-    match = reader_of(dataset).locate(dataset, root, expected.rows, scan)
+    reader, joints = reader_of(dataset), load_layout(layout or dataset.layout, root)
+    match = reader.locate(dataset, root, expected.rows, scan)
     findings = check(dataset, root, expected, match, scan, deep)
     rows = _chosen(expected.rows, findings, only_present, limit)
+    if reader.look is not None:
+        truncated, findings.oddities = reader.look(root, rows, joints, deep)
+        findings.truncated += truncated
     _check_usable(dataset, root, rows, findings, refuse=not (allow_missing or only_present))
     extra = {
         "dataset": dataset.name,
         "root": str(root),
         "recipe": recipe,
         "overrides": list(overrides),
-        "layout": load_layout(layout or dataset.layout, root).as_dict(),
+        "layout": joints.as_dict(),
         "classes": expected.classes,
         "bodies": dataset.bodies,
         "plan": _cut(rows, config.shard_samples),
     }
+    if reader.in_image is not None and reader.in_image(root, rows, joints):
+        extra["joints_in_image"] = True
     _commit(work, rows, extra)
     return load(work), findings
 

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.events import Emit, Progress, silent
+from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.manifest import (
     StageManifest,
@@ -38,7 +39,7 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import PACKED_INDEX, Status
-from c2vl_pipeline.readers.base import bodies_present, to_origin
+from c2vl_pipeline.readers.base import to_origin
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import check_shards
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
@@ -85,12 +86,14 @@ def folder_of(work: Path, layout: str | None = None) -> Path:
 def mapped(joints: Joints, source: Layout, target: Layout) -> Joints:
     """Return joints in another layout (`Layout.mapping_to`), with that layout's origin. Shape: (T, M, V, C) -> (T, M, W, C).
 
-    Joints are taken by name, some are means; absent bodies stay zero. The target's origin of the first body becomes
-    zero in the first frame that shows it, as every reader does.
+    Joints are taken by name, some are means; one that is made of a missing joint is missing. Absent bodies stay zero. The
+    target's origin of the first body becomes zero in the first frame that has it, as every reader does.
     """
     ways = source.mapping_to(target)
     out = np.stack([joints[:, :, list(way)].mean(axis=2) for way in ways], axis=2)
-    return np.asarray(to_origin(out, bodies_present(joints), target.anchor), joints.dtype)
+    seen = np.asarray(joints.any(axis=(2, 3)), np.bool_)[..., None] & ~missing_joints(joints, source)
+    seen = np.stack([seen[:, :, list(way)].all(axis=2) for way in ways], axis=2)
+    return np.asarray(to_origin(out, seen, target.anchor), joints.dtype)
 
 
 def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = None) -> PackedManifest:
@@ -123,7 +126,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     for leftover in [*folder.glob(".*.tmp"), folder / FILE]:
         leftover.unlink(missing_ok=True)
     sync_folder(folder)
-    rows, shape = _pack_skeletons(index, folder, target)
+    rows, shape, gaps = _pack_skeletons(index, folder, target)
     slots = stages["embeddings"].rows // len(rows) or recipe.pipeline.frames
     widths = _pack_vectors(index, folder, slots, rows, emit)
     _pack_index(index, folder, rows)
@@ -142,6 +145,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         language_dim=widths["language"],
         engines={name: stages[name].inputs["engine"] | stages[name].provenance for name in engine_stages},
         second_body=stages["skeletons"].inputs["config"]["second_body"],
+        gaps=gaps,
         recipe=index.recipe,
         overrides=tuple(index.overrides),
     )
@@ -185,8 +189,8 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
 
 def _pack_skeletons(
     index: Workspace, folder: Path, target: Layout | None
-) -> tuple[list[Row], tuple[int, int, int, int]]:
-    """Write joints.npy and offsets.npy; return the first columns of the index rows, and the shape of the joints."""
+) -> tuple[list[Row], tuple[int, int, int, int], bool]:
+    """Write joints.npy and offsets.npy; return the first columns of the index rows, the shape of the joints, and gaps."""
     columns = ["sample_id", "status", "error", "frames", "bodies"]
     shards = [shard_path(index.work, "skeletons", n) for n in range(len(index.shard_ranges))]
     heads = [row for path in shards for row in read_shard(path, columns).to_pylist()]
@@ -194,20 +198,25 @@ def _pack_skeletons(
     total = int(offsets[-1])
     # one-person datasets are stored with one body; a second, empty one would double every computation
     bodies = max(1, min(index.bodies, max((h["bodies"] for h in heads), default=1)))
-    shape = (total, index.layout.dims, bodies, (target or index.layout).joints)
+    layout = target or index.layout
+    shape = (total, layout.dims, bodies, layout.joints)
+    gaps = False
 
     def write(temporary: Path) -> None:
+        nonlocal gaps
         with temporary.open("wb") as handle:
             np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for path in shards:
                 for row in read_shard(path, ["sample_id", "frames", "joints"]).to_pylist():
                     if row["frames"]:
-                        handle.write(_planes(row, index.layout, bodies, target).tobytes())
+                        planes = _planes(row, index.layout, bodies, target)
+                        gaps = gaps or bool(missing_joints(planes.transpose(0, 2, 3, 1), layout).any())
+                        handle.write(planes.tobytes())
 
     commit_file(folder / "joints.npy", write)
     _save(folder / "offsets.npy", offsets)
     names = {"sample_id": "sample_id", "frames": "frames", "skeleton_status": "status", "reason": "error"}
-    return [{name: head[column] for name, column in names.items()} for head in heads], shape
+    return [{name: head[column] for name, column in names.items()} for head in heads], shape, gaps
 
 
 def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joints:

@@ -62,7 +62,7 @@ def test_poses_of_an_animation_have_equal_lines_and_follow_the_joints():
     joints = moving()[1][:, [0, 0]].copy()
     joints[:, 1, :, 0] += 1
     joints[: len(joints) // 2, 1] = 0  # the second person comes in later
-    first, second = search.draw(joints, STICK.bones)
+    first, second = search.draw(joints, STICK)
     at = np.linspace(0, len(joints) - 1, min(len(joints), search.KEYS)).round().astype(int)
     assert set(first.shown.split(";")) == {"1"}
     assert second.shown == ";".join("1" if joints[t, 1].any() else "0" for t in at)
@@ -81,7 +81,7 @@ def test_poses_of_an_animation_have_equal_lines_and_follow_the_joints():
             np.testing.assert_allclose(moved, (real - real[0, 0]) * scale, atol=3)
         assert all(0 <= v <= 400 for p in poses for xy in points(p) for v in xy)
         assert 1 <= len(body.still) <= 4
-    assert search.draw(np.zeros((4, 2, 5, 3), np.float32), STICK.bones) == []
+    assert search.draw(np.zeros((4, 2, 5, 3), np.float32), STICK) == []
 
 
 class Tags(HTMLParser):

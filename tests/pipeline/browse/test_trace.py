@@ -10,22 +10,26 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_pipeline.browse import trace
+from c2vl_pipeline.browse import html, trace
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import index, skeletons
 from c2vl_pipeline.workspace import load, shard_path
 from support.factory import run_factory
 from support.pages import assert_self_contained
 
 
 def test_explain_hashes_what_lies_on_the_disk(work):
-    index = load(work)
-    sample = index.table.slice(5, 1).to_pylist()[0]
+    loaded = load(work)
+    sample = loaded.table.slice(5, 1).to_pylist()[0]
     facts = trace.trace(work, sample["sample_id"]).facts
     json.dumps(facts, allow_nan=False)
     for what in ("video", "skeleton"):
-        data = (index.root / sample[what]).read_bytes()
+        data = (loaded.root / sample[what]).read_bytes()
         assert facts["raw"][what]["sha256"] == hashlib.sha256(data).hexdigest()
         assert facts["raw"][what]["bytes"] == len(data)
     shard = facts["sample"]["shard"]
@@ -55,18 +59,50 @@ def test_explain_sees_a_rewritten_shard_and_a_lost_video(work, raw, tmp_path):
     folder, own = tmp_path / "w", tmp_path / "raw"
     shutil.copytree(raw, own)
     run_factory(own, folder, load_recipe("debug"))
-    index = load(folder)
-    sample = index.table.slice(0, 1).to_pylist()[0]
+    loaded = load(folder)
+    sample = loaded.table.slice(0, 1).to_pylist()[0]
     path = shard_path(folder, "captions", 0)
     table = pq.read_table(path)
     pq.write_table(table, path, compression="none")
-    (index.root / sample["video"]).unlink()
+    (loaded.root / sample["video"]).unlink()
     found = trace.trace(folder, sample["sample_id"])
     assert {s["stage"]: s["agrees"] for s in found.facts["stages"]}["captions"] == "rows"
     assert found.facts["raw"]["video"]["sha256"] is None
     assert found.frames == {}
     assert found.crops
     assert_self_contained(trace.write(found, tmp_path / "e.html"))
+
+
+def own(root, work, *lines, **arrays):
+    root.mkdir()
+    (root / "samples.csv").write_text("\n".join(["sample_id,skeleton", *lines]) + "\n")
+    for name, array in arrays.items():
+        np.save(root / f"{name}.npy", array)
+    recipe = load_recipe("debug")
+    index.build(load_dataset("generic"), root, work, recipe.pipeline, recipe="debug")
+    runner.run_stage(skeletons.STAGE, work, recipe)
+
+
+@pytest.mark.parametrize("shape", [(20, 25, 3), (20, 2, 25, 3), (20, 9, 3)])
+def test_a_sample_without_a_video_has_no_frames(tmp_path, shape):
+    own(tmp_path / "own", tmp_path / "w", "a,x.npy", x=np.random.default_rng(0).normal(size=shape))
+    found = trace.trace(tmp_path / "w", "a")
+    text = "\n".join(trace.outline(found.facts))
+    assert "None" not in text
+    assert "frames: none planned, for no video can be read" in text
+    assert_self_contained(trace.write(found, tmp_path / "e.html"))
+
+
+def test_missing_joints_are_not_drawn():
+    joints = np.random.default_rng(0).normal(size=(4, 2, 25, 3)).astype(np.float32)
+    joints[0, 0, KINECT_V2.anchor] = 0
+    whole = html.poses(joints, KINECT_V2)
+    joints[1:3, 0, 7] = joints[2, 1] = 0
+    drawn = html.poses(joints, KINECT_V2)
+    assert [len(f.joints) for f in drawn] == [50, 49, 24, 50]
+    assert [len(f.bones) for f in drawn] == [48, 48, 24, 48]  # as many lines in every pose of a body
+    assert [sum(b[1:3] == b[3:] for b in f.bones) for f in drawn] == [0, 2, 2, 0]
+    assert drawn[3] == whole[3]
 
 
 def test_an_unknown_sample_names_the_near_ones(work):

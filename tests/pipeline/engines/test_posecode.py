@@ -90,7 +90,38 @@ def test_places_of_a_hand_have_words(place: tuple[float, float, float], words: s
 
 
 def test_hands_that_meet_are_together() -> None:
-    assert "together with the left hand" in say(pose(hand_right=(0.05, 1.2, 0.3), hand_left=(-0.05, 1.2, 0.3)))
+    text = say(pose(hand_right=(0.05, 1.2, 0.3), hand_left=(-0.05, 1.2, 0.3)))
+    assert "Both hands are together." in text
+    assert text.count("together") == 1
+
+
+def without(body: np.ndarray, *names: str) -> np.ndarray:
+    body = body.copy()
+    body[[KINECT_V2.names.index(name) for name in names]] = 0
+    return body
+
+
+@pytest.mark.parametrize(
+    ("names", "said", "never"),
+    [
+        (("hand_right",), "The right hand is not seen and the left hand is down.", "moving"),
+        (("ankle_left", "ankle_right", "knee_left"), "The person is seen in part.", "sitting"),
+        (("ankle_left",), "The person is standing.", "crouching"),
+        (("head",), "The right hand is raised above the head", "near the face"),
+        (("spine_base",), "The right hand is not seen and the left hand is not seen.", "raised"),
+    ],
+)
+def test_missing_joints_are_not_described(names: tuple[str, ...], said: str, never: str) -> None:
+    text = say(without(RAISED, *names))
+    assert said in text
+    assert never not in text
+    assert "nan" not in text
+
+
+def test_a_hand_that_comes_into_view_does_not_move() -> None:
+    clip = np.repeat(pose()[None], 9, axis=0)
+    clip[:3] = without(pose(), "hand_right")
+    assert say(clip).endswith("The person is holding still.")
 
 
 def test_movements_have_words() -> None:

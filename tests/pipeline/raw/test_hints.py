@@ -37,6 +37,16 @@ def test_pku_of_the_other_phase_is_recognised(pku: Path, config: PipelineConfig)
     assert text.endswith("; this looks like PKU-MMD II, not PKU-MMD I: 6 files have its names; try --dataset pku-mmd-2")
 
 
+@pytest.mark.parametrize(("folder", "named"), [("Label", False), ("train_labels", False), ("Skeleton", True)])
+def test_label_files_beside_the_folder_are_no_skeletons(
+    pku: Path, config: PipelineConfig, folder: str, named: bool
+) -> None:
+    """The raw folder holds labels and videos; next to it lies another folder of files named alike."""
+    (pku / "PKU_Skeleton").rename(pku.parent / folder)
+    text = refused("pku-mmd-2", pku, config)
+    assert ("he skeletons are in" in text) == named
+
+
 def test_a_folder_one_level_too_deep_names_its_neighbour(whole: Path, config: PipelineConfig) -> None:
     for kind, pattern in (("rgb", "*_rgb.avi"), ("skeletons", "*.skeleton")):
         (whole / "split" / kind).mkdir(parents=True)

@@ -10,6 +10,7 @@ import pytest
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.pku import read_pku
+from support.video import film
 
 CONFIG = SkeletonsConfig()
 
@@ -50,9 +51,16 @@ def test_pku_aimclr_puts_shoulders_along_x_and_keeps_lengths(tmp_path: Path, wal
     there = raw.any(axis=(2, 3))
     assert not made[~there].any()
     assert not made[there][:, 20].any()
-    across = made[there][:, 8] - made[there][:, 4]
-    assert (across[:, 0] > 0).all()
-    np.testing.assert_allclose(across[:, 2], 0, atol=1e-5)
+    across = made[:, :, 8] - made[:, :, 4]
+    shoulders = (raw[:, :, 8] - raw[:, :, 4]).astype(float)
+    for body in range(2):  # the sign of the angles is one per body, as in the public code
+        x, z = shoulders[:, body, 0], shoulders[:, body, 2]
+        turned = np.sign(z) == (1 if z.sum() >= 0 else -1)
+        mine = there[:, body]
+        assert (across[mine & turned, body, 0] > 0).all()
+        assert np.abs(across[mine & turned, body, 2] / np.hypot(x, z)[mine & turned]).max() < 0.02
+        theta = np.arccos(x / (np.hypot(x, z) + 1e-4)) * (1 if z.sum() >= 0 else -1)
+        np.testing.assert_allclose(across[mine, body, 2], (np.cos(theta) * z - np.sin(theta) * x)[mine], atol=1e-5)
     np.testing.assert_allclose(
         np.linalg.norm(made[there], axis=-1),
         np.linalg.norm(raw[there] - raw[there][:, 20:21], axis=-1),
@@ -70,9 +78,29 @@ def test_a_long_pku_clip_is_cut_in_its_centre(tmp_path: Path) -> None:
     np.testing.assert_array_equal(made.joints, joints[3:7])
 
 
-def test_pku_beyond_the_end_of_the_file_gives_no_joints(tmp_path: Path, walk: np.ndarray) -> None:
-    made = read_pku(pku(tmp_path / "x.txt", walk), 40, 50, CONFIG)
-    assert made.joints.shape == (0, 2, 25, 3)
+@pytest.mark.parametrize(
+    ("span", "row"),
+    [((40, 50), {}), ((2, 200), {}), ((9, 14), {"latest_start": 30}), ((9, 14), {"latest_start": 12})],
+)
+def test_a_pku_file_that_ends_before_its_labels_is_truncated(tmp_path: Path, walk: np.ndarray, span, row) -> None:
+    with pytest.raises(DataError, match=r"x\.txt: truncated: it ends after 12 frames.*; download it again"):
+        read_pku(pku(tmp_path / "x.txt", walk), *span, CONFIG, row)
+
+
+@pytest.mark.parametrize(("frames", "cut_off"), [(30, True), (12, False), (13, False)])
+def test_the_video_tells_a_truncated_pku_file_from_a_label_that_is_too_long(
+    tmp_path: Path, walk: np.ndarray, frames: int, cut_off: bool
+) -> None:
+    path = pku(tmp_path / "x.txt", walk)
+    film(tmp_path / "x.avi", frames)
+    row = {"video": "x.avi", "skeleton": "x.txt", "latest_start": 9}
+    if cut_off:
+        with pytest.raises(DataError, match="ends after 12 frames, its video has 30"):
+            read_pku(path, 9, 20, CONFIG, row)
+    else:
+        made = read_pku(path, 9, 20, CONFIG, row)
+        assert (len(made.joints), made.frames_in_file) == (3, 3)
+    assert len(read_pku(path, 2, 9, CONFIG, row).joints) == 6  # what is there stays usable
 
 
 def test_pku_numbers_that_are_not_finite_become_zero(tmp_path: Path, walk: np.ndarray) -> None:
@@ -99,5 +127,5 @@ def test_pku_damage_is_refused_with_file_and_line(tmp_path: Path, walk: np.ndarr
     assert str(caught.value) == f"{path}:4: 149 numbers; expected 150"
     assert len(read_pku(path, 5, 12, CONFIG).joints) == 7  # damage elsewhere is another sample's
     path.write_text("\n".join([*lines[:5], "x " + lines[5], *lines[6:]]))
-    with pytest.raises(DataError, match=rf"^{path}:6: expected 150 numbers \("):
+    with pytest.raises(DataError, match=rf"^{path}:6: 'x .*expected 150 numbers"):
         read_pku(path, 0, 12, CONFIG)

@@ -34,7 +34,7 @@ def test_pku_rows_are_cut_from_label_files(pku: Path, tmp_path: Path, config: Pi
         "xsub-published": "train",
         "xview": "train",
     }
-    assert found.problems == ["A001N001V002C001L001", "A001N002V001C005L002"]
+    assert list(found.problems) == ["A001N001V002C001L001", "A001N002V001C005L002"]
     assert made["A001N002V001C005L002"]["problem"] == "label row 2: start 40 is after end 20"
     assert made["A001N001V002C001L001"]["problem"] == "label row 1: start 0 is before the first frame, 1"
     assert made["A001N002V001C051L004"]["problem"] is None
@@ -57,7 +57,7 @@ def test_pku_1_promises_what_its_label_files_say_and_names_the_impossible_row(
     assert found.errors() == ["4 of 1,076 label files"]
     made = rows(index)
     assert len(made) == 4 * 21
-    assert found.problems == ["A0043V001C007L021"]
+    assert list(found.problems) == ["A0043V001C007L021"]
     assert made["A0043V001C007L021"]["problem"] == "label row 21: start 3100 is after end 3000"
     assert not [name for name in made if name.startswith("A0060V001")]
     assert made["A0043V002C007L021"]["problem"] is None

@@ -111,7 +111,7 @@ def test_missing_own_files_are_noted_and_impossible_spans_become_problem_rows(
     index, found = indexed("generic", root, tmp_path / "w", config, allow_missing=True)
     assert found.missing_videos == found.missing_skeletons == ["gone"]
     assert found.empty == ["e.npy"]
-    assert found.notes()[-1] == "2 impossible samples (early, …)"
+    assert found.notes()[-1] == "2 impossible samples (early: start_frame -3 is negative; the first frame is 0, …)"
     made = rows(index)
     assert (made["gone"]["video"], made["gone"]["skeleton"]) == (None, None)
     assert made["back"]["problem"] == "start_frame 5 is not before end_frame 5"

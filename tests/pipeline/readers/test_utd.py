@@ -38,10 +38,9 @@ def test_utd_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{path}: d_skel has the shape (20, 3); expected (20, 3, frames)"
     array = np.ones((20, 3, 4))
     array[3, 1, 2] = np.nan
-    with pytest.raises(DataError, match="holds NaN or infinite joints; expected finite metres"):
-        read_utd(utd(path, array))
+    assert not read_utd(utd(path, array)).joints[2, 0, 0].any()  # a joint that is not finite is missing
     scipy.io.savemat(path, {"other": array})
-    with pytest.raises(DataError, match="not a MATLAB file with d_skel \\(KeyError"):
+    with pytest.raises(DataError, match=r"not a MATLAB file with d_skel .*; save other joints as \.npy"):
         read_utd(path)
     for data in (b"", b"MATLAB 5.0 MAT-file", bytes(500)):
         path.write_bytes(data)

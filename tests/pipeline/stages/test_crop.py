@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -131,6 +132,91 @@ def test_an_engine_that_looks_at_no_pixels_gets_the_same_crops_stored(
     both = replace(entry, reads=frozenset({"joints", "pixels"}))
     monkeypatch.setitem(engines.BACKENDS, ("detector", "skeleton"), both)
     assert digests(tmp_path / "converted") == lent
+
+
+def posed(folder: Path, name: str, height: int = 48) -> None:
+    """Joints of a person who walks from 10 to 40 of 64 pixels, in image heights, y up."""
+    rng = np.random.default_rng(0)
+    pixels = np.stack([rng.uniform(0, 8, 17), rng.uniform(8, 40, 17)], axis=1)
+    pixels[0, 1], pixels[15:, 1] = 8, 40  # head up
+    walk = pixels + np.stack([np.linspace(10, 32, FRAMES), np.zeros(FRAMES)], axis=1)[:, None]
+    np.save(folder / name, (walk / height * [1, -1] + [0, 1]).astype(np.float32))
+
+
+def boxes(work: Path) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for path in sorted((work / "crops").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            found.setdefault(row["sample_id"], []).append(row["box"] or row["status"])
+    return found
+
+
+def filmed(folder: Path, work: Path, *lines: str, engine: str | None = None, layout: str = "coco_17") -> str:
+    """Index own clips with joints, crop them, and return the backend that was used."""
+    folder.mkdir(exist_ok=True)
+    (folder / "samples.csv").write_text("\n".join(["sample_id,video,skeleton,start_frame,end_frame", *lines]) + "\n")
+    if not (folder / "v.avi").exists():
+        film(folder / "v.avi")
+        posed(folder, "x.npy")
+    recipe = load_recipe("heuristic", ["pipeline.frames=8", *([f"pipeline.crop.engine={engine}"] if engine else [])])
+    index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="heuristic", layout=layout)
+    runner.run_stage(crop.STAGE, work, recipe)
+    return str(json.loads((work / "crops" / "stage.json").read_text())["inputs"]["engine"]["backend"])
+
+
+def test_own_2d_joints_place_the_crops(tmp_path: Path) -> None:
+    assert filmed(tmp_path / "own", tmp_path / "w", "a,v.avi,x.npy,,", "b,v.avi,x.npy,20,60") == "skeleton"
+    found = boxes(tmp_path / "w")
+    for name, frames in (("a", plan_frames(0, 60, 8)), ("b", plan_frames(20, 60, 8))):
+        for (x0, y0, x1, y1), frame in zip(found[name], frames, strict=True):
+            left = 10 + 22 * frame / 59
+            assert x0 == pytest.approx(left, abs=6)
+            assert x1 == pytest.approx(left + 8, abs=6)
+            assert (y0, y1) == (pytest.approx(8, abs=8), pytest.approx(40, abs=8))
+
+
+def test_crops_by_joints_follow_a_segment_that_was_saved_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    filmed(folder, tmp_path / "w", "b,v.avi,x.npy,20,60")
+    np.save(folder / "y.npy", np.load(folder / "x.npy")[20:])
+    filmed(folder, tmp_path / "v", "b,v.avi,y.npy,20,60")
+    assert boxes(tmp_path / "w") == boxes(tmp_path / "v")
+
+
+@pytest.mark.parametrize(
+    "lines", [("a,v.avi,x.npy,,", "b,v.avi,,,"), ("a,v.avi,pixels.npy,,",), ("a,v.avi,centred.npy,,",)]
+)
+def test_crops_are_found_by_motion_unless_all_joints_are_in_the_image(tmp_path: Path, lines) -> None:
+    folder = tmp_path / "own"
+    filmed(folder, tmp_path / "x", "a,v.avi,x.npy,,")
+    joints = np.load(folder / "x.npy")
+    np.save(folder / "pixels.npy", joints * 480)
+    np.save(folder / "centred.npy", joints - joints[:, :1])
+    assert filmed(folder, tmp_path / "w", *lines) == "motion"
+
+
+@pytest.mark.parametrize(
+    ("array", "layout", "status", "why"),
+    [
+        (
+            np.ones((60, 25, 3)),
+            "kinect_v2",
+            "missing_skeleton",
+            "with 3D joints (kinect_v2) records no joints in pixels",
+        ),
+        (np.random.default_rng(0).uniform(100, 900, (60, 17, 2)), "coco_17", "decode_error", "pixels? Divide them"),
+        (np.full((60, 17, 2), np.nan), "coco_17", "no_person", None),
+    ],
+)
+def test_joints_that_place_no_crop_say_the_true_reason(tmp_path: Path, array, layout: str, status: str, why) -> None:
+    (tmp_path / "own").mkdir()
+    np.save(tmp_path / "own" / "x.npy", array)
+    film(tmp_path / "own" / "v.avi")
+    filmed(tmp_path / "own", tmp_path / "w", "a,v.avi,x.npy,,", engine="skeleton", layout=layout)
+    (path,) = (tmp_path / "w" / "crops").glob("*.parquet")
+    for row in pq.read_table(path).to_pylist():
+        assert row["status"] == status
+        assert why is None or why in row["error"]
 
 
 def test_a_crop_is_the_union_of_the_best_people_with_margin_within_the_frame() -> None:

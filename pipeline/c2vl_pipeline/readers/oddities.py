@@ -1,0 +1,75 @@
+"""What the joints of no person are like: another unit, a turned axis, one point. Notes with the likely cause, no refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from c2vl_manifests.layouts import Layout
+from c2vl_pipeline.readers.base import Array, without_gaps
+
+_UPPER = ("head", "nose")
+_LOWER = ("ankle_left", "ankle_right", "foot_left", "foot_right", "hip_left", "hip_right")
+_LARGEST = {2: 4.0, 3: 5.0}
+"""Extent of a body beyond which the unit is another one: image heights in 2D, metres in 3D."""
+_AXES = "xyz"
+
+
+def oddities(joints: Array, layout: Layout, upright: bool = True) -> list[str]:
+    """Return what is odd about own joints before centring, each with its likely cause; axes only if `upright` is set.
+
+    Shape: (T, M, V, C)
+    """
+    notes = []
+    finite = np.asarray(np.isfinite(joints).all(axis=3), np.bool_)
+    if not finite.all():
+        where = np.flatnonzero(~finite.all(axis=(1, 2)))
+        notes.append(
+            f"{int((~finite).sum()):,} joints in {len(where):,} frames, the first {where[0]}, are NaN or infinite; "
+            "they count as missing"
+        )
+    joints = without_gaps(joints)
+    seen = np.asarray(joints.any(axis=3), np.bool_)
+    some = seen.sum(axis=2) > 1
+    if not some.any():
+        return [
+            *notes,
+            *(["no frame shows two joints of a body; missing joints alone are zero"] if len(joints) else []),
+        ]
+    places = np.where(seen[..., None], joints, np.float32(np.nan))[some]
+    edge = (joints == np.array([0, 1])).all(axis=3) if layout.dims == 2 else np.zeros(0)
+    if edge.any():
+        notes.append(
+            f"{int(edge.sum()):,} joints are at (0, 1) exactly: missing ones, turned up with the others? Keep them zero"
+        )
+    size = float(np.median((np.nanmax(places, axis=1) - np.nanmin(places, axis=1)).max(axis=1)))
+    largest = _LARGEST[layout.dims]
+    if size == 0:
+        notes.append("all joints of a body are at one point")
+    elif size > largest and layout.dims == 2:
+        notes.append(f"bodies are {size:,.0f} image heights large: pixels? Divide them by the height of the image")
+    elif size > largest:
+        unit, factor = ("millimetres", 1000) if size > 400 else ("centimetres", 100)
+        notes.append(f"bodies are {size:,.0f} m large: {unit}? Divide them by {factor}")
+    return [*notes, *(_turned(places, layout) if upright else [])]
+
+
+def _turned(places: Array, layout: Layout) -> list[str]:
+    """Return a note if heads are not above feet. Shape: (bodies, V, C), NaN where missing."""
+    upper = layout.index(*_UPPER)
+    lower = [layout.names.index(name) for name in _LOWER if name in layout.names]
+    if upper is None or not lower:
+        return []
+    with np.errstate(invalid="ignore"):
+        up = places[:, upper, None] - places[:, lower]
+    up = up.reshape(-1, layout.dims)
+    up = up[np.isfinite(up).all(axis=1)]
+    if not len(up):
+        return []
+    middle = np.median(up, axis=0)
+    along = int(np.argmax(np.abs(middle)))
+    if along == 1 and middle[1] < 0:
+        remedy = "1 - y" if layout.dims == 2 else "-y, and z if the hands change sides"
+        return [f"heads are below feet: y points down? Turn it up: {remedy}"]
+    if along == 2:
+        return ["heads and feet differ in z, not in y: z points up? The second coordinate must"]
+    return []
