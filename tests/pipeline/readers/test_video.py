@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline.readers.video import Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
+from c2vl_pipeline.readers.video import Deadline, Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
 from support.video import FRAMES, cut, edited, film, matroska, turned
 
 # ------------------------------------------------------------------------------------------------ plan
@@ -149,6 +151,15 @@ def test_lent_frames_are_the_same_pixels_in_the_decoders_order(raw: Path) -> Non
             assert n == m
             assert not np.array_equal(rgb, bgr)
             np.testing.assert_array_equal(rgb, bgr[..., ::-1])
+
+
+def test_a_suspected_file_is_named_only_while_it_is_read(tmp_path: Path) -> None:
+    deadline = Deadline(60, mark := tmp_path / "mark")
+    with suppress(DataError), deadline.suspecting("a.avi", ["a1", "a2"]):
+        assert json.loads(mark.read_text()) == {"name": "a.avi", "samples": ["a1", "a2"]}
+        raise DataError("unreadable")
+    assert not mark.exists()
+    deadline.close()
 
 
 # --------------------------------------------------------------------------------------------- shaping
