@@ -49,7 +49,7 @@ MAX_FAILURES = 0.05
 FEW_FAILURES = 100
 """Failed rows that never stop a stage: a share of very few rows says little."""
 
-WATCH_EVERY = 3.0
+WATCH_EVERY = 10.0
 """Seconds after which progress within shards is shown."""
 
 
@@ -113,12 +113,10 @@ def run_stage(
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
         emit(_progress(stage, index, finished, {}))
         tasks = _tasks(keys, index, recipe, spec, due, redo)
-
-        def show() -> None:
-            if _in_the_making(folder, finished):
-                emit(_progress(stage, index, set(finished), dict(statuses)))
-
-        with _watching(show):
+        with _watching(
+            lambda: _in_the_making(folder, finished),
+            lambda: emit(_progress(stage, index, set(finished), dict(statuses))),
+        ):
             for number, manifest in _execute(tasks, index, folder, workers, emit):
                 done[number] = manifest
                 statuses.update(manifest.statuses)
@@ -296,14 +294,17 @@ def _execute(
 
 
 @contextmanager
-def _watching(show: Callable[[], None]) -> Iterator[None]:
-    """Show progress within shards every few seconds: one may take an hour."""
+def _watching(count: Callable[[], int], show: Callable[[], None]) -> Iterator[None]:
+    """Show progress within shards now and then, where the count has changed: one may take an hour."""
     stop = threading.Event()
 
     def watch() -> None:
+        shown = 0
         while not stop.wait(WATCH_EVERY):
             with suppress(Exception):  # the main thread meets a closed terminal too
-                show()
+                if (made := count()) not in {0, shown}:
+                    shown = made
+                    show()
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()
