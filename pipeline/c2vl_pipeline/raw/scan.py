@@ -12,6 +12,7 @@ from c2vl_manifests.errors import DataError
 from c2vl_pipeline.readers.base import File, Scan
 
 _ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_NO_VIDEO = "not a video; it begins with"
 _MATROSKA = b"\x1aE\xdf\xa3"
 _PADDING = 4200
 """Zeros in a row that a writer may leave in a whole video; FFmpeg leaves 4,120 in an AVI file."""
@@ -81,9 +82,21 @@ def check_video_header(path: str, size: int) -> str | None:
         return None
     try:
         with open(path, "rb", buffering=0) as file:
-            return _check_header(file, size)
+            damage = _check_header(file, size)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    return None if damage and damage.startswith(_NO_VIDEO) and _has_frames(Path(path)) else damage
+
+
+def _has_frames(path: Path) -> bool:
+    """Return whether a file under another kind's name is a video nevertheless: a picture has one frame."""
+    from c2vl_pipeline.readers.video import Video
+
+    try:
+        with Video(path) as video:
+            return len(list(video.frames([0, 1]))) == 2
+    except (DataError, OSError):
+        return False
 
 
 def missing_bytes(path: Path) -> str | None:
@@ -105,7 +118,7 @@ def missing_bytes(path: Path) -> str | None:
                 return _segment(file, size)
             file.seek(0)
             damage = _check_header(file, size)
-            return None if damage and damage.startswith("not a video") else damage
+            return None if damage and damage.startswith(_NO_VIDEO) else damage
     except (OSError, IndexError):
         return None
 
@@ -124,7 +137,7 @@ def _check_header(file: FileIO, size: int) -> str | None:
         return _riffs(file, size)
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}:
         return _boxes(file, size)
-    return None if head[:4] == _MATROSKA else f"not a video; it begins with {head[:12]!r}"
+    return None if head[:4] == _MATROSKA else f"{_NO_VIDEO} {head[:12]!r}"
 
 
 def _riffs(file: FileIO, size: int) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from c2vl_manifests.recipe import PipelineConfig
@@ -78,6 +80,24 @@ def test_an_mp4_is_cut_but_not_by_what_a_camera_appends(tmp_path: Path) -> None:
     assert missing_bytes(path) is None
     path.write_bytes(data[:2800])
     assert missing_bytes(path) == f"2,800 of {len(data):,} bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "codec"),
+    [("x.ts", "x.mp4", "mp2v"), ("x.flv", "x.mp4", "FLV1"), ("x.wmv", "x.avi", "WMV2"), ("x.mpg", "x.mov", "mp1v")],
+)
+def test_a_video_under_the_name_of_another_kind_is_one(tmp_path: Path, name: str, wrong: str, codec: str) -> None:
+    path = film(tmp_path / name, codec=codec).rename(tmp_path / wrong)
+    assert check_video_header(str(path), path.stat().st_size) is None
+
+
+def test_a_picture_under_the_name_of_a_video_is_none(tmp_path: Path) -> None:
+    for kind in (".png", ".jpg", ".bmp"):
+        data = cv2.imencode(kind, np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
+        (tmp_path / "x.mp4").write_bytes(data)
+        damage = check_video_header(str(tmp_path / "x.mp4"), len(data))
+        assert damage is not None
+        assert damage.startswith("not a video; it begins with")
 
 
 def test_links_are_followed_once_and_links_to_nowhere_are_missing(whole: Path, config: PipelineConfig) -> None:
