@@ -229,7 +229,7 @@ def test_a_shape_that_none_of_the_chosen_clips_has_is_looked_for_and_the_shapes_
 
 def test_a_scene_is_made_of_frames_that_exist(tmp_path: Path) -> None:
     (data := tmp_path / "own").mkdir()
-    matroska(data / "a.mkv", [*range(0, 400, 20), 60_000])  # 21 frames, some 3,000 advertised
+    matroska(data / "a.mkv", [*range(0, 400, 20), 60_000])  # 21 frames, 3,002 advertised
     recipe = load_recipe("debug", SETTINGS)
     own(data, {"a.mkv": "1"})
     built, _ = index.build(load_dataset("generic"), data, tmp_path, recipe.pipeline, recipe="debug")
