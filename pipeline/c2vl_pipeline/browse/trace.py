@@ -144,6 +144,9 @@ def _planned(index: Workspace, sample: Row, crops: list[Row]) -> list[int | None
     if end is None and sample["video"]:
         with suppress(DataError, OSError), Video(index.root / sample["video"]) as video:
             end = video.count()
+            video.drain()
+            if video.miscounted(plan_frames(sample["start_frame"] or 0, end, slots)):
+                end = video.decoded
     planned: list[int | None] = list(plan_frames(sample["start_frame"] or 0, end or 0, slots))
     return planned or [None] * slots
 

@@ -43,7 +43,7 @@ class Frame:
     joints: Array | None = None
     """Joints projected into this image, (bodies, V, 2) pixels, for engines that read joints; NaN = unseen."""
     background: Callable[[], Image | None] = lambda: None
-    """Returns what this camera sees when nobody is there, or None if no clip of it can be read."""
+    """Returns what this camera sees when nobody is there, or None if no clip of it can be read in this shape."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,14 +28,15 @@ class FailureBisector:
 
     Args:
         samples: returns the sample ids of a shard.
-        mark: returns the path at which a worker that kills itself over a hanging file names its samples.
+        mark: returns the path at which a worker names the samples of a file that hung, or that it reads for others.
     """
 
     def __init__(self, samples: Callable[[int], list[str]], mark: Callable[[int], Path]) -> None:
         self._samples, self._mark = samples, mark
         self._deaths: Counter[tuple[int, tuple[int, int] | None]] = Counter()
         self._pieces_left: Counter[int] = Counter()
-        self._quarantined: dict[int, Quarantine] = {}
+        self._suspected: Counter[str] = Counter()
+        self._quarantined: Quarantine = {}
         self._whole: dict[int, ShardTask] = {}
 
     def died(self, task: ShardTask) -> list[ShardTask]:
@@ -47,9 +48,9 @@ class FailureBisector:
         n = task.number
         if task.span is None:
             self._whole[n] = task
-        if hanging := self._hanging(n):
-            self._quarantined.setdefault(n, {}).update(hanging)
-            return [self._with_quarantined(task)]
+        if named := self._named(n):
+            self._quarantined.update(named)
+            return [self.with_quarantined(task)]
         self._deaths[n, task.span] += 1
         if sum(count for (number, _), count in self._deaths.items() if number == n) > MAX_DEATHS:
             raise StageError(
@@ -60,36 +61,48 @@ class FailureBisector:
         start, stop = task.span or (0, len(self._samples(n)))
         if stop - start > 1:
             if task.span is None and self._deaths[n, None] == 1:
-                return [self._with_quarantined(task)]
+                return [self.with_quarantined(task)]
             middle = (start + stop) // 2
             self._pieces_left[n] += 2 if task.span is None else 1
-            return [replace(self._with_quarantined(task), span=span) for span in ((start, middle), (middle, stop))]
+            return [replace(self.with_quarantined(task), span=span) for span in ((start, middle), (middle, stop))]
         if self._deaths[n, task.span] >= ATTEMPTS:
             (sample,) = self._samples(n)[start:stop]
             text = f"workers died {ATTEMPTS} times over this sample alone; try it again with `c2vl-pipeline prompts --retry-failed`"
-            self._quarantined.setdefault(n, {})[sample] = (Status.FAILED, "WorkerDied", text[:MAX_ERROR])
-        return [self._with_quarantined(task)]
+            self._quarantined[sample] = (Status.FAILED, "WorkerDied", text[:MAX_ERROR])
+        return [self.with_quarantined(task)]
 
     def finished(self, task: ShardTask) -> list[ShardTask]:
         """Return the task of the whole shard if a finished piece was its last one, else nothing."""
         if task.span is None:
             return []
         self._pieces_left[task.number] -= 1
-        return [] if self._pieces_left[task.number] else [self._with_quarantined(self._whole[task.number])]
+        return [] if self._pieces_left[task.number] else [self.with_quarantined(self._whole[task.number])]
 
-    def _with_quarantined(self, task: ShardTask) -> ShardTask:
-        return replace(task, quarantined={**task.quarantined, **self._quarantined.get(task.number, {})})
+    def with_quarantined(self, task: ShardTask) -> ShardTask:
+        """Return a task that knows all samples found so far: files are also read for samples of other shards."""
+        return replace(task, quarantined={**task.quarantined, **self._quarantined})
 
-    def _hanging(self, number: int) -> Quarantine:
-        """Return the samples of a file that hung and took the worker with it; empty if that is not why it died."""
+    def _named(self, number: int) -> Quarantine:
+        """Return the samples of a file that took the worker with it, as its mark names them; empty without one.
+
+        A file that hung is proven (the mark has the seconds); one that was being read for an empty scene is suspected,
+        and proven when it is named again.
+        """
         mark = self._mark(number)
         try:
             facts = json.loads(mark.read_text("utf-8"))
-            text = f"reading {facts['name']} took more than {facts['seconds']:g} s and was given up"
-            status = (Status.DECODE_ERROR, "Timeout", text[:MAX_ERROR])
-            hanging: Quarantine = {str(sample): status for sample in facts["samples"]}
+            name, seconds = str(facts["name"]), facts.get("seconds")
+            if seconds is None:
+                text = f"reading {name} for the empty scene of its camera killed workers; try it again with `c2vl-pipeline prompts --retry-failed`"
+                status = (Status.FAILED, "WorkerDied", text[:MAX_ERROR])
+            else:
+                text = f"reading {name} took more than {seconds:g} s and was given up"
+                status = (Status.DECODE_ERROR, "Timeout", text[:MAX_ERROR])
+            named: Quarantine = {str(sample): status for sample in facts["samples"]}
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         mark.unlink(missing_ok=True)
-        known = self._quarantined.get(number, {})
-        return {} if hanging.keys() <= known.keys() else hanging  # quarantined already: another cause
+        self._suspected[name] += 1
+        proven = seconds is not None or self._suspected[name] > 1
+        # quarantined already: another cause
+        return named if proven and not named.keys() <= self._quarantined.keys() else {}

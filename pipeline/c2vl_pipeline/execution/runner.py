@@ -10,9 +10,10 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +48,9 @@ MAX_FAILURES = 0.05
 
 FEW_FAILURES = 100
 """Failed rows that never stop a stage: a share of very few rows says little."""
+
+WATCH_EVERY = 10.0
+"""Seconds after which progress within shards is shown."""
 
 
 def run_stage(
@@ -109,14 +113,18 @@ def run_stage(
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
         emit(_progress(stage, index, finished, {}))
         tasks = _tasks(keys, index, recipe, spec, due, redo)
-        for number, manifest in _execute(tasks, index, folder, workers, emit):
-            done[number] = manifest
-            statuses.update(manifest.statuses)
-            finished.add(number)
-            emit(_progress(stage, index, finished, statuses))
-            failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
-            if failed:
-                break
+        with _watching(
+            lambda: _in_the_making(folder, finished),
+            lambda: emit(_progress(stage, index, set(finished), dict(statuses))),
+        ):
+            for number, manifest in _execute(tasks, index, folder, workers, emit):
+                done[number] = manifest
+                statuses.update(manifest.statuses)
+                finished.add(number)
+                emit(_progress(stage, index, finished, statuses))
+                failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
+                if failed:
+                    break
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
     if failed:
@@ -218,7 +226,7 @@ def _remove_leftovers(folder: Path, keys: StageKeys, due: list[int]) -> None:
 
     Journals of a shard that is done but has samples to make again stay: their answers came when that was last tried.
     """
-    for leftover in [*folder.rglob(".*.tmp"), *folder.glob(".shard-*.hang")]:
+    for leftover in [*folder.rglob(".*.tmp"), *folder.glob(".shard-*.hang"), *folder.glob(".shard-*.done")]:
         leftover.unlink(missing_ok=True)
     for path in folder.glob("shard-*.*"):
         number = path.stem.removeprefix("shard-")
@@ -277,17 +285,51 @@ def _execute(
             part = f"samples {task.span[0]} to {task.span[1]} of " if task.span else ""
             emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; continuing", "warning"))
             waiting.extendleft(reversed(bisector.died(task)))
+            for place, other in enumerate(waiting):
+                waiting[place] = bisector.with_quarantined(other)
         elif outcome is not None:
             yield task.number, outcome
         else:
             waiting.extendleft(bisector.finished(task))
 
 
+@contextmanager
+def _watching(count: Callable[[], int], show: Callable[[], None]) -> Iterator[None]:
+    """Show progress within shards now and then, where the count has changed: one may take an hour."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        while not stop.wait(WATCH_EVERY):
+            with suppress(Exception):  # the main thread meets a closed terminal too
+                if (made := count()) not in {0, shown}:
+                    shown = made
+                    show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
 def _progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int]) -> Progress:
-    """Return how many samples the finished shards hold, with the statuses of this run's rows that are not ok."""
+    """Return how many samples are made, in part in unfinished shards, and the statuses of this run that are not ok."""
     done = sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
+    done += _in_the_making(index.work / stage.name, finished)
     bad = {status: count for status, count in statuses.items() if status != Status.OK}
     return Progress(stage.name, done, index.table.num_rows, info=bad)
+
+
+def _in_the_making(folder: Path, finished: set[int]) -> int:
+    """Return how many samples are made of shards that are not finished, as their processes note it."""
+    done = 0
+    for mark in folder.glob(".shard-*.done"):
+        with suppress(OSError, ValueError):  # removed meanwhile, or half written
+            done += int(mark.read_text()) if int(mark.stem.removeprefix(".shard-")) not in finished else 0
+    return done
 
 
 _version = cache(version)  # reads a file

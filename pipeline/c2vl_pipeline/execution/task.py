@@ -291,6 +291,6 @@ def _write_piece(path: Path, task: ShardTask, table: pa.Table) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the pieces and journals of a shard that is committed."""
-    for leftover in [*pieces(path), *path.parent.glob(f".{path.stem}-*.journal")]:
+    """Remove the pieces, journals and marks of a shard that is committed."""
+    for leftover in [*pieces(path), *path.parent.glob(f".{path.stem}-*.journal"), path.with_name(f".{path.stem}.done")]:
         leftover.unlink(missing_ok=True)

@@ -78,7 +78,7 @@ class Findings:
                 "videos missing": self.missing_videos,
                 "skeletons missing": self.missing_skeletons,
                 "empty files": self.empty,
-                "truncated files": self.truncated,
+                "damaged or truncated files": self.truncated,
                 f"files under 1/{_FAR_BELOW} of the median of their camera": self.small,
                 "damaged archives": self.damaged,
                 "archives not unpacked": self.packed,

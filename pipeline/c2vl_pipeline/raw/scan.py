@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from c2vl_manifests.errors import DataError
 from c2vl_pipeline.readers.base import File, Scan
 
 _ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_NO_VIDEO = "not a video; it begins with"
+_MATROSKA = b"\x1aE\xdf\xa3"
+_PADDING = 4200
+"""Zeros in a row that a writer may leave in a whole video; FFmpeg leaves 4,120 in an AVI file."""
 _UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".filepart", ".!qb")
 
 
@@ -77,21 +82,93 @@ def check_video_header(path: str, size: int) -> str | None:
         return None
     try:
         with open(path, "rb", buffering=0) as file:
-            return _check_header(file, size)
+            damage = _check_header(file, size)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+    return None if damage and damage.startswith(_NO_VIDEO) and _has_frames(Path(path)) else damage
+
+
+def _has_frames(path: Path) -> bool:
+    """Return whether a file under another kind's name is a video nevertheless: a picture has one frame."""
+    from c2vl_pipeline.readers.video import Video
+
+    try:
+        with Video(path) as video:
+            return len(list(video.frames([0, 1]))) == 2
+    except (DataError, OSError):
+        return False
+
+
+def missing_bytes(path: Path) -> str | None:
+    """Return how a video shows that bytes of it are missing, or None: its frames end early for another reason.
+
+    For videos with fewer frames than their container advertises; it looks closer than `check_video_header`.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb", buffering=0) as file:
+            step = min(max(_PADDING, size // 40), 4 << 20)
+            if any(block.count(0) == step for block in iter(partial(file.read, step), b"")):
+                return "space was reserved for a part of it, and never filled"
+            file.seek(0)
+            head = file.read(4)
+            if head[:3] == b"FLV":
+                return None if _tag_ends(file, size) else "it ends within a frame"
+            if head == _MATROSKA:
+                return _segment(file, size)
+            file.seek(0)
+            damage = _check_header(file, size)
+            return None if damage and damage.startswith(_NO_VIDEO) else damage
+    except (OSError, IndexError):
+        return None
+
+
+def _tag_ends(file: FileIO, size: int) -> bool:
+    """Return whether an FLV file ends with a whole tag: its length stands behind it."""
+    file.seek(max(size - 4, 0))
+    length = int.from_bytes(file.read(4), "big")
+    file.seek(max(size - 4 - length, 0))
+    return int.from_bytes(file.read(4)[1:], "big") + 11 == length
 
 
 def _check_header(file: FileIO, size: int) -> str | None:
     head = file.read(16)
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        announced = int.from_bytes(head[4:8], "little")
-        # an unfinished recording has 0 or all ones here; it may still be readable
-        whole = announced in {0, 0xFFFFFFFF} or announced + 8 <= size + 1
-        return None if whole else f"{size:,} of {announced + 8:,} bytes"
+        return _riffs(file, size)
     if head[4:8] in {b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide"}:
         return _boxes(file, size)
-    return None if head[:4] == b"\x1aE\xdf\xa3" else f"not a video; it begins with {head[:12]!r}"
+    return None if head[:4] == _MATROSKA else f"{_NO_VIDEO} {head[:12]!r}"
+
+
+def _riffs(file: FileIO, size: int) -> str | None:
+    """Check the length of an AVI file, which above 1 GB has several parts."""
+    end = 0
+    while True:
+        file.seek(end)
+        head = file.read(8)
+        announced = int.from_bytes(head[4:], "little")
+        # an unfinished recording has 0 or all ones here; it may still be readable
+        if head[:4] != b"RIFF" or announced in {0, 0xFFFFFFFF}:
+            return None
+        end += announced + 8
+        if end > size + 1:
+            return f"{size:,} of {end:,} bytes"
+        end += announced & 1
+
+
+def _segment(file: FileIO, size: int) -> str | None:
+    """Check the length of a Matroska or WebM file; recordings of a browser and live ones state none."""
+    end = 4
+    for kind in (b"", b"\x18\x53\x80\x67"):
+        file.seek(end)
+        data = file.read(len(kind) + 8)
+        width = 9 - data[len(kind)].bit_length() if len(data) == len(kind) + 8 else 9
+        most = (1 << 7 * width) - 1
+        length = int.from_bytes(data[len(kind) : len(kind) + width], "big") & most
+        if not data.startswith(kind) or width > 8 or length == most:
+            return None
+        end += len(kind) + width + length
+    return None if end <= size else f"{size:,} of {end:,} bytes"
 
 
 def _boxes(file: FileIO, size: int) -> str | None:
@@ -105,6 +182,8 @@ def _boxes(file: FileIO, size: int) -> str | None:
             length = int.from_bytes(head[8:16], "big")
         elif length == 0:
             length = size - at
+        if not kind.isalnum():  # what a camera appended
+            break
         kinds.add(kind)
         if length < 8 or at + length > size:
             return f"{size:,} of {at + length:,} bytes"

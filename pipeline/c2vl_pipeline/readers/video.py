@@ -1,7 +1,9 @@
 """Videos: which frames represent a sample, one sequential pass that decodes them, and crops as JPEG.
 
-Containers often advertise one frame more than they hold, and a truncated file still advertises all while OpenCV
-raises nothing. So both counts are recorded, and a frame is missing only if it was planned and cannot be decoded.
+The number of frames that a container advertises is a guess: often one more than there are, with a variable frame rate
+or an edit list many more or fewer, or none at all. A truncated file still advertises all, and OpenCV raises nothing.
+So frames are planned by the advertised number, which costs one pass where it is right; both counts are recorded; and
+where they differ, whoever planned plans again over the frames that exist (`Video.miscounted`).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -45,7 +47,7 @@ class Deadline:
     For worker processes, which are restarted. A file records what hung.
 
     Args:
-        seconds: limit for a single call (opening, reading on to the next planned frame).
+        seconds: limit for a single call (opening, reading on to the next frame).
         mark: file that receives the seconds, the video's name and the sample ids, as JSON.
     """
 
@@ -66,6 +68,16 @@ class Deadline:
         finally:
             self._due = None
 
+    @contextmanager
+    def suspecting(self, name: str, samples: Iterable[str]) -> Iterator[None]:
+        """Name a video in the mark while it is read, without seconds: if it crashes this process, it is to blame."""
+        with suppress(OSError):
+            self._mark.write_text(json.dumps({"name": name, "samples": list(samples)}), encoding="utf-8")
+        try:
+            yield
+        finally:
+            self._mark.unlink(missing_ok=True)
+
     def close(self) -> None:
         """End the watching thread."""
         self._stop.set()
@@ -80,6 +92,9 @@ class Deadline:
 
 
 Guard = Callable[[], AbstractContextManager[None]]
+
+_MOST_FRAMES = 10_000_000
+"""A container that advertises more than four days of frames states no number."""
 
 
 class Video:
@@ -100,9 +115,11 @@ class Video:
             self._capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])
         if not self._capture.isOpened():
             raise DataError(
-                f"{path}: OpenCV cannot open it as a video ({path.stat().st_size} bytes); download it again"
+                f"{path}: OpenCV finds no video in it that it can decode ({path.stat().st_size} bytes); if a player shows "
+                "one, convert it to MP4 (H.264), else download it again"
             )
-        self.advertised = max(int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.advertised = int(count) if 0 < count <= _MOST_FRAMES else 0
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
         self.fps = round(fps, 3) if 0 < fps < 10_000 else None
         self.decoded = 0
@@ -117,10 +134,22 @@ class Video:
 
     def drain(self) -> int:
         """Read to the end and return the total number of decoded frames."""
-        with self._guard():
-            while self._capture.grab():
-                self.decoded += 1
+        while self._grab():
+            pass
         return self.decoded
+
+    def miscounted(self, planned: Sequence[int] = ()) -> bool:
+        """Return whether a plan by the advertised number must be made again over `decoded` frames; after `drain`.
+
+        One frame more or less is common, moves no planned frame by more than one, and is left.
+        """
+        return abs(self.advertised - self.decoded) > 1 or (bool(planned) and max(planned) >= self.decoded)
+
+    def _grab(self) -> bool:
+        with self._guard():
+            there = self._capture.grab()
+        self.decoded += there
+        return bool(there)
 
     def frames(self, wanted: Iterable[int], *, lent: bool = False) -> Iterator[tuple[int, Image]]:
         """Yield (number, uint8 RGB (H, W, 3)) of the wanted frames in order, until the video ends.
@@ -130,11 +159,10 @@ class Video:
         """
         numbers = sorted(set(wanted))
         for number in numbers:
+            while self.decoded <= number:
+                if not self._grab():
+                    return
             with self._guard():
-                while self.decoded <= number:
-                    if not self._capture.grab():
-                        return
-                    self.decoded += 1
                 # one buffer for all frames: allocating 6 MB costs more than filling it
                 ok, image = self._capture.retrieve(self._decoded_bgr)
             if not ok:

@@ -7,6 +7,7 @@ their description, the shard they are given, the status columns of a row, batche
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -92,6 +93,11 @@ class ShardContext:
         assert self.spec is not None
         return engines.load(self.spec)
 
+    def note_done(self, samples: int) -> None:
+        """Note how many samples of this shard are made, for the progress that is shown while it is in the making."""
+        with suppress(OSError):
+            done_mark(self.folder, self.number).write_text(str(samples))
+
     def upstream(self, stage: str) -> pa.Table:
         """Read the rows of these samples from the same shard of an earlier stage."""
         table = read_shard(shard_path(self.index.work, stage, self.number))
@@ -126,8 +132,13 @@ def config_of(part: CaptionConfig | EmbedConfig) -> dict[str, Any]:
 
 
 def hang_mark(folder: Path, number: int) -> Path:
-    """Return the path at which a worker that kills itself over a hanging file names the samples of that file."""
+    """Return the path at which a worker names the samples of a file that hangs, or that it reads for a scene."""
     return folder / f".shard-{number:05d}.hang"
+
+
+def done_mark(folder: Path, number: int) -> Path:
+    """Return the path at which the process that makes a shard notes how many samples of it are made."""
+    return folder / f".shard-{number:05d}.done"
 
 
 def row_status(

@@ -7,7 +7,8 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 from __future__ import annotations
 
 import math
-from contextlib import closing, nullcontext
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from itertools import groupby, product
 
@@ -19,6 +20,7 @@ from c2vl_manifests.recipe import CropConfig
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, background
+from c2vl_pipeline.raw.scan import missing_bytes
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Projection
 from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, limit_side, plan_frames
@@ -33,6 +35,9 @@ from c2vl_pipeline.stages.base import (
     row_status,
     unreadable,
 )
+
+_SCENES = 16
+"""Empty scenes held at once; custom videos may have one each, of 6 MB."""
 
 
 def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tuple[int, int, int, int]:
@@ -52,6 +57,24 @@ def _empty(sample: Row, slot: int) -> Row:
     return row
 
 
+def _nothing_planned(sample: Row, count: int) -> Row:
+    """Return the status of a sample none of whose frames are in its video."""
+    if count == 0:
+        return row_status(Status.DECODE_ERROR, "empty", "no frame of it can be decoded; record or download it again")
+    text = f"start_frame {sample['start_frame']} is past the end of the video, which has {count} frames; correct it"
+    return row_status(Status.TRUNCATED_VIDEO, "range", text)
+
+
+def _past_the_end(row: Row, video: Video, cut: str | None) -> Row:
+    """Return the status of a row whose frame is not in its video, of which bytes are missing (`cut`) or none."""
+    number, ends = row["frame_index"], f"the video ends after {video.decoded}"
+    if cut:
+        text = f"planned frame {number} of {video.advertised} advertised, {ends}: {cut}; download it again"
+        return row_status(Status.TRUNCATED_VIDEO, "truncated", text)
+    text = f"frame {number} lies between start_frame and end_frame, {ends}; correct them, or the video"
+    return row_status(Status.TRUNCATED_VIDEO, "range", text)
+
+
 class _ShardCrops:
     """The rows of one shard in the making: each video is opened once for all its samples."""
 
@@ -61,7 +84,7 @@ class _ShardCrops:
         self.slots = shard.recipe.pipeline.frames
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
-        self.scenes: dict[str, Image | None] = {}
+        self.scenes: dict[tuple[str, tuple[int, int]], Image | None] = {}
         assert shard.spec is not None
         reads = engines.backend(shard.spec).reads
         self.engine_name, self.reads_joints = shard.spec.backend, "joints" in reads
@@ -82,8 +105,9 @@ class _ShardCrops:
 
     def video(self, relative: str, samples: list[Row]) -> None:
         """Read one video for all its samples."""
+        guard = self._guard(relative, samples)
         try:
-            opened = Video(self.shard.index.root / relative, self._guard(relative, samples))
+            opened = Video(self.shard.index.root / relative, guard)
         except (DataError, OSError) as error:
             status = unreadable(error, Status.MISSING_VIDEO)
             for sample in samples:
@@ -91,27 +115,28 @@ class _ShardCrops:
             return
         with opened as video:
             try:
-                self._read(video, samples)
+                if again := self._read(video, samples):
+                    with Video(video.path, guard) as second:
+                        self._read(second, again, video.decoded)
             except DataError as error:
                 for sample in samples:
                     self.give_up(sample, failure(error, Status.DECODE_ERROR))
 
-    def _read(self, video: Video, samples: list[Row]) -> None:
+    def _read(self, video: Video, samples: list[Row], total: int | None = None) -> list[Row]:
+        """Make the rows of samples of one video; return those to plan again over the frames that it holds.
+
+        Args:
+            video: just opened.
+            samples: of this video.
+            total: number of its frames, if it is known; else what its container advertises.
+        """
         wanted: dict[int, list[Row]] = {}
         joints_of: dict[str, Projection] = {}
+        plans = {s["sample_id"]: self._plan(s, video.count() if total is None else total, joints_of) for s in samples}
         for sample in samples:
-            total = video.count()
-            end = total if sample["end_frame"] is None else sample["end_frame"]
-            planned = plan_frames(sample["start_frame"] or 0, end, self.slots)
-            if not planned:
-                text = "the container advertises no frame"
-                self.give_up(sample, row_status(Status.TRUNCATED_VIDEO, "empty", text))
-            elif self.reads_joints and (error := self._skeleton(sample, joints_of)) is not None:
-                self.give_up(sample, error)
-            else:
-                for slot, number in enumerate(planned):
-                    facts = {"frame_index": number, "frames_advertised": video.advertised}
-                    wanted.setdefault(number, []).append(_empty(sample, slot) | facts)
+            for slot, number in enumerate(plans[sample["sample_id"]]):
+                facts = {"frame_index": number, "frames_advertised": video.advertised}
+                wanted.setdefault(number, []).append(_empty(sample, slot) | facts)
         cameras = {s["sample_id"]: s["camera"] for s in samples}
         for number, image in video.frames(wanted, lent=self.lent):
             for row in wanted[number]:
@@ -126,22 +151,38 @@ class _ShardCrops:
                     slot=rows[0]["slot"],
                     camera=cameras[sample_id],
                     joints=projection(number, image.shape[0]) if projection else None,
-                    background=partial(self._scene, cameras[sample_id]),
+                    background=partial(self._scene, cameras[sample_id], image.shape[:2]),
                 )
                 self.waiting.append((rows, frame))
             if len(self.waiting) >= self._batch:
                 self.detect()
         self.detect()
-        if any(sample["end_frame"] is None for sample in samples):
+        again = []
+        if total is None and (open_ended := [s for s in samples if s["end_frame"] is None]):
             video.drain()  # reads on to the end, to compare the count with the advertised one
-        for rows in wanted.values():
-            for row in rows:
-                text = f"planned frame {row['frame_index']} of {video.advertised} advertised, the video ends after {video.decoded}"
-                truncated = row_status(Status.TRUNCATED_VIDEO, "truncated", text)
-                self.rows[row["sample_id"], row["slot"]] = row | truncated
+            if any(video.miscounted(plans[s["sample_id"]]) for s in open_ended):
+                again = open_ended
+        cut = missing_bytes(video.path) if again or wanted else None
+        if cut:
+            again = []
+        for row in (row for rows in wanted.values() for row in rows):
+            self.rows[row["sample_id"], row["slot"]] = row | _past_the_end(row, video, cut)
         for key in product(cameras, range(self.slots)):
             if self.rows[key]["frames_advertised"] is not None:
-                self.rows[key]["frames_decoded"] = video.decoded
+                self.rows[key]["frames_decoded"] = video.decoded if total is None else total
+        for sample, slot in product(again, range(self.slots)):
+            del self.rows[sample["sample_id"], slot]
+        return again
+
+    def _plan(self, sample: Row, count: int, joints_of: dict[str, Projection]) -> list[int]:
+        """Return the frames to read for a sample of a video with `count` frames: none if its rows are given up."""
+        end = count if sample["end_frame"] is None else sample["end_frame"]
+        planned = plan_frames(sample["start_frame"] or 0, end, self.slots)
+        error = self._skeleton(sample, joints_of) if planned and self.reads_joints else None
+        if not planned or error is not None:
+            self.give_up(sample, error or _nothing_planned(sample, count))
+            return []
+        return planned
 
     @property
     def _batch(self) -> int:
@@ -176,20 +217,28 @@ class _ShardCrops:
             return nullcontext
         return partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
 
-    def _scene(self, camera: str) -> Image | None:
+    def _scene(self, camera: str, shape: tuple[int, int]) -> Image | None:
         """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
-        if camera not in self.scenes:
+        if (camera, shape) not in self.scenes:
             index = self.shard.index
-            made = background.scene(self.shard.folder, index.root, camera, index.cameras[camera], self._scene_guard)
-            self.scenes[camera] = made[0] if made else None
+            samples = index.cameras[camera]
+            if len(self.scenes) >= _SCENES:
+                del self.scenes[next(iter(self.scenes))]
+            made = background.scene(self.shard.folder, index.root, camera, shape, samples, self._reading)
+            self.scenes[camera, shape] = made[0] if made else None
             if made:
-                self.shard.provenance.setdefault("backgrounds", {})[camera] = made[1]
-        return self.scenes[camera]
+                name = f"{camera} {shape[1]}x{shape[0]}"
+                self.shard.provenance.setdefault("backgrounds", {})[name] = made[1]
+        return self.scenes[camera, shape]
 
-    def _scene_guard(self, sample: Row) -> Guard:
-        if sample["sample_id"] in self.shard.quarantined:
-            raise DataError(f"{sample['video']} killed a worker")
-        return self._guard(sample["video"], [sample])
+    @contextmanager
+    def _reading(self, sample: Row) -> Iterator[Guard]:
+        """Read the video of a sample, of any shard, for a scene: if that kills this process, the sample is named."""
+        name, ids = sample["video"], [sample["sample_id"]]
+        if not self.shard.quarantined.isdisjoint(ids):
+            raise DataError(f"{name} killed a worker")
+        with self.deadline.suspecting(name, ids) if self.deadline else nullcontext():
+            yield self._guard(name, [sample])
 
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
@@ -220,7 +269,7 @@ class _ShardCrops:
 
 def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot)."""
-    tables = [CROPS.empty_table()]
+    tables, made = [CROPS.empty_table()], 0
     with closing(_ShardCrops(shard)) as crops:
         for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
             group, samples = list(of_video), []
@@ -236,6 +285,8 @@ def process(shard: ShardContext) -> pa.Table:
             # per video: the JPEGs of a shard are half a gigabyte and would be held twice
             rows = [crops.rows.pop((s["sample_id"], slot)) for s in group for slot in range(crops.slots)]
             tables.append(pa.Table.from_pylist(rows, schema=CROPS))
+            made += len(group)
+            shard.note_done(made)
     return pa.concat_tables(tables)
 
 

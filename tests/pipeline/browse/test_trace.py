@@ -17,10 +17,12 @@ from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.browse import html, trace
 from c2vl_pipeline.execution import runner
+from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import index, skeletons
 from c2vl_pipeline.workspace import load, shard_path
 from support.factory import run_factory
 from support.pages import assert_self_contained
+from support.video import matroska
 
 
 def test_explain_hashes_what_lies_on_the_disk(work):
@@ -108,3 +110,13 @@ def test_missing_joints_are_not_drawn():
 def test_an_unknown_sample_names_the_near_ones(work):
     with pytest.raises(ConfigError, match=r"no sample 'S001C001P001R001A00'.*did you mean S001C001P001R001A00"):
         trace.trace(work, "S001C001P001R001A00")
+
+
+def test_frames_of_a_miscounted_video_are_those_that_exist(tmp_path):
+    matroska(tmp_path / "x.mkv", [*range(0, 500, 20), *range(1000, 18_000, 1000)])  # 42 frames, 852 advertised
+    (tmp_path / "samples.csv").write_text("sample_id,video\na,x.mkv\n")
+    recipe = load_recipe("debug")
+    index.build(load_dataset("generic"), tmp_path, tmp_path / "w", recipe.pipeline, recipe="debug")
+    found = trace.trace(tmp_path / "w", "a")
+    assert [slot["frame"] for slot in found.facts["slots"]] == plan_frames(0, 42, 4)
+    assert found.frames.keys() == {0, 1, 2, 3}

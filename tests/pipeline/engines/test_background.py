@@ -1,13 +1,14 @@
-"""The camera's empty scene: made once, bound to its clips, and never in the way of other cameras."""
+"""The empty scene of a camera and shape: made once, bound to its clips, and never in the way of others."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -23,9 +24,25 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.maintenance import status, verify
 from c2vl_pipeline.maintenance.repair import failed_samples
 from c2vl_pipeline.stages import crop, index
+from c2vl_pipeline.synthetic import dataset
 from c2vl_pipeline.workspace import shard_path
+from support.video import film, matroska, turned
 
-SETTINGS = ["pipeline.crop.engine=motion", "pipeline.crop.timeout=2.0", "pipeline.shard_samples=4"]
+SETTINGS = ["pipeline.crop.engine=motion", "pipeline.crop.timeout=2.0", "pipeline.shard_samples=2"]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four small clips of each of two cameras."""
+    folder = tmp_path_factory.mktemp("raw")
+    dataset.generate(folder, classes=2, subjects=2, views=2, repeats=1, seed=1, size=(64, 48), frames=(24, 32))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two() -> Iterator[Workers]:
+    with Workers(2) as workers:
+        yield workers
 
 
 @pytest.fixture
@@ -56,7 +73,10 @@ def state(work: Path, recipe: Recipe) -> status.StageStatus:
     return next(s for s in status.survey(work, recipe) if s.stage == "crops")
 
 
-@pytest.mark.slow
+def scene_of(work: Path, built: workspace.Workspace, *more: Any) -> tuple[Any, str] | None:
+    return background.scene(work / "crops", built.root, *more, lambda sample: nullcontext(nullcontext))
+
+
 def test_a_scene_a_camera_is_made_and_found_again(raw: Path, tmp_path: Path, motion: Recipe) -> None:
     built = build(raw, tmp_path, motion)
     first = runner.run_stage(crop.STAGE, tmp_path, motion)
@@ -68,41 +88,42 @@ def test_a_scene_a_camera_is_made_and_found_again(raw: Path, tmp_path: Path, mot
     assert runner.run_stage(crop.STAGE, tmp_path, motion).digest == first.digest
     assert (pictures(tmp_path), stamps(tmp_path)) == (made, before)
     provenance = first.provenance["backgrounds"]
-    assert provenance.keys() == built.cameras.keys()
-    for camera, sha256 in provenance.items():
-        assert file_sha256(background.scene_path(tmp_path / "crops", camera)) == sha256
+    assert provenance.keys() == {f"{camera} 64x48" for camera in built.cameras}
+    for camera in built.cameras:
+        path = background.scene_path(tmp_path / "crops", camera, (48, 64))
+        assert file_sha256(path) == provenance[f"{camera} 64x48"]
     camera, samples = next(iter(built.cameras.items()))
-    scene = background.scene(tmp_path / "crops", built.root, camera, samples, lambda sample: nullcontext)
+    scene = scene_of(tmp_path, built, camera, (48, 64), samples)
     assert scene is not None
-    assert scene[1] == provenance[camera]
-    assert (scene[0].dtype, scene[0].shape) == (np.uint8, (96, 128, 3))
+    assert scene[1] == provenance[f"{camera} 64x48"]
+    assert (scene[0].dtype, scene[0].shape) == (np.uint8, (48, 64, 3))
+    assert scene_of(tmp_path, built, camera, (64, 48), samples) is None
 
 
 @pytest.mark.slow
-def test_processes_of_their_own_make_the_same_scenes(raw: Path, tmp_path: Path, motion: Recipe) -> None:
+def test_processes_of_their_own_make_the_same_scenes(raw: Path, tmp_path: Path, motion: Recipe, two: Workers) -> None:
     build(raw, tmp_path / "a", motion)
     build(raw, tmp_path / "b", motion)
     one = runner.run_stage(crop.STAGE, tmp_path / "a", motion)
-    with Workers(2) as two:
-        other = runner.run_stage(crop.STAGE, tmp_path / "b", motion, workers=two)
+    other = runner.run_stage(crop.STAGE, tmp_path / "b", motion, workers=two)
     assert one.digest == other.digest
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", ["empty", "cut", "gone"])
-def test_a_damaged_scene_is_made_again(raw: Path, tmp_path: Path, motion: Recipe, how: str) -> None:
+def test_a_damaged_scene_is_made_again(raw: Path, tmp_path: Path, motion: Recipe) -> None:
     build(raw, tmp_path, motion)
     digest = runner.run_stage(crop.STAGE, tmp_path, motion).digest
     made = pictures(tmp_path)
     path = tmp_path / "crops" / "background" / next(iter(made))
-    if how == "gone":
-        path.unlink()
-    else:
-        path.write_bytes(b"" if how == "empty" else path.read_bytes()[:200])
-    shard_path(tmp_path, "crops", 0).unlink()
-    assert runner.run_stage(crop.STAGE, tmp_path, motion).digest == digest
-    assert pictures(tmp_path) == made
+    whole = path.read_bytes()
+    for damage in (b"", whole[:200], None):
+        if damage is None:
+            path.unlink()
+        else:
+            path.write_bytes(damage)
+        shard_path(tmp_path, "crops", 0).unlink()
+        assert runner.run_stage(crop.STAGE, tmp_path, motion).digest == digest
+        assert pictures(tmp_path) == made
 
 
 @pytest.mark.slow
@@ -135,28 +156,88 @@ def test_a_camera_without_a_readable_clip_has_failed_rows_and_no_invented_boxes(
         path = copy / sample["video"]
         path.write_bytes(b"x" * path.stat().st_size)
     manifest = runner.run_stage(crop.STAGE, tmp_path, motion)
-    assert manifest.provenance["backgrounds"].keys() == built.cameras.keys() - {camera}
+    assert manifest.provenance["backgrounds"].keys() == {f"{c} 64x48" for c in built.cameras if c != camera}
     assert set(manifest.statuses) == {"ok", "decode_error"} | (set(manifest.statuses) & {"no_person"})
 
 
-@pytest.mark.slow
-def test_a_clip_of_another_size_than_its_scene_has_failed_rows(copy: Path, tmp_path: Path, motion: Recipe) -> None:
-    built = build(copy, tmp_path / "w", motion)
-    camera = sorted(built.cameras)[0]
-    odd = built.cameras[camera][-1]  # the scene has the size of the first
-    writer = cv2.VideoWriter(str(copy / odd["video"]), cv2.VideoWriter.fourcc(*"MJPG"), 30, (64, 48))
-    for _ in range(40):
-        writer.write(np.zeros((48, 64, 3), np.uint8))
-    writer.release()
-    built = build(copy, tmp_path / "w", motion)
-    runner.run_stage(crop.STAGE, tmp_path / "w", motion)
-    rows = pq.ParquetDataset(sorted((tmp_path / "w" / "crops").glob("*.parquet"))).read().to_pylist()
-    failed = [row for row in rows if row["status"] == "failed"]
-    assert {row["sample_id"] for row in failed} == {odd["sample_id"]}
-    assert {row["jpeg"] for row in failed} == {None}
-    assert {row["error"] for row in failed} == {
-        f"camera {camera!r} has no empty scene of 64 x 48 pixels to compare with"
-    }
+# ----------------------------------------------------------------------------------------------- shapes
+
+
+def own(folder: Path, clips: dict[str, str]) -> Path:
+    """Write a table of clips and their views."""
+    lines = "".join(f"{name.split('.')[0]},{name},{view}\n" for name, view in clips.items())
+    (folder / "samples.csv").write_text("sample_id,video,view\n" + lines)
+    return folder
+
+
+def crops_of(folder: Path, work: Path) -> tuple[dict[str, set[str]], dict[str, str]]:
+    """Run the crop stage; return the statuses of each sample, and the hashes of the scenes."""
+    recipe = load_recipe("debug", SETTINGS)
+    index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug")
+    manifest = runner.run_stage(crop.STAGE, work, recipe)
+    statuses: dict[str, set[str]] = {}
+    for row in pq.ParquetDataset(sorted((work / "crops").glob("*.parquet"))).read().to_pylist():
+        statuses.setdefault(row["sample_id"], set()).add(row["status"])
+    return statuses, manifest.provenance.get("backgrounds", {})
+
+
+def test_clips_of_two_sizes_in_one_view_have_a_scene_each(tmp_path: Path) -> None:
+    (data := tmp_path / "own").mkdir()
+    sizes = {"a": (64, 48), "b": (48, 64), "c": (64, 48), "d": (80, 48)}
+    for name, size in sizes.items():
+        film(data / f"{name}.avi", size=size)
+    statuses, scenes = crops_of(own(data, {f"{name}.avi": "1" for name in sizes}), tmp_path / "w")
+    assert statuses.keys() == sizes.keys()
+    assert set.union(*statuses.values()) <= {"ok", "no_person"}
+    assert {name.split()[1] for name in scenes} == {"64x48", "48x64", "80x48"}
+
+
+def test_upright_and_across_clips_of_a_phone_have_a_scene_each_whatever_their_stored_size(tmp_path: Path) -> None:
+    (data := tmp_path / "own").mkdir()
+    for quarters in range(4):
+        turned(film(data / f"t{quarters}.mp4", codec="mp4v"), quarters)
+    statuses, scenes = crops_of(own(data, {f"t{n}.mp4": "1" for n in range(4)}), tmp_path / "w")
+    assert set.union(*statuses.values()) <= {"ok", "no_person"}
+    assert {name.split()[1] for name in scenes} == {"64x48", "48x64"}
+
+
+def test_a_shape_that_none_of_the_chosen_clips_has_is_looked_for_and_the_shapes_are_remembered(tmp_path: Path) -> None:
+    (data := tmp_path / "own").mkdir()
+    clips = {f"c{n:02d}.avi": "1" for n in range(34)}  # every second one is chosen
+    for n, name in enumerate(clips):
+        film(data / name, frames=4, size=(48, 64) if n in {1, 33} else (64, 48))
+    recipe = load_recipe("debug", SETTINGS)
+    built, _ = index.build(load_dataset("generic"), own(data, clips), tmp_path, recipe.pipeline, recipe="debug")
+    ((camera, samples),) = built.cameras.items()
+    opened: list[str] = []
+
+    def reading(sample: dict[str, Any]) -> Any:
+        opened.append(sample["sample_id"])
+        return nullcontext(nullcontext)
+
+    arguments = tmp_path / "crops", built.root, camera
+    first = background.scene(*arguments, (48, 64), samples, reading)
+    assert first is not None
+    assert {int(name[1:]) % 2 for name in opened} == {0}
+    upright = background.scene(*arguments, (64, 48), samples, reading)
+    assert upright is not None
+    assert upright[0].shape == (64, 48, 3)
+    opened.clear()
+    assert background.scene(*arguments, (64, 48), samples, reading) is not None
+    assert background.scene(*arguments, (48, 64), samples, reading) is not None
+    assert background.scene(*arguments, (10, 10), samples, reading) is None
+    assert opened == []
+
+
+def test_a_scene_is_made_of_frames_that_exist(tmp_path: Path) -> None:
+    (data := tmp_path / "own").mkdir()
+    matroska(data / "a.mkv", [*range(0, 400, 20), 60_000])  # 21 frames, 3,002 advertised
+    recipe = load_recipe("debug", SETTINGS)
+    own(data, {"a.mkv": "1"})
+    built, _ = index.build(load_dataset("generic"), data, tmp_path, recipe.pipeline, recipe="debug")
+    ((_, (sample,)),) = built.cameras.items()
+    images = background._frames(built.root, sample, (48, 64), 21, nullcontext)
+    assert [round((image.mean() - 2) / 4) for image in images] == list(range(21))
 
 
 @pytest.mark.slow
@@ -175,15 +256,14 @@ def test_another_scene_leaves_the_rows_of_other_samples(copy: Path, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_hanging_clip_costs_its_own_row_only(copy: Path, tmp_path: Path) -> None:
-    recipe = load_recipe("debug", [*SETTINGS, "pipeline.shard_samples=1"])
+def test_a_hanging_clip_costs_its_own_row_only(copy: Path, tmp_path: Path, two: Workers) -> None:
+    recipe = load_recipe("debug", SETTINGS)
     last = sorted(copy.rglob("*_rgb.avi"))[-1]
     last.unlink()
     os.mkfifo(last)
     work = tmp_path / "w"
     built = build(copy, work, recipe)
-    with Workers(1) as one:
-        manifest = runner.run_stage(crop.STAGE, work, recipe, workers=one)
+    manifest = runner.run_stage(crop.STAGE, work, recipe, workers=two)
     rows = [row for n in range(len(built.shard_ranges)) for row in crop_rows(work, n)]
     bad = {row["sample_id"] for row in rows if row["status"] in {"decode_error", "failed"}}
     assert bad == {last.name.removesuffix("_rgb.avi")}

@@ -148,6 +148,15 @@ def test_an_empty_scene_is_recovered_although_somebody_stands_there_most_of_the_
     assert np.abs(median - scene)[20:100, 60:84].mean() > 20  # what a median would have kept
 
 
+@pytest.mark.parametrize(("count", "height", "width"), [(1, 9, 7), (5, 40, 211), (12, 230, 50), (33, 31, 17)])
+def test_an_empty_scene_is_the_median_of_the_frames_that_agree(count: int, height: int, width: int) -> None:
+    rng = np.random.default_rng(count)
+    frames = rng.integers(90, 93, (count, height, width, 3), np.uint8)
+    frames[: count // 3] += 120  # a third of the frames shows somebody who is there once
+    expected = np.median(frames[count // 3 :].astype(np.float32), axis=0).astype(np.uint8)
+    np.testing.assert_array_equal(empty_scene(list(frames)), expected)
+
+
 def test_an_empty_scene_of_still_frames_is_the_frame() -> None:
     np.testing.assert_allclose(empty_scene([room()] * 8), room(), atol=1)
 

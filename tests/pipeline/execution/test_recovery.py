@@ -84,6 +84,25 @@ def test_workers_that_always_die_end_the_run() -> None:
         bisector.died(task)
 
 
+def test_a_file_read_for_a_scene_is_left_out_by_all_shards_when_it_is_named_twice(tmp_path: Path) -> None:
+    bisector = FailureBisector(lambda n: IDS, lambda n: hang_mark(tmp_path, n))
+    tasks = [ShardTask("m", "w", "i", "r", None, n, "key", {}) for n in range(3)]
+
+    def dies(number: int) -> list[ShardTask]:
+        hang_mark(tmp_path, number).write_text(json.dumps({"name": "video.avi", "samples": IDS[4:5]}))
+        return bisector.died(tasks[number])
+
+    assert dies(0) == [tasks[0]]  # once is chance
+    (again,) = dies(1)
+    assert again.span is None
+    assert {s: (status, error) for s, (status, error, _) in again.quarantined.items()} == {
+        IDS[4]: ("failed", "WorkerDied")
+    }
+    assert bisector.with_quarantined(tasks[2]).quarantined == again.quarantined
+    assert dies(2)[0].span is None  # known already: an ordinary death
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mark_of_a_hanging_file_leaves_out_its_samples_at_once(tmp_path: Path) -> None:
     mark = hang_mark(tmp_path, 3)
     mark.write_text(json.dumps({"seconds": 2.5, "name": "video.avi", "samples": IDS[1:3]}))

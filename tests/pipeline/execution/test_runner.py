@@ -89,6 +89,19 @@ def test_progress_counts_samples_up_to_the_total(begun: Path, recipe: Recipe) ->
     assert [(e.done, e.total) for e in events if isinstance(e, Progress)] == [(n, 32) for n in range(0, 33, 4)]
 
 
+def test_samples_of_a_shard_in_the_making_count_as_progress(
+    raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "WATCH_EVERY", 0.001)
+    index.build(load_dataset("synthetic"), raw, tmp_path, recipe.pipeline, recipe="debug")
+    events: list[Event] = []
+    runner.run_stage(crop.STAGE, tmp_path, recipe, only=frozenset({0, 1}), emit=events.append)
+    seen = [event.done for event in events if isinstance(event, Progress)]
+    assert max(seen) == 16
+    assert {0, 8, 16} < set(seen)
+    assert list((tmp_path / "crops").glob(".shard-*.done")) == []
+
+
 def test_the_manifest_names_engine_and_libraries(work: Path) -> None:
     manifest = read_stage_manifest(work / "captions")
     assert manifest is not None

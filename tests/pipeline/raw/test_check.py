@@ -180,7 +180,7 @@ def test_a_doubt_is_passed_by_both_permissions(whole: Path, config: PipelineConf
     for how in ("allow_missing", "only_present"):
         index, found = indexed("synthetic", whole, whole.parent / how, config, **{how: True})
         assert index.table.num_rows == 32
-        assert found.errors()[0].startswith("1 truncated files (")
+        assert found.errors()[0].startswith("1 damaged or truncated files (")
 
 
 def test_a_pku_label_file_too_few_or_a_row_too_few_is_doubted(tmp_path: Path, config: PipelineConfig) -> None:

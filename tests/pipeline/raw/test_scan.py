@@ -5,9 +5,16 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
+import pytest
+
 from c2vl_manifests.recipe import PipelineConfig
-from c2vl_pipeline.raw.scan import check_video_header, scan_folder
+from c2vl_pipeline.raw.scan import check_video_header, missing_bytes, scan_folder
 from support.indexing import indexed
+from support.video import cut, faststart, film, matroska
+
+KINDS = [("x.avi", "XVID"), ("x.mkv", "FFV1"), ("x.webm", "VP80"), ("x.flv", "FLV1")]
 
 
 def test_every_cut_of_a_real_avi_is_doubted(whole: Path) -> None:
@@ -28,6 +35,69 @@ def test_every_cut_of_a_real_mp4_is_doubted(shared: Path, tmp_path: Path) -> Non
             cut = tmp_path / "cut.mp4"
             cut.write_bytes(data[: int(len(data) * share)])
             assert check_video_header(str(cut), cut.stat().st_size) is not None
+
+
+@pytest.mark.parametrize(("name", "codec"), KINDS)
+def test_bytes_are_missing_from_a_cut_video_of_any_kind_and_from_no_whole_one(
+    tmp_path: Path, name: str, codec: str
+) -> None:
+    path = film(tmp_path / name, codec=codec)
+    assert missing_bytes(path) is None
+    assert missing_bytes(cut(path)) is not None
+
+
+def test_a_matroska_file_without_a_stated_length_is_whole(tmp_path: Path) -> None:
+    path = matroska(tmp_path / "x.mkv", range(0, 900, 30))
+    data = path.read_bytes()
+    at = data.index(b"\x18\x53\x80\x67") + 4
+    path.write_bytes(data[:at] + b"\x1f\xff\xff\xff" + data[at + 4 :])  # as a browser records
+    assert check_video_header(str(path), len(data)) is None
+    assert missing_bytes(path) is None
+
+
+def test_the_second_part_of_a_large_avi_counts(tmp_path: Path) -> None:
+    path = film(tmp_path / "x.avi")
+    part = b"RIFF" + (1000).to_bytes(4, "little") + b"AVIX" + b"x" * 996
+    path.write_bytes(path.read_bytes() + part)
+    assert missing_bytes(path) is None
+    size = path.stat().st_size
+    assert missing_bytes(cut(path, (size - 400) / size)) == f"{size - 400:,} of {size:,} bytes"
+
+
+@pytest.mark.parametrize(("start", "stop"), [(20_000, None), (60_000, 80_000), (100_000, 140_000)])
+def test_a_download_whose_parts_were_never_filled_lacks_bytes(tmp_path: Path, start: int, stop: int | None) -> None:
+    path = film(tmp_path / "x.mkv", codec="FFV1")
+    data = path.read_bytes()
+    stop = stop or len(data)
+    path.write_bytes(data[:start] + bytes(stop - start) + data[stop:])
+    assert missing_bytes(path) == "space was reserved for a part of it, and never filled"
+
+
+def test_an_mp4_is_cut_but_not_by_what_a_camera_appends(tmp_path: Path) -> None:
+    path = faststart(film(tmp_path / "x.mp4", codec="mp4v"))
+    data = path.read_bytes()
+    path.write_bytes(data + b"\xde\xad\xbe\xef\x01\x02\x03\x04" * 40)
+    assert missing_bytes(path) is None
+    path.write_bytes(data[:2800])
+    assert missing_bytes(path) == f"2,800 of {len(data):,} bytes"
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "codec"),
+    [("x.ts", "x.mp4", "mp2v"), ("x.flv", "x.mp4", "FLV1"), ("x.wmv", "x.avi", "WMV2"), ("x.mpg", "x.mov", "mp1v")],
+)
+def test_a_video_under_the_name_of_another_kind_is_one(tmp_path: Path, name: str, wrong: str, codec: str) -> None:
+    path = film(tmp_path / name, codec=codec).rename(tmp_path / wrong)
+    assert check_video_header(str(path), path.stat().st_size) is None
+
+
+def test_a_picture_under_the_name_of_a_video_is_none(tmp_path: Path) -> None:
+    for kind in (".png", ".jpg", ".bmp"):
+        data = cv2.imencode(kind, np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
+        (tmp_path / "x.mp4").write_bytes(data)
+        damage = check_video_header(str(tmp_path / "x.mp4"), len(data))
+        assert damage is not None
+        assert damage.startswith("not a video; it begins with")
 
 
 def test_links_are_followed_once_and_links_to_nowhere_are_missing(whole: Path, config: PipelineConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline.readers.video import Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
-from support.video import FRAMES, cut, film
+from c2vl_pipeline.readers.video import Deadline, Video, decode_jpeg, encode_jpeg, plan_frames, shape_image
+from support.video import FRAMES, cut, edited, film, matroska, turned
 
 # ------------------------------------------------------------------------------------------------ plan
 
@@ -93,12 +95,53 @@ def test_a_file_that_is_no_video_says_its_size(tmp_path: Path, data: bytes) -> N
     path.write_bytes(data)
     with pytest.raises(DataError) as caught:
         Video(path)
-    assert str(caught.value) == f"{path}: OpenCV cannot open it as a video ({len(data)} bytes); download it again"
+    assert str(caught.value).startswith(f"{path}: ")
+    assert f"({len(data)} bytes)" in str(caught.value)
+    assert "convert it to MP4" in str(caught.value)
 
 
 def test_an_absent_video_is_an_absent_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Video(tmp_path / "none.avi")
+
+
+@pytest.mark.parametrize("length", [None, 0, -500, 1e12, float("nan")])
+def test_a_length_that_cannot_be_is_no_number_of_frames(tmp_path: Path, length: float | None) -> None:
+    with Video(matroska(tmp_path / "x.mkv", range(0, 1980, 33), length=length)) as video:
+        assert video.advertised == 0
+        assert video.count() == 60
+        assert len(dict(video.frames([0, 59]))) == 2
+
+
+def test_a_plan_is_made_again_where_the_count_misses_by_more_than_one_or_a_frame_is_not_there(tmp_path: Path) -> None:
+    def miscounted(path: Path, slots: int) -> bool:
+        with Video(path) as video:
+            planned = plan_frames(0, video.count(), slots)
+            video.drain()
+            return video.miscounted(planned)
+
+    assert not miscounted(film(tmp_path / "a.avi"), 16)
+    assert not miscounted(matroska(tmp_path / "b.mkv", range(0, 900, 30), length=930), 4)  # 31 for 30
+    assert miscounted(matroska(tmp_path / "b.mkv", range(0, 900, 30), length=930), 31)
+    assert miscounted(matroska(tmp_path / "c.mkv", range(0, 900, 30), length=960), 4)
+    assert miscounted(matroska(tmp_path / "d.mkv", range(0, 900, 30), length=840), 4)
+    assert miscounted(edited(film(tmp_path / "e.mp4", codec="mp4v"), 30), 4)
+
+
+def test_a_rotation_tag_turns_every_frame(tmp_path: Path) -> None:
+    writer = cv2.VideoWriter(str(tmp_path / "x.mp4"), cv2.VideoWriter.fourcc(*"mp4v"), 30, (64, 48))
+    image = np.zeros((48, 64, 3), np.uint8)
+    image[:10] = 250
+    for _ in range(4):
+        writer.write(image)
+    writer.release()
+    for quarters, bright in enumerate([np.s_[:5], np.s_[:, -5:], np.s_[-5:], np.s_[:, :5]]):
+        with Video(turned(tmp_path / "x.mp4", quarters)) as video:
+            seen = [found.copy() for _, found in video.frames([0, 3], lent=True)]
+        for found in seen:
+            assert found.shape == ((64, 48, 3) if quarters % 2 else (48, 64, 3))
+            assert found[bright].mean() > 200
+            assert found.mean() < 100
 
 
 def test_lent_frames_are_the_same_pixels_in_the_decoders_order(raw: Path) -> None:
@@ -108,6 +151,15 @@ def test_lent_frames_are_the_same_pixels_in_the_decoders_order(raw: Path) -> Non
             assert n == m
             assert not np.array_equal(rgb, bgr)
             np.testing.assert_array_equal(rgb, bgr[..., ::-1])
+
+
+def test_a_suspected_file_is_named_only_while_it_is_read(tmp_path: Path) -> None:
+    deadline = Deadline(60, mark := tmp_path / "mark")
+    with suppress(DataError), deadline.suspecting("a.avi", ["a1", "a2"]):
+        assert json.loads(mark.read_text()) == {"name": "a.avi", "samples": ["a1", "a2"]}
+        raise DataError("unreadable")
+    assert not mark.exists()
+    deadline.close()
 
 
 # --------------------------------------------------------------------------------------------- shaping

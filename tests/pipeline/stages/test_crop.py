@@ -21,7 +21,7 @@ from c2vl_pipeline.engines import Box
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.readers.video import decode_jpeg, plan_frames
 from c2vl_pipeline.stages import crop, index
-from support.video import FRAMES, cut, film
+from support.video import FRAMES, cut, edited, faststart, film, matroska, turned
 
 
 def crops_of(folder: Path, work: Path, *overrides: str) -> list[dict[str, Any]]:
@@ -61,10 +61,84 @@ def test_a_cut_video_costs_only_the_frames_that_are_gone(tmp_path: Path) -> None
         assert (row["frames_advertised"], row["frames_decoded"]) == (FRAMES, decoded)
     lost = damaged[-1]
     assert (lost["status"], lost["error_class"], lost["jpeg"]) == ("truncated_video", "truncated", None)
-    assert lost["error"] == f"planned frame 56 of 60 advertised, the video ends after {decoded}"
+    assert f"planned frame 56 of 60 advertised, the video ends after {decoded}: 12,602 of 21,004 bytes" in lost["error"]
+    assert "download it again" in lost["error"]
     whole = [r for r in rows if r["sample_id"] == "b"]
     assert {r["status"] for r in whole[1:]} == {"ok"}
     assert {(r["frames_advertised"], r["frames_decoded"]) for r in whole} == {(FRAMES, FRAMES)}
+
+
+SLIDES = [*range(0, 500, 20), *range(1000, 18_000, 1000)]
+"""Times of 42 frames, for which 852 are advertised."""
+
+MISCOUNTED = {
+    "a recording that goes on as a slide show": lambda p: matroska(p / "x.mkv", SLIDES),
+    "a slide show after three frames": lambda p: matroska(p / "x.mkv", [0, 40, 80, *range(1000, 40_000, 1000)]),
+    "a stream that starts late": lambda p: matroska(p / "x.mkv", range(7000, 8386, 33)),
+    "a length that is too short": lambda p: matroska(p / "x.mkv", range(0, 1386, 33), length=300),
+    "no length": lambda p: matroska(p / "x.mkv", range(0, 1386, 33), length=None),
+    "a length of years": lambda p: matroska(p / "x.mkv", range(0, 1386, 33), length=1e12),
+    "a cut by an edit list": lambda p: edited(film(p / "x.mp4", codec="mp4v"), 18),
+    "a guess by the bit rate": lambda p: film(p / "x.mpg", frames=42, codec="mp1v"),
+    "one frame": lambda p: matroska(p / "x.mkv", [0]),
+}
+
+
+@pytest.mark.parametrize("what", MISCOUNTED)
+def test_frames_are_planned_over_those_that_exist_whatever_the_container_advertises(tmp_path: Path, what: str) -> None:
+    (tmp_path / "own").mkdir()
+    path = MISCOUNTED[what](tmp_path / "own")
+    there = 1 if what == "one frame" else 42
+    rows = crops_of(own(tmp_path / "own", f"a,{path.name},,", f"b,{path.name},0,1"), tmp_path / "w")
+    whole = [r for r in rows if r["sample_id"] == "a"]
+    assert [r["frame_index"] for r in whole] == plan_frames(0, there, 8)
+    assert {r["frames_decoded"] for r in whole} == {there}
+    assert {r["status"] for r in rows} <= {"ok", "no_person"}
+    assert [r["frame_index"] for r in rows if r["sample_id"] == "b"] == [0] * 8
+
+
+@pytest.mark.parametrize("name", ["x.mkv", "x.mp4", "zeros.mkv", "x.flv"])
+def test_a_video_of_which_bytes_are_missing_is_truncated(tmp_path: Path, name: str) -> None:
+    folder = own(tmp_path / "own", f"a,{name},,")
+    codec = {".mkv": "FFV1", ".mp4": "mp4v", ".flv": "FLV1"}[Path(name).suffix]
+    path = film(folder / name, codec=codec)
+    size = (faststart(path) if codec == "mp4v" else path).stat().st_size
+    cut(path, 0.75 if codec == "mp4v" else 0.6)
+    if name.startswith("zeros"):
+        path.write_bytes(path.read_bytes().ljust(size, b"\0"))
+    rows = crops_of(folder, tmp_path / "w")
+    assert [r["frame_index"] for r in rows] == plan_frames(0, FRAMES, 8)
+    assert (rows[-1]["status"], rows[-1]["error_class"]) == ("truncated_video", "truncated")
+    assert rows[-1]["error"].endswith("download it again")
+    assert 0 < sum(r["status"] != "truncated_video" for r in rows) < 8
+
+
+def test_a_range_of_a_miscounted_video_is_read_where_it_says_and_one_that_fits_none_is_named(tmp_path: Path) -> None:
+    folder = own(tmp_path / "own", "a,x.mkv,10,30", "b,x.mkv,35,60", "c,x.mkv,34,", "d,x.mkv,50,")
+    matroska(folder / "x.mkv", SLIDES)
+    rows = {s: [r for r in crops if r["sample_id"] == s] for s in "abcd" for crops in [crops_of(folder, tmp_path / s)]}
+    assert [r["frame_index"] for r in rows["a"]] == plan_frames(10, 30, 8)
+    assert {r["status"] for r in rows["a"]} == {"ok"}
+    assert [r["frame_index"] for r in rows["c"]] == plan_frames(34, 42, 8)
+    assert {r["status"] for r in rows["c"]} == {"ok"}
+    assert [r["error_class"] for r in rows["b"]] == [None] * 2 + ["range"] * 6
+    assert {(r["status"], r["error_class"]) for r in rows["d"]} == {("truncated_video", "range")}
+    assert rows["d"][0]["error"].startswith("start_frame 50 is past the end of the video, which has 42 frames")
+
+
+def test_a_video_without_a_frame_cannot_be_decoded(tmp_path: Path) -> None:
+    folder = own(tmp_path / "own", "a,x.avi,,")
+    film(folder / "x.avi", frames=0)
+    rows = crops_of(folder, tmp_path / "w")
+    assert {(r["status"], r["error_class"]) for r in rows} == {("decode_error", "empty")}
+
+
+def test_a_turned_video_has_the_size_of_its_turned_frames(tmp_path: Path) -> None:
+    folder = own(tmp_path / "own", "a,x.mp4,40,48")
+    turned(film(folder / "x.mp4", codec="mp4v"), 3)
+    for row in crops_of(folder, tmp_path / "w"):
+        assert (row["frame_width"], row["frame_height"], row["box"]) == (48, 64, [0, 0, 48, 64])
+        assert decode_jpeg(row["jpeg"]).shape == (64, 48, 3)
 
 
 def test_unreadable_absent_and_impossible_samples_keep_all_their_rows(tmp_path: Path) -> None:
@@ -80,10 +154,10 @@ def test_unreadable_absent_and_impossible_samples_keep_all_their_rows(tmp_path: 
         ("late", "truncated_video"): 8,
     }
     said = {r["sample_id"]: r["error"] for r in rows}
-    assert said["bad"].endswith("bad.avi: OpenCV cannot open it as a video (693 bytes); download it again")
+    assert "bad.avi: OpenCV finds no video in it that it can decode (693 bytes)" in said["bad"]
     assert said["gone"] == "no video file"
     assert said["back"] == "start_frame 9 is not before end_frame 4"
-    assert said["late"] == "planned frame 79 of 60 advertised, the video ends after 60"
+    assert said["late"].startswith("frame 79 lies between start_frame and end_frame, the video ends after 60; correct")
     assert [r["slot"] for r in rows] == list(range(8)) * 5
 
 
