@@ -6,11 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import Layout
-from c2vl_pipeline.readers.base import Assembled, Expected, Match, Reader, Row, Scan, anchored
-from c2vl_pipeline.readers.sample_table import table_rows
+from c2vl_pipeline.readers.base import Assembled, Reader, anchored
+from c2vl_pipeline.readers.sample_table import expected_rows
+from c2vl_pipeline.readers.table_files import locate_named
 
 
 def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
@@ -45,32 +45,9 @@ def read_array(path: Path, layout: Layout, bodies: int) -> Assembled:
     return anchored(array[:, :bodies].astype(np.float32), path, anchor=layout.anchor)
 
 
-def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
-    """Look up the files that the table names; a name without a file is dropped from its row."""
-    match = Match()
-    sizes: dict[str, int] = {}
-    for row in rows:
-        for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):
-            name = row[kind]
-            if name is None:
-                continue
-            if name not in sizes:
-                try:
-                    path = root / name
-                    sizes[name] = path.stat().st_size if path.is_file() else -1
-                except (OSError, ValueError):  # not a possible file name
-                    sizes[name] = -1
-            if sizes[name] < 0:
-                missing.append(row["sample_id"])
-                row[kind] = None
-            else:
-                row[f"{kind}_bytes"] = sizes[name]
-    return match
-
-
 READER = Reader(
-    expected_rows=lambda dataset, root, scan: Expected(*table_rows(root)),
-    locate=_locate,
+    expected_rows=expected_rows,
+    locate=locate_named,
     read_joints=lambda path, row, layout, bodies, config: read_array(path, layout, bodies),
     clip_files={".npy": "numpy", ".npz": "numpy"},
     named_by_id=False,

@@ -5,6 +5,7 @@ A `Reader` states everything the product must know about one kind of raw data. `
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,19 @@ class File:
     relative: str
 
 
+_SYSTEM = re.compile(
+    r"(^|/)(\._[^/]*|\.ds_store|(eh)?thumbs\.db|desktop\.ini|[^/]*(~|\.bak|\.orig|\.swp))$"
+    r"|(^|/)(__macosx|\.appledouble|\.trash[^/]*|\.spotlight-v100|\.fseventsd|\.ipynb_checkpoints|@eadir"
+    r"|\$recycle\.bin|system volume information|lost\+found)/",
+    re.IGNORECASE,
+)
+
+
+def is_system_file(relative: str) -> bool:
+    """True if a system, an archiver or an editor made this: `._x`, `x.bak`, or a folder (with `/`) like __MACOSX."""
+    return _SYSTEM.search(relative) is not None
+
+
 @dataclass
 class Scan:
     """All files below a raw folder, sorted by what their names tell."""
@@ -43,6 +57,8 @@ class Scan:
     archives: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    system: list[str] = field(default_factory=list)
+    """What a system or an editor left, see `is_system_file`."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +71,8 @@ class Expected:
     """Label files that do not exist."""
     too_few: str = ""
     """Count of label files or of their rows, if it differs from the published one."""
+    notes: list[str] = field(default_factory=list)
+    """What was taken for granted about label files or the table."""
 
 
 @dataclass
@@ -66,6 +84,9 @@ class Match:
     unexpected: list[str] = field(default_factory=list)
     missing_stems: dict[str, set[str]] = field(default_factory=dict)
     """`video` and `skeleton` -> names, without suffix, for which no file exists."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """`video` and `skeleton` -> the first path of a table that does not exist, and a near one that does."""
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
