@@ -172,12 +172,11 @@ def _parquet(content: bytes, source: str) -> Iterator[tuple[int, Cells]]:
                 raise DataError(
                     f"{source}:1: column {column.name!r} holds {str(column.type)[:60]}; expected text or numbers"
                 )
-        number = 0
-        for batch in file.iter_batches(batch_size=1024, use_threads=False):
-            for number, row in enumerate(batch.to_pylist(), number + 1):
-                texts = [as_text(value) for value in row.values()]
-                if any(texts):
-                    yield number, _cells(columns, texts, f"{source}:{number}")
+        batches = file.iter_batches(batch_size=1024, use_threads=False)
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
+            texts = [as_text(value) for value in row.values()]
+            if any(texts):
+                yield number, _cells(columns, texts, f"{source}:{number}")
     except (OSError, pa.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{source}: not a table of samples ({reason})") from error

@@ -53,8 +53,8 @@ def near_path(name: str, scan: Scan) -> str | None:
     best: tuple[int, str] | None = None
     for file in (*scan.others, *(file.relative for file in scan.files)):
         parts = _parts(file)
-        common = next((n for n, (a, b) in enumerate(zip(reversed(wanted), reversed(parts))) if a != b), None)
-        score = 2 * (min(len(wanted), len(parts)) if common is None else common)
+        alike = [a == b for a, b in zip(reversed(wanted), reversed(parts), strict=False)]
+        score = 2 * (alike.index(False) if False in alike else len(alike))
         if not score and wanted and parts and _stem(wanted[-1]) == _stem(parts[-1]):
             score = 1
         if score and (best is None or score > best[0]):
