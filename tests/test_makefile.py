@@ -43,6 +43,13 @@ def test_every_variable_of_the_longest_target_is_one_word(tmp_path, odd):
     )
     assert first[3:9] == ["generic", "--data", paths["DATA"], "--work", paths["WORK"], "--recipe"]
     assert first[9] == paths["RECIPE"]
-    assert target[-6:] == ["--data", paths["TARGET_DATA"], "--work", f"{odd}/WORKROOT/utd-mhad", "--recipe", "heuristic"]
+    assert target[-6:] == [
+        "--data",
+        paths["TARGET_DATA"],
+        "--work",
+        f"{odd}/WORKROOT/utd-mhad",
+        "--recipe",
+        "heuristic",
+    ]
     assert last[3:8] == [paths["WORK"], "--benchmark", "by room", "--out", f"{paths['OUT']}-protocols"]
     assert last[-2:] == ["--target", f"{odd}/WORKROOT/utd-mhad"]

@@ -117,7 +117,7 @@ def test_strangers_among_the_labels_are_noted_with_their_path(
     path.write_bytes(b"\0\5\26\7 not labels")
     index, found = indexed("pku-mmd-2", pku, tmp_path / "w", config, only_present=True)
     assert index.table.num_rows == 5
-    (note,) = found.notes()
+    note = found.notes()[0]
     place = path.relative_to(pku) if path.parent.name != "__MACOSX" else path.parent.relative_to(pku)
     assert str(place) in note
     assert ("no label file" in note) == noted
