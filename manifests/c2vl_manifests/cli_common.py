@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2vl_manifests.errors import C2VLError, ConfigError, disk_error
+from c2vl_manifests.errors import C2VLError, ConfigError, disk_error, naming
 from c2vl_manifests.events import Event, Note, Progress
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
 
 def say(text: str) -> None:
     """Print one line of output."""
-    print(text, flush=True)
+    with naming(Path("standard output")):
+        print(text, flush=True)
 
 
 class Reporter:

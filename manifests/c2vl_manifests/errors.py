@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,13 +60,13 @@ def disk_error(error: OSError, path: object = None) -> str:
         error: the error.
         path: the file, if the error names none.
     """
-    name = error.filename if isinstance(error.filename, str | bytes | Path) else path
+    name = path if error.filename is None else error.filename
     cause, remedy = _DISK_ERRORS.get(error.errno or 0, ("", _KEPT))
     if not cause:
         cause = error.strerror or one_line(error)
     elif error.errno in NO_SUCH_CALL and error.strerror:
         cause = f"{cause} ({error.strerror})"
-    return f"{os.fsdecode(name)}: {cause}; {remedy}" if name else f"{cause}; {remedy}"
+    return f"{name}: {cause}; {remedy}" if name is not None else f"{cause}; {remedy}"
 
 
 @contextmanager
