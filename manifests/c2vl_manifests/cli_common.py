@@ -92,7 +92,7 @@ def _check_system() -> None:
         ) from None
 
 
-_HOME = re.compile(r"(^|=)(~|\$HOME|\$\{HOME\})(?=/|$)")
+_HOME = re.compile(r"(^|=)(~[\w.-]*|\$HOME|\$\{HOME\})(?=/|$)")
 
 
 def _expanded(words: list[str]) -> list[str]:
@@ -103,7 +103,7 @@ def _expanded(words: list[str]) -> list[str]:
     home = os.path.expanduser("~")
     if home == "~" and (word := next((w for w in words if _HOME.search(w)), None)):
         raise ConfigError(f"{word}: this user has no home folder; set HOME, or give the whole path")
-    return [_HOME.sub(lambda at: at[1] + home, word) for word in words]
+    return [_HOME.sub(lambda at: at[1] + os.path.expanduser(at[2] if at[2][0] == "~" else "~"), word) for word in words]
 
 
 @contextmanager

@@ -101,8 +101,10 @@ def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except PermissionError:  # may be written and not listed
-        return
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL | {errno.EACCES, errno.EPERM, errno.EISDIR}:
+            raise
+        return  # it may be written and not opened
     try:
         sync(handle)
     finally:
@@ -120,7 +122,7 @@ def commit_file(path: Path, write: Callable[[Path], object], check: Callable[[Pa
     with naming(path, temporary):
         try:
             write(temporary)
-            with temporary.open("rb+") as handle:
+            with temporary.open("rb") as handle:
                 sync(handle.fileno())
             if check is not None:
                 check(temporary)

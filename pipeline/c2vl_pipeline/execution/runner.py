@@ -169,7 +169,7 @@ def _lock(handle: TextIO, folder: Path) -> bool:
             raise StageError(
                 f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for it or stop it"
             ) from error
-        if error.errno not in NO_SUCH_CALL:
+        if error.errno not in NO_SUCH_CALL | {errno.EPERM}:
             raise
         return False
     return True

@@ -69,7 +69,8 @@ def parse_table(
         raise DataError(f"{source}: {len(classes):,} different labels; expected less than {_INT16:,}")
     place = {name: at for at, name in enumerate(classes)}
     labels = {text: place[name] for text, name in names.items()}
-    rows = [_table_row(f"{source}:{number}", cells, labels) for number, cells in numbered]
+    folder = PurePath(source).parent
+    rows = [_table_row(f"{source}:{number}", folder, cells, labels) for number, cells in numbered]
     seen: dict[str, int] = {}
     for (number, _), row in zip(numbered, rows, strict=True):
         if (first := seen.setdefault(row["sample_id"], number)) != number:
@@ -116,7 +117,7 @@ def whole_number(text: str) -> int | None:
     return int(value) if value == value.to_integral_value() else None
 
 
-def _table_row(place: str, cells: Cells, labels: dict[str, int]) -> Row:
+def _table_row(place: str, folder: PurePath, cells: Cells, labels: dict[str, int]) -> Row:
     def text_of(column: str) -> str:
         text = cells.get(column, "")
         if len(text) > _MOST_CELL or "\0" in text:
@@ -152,21 +153,27 @@ def _table_row(place: str, cells: Cells, labels: dict[str, int]) -> Row:
         problem = f"start_frame {start or 0} is not before end_frame {end}"
     elif start is not None and start < 0:
         problem = f"start_frame {start} is negative; the first frame is 0"
-    view, video = whole("view"), text_of("video")
-    for column in ("video", "skeleton"):
-        path = PurePath(text_of(column))
+
+    def path_of(column: str) -> str | None:
+        text = text_of(column)
+        path = PurePath(text)
+        if ".." not in path.parts and path.is_absolute() and path.is_relative_to(folder):
+            return str(path.relative_to(folder))
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
                 f"{place}: {column} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
             )
+        return text or None
+
+    view, video = whole("view"), path_of("video")
     return new_row(
         sample_id,
         label=labels.get(cells.get("label", ""), -1),
         subject=whole("subject"),
         view=view,
-        camera=given("camera") or (f"view{view}" if view is not None else given("video")),
-        video=video or None,
-        skeleton=text_of("skeleton") or None,
+        camera=given("camera") or (f"view{view}" if view is not None else given("video") and (video or "")),
+        video=video,
+        skeleton=path_of("skeleton"),
         start_frame=start,
         end_frame=end,
         problem=problem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
@@ -37,21 +38,21 @@ def locate_named(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> M
                 continue
             missing.append(row["sample_id"])
             if kind not in match.absent:
-                near = near_path(name, scan)
+                near = near_path(name, [*scan.others, *(file.relative for file in scan.files)])
                 hint = f"; is {near} meant?" if near else f" in {root}"
                 match.absent[kind] = f"{row['sample_id']}: {name} does not exist{hint}"
     return match
 
 
-def near_path(name: str, scan: Scan) -> str | None:
-    """Return the file of a folder that a wrong path most probably means, or None.
+def near_path(name: str, files: Iterable[str]) -> str | None:
+    """Return the file that a wrong path most probably means, or None.
 
     Files are compared without regard to letter case, the form of accents, blanks at ends, and the kind of slash; first
     by the whole path, then by fewer of its last parts, at last by the name without its suffix.
     """
     wanted = _parts(name)
     best: tuple[int, str] | None = None
-    for file in (*scan.others, *(file.relative for file in scan.files)):
+    for file in files:
         parts = _parts(file)
         alike = [a == b for a, b in zip(reversed(wanted), reversed(parts), strict=False)]
         score = 2 * (alike.index(False) if False in alike else len(alike))

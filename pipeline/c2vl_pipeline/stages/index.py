@@ -25,6 +25,7 @@ from c2vl_pipeline.raw.hints import archive_hints, looks_like
 from c2vl_pipeline.raw.scan import is_archive, scan_folder, unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Row, Scan
+from c2vl_pipeline.readers.table_files import near_path
 from c2vl_pipeline.workspace import Workspace, load
 
 
@@ -65,7 +66,10 @@ def build(
         how = f"unpack it with {unpack_command(root)} and " if is_archive(root.name) else ""
         raise DataError(f"{root} is a file; {how}give the folder of {dataset.title} with --data")
     if not root.is_dir():
-        raise DataError(f"raw folder {root} does not exist; give the folder of {dataset.title} with --data")
+        beside = sorted(path.name for path in root.parent.iterdir()) if root.parent.is_dir() else []
+        near = near_path(root.name, beside)
+        hint = f" (is {root.parent / near} meant?)" if near else ""
+        raise DataError(f"raw folder {root} does not exist{hint}; give the folder of {dataset.title} with --data")
     root = root.resolve()
     scan = scan_folder(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
     expected = _expected(dataset, root, scan)
@@ -96,7 +100,7 @@ def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:
         names = [*scan.others, *(f.relative for f in scan.files)]
         if named and (other := looks_like(names, dataset)):
             raise DataError(f"{error}; {other}") from error
-        if not scan.files and (archives := archive_hints(root, [*scan.zips, *scan.archives])):
+        if str(error).startswith(f"{root} ") and (archives := archive_hints(root, [*scan.zips, *scan.archives])):
             raise DataError("; ".join([str(error), *archives])) from error
         raise
 

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
     ],
 )
 def test_the_near_file_is_found(folder: Path, name: str, near: str | None) -> None:
-    assert near_path(name, scan_folder(folder, ())) == near
+    assert near_path(name, scan_folder(folder, ()).others) == near
 
 
 def test_the_line_names_the_path_and_the_near_file_and_no_download(folder: Path, config: PipelineConfig) -> None:
@@ -60,6 +60,17 @@ def test_a_word_for_nothing_names_no_file_and_is_noted(folder: Path, config: Pip
         f"2 cells that name no file (skeleton of b: {word}, …)"
     ]
     assert (rows(index)["a"]["video"], rows(index)["a"]["camera"], rows(index)["b"]["skeleton"]) == (None, "", None)
+
+
+def test_a_whole_path_that_leads_into_the_folder_is_taken(folder: Path, config: PipelineConfig) -> None:
+    (folder / "samples.csv").write_text(f"sample_id,skeleton\na,{folder / THERE[0]}\n")
+    index, found = indexed("generic", folder, folder.parent / "w", config)
+    assert (found.errors(), rows(index)["a"]["skeleton"]) == ([], THERE[0])
+
+
+@pytest.mark.parametrize("name", ["OWN", "own ", "Own\\"])
+def test_a_raw_folder_that_nearly_exists_is_named(folder: Path, config: PipelineConfig, name: str) -> None:
+    assert f"(is {folder} meant?)" in refused("generic", folder.parent / name, config)
 
 
 def test_a_file_may_be_called_nan(folder: Path, config: PipelineConfig) -> None:
