@@ -177,6 +177,8 @@ def is_archive(name: str) -> bool:
 
 def unpack_command(path: Path) -> str:
     """Return the shell command that unpacks an archive into its own folder (of one cut by `split`: joins it)."""
+    if (first := path.with_suffix(".z01")).exists():  # of a zip in parts, the last of which is the .zip
+        path = first
     command = next(command for end, command in _UNPACK if re.search(end, path.name.lower()))
     names = {"file": path, "folder": path.parent, "whole": path.with_suffix("")}
     return "`" + command.format(**{key: shlex.quote(str(name)) for key, name in names.items()}) + "`"

@@ -39,7 +39,7 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
         like = [name for name in scan.others if re.match(r"samples?\.[^/]*$", name, re.IGNORECASE)]
         raise DataError(
             f"{root} holds neither samples.csv nor samples.parquet"
-            + (f" (but {like[0]}: save it as CSV under this name)" if like else "")
+            + (f" (but {like[0]}: save it as samples.csv)" if like else "")
             + "; write a table with the columns sample_id, video, start_frame, end_frame, skeleton, label, subject, "
             "view and split_<benchmark> (only sample_id is required)"
         )

@@ -125,7 +125,7 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
     """Raise DataError if no sample is left, IncompleteDataError for errors if `refuse` is set."""
     if not rows:
         endings = ", ".join((*dataset.video_suffixes, *dataset.skeleton_suffixes))
-        hints = "".join(f"; {hint}" for hint in [*findings.packed, *findings.hints])
+        hints = "".join(f"; {hint}" for hint in [*findings.notes(), *findings.packed, *findings.hints])
         expected = f"files ending in {endings} somewhere below it" if endings else "rows in its table, with files"
         raise DataError(f"{root} holds no sample of {dataset.title}; expected {expected}{hints}")
     if refuse and (faults := findings.errors()):

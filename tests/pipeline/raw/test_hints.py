@@ -85,6 +85,7 @@ def test_the_last_part_of_a_split_zip_is_not_called_damaged(tmp_path: Path, conf
     found = doubtful("ntu60", root, config)
     assert found.damaged == []
     assert f"7z x -o{root} {root / 'all'}.zip" in found.hints[-1]
+    assert f"7z x -o{root} {root / 'all'}.zip" in refused("ntu60", root / "all.zip", config)
 
 
 def test_zips_of_an_own_folder_and_of_labels_are_named(tmp_path: Path, config: PipelineConfig) -> None:

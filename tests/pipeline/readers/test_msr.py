@@ -166,7 +166,8 @@ def test_what_a_mac_left_beside_the_file_is_passed_over(tmp_path: Path, recipe: 
     assert name.startswith(found.system[0])
 
 
-def test_a_file_of_nul_bytes_is_called_so(tmp_path: Path) -> None:
-    (tmp_path / "m.npz").write_bytes(bytes(5000))
+def test_a_file_of_nul_bytes_is_called_so(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "m.npz").write_bytes(bytes(5000))
     with pytest.raises(DataError, match=r"m\.npz: begins with NUL bytes.*copy it again"):
-        msr.clips(tmp_path / "m.npz")
+        indexed(tmp_path / "raw", tmp_path / "w", recipe, only_present=True)
