@@ -6,6 +6,7 @@ A `Reader` states everything the product must know about one kind of raw data. `
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -198,6 +199,34 @@ def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) ->
         match.missing_stems[kind] = wanted[kind] - set(named)
     match.unexpected += duplicates
     return match
+
+
+def near_path(name: str, files: Iterable[str]) -> str | None:
+    """Return the file that a wrong path most probably means, or None.
+
+    Files are compared without regard to letter case, the form of accents, blanks at ends, and the kind of slash; first
+    by the whole path, then by fewer of its last parts, at last by the name without its suffix.
+    """
+    wanted = _parts(name)
+    best: tuple[int, str] | None = None
+    for file in files:
+        parts = _parts(file)
+        alike = [a == b for a, b in zip(reversed(wanted), reversed(parts), strict=False)]
+        score = 2 * (alike.index(False) if False in alike else len(alike))
+        if not score and wanted and parts and _stem(wanted[-1]) == _stem(parts[-1]):
+            score = 1
+        if score and (best is None or score > best[0]):
+            best = score, file
+    return best[1] if best else None
+
+
+def _parts(path: str) -> list[str]:
+    plain = unicodedata.normalize("NFKC", path).casefold().replace("\\", "/")
+    return [part for one in plain.split("/") if (part := one.strip(" \t\"'")) not in {"", "."}]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 # ---------------------------------------------------------------------------------------------- joints

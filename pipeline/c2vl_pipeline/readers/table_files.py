@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
-from collections.abc import Iterable
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import passing
-from c2vl_pipeline.readers.base import Match, Row, Scan
+from c2vl_pipeline.readers.base import Match, Row, Scan, near_path
 from c2vl_pipeline.readers.table_cells import is_missing
 
 
@@ -42,31 +40,3 @@ def locate_named(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> M
                 hint = f"; is {near} meant?" if near else f" in {root}"
                 match.absent[kind] = f"{row['sample_id']}: {name} does not exist{hint}"
     return match
-
-
-def near_path(name: str, files: Iterable[str]) -> str | None:
-    """Return the file that a wrong path most probably means, or None.
-
-    Files are compared without regard to letter case, the form of accents, blanks at ends, and the kind of slash; first
-    by the whole path, then by fewer of its last parts, at last by the name without its suffix.
-    """
-    wanted = _parts(name)
-    best: tuple[int, str] | None = None
-    for file in files:
-        parts = _parts(file)
-        alike = [a == b for a, b in zip(reversed(wanted), reversed(parts), strict=False)]
-        score = 2 * (alike.index(False) if False in alike else len(alike))
-        if not score and wanted and parts and _stem(wanted[-1]) == _stem(parts[-1]):
-            score = 1
-        if score and (best is None or score > best[0]):
-            best = score, file
-    return best[1] if best else None
-
-
-def _parts(path: str) -> list[str]:
-    plain = unicodedata.normalize("NFKC", path).casefold().replace("\\", "/")
-    return [part for one in plain.split("/") if (part := one.strip(" \t\"'")) not in {"", "."}]
-
-
-def _stem(name: str) -> str:
-    return name.rpartition(".")[0] or name

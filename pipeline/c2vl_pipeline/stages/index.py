@@ -24,8 +24,7 @@ from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
 from c2vl_pipeline.raw.hints import archive_hints, looks_like
 from c2vl_pipeline.raw.scan import is_archive, scan_folder, unpack_command
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.readers.base import Expected, Row, Scan
-from c2vl_pipeline.readers.table_files import near_path
+from c2vl_pipeline.readers.base import Expected, Row, Scan, near_path
 from c2vl_pipeline.workspace import Workspace, load
 
 

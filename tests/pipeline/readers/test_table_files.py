@@ -10,7 +10,7 @@ import pytest
 
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_pipeline.raw.scan import scan_folder
-from c2vl_pipeline.readers.table_files import near_path
+from c2vl_pipeline.readers.base import near_path
 from support.indexing import doubtful, indexed, refused, rows
 
 THERE = ("joints/Anna/wave_01.npy", "joints/bob/wave_01.npy", "joints/Zoë/gehen.npy", "clips/ Take 1.avi")
