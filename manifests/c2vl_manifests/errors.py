@@ -62,6 +62,8 @@ def disk_error(error: OSError, path: object = None) -> str:
     """
     name = path if error.filename is None else error.filename
     cause, remedy = _DISK_ERRORS.get(error.errno or 0, ("", _KEPT))
+    if name is None and (cause, remedy) == _MOUNT:  # of a socket
+        cause, remedy = "", _KEPT
     if not cause:
         cause = error.strerror or one_line(error)
     elif error.errno in NO_SUCH_CALL and error.strerror:

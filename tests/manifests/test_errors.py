@@ -47,6 +47,10 @@ def test_an_error_without_a_number_keeps_its_words() -> None:
     )
 
 
+def test_a_lost_connection_is_no_lost_file_system() -> None:
+    assert disk_error(OSError(errno.ETIMEDOUT, "Connection timed out")).startswith("Connection timed out; ")
+
+
 def test_naming_adds_the_file_where_none_is_named_and_hides_temporary_ones() -> None:
     path, temporary = Path("/w/a.json"), Path("/w/.a.json.1.tmp")
     for named, expected in ((None, str(path)), (str(temporary), str(path)), ("/elsewhere", "/elsewhere")):

@@ -140,7 +140,8 @@ def _table_row(place: str, folder: PurePath, cells: Cells, labels: dict[str, int
 
     sample_id = given("sample_id")
     if not sample_id:
-        raise DataError(f"{place}: no sample_id; every row needs one")
+        word = f" (but {text!r})" if (text := cells.get("sample_id")) else ""
+        raise DataError(f"{place}: no sample_id{word}; every row needs one")
     splits = []
     for column in cells:
         if column.startswith("split_") and (value := given(column)):

@@ -73,6 +73,10 @@ def test_words_for_nothing_are_gaps_in_every_column_and_no_class(gap: str) -> No
     ]  # fmt: skip
 
 
+def test_a_row_whose_id_means_nothing_is_refused_with_the_word() -> None:
+    assert refused("sample_id,label\na,x\nnan,y\n") == "f.csv:3: no sample_id (but 'nan'); every row needs one"
+
+
 def test_none_in_small_letters_may_be_a_gesture() -> None:
     assert read("sample_id,label\na,none\nb,wave\n")[0] == ("none", "wave")
 
