@@ -2,7 +2,13 @@
 
 PYTHON    ?= python3
 VENV      ?= .venv
-BIN       := $(VENV)/bin
+# a path as one word of the shell, and of a rule's head: it may hold spaces and quotes
+quoted     = '$(subst ','\'',$(1))'
+escaped    = $(subst $() ,\ ,$(1))
+BIN       := $(call quoted,$(VENV)/bin)
+CORE      := $(call escaped,$(VENV)/.core)
+DEV       := $(call escaped,$(VENV)/.dev)
+DOCS      := $(call escaped,$(VENV)/.docs)
 WORKROOT  ?= work
 RUNROOT   ?= runs
 DATASET   ?=
@@ -23,7 +29,7 @@ SHORT     := --set training.pretrain.epochs=24 --set 'training.pretrain.optimise
              --set 'training.supervised.optimiser.milestones=[16,21]' --set training.supervised.batch_size=32 \
              --set training.supervised.optimiser.lr=0.05
 SET       ?=
-recipe    := $(if $(RECIPE),--recipe "$(RECIPE)") $(foreach assignment,$(SET),--set '$(assignment)')
+recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignment,$(SET),--set $(call quoted,$(assignment)))
 
 .DEFAULT_GOAL := help
 .PHONY: help demo prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
@@ -35,79 +41,79 @@ help: ## Say what can be made
 	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|heuristic|debug|file.toml"
 	@echo "  SET='training.pretrain.epochs=30 pipeline.frames=8': values of the recipe   ARGS: further options of prompts"
 
-$(VENV)/.core: pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) -V 2>&1); name another with make PYTHON=python3.12"; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(call quoted,$(VENV))
+	@echo installing into $(call quoted,$(VENV)) '(a few minutes the first time)'
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
-	@touch $@
+	@touch "$@"
 
-$(VENV)/.dev: $(VENV)/.core
+$(DEV): $(CORE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@touch $@
+	@touch "$@"
 
-demo: $(VENV)/.core ## Synthetic videos to an evaluated encoder and a report
-	@$(BIN)/c2vl-pipeline synth --out "$(WORKROOT)/demo-raw"
-	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(WORKROOT)/demo-raw --work $(WORKROOT)/demo
-	@$(BIN)/c2vl-eval benchmark --data $(WORKROOT)/demo --benchmark xsub --out $(RUNROOT)/demo $(SHORT) $(ARGS)
+demo: $(CORE) ## Synthetic videos to an evaluated encoder and a report
+	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/demo-raw)
+	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(call quoted,$(WORKROOT)/demo-raw) --work $(call quoted,$(WORKROOT)/demo)
+	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORKROOT)/demo) --benchmark xsub --out $(call quoted,$(RUNROOT)/demo) $(SHORT) $(ARGS)
 
 need-dataset:
 	@test -n "$(DATASET)" || { echo "say which dataset, e.g. make prompts DATASET=ntu120 DATA=/data/ntu"; exit 2; }
-	@test -n "$(DATA)" || { echo "say where the raw data of $(DATASET) is: DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(DATASET)/"; exit 2; }
+	@test -n $(call quoted,$(DATA)) || { echo "say where the raw data of $(DATASET) is: DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(DATASET)/"; exit 2; }
 
 need-benchmark: need-dataset
 	@test -n "$(BENCHMARK)" || { echo "say which benchmark, e.g. make reproduce DATASET=$(DATASET) BENCHMARK=xsub"; exit 2; }
 
 need-target:
-	@test -z "$(TARGET)" || test -f "$(WORKROOT)/$(TARGET)/packed/packed.json" || test -n "$(TARGET_DATA)" || { echo "say where the raw data of $(TARGET) is: TARGET_DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(TARGET)/"; exit 2; }
+	@test -z "$(TARGET)" || test -f $(call quoted,$(WORKROOT)/$(TARGET)/packed/packed.json) || test -n $(call quoted,$(TARGET_DATA)) || { echo "say where the raw data of $(TARGET) is: TARGET_DATA=/path/to/folder, or set C2VL_DATA to the folder that holds $(TARGET)/"; exit 2; }
 
-prompts: need-dataset $(VENV)/.core ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
-	@$(BIN)/c2vl-pipeline prompts --dataset $(DATASET) --data "$(DATA)" --work "$(WORK)" $(recipe) $(ARGS)
+prompts: need-dataset $(CORE) ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
+	@$(BIN)/c2vl-pipeline prompts --dataset $(call quoted,$(DATASET)) --data $(call quoted,$(DATA)) --work $(call quoted,$(WORK)) $(recipe) $(ARGS)
 
 reproduce: need-benchmark prompts ## From raw data to the report with controls, one seed: DATASET=… BENCHMARK=…
-	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)" $(recipe)
+	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORK)) --benchmark $(call quoted,$(BENCHMARK)) --out $(call quoted,$(OUT)) $(recipe)
 
-table: need-benchmark $(VENV)/.core ## hard, intra and the paper's targets over SEEDS=3, vision only, with controls
-	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-table" $(recipe) --seeds $(SEEDS) \
+table: need-benchmark $(CORE) ## hard, intra and the paper's targets over SEEDS=3, vision only, with controls
+	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORK)) --benchmark $(call quoted,$(BENCHMARK)) --out $(call quoted,$(OUT)-table) $(recipe) --seeds $(SEEDS) \
 		--targets 'partition(cosine)' --targets hard --targets intra --set training.pretrain.knowledge=vision
 
 protocols: need-benchmark need-target prompts ## Every protocol with controls: DATASET=… BENCHMARK=… [TARGET=… TARGET_DATA=…] [SEEDS=3]
 	@# of the target only the joints are needed: a packed one is taken as it is, another is packed without any model
-	@$(if $(TARGET),test -f "$(WORKROOT)/$(TARGET)/packed/packed.json" || \
-		$(BIN)/c2vl-pipeline prompts --dataset $(TARGET) --data "$(TARGET_DATA)" --work "$(WORKROOT)/$(TARGET)" --recipe heuristic)
-	@$(BIN)/c2vl-eval benchmark --data "$(WORK)" --benchmark $(BENCHMARK) --out "$(OUT)-protocols" $(recipe) --seeds $(SEEDS) \
-		--protocol all $(foreach one,$(TARGETS),--targets '$(one)') $(if $(TARGET),--target "$(WORKROOT)/$(TARGET)")
+	@$(if $(TARGET),test -f $(call quoted,$(WORKROOT)/$(TARGET)/packed/packed.json) || \
+		$(BIN)/c2vl-pipeline prompts --dataset $(call quoted,$(TARGET)) --data $(call quoted,$(TARGET_DATA)) --work $(call quoted,$(WORKROOT)/$(TARGET)) --recipe heuristic)
+	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORK)) --benchmark $(call quoted,$(BENCHMARK)) --out $(call quoted,$(OUT)-protocols) $(recipe) --seeds $(SEEDS) \
+		--protocol all $(foreach one,$(TARGETS),--targets $(call quoted,$(one))) $(if $(TARGET),--target $(call quoted,$(WORKROOT)/$(TARGET)))
 
-paper: $(VENV)/.core ## Tables I-VIII and Figures 4-8 over every dataset below WORKROOT: [ONLY=table7] [RECIPE=…]
-	@$(BIN)/c2vl-eval paper --work "$(WORKROOT)" --out "$(RUNROOT)/paper" $(foreach one,$(ONLY),--only $(one)) $(recipe) $(ARGS)
+paper: $(CORE) ## Tables I-VIII and Figures 4-8 over every dataset below WORKROOT: [ONLY=table7] [RECIPE=…]
+	@$(BIN)/c2vl-eval paper --work $(call quoted,$(WORKROOT)) --out $(call quoted,$(RUNROOT)/paper) $(foreach one,$(ONLY),--only $(call quoted,$(one))) $(recipe) $(ARGS)
 
-test: $(VENV)/.dev ## Run all tests on JOBS=2 processors
+test: $(DEV) ## Run all tests on JOBS=2 processors
 	@$(BIN)/python -m pytest -q -n $(JOBS) $(ARGS)
 
-test-fast: $(VENV)/.dev ## Run the tests without slow, stress and browser
+test-fast: $(DEV) ## Run the tests without slow, stress and browser
 	@$(BIN)/python -m pytest -q -n $(JOBS) -m "not slow and not stress and not browser" $(ARGS)
 
-coverage: $(VENV)/.dev ## Run all tests and say which lines they never reach
+coverage: $(DEV) ## Run all tests and say which lines they never reach
 	@$(BIN)/python -m pytest -q -n $(JOBS) --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-lint: $(VENV)/.dev ## Ruff and mypy --strict
+lint: $(DEV) ## Ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(VENV)/.core ## Measure; what it prints is explained in benchmarks/README.md
+bench: $(CORE) ## Measure; what it prints is explained in benchmarks/README.md
 	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
 
-stress: $(VENV)/.dev ## Kill and damage a pipeline and a pre-training at random, then compare with clean runs: [KILLS=20]
-	@$(BIN)/c2vl-pipeline synth --out "$(WORKROOT)/stress-raw"
-	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data "$(WORKROOT)/stress-raw" --work "$(WORKROOT)/stress" --recipe debug
-	@$(BIN)/python benchmarks/stress/chaos.py --work "$(WORKROOT)/stress" --limit 64 --kills $(KILLS) $(ARGS)
-	@$(BIN)/python benchmarks/stress/kill_training.py --work "$(WORKROOT)/stress" --kills $(KILLS)
+stress: $(DEV) ## Kill and damage a pipeline and a pre-training at random, then compare with clean runs: [KILLS=20]
+	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/stress-raw)
+	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(call quoted,$(WORKROOT)/stress-raw) --work $(call quoted,$(WORKROOT)/stress) --recipe debug
+	@$(BIN)/python benchmarks/stress/chaos.py --work $(call quoted,$(WORKROOT)/stress) --limit 64 --kills $(KILLS) $(ARGS)
+	@$(BIN)/python benchmarks/stress/kill_training.py --work $(call quoted,$(WORKROOT)/stress) --kills $(KILLS)
 
-$(VENV)/.docs: $(VENV)/.core
+$(DOCS): $(CORE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@
+	@touch "$@"
 
-docs: $(VENV)/.docs ## Build the documentation into site/; a broken link is an error
+docs: $(DOCS) ## Build the documentation into site/; a broken link is an error
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean: ## Remove the virtual environment and what demo made
-	rm -rf $(VENV) $(WORKROOT)/demo $(WORKROOT)/demo-raw $(WORKROOT)/stress $(WORKROOT)/stress-raw $(RUNROOT)/demo
+	rm -rf $(call quoted,$(VENV)) $(foreach one,demo demo-raw stress stress-raw,$(call quoted,$(WORKROOT)/$(one))) $(call quoted,$(RUNROOT)/demo)

@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from c2vl_evaluation.features import Array, Labels
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.results import Protocol, Result
-from c2vl_manifests.errors import CheckpointError, DataError, one_line
+from c2vl_manifests.errors import CheckpointError, DataError, one_line, passing
 from c2vl_manifests.manifest import (
     commit_file,
     commit_text,
@@ -219,7 +219,9 @@ def _read(key: CacheKey, form: type[_Form]) -> tuple[_Form, Path | None] | None:
         if answers is not None and remembered_sha256(answers) != stored.sha256:
             return None
         return form.model_validate(stored.result), answers
-    except (OSError, ValidationError):
+    except (OSError, ValidationError) as error:
+        if passing(error):
+            raise
         return None
 
 

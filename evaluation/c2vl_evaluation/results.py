@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from c2vl_manifests.errors import DataError
+from c2vl_manifests.errors import DataError, passing
 from c2vl_manifests.manifest import commit_text, first_error
 
 FILE = "results.json"
@@ -319,6 +319,8 @@ def load(folder: Path) -> Table:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; run `c2vl-eval benchmark` first") from error
     except (ValidationError, OSError) as error:
+        if passing(error):
+            raise
         raise DataError(
             f"{path}: damaged ({first_error(error)}); run `c2vl-eval benchmark` again, finished runs are kept"
         ) from error

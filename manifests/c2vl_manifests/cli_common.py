@@ -5,9 +5,9 @@ Only this module and the `cli` modules import typer and rich.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2vl_manifests.errors import C2VLError
+from c2vl_manifests.errors import C2VLError, ConfigError, disk_error, naming
 from c2vl_manifests.events import Event, Note, Progress
 
 if TYPE_CHECKING:
@@ -69,8 +69,9 @@ def main(app: typer.Typer) -> None:
     """Run an application; errors that users can fix become one red line and exit code 1 (usage errors: 2)."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
+        _check_system()
         with _terminable():
-            app()
+            app(args=_expanded(sys.argv[1:]))
     except SystemExit as ended:
         if ended.code == _INTERRUPTED:  # typer's exit code after Ctrl-C
             print("interrupted; run the same command again to resume", file=sys.stderr)
@@ -78,22 +79,31 @@ def main(app: typer.Typer) -> None:
     except C2VLError as error:
         _exit_with(str(error))
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            _exit_with(
-                f"the disk is full ({error.filename or error}); free some space and run the same command again; finished shards are kept"
-            )
-        elif error.errno in {
-            errno.EACCES,
-            errno.EROFS,
-            errno.ENOENT,
-            errno.ENOTDIR,
-            errno.EISDIR,
-            errno.EDQUOT,
-            errno.EFBIG,
-        }:
-            _exit_with(f"{error.strerror}: {error.filename}; check the path and its permissions")
-        else:
-            _exit_with(f"{type(error).__name__}: {error}; finished work is kept; run the same command again")
+        _exit_with(disk_error(error))
+
+
+def _check_system() -> None:
+    """Raise ConfigError on a system without the calls that the commands need."""
+    try:
+        import fcntl  # noqa: F401
+    except ImportError:
+        raise ConfigError(
+            "C2VL runs on Linux and macOS; on Windows install it inside WSL: https://learn.microsoft.com/windows/wsl/install"
+        ) from None
+
+
+_HOME = re.compile(r"(^|=)(~[\w.-]*|\$HOME|\$\{HOME\})(?=/|$)")
+
+
+def _expanded(words: list[str]) -> list[str]:
+    """Return the words of a command line with `~` and `$HOME` in full where a path or `KEY=path` begins with them.
+
+    Shells leave them as they are in `--data=~/x`, `--set captioner.model=~/x` and between quotes.
+    """
+    home = os.path.expanduser("~")
+    if home == "~" and (word := next((w for w in words if _HOME.search(w)), None)):
+        raise ConfigError(f"{word}: this user has no home folder; set HOME, or give the whole path")
+    return [_HOME.sub(lambda at: at[1] + os.path.expanduser(at[2] if at[2][0] == "~" else "~"), word) for word in words]
 
 
 @contextmanager
@@ -146,7 +156,8 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
 
 def say(text: str) -> None:
     """Print one line of output."""
-    print(text, flush=True)
+    with naming(Path("standard output")):
+        print(text, flush=True)
 
 
 class Reporter:

@@ -2,6 +2,85 @@
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+NO_SUCH_CALL = frozenset({errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOTTY})
+"""How file systems (Lustre, NFS, FUSE) answer calls that they lack: `flock`, `fsync` of a folder, `mmap` (ENODEV too)."""
+
+_KEPT = "run the same command again: finished work is kept"
+_MOUNT = "the network or FUSE file system that holds it has gone away", f"mount it again, then {_KEPT}"
+_PERMISSION = "permission denied", "check who owns it (`ls -ld`), or name another path"
+_DISK_ERRORS = {
+    errno.ENOSPC: ("the disk is full (no space, or no inodes: `df`, `df -i`)", f"free some space and {_KEPT}"),
+    errno.EDQUOT: ("the disk quota is used up (`quota -s` shows it, `df` does not)", f"free some space and {_KEPT}"),
+    errno.EROFS: ("the file system is read-only", "name a folder that can be written, or mount it writable"),
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.ENOENT: ("no such file or folder", "check the path"),
+    errno.ENOTDIR: ("a part of this path is a file, not a folder", "check the path"),
+    errno.EISDIR: ("is a folder, not a file", "check the path"),
+    errno.EEXIST: ("is a file where a folder is to be made", "remove it or name another path"),
+    errno.ELOOP: ("symbolic links lead in a circle", "check the links of the path"),
+    errno.ENAMETOOLONG: ("the name is too long for this file system", "use a shorter path"),
+    errno.EILSEQ: ("the file system cannot hold these letters in a name", "use another name, or another disk"),
+    errno.EFBIG: ("the file is too large for this file system (FAT: 4 GiB) or for `ulimit -f`", "use another disk"),
+    errno.EIO: ("the disk or network failed to read or write it (input/output error)", f"check the disk (`dmesg`), then {_KEPT}"),
+    errno.ESTALE: ("stale file handle: it was replaced on the server, or its mount was renewed", f"mount it again, then {_KEPT}"),
+    errno.ENOTCONN: _MOUNT,
+    errno.ETIMEDOUT: _MOUNT,
+    errno.EHOSTDOWN: _MOUNT,
+    errno.ESHUTDOWN: _MOUNT,
+    errno.ENXIO: _MOUNT,
+    errno.EMFILE: ("this process has too many open files", f"raise the limit (`ulimit -n 4096`), then {_KEPT}"),
+    errno.ENFILE: ("this machine has too many open files", f"end other programs, then {_KEPT}"),
+    errno.ENOMEM: ("memory is exhausted", f"use fewer --workers or smaller batches, then {_KEPT}"),
+    errno.EBUSY: ("another program uses it", f"end that program, then {_KEPT}"),
+    errno.ETXTBSY: ("another program uses it", f"end that program, then {_KEPT}"),
+    errno.EXDEV: ("the file system cannot rename it", "use a folder on another file system"),
+    errno.ENODEV: ("the file system cannot map files into memory", "use a folder on another file system"),
+} | dict.fromkeys(NO_SUCH_CALL, ("the file system refuses this name or lacks a call that is needed", "use a folder on another file system"))  # fmt: skip
+"""errno -> what happened to the file, and what helps."""
+
+
+def passing(error: BaseException) -> bool:
+    """True if a file that cannot be read now may be whole: a mount, a permission or a limit is at fault."""
+    limits = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ESTALE)
+    return isinstance(error, OSError) and (
+        error.errno in limits or _DISK_ERRORS.get(error.errno or 0) in (_MOUNT, _PERMISSION)
+    )
+
+
+def disk_error(error: OSError, path: object = None) -> str:
+    """Return one line on an OSError: file, cause, remedy.
+
+    Args:
+        error: the error.
+        path: the file, if the error names none.
+    """
+    name = path if error.filename is None else error.filename
+    cause, remedy = _DISK_ERRORS.get(error.errno or 0, ("", _KEPT))
+    if name is None and (cause, remedy) == _MOUNT:  # of a socket
+        cause, remedy = "", _KEPT
+    if not cause:
+        cause = error.strerror or one_line(error)
+    elif error.errno in NO_SUCH_CALL and error.strerror:
+        cause = f"{cause} ({error.strerror})"
+    return f"{name}: {cause}; {remedy}" if name is not None else f"{cause}; {remedy}"
+
+
+@contextmanager
+def naming(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Make an OSError name this file: those of `write`, `fsync` and libraries name none, or its temporary one."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in {None, str(temporary)}:
+            error.filename, error.filename2 = str(path), None
+        raise
+
 
 def one_line(error: BaseException, *, named: bool = False, limit: int = 160) -> str:
     """Return the first line of an error's text, or its class name where it has none.

@@ -11,13 +11,16 @@ its manifest carries the key that this run would give it, so a changed recipe ne
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -26,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from c2vl_manifests.errors import DataError, one_line
+from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -85,11 +88,25 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:32]
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(handle: int) -> None:
+    """Make durable what was written to an open file or folder, where the file system can."""
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL | {errno.EBADF, errno.EISDIR}:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL | {errno.EACCES, errno.EPERM, errno.EISDIR}:
+            raise
+        return  # it may be written and not opened
+    try:
+        sync(handle)
     finally:
         os.close(handle)
 
@@ -97,22 +114,35 @@ def sync_folder(folder: Path) -> None:
 def commit_file(path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None) -> None:
     """Write a file so that it is either complete or absent.
 
-    `write` fills a hidden temporary path, `check` may reject it by raising. OSError (a full disk) is raised after the
-    temporary file is removed.
+    `write` fills a hidden temporary path, `check` may reject it by raising. OSError (a full disk) names `path` and is
+    raised after the temporary file is removed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming(path, temporary):
+        try:
+            write(temporary)
+            with temporary.open("rb") as handle:
+                sync(handle.fileno())
+            if check is not None:
+                check(temporary)
+            _put(temporary, path)
+            sync_folder(path.parent)
+        except BaseException:
+            with suppress(OSError):  # on a disk that fails; the first error counts
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+def _put(temporary: Path, path: Path) -> None:
+    """Rename a file over another; copy it where the file system cannot: a manifest tells if half a copy was made."""
     try:
-        write(temporary)
-        with temporary.open("rb+") as handle:
-            os.fsync(handle.fileno())
-        if check is not None:
-            check(temporary)
         temporary.replace(path)
-        sync_folder(path.parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL | {errno.EXDEV, errno.EEXIST}:
+            raise
+        shutil.copyfile(temporary, path)
+        temporary.unlink()
 
 
 def commit_bytes(path: Path, data: bytes) -> None:
@@ -225,9 +255,12 @@ def commit_table(
 def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = None) -> str | None:
     """Return what is wrong with a shard's footer, or None: cheap enough for every shard at every start."""
     try:
-        metadata = pq.read_metadata(path)
+        with naming(path):
+            metadata = pq.read_metadata(path)
         written = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
+        if passing(error):
+            raise
         return one_line(error)
     if metadata.num_rows != rows:
         return f"{metadata.num_rows} rows, expected {rows}"
@@ -243,22 +276,31 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
 
     Raises:
         DataError: it is absent or damaged, even by one bit.
+        OSError: it cannot be reached now.
     """
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
             return file.read(columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
+        if passing(error):
+            raise
         first = one_line(error)
         raise DataError(f"{path}: damaged or absent ({first}); delete it and run its stage again") from error
 
 
 def read_shard_manifest(path: Path) -> ShardManifest | None:
-    """Read the manifest of a shard; None if it is absent or damaged (the shard is then made again)."""
+    """Read the manifest of a shard; None if it is absent or damaged (the shard is then made again).
+
+    Raises:
+        OSError: it cannot be reached now.
+    """
     try:
         facts = json.loads(path.with_suffix(".json").read_bytes())
         check = facts.pop(_CHECK, None) if isinstance(facts, dict) else None
         manifest = ShardManifest.model_validate(facts)
-    except (OSError, ValueError):  # pydantic's and json's errors are ValueErrors
+    except (OSError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
+        if passing(error):
+            raise
         return None
     return manifest if check == fingerprint(facts) else None
 
@@ -271,7 +313,7 @@ def finished_shard(path: Path, key: str) -> ShardManifest | None:
     try:
         if path.stat().st_size != manifest.bytes:
             return None
-    except OSError:
+    except FileNotFoundError:
         return None
     return manifest if footer_problem(path, key, manifest.rows) is None else None
 
@@ -299,6 +341,8 @@ def read_stage_manifest(folder: Path) -> StageManifest | None:
     try:
         return StageManifest.model_validate_json(path.read_bytes())
     except (ValidationError, OSError) as error:
+        if passing(error):
+            raise
         raise DataError(
             f"{path}: damaged stage manifest ({first_error(error)}); delete it and run the stage again"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.errors import DataError, StageError, passing
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import first_error
 from c2vl_manifests.recipe import Recipe
@@ -78,6 +78,8 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
             )
         return PackedManifest.model_validate(content)
     except (ValidationError, ValueError, OSError) as error:
+        if passing(error):
+            raise
         raise DataError(
             f"{path}: damaged ({first_error(error)}); delete it and run `c2vl-pipeline pack` again"
         ) from error

@@ -27,6 +27,7 @@ from c2vl_pipeline.cli_options import (
     StageRunner,
     WorkersOption,
     WorkOption,
+    can_start_processes,
     recipe_for_index,
     recipe_of,
 )
@@ -63,7 +64,7 @@ def synth_command(
             views=views,
             repeats=repeats,
             seed=seed,
-            workers=workers or os.cpu_count() or 1,
+            workers=(workers or os.cpu_count() or 1) if can_start_processes(emit) else 1,
             emit=emit,
         )
     say(f"{made.clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")

@@ -11,6 +11,8 @@ import typer
 
 import c2vl_manifests
 from c2vl_manifests.cli_common import Reporter, say
+from c2vl_manifests.errors import one_line
+from c2vl_manifests.events import Note
 
 if TYPE_CHECKING:
     from c2vl_manifests.datasets import Dataset
@@ -171,7 +173,7 @@ class StageRunner:
         from c2vl_pipeline.execution.runner import default_workers
 
         count = default_workers(stage, self.work, self.recipe) if self.workers is None else self.workers
-        if count == 0 and self.scheduler is None:
+        if self.scheduler is None and not (count and can_start_processes(emit)):
             return None
         from c2vl_pipeline.execution.workers import Workers  # dask takes a second to import
 
@@ -180,6 +182,23 @@ class StageRunner:
             self._pool = self._stack.enter_context(Workers(count, self.scheduler, self._resources))
         self._pool.emit = emit
         return self._pool
+
+
+def can_start_processes(emit: Emit) -> bool:
+    """True if this machine can start worker processes: they need semaphores and a folder for temporary files."""
+    import multiprocessing
+    import tempfile
+
+    missing = "room for semaphores in /dev/shm"
+    try:
+        multiprocessing.get_context("spawn").Lock()
+        missing = "a folder for temporary files: set TMPDIR"
+        tempfile.gettempdir()
+    except (OSError, ImportError) as error:
+        text = f"worker processes need {missing} ({one_line(error)}); going on in this process alone, more slowly and unprotected"
+        emit(Note(text, "warning"))
+        return False
+    return True
 
 
 def _resources(options: list[str] | None) -> dict[str, float]:

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
-from c2vl_manifests.errors import ConfigError, StageError, one_line
+from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
@@ -97,8 +97,11 @@ def load(work: Path) -> Workspace:
         )
     extra = manifest.extra
     try:
-        table = pq.read_table(path)
+        with naming(path):
+            table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
+        if passing(error):
+            raise
         raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
     try:
         if table.column_names != SAMPLES.names:

@@ -190,3 +190,70 @@ def test_a_bug_is_not_dressed_as_a_users_error(cli, data, tmp_path, monkeypatch)
     monkeypatch.setattr("c2vl_training.trainer.train", broken)
     with pytest.raises(ZeroDivisionError):
         cli(*pretrain(data, tmp_path / "run"))
+
+
+# --------------------------------------------------------------------------------------- home and systems
+
+
+@pytest.fixture
+def home(raw, tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "my home"))
+    (tmp_path / "my home").mkdir()
+    (tmp_path / "my home" / "raw").symlink_to(raw)
+    return tmp_path / "my home"
+
+
+@pytest.mark.parametrize("sign", ["~", "$HOME", "${HOME}"])
+@pytest.mark.parametrize("joined", [True, False])
+def test_the_home_folder_is_found_however_a_path_is_given(cli, home, sign, joined):
+    paths = {"--data": f"{sign}/raw", "--work": f"{sign}/work"}
+    words = [f"{k}={v}" for k, v in paths.items()] if joined else [word for pair in paths.items() for word in pair]
+    assert cli("c2vl-pipeline", "index", "--dataset", "synthetic", *words).code == 0
+    assert (home / "work" / "samples.parquet").is_file()
+    assert [path.name for path in home.parent.iterdir()] == [home.name]
+
+
+def test_a_setting_that_is_a_path_is_expanded_too(cli, home):
+    (home / "mine.toml").write_text('extends = "debug"')
+    words = ("c2vl-pipeline", "index", "--dataset", "synthetic", "--data=~/raw", "--work", "~/work")
+    assert cli(*words, "--recipe", "~/mine.toml", "--set", "captioner.model=~/llava").code == 0
+    stored = (home / "work" / "samples.json").read_text()
+    assert f"captioner.model={home}/llava" in stored
+    assert f"{home}/mine.toml" in stored
+
+
+def test_words_that_only_contain_a_tilde_stay(cli, home, monkeypatch):
+    monkeypatch.chdir(home)
+    for name in ("a~", "~b", "x~/y"):
+        found = cli("c2vl-pipeline", "status", "--work", name)
+        refused(found, f"{name} holds no index")
+
+
+def test_a_user_without_a_home_folder_is_told_so(cli, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    refused(cli("c2vl-pipeline", "status", "--work=~/work"), "--work=~/work", "no home folder", "set HOME")
+    assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize("command", PARTS)
+def test_another_system_is_refused_in_one_line_by_every_command(cli, command, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    for words in (("--help",), ("status",)):
+        refused(cli(command, *words), "Linux and macOS", "Windows", "WSL")
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(errno.EDQUOT, "quota"), (errno.EROFS, "read-only"), (errno.ESTALE, "stale"), (errno.EIO, "input/output")],
+)
+def test_a_disk_that_refuses_is_one_line_with_the_file(cli, data, tmp_path, monkeypatch, number, said):
+    def refuse(handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    found = cli(*pretrain(data, tmp_path / "run"))
+    refused(found, str(tmp_path / "run"), said)
+    assert "permission" not in found.err
+    assert "None" not in found.err

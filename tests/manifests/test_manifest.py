@@ -288,6 +288,55 @@ def test_the_file_is_synced_before_it_is_put_in_place_and_the_folder_after(
 # ------------------------------------------------------------------------------------------- checksums
 
 
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_fsync_or_rename_over_a_file_serves(
+    path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def lacks(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    commit_text(path.with_name("a.json"), "old")
+    monkeypatch.setattr(os, "fsync", lacks)
+    monkeypatch.setattr(Path, "replace", lacks)
+    commit_text(path.with_name("a.json"), "new")
+    commit_table(path, table, key="k", row_group=2)
+    monkeypatch.undo()
+    assert path.with_name("a.json").read_text() == "new"
+    assert finished_shard(path, "k") is not None
+    assert not list(path.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS])
+@pytest.mark.parametrize("call", ["fsync", "write", "replace"])
+def test_any_other_refusal_names_the_file_that_was_to_be(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(
+        *{"fsync": (os, "fsync"), "write": (Path, "write_bytes"), "replace": (Path, "replace")}[call], refuse
+    )
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        commit_text(path, "new")
+    assert (caught.value.errno, caught.value.filename) == (number, str(path))
+    assert not list(path.parent.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EACCES])
+@pytest.mark.parametrize("target", [(Path, "read_bytes"), (pq, "read_metadata")], ids=["manifest", "footer"])
+def test_a_shard_that_cannot_be_reached_is_not_made_again(
+    path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch, number: int, target: tuple[Any, str]
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    commit_table(path, table, key="k", row_group=2)
+    monkeypatch.setattr(*target, refuse)
+    with pytest.raises(OSError, match=os.strerror(number)):
+        finished_shard(path, "k")
+
+
 def test_pages_carry_checksums_that_catch_a_hole_in_the_data(path: Path) -> None:
     noise = np.random.default_rng(0).bytes(20_000)
     table = pa.table({"status": ["ok"], "jpeg": pa.array([noise])})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 
 import pytest
@@ -97,3 +99,20 @@ def test_verify_does_not_repair_and_list_as_json_at_once(cli, copied):
     answer = cli("c2vl-pipeline", "verify", "--work", copied, "--repair", "--json")
     assert answer.code == 2
     assert "cannot be combined with --repair" in " ".join(answer.err.split())
+
+
+@pytest.mark.parametrize("missing", ["full shm", "no shm", "no folder for temporary files"])
+def test_without_worker_processes_a_stage_goes_on_in_its_own(cli, copied, monkeypatch, missing):
+    def refuse(*_: object, **__: object) -> None:
+        number = errno.ENOSPC if missing == "full shm" else errno.ENOENT
+        raise OSError(number, os.strerror(number))
+
+    call = "tempfile.gettempdir" if missing.startswith("no folder") else "multiprocessing.context.SpawnContext.Lock"
+    shutil.rmtree(copied / "captions")
+    with monkeypatch.context() as patch:
+        patch.setattr(call, refuse)
+        found = cli("c2vl-pipeline", "caption", "--work", copied, "--workers", "2")
+    assert found.code == 0, found.err
+    warning = json.loads(found.out.splitlines()[0])
+    assert warning["event"] == "warning"
+    assert ("TMPDIR" if missing.startswith("no folder") else "/dev/shm") in warning["text"]

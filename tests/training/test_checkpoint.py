@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,3 +99,28 @@ def test_a_loaded_encoder_is_the_saved_one_frozen_and_in_eval_mode(data, tmp_pat
     assert not any(p.requires_grad for p in loaded.module.parameters())
     assert loaded.layout == STICK
     assert loaded.input == recipe().training.input
+
+
+def test_weights_are_read_where_the_file_system_maps_no_files(data, tmp_path, monkeypatch):
+    train(run(data, tmp_path / "run", kind="random"))
+    path = tmp_path / "run" / checkpoint.ENCODER
+    mapped, facts = checkpoint.load(path)
+
+    def refuse(*_, **__):
+        raise OSError("No such device (os error 19)")
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    read, same_facts = checkpoint.load(path)
+    assert (same(read, mapped), same_facts) == (True, facts)
+
+
+def test_weights_that_cannot_be_reached_are_not_called_damaged(data, tmp_path, monkeypatch):
+    train(run(data, tmp_path / "run", kind="random"))
+
+    def refuse(*_, **__):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "encoder.safetensors")
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(OSError, match="Stale"):
+        checkpoint.load(tmp_path / "run" / checkpoint.ENCODER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
@@ -28,6 +29,22 @@ def test_on_a_cpu_the_mapped_file_itself_is_read(tmp_path):
     assert isinstance(packed.joints, np.memmap)
     clips = Clips(packed, np.array([3, 5]), InputConfig(), CPU)
     assert clips._planes.data_ptr() == packed.joints.ctypes.data
+
+
+@pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_maps_no_files_is_read_into_memory(tmp_path, monkeypatch, number):
+    folder = write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK))
+    mapped, load = PackedDataset(folder), np.load
+
+    def refuse(path, mmap_mode=None):
+        if mmap_mode:
+            raise OSError(number, "No such device")
+        return load(path)
+
+    monkeypatch.setattr(np, "load", refuse)
+    packed = PackedDataset(folder)
+    assert not isinstance(packed.joints, np.memmap)
+    assert np.array_equal(packed.joints, mapped.joints)
 
 
 def test_resident_frames_are_those_of_the_rows_in_their_order(tmp_path):

@@ -24,10 +24,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from c2vl_manifests.errors import CheckpointError
+from c2vl_manifests.errors import CheckpointError, passing
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import canonical, commit_bytes
 from c2vl_manifests.recipe import EncoderConfig, InputConfig
@@ -63,12 +64,12 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; give the folder of a finished run (it holds {path.name})")
     try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            facts = json.loads(metadata["c2vl"])
-            expected = metadata["sha256"]
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
+        metadata, tensors = _contents(path)
+        facts = json.loads(metadata["c2vl"])
+        expected = metadata["sha256"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if passing(error):
+            raise
         raise CheckpointError(
             f"{path}: not a checkpoint of this program "
             f"({type(error).__name__}: {str(error)[:100]}); delete it and train again"
@@ -79,6 +80,17 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "put a good copy in its place, or delete it and train again"
         )
     return tensors, facts
+
+
+def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Return metadata and tensors of a safetensors file."""
+    try:
+        with safe_open(path, framework="pt") as handle:
+            return handle.metadata() or {}, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
+    except OSError:  # the file system maps no files into memory; another cause fails again here
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return header.get("__metadata__", {}), deserialise(data)
 
 
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

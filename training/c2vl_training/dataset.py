@@ -8,6 +8,7 @@ that resuming, or sharing an epoch between processes, changes no batch. Labels h
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.errors import NO_SUCH_CALL, ConfigError, DataError, naming, passing
 from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
@@ -35,6 +36,18 @@ _COLUMNS = (
     *("sample_id", "frames", "skeleton_status", "vision_rows", "language_rows"),
     *("reason", "subject", "splits"),
 )
+
+
+def _on_disk(path: Path) -> npt.NDArray[Any]:
+    """Return an array that stays on disk until it is used; in memory where the file system maps no files."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+        return array
+    except OSError as error:
+        if error.errno not in NO_SUCH_CALL | {errno.ENODEV}:
+            raise
+        array = np.load(path)
+        return array
 
 
 @dataclass(frozen=True)
@@ -68,8 +81,11 @@ class PackedDataset:
     def _read_index(self) -> pa.Table:
         path = self.folder / "index.parquet"
         try:
-            table = pq.read_table(path).combine_chunks()
+            with naming(path):
+                table = pq.read_table(path).combine_chunks()
         except (OSError, pa.ArrowException) as error:
+            if passing(error):
+                raise
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
         if table.num_rows != self.manifest.samples:
             raise DataError(
@@ -87,8 +103,10 @@ class PackedDataset:
     def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         path = self.folder / name
         try:
-            array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if np.prod(shape) else None)
+            array = _on_disk(path) if np.prod(shape) else np.load(path)
         except (OSError, ValueError, EOFError) as error:
+            if passing(error):
+                raise
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
         if array.shape != shape:
             raise DataError(f"{path}: shape {array.shape}, expected {shape}; run `c2vl-pipeline pack` again")

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from c2vl_manifests.errors import CheckpointError
+from c2vl_manifests.errors import CheckpointError, passing
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
@@ -152,6 +152,8 @@ def read_result(folder: Path) -> Result:
         counts = (facts["epochs"], facts["seconds"], facts["samples"], facts["left_out"])
         return Result(folder, *counts, facts["last"])
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if passing(error):
+            raise
         raise CheckpointError(
             f"{folder / 'run.json'} is damaged ({error}); delete the folder and train again"
         ) from error

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from c2vl_manifests.errors import naming
 from c2vl_manifests.manifest import commit_text
 
 Metrics = dict[str, float]
@@ -99,7 +100,7 @@ class RunLog:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as handle:
+    with naming(path), path.open("a", encoding="utf-8") as handle:
         handle.write(json.dumps(line) + "\n")
 
 
@@ -113,7 +114,8 @@ class _Board:
         self._protos = event_pb2
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
-        self._file = (folder / f"events.out.tfevents.{int(time.time())}.{number:04d}").open("wb", buffering=0)
+        self._path = folder / f"events.out.tfevents.{int(time.time())}.{number:04d}"
+        self._file = self._path.open("wb", buffering=0)
         self._writer = RecordWriter(self._file)
         self._event(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
@@ -121,7 +123,8 @@ class _Board:
 
     def _event(self, **content: Any) -> None:
         event = self._protos.Event(wall_time=time.time(), **content)
-        self._writer.write(event.SerializeToString())
+        with naming(self._path):
+            self._writer.write(event.SerializeToString())
 
     def write(self, epoch: int, metrics: Metrics, counts: Counts) -> None:
         from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary

@@ -7,6 +7,7 @@ truth, so that any process may die at any moment.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import socket
@@ -17,10 +18,10 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import StageError
+from c2vl_manifests.errors import NO_SUCH_CALL, StageError, naming
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import (
     ShardManifest,
@@ -93,7 +94,7 @@ def run_stage(
     _check_index(stage, index, recipe, whole=limit is None and only is None)
     folder, redo = index.work / stage.name, redo or {}
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder, emit):
         keys = stage_keys(stage, index, recipe)
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
@@ -147,22 +148,39 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
 # -------------------------------------------------------------------------------------- before the first shard
 
 
+_HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
+"""How `flock` answers where another process holds the lock (EACCES: a Windows share)."""
+
+
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, emit: Emit) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process: two runs of one stage would do the work twice."""
-    with (folder / ".lock").open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+    path = folder / ".lock"
+    with path.open("a+") as handle:
+        with naming(path):
+            if not _lock(handle, folder):
+                text = f"{folder}: this file system has no locks; going on without: start no second run of this stage"
+                emit(Note(text, "warning"))
+            handle.truncate(0)
+            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+            handle.flush()
+        yield
+
+
+def _lock(handle: TextIO, folder: Path) -> bool:
+    """Lock an open file; False where the file system has no locks, StageError where another process holds it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _HELD:
             handle.seek(0)
             raise StageError(
-                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for "
-                f"it or stop it"
+                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for it or stop it"
             ) from error
-        handle.truncate(0)
-        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-        handle.flush()
-        yield
+        if error.errno not in NO_SUCH_CALL | {errno.EPERM}:
+            raise
+        return False
+    return True
 
 
 def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_pipeline.raw.hints import hints
-from c2vl_pipeline.raw.scan import check_video_header, list_zip
+from c2vl_pipeline.raw.scan import check_ends, is_archive, list_zip, unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Match, Row, Scan
 
@@ -65,6 +65,14 @@ class Findings:
     """Sample id -> what makes it impossible."""
     oddities: list[str] = field(default_factory=list)
     """What reading some joints, or all of them with `deep`, tells: notes as whole phrases."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """`video` and `skeleton` -> the first path of a table that does not exist, and a near one that does."""
+    system: list[str] = field(default_factory=list)
+    """Files that a system or an editor left among the data."""
+    no_names: list[str] = field(default_factory=list)
+    """Cells of a table that hold a word for nothing where a file may be named."""
+    remarks: list[str] = field(default_factory=list)
+    """What was taken for granted, as sentences without a full stop."""
     hints: list[str] = field(default_factory=list)
     """Probable causes, as sentences without a full stop."""
     lacks: list[tuple[str, str, str]] = field(default_factory=list)
@@ -75,8 +83,8 @@ class Findings:
         return [self.too_few][: bool(self.too_few)] + _phrases(
             {
                 "label files missing": self.labels,
-                "videos missing": self.missing_videos,
-                "skeletons missing": self.missing_skeletons,
+                "videos missing": self._missing("video", self.missing_videos),
+                "skeletons missing": self._missing("skeleton", self.missing_skeletons),
                 "empty files": self.empty,
                 "damaged or truncated files": self.truncated,
                 f"files under 1/{_FAR_BELOW} of the median of their camera": self.small,
@@ -86,6 +94,9 @@ class Findings:
             }
         )
 
+    def _missing(self, kind: str, samples: list[str]) -> list[str]:
+        return [self.absent[kind], *samples[1:]] if samples and kind in self.absent else samples
+
     def keep(self, samples: set[str], files: set[str | None]) -> None:
         """Drop findings about other samples and files than these."""
         for names in (self.missing_videos, self.missing_skeletons):
@@ -94,6 +105,7 @@ class Findings:
         for names in (self.empty, self.truncated, self.small):
             names[:] = [f for f in names if f.split(": ", 1)[0] in files]
         self.labels, self.too_few, self.lacks = [], "", []
+        self.absent = self.absent if self.missing_videos or self.missing_skeletons else {}
 
     def named(self) -> dict[str, list[str]]:
         """Return the faulty files by kind of error."""
@@ -110,8 +122,13 @@ class Findings:
 
     def notes(self) -> list[str]:
         """Return one phrase per kind of oddity that does not stop `index`."""
-        problems = [f"{sample}: {why}" for sample, why in self.problems.items()]
-        return _phrases({"unexpected files": self.unexpected, "impossible samples": problems}) + self.oddities
+        kinds = {
+            "unexpected files": self.unexpected,
+            "system or backup files passed over": self.system,
+            "impossible samples": [f"{sample}: {why}" for sample, why in self.problems.items()],
+            "cells that name no file": self.no_names,
+        }
+        return [*self.remarks, *_phrases(kinds), *self.oddities]
 
 
 def _phrases(kinds: dict[str, list[str]]) -> list[str]:
@@ -138,6 +155,10 @@ def check(dataset: Dataset, root: Path, expected: Expected, match: Match, scan: 
         unexpected=match.unexpected,
         unfinished=list(scan.unfinished),
         problems={r["sample_id"]: r["problem"] for r in rows if r["problem"]},
+        absent=match.absent,
+        system=scan.system,
+        no_names=match.notes,
+        remarks=expected.notes,
     )
     _check_content(dataset, root, rows, findings, deep)
     _empty_and_small(rows, findings)
@@ -188,22 +209,24 @@ def _empty_and_small(rows: list[Row], findings: Findings) -> None:
 
 
 def _check_content(dataset: Dataset, root: Path, rows: list[Row], findings: Findings, deep: bool) -> None:
-    """Note damaged videos by their first bytes and, with `deep`, damaged skeleton files by reading them."""
-    videos = [(str(root / relative), relative, size) for relative, size, _ in _there(rows, "video") if size]
+    """Note files damaged at their ends and, with `deep`, damaged skeleton files by reading them."""
+    skeletons = [(path, size) for path, size, row in _there(rows, "skeleton") if size and not row["known_missing"]]
+    files = [*((path, size) for path, size, _ in _there(rows, "video") if size), *skeletons]
 
-    def look(part: list[tuple[str, str, int]]) -> list[str]:
-        return [f"{relative}: {why}" for path, relative, size in part if (why := check_video_header(path, size))]
+    def look(part: list[tuple[str, int]]) -> list[str]:
+        return [f"{path}: {why}" for path, size in part if (why := check_ends(f"{root}/{path}", size))]
 
     # threads help in folders across a network; each takes a slice, for a task per file would cost more than reading
     with ThreadPoolExecutor(_THREADS) as pool:
-        for lines in pool.map(look, [videos[n::_THREADS] for n in range(_THREADS)]):
+        for lines in pool.map(look, [files[n::_THREADS] for n in range(_THREADS)]):
             findings.truncated += lines
     findings.truncated.sort()
     check_file = reader_of(dataset).check_file
     if not deep or check_file is None:
         return
-    for relative, size, row in _there(rows, "skeleton"):
-        if size and not row["known_missing"]:
+    broken = {line.split(": ", 1)[0] for line in findings.truncated}
+    for relative, _ in skeletons:
+        if relative not in broken:
             path = root / relative
             try:
                 check_file(path)
@@ -228,7 +251,10 @@ def _open_archives(dataset: Dataset, root: Path, match: Match, scan: Scan, findi
             for base in (name.rsplit("/", 1)[-1] for name in names)
         )
         if held:
-            findings.packed.append(f"{relative}: holds {held:,} missing files; unpack it")
+            command = unpack_command(root / relative)
+            findings.packed.append(f"{relative}: holds {held:,} missing files; unpack it: {command}")
+        elif any(map(is_archive, names)):
+            scan.archives.insert(0, relative)
 
 
 # ------------------------------------------------------------------------------------ where most is missing

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset, dataset_names, load_dataset
+from c2vl_pipeline.raw.scan import unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Scan
 
@@ -55,7 +56,7 @@ def hints(
         unexpected: files with a suffix of the dataset that belong to no sample.
     """
     if not (dataset.video_suffixes or dataset.skeleton_suffixes):
-        return []
+        return archive_hints(root, [*scan.zips, *scan.archives])
     causes = []
     if not present and (other := looks_like([*scan.others, *unexpected], dataset)) is not None:
         causes.append(other)
@@ -68,7 +69,12 @@ def hints(
             causes.append(hint)
         elif kinds not in present and (near := _neighbour(dataset, root, kinds, endings)):
             causes.append(f"the {kinds} are in {near}: give --data {root.parent}")
-    return causes + [f"{name} may hold the missing files: unpack it" for name in scan.archives[:3]]
+    return causes + archive_hints(root, scan.archives)
+
+
+def archive_hints(root: Path, names: list[str]) -> list[str]:
+    """Return hints at the first archives, with the commands that unpack them."""
+    return [f"unpack {name}, which may hold the missing files: {unpack_command(root / name)}" for name in names[:3]]
 
 
 def _same_ids(dataset: Dataset, missing: list[str], unexpected: list[str]) -> str | None:

@@ -1,17 +1,34 @@
-"""List a raw folder in one walk; check video headers and zip directories for damage."""
+"""List a raw folder in one walk; check the ends of files and the directories of zips for damage."""
 
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import zipfile
 from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from c2vl_manifests.errors import DataError
-from c2vl_pipeline.readers.base import File, Scan
+from c2vl_manifests.errors import DataError, disk_error
+from c2vl_pipeline.readers.base import File, Scan, is_system_file
 
-_ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz")
+_ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst")
+_FIRST_PART = re.compile(r".*\.(z01|0+1|part0*1(\.rar)?|(zip|7z|rar|tar|tgz|gz|bz2|xz|zst)\.(part)?a+)$", re.IGNORECASE)
+_LATER_PART = re.compile(r".*\.part\d+\.rar$", re.IGNORECASE)
+"""Parts of an archive that was split; only the first is named."""
+_UNPACK = (
+    (r"\.z01$", "7z x -o{folder} {whole}.zip"),
+    (r"\.(part)?a+$", "cat {whole}.* > {whole}"),
+    (r"\.(tar|tgz|tbz2|txz|tar\.\w+)$", "tar -xf {file} -C {folder}"),
+    (r"\.zip$", "unzip {file} -d {folder}"),
+    (r"\.gz$", "gunzip -k {file}"),
+    (r"\.bz2$", "bunzip2 -k {file}"),
+    (r"\.xz$", "unxz -k {file}"),
+    (r"\.zst$", "unzstd {file}"),
+    (r"$", "7z x -o{folder} {file}"),
+)
+"""End of an archive's name -> the command that unpacks it."""
 _NO_VIDEO = "not a video; it begins with"
 _MATROSKA = b"\x1aE\xdf\xa3"
 _PADDING = 4200
@@ -37,7 +54,7 @@ def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
             with os.scandir(folder) as entries:
                 listed = sorted(entries, key=lambda e: e.name)
         except OSError as error:
-            raise DataError(f"{folder}: cannot be read ({error.strerror}); fix its permissions") from error
+            raise DataError(disk_error(error, folder)) from error
         inside, folders = os.path.relpath(folder, root), []
         for entry in listed:
             relative = entry.name if inside == "." else os.path.join(inside, entry.name)
@@ -45,11 +62,15 @@ def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
                 folder_inside = entry.is_dir()
             except OSError:  # a link in a loop
                 folder_inside = False
-            if folder_inside:
+            if is_system_file(f"{relative}/" if folder_inside else relative):
+                scan.system.append(relative)
+            elif folder_inside:
                 folders.append(entry.path)
             else:
                 _add(scan, entry, relative, suffixes)
         pending += reversed(folders)
+    split = {name.lower() for name in scan.archives}
+    scan.zips = [name for name in scan.zips if f"{name[:-4].lower()}.z01" not in split]
     return scan
 
 
@@ -57,7 +78,7 @@ def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str
     lower = entry.name.lower()
     if lower.endswith(".zip"):
         scan.zips.append(relative)
-    elif lower.endswith(_ARCHIVES):
+    elif is_archive(lower):
         scan.archives.append(relative)
     elif lower.endswith(_UNFINISHED):
         scan.unfinished.append(relative)
@@ -75,17 +96,32 @@ def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str
 # ------------------------------------------------------------------------------------------- broken files
 
 
-def check_video_header(path: str, size: int) -> str | None:
-    """Return the damage that the first bytes of a video reveal, or None; other suffixes are not checked."""
+_TEXTS = {".skeleton", ".txt", ".csv", ".json"}
+_VIDEOS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}
+_LOOK = 64
+_COPY = "NUL bytes, as after a full disk, a crash or an unfinished copy; copy it again"
+
+
+def check_ends(path: str, size: int) -> str | None:
+    """Return the damage that the first and last bytes of a raw file reveal, or None.
+
+    No format begins with NUL bytes, no text ends with them, and no video ends with a sixteenth of them; arrays may.
+    """
     kind = os.path.splitext(path)[1].lower()
-    if kind not in {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}:
-        return None
     try:
         with open(path, "rb", buffering=0) as file:
-            damage = _check_header(file, size)
+            if not file.read(_LOOK).strip(b"\0"):
+                return f"{'not a video; it ' if kind in _VIDEOS else ''}begins with {_COPY}"
+            file.seek(0)
+            damage = _check_header(file, size) if kind in _VIDEOS else None
+            if damage and not (damage.startswith(_NO_VIDEO) and _has_frames(Path(path))):
+                return damage
+            most = min(_LOOK if kind in _TEXTS else max(size // 16, _LOOK), 1 << 20)
+            if kind in _TEXTS | _VIDEOS and all(_is_nul(file, size, length) for length in (1, _LOOK, most)):
+                return f"ends with {_COPY}"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    return None if damage and damage.startswith(_NO_VIDEO) and _has_frames(Path(path)) else damage
+    return None
 
 
 def _has_frames(path: Path) -> bool:
@@ -102,7 +138,7 @@ def _has_frames(path: Path) -> bool:
 def missing_bytes(path: Path) -> str | None:
     """Return how a video shows that bytes of it are missing, or None: its frames end early for another reason.
 
-    For videos with fewer frames than their container advertises; it looks closer than `check_video_header`.
+    For videos with fewer frames than their container advertises; it looks closer than `check_ends`.
     """
     try:
         size = path.stat().st_size
@@ -129,6 +165,12 @@ def _tag_ends(file: FileIO, size: int) -> bool:
     length = int.from_bytes(file.read(4), "big")
     file.seek(max(size - 4 - length, 0))
     return int.from_bytes(file.read(4)[1:], "big") + 11 == length
+
+
+def _is_nul(file: FileIO, size: int, length: int) -> bool:
+    """True if the last bytes of a file are NUL."""
+    file.seek(max(0, size - length))
+    return not file.read(length).strip(b"\0")
 
 
 def _check_header(file: FileIO, size: int) -> str | None:
@@ -203,3 +245,19 @@ def list_zip(path: Path, deep: bool) -> tuple[list[str], str | None]:
         return names, f"{bad} does not match its checksum" if bad is not None else None
     except Exception as error:  # zipfile, zlib and lzma raise a dozen kinds on damaged files
         return names, " ".join(str(error).split()) or type(error).__name__
+
+
+def is_archive(name: str) -> bool:
+    """True if a file name is that of an archive, or of the first part of one."""
+    if _FIRST_PART.fullmatch(name):
+        return True
+    return name.lower().endswith((".zip", *_ARCHIVES)) and not _LATER_PART.fullmatch(name)
+
+
+def unpack_command(path: Path) -> str:
+    """Return the shell command that unpacks an archive into its own folder (of one cut by `split`: joins it)."""
+    if (first := path.with_suffix(".z01")).exists():  # of a zip in parts, the last of which is the .zip
+        path = first
+    command = next(command for end, command in _UNPACK if re.search(end, path.name.lower()))
+    names = {"file": path, "folder": path.parent, "whole": path.with_suffix("")}
+    return "`" + command.format(**{key: shlex.quote(str(name)) for key, name in names.items()}) + "`"

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import KINECT_V2, LAYOUTS, Layout
 from c2vl_manifests.recipe import SkeletonsConfig
@@ -20,18 +19,16 @@ from c2vl_pipeline.readers.base import (
     NEARLY,
     Array,
     Assembled,
-    Expected,
-    Match,
     Projection,
     Reader,
     Row,
-    Scan,
     anchored,
     recording_frames,
     without_gaps,
 )
 from c2vl_pipeline.readers.oddities import oddities
-from c2vl_pipeline.readers.sample_table import table_rows
+from c2vl_pipeline.readers.sample_table import expected_rows
+from c2vl_pipeline.readers.table_files import locate_named
 
 _ARRAYS = (".npy", ".npz")
 _WIDEST = 4
@@ -279,32 +276,9 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
     return truncated, notes
 
 
-def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
-    """Look up the files that the table names; a name without a file is dropped from its row."""
-    match = Match()
-    sizes: dict[str, int] = {}
-    for row in rows:
-        for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):
-            name = row[kind]
-            if name is None:
-                continue
-            if name not in sizes:
-                try:
-                    path = root / name
-                    sizes[name] = path.stat().st_size if path.is_file() else -1
-                except (OSError, ValueError):  # not a possible file name
-                    sizes[name] = -1
-            if sizes[name] < 0:
-                missing.append(row["sample_id"])
-                row[kind] = None
-            else:
-                row[f"{kind}_bytes"] = sizes[name]
-    return match
-
-
 READER = Reader(
-    expected_rows=lambda dataset, root, scan: Expected(*table_rows(root)),
-    locate=_locate,
+    expected_rows=expected_rows,
+    locate=locate_named,
     read_joints=_read,
     project=_project,
     look=_look,

@@ -5,6 +5,8 @@ A `Reader` states everything the product must know about one kind of raw data. `
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -36,6 +38,19 @@ class File:
     relative: str
 
 
+_SYSTEM = re.compile(
+    r"(^|/)(\._[^/]*|\.ds_store|(eh)?thumbs\.db|desktop\.ini|[^/]*(~|\.bak|\.orig|\.swp))$"
+    r"|(^|/)(__macosx|\.appledouble|\.trash[^/]*|\.spotlight-v100|\.fseventsd|\.ipynb_checkpoints|@eadir"
+    r"|\$recycle\.bin|system volume information|lost\+found)/",
+    re.IGNORECASE,
+)
+
+
+def is_system_file(relative: str) -> bool:
+    """True if a system, an archiver or an editor made this: `._x`, `x.bak`, or a folder (with `/`) like __MACOSX."""
+    return _SYSTEM.search(relative) is not None
+
+
 @dataclass
 class Scan:
     """All files below a raw folder, sorted by what their names tell."""
@@ -45,6 +60,8 @@ class Scan:
     archives: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    system: list[str] = field(default_factory=list)
+    """What a system or an editor left, see `is_system_file`."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,8 @@ class Expected:
     """Label files that do not exist."""
     too_few: str = ""
     """Count of label files or of their rows, if it differs from the published one."""
+    notes: list[str] = field(default_factory=list)
+    """What was taken for granted about label files or the table."""
 
 
 @dataclass
@@ -68,6 +87,9 @@ class Match:
     unexpected: list[str] = field(default_factory=list)
     missing_stems: dict[str, set[str]] = field(default_factory=dict)
     """`video` and `skeleton` -> names, without suffix, for which no file exists."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """`video` and `skeleton` -> the first path of a table that does not exist, and a near one that does."""
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -185,6 +207,34 @@ def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) ->
         match.missing_stems[kind] = wanted[kind] - set(named)
     match.unexpected += duplicates
     return match
+
+
+def near_path(name: str, files: Iterable[str]) -> str | None:
+    """Return the file that a wrong path most probably means, or None.
+
+    Files are compared without regard to letter case, the form of accents, blanks at ends, and the kind of slash; first
+    by the whole path, then by fewer of its last parts, at last by the name without its suffix.
+    """
+    wanted = _parts(name)
+    best: tuple[int, str] | None = None
+    for file in files:
+        parts = _parts(file)
+        alike = [a == b for a, b in zip(reversed(wanted), reversed(parts), strict=False)]
+        score = 2 * (alike.index(False) if False in alike else len(alike))
+        if not score and wanted and parts and _stem(wanted[-1]) == _stem(parts[-1]):
+            score = 1
+        if score and (best is None or score > best[0]):
+            best = score, file
+    return best[1] if best else None
+
+
+def _parts(path: str) -> list[str]:
+    plain = unicodedata.normalize("NFKC", path).casefold().replace("\\", "/")
+    return [part for one in plain.split("/") if (part := one.strip(" \t\"'")) not in {"", "."}]
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 # ---------------------------------------------------------------------------------------------- joints

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from c2vl_manifests.errors import EngineError
+from c2vl_pipeline.readers.base import is_system_file
 
 
 def caption_json(path: Path) -> bytes:
@@ -15,7 +16,7 @@ def caption_json(path: Path) -> bytes:
         if path.suffix.lower() != ".zip":
             return path.read_bytes()
         with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.lower().endswith(".json") and not n.startswith("__MACOSX/")]
+            names = [n for n in archive.namelist() if n.lower().endswith(".json") and not is_system_file(n)]
             if len(names) != 1:
                 raise EngineError(
                     f"caption file {path} holds {len(names)} JSON files, expected one; unpack it and name the right "

@@ -43,6 +43,9 @@ def read_clip(path: Path, start: int, end: int) -> npt.NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str]]:
+    with open(path, "rb") as content:
+        if not content.read(64).strip(b"\0"):
+            raise DataError(f"{path}: begins with NUL bytes, as after a full disk or a crash; copy it again")
     try:
         with np.load(path, allow_pickle=False) as file:
             joints, off, names = file["x"], file["off"], file["name"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -44,7 +45,9 @@ def is_label(relative: str) -> bool:
 
 def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     """Expect one sample per row of the label files, and a label file for each published recording."""
-    labels = [f.relative for f in scan.files if f.suffix == ".txt" and is_label(f.relative)]
+    texts = [f.relative for f in scan.files if f.suffix == ".txt" and is_label(f.relative)]
+    # a readme is none; where no name is one of a recording, the error names the first
+    labels = [path for path in texts if re.fullmatch(dataset.id_pattern, Path(path).stem)] or texts
     rows = list(label_rows(dataset, root, labels))
     names = {Path(relative).stem for relative in labels}
     missing = [f"{name}.txt" for name in dataset.expected_recordings() if name not in names]
@@ -55,7 +58,10 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
             too_few = f"{len(names):,} of {published.videos:,} label files"
         elif len(rows) != published.samples:
             too_few = f"{len(rows):,} rows in all label files, {published.samples:,} were published"
-    return Expected(dataset.classes, rows, missing, too_few)
+    strangers = sorted(set(texts) - set(labels))
+    more = f" and {len(strangers) - 1} more" if strangers[1:] else ""
+    notes = [f"{strangers[0]}{more}: no label file by its name, passed over"] if strangers else []
+    return Expected(dataset.classes, rows, missing, too_few, notes)
 
 
 def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[Row]:
@@ -78,7 +84,10 @@ def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[
         path = root / files[video]
         if (size := path.stat().st_size) > _MOST_LABEL_BYTES:
             raise DataError(f"{path}: {size:,} bytes; a label file has a few hundred. Is it a skeleton file?")
-        yield from parse_labels(path.read_text("utf-8", "replace"), video, dataset, str(path))
+        text = path.read_text("utf-8-sig", "replace")
+        if text and not text.strip("\0"):
+            raise DataError(f"{path}: NUL bytes, as after a full disk or a crash; copy it again")
+        yield from parse_labels(text, video, dataset, str(path))
 
 
 def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[Row]:
@@ -87,7 +96,10 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
     Raises:
         DataError: `file:line: reason`.
     """
-    fields = dataset.parse_id(video)
+    try:
+        fields = dataset.parse_id(video)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from error
     head = f"A{fields['setup']:03d}N{fields['subject']:03d}" if "setup" in fields else f"A{fields['video']:04d}"
     rows = []
     for number, line in enumerate(text.split("\n"), 1):

@@ -5,65 +5,72 @@ A table of any content gives rows or one DataError with file and line.
 
 from __future__ import annotations
 
-import csv
-import difflib
-import io
-import math
+import re
+from collections.abc import Iterable
+from decimal import Decimal
 from pathlib import Path, PurePath
-from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from c2vl_manifests.datasets import SPLITS
-from c2vl_manifests.errors import DataError
-from c2vl_pipeline.readers.base import Row, new_row
+from c2vl_manifests.datasets import SPLITS, Dataset
+from c2vl_manifests.errors import DataError, disk_error
+from c2vl_pipeline.readers.base import Expected, Row, Scan, new_row
+from c2vl_pipeline.readers.table_cells import Cells, is_missing, read_cells
 
 _INT16, _INT32 = 1 << 15, 1 << 31
 _MOST_TABLE_BYTES = 1 << 30
-_MOST_ROWS = 10_000_000
-_MOST_COLUMNS = 1000
 _MOST_CELL = 1 << 16
 
-COLUMNS = (
-    "sample_id", "video", "start_frame", "end_frame", "skeleton", "label", "subject", "view", "camera",
-)  # fmt: skip
+_NUMBER = re.compile(r"[+-]?\d{1,20}([.,]\d{0,20})?([eE][+-]?\d{1,2})?", re.ASCII)
+_AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
+"""One and a bit for one program, a thousand and more for another."""
+_GROUPED = re.compile(
+    r"(?P<digits>[+-]?[1-9]\d{0,2}(?P<group>[.,'’ \xa0\u202f])\d{3}((?P=group)\d{3})*)(?P<rest>(?!(?P=group))[.,]\d*)?"
+)
+"""A number whose thousands are set apart."""
 
 
-def table_rows(root: Path) -> tuple[tuple[str, ...], list[Row]]:
-    """Return the classes and rows of the table in a folder, samples.parquet or samples.csv.
+def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
+    """Expect one sample per row of the table in a folder, samples.parquet or samples.csv.
 
     Raises:
         DataError: there is no table, or `file:line: reason` (Parquet: the row's number).
     """
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
     if path is None:
+        like = [name for name in scan.others if re.match(r"samples?\.[^/]*$", name, re.IGNORECASE)]
         raise DataError(
-            f"{root} holds neither samples.csv nor samples.parquet; write a table with the columns sample_id, video, "
-            "start_frame, end_frame, skeleton, label, subject, view and split_<benchmark> (only sample_id is required)"
+            f"{root} holds neither samples.csv nor samples.parquet"
+            + (f" (but {like[0]}: save it as samples.csv)" if like else "")
+            + "; write a table with the columns sample_id, video, start_frame, end_frame, skeleton, label, subject, "
+            "view and split_<benchmark> (only sample_id is required)"
         )
     try:
         if (size := path.stat().st_size) > _MOST_TABLE_BYTES:
             raise DataError(f"{path}: {size:,} bytes; a table of samples has up to {_MOST_TABLE_BYTES:,}")
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: not a table of samples ({error})") from error
-    return parse_table(content, path.suffix, str(path))
+        raise DataError(disk_error(error, path)) from error
+    notes: list[str] = []
+    classes, rows = parse_table(content, path.suffix, str(path), notes)
+    return Expected(classes, rows, notes=notes)
 
 
-def parse_table(content: bytes, suffix: str, source: str) -> tuple[tuple[str, ...], list[Row]]:
+def parse_table(
+    content: bytes, suffix: str, source: str, notes: list[str] | None = None
+) -> tuple[tuple[str, ...], list[Row]]:
     """Return the classes and rows of a `.csv` or `.parquet` table, ordered by video.
 
     Raises:
         DataError: `file:line: reason` (Parquet: the row's number).
     """
-    numbered = _parquet(content, source) if suffix == ".parquet" else _csv(content, source)
-    labels = {label for _, entry in numbered if (label := _label(entry))}
-    if len(labels) >= _INT16:
-        raise DataError(f"{source}: {len(labels):,} different labels; expected less than {_INT16:,}")
-    classes = sorted(labels, key=_label_order)
-    place = {label: at for at, label in enumerate(classes)}
-    rows = [_table_row(source, number, entry, place) for number, entry in numbered]
+    numbered = list(read_cells(content, suffix, source, [] if notes is None else notes))
+    names = class_names(cells["label"] for _, cells in numbered if "label" in cells)
+    classes = sorted(set(names.values()), key=_label_order)
+    if len(classes) >= _INT16:
+        raise DataError(f"{source}: {len(classes):,} different labels; expected less than {_INT16:,}")
+    place = {name: at for at, name in enumerate(classes)}
+    labels = {text: place[name] for text, name in names.items()}
+    folder = PurePath(source).parent
+    rows = [_table_row(f"{source}:{number}", folder, cells, labels) for number, cells in numbered]
     seen: dict[str, int] = {}
     for (number, _), row in zip(numbered, rows, strict=True):
         if (first := seen.setdefault(row["sample_id"], number)) != number:
@@ -74,146 +81,100 @@ def parse_table(content: bytes, suffix: str, source: str) -> tuple[tuple[str, ..
     return tuple(classes), rows
 
 
-def _label_order(label: str) -> tuple[bool, int, str]:
+def class_names(texts: Iterable[str]) -> dict[str, str]:
+    """Return the class that each label means: of numbers 2.0 is 2, of truth values TRUE is True, others themselves."""
+    given = {text for text in texts if not is_missing(text)}
+    if all(_NUMBER.fullmatch(text) for text in given):
+        return {text: _plain(text) for text in given}
+    if all(text.lower() in {"true", "false"} for text in given):
+        return {text: text.capitalize() for text in given}
+    return {text: text for text in given}
+
+
+def _plain(number: str) -> str:
+    """Return a number as it is written without need: `2.0`, `2,0` and `2e0` are 2; `07` stays."""
+    if number.lstrip("+-").isdigit():
+        return number
+    value = Decimal(number.replace(",", "."))
+    return str(int(value)) if value == value.to_integral_value() else f"{value.normalize():f}"
+
+
+def _label_order(label: str) -> tuple[bool, Decimal, str]:
     """Sort key: numbers first and by value, then words."""
-    number = label.isascii() and label.isdigit() and len(label) < 20
-    return not number, int(label) if number else 0, label
+    number = _NUMBER.fullmatch(label) is not None
+    return not number, Decimal(label.replace(",", ".")) if number else Decimal(0), label
 
 
-def _check_columns(columns: list[str], source: str) -> None:
-    """Raise DataError for unknown, repeated or too many columns."""
-    if len(columns) > _MOST_COLUMNS:
-        raise DataError(f"{source}:1: {len(columns):,} columns; expected up to {_MOST_COLUMNS}")
-    for at, column in enumerate(columns):
-        if column in columns[:at]:
-            raise DataError(f"{source}:1: column {column[:60]!r} appears twice; name each column once")
-        if column not in COLUMNS and not (column.startswith("split_") and column.isprintable()):
-            near = difflib.get_close_matches(column[:60], COLUMNS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(COLUMNS)}, split_<benchmark>"
-            raise DataError(f"{source}:1: unknown column {column[:60]!r}; {hint}")
+def whole_number(text: str) -> int | None:
+    """Return the whole number that a cell holds, as any program or country writes it; None if it holds none."""
+    if _AMBIGUOUS.fullmatch(text):
+        return None
+    if match := _GROUPED.fullmatch(text):
+        text = match["digits"].replace(match["group"], "") + (match["rest"] or "")
+    if not _NUMBER.fullmatch(text):
+        return None
+    value = Decimal(text.replace(",", "."))
+    return int(value) if value == value.to_integral_value() else None
 
 
-def _csv(content: bytes, source: str) -> list[tuple[int, Row]]:
-    """Return (line, cells by column) of each row."""
-    try:
-        text = content.decode("utf-8-sig")  # spreadsheets write a byte order mark
-        reader = csv.reader(io.StringIO(text, newline=""))
-        columns = next((line for line in reader if line), [])
-        _check_columns(columns, source)
-        numbered = []
-        for cells in reader:
-            if not cells:
-                continue
-            if len(cells) > len(columns):
-                raise DataError(
-                    f"{source}:{reader.line_num}: {len(cells)} cells; the header has {len(columns)} columns"
-                )
-            numbered.append((reader.line_num, dict(zip(columns, cells, strict=False))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a table of samples ({error}); write CSV in UTF-8") from error
-    return numbered
-
-
-def _parquet(content: bytes, source: str) -> list[tuple[int, Row]]:
-    """Return (row from 1, cells by column) of each row."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        facts = file.metadata
-        size = sum(facts.row_group(g).total_byte_size for g in range(facts.num_row_groups))
-        if facts.num_rows > _MOST_ROWS or size > _MOST_TABLE_BYTES:
-            raise DataError(
-                f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {_MOST_TABLE_BYTES:,}"
-            )
-        _check_columns(file.schema_arrow.names, source)
-        for column in file.schema_arrow:
-            if pa.types.is_nested(column.type):
-                raise DataError(
-                    f"{source}:1: column {column.name!r} holds {str(column.type)[:60]}; expected text or numbers"
-                )
-        entries = [
-            entry for batch in file.iter_batches(batch_size=1024, use_threads=False) for entry in batch.to_pylist()
-        ]
-    except (OSError, pa.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{source}: not a table of samples ({reason})") from error
-    return list(enumerate(entries, 1))
-
-
-def _empty(value: Any) -> bool:
-    return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
-
-
-def _label(entry: Row) -> str:
-    """Return a label as text, empty if missing; pandas writes whole numbers in columns with gaps as 3.0."""
-    value = entry.get("label")
-    if _empty(value):
-        return ""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else str(value)
-    return str(value).strip()
-
-
-def _table_row(source: str, number: int, entry: Row, labels: dict[str, int]) -> Row:
-    def whole(column: str) -> int | None:
-        value = entry.get(column)
-        if _empty(value):
-            return None
-        try:
-            if isinstance(value, float) and value.is_integer():
-                value = int(value)
-            text = str(value).strip()
-            if not (text.isascii() and text.lstrip("+-").isdigit()):  # int() takes 1_0 and Arabic digits
-                raise ValueError
-            parsed = int(text)
-        except ValueError as error:
-            raise DataError(f"{source}:{number}: {column} = {str(value)[:40]!r} is not a whole number") from error
-        most = _INT32 if column.endswith("_frame") else _INT16
-        if not -most <= parsed < most:
-            raise DataError(
-                f"{source}:{number}: {column} = {str(parsed)[:40]} is out of range; expected less than {most}"
-            )
-        return parsed
-
+def _table_row(place: str, folder: PurePath, cells: Cells, labels: dict[str, int]) -> Row:
     def text_of(column: str) -> str:
-        value = entry.get(column)
-        text = "" if _empty(value) else str(value).strip()
+        text = cells.get(column, "")
         if len(text) > _MOST_CELL or "\0" in text:
-            raise DataError(f"{source}:{number}: {column} = {text[:40]!r}… is not a name; expected a short text")
+            raise DataError(f"{place}: {column} = {text[:40]!r}… is not a name; expected a short text")
         return text
 
-    sample_id = text_of("sample_id")
+    def given(column: str) -> str:
+        return "" if is_missing(text := text_of(column)) else text
+
+    def whole(column: str) -> int | None:
+        if not (text := given(column)):
+            return None
+        if (parsed := whole_number(text)) is None:
+            why = "can be read in two ways" if _AMBIGUOUS.fullmatch(text) else "is not a whole number"
+            raise DataError(f"{place}: {column} = {text[:40]!r} {why}; write its digits, or leave the cell empty")
+        most = _INT32 if column.endswith("_frame") else _INT16
+        if not -most <= parsed < most:
+            raise DataError(f"{place}: {column} = {str(parsed)[:40]} is out of range; expected less than {most}")
+        return parsed
+
+    sample_id = given("sample_id")
     if not sample_id:
-        raise DataError(f"{source}:{number}: no sample_id; every row needs one")
+        word = f" (but {text!r})" if (text := cells.get("sample_id")) else ""
+        raise DataError(f"{place}: no sample_id{word}; every row needs one")
     splits = []
-    for column, value in entry.items():
-        if column.startswith("split_") and not _empty(value):
-            if value not in SPLITS:
-                raise DataError(
-                    f"{source}:{number}: {column[:60]} = {str(value)[:40]!r}; use train, test or leave it empty"
-                )
-            splits.append((column.removeprefix("split_"), str(value)))
+    for column in cells:
+        if column.startswith("split_") and (value := given(column)):
+            if value.lower() not in SPLITS:
+                raise DataError(f"{place}: {column[:60]} = {value[:40]!r}; use train, test or leave it empty")
+            splits.append((column.removeprefix("split_"), value.lower()))
     start, end = whole("start_frame"), whole("end_frame")
     problem = None
     if end is not None and (start or 0) >= end:
         problem = f"start_frame {start or 0} is not before end_frame {end}"
     elif start is not None and start < 0:
         problem = f"start_frame {start} is negative; the first frame is 0"
-    label = _label(entry)
-    view, video = whole("view"), text_of("video")
-    for column in ("video", "skeleton"):
-        path = PurePath(text_of(column))
+
+    def path_of(column: str) -> str | None:
+        text = text_of(column)
+        path = PurePath(text)
+        if ".." not in path.parts and path.is_absolute() and path.is_relative_to(folder):
+            return str(path.relative_to(folder))
         if path.is_absolute() or ".." in path.parts:
             raise DataError(
-                f"{source}:{number}: {column} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
+                f"{place}: {column} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
             )
+        return text or None
+
+    view, video = whole("view"), path_of("video")
     return new_row(
         sample_id,
-        label=labels[label] if label else -1,
+        label=labels.get(cells.get("label", ""), -1),
         subject=whole("subject"),
         view=view,
-        camera=text_of("camera") or (f"view{view}" if view is not None else video),
-        video=video or None,
-        skeleton=text_of("skeleton") or None,
+        camera=given("camera") or (f"view{view}" if view is not None else given("video") and (video or "")),
+        video=video,
+        skeleton=path_of("skeleton"),
         start_frame=start,
         end_frame=end,
         problem=problem,

@@ -17,6 +17,8 @@ from io import BufferedWriter
 import numpy as np
 import pyarrow as pa
 
+from c2vl_manifests.errors import naming
+from c2vl_manifests.manifest import sync
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
@@ -81,6 +83,10 @@ class Journal:
 
     def write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
         """Append the answers of one batch."""
+        with naming(self._path):
+            self._write(answered)
+
+    def _write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
         if self._file is None:
             self._file = self._path.open("ab")
             self._file.write(b"\n")  # ends a torn line of an earlier process of the same number
@@ -89,7 +95,7 @@ class Journal:
             self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
         self._file.flush()
         if time.monotonic() - self._synced > self.SYNC_EVERY:
-            os.fsync(self._file.fileno())
+            sync(self._file.fileno())
             self._synced = time.monotonic()
 
     def __enter__(self) -> Journal:

@@ -21,10 +21,10 @@ from c2vl_manifests.manifest import commit_table, fingerprint, finished_shard
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
 from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
-from c2vl_pipeline.raw.hints import looks_like
-from c2vl_pipeline.raw.scan import scan_folder
+from c2vl_pipeline.raw.hints import archive_hints, looks_like
+from c2vl_pipeline.raw.scan import is_archive, scan_folder, unpack_command
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.readers.base import Expected, Row, Scan
+from c2vl_pipeline.readers.base import Expected, Row, Scan, near_path
 from c2vl_pipeline.workspace import Workspace, load
 
 
@@ -61,8 +61,14 @@ def build(
         DataError: the folder does not exist, or a label file or table is malformed (file and line).
         IncompleteDataError: files are missing or damaged, without `allow_missing` or `only_present`.
     """
+    if root.is_file():
+        how = f"unpack it with {unpack_command(root)} and " if is_archive(root.name) else ""
+        raise DataError(f"{root} is a file; {how}give the folder of {dataset.title} with --data")
     if not root.is_dir():
-        raise DataError(f"raw folder {root} does not exist; give the folder of {dataset.title} with --data")
+        beside = sorted(path.name for path in root.parent.iterdir()) if root.parent.is_dir() else []
+        near = near_path(root.name, beside)
+        hint = f" (is {root.parent / near} meant?)" if near else ""
+        raise DataError(f"raw folder {root} does not exist{hint}; give the folder of {dataset.title} with --data")
     root = root.resolve()
     scan = scan_folder(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
     expected = _expected(dataset, root, scan)
@@ -99,6 +105,8 @@ def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:
         names = [*scan.others, *(f.relative for f in scan.files)]
         if named and (other := looks_like(names, dataset)):
             raise DataError(f"{error}; {other}") from error
+        if str(error).startswith(f"{root} ") and (archives := archive_hints(root, [*scan.zips, *scan.archives])):
+            raise DataError("; ".join([str(error), *archives])) from error
         raise
 
 
@@ -122,16 +130,15 @@ def _check_usable(dataset: Dataset, root: Path, rows: list[Row], findings: Findi
     """Raise DataError if no sample is left, IncompleteDataError for errors if `refuse` is set."""
     if not rows:
         endings = ", ".join((*dataset.video_suffixes, *dataset.skeleton_suffixes))
-        hints = "".join(f"; {hint}" for hint in findings.hints)
-        raise DataError(
-            f"{root} holds no sample of {dataset.title}; expected files ending in {endings} somewhere below it{hints}"
-        )
+        hints = "".join(f"; {hint}" for hint in [*findings.notes(), *findings.packed, *findings.hints])
+        expected = f"files ending in {endings} somewhere below it" if endings else "rows in its table, with files"
+        raise DataError(f"{root} holds no sample of {dataset.title}; expected {expected}{hints}")
     if refuse and (faults := findings.errors()):
         hints = "".join(f" {hint[0].upper()}{hint[1:]}." for hint in findings.hints)
+        first = "Correct the table" if findings.absent else "Complete the download"
         raise IncompleteDataError(
             f"{root}: {'; '.join(faults)}; of {len(rows):,} expected samples of {dataset.title}.{hints} "
-            "Complete the download, or continue with --allow-missing (rows state what is missing) or "
-            "--only-present (expect only what is there)",
+            f"{first}, or continue with --allow-missing (rows state what is missing) or --only-present (expect only what is there)",
             findings,
         )
 

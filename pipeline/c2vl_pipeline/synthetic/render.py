@@ -19,6 +19,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from c2vl_manifests.errors import naming
 from c2vl_pipeline.synthetic.actions import Action
 from c2vl_pipeline.synthetic.body import FPS, Floats, J, Person
 
@@ -229,12 +230,13 @@ def film(scene: Scene, eye: Camera, seed: int, view: int) -> Iterator[Image]:
 def replacing(path: Path, name: str) -> Iterator[Path]:
     """Yield a temporary file called `name`; it becomes `path` on success and is deleted on failure."""
     partial = path.with_name(name)
-    try:
-        yield partial
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    with naming(path, partial):
+        try:
+            yield partial
+            os.replace(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def write_video(path: Path, images: Iterator[Image], size: tuple[int, int]) -> None:

@@ -415,3 +415,44 @@ def test_what_a_kill_after_the_commit_leaves_behind_is_removed_by_the_next_run(
         (folder / f".shard-00001-{manifest.key[:12]}-{name}").write_bytes(b"left")
     runner.run_stage(skeletons.STAGE, work, recipe)
     assert [p.name for p in folder.glob(".*")] == [".lock"]
+
+
+# -------------------------------------------------------------------------------------------------- locks
+
+
+def refusing(number: int) -> Any:
+    def flock(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_serves_with_a_note(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("fcntl.flock", refusing(number))
+    events: list[Event] = []
+    assert runner.run_stage(skeletons.STAGE, begun, recipe, limit=4, emit=events.append).rows == 4
+    notes = [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
+    assert len(notes) == 1
+    assert "no locks" in notes[0]
+
+
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+def test_a_lock_that_is_held_is_another_run(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("fcntl.flock", refusing(number))
+    with pytest.raises(StageError, match="is being filled by another run"):
+        runner.run_stage(skeletons.STAGE, begun, recipe)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+def test_a_lock_that_fails_otherwise_is_no_other_run(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    monkeypatch.setattr("fcntl.flock", refusing(number))
+    with pytest.raises(OSError, match=os.strerror(number)) as caught:
+        runner.run_stage(skeletons.STAGE, begun, recipe)
+    assert (caught.value.errno, caught.value.filename) == (number, str(begun / "skeletons" / ".lock"))

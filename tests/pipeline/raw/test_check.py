@@ -117,7 +117,7 @@ def test_a_whole_missing_setup_is_said_and_long_lists_are_cut(tmp_path: Path, co
     [
         (b"RIFF\xe8\x03\0\0AVI LIST", "16 of 1,008 bytes"),
         (b"<html>404 Not Found</html>", "not a video; it begins with b'<html>404 No'"),
-        (b"\0" * 64, "not a video; it begins with b'"),
+        (b"\0" * 64, "not a video; it begins with NUL bytes"),
         (b"RI", "not a video; it begins with b'RI'"),
     ],
 )
@@ -164,7 +164,8 @@ def test_archives_are_looked_into(whole: Path, config: PipelineConfig) -> None:
         archive.writestr("chapter.txt", "x")
     (whole / "rest.zip.part").write_bytes(b"x")
     found = doubtful("synthetic", whole, config)
-    assert found.packed == [f"rgb.zip: holds {len(gone)} missing files; unpack it"]
+    command = f"unzip {good} -d {whole}"
+    assert found.packed == [f"rgb.zip: holds {len(gone)} missing files; unpack it: `{command}`"]
     assert found.damaged == ["cut.zip: File is not a zip file"]
     assert found.unfinished == ["rest.zip.part"]
     data = bytearray(good.read_bytes())

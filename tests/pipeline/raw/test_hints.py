@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from c2vl_manifests.recipe import PipelineConfig
-from support.indexing import AVI, doubtful, refused
+from support.indexing import AVI, doubtful, own, refused
 
 
 @pytest.mark.slow
@@ -19,7 +20,7 @@ from support.indexing import AVI, doubtful, refused
         ("utd-mhad", ("A01N01-L.avi",), "This looks like PKU-MMD II, not UTD-MHAD: 1 files have its names; try --dataset pku-mmd-2."),
         ("ntu120", ("v/a1_s1_t1_color.avi",), "This looks like UTD-MHAD, not NTU RGB+D 120: 1 files have its names; try --dataset utd-mhad."),
         ("ntu60", ("S001C001P001R001A001.avi", "S001C001P001R001A002.avi"), "2 files end with '.avi' after the id; videos must end with _rgb.avi."),
-        ("ntu60", ("nturgbd.tar.gz",), "Nturgbd.tar.gz may hold the missing files: unpack it."),
+        ("ntu60", ("nturgbd.tar.gz",), "Unpack nturgbd.tar.gz, which may hold the missing files: `tar -xf /"),
     ],
 )  # fmt: skip
 def test_another_dataset_or_ending_is_recognised(
@@ -56,3 +57,54 @@ def test_a_folder_one_level_too_deep_names_its_neighbour(whole: Path, config: Pi
     assert doubtful("synthetic", whole / "split" / "skeletons", config).hints == [
         f"the videos are in rgb: give --data {whole / 'split'}"
     ]
+
+
+def zipped(path: Path, *names: str, inside: Path | None = None) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "0\n")
+        if inside is not None:
+            archive.write(inside, inside.name)
+    return path
+
+
+@pytest.mark.parametrize("only_present", [False, True])
+def test_archives_are_named_with_their_command_whether_all_or_some_is_asked_for(
+    tmp_path: Path, config: PipelineConfig, only_present: bool
+) -> None:
+    root = tmp_path / "raw"
+    root.mkdir()
+    inner = zipped(tmp_path / "s001.zip", "S001C001P001R001A001.skeleton")
+    cases = {
+        "flat.zip": lambda path: zipped(path, "x/S001C001P001R001A001.skeleton"),
+        "outer.zip": lambda path: zipped(path, "readme.txt", inside=inner),
+        "all.tar": lambda path: path.write_bytes(b"x"),
+        "all.7z.001": lambda path: path.write_bytes(b"x"),
+    }
+    for name, make in cases.items():
+        make(root / name)
+        text = refused("ntu60", root, config, only_present=only_present)
+        assert str(root / name) in text, name
+        (root / name).unlink()
+
+
+def test_the_last_part_of_a_split_zip_is_not_called_damaged(tmp_path: Path, config: PipelineConfig) -> None:
+    root = tmp_path / "raw"
+    root.mkdir()
+    for name in ("all.z01", "all.z02", "all.zip"):
+        (root / name).write_bytes(b"x" * 100)
+    found = doubtful("ntu60", root, config)
+    assert found.damaged == []
+    assert f"7z x -o{root} {root / 'all'}.zip" in found.hints[-1]
+    assert f"7z x -o{root} {root / 'all'}.zip" in refused("ntu60", root / "all.zip", config)
+
+
+def test_zips_of_an_own_folder_and_of_labels_are_named(tmp_path: Path, config: PipelineConfig) -> None:
+    root = own(tmp_path / "own", [{"sample_id": "a", "skeleton": "j/a.npy"}], "csv")
+    zipped(root / "j.zip", "j/a.npy")
+    assert f"unzip {root / 'j.zip'}" in refused("generic", root, config)
+    labels = tmp_path / "pku"
+    labels.mkdir()
+    zipped(labels / "Label_PKU_final.zip", "Label/A01N01-L.txt")
+    assert f"unzip {labels / 'Label_PKU_final.zip'}" in refused("pku-mmd-2", labels, config)
+    assert f"unzip {root / 'j.zip'} -d {root}" in refused("ntu60", root / "j.zip", config)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from c2vl_manifests.recipe import PipelineConfig
-from c2vl_pipeline.raw.scan import check_video_header, missing_bytes, scan_folder
-from support.indexing import indexed
+from c2vl_pipeline.raw.scan import check_ends, is_archive, missing_bytes, scan_folder, unpack_command
+from support.indexing import doubtful, indexed
 from support.video import cut, faststart, film, matroska
 
 KINDS = [("x.avi", "XVID"), ("x.mkv", "FFV1"), ("x.webm", "VP80"), ("x.flv", "FLV1")]
@@ -20,21 +20,21 @@ KINDS = [("x.avi", "XVID"), ("x.mkv", "FFV1"), ("x.webm", "VP80"), ("x.flv", "FL
 def test_every_cut_of_a_real_avi_is_doubted(whole: Path) -> None:
     path = next(whole.rglob("*_rgb.avi"))
     size = path.stat().st_size
-    assert check_video_header(str(path), size) is None
+    assert check_ends(str(path), size) is None
     data = path.read_bytes()
     for share in (0.01, 0.3, 0.6, 0.9, 0.99):
         path.write_bytes(data[: int(size * share)])
-        assert check_video_header(str(path), path.stat().st_size) == f"{int(size * share):,} of {size:,} bytes"
+        assert check_ends(str(path), path.stat().st_size) == f"{int(size * share):,} of {size:,} bytes"
 
 
 def test_every_cut_of_a_real_mp4_is_doubted(shared: Path, tmp_path: Path) -> None:
     for path in sorted((shared / "utd_mhad" / "Depth_video").iterdir())[:3]:
         data = path.read_bytes()
-        assert check_video_header(str(path), len(data)) is None
+        assert check_ends(str(path), len(data)) is None
         for share in (0.01, 0.3, 0.6, 0.9, 0.999):
             cut = tmp_path / "cut.mp4"
             cut.write_bytes(data[: int(len(data) * share)])
-            assert check_video_header(str(cut), cut.stat().st_size) is not None
+            assert check_ends(str(cut), cut.stat().st_size) is not None
 
 
 @pytest.mark.parametrize(("name", "codec"), KINDS)
@@ -51,7 +51,7 @@ def test_a_matroska_file_without_a_stated_length_is_whole(tmp_path: Path) -> Non
     data = path.read_bytes()
     at = data.index(b"\x18\x53\x80\x67") + 4
     path.write_bytes(data[:at] + b"\x1f\xff\xff\xff" + data[at + 4 :])  # as a browser records
-    assert check_video_header(str(path), len(data)) is None
+    assert check_ends(str(path), len(data)) is None
     assert missing_bytes(path) is None
 
 
@@ -88,14 +88,14 @@ def test_an_mp4_is_cut_but_not_by_what_a_camera_appends(tmp_path: Path) -> None:
 )
 def test_a_video_under_the_name_of_another_kind_is_one(tmp_path: Path, name: str, wrong: str, codec: str) -> None:
     path = film(tmp_path / name, codec=codec).rename(tmp_path / wrong)
-    assert check_video_header(str(path), path.stat().st_size) is None
+    assert check_ends(str(path), path.stat().st_size) is None
 
 
 def test_a_picture_under_the_name_of_a_video_is_none(tmp_path: Path) -> None:
     for kind in (".png", ".jpg", ".bmp"):
         data = cv2.imencode(kind, np.full((48, 64, 3), 90, np.uint8))[1].tobytes()
         (tmp_path / "x.mp4").write_bytes(data)
-        damage = check_video_header(str(tmp_path / "x.mp4"), len(data))
+        damage = check_ends(str(tmp_path / "x.mp4"), len(data))
         assert damage is not None
         assert damage.startswith("not a video; it begins with")
 
@@ -120,3 +120,78 @@ def test_a_link_in_a_loop_is_no_file_and_no_end(tmp_path: Path) -> None:
     (tmp_path / "S001C001P001R001A002_rgb.avi").write_bytes(b"x")
     found = scan_folder(tmp_path, ("_rgb.avi",))
     assert [file.relative for file in found.files] == ["S001C001P001R001A002_rgb.avi"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "._A.skeleton", "a/.DS_Store", "a/Thumbs.db", "Desktop.ini", "labels/A01.txt~", "A.skeleton.bak", "x.orig",
+        "__MACOSX/a/A.skeleton", "a/.ipynb_checkpoints/A.skeleton", "$RECYCLE.BIN/A.skeleton", ".Trash-1000/A.skeleton",
+        "System Volume Information/x", "lost+found/1", "@eaDir/A.skeleton",
+    ],
+)  # fmt: skip
+def test_what_systems_and_editors_leave_is_no_data(tmp_path: Path, name: str) -> None:
+    for path in (tmp_path / name, tmp_path / "copy.bak" / "B.skeleton"):  # people name folders so
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    scan = scan_folder(tmp_path, (".skeleton", ".txt"))
+    assert [file.relative for file in scan.files] == ["copy.bak/B.skeleton"]
+    assert scan.others == []
+    assert len(scan.system) == 1
+    assert name.startswith(scan.system[0])
+
+
+NUL = "NUL bytes, as after a full disk, a crash or an unfinished copy; copy it again"
+
+
+@pytest.mark.parametrize("name", ["a.skeleton", "a.txt", "a.mat", "a.npy", "a.npz", "a.mp4", "a.mkv"])
+def test_a_file_that_begins_with_nul_bytes_is_doubted(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(bytes(3000) + b"x")
+    assert str(check_ends(str(path), 3001)).endswith(f"begins with {NUL}")
+
+
+def test_a_file_whose_rest_is_nul_bytes_is_doubted_unless_it_may_be(whole: Path) -> None:
+    skeleton, video = next(whole.rglob("*.skeleton")), next(whole.rglob("*.avi"))
+    for path, kept in ((skeleton, 0.9), (video, 0.5), (video, 0.9)):
+        data = path.read_bytes()
+        path.write_bytes(data[: int(len(data) * kept)].ljust(len(data), b"\0"))
+        assert check_ends(str(path), len(data)) == f"ends with {NUL}"
+        path.write_bytes(data)
+        assert check_ends(str(path), len(data)) is None
+    joints = np.zeros((40, 25, 3))
+    joints[:3] = 1
+    np.save(whole / "a.npy", joints)
+    assert check_ends(str(whole / "a.npy"), (whole / "a.npy").stat().st_size) is None
+
+
+def test_nul_bytes_are_found_without_deep_and_named(whole: Path, config: PipelineConfig) -> None:
+    skeleton, video = (next(whole.rglob(f"S001C001P001R001A001{end}")) for end in (".skeleton", "_rgb.avi"))
+    for path in (skeleton, video):
+        path.write_bytes(bytes(path.stat().st_size))
+    found = doubtful("synthetic", whole, config)
+    assert {line.split(": ")[0] for line in found.truncated} == {str(p.relative_to(whole)) for p in (skeleton, video)}
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("a.zip", "unzip '/my data/a.zip' -d '/my data'"),
+        ("a.tar.gz", "tar -xf '/my data/a.tar.gz' -C '/my data'"),
+        ("A.TGZ", "tar -xf '/my data/A.TGZ' -C '/my data'"),
+        ("a.7z", "7z x -o'/my data' '/my data/a.7z'"),
+        ("a.z01", "7z x -o'/my data' '/my data/a'.zip"),
+        ("a.zip.001", "7z x -o'/my data' '/my data/a.zip.001'"),
+        ("a.part1.rar", "7z x -o'/my data' '/my data/a.part1.rar'"),
+        ("a.tar.gz.partaa", "cat '/my data/a.tar.gz'.* > '/my data/a.tar.gz'"),
+        ("a.skeleton.gz", "gunzip -k '/my data/a.skeleton.gz'"),
+    ],
+)
+def test_an_archive_comes_with_the_command_that_unpacks_it(name: str, command: str) -> None:
+    assert is_archive(name)
+    assert unpack_command(Path("/my data") / name) == f"`{command}`"
+
+
+@pytest.mark.parametrize("name", ["a.part2.rar", "a.002", "a.z02", "a.tar.gz.ab", "a.avi", "a.aa", "001"])
+def test_later_parts_and_other_files_are_no_archives(name: str) -> None:
+    assert not is_archive(name)

@@ -153,3 +153,22 @@ def test_both_20_joint_sets_stand_upright_in_metres_and_face_the_camera(
             assert 0.2 < facts["upper arm"] < 0.36, facts
             # waves, swipes and crosses are done with the right hand in both sets
             assert moved(clip, "hand_right") > 2 * moved(clip, "hand_left")
+
+
+@pytest.mark.parametrize("name", ["._m.npz", "__MACOSX/m.npz", "m.npz.bak"])
+def test_what_a_mac_left_beside_the_file_is_passed_over(tmp_path: Path, recipe: Recipe, name: str) -> None:
+    root = tmp_path / "raw"
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    write(root / "m.npz")
+    (root / name).write_bytes(b"\0\5\26\7")
+    made, found = indexed(root, tmp_path / "w", recipe, only_present=True)
+    assert made.table.num_rows == 3
+    assert found.unexpected == []
+    assert name.startswith(found.system[0])
+
+
+def test_a_file_of_nul_bytes_is_called_so(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "m.npz").write_bytes(bytes(5000))
+    with pytest.raises(DataError, match=r"m\.npz: begins with NUL bytes.*copy it again"):
+        indexed(tmp_path / "raw", tmp_path / "w", recipe, only_present=True)

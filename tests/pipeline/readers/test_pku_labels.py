@@ -83,14 +83,54 @@ def test_mistakes_in_a_label_file_are_shown_with_file_and_line(
     assert refused("pku-mmd-2", pku, config) == f"{path}{expected}"
 
 
-def test_pku_without_labels_or_with_a_foreign_one_is_refused(pku: Path, config: PipelineConfig) -> None:
-    (pku / "Train_Label_PKU_final" / "readme.txt").write_text("1,1,9,2\n")
-    assert "'readme' is not an id of PKU-MMD II; expected the form" in refused("pku-mmd-2", pku, config)
-    shutil.rmtree(pku / "Train_Label_PKU_final")
+def test_pku_without_labels_or_with_foreign_ones_only_is_refused(pku: Path, config: PipelineConfig) -> None:
+    folder = pku / "Train_Label_PKU_final"
+    for path in folder.iterdir():
+        path.unlink()
+    (folder / "readme.txt").write_text("1,1,9,2\n")
+    text = refused("pku-mmd-2", pku, config)
+    assert text.startswith(f"{folder / 'readme.txt'}: 'readme' is not an id of PKU-MMD II; expected the form")
+    shutil.rmtree(folder)
     assert (
         refused("pku-mmd-2", pku, config)
         == f"{pku} holds no label files; expected *.txt below a folder whose name contains 'label'"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "noted"),
+    [
+        ("terms of use.txt", True),
+        ("A01N01-M (1).txt", True),
+        ("._A01N01-M.txt", False),
+        ("A01N01-M.txt.bak", False),
+        ("A01N01-M.txt~", False),
+        ("desktop.ini", False),
+        ("__MACOSX/._A01N02-L.txt", False),
+    ],
+)
+def test_strangers_among_the_labels_are_noted_with_their_path(
+    pku: Path, tmp_path: Path, config: PipelineConfig, name: str, noted: bool
+) -> None:
+    path = pku / "Train_Label_PKU_final" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"\0\5\26\7 not labels")
+    index, found = indexed("pku-mmd-2", pku, tmp_path / "w", config, only_present=True)
+    assert index.table.num_rows == 5
+    note = found.notes()[0]
+    place = path.relative_to(pku) if path.parent.name != "__MACOSX" else path.parent.relative_to(pku)
+    assert str(place) in note
+    assert ("no label file" in note) == noted
+
+
+def test_a_label_file_may_have_a_byte_order_mark_but_no_nul_bytes(
+    pku: Path, tmp_path: Path, config: PipelineConfig
+) -> None:
+    path = pku / "Train_Label_PKU_final" / "A01N01-M.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    assert indexed("pku-mmd-2", pku, tmp_path / "w", config, only_present=True)[0].table.num_rows == 5
+    path.write_bytes(bytes(300))
+    assert refused("pku-mmd-2", pku, config).startswith(f"{path}: NUL bytes")
 
 
 def test_a_missing_pku_video_is_missing_for_all_its_samples(pku: Path, tmp_path: Path, config: PipelineConfig) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError
 from c2vl_pipeline.readers.pku import parse_labels
-from c2vl_pipeline.readers.sample_table import COLUMNS, parse_table
+from c2vl_pipeline.readers.sample_table import parse_table
+from c2vl_pipeline.readers.table_cells import COLUMNS
 from support.fuzz_tables import SEEDS, TARGETS, outcome, run
 
 FEW = settings(max_examples=150, deadline=None)

@@ -53,8 +53,8 @@ def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path, config: Pipeline
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("sample_id,view\na,1\n\nb,x\n", "samples.csv:4: view = 'x' is not a whole number"),
-        ("sample_id,start_frame\na,1.5\n", "samples.csv:2: start_frame = '1.5' is not a whole number"),
+        ("sample_id,view\na,1\n\nb,x\n", "samples.csv:4: view = 'x' is not a whole number; write its digits, or leave the cell empty"),
+        ("sample_id,start_frame\na,1.5\n", "samples.csv:2: start_frame = '1.5' is not a whole number; write its digits, or leave the cell empty"),
         ("sample_id,label\na,1\n,2\n", "samples.csv:3: no sample_id; every row needs one"),
         ("foo,label\na,1\n", "samples.csv:1: unknown column 'foo'; known: sample_id, video, start_frame, end_frame, skeleton, label, subject, view, camera, split_<benchmark>"),
         ("sample_id,vido\na,v\n", "samples.csv:1: unknown column 'vido'; did you mean 'video'?"),
@@ -75,7 +75,10 @@ def test_mistakes_in_an_own_table_are_shown_with_file_and_line(
 
 def test_a_mistake_in_an_own_parquet_is_shown_with_its_row(tmp_path: Path, config: PipelineConfig) -> None:
     root = own(tmp_path / "own", [{"sample_id": "a", "view": "1"}, {"sample_id": "b", "view": "x"}], "parquet")
-    assert refused("generic", root, config) == f"{root}/samples.parquet:2: view = 'x' is not a whole number"
+    assert (
+        refused("generic", root, config)
+        == f"{root}/samples.parquet:2: view = 'x' is not a whole number; write its digits, or leave the cell empty"
+    )
     (root / "samples.parquet").write_bytes(b"PAR1 no")
     assert refused("generic", root, config).startswith(f"{root}/samples.parquet: not a table of samples (")
 
@@ -105,7 +108,9 @@ def test_missing_own_files_are_noted_and_impossible_spans_become_problem_rows(
     (root / "v.avi").write_bytes(AVI)
     (root / "e.npy").write_bytes(b"")
     with pytest.raises(
-        StageError, match=r"1 videos missing \(gone\); 1 skeletons missing .* continue with --allow-missing"
+        StageError,
+        match=r"1 videos missing \(gone: none.avi does not exist in .*; 1 skeletons missing .*none.npy.* Correct the table, "
+        "or continue with --allow-missing",
     ):
         indexed("generic", root, tmp_path / "w", config)
     index, found = indexed("generic", root, tmp_path / "w", config, allow_missing=True)

@@ -1,0 +1,68 @@
+"""Errors of disks: file, cause and remedy in one line, whatever the file system answers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+
+from c2vl_manifests.errors import disk_error, naming, passing
+
+
+@pytest.mark.parametrize(
+    ("number", "cause", "remedy"),
+    [
+        (errno.ENOSPC, "disk is full", "free some space"),
+        (errno.EDQUOT, "quota", "free some space"),
+        (errno.EROFS, "read-only", "can be written"),
+        (errno.EACCES, "permission denied", "ls -ld"),
+        (errno.EPERM, "permission denied", "ls -ld"),
+        (errno.ESTALE, "stale file handle", "mount it again"),
+        (errno.EIO, "input/output error", "dmesg"),
+        (errno.ENOTCONN, "gone away", "mount it again"),
+        (errno.EMFILE, "too many open files", "ulimit -n"),
+        (errno.EFBIG, "too large", "another disk"),
+        (errno.ENAMETOOLONG, "too long", "shorter path"),
+        (errno.ENOSYS, "lacks a call", "another file system"),
+        (errno.EILSEQ, "letters", "another name"),
+        (errno.ENOENT, "no such file", "check the path"),
+        (errno.EPROTO, os.strerror(errno.EPROTO), "run the same command again"),
+    ],
+)
+def test_a_disk_error_names_file_cause_and_remedy(number: int, cause: str, remedy: str) -> None:
+    for error, path in ((OSError(number, os.strerror(number), "/w/a.json"), None), (OSError(number, "?"), "/w/a.json")):
+        text = disk_error(error, path)
+        assert text.startswith("/w/a.json: ")
+        assert remedy in text
+        assert "None" not in text
+    assert cause in disk_error(OSError(number, os.strerror(number), "x"))
+
+
+def test_an_error_without_a_number_keeps_its_words() -> None:
+    assert disk_error(OSError("/w/x: written but unreadable; check the disk")).startswith(
+        "/w/x: written but unreadable"
+    )
+
+
+def test_a_lost_connection_is_no_lost_file_system() -> None:
+    assert disk_error(OSError(errno.ETIMEDOUT, "Connection timed out")).startswith("Connection timed out; ")
+
+
+def test_naming_adds_the_file_where_none_is_named_and_hides_temporary_ones() -> None:
+    path, temporary = Path("/w/a.json"), Path("/w/.a.json.1.tmp")
+    for named, expected in ((None, str(path)), (str(temporary), str(path)), ("/elsewhere", "/elsewhere")):
+        with pytest.raises(OSError, match="quota") as caught, naming(path, temporary):
+            raise OSError(errno.EDQUOT, "Disk quota exceeded", *([named] if named else []))
+        assert pickle.loads(pickle.dumps(caught.value)).filename == expected  # workers send it
+    with pytest.raises(ValueError, match="no disk"), naming(path):
+        raise ValueError("no disk")
+
+
+def test_only_what_may_pass_is_no_proof_of_damage() -> None:
+    for number in (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EACCES, errno.EMFILE):
+        assert passing(OSError(number, "x"))
+    for error in (OSError(errno.EIO, "x"), FileNotFoundError(errno.ENOENT, "x"), OSError("x"), ValueError("x")):
+        assert not passing(error)

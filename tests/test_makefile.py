@@ -1,0 +1,55 @@
+"""Commands of the Makefile, printed and not run: whatever a path holds, it stays one word."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from support import ROOT
+
+pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+
+
+def commands(target: str, venv: Path, **variables: str) -> list[list[str]]:
+    """Return the words of each command of ours that `make TARGET` would run, as a shell splits them."""
+    (venv / ".core").parent.mkdir(exist_ok=True)
+    (venv / ".core").touch()
+    named = [f"{name}={value}" for name, value in {"VENV": str(venv), **variables}.items()]
+    done = subprocess.run(["make", "-n", target, *named], cwd=ROOT, capture_output=True, text=True, check=True)
+    return [shlex.split(line) for line in done.stdout.replace("\\\n", " ").splitlines() if "/c2vl-" in line]
+
+
+ODD = ["my work", "it's here", 'say "so"', "two  blanks & a; b", "(1) [2] *"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_every_path_of_the_demo_is_one_word(tmp_path, odd):
+    venv = tmp_path / odd.replace(";", "")  # ends the head of a rule
+    synth, prompts, benchmark = commands("demo", venv, WORKROOT=odd, RUNROOT=f"{odd}/runs")
+    assert synth == [f"{venv}/bin/c2vl-pipeline", "synth", "--out", f"{odd}/demo-raw"]
+    assert prompts[4:] == ["--data", f"{odd}/demo-raw", "--work", f"{odd}/demo"]
+    assert benchmark[2:8] == ["--data", f"{odd}/demo", "--benchmark", "xsub", "--out", f"{odd}/runs/demo"]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_every_variable_of_the_longest_target_is_one_word(tmp_path, odd):
+    paths = {name: f"{odd}/{name}" for name in ("DATA", "WORK", "OUT", "WORKROOT", "TARGET_DATA", "RECIPE")}
+    first, target, last = commands(
+        "protocols", tmp_path / "venv", DATASET="generic", BENCHMARK="by room", TARGET="utd-mhad", **paths
+    )
+    assert first[3:9] == ["generic", "--data", paths["DATA"], "--work", paths["WORK"], "--recipe"]
+    assert first[9] == paths["RECIPE"]
+    assert target[-6:] == [
+        "--data",
+        paths["TARGET_DATA"],
+        "--work",
+        f"{odd}/WORKROOT/utd-mhad",
+        "--recipe",
+        "heuristic",
+    ]
+    assert last[3:8] == [paths["WORK"], "--benchmark", "by room", "--out", f"{paths['OUT']}-protocols"]
+    assert last[-2:] == ["--target", f"{odd}/WORKROOT/utd-mhad"]
