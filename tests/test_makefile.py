@@ -27,7 +27,7 @@ ODD = ["my work", "it's here", 'say "so"', "two  blanks & a; b", "(1) [2] *"]
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_every_path_of_the_demo_is_one_word(tmp_path, odd):
+def test_every_path_of_the_demo_is_one_word(tmp_path: Path, odd: str) -> None:
     venv = tmp_path / odd.replace(";", "")  # ends the head of a rule
     synth, prompts, benchmark = commands("demo", venv, WORKROOT=odd, RUNROOT=f"{odd}/runs")
     assert synth == [f"{venv}/bin/c2vl-pipeline", "synth", "--out", f"{odd}/demo-raw"]
@@ -36,7 +36,7 @@ def test_every_path_of_the_demo_is_one_word(tmp_path, odd):
 
 
 @pytest.mark.parametrize("odd", ODD)
-def test_every_variable_of_the_longest_target_is_one_word(tmp_path, odd):
+def test_every_variable_of_the_longest_target_is_one_word(tmp_path: Path, odd: str) -> None:
     paths = {name: f"{odd}/{name}" for name in ("DATA", "WORK", "OUT", "WORKROOT", "TARGET_DATA", "RECIPE")}
     first, target, last = commands(
         "protocols", tmp_path / "venv", DATASET="generic", BENCHMARK="by room", TARGET="utd-mhad", **paths
