@@ -74,16 +74,16 @@ def test_archives_are_named_with_their_command_whether_all_or_some_is_asked_for(
 ) -> None:
     root = tmp_path / "raw"
     root.mkdir()
-    inner = zipped(tmp_path / "s001.zip", "S001C001P001R001A001.skeleton")
+    inner = zipped(tmp_path / "s001.zip", "a1_s1_t1_skeleton.mat")
     cases = {
-        "flat.zip": lambda path: zipped(path, "x/S001C001P001R001A001.skeleton"),
+        "flat.zip": lambda path: zipped(path, "x/a1_s1_t1_skeleton.mat"),
         "outer.zip": lambda path: zipped(path, "readme.txt", inside=inner),
         "all.tar": lambda path: path.write_bytes(b"x"),
         "all.7z.001": lambda path: path.write_bytes(b"x"),
     }
     for name, make in cases.items():
         make(root / name)
-        text = refused("ntu60", root, config, only_present=only_present)
+        text = refused("utd-mhad", root, config, only_present=only_present)
         assert str(root / name) in text, name
         (root / name).unlink()
 
@@ -93,10 +93,10 @@ def test_the_last_part_of_a_split_zip_is_not_called_damaged(tmp_path: Path, conf
     root.mkdir()
     for name in ("all.z01", "all.z02", "all.zip"):
         (root / name).write_bytes(b"x" * 100)
-    found = doubtful("ntu60", root, config)
+    found = doubtful("utd-mhad", root, config)
     assert found.damaged == []
     assert f"7z x -o{root} {root / 'all'}.zip" in found.hints[-1]
-    assert f"7z x -o{root} {root / 'all'}.zip" in refused("ntu60", root / "all.zip", config)
+    assert f"7z x -o{root} {root / 'all'}.zip" in refused("utd-mhad", root / "all.zip", config)
 
 
 def test_zips_of_an_own_folder_and_of_labels_are_named(tmp_path: Path, config: PipelineConfig) -> None:
@@ -107,4 +107,4 @@ def test_zips_of_an_own_folder_and_of_labels_are_named(tmp_path: Path, config: P
     labels.mkdir()
     zipped(labels / "Label_PKU_final.zip", "Label/A01N01-L.txt")
     assert f"unzip {labels / 'Label_PKU_final.zip'}" in refused("pku-mmd-2", labels, config)
-    assert f"unzip {root / 'j.zip'} -d {root}" in refused("ntu60", root / "j.zip", config)
+    assert f"unzip {root / 'j.zip'} -d {root}" in refused("utd-mhad", root / "j.zip", config)
