@@ -114,6 +114,7 @@ class _Lines:
         """Return the next line, which holds `name`."""
         self.number += 1
         if not (line := self._file.readline()):
+            self.number = self._file.getvalue().count(b"\n") + 1
             raise self.wrong(f"file ends where {name} was expected; download it again")
         return line
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from c2vl_manifests.errors import C2VLError, DataError
@@ -191,6 +191,8 @@ def test_a_damaged_file_gives_a_value_or_one_error_with_file_and_line(data: st.D
 
 
 @settings(deadline=None, max_examples=200)
+@example(data=b"1", pixels=False)
+@example(data=b"1\n1\n a", pixels=True)
 @given(data=st.binary(max_size=300), pixels=st.booleans())
 def test_any_bytes_give_a_value_or_one_error_with_file_and_line(data: bytes, pixels: bool) -> None:
     value_or_error(data, pixels)
