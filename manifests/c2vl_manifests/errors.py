@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 def one_line(error: BaseException, *, named: bool = False, limit: int = 160) -> str:
     """Return the first line of an error's text, or its class name where it has none.
@@ -14,6 +16,18 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 160) -> 
     if named:
         return f"{type(error).__name__}: {' '.join(str(error).split())[:limit]}".removesuffix(": ")
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
+
+
+_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed", "unable to allocate")
+"""In messages of torch's allocators, CUDA, cuBLAS, cuDNN and numpy, which have no class in common."""
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Return True if an exception, of whatever library, says that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _MEMORY))
 
 
 class C2VLError(Exception):

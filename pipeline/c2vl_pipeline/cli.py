@@ -50,8 +50,7 @@ def synth_command(
     workers: WorkersOption = None,
 ) -> None:
     """Make a synthetic dataset in NTU RGB+D's format: videos and skeleton files of kinematic people."""
-    import os
-
+    from c2vl_manifests.machine import usable_cores
     from c2vl_pipeline.synthetic.dataset import generate
 
     with Reporter() as emit:
@@ -62,7 +61,7 @@ def synth_command(
             views=views,
             repeats=repeats,
             seed=seed,
-            workers=workers or os.cpu_count() or 1,
+            workers=workers or usable_cores(),
             emit=emit,
         )
     say(f"{made.clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
@@ -272,4 +271,4 @@ app.command("audit")(cli_maintenance.audit_command)
 
 def main() -> None:
     """Entry point of the console script."""
-    run_app(app)
+    run_app(app, threads=False)

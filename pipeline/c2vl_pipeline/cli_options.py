@@ -53,7 +53,12 @@ OverwriteOption = Annotated[
 ]
 FailuresOption = Annotated[
     float,
-    typer.Option("--max-failures", min=0, max=1, help="Share of rows an engine may fail on before the stage stops."),
+    typer.Option(
+        "--max-failures",
+        min=0,
+        max=1,
+        help="Share of rows an engine may fail on before the stage stops; 1: even all, or all of one kind.",
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")]
 ShardLimit = Annotated[
