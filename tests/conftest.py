@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from c2vl_manifests.machine import THREADS
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CAPTIONS, CROPS
@@ -17,6 +19,10 @@ from support import SHARED
 from support.cli import PARTS, Cli, Said
 from support.factory import run_factory
 from support.pages import HOSTILE, rewrite
+
+
+for _name in THREADS:  # of this process before torch is loaded, and of every process that a test starts
+    os.environ.setdefault(_name, "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
