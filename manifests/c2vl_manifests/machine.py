@@ -81,7 +81,14 @@ def share_cores(threads: bool = True) -> None:
 
 
 def open_streams() -> None:
-    """Make the standard streams usable: a closed one swallows its text, one of a poor encoding shows `?`."""
+    """Make the standard streams usable: a closed one swallows its text, one of a poor encoding shows `?`.
+
+    Where the locale has other bytes for file names than all libraries use, Python starts again in its UTF-8 mode.
+    """
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.environ.setdefault("PYTHONIOENCODING", f"{getattr(sys.stdout, 'encoding', None) or 'utf-8'}:replace")
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         stream: Any = getattr(sys, name)
         if stream is None:  # the shell closed it; a file opened later must not take its number

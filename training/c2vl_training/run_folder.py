@@ -108,7 +108,7 @@ def trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> bool:
     """Return True if the run of these facts was trained on these data, as far as it has read them."""
     knowledge = str((facts.get("config") or {}).get("knowledge", "")) if facts.get("kind") == "pretrain" else ""
     read = _data_read(packed, str(facts.get("kind")), str(facts.get("benchmark")), knowledge)
-    return bool(read) and facts.get("data") == read
+    return bool(read) and (facts.get("dataset"), facts.get("data")) == (packed.manifest.dataset, read)
 
 
 @dataclass(frozen=True)
