@@ -20,7 +20,6 @@ from support.cli import PARTS, Cli, Said
 from support.factory import run_factory
 from support.pages import HOSTILE, rewrite
 
-
 for _name in THREADS:  # of this process before torch is loaded, and of every process that a test starts
     os.environ.setdefault(_name, "1")
 

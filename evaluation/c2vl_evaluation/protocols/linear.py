@@ -55,9 +55,9 @@ class Standard:
         return np.asarray((values - self.centre) / self.scale, np.float32)
 
 
-def standard(train: Array, config: LinearConfig = LinearConfig()) -> Standard:
+def standard(train: Array, standardise: bool = True) -> Standard:
     """Return the standardisation of features by a training split, if the recipe wants one; constant ones become zero."""
-    if not config.standardise:
+    if not standardise:
         return Standard(np.zeros(train.shape[1]), np.ones(train.shape[1]))
     # in float64: rounding of a float32 mean would look like variance
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
@@ -168,7 +168,7 @@ def probe(
     A single rate is used without a sweep. Features are standardised by the training samples unless `by`
     is given.
     """
-    by = standard(train.values, config) if by is None else by
+    by = standard(train.values, config.standardise) if by is None else by
     x, x_test = (torch.from_numpy(by(features.values)) for features in (train, test))
     y, y_test = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
     chosen, reached = 0, None

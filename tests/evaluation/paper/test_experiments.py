@@ -20,13 +20,11 @@ from c2vl_evaluation.paper.export import as_markdown
 from c2vl_evaluation.paper.spec import rows_of, tables_and_figures
 from c2vl_evaluation.paper.tables import MEASURES, FilledCell, fill
 from c2vl_manifests.errors import ConfigError, StageError
-from c2vl_manifests.events import Emit, Event, Note, Progress
+from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.targets import TABLE_VII
 from c2vl_training import checkpoint, trainer
 from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.methods import Method, Pretraining
-from c2vl_training.run_folder import Run
-from c2vl_training.trainer import train
 from support.packed import COUNT
 from support.paper import FAST, experiments
 from support.training import StoppedError
