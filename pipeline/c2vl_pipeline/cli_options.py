@@ -29,7 +29,7 @@ WorkersOption = Annotated[
     typer.Option(
         "--workers",
         min=0,
-        help="Worker processes (default: one per core; one per GPU for engines with weights); 0: this process, unprotected.",
+        help="Most worker processes (default: one per usable core; one per GPU for engines with weights); 0: this process, unprotected.",
     ),
 ]
 SchedulerOption = Annotated[

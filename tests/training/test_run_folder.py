@@ -127,7 +127,7 @@ def test_a_finished_run_is_taken_although_what_it_did_not_read_changed(data, tmp
     [
         ("pretrain", {"joints": [clip * 2 if n == 1 else clip for n, clip in enumerate(moving())]}, "the joints of"),
         ("pretrain", {"vision": np.ones((COUNT, 4, 6))}, "the vision of"),
-        ("supervised", {"labels": [(n + 1) % 3 for n in range(COUNT)]}, "the labels of"),
+        ("supervised", {"labels": [n % 2 for n in range(COUNT)]}, "the labels of"),
         ("random", {"splits": [{"xsub": "train"}] * COUNT}, "the samples of"),
     ],
 )
@@ -143,3 +143,13 @@ def test_a_label_is_no_matter_to_a_pretraining_nor_a_vector_to_the_control(data,
         facts = run(data, tmp_path, kind=kind).facts()
         assert changed(tmp_path, kind, name=kind, **more).facts() == facts
         assert trained_on(facts, changed(tmp_path, kind, name=f"{kind}-2", **more).packed)
+
+
+def test_classes_that_sort_otherwise_after_a_correction_matter_only_while_a_classifier_is_trained(data, tmp_path):
+    renumbered = {"labels": [(n + 1) % 3 for n in range(COUNT)]}
+    with pytest.raises(StoppedError):
+        train(run(data, tmp_path / "run", kind="supervised"), stop_after(1))
+    with pytest.raises(CheckpointError, match="the class numbers of"):
+        train(changed(tmp_path, "supervised", **renumbered))
+    first = train(run(data, tmp_path / "run", kind="supervised"))
+    assert train(changed(tmp_path, "supervised", name="again", **renumbered)) == first

@@ -36,6 +36,9 @@ _COLUMNS = (
     *("reason", "subject", "splits", "joints_hash", "vision_hash", "language_hash"),
 )
 
+CLASS_NUMBERS = "class_numbers"
+"""Among the hashes of what was read: only a classifier that is still to be trained depends on the numbers."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -110,7 +113,13 @@ class PackedDataset:
         some = self._index.select(["sample_id", *(f"{kind}_hash" for kind in ("joints", *kinds))]).take(rows)
         columns = dict(zip(("samples", "joints", *kinds), some.columns, strict=True))
         hashes = {name: fingerprint(column.to_pylist()) for name, column in columns.items()}
-        return hashes | ({"labels": fingerprint(self.labels()[rows].tolist())} if labels else {})
+        if (
+            labels
+        ):  # which samples are of one class, and what number it has: names may be corrected, and then sort otherwise
+            _, first, own = np.unique(self.labels()[rows], return_index=True, return_inverse=True)
+            hashes["labels"] = fingerprint(first[own].tolist())
+            hashes[CLASS_NUMBERS] = fingerprint(self.labels()[rows].tolist())
+        return hashes
 
     def _splits(self) -> pa.MapArray:
         return self._index.column("splits").chunk(0)

@@ -21,8 +21,8 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
-from c2vl_training import distributed
-from c2vl_training.dataset import PackedDataset, Selection
+from c2vl_training import checkpoint, distributed
+from c2vl_training.dataset import CLASS_NUMBERS, PackedDataset, Selection
 from c2vl_training.methods import kinds_of
 from c2vl_training.run_log import Metrics
 
@@ -108,7 +108,14 @@ def trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> bool:
     """Return True if the run of these facts was trained on these data, as far as it has read them."""
     knowledge = str((facts.get("config") or {}).get("knowledge", "")) if facts.get("kind") == "pretrain" else ""
     read = _data_read(packed, str(facts.get("kind")), str(facts.get("benchmark")), knowledge)
-    return bool(read) and (facts.get("dataset"), facts.get("data")) == (packed.manifest.dataset, read)
+    same = [name for name in read if name != CLASS_NUMBERS]
+    held = facts.get("data")
+    return (
+        isinstance(held, dict)
+        and facts.get("dataset") == packed.manifest.dataset
+        and bool(same)
+        and all(held.get(name) == read[name] for name in same)
+    )
 
 
 @dataclass(frozen=True)
@@ -126,8 +133,10 @@ class Result:
 def check_same(wanted: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError, naming the first difference, unless the `facts` saved at `path` are the wanted ones."""
     for name, there, here in differences(facts, json.loads(json.dumps(wanted))):
+        if name == f"data.{CLASS_NUMBERS}" and path.name == checkpoint.ENCODER:
+            continue  # the classifier is gone
         if name.startswith("data."):
-            what = name.removeprefix("data.")
+            what = name.removeprefix("data.").replace("_", " ")
             raise CheckpointError(
                 f"{path} is of another run: the {what} of its training samples {'are others' if what == 'samples' else 'changed'} "
                 "since; choose another --out, or delete the folder to start over"
