@@ -126,8 +126,6 @@ def run_stage(
                 break
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
-    if max_failures < 1 and only is None and redo == {} and (total := total_failure(index, stage, summary.complete)):
-        raise StageError(total)
     if failed:
         _, text, count = next(one for one in reasons(index, stage) if one[0] == Status.FAILED)
         raise StageError(
@@ -136,6 +134,8 @@ def run_stage(
             f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
             f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
         )
+    if max_failures < 1 and only is None and redo == {} and (total := total_failure(index, stage, summary.complete)):
+        raise StageError(total)
     return summary
 
 

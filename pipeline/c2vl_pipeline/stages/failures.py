@@ -162,7 +162,7 @@ def _kinds(
     rows = index.table.select(["video", "skeleton", "camera", "label", "splits"]).to_pylist()
     raw = stage.raw or "video"
     members: dict[str, list[int]] = {}
-    for n in np.flatnonzero(tried):
+    for n in np.flatnonzero(tried).tolist():
         row = rows[n]
         if name := row[raw]:
             members.setdefault(f"the {PurePath(name).suffix or 'nameless'} files", []).append(n)

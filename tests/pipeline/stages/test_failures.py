@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CAPTIONS, CROPS, SKELETONS
 from c2vl_pipeline.execution.runner import run_stage
-from c2vl_pipeline.stages import STAGES, index
+from c2vl_pipeline.stages import STAGES, index, pack
 from c2vl_pipeline.stages.failures import counted, reasons, total_failure
 from c2vl_pipeline.workspace import load
 from support.pages import rewrite
@@ -27,7 +28,7 @@ def mine(work: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(work, tmp_path / "work"))
 
 
-def lose(folder: Path, stage: str, which: Callable[[dict], bool], status: str = "failed", error: str = "broke") -> None:
+def lose(folder: Path, stage: str, which: Callable[[dict[str, Any]], bool], status: str = "failed", error: str = "broke") -> None:
     """Make rows of a stage fail; `which` sees the row with its sample."""
     samples = {row["sample_id"]: row for row in load(folder).table.to_pylist()}
 
@@ -131,3 +132,47 @@ def test_a_retry_in_which_all_fails_again_ends_with_1(broken, cli):
     said = cli("c2vl-pipeline", "prompts", "--work", broken, "--retry-failed", "--workers", "0")
     assert said.code == 1
     assert "32 of 32 rows" in said.err
+
+
+# --------------------------------------------------------------------------------------- joints without videos
+
+
+@pytest.fixture(scope="module")
+def joints_alone(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed work folder of a dataset without any video."""
+    folder = tmp_path_factory.mktemp("alone")
+    copy = Path(shutil.copytree(raw, folder / "raw", ignore=shutil.ignore_patterns("*.avi")))
+    recipe = load_recipe("debug")
+    index.build(load_dataset("synthetic"), copy, folder / "work", recipe.pipeline, recipe="debug", allow_missing=True)
+    for stage in STAGES.values():
+        run_stage(stage, folder / "work", recipe)
+    pack.run(folder / "work", recipe)
+    return folder / "work"
+
+
+def test_captions_by_rule_need_joints_alone(joints_alone):
+    rows = read_shard(joints_alone / "captions" / "shard-00000.parquet").to_pylist()
+    assert {row["status"] for row in rows} == {"ok"}
+    assert len({row["caption"] for row in rows}) > 8  # of different frames, not of the first one alone
+
+
+def test_a_refused_pretraining_names_what_works(joints_alone, tmp_path, cli):
+    words = ["--data", joints_alone, "--out", tmp_path / "run"]
+    said = cli("c2vl-train", "pretrain", *words)
+    assert said.code == 1
+    assert "no video file" in said.err
+    assert "language alone is there: --set training.pretrain.knowledge=language" in said.err
+    assert cli("c2vl-train", "pretrain", *words, "--set", "training.pretrain.knowledge=language").code == 0
+
+
+def test_training_gives_the_reason_of_the_captions(mine, tmp_path, cli):
+    lose(mine, "captions", lambda row: True, "failed", "image tokens do not match")
+    recipe = load_recipe("debug")
+    shutil.rmtree(mine / "embeddings")  # rows of unchanged keys would be kept
+    run_stage(STAGES["embeddings"], mine, recipe, max_failures=1.0)
+    pack.run(mine, recipe)
+    said = cli("c2vl-train", "pretrain", "--data", mine, "--out", tmp_path / "run")
+    assert said.code == 1
+    assert "image tokens do not match" in said.err
+    assert "nobody" not in said.err
+    assert "knowledge=vision" in said.err
