@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from c2vl_manifests.machine import THREADS
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CAPTIONS, CROPS
@@ -19,6 +20,9 @@ from support import SHARED
 from support.cli import PARTS, Cli, Said
 from support.factory import run_factory
 from support.pages import HOSTILE, rewrite
+
+for _name in THREADS:  # of this process before torch is loaded, and of every process that a test starts
+    os.environ.setdefault(_name, "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_evaluation.features import Array, Labels
-from c2vl_evaluation.metrics import class_name
+from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import CheckpointError, DataError, one_line, passing
 from c2vl_manifests.manifest import (
@@ -36,11 +36,19 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
+from c2vl_training.memory import memory_errors
 
 FOLDER = "evaluations"
 _FORMAT = 1
 _TOP = 5
 _Form = TypeVar("_Form", bound=BaseModel)
+_BATCHES = {
+    "linear": "evaluation.linear",
+    "finetune": "evaluation.finetune",
+    "semi": "evaluation.semi.tune",
+    "transfer": "evaluation.transfer.tune",
+}
+"""Section of the recipe that sets the batch size of a protocol."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +86,14 @@ class CacheKey:
     seed: int = 0
     others: Mapping[str, CacheKey | str] = field(default_factory=dict)
     """Keys of other results and files that take part; they are not part of `name`."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of knowledge that are read besides joints and labels."""
 
     @property
     def name(self) -> str:
         """Name of the files: equal for equal settings of any run."""
         settings = {
-            "data": self.packed.manifest.fingerprint,
+            "data": data_read(self.packed, self.benchmark, self.kinds),
             "benchmark": self.benchmark,
             "config": self.config,
         }
@@ -152,11 +162,18 @@ class Cell:
             except DataError:
                 pass  # damaged: computed again
         started = time.monotonic()
-        made = self.compute()
+        with memory_errors(f"the {self.protocol} evaluation", *self._batch(self.key)):
+            made = self.compute()
         names, predictions = self.key.packed.manifest.classes, made.predictions
         table = None if predictions is None else table_of(predictions, names)
         result = self._named(made.result).model_copy(update={"key": self.key.text})
         return ResultWithPredictions(_commit(self.key, result, table, time.monotonic() - started), made.predictions)
+
+    def _batch(self, key: CacheKey) -> tuple[str, int]:
+        """Return the setting of the protocol's batch size, and its value; empty where it has none."""
+        section = "evaluation.linear" if self.setting.endswith("frozen") else _BATCHES.get(self.protocol, "")
+        batch = key.config.get("batch_size")
+        return (f"{section}.batch_size", batch) if section and isinstance(batch, int) else ("", 1)
 
     def _named(self, result: Result) -> Result:
         """Name a result as its cell: the folder of a transfer's target may have had another name."""

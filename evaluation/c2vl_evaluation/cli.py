@@ -317,12 +317,13 @@ def report(
     data: PackedOption,
 ) -> None:
     """Write the report of a finished table again."""
+    from c2vl_evaluation.metrics import data_read
     from c2vl_evaluation.results import load
     from c2vl_manifests.errors import DataError
     from c2vl_training.dataset import PackedDataset
 
     table, packed = load(out), PackedDataset(data)
-    if packed.manifest.fingerprint != table.data_fingerprint:
+    if data_read(packed, table.benchmark) != table.data_fingerprint:
         raise DataError(
             f"the table in {out} was made from other data than {data} holds now; run `c2vl-eval benchmark` "
             "into a new folder"

@@ -19,6 +19,7 @@ from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import Recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
+from c2vl_training.run_folder import trained_on
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class EvalContext:
     def uses_joint_captions(self) -> bool:
         """Return True if the run was pre-trained on joint-derived captions of these data."""
         facts = self.facts()
-        if facts.get("kind") != "pretrain" or facts.get("data") != self.packed.manifest.fingerprint:
+        if facts.get("kind") != "pretrain" or not trained_on(facts, self.packed):
             return False
         return uses_joint_captions(str((facts.get("config") or {}).get("knowledge")), self.packed)
 
@@ -114,7 +115,7 @@ class EvalContext:
         """Return a warning if the run was trained on test clips, under another benchmark of the same data."""
         facts, packed = self.facts(), self.packed
         kind, own = facts.get("kind"), str(facts.get("benchmark", ""))
-        if kind == "random" or facts.get("data") != packed.manifest.fingerprint or own == self.benchmark:
+        if kind == "random" or own == self.benchmark or not trained_on(facts, packed):
             return ""
         asked = packed.select(self.benchmark, "test").rows
         seen = int(np.isin(asked, packed.select(own, "train").rows).sum())

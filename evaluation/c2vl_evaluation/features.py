@@ -59,7 +59,7 @@ def extract(
     key = fingerprint(
         {
             "encoder": remembered_sha256(weights),
-            "data": packed.manifest.fingerprint,
+            "data": packed.digests(selection.rows),
             "benchmark": benchmark,
             "split": split,
         }

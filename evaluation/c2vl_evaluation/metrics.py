@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from c2vl_evaluation.features import Labels, Split, labelled_split
 from c2vl_evaluation.results import Evaluated, Score
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.manifest import fingerprint
 from c2vl_training.dataset import PackedDataset
 
 TOP = 5
@@ -96,6 +98,18 @@ def usable_splits(packed: PackedDataset, benchmark: str) -> tuple[Split, Split, 
     return train, test, check_classes(packed, train.labels, test.labels)
 
 
+@cache
+def data_read(packed: PackedDataset, benchmark: str, kinds: tuple[str, ...] = ()) -> str:
+    """Return a hash of what evaluations on a benchmark read: its splits' joints, labels and `kinds`, and class names.
+
+    Raises:
+        ConfigError: there is no such benchmark.
+        DataError: a split is empty.
+    """
+    rows = [packed.select(benchmark, split).rows for split in ("train", "test")]
+    return fingerprint([packed.manifest.classes, *(packed.digests(some, kinds, labels=True) for some in rows)])
+
+
 def no_encoder_scores(packed: PackedDataset, benchmark: str) -> Evaluated:
     """Return the scores of a benchmark that need no encoder: of the majority class and of chance.
 
@@ -109,7 +123,7 @@ def no_encoder_scores(packed: PackedDataset, benchmark: str) -> Evaluated:
         dataset=m.dataset,
         title=m.title,
         benchmark=benchmark,
-        data_fingerprint=m.fingerprint,
+        data_fingerprint=data_read(packed, benchmark),
         train=len(train),
         test=len(test),
         majority=majority(train, test, classes),

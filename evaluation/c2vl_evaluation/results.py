@@ -159,6 +159,8 @@ class Table(Evaluated):
     targets: tuple[Target, ...] = ()
     """Of the transfer protocol."""
     rows: tuple[TableRow, ...]
+    failed: dict[str, str] = {}
+    """Name and seed of rows for which memory ran out -> the error; the next call tries them again."""
     stage_seconds: dict[str, float] = {}
     """Stage -> seconds spent, summed over workers."""
 
@@ -195,6 +197,9 @@ class Table(Evaluated):
     def failure_summary(self) -> str:
         """Return in one line how many results failed; empty where none did."""
         results = [(row, r) for row in self.rows for r in row.results if r.protocol not in ALWAYS]
+        if self.failed:
+            rows = "; ".join(f"{name}: {why}" for name, why in self.failed.items())
+            return f"{len(self.failed)} rows failed, the others are in the table ({rows}); the same command tries them again"
         if not (bad := [(row, r) for row, r in results if r.failed]):
             return ""
         row, first = bad[0]

@@ -39,6 +39,8 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
+from c2vl_training.distributed import device_of
+from c2vl_training.memory import OutOfMemoryError
 from c2vl_training.run_folder import Kind, Run, check_same
 from c2vl_training.trainer import train
 
@@ -140,7 +142,7 @@ def run_table(
     earlier calls that this one does not compute stay in the table if the store still holds them.
 
     Raises:
-        ConfigError: the target is the data of the table, has other joints or no such benchmark.
+        ConfigError: the target is the data of the table, has other joints or no such benchmark; or a batch is too large.
         DataError: a split is empty, a sample has no label, or a class of the test split has no training
             sample.
         CheckpointError: a folder holds another run than the requested one.
@@ -153,12 +155,19 @@ def run_table(
     asked: list[Protocol] = [p for p in PROTOCOLS if p in protocols or (p == "transfer" and goal)]
     replaced = {(protocol, goal[1].id if goal and protocol == "transfer" else "") for protocol in asked}
     rows: list[TableRow] = []
+    failed: dict[str, str] = {}
     for line in lines:
         for seed in seeds:
-            row = _row(line, line.run(packed, benchmark, seed, out), out, asked, goal, emit)
+            label = f"{line.name}, seed {seed}"
+            try:
+                row = _row(line, line.run(packed, benchmark, seed, out), out, asked, goal, emit)
+            except OutOfMemoryError as error:
+                failed[label] = str(error)
+                emit(Note(f"{label}: {error}; the other rows are still made", "warning"))
+                continue
             rows.append(_with_earlier(row, before, out, replaced))
             knn_, linear_ = (100 * row.top1(protocol) for protocol in ALWAYS)
-            emit(Note(f"{line.name}, seed {seed}: kNN {knn_:.1f}, linear {linear_:.1f}"))
+            emit(Note(f"{label}: kNN {knn_:.1f}, linear {linear_:.1f}"))
     if before is not None:
         _report_earlier(before, rows, replaced, emit)
     recipe = lines[0].recipe
@@ -179,6 +188,7 @@ def run_table(
         classes=m.classes,
         targets=tuple(targets),
         rows=tuple(rows),
+        failed=failed,
         stage_seconds=_stage_seconds(packed.folder.parent),
     )
     save(out, table)
@@ -188,14 +198,19 @@ def run_table(
 def _check(
     packed: PackedDataset, benchmark: str, lines: Sequence[Entry], seeds: Sequence[int], out: Path, streams: bool
 ) -> None:
-    """Check labels, classes and run folders before hours of training; raises as `run_table`."""
+    """Check labels, classes, batches and run folders before hours of training; raises as `run_table`."""
     metrics.usable_splits(packed, benchmark)
+    problems: dict[str, None] = {}  # each once, in order
     for line in lines:
         for seed in seeds:
             run = line.run(packed, benchmark, seed, out)
+            problems[run.batch_problem(len(run.select().rows))] = None
+            device_of(line.recipe.training.device)
             for one in _streams(run).values() if streams else (run,):
                 if (saved := _saved_run(one.out)) is not None:
                     check_same(one.facts(), saved[1], saved[0])
+    if wrong := [problem for problem in problems if problem]:
+        raise ConfigError("; ".join(wrong))
 
 
 def _check_target(packed: PackedDataset, target: PackedDataset, benchmark: str) -> None:
@@ -323,7 +338,7 @@ def _earlier(packed: PackedDataset, benchmark: str, out: Path, emit: Emit) -> Ta
     except DataError as error:
         emit(Note(f"{error}; it is written again with the results of this call", "warning"))
         return None
-    same = (table.data_fingerprint, table.benchmark) == (packed.manifest.fingerprint, benchmark)
+    same = (table.data_fingerprint, table.benchmark) == (metrics.data_read(packed, benchmark), benchmark)
     return table if same else None
 
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from c2vl_manifests.errors import C2VLError, ConfigError, disk_error, naming
+from c2vl_manifests import machine
+from c2vl_manifests.errors import C2VLError, ConfigError, disk_error, memory_ran_out, naming, one_line
 from c2vl_manifests.events import Event, Note, Progress
 
 if TYPE_CHECKING:
@@ -65,9 +66,16 @@ def application(help_text: str) -> typer.Typer:
     )
 
 
-def main(app: typer.Typer) -> None:
-    """Run an application; errors that users can fix become one red line and exit code 1 (usage errors: 2)."""
+def main(app: typer.Typer, *, threads: bool = True) -> None:
+    """Run an application; errors that users can fix become one red line and exit code 1 (usage errors: 2).
+
+    Args:
+        app: the application.
+        threads: False if its worker processes share the cores themselves.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    machine.open_streams()
+    machine.share_cores(threads)
     try:
         _check_system()
         with _terminable():
@@ -78,6 +86,13 @@ def main(app: typer.Typer) -> None:
         raise
     except C2VLError as error:
         _exit_with(str(error))
+    except (RuntimeError, MemoryError) as error:
+        if not memory_ran_out(error):
+            raise
+        _exit_with(
+            f"memory ran out ({one_line(error, named=True)}); choose a smaller batch_size, fewer --workers or a device "
+            "with more free memory; finished work is kept"
+        )
     except OSError as error:
         _exit_with(disk_error(error))
 
@@ -164,7 +179,7 @@ class Reporter:
     """Draw events on a terminal, print JSON lines elsewhere: `with Reporter() as emit: run(…, emit=emit)`."""
 
     def __init__(self) -> None:
-        self._live = sys.stdout.isatty()
+        self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
         self._last: dict[str, float] = {}

@@ -95,6 +95,18 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 160) -> 
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
+_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed", "unable to allocate")
+"""In messages of torch's allocators, CUDA, cuBLAS, cuDNN and numpy, which have no class in common."""
+
+
+def memory_ran_out(error: BaseException) -> bool:
+    """Return True if an exception, of whatever library, says that memory ran out."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _MEMORY))
+
+
 class C2VLError(Exception):
     """Base of all errors that a user can fix. The command line prints one red line and exits with code 1."""
 

@@ -16,8 +16,8 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 
 FILE = "packed.json"
-FORMAT = 2
-"""Version of the array files: 2 stores joints as (frames, C, M, V)."""
+FORMAT = 3
+"""Version of the files: 2 stores joints as (frames, C, M, V), 3 has hashes of each row in its index."""
 
 
 class PackedManifest(BaseModel):

@@ -201,6 +201,8 @@ class LinearConfig(Settings):
     )
     """Learning rates, compared on a held-out part of the training split, never on test data."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
+    standardise: bool = True
+    """Centre and scale features by the training split first; peers often train on plain features."""
 
 
 class KnnConfig(Settings):

@@ -133,6 +133,10 @@ PACKED_INDEX = pa.schema(
         pa.field("subject", pa.int16()),
         pa.field("view", pa.int16()),
         pa.field("splits", pa.map_(pa.string(), pa.string()), nullable=False),
+        # hashes of the row's arrays: what a run or a result has read is known without reading it again
+        pa.field("joints_hash", pa.string(), nullable=False),
+        pa.field("vision_hash", pa.string(), nullable=False),
+        pa.field("language_hash", pa.string(), nullable=False),
     ]
 )
 """`index.parquet` of a packed folder: one row per sample."""

@@ -52,8 +52,7 @@ def synth_command(
     workers: WorkersOption = None,
 ) -> None:
     """Make a synthetic dataset in NTU RGB+D's format: videos and skeleton files of kinematic people."""
-    import os
-
+    from c2vl_manifests.machine import usable_cores
     from c2vl_pipeline.synthetic.dataset import generate
 
     with Reporter() as emit:
@@ -64,7 +63,7 @@ def synth_command(
             views=views,
             repeats=repeats,
             seed=seed,
-            workers=(workers or os.cpu_count() or 1) if can_start_processes(emit) else 1,
+            workers=(workers or usable_cores()) if can_start_processes(emit) else 1,
             emit=emit,
         )
     say(f"{made.clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
@@ -279,4 +278,4 @@ app.command("audit")(cli_maintenance.audit_command)
 
 def main() -> None:
     """Entry point of the console script."""
-    run_app(app)
+    run_app(app, threads=False)

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 def status_command(
     work: WorkOption,
     recipe: RecipeOption = None,
-    why: Annotated[bool, typer.Option("--why", help="Give the reasons why shards are not done.")] = False,
+    why: Annotated[
+        bool, typer.Option("--why", help="Give the reasons why shards are not done, and why rows failed.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of a table.")] = False,
     set_: SetOption = None,
 ) -> None:
@@ -37,7 +39,7 @@ def status_command(
     Exit code 0 when every expected row of every stage is accounted for, 1 when something is still to do.
     """
     from c2vl_pipeline.maintenance import estimate
-    from c2vl_pipeline.maintenance.status import survey
+    from c2vl_pipeline.maintenance.status import failure_lines, survey
 
     stages = survey(work, recipe_of(work, recipe, set_))
     planned = estimate.read(work)
@@ -62,6 +64,8 @@ def status_command(
         for entry in stages if why else ():
             for reason, shards in entry.why.items():
                 say(f"{entry.stage}: {shards:,} shard{'s' if shards > 1 else ''}: {reason}")
+        for line in failure_lines(work) if why else ():
+            say(line)
     if any(e.state != "complete" for e in stages):
         raise typer.Exit(1)
 
@@ -160,8 +164,11 @@ def verify_command(
 
 def retry_failed(runner: StageRunner) -> None:
     """Try the samples with failed or undecodable rows again, and bring the later stages up to date."""
+    from c2vl_manifests.errors import StageError
     from c2vl_pipeline.maintenance.repair import failed_samples, retry
     from c2vl_pipeline.stages import STAGES
+    from c2vl_pipeline.stages.failures import total_failure
+    from c2vl_pipeline.workspace import load
 
     work = runner.work
     tried = retry(work, runner.recipe, lambda stage, redo: runner.run(stage, redo=redo))
@@ -175,6 +182,9 @@ def retry_failed(runner: StageRunner) -> None:
         say(f"{stage}: {again if samples else 'brought up to date'}")
     if (work / "packed").is_dir():
         say(f"`c2vl-pipeline status --work {work}` shows whether to pack again")
+    index = load(work)
+    if failed := next(filter(None, (total_failure(index, STAGES[stage]) for stage in tried)), None):
+        raise StageError(failed)
 
 
 OutOption = Annotated[
@@ -215,7 +225,7 @@ def inspect_command(
     )
     made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed)
     say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}")
-    for note in made.notes:
+    for note in [*made.notes, *made.reasons]:
         say(f"note: {note}")
     say(str(made.path))
 

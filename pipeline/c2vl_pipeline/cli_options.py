@@ -32,7 +32,7 @@ WorkersOption = Annotated[
     typer.Option(
         "--workers",
         min=0,
-        help="Worker processes (default: one per core; one per GPU for engines with weights); 0: this process, unprotected.",
+        help="Most worker processes (default: one per usable core; one per GPU for engines with weights); 0: this process, unprotected.",
     ),
 ]
 SchedulerOption = Annotated[
@@ -56,7 +56,12 @@ OverwriteOption = Annotated[
 ]
 FailuresOption = Annotated[
     float,
-    typer.Option("--max-failures", min=0, max=1, help="Share of rows an engine may fail on before the stage stops."),
+    typer.Option(
+        "--max-failures",
+        min=0,
+        max=1,
+        help="Share of rows an engine may fail on before the stage stops; 1: even all, or all of one kind.",
+    ),
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")]
 ShardLimit = Annotated[

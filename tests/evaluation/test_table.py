@@ -18,7 +18,10 @@ from c2vl_evaluation.features import extract, raw_joints
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_evaluation.results import Score, Table, load
 from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_training import trainer
 from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.methods import Supervised
+from c2vl_training.run_folder import read_result
 from support.evaluation import evaluated, table_lines
 from support.packed import COUNT, sticks
 
@@ -206,3 +209,44 @@ def test_a_row_without_a_score_of_both_protocols_is_damage(table, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(whole))
     with pytest.raises(DataError, match="hard, seed 0 has no knn score"):
         load(tmp_path)
+
+
+# ------------------------------------------------------------------------- before the first training, and memory
+
+
+def test_every_batch_is_checked_before_the_first_training(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark, "train", lambda *_: pytest.fail("trained"))
+    more = ("training.pretrain.batch_size=13", "training.supervised.batch_size=64")
+    with pytest.raises(ConfigError) as caught:
+        benchmark.run_table(data, "xsub", table_lines(more=more), [0], tmp_path)
+    for setting in ("training.pretrain.batch_size=3", "training.supervised.batch_size=3"):
+        assert str(caught.value).count(f"--set {setting}") == 1
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "supervised"])
+def test_a_row_for_which_memory_runs_out_does_not_cost_the_others(data, tmp_path, monkeypatch, kind):
+    real = trainer.fit
+
+    def fit(method, clips, session):
+        if (kind == "supervised") == isinstance(method, Supervised):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return real(method, clips, session)
+
+    monkeypatch.setattr(trainer, "fit", fit)
+    table = benchmark.run_table(data, "xsub", table_lines(), [0], tmp_path)
+    names = {"supervised": ["supervised"], "pretrain": ["partition(cosine)", "shuffled pairs"]}[kind]
+    assert [*table.failed] == [f"{name}, seed 0" for name in names]
+    assert not {*names} & {*table.names()}
+    assert {"random encoder", "raw joints"} <= {*table.names()}
+    assert f"--set training.{kind}.batch_size=2" in table.failure_summary()
+    assert load(tmp_path) == table
+    monkeypatch.setattr(trainer, "fit", real)
+    assert not benchmark.run_table(data, "xsub", table_lines(), [0], tmp_path).failed
+
+
+def test_a_table_stays_although_a_split_column_was_added(data, tmp_path, monkeypatch):
+    before = benchmark.run_table(data, "xsub", table_lines(), [0], tmp_path / "table")
+    splits = [{"xsub": "train" if n % 4 else "test", "other": "train"} for n in range(COUNT)]
+    monkeypatch.setattr(benchmark, "train", lambda run, emit: read_result(run.out))
+    more = PackedDataset(sticks(tmp_path / "more" / "packed", splits=splits))
+    assert benchmark.run_table(more, "xsub", table_lines(), [0], tmp_path / "table") == before

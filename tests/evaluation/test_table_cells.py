@@ -14,7 +14,7 @@ from c2vl_evaluation import cli
 from c2vl_evaluation import table as benchmark
 from c2vl_evaluation.cache import Cell
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.metrics import no_encoder_scores
+from c2vl_evaluation.metrics import data_read, no_encoder_scores
 from c2vl_evaluation.protocols import ensemble, finetuning, run_safely, semi, transfer
 from c2vl_evaluation.report import console
 from c2vl_evaluation.results import ALWAYS, Line, Result, Table, load
@@ -377,9 +377,9 @@ def test_targets_of_one_dataset_id_stand_side_by_side(table, data, tmp_path, cap
     for packed, where in ((one, "xsub"), (two, "xsub"), (two, "xview")):
         found = transferred(table, data, packed, where, frozen)
     assert [(t.name, t.data_fingerprint, t.benchmark) for t in found.targets] == [
-        ("generic, xsub", "7" * 32, "xsub"),
-        ("generic, xsub (two)", "8" * 32, "xsub"),
-        ("generic, xview", "8" * 32, "xview"),
+        ("generic, xsub", data_read(one, "xsub"), "xsub"),
+        ("generic, xsub (two)", data_read(two, "xsub"), "xsub"),
+        ("generic, xview", data_read(two, "xview"), "xview"),
     ]
     settings = [f.setting for f in found.rows[0].results if f.protocol == "transfer"]
     assert settings == [

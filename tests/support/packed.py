@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ from c2vl_manifests.schema import PACKED_INDEX
 STICK = Layout("stick", ("hip", "chest", "head", "hand", "foot"), (1, 1, 1, 1, 0))
 T = 8
 LENGTHS = (1, 2, 5, 7, 8, 9, 13, 16, 40)
+
+
+def _hash(*arrays: np.ndarray) -> str:
+    return hashlib.blake2b(
+        b"".join(np.ascontiguousarray(array).tobytes() for array in arrays), digest_size=8
+    ).hexdigest()
 
 
 def write_packed(
@@ -62,6 +69,9 @@ def write_packed(
             "subject": subjects[n] if subjects is not None else n,
             "view": 1,
             "splits": list((splits[n] if splits is not None else {"xsub": "train"}).items()),
+            "joints_hash": _hash(np.float32(joints[n])),
+            "vision_hash": _hash(np.float16(vision[n]), ok["vision"][n]),
+            "language_hash": _hash(np.float16(language[n]), ok["language"][n]),
         }
         for n in range(count)
     ]

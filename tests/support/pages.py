@@ -63,8 +63,8 @@ def assert_self_contained(path: Path) -> Page:
     return page
 
 
-def rewrite(work: Path, stage: str, schema: pa.Schema, change) -> None:
-    path = shard_path(work, stage, 0)
+def rewrite(work: Path, stage: str, schema: pa.Schema, change, shard: int = 0) -> None:
+    path = shard_path(work, stage, shard)
     manifest = read_shard_manifest(path)
     assert manifest is not None
     rows = read_shard(path).to_pylist()

@@ -85,7 +85,7 @@ def test_a_folder_of_an_older_format_names_the_command(tmp_path):
     (folder / "packed.json").write_text(json.dumps(facts))
     with pytest.raises(
         StageError,
-        match=f"packed in format 1, expected 2; run `c2vl-pipeline pack --work {tmp_path / 'work'}` again",
+        match=f"packed in format 1, expected 3; run `c2vl-pipeline pack --work {tmp_path / 'work'}` again",
     ):
         PackedDataset(tmp_path / "work")
 

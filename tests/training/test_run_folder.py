@@ -12,6 +12,7 @@ import torch
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.events import Event, Note
 from c2vl_training import trainer
+from c2vl_training.run_folder import trained_on
 from c2vl_training.trainer import train
 from support.packed import COUNT, moving, sticks
 from support.training import StoppedError, recipe, run, stop_after
@@ -87,6 +88,68 @@ def test_run_json_says_what_was_run(data, tmp_path):
     facts = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (facts["kind"], facts["benchmark"], facts["seed"], facts["epochs"]) == ("pretrain", "xsub", 5, 4)
     assert facts["recipe_fingerprint"] == recipe().fingerprint()
-    assert facts["data"] == "f" * 32
+    assert set(facts["data"]) == {"samples", "joints", "vision", "language"}
     assert facts["last"] == pytest.approx(result.last)
     assert facts["versions"]["torch"] == torch.__version__
+
+
+# ------------------------------------------------------------------------------ what a run has read of the data
+
+
+KINDS = ("pretrain", "supervised", "random")
+SPLITS = [{"xsub": "train" if n % 4 else "test"} for n in range(COUNT)]
+SPARE = next(n for n in range(COUNT) if n % 4 == 0)
+"""A test sample: no training reads it."""
+
+
+def changed(tmp_path, kind, name="other", **more):
+    return run(sticks(tmp_path / name / "packed", **more), tmp_path / "run", kind=kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"splits": [one | {"x-other": "train"} for one in SPLITS]},
+        {"joints": [clip + 1 if n == SPARE else clip for n, clip in enumerate(moving())]},
+        {"labels": [2 if n == SPARE else n % 3 for n in range(COUNT)]},
+        {"subjects": [None] * COUNT},
+    ],
+    ids=["split column", "test clip", "test label", "subjects"],
+)
+def test_a_finished_run_is_taken_although_what_it_did_not_read_changed(data, tmp_path, kind, more):
+    first = train(run(data, tmp_path / "run", kind=kind))
+    assert train(changed(tmp_path, kind, **more)) == first
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "said"),
+    [
+        ("pretrain", {"joints": [clip * 2 if n == 1 else clip for n, clip in enumerate(moving())]}, "the joints of"),
+        ("pretrain", {"vision": np.ones((COUNT, 4, 6))}, "the vision of"),
+        ("supervised", {"labels": [n % 2 for n in range(COUNT)]}, "the labels of"),
+        ("random", {"splits": [{"xsub": "train"}] * COUNT}, "the samples of"),
+    ],
+)
+def test_what_it_read_is_named_where_it_changed(data, tmp_path, kind, more, said):
+    train(run(data, tmp_path / "run", kind=kind))
+    with pytest.raises(CheckpointError, match=said):
+        train(changed(tmp_path, kind, **more))
+
+
+def test_a_label_is_no_matter_to_a_pretraining_nor_a_vector_to_the_control(data, tmp_path):
+    labels, vectors = {"labels": [(n + 1) % 3 for n in range(COUNT)]}, {"vision": np.ones((COUNT, 4, 6))}
+    for kind, more in (("pretrain", labels), ("supervised", vectors)):
+        facts = run(data, tmp_path, kind=kind).facts()
+        assert changed(tmp_path, kind, name=kind, **more).facts() == facts
+        assert trained_on(facts, changed(tmp_path, kind, name=f"{kind}-2", **more).packed)
+
+
+def test_classes_that_sort_otherwise_after_a_correction_matter_only_while_a_classifier_is_trained(data, tmp_path):
+    renumbered = {"labels": [(n + 1) % 3 for n in range(COUNT)]}
+    with pytest.raises(StoppedError):
+        train(run(data, tmp_path / "run", kind="supervised"), stop_after(1))
+    with pytest.raises(CheckpointError, match="the class numbers of"):
+        train(changed(tmp_path, "supervised", **renumbered))
+    first = train(run(data, tmp_path / "run", kind="supervised"))
+    assert train(changed(tmp_path, "supervised", name="again", **renumbered)) == first

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,4 +127,12 @@ def export_command(
 
 def main() -> None:
     """Entry point of the console script."""
-    run_app(app)
+    try:
+        run_app(app)
+    except SystemExit as ended:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            # torch keeps threads of the process group after it was destroyed: they abort a process that ends as usual
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+        raise

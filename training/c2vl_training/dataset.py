@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from c2vl_manifests.errors import NO_SUCH_CALL, ConfigError, DataError, naming, passing
 from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
+from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training.augmentation import AugmentationDraws, rotations
@@ -34,8 +35,11 @@ from c2vl_training.augmentation import AugmentationDraws, rotations
 Rows = npt.NDArray[np.int64]
 _COLUMNS = (
     *("sample_id", "frames", "skeleton_status", "vision_rows", "language_rows"),
-    *("reason", "subject", "splits"),
+    *("reason", "subject", "splits", "joints_hash", "vision_hash", "language_hash"),
 )
+
+CLASS_NUMBERS = "class_numbers"
+"""Among the hashes of what was read: only a classifier that is still to be trained depends on the numbers."""
 
 
 def _on_disk(path: Path) -> npt.NDArray[Any]:
@@ -124,6 +128,19 @@ class PackedDataset:
         """Return 0-based classes (N,), -1 where unknown: for the supervised control and evaluation only."""
         return self._array("labels.npy", (self.manifest.samples,)).astype(np.int64)
 
+    def digests(self, rows: Rows, kinds: Sequence[str] = (), labels: bool = False) -> dict[str, str]:
+        """Return hashes of what a reader of some rows reads, by name: samples and joints, `kinds` of knowledge, labels."""
+        some = self._index.select(["sample_id", *(f"{kind}_hash" for kind in ("joints", *kinds))]).take(rows)
+        columns = dict(zip(("samples", "joints", *kinds), some.columns, strict=True))
+        hashes = {name: fingerprint(column.to_pylist()) for name, column in columns.items()}
+        if (
+            labels
+        ):  # which samples are of one class, and what number it has: names may be corrected, and then sort otherwise
+            _, first, own = np.unique(self.labels()[rows], return_index=True, return_inverse=True)
+            hashes["labels"] = fingerprint(first[own].tolist())
+            hashes[CLASS_NUMBERS] = fingerprint(self.labels()[rows].tolist())
+        return hashes
+
     def _splits(self) -> pa.MapArray:
         return self._index.column("splits").chunk(0)
 
@@ -189,8 +206,25 @@ class PackedDataset:
         )
         if not usable.any():
             why = f"; the first was left out because of {left_out[0][1]}" if left_out else ""
-            raise DataError(f"{self.folder}: no usable {split} samples in {benchmark}{why}. See `c2vl-pipeline status`")
+            raise DataError(
+                f"{self.folder}: no usable {split} samples in {benchmark}{why}. `c2vl-pipeline status --why` shows more"
+                + self._what_works(rows, knowledge)
+            )
         return Selection(rows[usable], left_out)
+
+    def _what_works(self, rows: Rows, knowledge: Sequence[str]) -> str:
+        """Return what can be trained although no sample has all required knowledge; empty where nothing can."""
+        counts = {name: self._index.column(name).to_numpy()[rows] for name in _COLUMNS if name.endswith("_rows")}
+        joints = self._index.column("frames").to_numpy()[rows] > 0
+        other = [kind for kind in ("vision", "language") if (joints & (counts[f"{kind}_rows"] > 0)).any()]
+        if not knowledge or not joints.any():
+            return ""
+        if other:
+            return f"; {other[0]} alone is there: --set training.pretrain.knowledge={other[0]}"
+        return (
+            "; joints alone are enough for `c2vl-train supervised` and `c2vl-train random`, and for a pre-training with "
+            "captions by rule (`c2vl-pipeline prompts --recipe heuristic`, then --set training.pretrain.knowledge=language)"
+        )
 
 
 def _missing(row: dict[str, Any], knowledge: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from c2vl_manifests.errors import ConfigError
 from c2vl_training import distributed, trainer
 from c2vl_training.dataset import Clips
 from c2vl_training.methods import Method, Pretraining
@@ -48,12 +49,13 @@ def estimate(run: Run) -> Estimate:
     device = distributed.device_of(config.device)
     cpu = torch.device("cpu")
     selection = run.select()
+    samples, left_out = len(selection.rows), len(selection.left_out)
+    if problem := run.batch_problem(samples):
+        raise ConfigError(problem)
     encoder, method = trainer.method_of(run, selection, cpu)
     own = _count(encoder)
-    samples, left_out = len(selection.rows), len(selection.left_out)
     if method is None:
         return Estimate(samples, left_out, 0, 0, {"encoder": own}, {"weights": _bytes(encoder)}, str(device))
-    trainer.check_batch(run, method, samples)
     clips = Clips(run.packed, selection.rows, config.input, cpu)
     frames = run.packed.offsets[selection.rows + 1] - run.packed.offsets[selection.rows]
     frame_bytes = 4 * int(run.packed.joints[0].size) if len(run.packed.joints) else 0

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, memory_ran_out
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import InputConfig, PretrainConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.knowledge import Knowledge
+from c2vl_training.memory import release
 from c2vl_training.model import CrossModal
 
 
@@ -29,13 +30,20 @@ def encode(network: Callable[[Tensor], Tensor], clips: Clips, batch_size: int = 
     Args:
         network: (B, C, T, V, M) -> (B, D); a module in eval mode.
         clips: N clips, on the device of the network.
-        batch_size: clips at a time.
+        batch_size: clips at a time; half as many if their memory runs out.
 
     Returns:
         Shape (N, D), on the CPU.
     """
-    places = torch.arange(len(clips), device=clips.device).split(batch_size)
-    return torch.cat([network(clips.test(at)).cpu() for at in places])
+    places = torch.arange(len(clips), device=clips.device)
+    while True:
+        try:
+            return torch.cat([network(clips.test(at)).cpu() for at in places.split(batch_size)])
+        except RuntimeError as error:
+            if batch_size == 1 or not memory_ran_out(error):
+                raise
+        batch_size //= 2
+        release()
 
 
 def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: InputConfig) -> Tensor:

@@ -86,7 +86,7 @@ class Pretraining(Method):
     ) -> None:
         self.config, self.device = config, device
         self.optimiser, self.epochs, self.batch_size = config.optimiser, config.epochs, config.batch_size
-        self.kinds = kinds_of(config)
+        self.kinds = kinds_of(config.knowledge)
         self.knowledge = {kind: _finite_knowledge(packed, selection, kind, config) for kind in self.kinds}
         widths = {kind: knowledge.dim for kind, knowledge in self.knowledge.items()}
         self.model: CrossModal = CrossModal(encoder, widths, config).to(device, dtype)
@@ -252,9 +252,9 @@ def layer_groups(encoder: nn.Module, head: nn.Module, config: FinetuneConfig) ->
         factor *= config.layer_decay
 
 
-def kinds_of(config: PretrainConfig) -> tuple[str, ...]:
-    """Return the kinds of knowledge that a pre-training uses."""
-    return ("vision", "language") if config.knowledge == "both" else (config.knowledge,)
+def kinds_of(knowledge: str) -> tuple[str, ...]:
+    """Return the kinds of knowledge that `both`, `vision`, `language` or the empty word name."""
+    return ("vision", "language") if knowledge == "both" else (knowledge,) if knowledge else ()
 
 
 def pairing(count: int, seed: int) -> Tensor:

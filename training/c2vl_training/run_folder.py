@@ -17,12 +17,13 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from c2vl_manifests.errors import CheckpointError, passing
+from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, passing
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
-from c2vl_training import distributed, methods
-from c2vl_training.dataset import PackedDataset, Selection
+from c2vl_training import checkpoint, distributed
+from c2vl_training.dataset import CLASS_NUMBERS, PackedDataset, Selection
+from c2vl_training.methods import kinds_of
 from c2vl_training.run_log import Metrics
 
 Kind = Literal["pretrain", "supervised", "random"]
@@ -48,12 +49,12 @@ class Run:
         part = {"pretrain": training.pretrain, "supervised": training.supervised, "random": None}[self.kind]
         m = self.packed.manifest
         return {
-            "format": 2,
+            "format": 3,
             "kind": self.kind,
             "benchmark": self.benchmark,
             "seed": self.seed,
             "dataset": m.dataset,
-            "data": m.fingerprint,
+            "data": _data_read(self.packed, self.kind, self.benchmark, self._knowledge()),
             "layout": m.layout,
             "bodies": m.bodies,
             "encoder": training.encoder.model_dump(mode="json"),
@@ -72,8 +73,49 @@ class Run:
 
     def select(self) -> Selection:
         """Return the training samples that the run can use."""
-        kinds = methods.kinds_of(self.recipe.training.pretrain) if self.kind == "pretrain" else ()
-        return self.packed.select(self.benchmark, "train", kinds)
+        return self.packed.select(self.benchmark, "train", kinds_of(self._knowledge()))
+
+    def batch_problem(self, total: int) -> str:
+        """Return why the batch does not fit a split of `total` samples, or the processes; empty if it does."""
+        if self.kind == "random":
+            return ""
+        setting, batch = f"training.{self.kind}.batch_size", getattr(self.recipe.training, self.kind).batch_size
+        if batch > total:
+            return (
+                f"{setting} = {batch} is larger than the {total} usable training samples; "
+                f"choose a smaller one by --set {setting}={max(2, total // 4)}"
+            )
+        try:
+            distributed.per_rank(batch)
+        except ConfigError as error:
+            return str(error)
+        return ""
+
+    def _knowledge(self) -> str:
+        return self.recipe.training.pretrain.knowledge if self.kind == "pretrain" else ""
+
+
+def _data_read(packed: PackedDataset, kind: str, benchmark: str, knowledge: str) -> dict[str, str]:
+    """Return hashes of all that a run reads of the data: nothing else that changes in them concerns it."""
+    kinds = kinds_of(knowledge)
+    try:
+        return packed.digests(packed.select(benchmark, "train", kinds).rows, kinds, labels=kind == "supervised")
+    except (ConfigError, DataError):  # nothing to train on: `select` says so where it is asked to train
+        return {}
+
+
+def trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> bool:
+    """Return True if the run of these facts was trained on these data, as far as it has read them."""
+    knowledge = str((facts.get("config") or {}).get("knowledge", "")) if facts.get("kind") == "pretrain" else ""
+    read = _data_read(packed, str(facts.get("kind")), str(facts.get("benchmark")), knowledge)
+    same = [name for name in read if name != CLASS_NUMBERS]
+    held = facts.get("data")
+    return (
+        isinstance(held, dict)
+        and facts.get("dataset") == packed.manifest.dataset
+        and bool(same)
+        and all(held.get(name) == read[name] for name in same)
+    )
 
 
 @dataclass(frozen=True)
@@ -91,6 +133,14 @@ class Result:
 def check_same(wanted: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError, naming the first difference, unless the `facts` saved at `path` are the wanted ones."""
     for name, there, here in differences(facts, json.loads(json.dumps(wanted))):
+        if name == f"data.{CLASS_NUMBERS}" and path.name == checkpoint.ENCODER:
+            continue  # the classifier is gone
+        if name.startswith("data."):
+            what = name.removeprefix("data.").replace("_", " ")
+            raise CheckpointError(
+                f"{path} is of another run: the {what} of its training samples {'are others' if what == 'samples' else 'changed'} "
+                "since; choose another --out, or delete the folder to start over"
+            )
         raise CheckpointError(
             f"{path} is of another run: {name} is {there!r} there and {here!r} here; "
             "choose another --out, or delete the folder to start over"

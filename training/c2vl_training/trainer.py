@@ -30,6 +30,7 @@ from c2vl_training import checkpoint, distributed, run_folder, schedule
 from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection
 from c2vl_training.encoders import Encoder, build_encoder
+from c2vl_training.memory import memory_errors
 from c2vl_training.methods import Method, Pretraining, StepOutput, Supervised
 from c2vl_training.run_folder import Result, Run
 from c2vl_training.run_log import Counts, Metrics, RunLog, add
@@ -52,7 +53,6 @@ def train(run: Run, emit: Emit = silent) -> Result:
         C2VLError: the loss became NaN (step, samples and last good checkpoint are named), or another process died.
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
-    run.out.mkdir(parents=True, exist_ok=True)
     first = distributed.rank() == 0
     emit = emit if first else silent
     done = run.out / checkpoint.ENCODER
@@ -64,6 +64,13 @@ def train(run: Run, emit: Emit = silent) -> Result:
     started = time.monotonic()
     selection = run.select()
     samples, left_out = len(selection.rows), len(selection.left_out)
+    if problem := run.batch_problem(samples):
+        raise ConfigError(problem)
+    with memory_errors(f"copying {samples:,} clips and their vectors to {device}"):
+        clips = Clips(run.packed, selection.rows, config.input, device)
+        encoder, method = method_of(run, selection, device)
+    # after all that can refuse the run: no folder of a run that never was
+    run.out.mkdir(parents=True, exist_ok=True)
     if first:
         run_folder.write_left_out(run.out, selection)
     if left_out:
@@ -73,11 +80,8 @@ def train(run: Run, emit: Emit = silent) -> Result:
                 "warning",
             )
         )
-    clips = Clips(run.packed, selection.rows, config.input, device)
-    encoder, method = method_of(run, selection, device)
     epochs, seconds, last = 0, time.monotonic() - started, Metrics()
     if method is not None:
-        check_batch(run, method, samples)
         log = RunLog(run.out) if first else None
 
         def on_epoch_end(epoch: int, metrics: Metrics, counts: Counts) -> Metrics:
@@ -88,8 +92,15 @@ def train(run: Run, emit: Emit = silent) -> Result:
         session = Session(
             run.out.name, run.seed, config, run.out / checkpoint.CHECKPOINT, run.facts(), emit, on_epoch_end
         )
+        setting = f"training.{run.kind}.batch_size"
+        kept = (
+            f"; finished epochs are kept in {session.path}: delete it if the batch changes"
+            if session.path.is_file()
+            else ""
+        )
         try:
-            seconds = fit(method, clips, session).seconds
+            with memory_errors(f"the {run.kind} training", setting, method.batch_size, kept):
+                seconds = fit(method, clips, session).seconds
         except DivergedError as error:
             raise _broken_batch(run, selection, error) from error
         epochs = method.epochs
@@ -115,17 +126,6 @@ def method_of(run: Run, selection: Selection, device: torch.device) -> tuple[Enc
     if run.kind == "supervised":
         return encoder, Supervised(packed, config.supervised, encoder, selection, device, dtype)
     return encoder, None
-
-
-def check_batch(run: Run, method: Method, total: int) -> None:
-    """Raise ConfigError unless the batch fits the split and the processes."""
-    if method.batch_size > total:
-        raise ConfigError(
-            f"training.{run.kind}.batch_size = {method.batch_size} is larger than "
-            f"the {total} usable training samples; "
-            f"choose a smaller one by --set training.{run.kind}.batch_size={max(2, total // 4)}"
-        )
-    distributed.per_rank(method.batch_size)
 
 
 def _broken_batch(run: Run, selection: Selection, error: DivergedError) -> C2VLError:

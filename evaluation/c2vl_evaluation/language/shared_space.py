@@ -29,6 +29,7 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import JointEmbedding, encode, load_joint_embedding
+from c2vl_training.run_folder import trained_on
 
 _DIGITS = 12
 """Cosines are a tie if they agree to this number of digits."""
@@ -109,7 +110,7 @@ class SharedSpace:
             )
         elif packed.manifest.derived_from_joints("language"):
             notes.append("The captions of this data are derived from joints: no evidence for language.")
-        if self.space.facts.get("data") != packed.manifest.fingerprint:
+        if not trained_on(self.space.facts, packed):
             notes.append(
                 "This run was trained on other data than these: both are assumed to have the same text encoder."
             )
@@ -121,7 +122,16 @@ class SharedSpace:
         engine = text_encoder.engine_of(context.packed)
         settings["engine"] = {k: v for k, v in engine.items() if k not in {"device", "libraries"}}
         projectors = {"projectors": remembered_sha256(context.run / checkpoint.PROJECTORS)}
-        return CacheKey(context.run, context.packed, context.benchmark, protocol, settings, context.seed, projectors)
+        return CacheKey(
+            context.run,
+            context.packed,
+            context.benchmark,
+            protocol,
+            settings,
+            context.seed,
+            projectors,
+            ("language",),
+        )
 
 
 def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace:

@@ -12,23 +12,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from c2vl_evaluation.paper.experiments import Evaluation, Experiments, TableCell
 from c2vl_evaluation.report.sections import facts_of
-from c2vl_manifests.errors import C2VLError, one_line
+from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.events import Emit, Note, duration, silent
 from c2vl_training import checkpoint
 from c2vl_training.run_folder import Run
 from c2vl_training.trainer import train
 
-_BATCHES = {
-    "linear": "evaluation.linear",
-    "finetune": "evaluation.finetune",
-    "semi": "evaluation.semi.tune",
-    "transfer": "evaluation.transfer.tune",
-}
-"""Section of the recipe that sets the batch size of a protocol."""
 Kind = tuple[str, str, str, str]
 """Training or protocol, its setting, data, encoder: what a time is measured for."""
 
@@ -145,31 +136,9 @@ def compute(experiments: Experiments, cells: Sequence[TableCell], emit: Emit = s
             else:
                 at = evaluation.id
                 experiments.add_results(evaluation, [cell.run().result for cell in evaluation.cells(emit)])
-        except (C2VLError, RuntimeError) as error:
-            experiments.failed[at] = _failure_reason(error, evaluation, training=at != evaluation.id)
+        except C2VLError as error:
+            experiments.failed[at] = str(error)
             emit(Note(f"{label}: {experiments.failed[at]}", "warning"))
-
-
-def _failure_reason(error: C2VLError | RuntimeError, evaluation: Evaluation, *, training: bool) -> str:
-    """Return in one line why a training or evaluation failed.
-
-    Raises:
-        RuntimeError: `error` itself, if it is a fault of the program and not a lack of memory.
-    """
-    if isinstance(error, C2VLError):
-        return str(error)
-    text = str(error).lower()
-    memory = isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "allocate memory" in text
-    if not memory:
-        raise error
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    what, place = f"{evaluation.protocol} evaluation", _BATCHES.get(evaluation.protocol, "")
-    if training:
-        kind = evaluation.runs[0].kind
-        what, place = f"{kind} training", "" if kind == "random" else f"training.{kind}"
-    batch = f"a smaller batch (--set {place}.batch_size=...) or " if place else ""
-    return f"out of memory in the {what} ({one_line(error).rstrip('.')}); give it {batch}a device with more free memory"
 
 
 def reason(experiments: Experiments, cell: TableCell) -> str:

@@ -16,6 +16,7 @@ from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_training.dataset import PackedDataset
+from c2vl_training.memory import OutOfMemoryError
 
 PROTOCOLS: dict[Protocol, Callable[[EvalContext], Iterator[Cell]]] = {
     "knn": knn.cells,
@@ -73,8 +74,8 @@ def evaluate(
 
 
 def fails_alone(error: C2VLError) -> bool:
-    """Return True if an error concerns one result (it diverged), and not data, settings or the machine."""
-    return type(error) in {C2VLError, CheckpointError}
+    """Return True if an error concerns one result (it diverged, or memory ran out), and not data, settings or the machine."""
+    return type(error) in {C2VLError, CheckpointError, OutOfMemoryError}
 
 
 def run_safely(cells: Iterable[Cell], label: str, emit: Emit = silent) -> Iterator[Result]:

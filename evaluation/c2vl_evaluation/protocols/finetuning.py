@@ -8,7 +8,6 @@ Semi-supervision and transfer tune by the same `tune`. A killed training resumes
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +100,7 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Sco
 
     facts = {
         "encoder": trained.facts, "config": job.config.model_dump(mode="json"), "rate": rate, "seed": context.seed,
-        "rows": _digest(rows), "asked": _digest(asked), "data": context.packed.manifest.fingerprint,
+        **{name: context.packed.digests(some, labels=True) for name, some in (("rows", rows), ("asked", asked))},
     }  # fmt: skip
     path = context.run / FOLDER / f"{job.label.replace(' ', '-')}-going.safetensors"
     _drop_other(path, facts)
@@ -134,10 +133,6 @@ def answer(network: nn.Module, clips: Clips, precision: str = "float32") -> Tens
 
     network.eval()
     return encode(logits, clips)
-
-
-def _digest(rows: Labels) -> str:
-    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def _drop_other(path: Path, facts: dict[str, Any]) -> None:

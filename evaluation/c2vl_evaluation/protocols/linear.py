@@ -2,8 +2,8 @@
 
 *Reading:* the paper states no recipe for it. SGD with momentum 0.9, no weight decay, batch 1024, 100 epochs,
 x0.1 at 80. The learning rate with the lowest cross-entropy on a held-out tenth of the *training* split is
-chosen, then the layer is trained on the whole split. Features are first standardised by the training split,
-so that the same rates suit encoders of different scale. All rates of the sweep are trained at once, with
+chosen, then the layer is trained on the whole split. Features are first standardised by the training split
+(unless `evaluation.linear.standardise` is false), so that the same rates suit encoders of different scale. All rates of the sweep are trained at once, with
 their weights in one matrix.
 """
 
@@ -55,8 +55,10 @@ class Standard:
         return np.asarray((values - self.centre) / self.scale, np.float32)
 
 
-def standard(train: Array) -> Standard:
-    """Return the standardisation of features by a training split; constant features become zero."""
+def standard(train: Array, standardise: bool = True) -> Standard:
+    """Return the standardisation of features by a training split, if the recipe wants one; constant ones become zero."""
+    if not standardise:
+        return Standard(np.zeros(train.shape[1]), np.ones(train.shape[1]))
     # in float64: rounding of a float32 mean would look like variance
     centre, scale = train.mean(axis=0, dtype=np.float64), train.std(axis=0, dtype=np.float64)
     return Standard(centre, np.where(scale > 1e-8 * np.maximum(1, np.abs(centre)), scale, np.inf))
@@ -166,7 +168,7 @@ def probe(
     A single rate is used without a sweep. Features are standardised by the training samples unless `by`
     is given.
     """
-    by = standard(train.values) if by is None else by
+    by = standard(train.values, config.standardise) if by is None else by
     x, x_test = (torch.from_numpy(by(features.values)) for features in (train, test))
     y, y_test = torch.from_numpy(train.labels), torch.from_numpy(test.labels)
     chosen, reached = 0, None

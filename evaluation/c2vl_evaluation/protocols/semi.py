@@ -92,7 +92,7 @@ def _frozen(context: EvalContext, places: Labels, **key: Any) -> Cell:
         sweeps = np.unique(some.labels, return_counts=True)[1].min() > 1
         used = config if sweeps else config.model_copy(update={"lrs": (semi.lr,)})
         # standardised by all samples: the others lack labels, not features
-        by = linear.standard(train.values)
+        by = linear.standard(train.values, config.standardise)
         found = linear.probe(some, test, classes, used, context.seed, by)
         return ResultWithPredictions(found.result("semi"), context.predictions(test.rows, found.logits))
 

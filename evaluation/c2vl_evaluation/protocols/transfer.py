@@ -15,10 +15,12 @@ from pathlib import Path
 
 from c2vl_evaluation.cache import Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.metrics import data_read
 from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.results import target_id
 from c2vl_manifests.errors import ConfigError
 from c2vl_training.dataset import PackedDataset
+from c2vl_training.run_folder import trained_on
 
 
 def target_name(packed: PackedDataset, benchmark: str, source: str, *more: str) -> str:
@@ -49,7 +51,7 @@ def cells(context: EvalContext) -> Iterator[Cell]:
         ConfigError: it was trained on this very data.
     """
     facts, packed = context.facts(), context.packed
-    if facts.get("data") == packed.manifest.fingerprint:
+    if trained_on(facts, packed):
         raise ConfigError(
             f"{context.run} was trained on the data of {packed.folder} itself; give another dataset, or run "
             "`c2vl-eval run finetune`"
@@ -65,7 +67,7 @@ def cells(context: EvalContext) -> Iterator[Cell]:
         else:
             label = f"{context.run.name} {name}"
             cell = finetuning.cell(context, "transfer", config.tune, label, encoder="tuned")
-        yield replace(cell, setting=name, target=target_id(packed.manifest.fingerprint, context.benchmark))
+        yield replace(cell, setting=name, target=target_id(data_read(packed, context.benchmark), context.benchmark))
 
 
 def _frozen(context: EvalContext) -> Cell:

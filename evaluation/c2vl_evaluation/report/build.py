@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from c2vl_evaluation import cache
 from c2vl_evaluation.features import extract
-from c2vl_evaluation.metrics import class_name
+from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.report import classes as report_classes
 from c2vl_evaluation.report import figures, samples, sections
 from c2vl_evaluation.report.verdict import verdict
@@ -234,7 +234,7 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
     row = table.main_row()
     try:
         packed = PackedDataset(work)
-        if packed.manifest.fingerprint != table.data_fingerprint:
+        if data_read(packed, table.benchmark) != table.data_fingerprint:
             return "the packed data have changed since the table was made"
         test = extract(folder / row.run, packed, table.benchmark, "test")
         main = cache.predictions_of(folder / row.run, row.result("linear").key)

@@ -23,7 +23,7 @@ from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.reader import Row, RowReader
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, failures
 from c2vl_pipeline.workspace import Workspace, load
 
 Mask = npt.NDArray[np.bool_]
@@ -70,6 +70,8 @@ class Gallery:
     shown: int
     total: int
     notes: tuple[str, ...]
+    reasons: tuple[str, ...]
+    """Why rows of the samples that match failed: the commonest of each stage."""
 
 
 def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
@@ -250,7 +252,12 @@ def gallery(
         stages=_stages(reader),
         slot_spans=html.spans,
     )
-    return Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(reader.notes))
+    reasons = [
+        f"{count:,} rows of {name} {status}: {text}"
+        for name, stage in STAGES.items()
+        for status, text, count in failures.reasons(index, stage, matched)[:3]
+    ]
+    return Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(reader.notes), tuple(reasons))
 
 
 def _stages(reader: RowReader) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.gallery import class_name, unknown_sample
 from c2vl_pipeline.browse.reader import Row, RowReader
@@ -33,6 +34,7 @@ from c2vl_pipeline.browse.trace_rows import similarity, skeleton_facts, slot_fac
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
 from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages.failures import counted
 from c2vl_pipeline.workspace import Workspace, load
 
 FRAME_SIDE = 320
@@ -108,6 +110,9 @@ def trace(work: Path, sample_id: str) -> Trace:
     slots = [slot_facts(slot, frame, fps, rows) for slot, frame in enumerate(planned)]
     shard = reader.shard_of(number)
     stages = [_stage(index, reader, stage, shard, sample) for stage in STAGES]
+    for entry in stages:
+        outcomes = [(row["status"], row["error_class"], row["error"]) for row in rows[entry["stage"]]]
+        entry["reasons"] = counted(one for one in outcomes if one[0] != Status.OK)
     _match_files(stages, raw)
     result.facts.update(
         sample={
@@ -318,7 +323,11 @@ def outline(facts: dict[str, Any]) -> list[str]:
     frames = [f"{s['frame']}" + (f" ({s['seconds']:.2f} s)" if s["seconds"] is not None else "") for s in slots]
     shown = any(s["frame"] is not None for s in slots)
     lines.append(f"frames: {', '.join(frames) if shown else 'none planned, for no video can be read'}")
-    lines += map(_stage_line, facts["stages"])
+    for stage in facts["stages"]:
+        lines.append(_stage_line(stage))
+        lines += [
+            f"  {count} row{'s' if count > 1 else ''} {status}: {text}" for status, text, count in stage["reasons"]
+        ]
     captions = [(slot["slot"], slot["caption"]) for slot in slots if slot["caption"] is not None]
     lines += [f"{slot:>2}: {caption['text'] or caption['status']}" for slot, caption in captions]
     return [*lines, *facts["notes"]]

@@ -10,6 +10,7 @@ the stage: finished rows stay, and the next run resumes.
 from __future__ import annotations
 
 import base64
+import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -84,7 +85,11 @@ def _client(options: _Options) -> openai.OpenAI:
 
 def _named(error: BaseException) -> str:
     cause = f" ({type(error.__cause__).__name__})" if error.__cause__ is not None else ""
-    return one_line(error, named=True) + cause
+    body = getattr(error, "body", None)
+    # the SDK shows only a body of OpenAI's own form; other servers have the reason elsewhere in it
+    said = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False) if body else ""
+    shown = isinstance(body, Mapping) and isinstance(body.get("message"), str)
+    return one_line(error, named=True) + (f": {' '.join(said.split())[:160]}" if said and not shown else "") + cause
 
 
 def _stop(error: Exception, options: _Options, model: str | None) -> EngineError | None:
@@ -178,7 +183,7 @@ class Served(Captioner):
             raise EngineError(
                 f"the captioner's server at {self._options.base_url} answered none of {len(answers)} crops, nor a "
                 f"plain grey picture ({type(plain).__name__}: {plain}); expected answers from a model that sees "
-                f"pictures; {_AGAIN}"
+                f"pictures, and that serves the name {self._model!r} (pipeline.caption.engine.model); {_AGAIN}"
             )
         return self._ask_all(images, question)
 

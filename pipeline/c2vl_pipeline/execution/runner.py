@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import NO_SUCH_CALL, StageError, naming
 from c2vl_manifests.events import Emit, Note, Progress, silent
+from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
@@ -38,7 +39,8 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changes, former_inputs, inputs_path, stage_keys
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import STAGES
-from c2vl_pipeline.stages.base import Stage, check_shards, hang_mark
+from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark
+from c2vl_pipeline.stages.failures import reasons, total_failure
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
@@ -79,14 +81,16 @@ def run_stage(
         only: numbers of the shards that may be made; the others stay as they are.
         redo: shard number -> samples to make again although their shard is committed.
         overwrite: make shards again that were made under another configuration; if False, StageError is raised.
-        max_failures: share of `failed` rows above which the stage stops; finished shards are kept.
+        max_failures: share of `failed` rows above which the stage stops; finished shards are kept. With 1, the stage
+            may also fail as a whole, see `stages.failures`.
         emit: receives progress and notes.
 
     Returns:
         The stage's manifest, complete unless `limit` or `only` left shards out.
 
     Raises:
-        StageError: an earlier stage is missing, another run is at work, too many rows fail, or workers die.
+        StageError: an earlier stage is missing, another run is at work, too many rows or all of one kind fail, or
+            workers die.
         EngineError: the engine cannot be loaded.
         OSError: the disk is full; what is committed stays.
     """
@@ -108,7 +112,7 @@ def run_stage(
         _remove_leftovers(folder, keys, due)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
         write_stage_manifest(folder, _summary(keys, keys.done))
-        done, statuses, failed = dict(keys.done), Counter[str](), False
+        done, statuses, failed, told = dict(keys.done), Counter[str](), False, False
         finished = keys.done.keys() - set(due)
         if finished:
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
@@ -122,6 +126,9 @@ def run_stage(
                 done[number] = manifest
                 statuses.update(manifest.statuses)
                 finished.add(number)
+                if not told and (fits := manifest.extra.get("provenance", {}).get(FITS)):
+                    told = True
+                    emit(Note(_smaller(stage, fits), "warning"))
                 emit(_progress(stage, index, finished, statuses))
                 failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
                 if failed:
@@ -129,12 +136,15 @@ def run_stage(
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
     if failed:
+        _, text, count = next(one for one in reasons(index, stage) if one[0] == Status.FAILED)
         raise StageError(
             f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
-            f"{max_failures:.0%}; "
+            f"{max_failures:.0%}; the commonest reason ({count:,} rows): {text.rstrip('.')}; "
             f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
             f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
         )
+    if max_failures < 1 and only is None and redo == {} and (total := total_failure(index, stage, summary.complete)):
+        raise StageError(total)
     return summary
 
 
@@ -142,7 +152,7 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
     """Return how many processes suit a stage here: one per core, but one per GPU for engines that load weights."""
     if stage.engine and engines.wants_own_process(stage.engine(recipe, load(work))):
         return max(1, len(engines.gpus()))
-    return os.cpu_count() or 1
+    return usable_cores()
 
 
 # -------------------------------------------------------------------------------------- before the first shard
@@ -348,6 +358,11 @@ def _in_the_making(folder: Path, finished: set[int]) -> int:
         with suppress(OSError, ValueError):  # removed meanwhile, or half written
             done += int(mark.read_text()) if int(mark.stem.removeprefix(".shard-")) not in finished else 0
     return done
+
+
+def _smaller(stage: Stage, fits: int) -> str:
+    setting = f"pipeline.{stage.command}.engine.batch_size"
+    return f"{stage.name}: memory ran out with a whole batch, {fits} at a time fit; --set {setting}={fits} saves the attempts"
 
 
 _version = cache(version)  # reads a file

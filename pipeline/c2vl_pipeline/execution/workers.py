@@ -27,6 +27,7 @@ from distributed.comm.core import CommClosedError
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
+from c2vl_manifests.machine import THREADS, usable_cores
 from c2vl_manifests.manifest import ShardManifest, file_sha256
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.task import ShardTask, run_shard
@@ -43,8 +44,6 @@ HEAL_EVERY = 2.0
 
 STUCK_AFTER = 30.0
 """Seconds in which no worker holds a task, although tasks wait, until a local cluster is started again."""
-
-_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 class WorkerSetup(WorkerPlugin):
@@ -90,7 +89,7 @@ class Workers:
     """Worker processes, started for the first task and kept until closed.
 
     Args:
-        count: processes of a local cluster; ignored with a scheduler.
+        count: most processes of a local cluster; no more are started than tasks wait. Ignored with a scheduler.
         scheduler: address of a running Dask scheduler (`tcp://host:8786`).
         resources: what every task needs of its worker (`{"GPU": 1}`), checked against what workers offer.
         emit: receives notes while waiting for workers.
@@ -103,6 +102,8 @@ class Workers:
     _stack: ExitStack = field(default_factory=ExitStack)
     _client: Client | None = None
     _cluster: LocalCluster | None = None
+    _started: int = 0
+    """Processes of the local cluster."""
 
     def __enter__(self) -> Workers:
         return self
@@ -135,6 +136,7 @@ class Workers:
                 f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, "
                 f"or omit them"
             )
+        self._started = self._started or self.count
         self._share_cores()
         settings = {
             "distributed.worker.daemon": False,  # an engine may start a process
@@ -159,7 +161,7 @@ class Workers:
                 try:
                     cluster = stack.enter_context(
                         LocalCluster(
-                            n_workers=self.count,
+                            n_workers=self._started,
                             threads_per_worker=1,
                             processes=True,
                             dashboard_address=None,
@@ -188,9 +190,9 @@ class Workers:
         All libraries get one number. dask sets such variables for good, and only where they are not set yet: the second
         cluster of a process, or any program started after the first, would inherit the first one's.
         """
-        before = {name: os.environ.get(name) for name in (*_THREADS, "MALLOC_TRIM_THRESHOLD_")}
-        threads = before["OMP_NUM_THREADS"] or str(max(1, (os.cpu_count() or 1) // self.count))
-        os.environ.update(dict.fromkeys(_THREADS, threads))
+        before = {name: os.environ.get(name) for name in (*THREADS, "MALLOC_TRIM_THRESHOLD_")}
+        threads = before["OMP_NUM_THREADS"] or str(max(1, usable_cores() // self._started))
+        os.environ.update(dict.fromkeys(THREADS, threads))
 
         def restore() -> None:
             for name, value in before.items():
@@ -267,6 +269,10 @@ class Workers:
         self, waiting: deque[ShardTask], work: Path
     ) -> Iterator[tuple[ShardTask, ShardManifest | WorkerDied | None]]:
         """Run the waiting tasks, about two per worker in flight; the caller may add to `waiting` at any time."""
+        useful = min(self.count, len(waiting))
+        if useful > self._started and not self.scheduler:
+            self.close()
+            self._started = useful
         client = self.client(work)
         running: dict[Future[Any], ShardTask] = {}
         done: SimpleQueue[Future[Any]] = SimpleQueue()
@@ -303,7 +309,7 @@ class Workers:
 
     def _size(self, client: Client) -> int:
         if self._cluster is not None:
-            return self.count
+            return self._started
         return max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
 
     def _heal(self, client: Client) -> None:

@@ -116,7 +116,7 @@ def estimate(
             left = sum(b - a for n, (a, b) in enumerate(index.shard_ranges) if n in due[stage.name])
             plan = _probe(index, recipe, Path(name), stage, chosen, seconds / len(STAGES))
             chosen = chosen[: plan.probed]
-            count = workers or default_workers(stage, work, recipe)
+            count = max(1, min(workers or default_workers(stage, work, recipe), len(due[stage.name])))
             plans.append(plan.model_copy(update={"samples": left, "workers": count}))
             emit(Progress("probe", number + 1, len(STAGES), "stages"))
     made = Estimate(stages=tuple(plans), free_bytes=shutil.disk_usage(work).free, all_samples=index.table.num_rows)

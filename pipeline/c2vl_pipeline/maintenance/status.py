@@ -23,7 +23,7 @@ from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import StageKeys, changes, engine_facts, former_inputs, stage_keys
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, failures
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.stages.pack import content_key
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -145,6 +145,16 @@ def _differences(work: Path, keys: StageKeys, number: int, shard: ShardManifest)
             yield "the configuration changed (the former one is not on record)"
         else:
             yield from changes(old, keys.manifest.inputs)
+
+
+def failure_lines(work: Path) -> list[str]:
+    """Return the three commonest reasons why rows of each stage failed in it, one line each; reads their statuses."""
+    index = load(work)
+    return [
+        f"{stage.name}: {count:,} row{'s' if count > 1 else ''} {status}: {text}"
+        for stage in STAGES.values()
+        for status, text, count in failures.reasons(index, stage)[:3]
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- packed

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Emit, Progress, silent
+from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
@@ -82,7 +82,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
                 checks.append(partial(_shard_damage, index, stage, number, slots))
                 if raw and stage.raw is not None:
                     checks.append(partial(_raw_damage, index, stage, number))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
         for done, more in enumerate(pool.map(lambda check: check(), checks), 1):
             damages += more
             emit(Progress("verify", done, len(checks), "shards", info={"damaged": len(damages)}))

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import C2VLError, DataError, StageError
+from c2vl_manifests.errors import C2VLError, DataError, StageError, memory_ran_out
 from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
 from c2vl_manifests.recipe import CaptionConfig, EmbedConfig, Recipe
 from c2vl_manifests.schema import Status
@@ -26,6 +26,9 @@ from c2vl_pipeline.readers.video import FILL
 from c2vl_pipeline.workspace import Workspace, shard_path
 
 Row = dict[str, Any]
+
+FITS = "batch_size_that_fits"
+"""Name in a shard's provenance of the batch that its device has memory for, where that is less than the recipe's."""
 
 MAX_ERROR = 300
 """Characters of an error text that a row stores."""
@@ -187,20 +190,30 @@ def blank_rows(schema: pa.Schema, sample_id: str, slots: int | None, status: Map
     return [base] if slots is None else [base | {"slot": slot} for slot in range(slots)]
 
 
-def in_batches(items: list[Any], size: int, call: Callable[[list[Any]], list[Any]]) -> Iterator[tuple[Any, Any]]:
+def in_batches(
+    items: list[Any], size: int, call: Callable[[list[Any]], list[Any]], shard: ShardContext | None = None
+) -> Iterator[tuple[Any, Any]]:
     """Yield (item, result or exception) of a batched engine call, isolating the items that break it.
 
-    A batch that raises is tried again one item at a time, so a bad item costs one row. C2VLError, a full disk and
-    exhausted memory do not concern one row and are raised.
+    A batch that raises is tried again one item at a time, so a bad item costs one row; one that does not fit the
+    memory of the device in halves, which `shard` records. C2VLError, a full disk and exhausted memory of the computer
+    do not concern one row and are raised.
     """
-    for start in range(0, len(items), size):
+    start = 0
+    while start < len(items):
         batch = items[start : start + size]
         try:
             answered = list(zip(batch, call(batch), strict=True))
         except (C2VLError, OSError, MemoryError):
             raise
-        except Exception:
+        except Exception as error:
+            if len(batch) > 1 and memory_ran_out(error):
+                size = (len(batch) + 1) // 2
+                if shard is not None:
+                    shard.provenance[FITS] = size
+                continue
             answered = []
+        start += len(batch)
         if answered:
             yield from answered
             continue

@@ -23,7 +23,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Caption, Crop, Pose
-from c2vl_pipeline.readers.video import decode_jpeg, shape_image
+from c2vl_pipeline.readers.video import decode_jpeg, plan_frames, shape_image
 from c2vl_pipeline.stages.base import Row, ShardContext, Stage, config_of, failure, in_batches, row_status
 from c2vl_pipeline.workspace import stored_joints
 
@@ -36,6 +36,14 @@ def _pose(row: Row, frame: int, shard: ShardContext) -> Pose | None:
         return None
     at = int(np.argmin(np.abs(np.asarray(row["frame_index"]) - frame)))
     return Pose(stored_joints(row, shard.index.layout), at, shard.index.layout)
+
+
+def _frame(crop: Row, body: Row, frames: int) -> int:
+    """Return the frame of a slot: the crop's, or without a video one of those of the joints, evenly over them."""
+    if crop["frame_index"] is not None:
+        return int(crop["frame_index"])
+    valid = body["frame_index"]
+    return int(valid[plan_frames(0, len(valid), frames)[crop["slot"]]])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,8 +138,10 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
                 why = f"this captioner describes joints: {body['error']}"
                 row |= row_status(Status(body["status"]), body["error_class"], why)
                 continue
-            pose = _pose(body, crop["frame_index"] or 0, shard)
-        if crop["status"] != Status.OK and reads:
+            pose = _pose(body, _frame(crop, body, shard.recipe.pipeline.frames), shard)
+        # joints alone need no video; a frame in which nobody was found has no caption of any captioner
+        needs_crop = reads if crop["frame_index"] is not None else reads - {"joints"}
+        if crop["status"] != Status.OK and needs_crop:
             row |= row_status(Status(crop["status"]), crop["error_class"], crop["error"])
             continue
         known = journal.answers.get((crop["sample_id"], crop["slot"]))
@@ -149,7 +159,7 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
         journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
-    for (row, _), answer in in_batches(requests, shard.spec.batch_size, call):
+    for (row, _), answer in in_batches(requests, shard.spec.batch_size, call, shard):
         _fill(row, answer)
     return pa.Table.from_pylist(rows, schema=CAPTIONS)
 

@@ -244,7 +244,7 @@ class _ShardCrops:
         """Find people in the waiting frames and store their crops."""
         query = self.config.query
         for (rows, frame), boxes in in_batches(
-            self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query)
+            self.waiting, self._batch, lambda batch: self.shard.engine.detect([f for _, f in batch], query), self.shard
         ):
             made = self._crop(frame, boxes)
             for row in rows:

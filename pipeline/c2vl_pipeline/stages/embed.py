@@ -31,7 +31,7 @@ def _images(shard: ShardContext, rows: list[Row], crops: list[Row]) -> Half:
     def call(batch: list[int]) -> list[Any]:
         return list(shard.engine.encode_images([shape_image(decode_jpeg(crops[i]["jpeg"]), aspect) for i in batch]))
 
-    for i, vector in in_batches(present, shard.spec.batch_size, call):
+    for i, vector in in_batches(present, shard.spec.batch_size, call, shard):
         _store(vectors, rows[i], "vision_status", i, vector)
     return vectors
 
@@ -50,7 +50,7 @@ def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
         texts = shard.engine.encode_texts(batch)
         return list(zip(texts.vectors, texts.tokens, texts.truncated, strict=True))
 
-    for text, answer in in_batches(list(where), shard.spec.batch_size, call):
+    for text, answer in in_batches(list(where), shard.spec.batch_size, call, shard):
         vector = answer if isinstance(answer, Exception) else answer[0]
         for i in where[text]:
             _store(vectors, rows[i], "language_status", i, vector)

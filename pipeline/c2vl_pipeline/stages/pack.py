@@ -15,6 +15,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,13 @@ def _save(path: Path, array: np.ndarray[Any, Any]) -> None:
     commit_file(path, write)
 
 
+def _hash(*parts: Joints) -> str:
+    sink = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        sink.update(np.ascontiguousarray(part).data)
+    return sink.hexdigest()
+
+
 def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
     """Write index.parquet and labels.npy; raise DataError if no sample has anything to train on."""
     if not any(row["frames"] or row["vision_rows"] or row["language_rows"] for row in rows):
@@ -202,21 +210,27 @@ def _pack_skeletons(
     shape = (total, layout.dims, bodies, layout.joints)
     gaps = False
 
+    hashes = [_hash()] * len(heads)
+
     def write(temporary: Path) -> None:
         nonlocal gaps
+        at = 0
         with temporary.open("wb") as handle:
             np.lib.format.write_array_header_1_0(handle, {"descr": "<f4", "fortran_order": False, "shape": shape})
             for path in shards:
                 for row in read_shard(path, ["sample_id", "frames", "joints"]).to_pylist():
                     if row["frames"]:
-                        planes = _planes(row, index.layout, bodies, target)
+                        planes = np.ascontiguousarray(_planes(row, index.layout, bodies, target))
                         gaps = gaps or bool(missing_joints(planes.transpose(0, 2, 3, 1), layout).any())
-                        handle.write(planes.tobytes())
+                        hashes[at] = _hash(planes)
+                        handle.write(planes.data)
+                    at += 1
 
     commit_file(folder / "joints.npy", write)
     _save(folder / "offsets.npy", offsets)
     names = {"sample_id": "sample_id", "frames": "frames", "skeleton_status": "status", "reason": "error"}
-    return [{name: head[column] for name, column in names.items()} for head in heads], shape, gaps
+    rows = [{name: head[column] for name, column in names.items()} for head in heads]
+    return [row | {"joints_hash": one} for row, one in zip(rows, hashes, strict=True)], shape, gaps
 
 
 def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joints:
@@ -230,6 +244,17 @@ def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joi
         joints = mapped(joints, layout, target)
     missing = bodies - joints.shape[1]
     return np.pad(joints, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 3, 1, 2)
+
+
+def _errors(index: Workspace, number: int, vectors: pa.Table) -> list[str | None]:
+    """Return why a vector of each row of a shard is absent: the error of the embedding, the caption or the crop."""
+    errors: list[str | None] = vectors.column("error").to_pylist()
+    if all(set(vectors.column(name).to_pylist()) == {str(Status.OK)} for name in STAGES["embeddings"].status_columns):
+        return errors
+    for name in ("captions", "crops"):
+        earlier = read_shard(shard_path(index.work, name, number), ["error"]).column("error").to_pylist()
+        errors = [own or above for own, above in zip(errors, earlier, strict=True)]
+    return errors
 
 
 def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], emit: Emit) -> dict[str, int]:
@@ -246,10 +271,11 @@ def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], e
             arrays[kind][start:stop] = flat.reshape(-1, slots, width)
             statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(-1, slots)
             good[kind][start:stop] = statuses == str(Status.OK)
-        errors += table.column("error").to_pylist()
+        errors += _errors(index, number, table)
         emit(Progress("pack", stop, len(rows)))
     for n, row in enumerate(rows):
         row |= {f"{kind}_rows": int(usable[n].sum()) for kind, usable in good.items()}
+        row |= {f"{kind}_hash": _hash(arrays[kind][n], good[kind][n]) for kind in widths}
         if row["reason"] is None and not all(usable[n].any() for usable in good.values()):
             row["reason"] = next(filter(None, errors[n * slots : (n + 1) * slots]), None)
     for kind in widths:

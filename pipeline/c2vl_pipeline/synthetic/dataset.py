@@ -197,15 +197,19 @@ def _child() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends its children
 
 
+_CHUNK = 4
+
+
 def _run(jobs: list[tuple[Path, Settings, int, int, int]], workers: int) -> Iterator[int]:
     """Run `_performance` on every job, in order; yield the number of clips that each wrote."""
+    workers = min(workers, -(-len(jobs) // _CHUNK))
     if workers == 1:
         yield from (_performance(*job) for job in jobs)
         return
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_child)
     try:
-        yield from pool.map(_performance, *zip(*jobs, strict=True), chunksize=4)
+        yield from pool.map(_performance, *zip(*jobs, strict=True), chunksize=_CHUNK)
     finally:
         pool.shutdown(cancel_futures=True)
 

@@ -20,12 +20,11 @@ from c2vl_evaluation.paper.export import as_markdown
 from c2vl_evaluation.paper.spec import rows_of, tables_and_figures
 from c2vl_evaluation.paper.tables import MEASURES, FilledCell, fill
 from c2vl_manifests.errors import ConfigError, StageError
-from c2vl_manifests.events import Emit, Event, Note, Progress
+from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.targets import TABLE_VII
-from c2vl_training import checkpoint
-from c2vl_training.dataset import PackedDataset
-from c2vl_training.run_folder import Run
-from c2vl_training.trainer import train
+from c2vl_training import checkpoint, trainer
+from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.methods import Method, Pretraining
 from support.packed import COUNT
 from support.paper import FAST, experiments
 from support.training import StoppedError
@@ -192,19 +191,19 @@ def test_a_lack_of_memory_is_said_with_its_remedy_and_the_rest_goes_on(
 ) -> None:
     here = experiments(work, tmp_path)
     cells = [c for c in here.cells(["table4"]) if c.column.title == "utd-mhad xsub"]
-    real = train
+    real = trainer.fit
 
-    def full(run: Run, emit: Emit) -> object:
-        if run.kind == "pretrain":
+    def full(method: Method, clips: Clips, session: trainer.Session) -> object:
+        if isinstance(method, Pretraining):
             raise torch.OutOfMemoryError(text)
-        return real(run, emit)
+        return real(method, clips, session)
 
-    monkeypatch.setattr(paper, "train", full)
+    monkeypatch.setattr(trainer, "fit", full)
     compute(here, cells)
     for cell in cells:
         why = reason(here, cell)
         if cell.evaluations[0].runs[0].kind == "pretrain":
-            assert why.startswith(f"out of memory in the pretrain training ({text.splitlines()[0]}")
+            assert f"in the pretrain training (OutOfMemoryError: {text.splitlines()[0]}" in why
             assert "--set training.pretrain.batch_size=" in why
             assert "\n" not in why
         else:

@@ -165,3 +165,10 @@ def test_a_head_that_is_not_stored_is_trained_again(data, floor, damage):
         checkpoint.save(path, tensors, {"key": "another"})
     assert torch.equal(linear.head_of(subject)[0].weight, weights)
     assert checkpoint.load(path)[1]["key"] == linear._key(subject).text
+
+
+def test_plain_features_are_left_as_they_are():
+    values = np.random.default_rng(0).normal(3, 5, (9, 4)).astype(np.float32)
+    assert np.array_equal(linear.standard(values, False)(values), values)
+    (line, *_) = table_lines(more=("evaluation.linear.standardise=false",))
+    assert line.recipe.evaluation.linear.standardise is False

@@ -52,7 +52,7 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
     with pytest.raises(StageError) as caught:
         runner.run_stage(caption.STAGE, begun, recipe)
     assert str(caught.value) == (
-        f"caption failed on 48 of 48 rows, more than 5%; look at them with `c2vl-pipeline inspect --work {begun} --status failed`, "
+        f"caption failed on 48 of 48 rows, more than 5%; the commonest reason (48 rows): RuntimeError: out of order; look at them with `c2vl-pipeline inspect --work {begun} --status failed`, "
         f"fix the cause, then run `c2vl-pipeline prompts --work {begun} --retry-failed`, or allow more with --max-failures"
     )
     manifest = read_stage_manifest(begun / "captions")
@@ -66,11 +66,10 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
 
 
 def test_few_failures_never_stop_a_stage(begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = workspace.load(begun).table.column("sample_id").to_pylist()
-    fail(monkeypatch, lambda c: c.sample_id in ids[:25])
+    fail(monkeypatch, lambda c: c.slot < 3)  # of each sample, and so of each camera and class, something is left
     manifest = runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.0)
     assert manifest.complete
-    assert manifest.statuses == {"failed": 100, "ok": 28}
+    assert manifest.statuses == {"failed": 96, "ok": 32}
 
 
 def test_one_failure_more_than_few_is_judged_by_its_share(

@@ -19,6 +19,7 @@ from distributed import LocalCluster
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
+from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import StageManifest, read_shard, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
@@ -198,9 +199,17 @@ def test_each_worker_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.M
         seen = workers.client(tmp_path).run(os.getenv, "CUDA_VISIBLE_DEVICES")
         threads = workers.client(tmp_path).run(os.getenv, "OMP_NUM_THREADS")
     assert Counter(seen.values()) == Counter({"GPU-a": 2, "5": 1})
-    assert set(threads.values()) == {str(max(1, (os.cpu_count() or 1) // 3))}
+    assert set(threads.values()) == {str(max(1, usable_cores() // 3))}
     leaks = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MALLOC_TRIM_THRESHOLD_")
     assert {n: os.environ.get(n) for n in leaks} == {n: before.get(n) for n in leaks}
+
+
+@pytest.mark.parametrize(("shard_samples", "most"), [(32, 1), (16, 2)])
+def test_no_more_workers_than_shards(raw: Path, tmp_path: Path, recipe: Recipe, shard_samples: int, most: int) -> None:
+    work = start(raw, tmp_path / "w", shard_samples)
+    with Workers(9) as workers:
+        assert runner.run_stage(skeletons.STAGE, work, recipe, workers=workers).complete
+        assert len(workers.client(work).scheduler_info(n_workers=-1)["workers"]) == most
 
 
 def test_without_gpus_nothing_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

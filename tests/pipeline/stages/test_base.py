@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from types import SimpleNamespace
 
 import pytest
 
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.stages.base import in_batches
+from c2vl_pipeline.stages.base import FITS, in_batches
 
 
 def test_batches_isolate_errors_and_pass_on_what_is_not_about_a_row() -> None:
@@ -35,3 +36,29 @@ def test_an_answer_too_few_is_no_silent_loss() -> None:
     ((item, error),) = in_batches([1], 3, lambda batch: [])
     assert item == 1
     assert isinstance(error, ValueError)
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory. Tried to allocate 2 GiB", "CUDA error: out of memory"])
+def test_a_batch_that_does_not_fit_the_memory_is_halved_for_good_and_recorded(text):
+    sizes, shard = [], SimpleNamespace(provenance={})
+
+    def call(batch):
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise RuntimeError(text)
+        return batch
+
+    found = list(in_batches(list(range(12)), 8, call, shard))
+    assert found == [(n, n) for n in range(12)]
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 2]
+    assert shard.provenance == {FITS: 2}
+
+
+def test_an_item_that_does_not_fit_alone_costs_its_row():
+    def call(batch):
+        raise RuntimeError("CUDA out of memory")
+
+    assert [(item, str(error)) for item, error in in_batches([1, 2], 4, call)] == [
+        (1, "CUDA out of memory"),
+        (2, "CUDA out of memory"),
+    ]

@@ -242,7 +242,7 @@ def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path)
         for name, r in rows.items()
     }
     assert found[no_body] == (False, "missing_skeleton", True, False, "no skeleton file")
-    assert found[no_video] == (True, "ok", False, False, "no video file")
+    assert found[no_video] == (True, "ok", False, True, "no video file")
     assert found[nothing] == (False, "missing_skeleton", False, False, "no skeleton file")
     assert found[empty] == (False, "missing_skeleton", True, False, "no body in any frame")
     assert sum(r["frames"] == 0 for r in rows.values()) == 3
