@@ -28,7 +28,9 @@ def mine(work: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(work, tmp_path / "work"))
 
 
-def lose(folder: Path, stage: str, which: Callable[[dict[str, Any]], bool], status: str = "failed", error: str = "broke") -> None:
+def lose(
+    folder: Path, stage: str, which: Callable[[dict[str, Any]], bool], status: str = "failed", error: str = "broke"
+) -> None:
     """Make rows of a stage fail; `which` sees the row with its sample."""
     samples = {row["sample_id"]: row for row in load(folder).table.to_pylist()}
 
