@@ -139,8 +139,8 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
                 row |= row_status(Status(body["status"]), body["error_class"], why)
                 continue
             pose = _pose(body, _frame(crop, body, shard.recipe.pipeline.frames), shard)
-        # joints alone need no video; a frame in which nobody was found has no caption of any captioner
-        needs_crop = reads if crop["frame_index"] is not None else reads - {"joints"}
+        # joints need no video; of one that is damaged, or shows nobody, the crop's reason is kept
+        needs_crop = reads - {"joints"} if crop["status"] == Status.MISSING_VIDEO else reads
         if crop["status"] != Status.OK and needs_crop:
             row |= row_status(Status(crop["status"]), crop["error_class"], crop["error"])
             continue

@@ -76,9 +76,9 @@ def test_one_failure_more_than_few_is_judged_by_its_share(
     begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = workspace.load(begun).table.column("sample_id").to_pylist()
-    fail(monkeypatch, lambda c: c.sample_id in ids[:25] or (c.sample_id, c.slot) == (ids[25], 0))
-    with pytest.raises(StageError, match="caption failed on 101 of 112 rows, more than 80%"):
-        runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.8)
+    fail(monkeypatch, lambda c: c.sample_id in ids[:5] or c.slot < 3)
+    with pytest.raises(StageError, match="caption failed on 101 of 128 rows, more than 70%"):
+        runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.7)
     shutil.rmtree(begun / "captions")
     assert runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.95).statuses == {
         "failed": 101,

@@ -31,7 +31,7 @@ def crops_of(folder: Path, work: Path, *overrides: str) -> list[dict[str, Any]]:
         ["pipeline.frames=8", "pipeline.crop.engine=motion", "pipeline.crop.engine.options.background=black", *overrides],
     )  # fmt: skip
     index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="debug", allow_missing=True)
-    manifest = runner.run_stage(crop.STAGE, work, recipe)
+    manifest = runner.run_stage(crop.STAGE, work, recipe, max_failures=1.0)
     assert manifest.complete
     rows = []
     for path in sorted((work / "crops").glob("*.parquet")):
@@ -167,7 +167,7 @@ def test_a_video_deleted_after_indexing_is_missing(tmp_path: Path) -> None:
     recipe = load_recipe("debug", ["pipeline.crop.engine=motion"])
     index.build(load_dataset("generic"), folder, tmp_path / "w", recipe.pipeline, recipe="debug")
     (folder / "x.avi").unlink()
-    manifest = runner.run_stage(crop.STAGE, tmp_path / "w", recipe)
+    manifest = runner.run_stage(crop.STAGE, tmp_path / "w", recipe, max_failures=1.0)
     assert manifest.statuses == {"missing_video": 4}
 
 
