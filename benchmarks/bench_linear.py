@@ -56,12 +56,7 @@ def main() -> None:
         for rate in RATES:
             usual(x, y, rate, epochs)
 
-    compare(
-        f"{epochs} epochs, 5 rates, a DataLoader and nn.Linear once a rate",
-        together,
-        usually,
-        max(1, pairs // 2),
-    )
+    compare(f"{epochs} epochs, 5 rates, a DataLoader and nn.Linear once a rate", together, usually, max(1, pairs // 2))
     config = LinearConfig(epochs=100, milestones=(80,))
     started = time.perf_counter()
     all_heads = together()

@@ -56,12 +56,7 @@ def write(folder: Path) -> None:
         dataset="synthetic",
         title="113,945 clips",
         fingerprint="0",
-        layout={
-            "name": KINECT_V2.name,
-            "names": KINECT_V2.names,
-            "parents": KINECT_V2.parents,
-            "dims": 3,
-        },
+        layout={"name": KINECT_V2.name, "names": KINECT_V2.names, "parents": KINECT_V2.parents, "dims": 3},
         classes=(),
         samples=CLIPS,
         frames=shape[0],

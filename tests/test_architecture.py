@@ -327,11 +327,7 @@ def test_the_pipeline_touches_torch_in_engines_only():
 
 def test_only_workers_knows_dask():
     # the synthetic dataset is made by a pool of its own: it is no stage
-    allowed = (
-        "c2vl_pipeline.execution.workers",
-        "c2vl_pipeline.synthetic.dataset",
-        "c2vl_pipeline.synthetic.render",
-    )
+    allowed = ("c2vl_pipeline.execution.workers", "c2vl_pipeline.synthetic.dataset", "c2vl_pipeline.synthetic.render")
     assert offenders(None, "dask", "distributed", allowed=allowed) == []
 
 
@@ -419,10 +415,7 @@ for words in [[], *([name] for name in names)]:
 @pytest.mark.parametrize("part", COMMANDS)
 def test_help_of_every_command_loads_nothing_heavy(part):
     done = subprocess.run(
-        [sys.executable, "-c", PROBE.format(part=part, heavy=HEAVY)],
-        capture_output=True,
-        text=True,
-        check=False,
+        [sys.executable, "-c", PROBE.format(part=part, heavy=HEAVY)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     seen = dict(line.rsplit(" loads", 1) if " loads" in line else ("", line[6:]) for line in done.stderr.splitlines())

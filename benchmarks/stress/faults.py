@@ -21,13 +21,7 @@ DRIVER_SHARE, WINDOW_SHARE = 0.18, 0.5
 WORKING_SHARE = 0.85
 """Runs that are left alone until they have committed something; the others may be killed while they start."""
 
-GARBAGE = (
-    "random bytes",
-    "cut to 60 %",
-    "no bytes",
-    "zeros of the same size",
-    "random bytes of the same size",
-)
+GARBAGE = ("random bytes", "cut to 60 %", "no bytes", "zeros of the same size", "random bytes of the same size")
 
 # --------------------------------------------------------------------------------------------- garbage
 
@@ -62,13 +56,7 @@ def damage(folder: Path, rng: random.Random) -> str | None:
     """Damage one committed thing of a stage folder; returns what was done, or None if there is nothing yet."""
     shards = sorted(p for p in folder.glob("shard-*.parquet") if p.with_suffix(".json").is_file())
     journals = sorted(folder.glob(".shard-*.journal"))
-    kinds = [
-        "a shard cut",
-        "a bit of a shard",
-        "a bit of a manifest",
-        "a manifest deleted",
-        "a shard deleted",
-    ]
+    kinds = ["a shard cut", "a bit of a shard", "a bit of a manifest", "a manifest deleted", "a shard deleted"]
     kinds = [*kinds, "an orphan left"] if shards else []
     if journals and (not kinds or rng.random() < 0.5):  # they are rarely there
         kinds = ["a journal cut", "a bit of a journal"]

@@ -26,14 +26,7 @@ from c2vl_evaluation.features import Array, Labels
 from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import CheckpointError, DataError, one_line, passing
-from c2vl_manifests.manifest import (
-    commit_file,
-    commit_text,
-    file_sha256,
-    fingerprint,
-    first_error,
-    remembered_sha256,
-)
+from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint, first_error, remembered_sha256
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.memory import memory_errors

@@ -35,8 +35,7 @@ BenchmarkOption = Annotated[str | None, optional("--benchmark", "Default: the on
 RunsOption = Annotated[
     list[Path],
     typer.Option(
-        "--run",
-        help="Folder of a finished run; may be repeated, e.g. for the controls (random, supervised, shuffled).",
+        "--run", help="Folder of a finished run; may be repeated, e.g. for the controls (random, supervised, shuffled)."
     ),
 ]
 EncoderOption = Annotated[
@@ -165,10 +164,7 @@ def zeroshot(
     run: SpaceRunsOption,
     descriptions: Annotated[
         Path | None,
-        optional(
-            "--descriptions",
-            "TOML or JSON: class name = a description, or a list of them, which are averaged.",
-        ),
+        optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
     ] = None,
     encoder: EncoderOption = None,
     benchmark: BenchmarkOption = None,
@@ -239,8 +235,7 @@ def search(
 def benchmark(
     data: PackedOption,
     benchmark: Annotated[
-        str,
-        typer.Option("--benchmark", help="xsub, xview, xset, a custom one, or <name>-val to choose settings."),
+        str, typer.Option("--benchmark", help="xsub, xview, xset, a custom one, or <name>-val to choose settings.")
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the table, its runs and the report.")],
     recipe: RecipeOption = None,
@@ -258,8 +253,7 @@ def benchmark(
         optional("--target", "Packed data of another dataset with the same joints, for the transfer protocol."),
     ] = None,
     target_benchmark: Annotated[
-        str | None,
-        optional("--target-benchmark", "Benchmark of the target. Default: xsub, or its first one."),
+        str | None, optional("--target-benchmark", "Benchmark of the target. Default: xsub, or its first one.")
     ] = None,
     set_: SetOption = None,
 ) -> None:
@@ -313,8 +307,7 @@ def _target(folder: Path | None, benchmark: str | None) -> tuple[PackedDataset, 
 
 @app.command()
 def report(
-    out: Annotated[Path, typer.Option("--out", help="Folder that `c2vl-eval benchmark` wrote.")],
-    data: PackedOption,
+    out: Annotated[Path, typer.Option("--out", help="Folder that `c2vl-eval benchmark` wrote.")], data: PackedOption
 ) -> None:
     """Write the report of a finished table again."""
     from c2vl_evaluation.metrics import data_read

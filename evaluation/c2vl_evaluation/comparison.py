@@ -76,10 +76,7 @@ def bootstrap(
         found["balanced"].append(recall.sum(axis=1) / (sizes > 0).sum(axis=1))
     totals = counts @ of_class
     differences = []
-    for kind, shares in (
-        ("top1", counts / counts.sum()),
-        ("balanced", counts / totals[member] / len(totals)),
-    ):
+    for kind, shares in (("top1", counts / counts.sum()), ("balanced", counts / totals[member] / len(totals))):
         low, high = np.quantile(np.concatenate(found[kind]), [0.025, 0.975])
         differences.append(
             Difference(float(shares @ groups[:, 1]), float(shares @ groups[:, 2]), float(low), float(high))
@@ -133,10 +130,7 @@ def _check_stale(one: Path, first: cache.Stored, other: Path, second: cache.Stor
 
 
 def _compared(
-    protocol: Protocol,
-    setting: str,
-    pairs: list[tuple[cache.Predictions, cache.Predictions]],
-    resamples: int,
+    protocol: Protocol, setting: str, pairs: list[tuple[cache.Predictions, cache.Predictions]], resamples: int
 ) -> Comparison:
     labels = pairs[0][0].labels
     a, b = (

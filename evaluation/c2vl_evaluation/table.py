@@ -18,19 +18,7 @@ from c2vl_evaluation.cache import Cell, holds
 from c2vl_evaluation.context import EvalContext, uses_joint_captions
 from c2vl_evaluation.features import raw_joints
 from c2vl_evaluation.protocols import PROTOCOLS, ensemble, fails_alone, knn, linear, run_safely, transfer
-from c2vl_evaluation.results import (
-    ALWAYS,
-    FILE,
-    Protocol,
-    Result,
-    Role,
-    Table,
-    TableRow,
-    Target,
-    load,
-    save,
-    target_id,
-)
+from c2vl_evaluation.results import ALWAYS, FILE, Protocol, Result, Role, Table, TableRow, Target, load, save, target_id
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest

@@ -43,12 +43,10 @@ RecipeOption = Annotated[
     str | None, optional("--recipe", "Built-in recipe (paper, small, heuristic, debug) or a TOML file.")
 ]
 PackedOption = Annotated[
-    Path,
-    typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it)."),
+    Path, typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it).")
 ]
 SetOption = Annotated[
-    list[str] | None,
-    optional("--set", "Override one value of the recipe; may be repeated.", metavar="KEY=VALUE"),
+    list[str] | None, optional("--set", "Override one value of the recipe; may be repeated.", metavar="KEY=VALUE")
 ]
 
 
@@ -234,13 +232,7 @@ class Reporter:
 
     def _draw(self, event: Progress) -> None:
         if self._bars is None:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
             self._bars = RichProgress(

@@ -121,12 +121,7 @@ class Layout:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the layout as plain values, for a manifest."""
-        values: dict[str, Any] = {
-            "name": self.name,
-            "names": self.names,
-            "parents": self.parents,
-            "dims": self.dims,
-        }
+        values: dict[str, Any] = {"name": self.name, "names": self.names, "parents": self.parents, "dims": self.dims}
         return values if self.origin is None else values | {"origin": self.origin}
 
     @classmethod

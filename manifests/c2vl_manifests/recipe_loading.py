@@ -13,10 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import (
-    BaseModel,
-    ValidationError,
-)
+from pydantic import BaseModel, ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError

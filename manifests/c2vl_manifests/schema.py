@@ -89,14 +89,7 @@ CROPS = pa.schema(
     ]
 )
 
-CAPTIONS = pa.schema(
-    [
-        *_KEY,
-        *_STATUS,
-        pa.field("caption", pa.string()),
-        pa.field("tokens", pa.int32()),
-    ]
-)
+CAPTIONS = pa.schema([*_KEY, *_STATUS, pa.field("caption", pa.string()), pa.field("tokens", pa.int32())])
 
 
 def embeddings(image_dim: int, text_dim: int) -> pa.Schema:

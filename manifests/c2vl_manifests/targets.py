@@ -92,8 +92,7 @@ def targets_from_name(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     match = re.fullmatch(
-        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?",
-        value.strip(),
+        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?", value.strip()
     )
     if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
         raise ValueError(f"{value!r} is not one of {', '.join(TABLE_VII)}")
@@ -105,19 +104,10 @@ def targets_from_name(value: Any) -> Any:
 
 
 Targets = Annotated[
-    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")],
-    BeforeValidator(targets_from_name),
+    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")], BeforeValidator(targets_from_name)
 ]
 
-TABLE_VII = (
-    "hard",
-    "intra",
-    "inter",
-    "blend(constant)",
-    "partition(constant)",
-    "blend(cosine)",
-    "partition(cosine)",
-)
+TABLE_VII = ("hard", "intra", "inter", "blend(constant)", "partition(constant)", "blend(cosine)", "partition(cosine)")
 """The rows of the paper's Table VII as values of `training.targets`."""
 
 

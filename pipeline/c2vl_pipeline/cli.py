@@ -80,8 +80,7 @@ def index_command(
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
     deep: Annotated[
-        bool,
-        typer.Option("--deep", help="Also read archives and skeleton files whole: minutes, not seconds."),
+        bool, typer.Option("--deep", help="Also read archives and skeleton files whole: minutes, not seconds.")
     ] = False,
     set_: SetOption = None,
 ) -> None:
@@ -190,8 +189,7 @@ def pack_command(
     layout: Annotated[
         str | None,
         typer.Option(
-            "--layout",
-            help="Pack joints in this layout instead, into packed-<layout>: for transfer across sensors.",
+            "--layout", help="Pack joints in this layout instead, into packed-<layout>: for transfer across sensors."
         ),
     ] = None,
     set_: SetOption = None,

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
-from c2vl_pipeline.cli_options import (
-    ResourceOption,
-    SchedulerOption,
-    StageRunner,
-    WorkersOption,
-    WorkOption,
-    recipe_of,
-)
+from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
@@ -187,18 +180,14 @@ def retry_failed(runner: StageRunner) -> None:
         raise StageError(failed)
 
 
-OutOption = Annotated[
-    Path | None,
-    typer.Option("--out", help="HTML file to write (default: in the work folder)."),
-]
+OutOption = Annotated[Path | None, typer.Option("--out", help="HTML file to write (default: in the work folder).")]
 
 
 def inspect_command(
     work: WorkOption,
     out: OutOption = None,
     status: Annotated[
-        str | None,
-        typer.Option(help="A row has it in any stage: no_person, captions:failed, not-ok (all but ok) ..."),
+        str | None, typer.Option(help="A row has it in any stage: no_person, captions:failed, not-ok (all but ok) ...")
     ] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Id, or a pattern with * and ?; may be repeated.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")] = None,
@@ -253,8 +242,7 @@ def audit_command(
     work: WorkOption,
     out: OutOption = None,
     released: Annotated[
-        Path | None,
-        typer.Option(help="Captions the authors released (.json or .zip), to compare with."),
+        Path | None, typer.Option(help="Captions the authors released (.json or .zip), to compare with.")
     ] = None,
     check: Annotated[int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")] = 2000,
     seed: Annotated[int, typer.Option(min=0, help="Of their choice, and of the shuffled control.")] = 0,

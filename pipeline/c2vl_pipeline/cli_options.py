@@ -65,15 +65,13 @@ FailuresOption = Annotated[
 ]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")]
 ShardLimit = Annotated[
-    int | None,
-    typer.Option("--limit", min=1, metavar="N", help="Only the shards that hold the first N samples."),
+    int | None, typer.Option("--limit", min=1, metavar="N", help="Only the shards that hold the first N samples.")
 ]
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="Engine preset or back-end to use instead of the recipe's.")
 ]
 LayoutOption = Annotated[
-    str | None,
-    typer.Option("--layout", help="Custom data: joint layout by name, or a TOML file in the data folder."),
+    str | None, typer.Option("--layout", help="Custom data: joint layout by name, or a TOML file in the data folder.")
 ]
 AllowMissing = Annotated[
     bool,
@@ -85,11 +83,7 @@ OnlyPresent = Annotated[
 
 
 def recipe_of(
-    work: Path,
-    recipe: str | None,
-    set_: list[str] | None,
-    engine: str | None = None,
-    stage: str | None = None,
+    work: Path, recipe: str | None, set_: list[str] | None, engine: str | None = None, stage: str | None = None
 ) -> Recipe:
     """Return the recipe of a stage: the given one, else the one of `index` with its overrides."""
     from c2vl_manifests.recipe_loading import engine_names, load_recipe
@@ -147,11 +141,7 @@ class StageRunner:
         self._stack.close()
 
     def run(
-        self,
-        stage: Stage,
-        only: frozenset[int] | None = None,
-        redo: Redo | None = None,
-        limit: int | None = None,
+        self, stage: Stage, only: frozenset[int] | None = None, redo: Redo | None = None, limit: int | None = None
     ) -> None:
         """Run one stage and print the counts of its rows."""
         from c2vl_pipeline.execution.runner import run_stage

@@ -23,12 +23,7 @@ SCREENS = [(width, scheme) for width in (390, 1200) for scheme in ("light", "dar
 def page_results() -> Table:
     """Every kind of line, 40 classes, and names that try to break out of the page or out of their columns."""
     base = with_findings()
-    classes = (
-        EVIL,
-        "touch the other person's pocket while standing",
-        "x" * 60,
-        *(f"class no {n}" for n in range(37)),
-    )
+    classes = (EVIL, "touch the other person's pocket while standing", "x" * 60, *(f"class no {n}" for n in range(37)))
     long = f"partition(cosine), {EVIL}"
     rows = [
         r.model_copy(update={"name": long} if r.role == "pretrained" and r.name != "hard" else {}) for r in base.rows
@@ -56,11 +51,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("page")
     results = page_results()
     write_runs(results, folder)
-    facts = {
-        "recipe": {"training": {"note": EVIL, "model": "x" * 200}},
-        "versions": {"c2vl": "1"},
-        "device": "cpu",
-    }
+    facts = {"recipe": {"training": {"note": EVIL, "model": "x" * 200}}, "versions": {"c2vl": "1"}, "device": "cpu"}
     for row in results.rows:
         (folder / row.run / "run.json").write_text(
             json.dumps(facts | {"parameters": 3_078_000, "fingerprint": "f" * 32})
@@ -166,11 +157,7 @@ def test_figures_in_a_small_matrix_can_be_read_on_every_colour(chrome: Browser, 
 def test_labels_of_figures_are_large_enough_to_read(chrome: Browser, page: Path, width: int) -> None:
     chrome.show(page, width, "light")
     sizes = chrome.run(SIZES)
-    assert {label for label, _, _ in sizes} >= {
-        "accuracy by class",
-        "confusion matrix",
-        "spread of similarities",
-    }
+    assert {label for label, _, _ in sizes} >= {"accuracy by class", "confusion matrix", "spread of similarities"}
     assert [entry for entry in sizes if entry[2] < 8] == []
 
 

@@ -27,11 +27,7 @@ BIN = Path(sys.executable).parent
 def command(*words: str | Path, code: int = 0) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
-        [str(BIN / words[0]), *map(str, words[1:])],
-        capture_output=True,
-        text=True,
-        env=environment,
-        check=False,
+        [str(BIN / words[0]), *map(str, words[1:])], capture_output=True, text=True, env=environment, check=False
     )
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -127,14 +123,7 @@ def test_a_missing_checkpoint_says_which_how_to_get_it_and_where_to_point(work: 
 
 def test_utd_mhad_is_read_whole_and_split_as_published(shared: Path, tmp_path: Path) -> None:
     text = command(
-        "c2vl-pipeline",
-        "index",
-        "--dataset",
-        "utd-mhad",
-        "--data",
-        shared / "utd_mhad",
-        "--work",
-        tmp_path / "w",
+        "c2vl-pipeline", "index", "--dataset", "utd-mhad", "--data", shared / "utd_mhad", "--work", tmp_path / "w"
     )
     assert "431 / 430  as published" in text
     command("c2vl-pipeline", "skeletons", "--work", tmp_path / "w", "--workers", "1")
@@ -178,18 +167,7 @@ def walk_by(shared: Path, tmp_path: Path) -> Path:
 
 def test_a_video_without_skeletons_is_accounted_for_and_leaves_pretraining(walk_by: Path, tmp_path: Path) -> None:
     work = tmp_path / "w"
-    command(
-        "c2vl-pipeline",
-        "prompts",
-        "--dataset",
-        "generic",
-        "--data",
-        walk_by,
-        "--work",
-        work,
-        "--workers",
-        "1",
-    )
+    command("c2vl-pipeline", "prompts", "--dataset", "generic", "--data", walk_by, "--work", work, "--workers", "1")
     crops = statuses(work, "crops")
     assert sum(crops.values()) == 14 * 16
     # nobody is there in 44 to 49 of the 224 frames, depending on whether a shadow is a person

@@ -119,11 +119,7 @@ def test_draws_of_one_setting_are_one_comparison(pair):
     from c2vl_evaluation.protocols import semi
 
     for subject in pair:
-        some = (
-            "evaluation.linear.epochs=3",
-            "evaluation.semi.shares=[0.5]",
-            "evaluation.semi.encoder=['frozen']",
-        )
+        some = ("evaluation.linear.epochs=3", "evaluation.semi.shares=[0.5]", "evaluation.semi.encoder=['frozen']")
         list(outcomes(semi, replace(subject, recipe=recipe(*some, "evaluation.semi.draws=3"))))
     found = comparison.compare(pair[0].run, pair[1].run, "semi")
     assert [(c.setting, c.draws) for c in sorted(found, key=lambda c: c.setting)] == [
@@ -149,9 +145,7 @@ def altered(run: Path) -> None:
     """Give a run another encoder, as training it again does."""
     found, facts = checkpoint.load(run / checkpoint.ENCODER)
     checkpoint.save(
-        run / checkpoint.ENCODER,
-        {k: v + 0.1 if v.is_floating_point() else v for k, v in found.items()},
-        facts,
+        run / checkpoint.ENCODER, {k: v + 0.1 if v.is_floating_point() else v for k, v in found.items()}, facts
     )
 
 

@@ -103,10 +103,7 @@ def spoil(folder: Path, value: float) -> None:
     ("value", "said"),
     [
         (np.nan, r"encoder\.safetensors holds weights that are NaN or infinite, expected finite numbers"),
-        (
-            3e38,
-            r"floor: of its train features of xsub, \d+ of 12 are NaN or infinite, expected finite numbers",
-        ),
+        (3e38, r"floor: of its train features of xsub, \d+ of 12 are NaN or infinite, expected finite numbers"),
     ],
 )
 @pytest.mark.parametrize("protocol", [knn, linear])
@@ -133,8 +130,7 @@ def test_cached_features_that_are_not_finite_are_made_again(data, floor):
 def test_unlabelled_samples_are_refused_naming_the_first(floor, tmp_path):
     packed = PackedDataset(sticks(tmp_path / "packed", labels=[-1 if n in {4, 8} else 0 for n in range(COUNT)]))
     with pytest.raises(
-        DataError,
-        match=r"2 of 4 test samples of xsub have no label \(first: s04\); evaluation needs all of them",
+        DataError, match=r"2 of 4 test samples of xsub have no label \(first: s04\); evaluation needs all of them"
     ):
         extract(floor, packed, "xsub", "test")
 
@@ -143,13 +139,11 @@ def test_an_unfinished_run_says_to_finish_it(data, tmp_path):
     with pytest.raises(StoppedError):
         train(run(data.folder, tmp_path / "run"), stop_after(1))
     with pytest.raises(
-        CheckpointError,
-        match="run is an unfinished run; run the same c2vl-train command again to finish it",
+        CheckpointError, match="run is an unfinished run; run the same c2vl-train command again to finish it"
     ):
         extract(tmp_path / "run", data, "xsub", "train")
     with pytest.raises(
-        CheckpointError,
-        match=r"encoder\.safetensors does not exist; give the folder of a finished run",
+        CheckpointError, match=r"encoder\.safetensors does not exist; give the folder of a finished run"
     ):
         extract(tmp_path / "nowhere", data, "xsub", "train")
 

@@ -169,8 +169,7 @@ def test_a_class_without_training_samples_is_refused_by_name(tmp_path):
     labels = [3 if n % 4 == 0 else n % 3 for n in range(COUNT)]
     packed = PackedDataset(sticks(tmp_path / "packed", labels=labels))
     with pytest.raises(
-        DataError,
-        match=r"1 of 1 classes of the test split have no training sample \(first: 'class 3'\)",
+        DataError, match=r"1 of 1 classes of the test split have no training sample \(first: 'class 3'\)"
     ):
         benchmark.run_table(packed, "xsub", table_lines("hard")[1:2], [0], tmp_path / "out")
 
@@ -183,10 +182,7 @@ def test_val_never_looks_at_test_subjects(data, tmp_path):
 @pytest.mark.parametrize(
     ("place", "said"),
     [
-        (
-            ("rows", 1, "results", 0, "last", "top1"),
-            "rows.1.results.0.last.top1: Input should be a finite number",
-        ),
+        (("rows", 1, "results", 0, "last", "top1"), "rows.1.results.0.last.top1: Input should be a finite number"),
         (("majority", "balanced"), "majority.balanced: Input should be a finite number"),
         (("rows", 0, "seconds"), "rows.0.seconds: Input should be a finite number"),
     ],

@@ -131,17 +131,7 @@ def test_a_table_is_not_filled_with_another_benchmark(table, data):
 )
 def test_clips_that_a_run_was_trained_on_are_said_and_not_refused(data, tmp_path, kind, said):
     train(run(data.folder, tmp_path / "run", *SETTINGS, kind=kind))
-    words = [
-        "c2vl-eval",
-        "run",
-        "linear",
-        "--run",
-        tmp_path / "run",
-        "--data",
-        data.folder,
-        "--recipe",
-        "debug",
-    ]
+    words = ["c2vl-eval", "run", "linear", "--run", tmp_path / "run", "--data", data.folder, "--recipe", "debug"]
     code, out, _ = call(*words[1:], *sets(*SETTINGS), "--benchmark", "xview")
     assert code == 0
     assert (said in out) if said else ("training clips" not in out)
@@ -183,8 +173,7 @@ def test_a_folder_of_another_run_is_refused_before_any_training(table, data, mon
     shutil.rmtree(table / "runs" / "hard-seed0")
     changed = lines("hard", more=("training.supervised.epochs=3",))
     with pytest.raises(
-        CheckpointError,
-        match=r"supervised-seed0/.* is of another run: config\.epochs .*another --out, or delete",
+        CheckpointError, match=r"supervised-seed0/.* is of another run: config\.epochs .*another --out, or delete"
     ):
         benchmark.run_table(data, "xsub", changed, [0], table)
 

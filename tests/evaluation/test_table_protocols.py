@@ -32,13 +32,7 @@ def test_every_line_of_a_table_gets_every_protocol(table):
     *encoders_, baseline = results.rows
     assert [row.role for row in encoders_] == ["pretrained", "floor", "ceiling", "shuffled"]
     first = [(f.protocol, f.setting, f.draw) for f in encoders_[0].results]
-    assert list(dict.fromkeys(protocol for protocol, *_ in first)) == [
-        "knn",
-        "linear",
-        "finetune",
-        "semi",
-        "ensemble",
-    ]
+    assert list(dict.fromkeys(protocol for protocol, *_ in first)) == ["knn", "linear", "finetune", "semi", "ensemble"]
     for row in encoders_:
         assert [(f.protocol, f.setting, f.draw) for f in row.results] == first
     assert [result.protocol for result in baseline.results] == ["knn", "linear"]
@@ -97,23 +91,13 @@ def test_a_target_that_cannot_be_is_refused_before_anything_is_trained(data, els
 
 
 def test_runs_are_known_as_the_controls_they_are(table, data):
-    names = {
-        "hard": "pretrained",
-        "random-encoder": "floor",
-        "supervised": "ceiling",
-        "shuffled-pairs": "shuffled",
-    }
+    names = {"hard": "pretrained", "random-encoder": "floor", "supervised": "ceiling", "shuffled-pairs": "shuffled"}
     contexts = {n: EvalContext.open(table / "runs" / f"{n}-seed0", data, None, "debug") for n in names}
     assert {n: context.role() for n, context in contexts.items()} == names
 
 
 def test_defaults_are_those_of_the_field():
     tune = FinetuneConfig()
-    assert (tune.optimiser.lr, tune.optimiser.weight_decay, tune.batch_size, tune.epochs) == (
-        0.1,
-        1e-4,
-        128,
-        80,
-    )
+    assert (tune.optimiser.lr, tune.optimiser.weight_decay, tune.batch_size, tune.epochs) == (0.1, 1e-4, 128, 80)
     assert tune.optimiser == Optimiser(weight_decay=1e-4, milestones=(50, 70))
     assert cache.FOLDER == "evaluations"

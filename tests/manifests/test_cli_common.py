@@ -62,8 +62,7 @@ def test_a_missing_folder_is_one_red_line_of_a_real_process(tmp_path, words, sai
 
 @pytest.mark.parametrize("command", PARTS)
 @pytest.mark.parametrize(
-    ("words", "said"),
-    [(("frobnicate",), "No such command 'frobnicate'"), (("--frobnicate",), "No such option")],
+    ("words", "said"), [(("frobnicate",), "No such command 'frobnicate'"), (("--frobnicate",), "No such option")]
 )
 def test_usage_errors_exit_with_2_and_say_what_is_wrong(cli, command, words, said):
     found = cli(command, *words)

@@ -26,11 +26,7 @@ def usable_splits(name: str) -> tuple[int, int, dict[str, tuple[int, int]]]:
     counts: Counter[tuple[str, str]] = Counter()
     for sample in usable:
         counts.update(dataset.splits(dataset.parse_id(sample)).items())
-    return (
-        len(promised),
-        len(usable),
-        {b: (counts[b, "train"], counts[b, "test"]) for b in dataset.benchmarks},
-    )
+    return (len(promised), len(usable), {b: (counts[b, "train"], counts[b, "test"]) for b in dataset.benchmarks})
 
 
 # --------------------------------------------------------------------------------------- golden counts
@@ -76,8 +72,7 @@ def test_the_whole_of_ntu60_is_the_beginning_of_ntu120() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes"),
-    [("ntu60", 60), ("ntu120", 120), ("pku-mmd-1", 51), ("pku-mmd-2", 51), ("utd-mhad", 27)],
+    ("name", "classes"), [("ntu60", 60), ("ntu120", 120), ("pku-mmd-1", 51), ("pku-mmd-2", 51), ("utd-mhad", 27)]
 )
 def test_every_class_has_one_name(name: str, classes: int) -> None:
     assert len(set(load_dataset(name).classes)) == classes

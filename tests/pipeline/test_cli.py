@@ -86,13 +86,7 @@ def test_prompts_without_a_dataset_resumes_with_the_index_of_the_work_folder(cli
     shutil.rmtree(copied / "embeddings")
     code, lines, _ = cli("c2vl-pipeline", "prompts", "--work", copied, "--workers", "0").told
     assert code == 0
-    assert [line.split(":")[0] for line in lines] == [
-        "skeletons",
-        "crops",
-        "captions",
-        "embeddings",
-        "packed",
-    ]
+    assert [line.split(":")[0] for line in lines] == ["skeletons", "crops", "captions", "embeddings", "packed"]
 
 
 def test_verify_does_not_repair_and_list_as_json_at_once(cli, copied):

@@ -31,11 +31,7 @@ class Browser:
     def show(self, page: Path, width: int, scheme: str = "light") -> None:
         """Open a page as a screen of a width shows it in a light or dark scheme."""
         self._cdp(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=844,
-            deviceScaleFactor=1,
-            mobile=width < 600,
+            "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
         )
         self._cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self._driver.get(page.as_uri())

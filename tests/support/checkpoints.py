@@ -75,16 +75,7 @@ def _chain(symbols: list[str], vocab: dict[str, int], merges: list[tuple[str, st
 
 
 def _bert_tokenizer() -> BertTokenizer:
-    ids = {
-        "[PAD]": 0,
-        "[UNK]": 100,
-        "[CLS]": 101,
-        "[SEP]": 102,
-        "[MASK]": 103,
-        ".": 1012,
-        "?": 1029,
-        "person": 2711,
-    }
+    ids = {"[PAD]": 0, "[UNK]": 100, "[CLS]": 101, "[SEP]": 102, "[MASK]": 103, ".": 1012, "?": 1029, "person": 2711}
     names = {i: f"[unused{i}]" for i in range(2712)} | {i: token for token, i in ids.items()}
     free = (i for i in range(1100, 2700))
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -213,9 +204,7 @@ def tiny_llava(folder: Path | str, chat_template: bool = True) -> Path:
             mute[[*words, tokenizer.eos_token_id]] = False
             model.lm_head.weight[mute] = 0.0
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
     processor = LlavaProcessor(
         _image_processor(336),

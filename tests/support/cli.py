@@ -22,11 +22,7 @@ class Said:
     @property
     def told(self) -> tuple[int, list[str], str]:
         """Exit code, lines on stdout that are no events, stderr."""
-        return (
-            self.code,
-            [line for line in self.out.splitlines() if not line.startswith('{"event"')],
-            self.err,
-        )
+        return (self.code, [line for line in self.out.splitlines() if not line.startswith('{"event"')], self.err)
 
 
 Cli = Callable[..., Said]

@@ -87,9 +87,7 @@ def spoken(folder: Path, **more: Any) -> Path:
     """Sticks whose captions are texts of the classical encoder, five numbers wide, and whose classes have names."""
     sticks(folder, **more)
     manifest(
-        folder,
-        classes=["wave", "sit down", "kick"],
-        embeddings={"backend": "classical", "options": {"text_dim": 5}},
+        folder, classes=["wave", "sit down", "kick"], embeddings={"backend": "classical", "options": {"text_dim": 5}}
     )
     return folder
 

@@ -65,10 +65,7 @@ SEEDS: dict[str, list[bytes]] = {
         _parquet(_ENTRIES),
         _parquet(_ENTRIES, compression="none", use_dictionary=False),
         _parquet(
-            [
-                {"sample_id": 1, "view": 1.0, "label": True},
-                {"sample_id": 2, "view": float("nan"), "label": False},
-            ]
+            [{"sample_id": 1, "view": 1.0, "label": True}, {"sample_id": 2, "view": float("nan"), "label": False}]
         ),
     ],
     "layout": [

@@ -12,12 +12,7 @@ from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import hf
 
 ROLES = {
-    "detector": (
-        "groundingdino",
-        hf.GroundingDino,
-        "pipeline.crop.engine",
-        "IDEA-Research/grounding-dino-tiny",
-    ),
+    "detector": ("groundingdino", hf.GroundingDino, "pipeline.crop.engine", "IDEA-Research/grounding-dino-tiny"),
     "captioner": ("llava", hf.Llava, "pipeline.caption.engine", "llava-hf/llava-1.5-7b-hf"),
     "encoder": ("clip", hf.Clip, "pipeline.embed.engine", "openai/clip-vit-large-patch14-336"),
 }

@@ -80,12 +80,7 @@ def write_packed(
         dataset="synthetic",
         title="Sticks",
         fingerprint="f" * 32,
-        layout={
-            "name": layout.name,
-            "names": layout.names,
-            "parents": layout.parents,
-            "dims": layout.dims,
-        },
+        layout={"name": layout.name, "names": layout.names, "parents": layout.parents, "dims": layout.dims},
         classes=tuple(f"class {n}" for n in range(max(labels) + 1)) if labels is not None else ("class 0",),
         samples=count,
         frames=sum(frames),
@@ -128,6 +123,5 @@ def moving(count: int = COUNT, seed: int = 0) -> list[np.ndarray]:
 def sticks(folder: Path, **more: Any) -> Path:
     splits = [{"xsub": "train" if n % 4 else "test"} for n in range(COUNT)]
     return write_packed(
-        folder,
-        **({"joints": moving(), "labels": [n % 3 for n in range(COUNT)], "splits": splits} | more),
+        folder, **({"joints": moving(), "labels": [n % 3 for n in range(COUNT)], "splits": splits} | more)
     )

@@ -42,15 +42,7 @@ class Page(HTMLParser):
 
 def assert_self_contained(path: Path) -> Page:
     page = Page(path)
-    assert {t for t, _ in page.tags} & {
-        "script",
-        "iframe",
-        "link",
-        "object",
-        "embed",
-        "base",
-        "form",
-    } == set()
+    assert {t for t, _ in page.tags} & {"script", "iframe", "link", "object", "embed", "base", "form"} == set()
     for _, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -69,10 +61,4 @@ def rewrite(work: Path, stage: str, schema: pa.Schema, change, shard: int = 0) -
     assert manifest is not None
     rows = read_shard(path).to_pylist()
     change(rows)
-    commit_table(
-        path,
-        pa.Table.from_pylist(rows, schema=schema),
-        key=manifest.key,
-        row_group=20,
-        extra=manifest.extra,
-    )
+    commit_table(path, pa.Table.from_pylist(rows, schema=schema), key=manifest.key, row_group=20, extra=manifest.extra)

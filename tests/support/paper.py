@@ -32,11 +32,7 @@ def experiments(work: Path, out: Path, *overrides: str, seeds: int = 1) -> Exper
 
 
 def shown(
-    paper: float | None = None,
-    ours: tuple[float, ...] = (),
-    why: str = "",
-    part: str = "",
-    **more: tuple[float, ...],
+    paper: float | None = None, ours: tuple[float, ...] = (), why: str = "", part: str = "", **more: tuple[float, ...]
 ) -> FilledCell:
     """A place of a table with numbers in percent, one per result; `more` are `top5`, `balanced`, `best`, `best_epochs`."""
     results = []

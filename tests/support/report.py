@@ -112,13 +112,7 @@ def write_runs(results, folder):
         run.mkdir(parents=True)
         if row.role in {"pretrained", "shuffled"}:
             epochs = [
-                {
-                    "epoch": e,
-                    "loss": 3.0 - e,
-                    "alpha": 0.5,
-                    "vision/positive": 0.1 * e,
-                    "vision/negative": 0.0,
-                }
+                {"epoch": e, "loss": 3.0 - e, "alpha": 0.5, "vision/positive": 0.1 * e, "vision/negative": 0.0}
                 for e in range(3)
             ]
             counts = {"vision/positive": [0, 1, 3, 0], "vision/negative": [1, 5, 1, 0]}

@@ -39,30 +39,15 @@ def test_an_unknown_recipe_names_the_nearest(cli, data, tmp_path):
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        (
-            "training.pretrain.temprature=1",
-            "unknown key 'training.pretrain.temprature'; did you mean 'temperature'?",
-        ),
+        ("training.pretrain.temprature=1", "unknown key 'training.pretrain.temprature'; did you mean 'temperature'?"),
         ("traning.pretrain.epochs=1", "unknown key 'traning'; did you mean 'training'?"),
-        (
-            "training.pretrain.epochs",
-            "is not of the form section.key=value, e.g. training.pretrain.epochs=30",
-        ),
+        ("training.pretrain.epochs", "is not of the form section.key=value, e.g. training.pretrain.epochs=30"),
         ("=3", "--set '=3' is not of the form section.key=value"),
-        (
-            "training.pretrain.epochs=many",
-            "training.pretrain.epochs = 'many': Input should be a valid integer",
-        ),
-        (
-            "training.pretrain.epochs=0",
-            "training.pretrain.epochs = 0: Input should be greater than or equal to 1",
-        ),
+        ("training.pretrain.epochs=many", "training.pretrain.epochs = 'many': Input should be a valid integer"),
+        ("training.pretrain.epochs=0", "training.pretrain.epochs = 0: Input should be greater than or equal to 1"),
         ("training.pretrain.targets=soft", "'soft' is not one of hard, intra, inter, blend(constant)"),
         ("training.encoder.name=stgnc", "unknown encoder 'stgnc'; did you mean 'stgcn'?"),
-        (
-            "training.device=gpu",
-            "training.device = 'gpu' is not a device; use auto, cpu, cuda or cuda:<number>",
-        ),
+        ("training.device=gpu", "training.device = 'gpu' is not a device; use auto, cpu, cuda or cuda:<number>"),
     ],
 )
 def test_a_malformed_override_is_one_line_with_what_would_do(cli, data, tmp_path, value, said):

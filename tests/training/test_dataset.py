@@ -17,7 +17,7 @@ from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
 CPU = torch.device("cpu")
 DEVICES = [
-    pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")),
+    pytest.param(torch.device("cuda"), marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))
 ]
 
 
@@ -84,8 +84,7 @@ def test_a_folder_of_an_older_format_names_the_command(tmp_path):
     del facts["format"]
     (folder / "packed.json").write_text(json.dumps(facts))
     with pytest.raises(
-        StageError,
-        match=f"packed in format 1, expected 3; run `c2vl-pipeline pack --work {tmp_path / 'work'}` again",
+        StageError, match=f"packed in format 1, expected 3; run `c2vl-pipeline pack --work {tmp_path / 'work'}` again"
     ):
         PackedDataset(tmp_path / "work")
 
@@ -182,8 +181,7 @@ def test_val_needs_two_subjects(tmp_path):
     joints = random_joints((5, 5), 1, STICK)
     packed = PackedDataset(write_packed(tmp_path / "packed", joints, subjects=[None, 4]))
     with pytest.raises(
-        ConfigError,
-        match="'xsub-val' holds out subjects of the training split, which names 1; at least 2 are needed",
+        ConfigError, match="'xsub-val' holds out subjects of the training split, which names 1; at least 2 are needed"
     ):
         packed.select("xsub-val", "train")
 

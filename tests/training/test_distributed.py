@@ -29,12 +29,7 @@ from support.training import BASE, run, tensors
 BIN = Path(sys.executable).parent
 TORCHRUN = (str(BIN / "torchrun"), "--master-addr", "127.0.0.1", "--nproc-per-node", "2")
 COUNT = 420
-STEP = (
-    *BASE,
-    "training.precision=float64",
-    "training.pretrain.batch_size=400",
-    "training.supervised.batch_size=400",
-)
+STEP = (*BASE, "training.precision=float64", "training.pretrain.batch_size=400", "training.supervised.batch_size=400")
 
 
 def port() -> tuple[str, str]:
@@ -126,11 +121,7 @@ def test_a_run_of_two_processes_ends_with_the_weights_of_one(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_run_with_one_line_and_it_goes_on(data, tmp_path):
-    more = (
-        "training.pretrain.epochs=2000",
-        "training.checkpoint_every=2",
-        "training.pretrain.batch_size=400",
-    )
+    more = ("training.pretrain.epochs=2000", "training.checkpoint_every=2", "training.pretrain.batch_size=400")
     out = tmp_path / "run"
     words = [str(BIN / "c2vl-train"), "pretrain", "--data", str(data), "--benchmark", "xsub"]
     words += ["--out", str(out), "--recipe", "debug", *words_of(*BASE, *more)]

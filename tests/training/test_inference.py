@@ -43,10 +43,7 @@ def test_a_caption_lies_where_a_sample_that_says_nothing_else_lay(tmp_path):
 
     for pooling in ("mean", "ordered"):
         made = run(
-            folder,
-            tmp_path / pooling,
-            f"training.pretrain.pooling={pooling}",
-            "training.pretrain.standardise=true",
+            folder, tmp_path / pooling, f"training.pretrain.pooling={pooling}", "training.pretrain.standardise=true"
         )
         train(made)
         space = load_joint_embedding(tmp_path / pooling)

@@ -111,10 +111,7 @@ def naive_side(S, V, targets, alpha, tau, teacher):
     built = {
         "hard": (eye, eye),
         "intra": (naive_intra(tS, own, t.beta), naive_intra(tV, own, t.beta)),
-        "inter": (
-            naive_inter(tS, tV, own, t.inter_hard, t.average),
-            naive_inter(tV, tS, own, t.inter_hard, t.average),
-        ),
+        "inter": (naive_inter(tS, tV, own, t.inter_hard, t.average), naive_inter(tV, tS, own, t.inter_hard, t.average)),
     }
     n = math.floor(alpha * B)
     plan = {
@@ -294,8 +291,7 @@ def test_ends_of_alpha_are_one_target_only(kind, alpha, alone):
 
 
 @pytest.mark.parametrize(
-    ("alpha", "B", "first"),
-    [(0.9, 7, 6), (0.5, 7, 3), (0.1, 7, 0), (0.29, 100, 29), (0.7, 10, 7), (0.57, 100, 57)],
+    ("alpha", "B", "first"), [(0.9, 7, 6), (0.5, 7, 3), (0.1, 7, 0), (0.29, 100, 29), (0.7, 10, 7), (0.57, 100, 57)]
 )
 def test_partition_gives_the_first_floor_of_alpha_b_rows_to_p(alpha, B, first):
     S, V = embeddings(2, B=B)

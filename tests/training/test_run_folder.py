@@ -34,10 +34,7 @@ def test_a_finished_run_is_returned_untouched(data, tmp_path, monkeypatch):
     [
         ({"seed": 1}, "seed is 0 there and 1 here"),
         ({"kind": "supervised"}, "kind is 'pretrain' there and 'supervised' here"),
-        (
-            {"set": "training.pretrain.targets=hard"},
-            "config.targets.kind is 'partition' there and 'hard' here",
-        ),
+        ({"set": "training.pretrain.targets=hard"}, "config.targets.kind is 'partition' there and 'hard' here"),
         ({"set": "training.pretrain.epochs=9"}, "config.epochs is 4 there and 9 here"),
         ({"set": "training.input.frames=9"}, "input.frames is 8 there and 9 here"),
     ],

@@ -242,8 +242,7 @@ def test_supervision_refuses_samples_without_a_label(tmp_path):
     labels = [-1 if n in {1, 2, 4} else 0 for n in range(COUNT)]
     folder = sticks(tmp_path / "packed", labels=labels)
     with pytest.raises(
-        DataError,
-        match="2 of 12 training samples have no label; the supervised control needs all of them",
+        DataError, match="2 of 12 training samples have no label; the supervised control needs all of them"
     ):
         train(run(folder, tmp_path / "run", kind="supervised"))
 
@@ -347,11 +346,7 @@ def test_a_full_disk_ends_a_run_in_one_line(data, tmp_path, cli):
 def test_loss_falls_where_skeletons_and_knowledge_agree(tmp_path):
     vision = np.repeat(np.eye(4)[np.arange(COUNT) % 4][:, None], 4, axis=1)
     folder = sticks(tmp_path / "packed", vision=vision)
-    more = (
-        "training.pretrain.targets=hard",
-        "training.pretrain.epochs=25",
-        "training.pretrain.knowledge=vision",
-    )
+    more = ("training.pretrain.targets=hard", "training.pretrain.epochs=25", "training.pretrain.knowledge=vision")
     train(run(folder, tmp_path / "run", *more, "training.pretrain.optimiser.milestones=[20]"))
     losses = [line["loss"] for line in read_metrics(tmp_path / "run")]
     assert losses[-1] < 0.7 * losses[0]

@@ -16,12 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "load_encoder", "load_joint_embedding", "train"]
 
-_MODULES = {
-    "Run": "run_folder",
-    "load_encoder": "checkpoint",
-    "load_joint_embedding": "inference",
-    "train": "trainer",
-}
+_MODULES = {"Run": "run_folder", "load_encoder": "checkpoint", "load_joint_embedding": "inference", "train": "trainer"}
 
 
 def __getattr__(name: str) -> Any:

@@ -28,9 +28,7 @@ def draw(count: int, config: InputConfig, generator: torch.Generator) -> Augment
     low, high = config.augmentation.window
     uniform = torch.rand(count, 5, generator=generator)
     return AugmentationDraws(
-        low + (high - low) * uniform[:, 0],
-        uniform[:, 1],
-        (2 * uniform[:, 2:] - 1) * config.augmentation.rotation,
+        low + (high - low) * uniform[:, 0], uniform[:, 1], (2 * uniform[:, 2:] - 1) * config.augmentation.rotation
     )
 
 

@@ -11,15 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import (
-    PackedOption,
-    RecipeOption,
-    Reporter,
-    SetOption,
-    application,
-    optional,
-    say,
-)
+from c2vl_manifests.cli_common import PackedOption, RecipeOption, Reporter, SetOption, application, optional, say
 from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
@@ -38,8 +30,7 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0)]
 DryOption = Annotated[
     bool,
     typer.Option(
-        "--dry-run",
-        help="Print the resolved configuration, parameters, memory and steps; train and write nothing.",
+        "--dry-run", help="Print the resolved configuration, parameters, memory and steps; train and write nothing."
     ),
 ]
 

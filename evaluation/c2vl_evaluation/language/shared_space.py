@@ -123,14 +123,7 @@ class SharedSpace:
         settings["engine"] = {k: v for k, v in engine.items() if k not in {"device", "libraries"}}
         projectors = {"projectors": remembered_sha256(context.run / checkpoint.PROJECTORS)}
         return CacheKey(
-            context.run,
-            context.packed,
-            context.benchmark,
-            protocol,
-            settings,
-            context.seed,
-            projectors,
-            ("language",),
+            context.run, context.packed, context.benchmark, protocol, settings, context.seed, projectors, ("language",)
         )
 
 

@@ -25,12 +25,10 @@ def paper(
     ] = None,
     recipe: RecipeOption = None,
     seeds: Annotated[
-        int,
-        typer.Option("--seeds", min=1, help="Runs per row: seeds 0, 1, …; further finished seeds are shown too."),
+        int, typer.Option("--seeds", min=1, help="Runs per row: seeds 0, 1, …; further finished seeds are shown too.")
     ] = 1,
     wide: Annotated[
-        bool,
-        typer.Option("--wide", help="Fill every table for every dataset, even where the paper has no number."),
+        bool, typer.Option("--wide", help="Fill every table for every dataset, even where the paper has no number.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Count what is to be computed, and stop.")] = False,
     set_: SetOption = None,

@@ -232,10 +232,7 @@ def _tex_cell(role: str, cell: FilledCell) -> str:
 
 
 def as_html(
-    tables: Sequence[FilledTable],
-    figures: Sequence[dict[str, Any]],
-    datasets: Sequence[dict[str, Any]],
-    note: str = "",
+    tables: Sequence[FilledTable], figures: Sequence[dict[str, Any]], datasets: Sequence[dict[str, Any]], note: str = ""
 ) -> str:
     """Return one self-contained page."""
     cells = [cell for table in tables for row in table.rows if row.trained for cell in row.cells]

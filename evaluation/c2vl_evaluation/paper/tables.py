@@ -19,11 +19,7 @@ DERIVED = "Pre-trained on captions derived from the joints that the encoder sees
 NEAR = 0.05
 """Points below which two numbers count as equal."""
 Measure = Literal["top5", "balanced", "best"]
-MEASURES: dict[Measure, str] = {
-    "top5": "top-5",
-    "balanced": "balanced accuracy",
-    "best": "best epoch (oracle)",
-}
+MEASURES: dict[Measure, str] = {"top5": "top-5", "balanced": "balanced accuracy", "best": "best epoch (oracle)"}
 """Measures shown next to top-1 at the last epoch. The best epoch is picked by top-1 on the test split: peers report it."""
 
 

@@ -156,12 +156,7 @@ def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def probe(
-    train: Features,
-    test: Features,
-    classes: int,
-    config: LinearConfig,
-    seed: int = 0,
-    by: Standard | None = None,
+    train: Features, test: Features, classes: int, config: LinearConfig, seed: int = 0, by: Standard | None = None
 ) -> Probe:
     """Choose the learning rate on held-out training samples, train on all of them, and answer the test split.
 

@@ -12,17 +12,8 @@ if TYPE_CHECKING:
     from c2vl_evaluation.language.retrieval import Recall, Retrieval
     from c2vl_evaluation.language.zeroshot import ZeroShot
 
-_ROLES = {
-    "floor": " (floor)",
-    "ceiling": " (ceiling)",
-    "shuffled": " (control)",
-    "baseline": " (baseline)",
-}
-_CONTROLS: dict[Role, str] = {
-    "floor": "random encoder",
-    "ceiling": "supervised",
-    "shuffled": "shuffled pairs",
-}
+_ROLES = {"floor": " (floor)", "ceiling": " (ceiling)", "shuffled": " (control)", "baseline": " (baseline)"}
+_CONTROLS: dict[Role, str] = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
 _ORACLE = "The best epoch is chosen on the test split (an oracle)."
 _DERIVED = " Derived from joints: captions made by rule from the encoder's own input."
 

@@ -201,10 +201,7 @@ def confusion_matrix(counts: npt.NDArray[np.int64], names: Sequence[str]) -> str
     ]
     for i, name in enumerate(cut):
         at = (i + 0.5) * cell
-        for place in (
-            f"translate({edge - 6} {at + 2:g})",
-            f"translate({edge + at:g} {side + 8}) rotate(-90)",
-        ):
+        for place in (f"translate({edge - 6} {at + 2:g})", f"translate({edge + at:g} {side + 8}) rotate(-90)"):
             style = f'transform="{place}" text-anchor="end" dominant-baseline="central"'
             out.append(f"<text {style}>{escape(name)}</text>")
     for i, j in zip(*(axis.tolist() for axis in np.nonzero(counts)), strict=True):

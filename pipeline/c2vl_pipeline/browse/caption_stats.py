@@ -27,8 +27,7 @@ _CLIP_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+", re
 _STANDING = re.compile(r"(?<!not )\b(?:standing|stands)\b", re.IGNORECASE)
 _SITTING = re.compile(r"(?<!not )\b(?:sitting|sits|seated)\b", re.IGNORECASE)
 _HOLDING = re.compile(
-    r"(?P<no>(?:\bnot|n['’]t|\bnever)\s+(?:\w+ly\s+)?)?\b(?:holding|holds|held)\b(?P<what>[^.;,!?]*)",
-    re.IGNORECASE,
+    r"(?P<no>(?:\bnot|n['’]t|\bnever)\s+(?:\w+ly\s+)?)?\b(?:holding|holds|held)\b(?P<what>[^.;,!?]*)", re.IGNORECASE
 )
 _SKIP = frozenset({
     "a", "an", "the", "his", "her", "their", "its", "my", "your", "some", "several", "two", "three",

@@ -164,12 +164,7 @@ def _raw(index: Workspace, sample: Row) -> dict[str, Any]:
         if sample[what] is None:
             continue
         path = index.root / sample[what]
-        entry = {
-            "file": sample[what],
-            "bytes_indexed": sample[f"{what}_bytes"],
-            "bytes": None,
-            "sha256": None,
-        }
+        entry = {"file": sample[what], "bytes_indexed": sample[f"{what}_bytes"], "bytes": None, "sha256": None}
         try:
             entry |= {"bytes": path.stat().st_size, "sha256": file_sha256(path), "problem": None}
         except OSError as error:

@@ -91,11 +91,7 @@ def _of_shape(memo: Path, root: Path, shape: Shape, samples: list[Row], reading:
             break
         name = f"{sample['video']} {sample['video_bytes']}"
         if name not in known:
-            with (
-                suppress(DataError, OSError),
-                reading(sample) as guard,
-                Video(root / sample["video"], guard) as video,
-            ):
+            with suppress(DataError, OSError), reading(sample) as guard, Video(root / sample["video"], guard) as video:
                 known.update((name, image.shape[:2]) for _, image in video.frames([0]))
         if known.get(name) == shape:
             chosen.append(sample)

@@ -86,11 +86,7 @@ def _bert_shim() -> Iterator[None]:
     def heads(self: Any, mask: None, layers: int) -> list[None]:
         return [None] * layers
 
-    methods = {
-        "get_extended_attention_mask": extended,
-        "invert_attention_mask": extended,
-        "get_head_mask": heads,
-    }
+    methods = {"get_extended_attention_mask": extended, "invert_attention_mask": extended, "get_head_mask": heads}
     absent = {name: method for name, method in methods.items() if not hasattr(_tf.BertModel, name)}
     for name, method in absent.items():
         setattr(_tf.BertModel, name, method)

@@ -14,17 +14,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import (
-    Array,
-    Box,
-    Detector,
-    Encoder,
-    Frame,
-    Image,
-    Options,
-    TextVectors,
-    checked_options,
-)
+from c2vl_pipeline.engines import Array, Box, Detector, Encoder, Frame, Image, Options, TextVectors, checked_options
 
 
 class _Skeleton(Options):

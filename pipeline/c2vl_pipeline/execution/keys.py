@@ -13,13 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2vl_manifests.manifest import (
-    ShardManifest,
-    StageManifest,
-    fingerprint,
-    finished_shard,
-    read_shard_manifest,
-)
+from c2vl_manifests.manifest import ShardManifest, StageManifest, fingerprint, finished_shard, read_shard_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION
 from c2vl_pipeline import engines

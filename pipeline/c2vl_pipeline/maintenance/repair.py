@@ -12,13 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.errors import StageError
-from c2vl_manifests.manifest import (
-    commit_text,
-    fingerprint,
-    read_shard,
-    read_shard_manifest,
-    read_stage_manifest,
-)
+from c2vl_manifests.manifest import commit_text, fingerprint, read_shard, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.execution.keys import Redo, changes, engine_facts, stage_inputs
@@ -85,10 +79,7 @@ def _check_raw_files(index: Workspace, stage: Stage, numbers: Iterable[int]) -> 
 
 
 def repair(
-    work: Path,
-    recipe: Recipe,
-    damages: Sequence[Damage],
-    run: Callable[[Stage, frozenset[int], Redo], object],
+    work: Path, recipe: Recipe, damages: Sequence[Damage], run: Callable[[Stage, frozenset[int], Redo], object]
 ) -> None:
     """Make damaged shards again, and in later stages those that became stale; `run(stage, only, redo)` runs a stage.
 

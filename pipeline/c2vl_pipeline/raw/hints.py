@@ -13,10 +13,7 @@ from c2vl_pipeline.raw.scan import unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Scan
 
-_KINDS = {
-    "videos": (".avi", ".mp4", ".mkv", ".mov", ".webm"),
-    "skeletons": (".skeleton", ".txt", ".mat", ".npy"),
-}
+_KINDS = {"videos": (".avi", ".mp4", ".mkv", ".mov", ".webm"), "skeletons": (".skeleton", ".txt", ".mat", ".npy")}
 
 
 def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
@@ -38,12 +35,7 @@ def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
 
 
 def hints(
-    dataset: Dataset,
-    root: Path,
-    scan: Scan,
-    missing: dict[str, list[str]],
-    present: set[str],
-    unexpected: list[str],
+    dataset: Dataset, root: Path, scan: Scan, missing: dict[str, list[str]], present: set[str], unexpected: list[str]
 ) -> list[str]:
     """Return probable causes of missing files, as sentences without a full stop.
 

@@ -168,10 +168,7 @@ class Video:
             if not ok:
                 return
             self._decoded_bgr = np.asarray(image, np.uint8)
-            yield (
-                number,
-                self._decoded_bgr if lent else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8),
-            )
+            yield (number, self._decoded_bgr if lent else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8))
 
     def __enter__(self) -> Video:
         return self

@@ -25,16 +25,7 @@ from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Projection
 from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, limit_side, plan_frames
 from c2vl_pipeline.stages import skeletons
-from c2vl_pipeline.stages.base import (
-    Row,
-    ShardContext,
-    Stage,
-    failure,
-    hang_mark,
-    in_batches,
-    row_status,
-    unreadable,
-)
+from c2vl_pipeline.stages.base import Row, ShardContext, Stage, failure, hang_mark, in_batches, row_status, unreadable
 
 _SCENES = 16
 """Empty scenes held at once; custom videos may have one each, of 6 MB."""

@@ -189,8 +189,7 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
     columns = index.table.select(["splits", "subject", "view"]).to_pylist()
     table = pa.Table.from_pylist([row | more for row, more in zip(rows, columns, strict=True)], schema=PACKED_INDEX)
     commit_file(
-        folder / "index.parquet",
-        lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True),
+        folder / "index.parquet", lambda path: pq.write_table(table, path, compression="zstd", write_page_checksum=True)
     )
     _save(folder / "labels.npy", index.table.column("label").to_numpy().astype(np.int16))
 

@@ -102,9 +102,7 @@ HOSTILE = "<script>alert('&')</script>"
 
 def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(subject, tmp_path):
     other = another(
-        subject,
-        tmp_path,
-        lambda folder: manifest(folder, classes=[HOSTILE, "sit down", "kick"], title=HOSTILE),
+        subject, tmp_path, lambda folder: manifest(folder, classes=[HOSTILE, "sit down", "kick"], title=HOSTILE)
     )
     folder = other.packed.folder.parent / "captions"
     folder.mkdir()

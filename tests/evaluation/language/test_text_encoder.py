@@ -37,10 +37,7 @@ from support.evaluation import TwoEars, another, manifest
 @pytest.mark.parametrize(
     ("engine", "said"),
     [
-        (
-            {"backend": "hf", "model": "/nowhere/clip"},
-            r"cannot be loaded \(encoder checkpoint '/nowhere/clip'",
-        ),
+        ({"backend": "hf", "model": "/nowhere/clip"}, r"cannot be loaded \(encoder checkpoint '/nowhere/clip'"),
         ({"backend": "gone"}, "no encoder engine is called 'gone'"),
         ({"backend": "classical"}, "is of width 256, the vectors of .* are of width 5"),
         (

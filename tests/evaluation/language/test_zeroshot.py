@@ -219,10 +219,7 @@ def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tm
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (
-            'wave = "a"\nkick = "b"\n',
-            "describes 2 of 3 classes; the first without a description is 'sit down'",
-        ),
+        ('wave = "a"\nkick = "b"\n', "describes 2 of 3 classes; the first without a description is 'sit down'"),
         ('wave = "a"\nkik = "b"\n', "'kik' is not a class of Sticks; did you mean 'kick'"),
         ('wave = []\nkick = "b"\n"sit down" = "c"\n', r"'wave' = \[\]; expected a description or a list"),
         ('wave = 3\nkick = "b"\n"sit down" = "c"\n', "'wave' = 3; expected a description"),

@@ -25,11 +25,7 @@ def test_one_odd_set_does_not_stop_the_others(
 ) -> None:
     root = tmp_path / "work"
     shutil.copytree(work / "utd-mhad", root / "utd-mhad")
-    odd = {
-        "ntu60": {"splits": [{"xsub": "train"}] * COUNT},
-        "ntu120": {"splits": [{}] * COUNT},
-        "pku-mmd-2": {},
-    }
+    odd = {"ntu60": {"splits": [{"xsub": "train"}] * COUNT}, "ntu120": {"splits": [{}] * COUNT}, "pku-mmd-2": {}}
     for name, more in odd.items():
         facts = json.loads((sticks(root / name / "packed", **more) / "packed.json").read_text())
         facts |= {"dataset": name, "fingerprint": name.ljust(32, "x")}
@@ -105,16 +101,7 @@ def test_the_command_plans_without_writing_and_refuses_unknown_tables(
 def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     app: typer.Typer, work: Path, tmp_path: Path
 ) -> None:
-    words = [
-        "--work",
-        str(work / "utd-mhad"),
-        "--out",
-        str(tmp_path),
-        "--only",
-        "table6",
-        "--recipe",
-        "debug",
-    ]
+    words = ["--work", str(work / "utd-mhad"), "--out", str(tmp_path), "--only", "table6", "--recipe", "debug"]
     words += [word for value in FAST for word in ("--set", value)]
     first = CliRunner().invoke(app, words)
     assert first.exit_code == 0, first.output

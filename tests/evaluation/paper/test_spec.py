@@ -65,9 +65,7 @@ def test_the_transcription_is_what_the_paper_prints(name: str, text: dict[str, l
     assert rows == wanted
 
 
-def test_differences_that_table_viii_prints_agree_with_its_accuracies(
-    text: dict[str, list[list[str]]],
-) -> None:
+def test_differences_that_table_viii_prints_agree_with_its_accuracies(text: dict[str, list[list[str]]]) -> None:
     rows = printed_tables()["table8"].rows
     said = [re.findall(r"\(([+-][\d .]+)\)", "\t".join(cells).replace("\t", " ")) for cells in text["table8"]]
     differences = [[float(d.replace(" ", "")) for d in found] for found in said if found]
@@ -169,12 +167,7 @@ def test_table_viii_has_one_floor_for_each_encoder_beside_the_recipes_own() -> N
 
 @pytest.mark.parametrize(
     "departs",
-    [
-        'pretrain.targets="hard"',
-        'pretrain.targets="intra"',
-        "input.stream=bone",
-        "pretrain.knowledge=language",
-    ],
+    ['pretrain.targets="hard"', 'pretrain.targets="intra"', "input.stream=bone", "pretrain.knowledge=language"],
 )
 def test_a_row_with_the_papers_label_is_the_papers_method_whatever_the_recipe_says(departs: str) -> None:
     base = load_recipe("debug", [f"training.{departs}"])

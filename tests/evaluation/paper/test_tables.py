@@ -112,13 +112,7 @@ def test_differences_are_signed_and_near_ones_are_equal() -> None:
 # ------------------------------------------------------------------------- what a number is, and of what
 
 MARKED = "captions derived from the joints"
-ROWS = (
-    "vision",
-    "vision and language",
-    "shuffled pairs (control)",
-    "random encoder (floor)",
-    "majority class",
-)
+ROWS = ("vision", "vision and language", "shuffled pairs (control)", "random encoder (floor)", "majority class")
 
 
 def row_of(text: str, label: str) -> str:
@@ -179,9 +173,7 @@ def test_what_was_trained_on_captions_made_by_rule_is_marked_in_every_file(
         assert "dagger" not in text
 
 
-def test_a_transfer_is_marked_by_what_its_source_was_trained_on(
-    ruled: tuple[Experiments, list[TableCell]],
-) -> None:
+def test_a_transfer_is_marked_by_what_its_source_was_trained_on(ruled: tuple[Experiments, list[TableCell]]) -> None:
     found = {
         (c.column.dataset, c.column.to, c.row.role): derived(c)
         for c in ruled[1]

@@ -67,10 +67,7 @@ def test_an_ensemble_is_the_sum_of_its_runs_with_both_weights(streams, protocol)
     np.testing.assert_allclose(logits(equal), parts.sum(axis=0), rtol=1e-5, atol=1e-6)
     wanted = np.tensordot([0.6, 0.6, 0.4], parts, axes=1)
     np.testing.assert_allclose(logits(fixed), wanted, rtol=1e-5, atol=1e-6)
-    assert [o.result.setting for o in (fixed, equal)] == [
-        f"{protocol}, 0.6/0.6/0.4",
-        f"{protocol}, equal weights",
-    ]
+    assert [o.result.setting for o in (fixed, equal)] == [f"{protocol}, 0.6/0.6/0.4", f"{protocol}, equal weights"]
     assert fixed.result.best is None  # no epoch is chosen
 
 

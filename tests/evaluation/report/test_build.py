@@ -127,8 +127,7 @@ def test_empty_work_folder_is_said(tmp_path):
 def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):
     page = read(
         build.build(
-            table({("random encoder", "floor"): (0.4, 0.5)}, seeds=1, stage_seconds={}, engines={}),
-            tmp_path / "r.html",
+            table({("random encoder", "floor"): (0.4, 0.5)}, seeds=1, stage_seconds={}, engines={}), tmp_path / "r.html"
         )
     )
     assert page.count("svg") == 1  # the bars

@@ -255,11 +255,7 @@ def labels_of(svg):
 
 @pytest.mark.parametrize(("floor", "ceiling"), [(0.3, 0.8), (0.8, 0.3), (0.5, 0.5), (0.52, 0.5), (0.5, 0.52)])
 def test_names_of_floor_and_ceiling_never_meet(floor, ceiling):
-    rows = (
-        ("a", "pretrained", 0, 0.6, 0.6),
-        ("r", "floor", 0, floor, floor),
-        ("s", "ceiling", 0, ceiling, ceiling),
-    )
+    rows = (("a", "pretrained", 0, 0.6, 0.6), ("r", "floor", 0, floor, floor), ("s", "ceiling", 0, ceiling, ceiling))
     found = labels_of(figures.accuracy_bars(table(*rows)))
     assert len(found) == 4
     for panel in (found[:2], found[2:]):
@@ -351,8 +347,7 @@ def test_marks_of_classes_lie_at_their_accuracy():
 
 
 @pytest.mark.parametrize(
-    ("name", "wanted"),
-    [("a b", "a b"), ("x" * 40, "x" * 9 + "…"), ("two  words and more", "two words…"), ("", "")],
+    ("name", "wanted"), [("a b", "a b"), ("x" * 40, "x" * 9 + "…"), ("two  words and more", "two words…"), ("", "")]
 )
 def test_long_names_are_cut_even_within_a_word(name, wanted):
     assert canvas.short(name, 10) == wanted

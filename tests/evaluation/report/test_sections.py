@@ -37,11 +37,7 @@ def test_rows_derived_from_joints_are_marked_wherever_they_stand(tmp_path: Path)
     mark = '<span class="tag derived">derived from joints</span>'
     assert results.count(f"{mark}</span></td>") == 3
     heads = re.findall(r'<th class="n">(.*?)</th>', overview)
-    assert [head.split("<")[0] for head in heads if mark in head] == [
-        "partition(cosine)",
-        "hard",
-        "shuffled pairs",
-    ]
+    assert [head.split("<")[0] for head in heads if mark in head] == ["partition(cosine)", "hard", "shuffled pairs"]
     cells = re.findall(r'<td class="wrap">(.*?)</td>', details)
     assert {cell.split("<")[0]: mark in cell for cell in cells} == {
         "partition(cosine)": True, "hard": True, "random encoder": False, "supervised": False, "shuffled pairs": True,

@@ -24,10 +24,7 @@ def test_verdict_is_one_sentence_of_the_numbers():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (
-            {"pretrained": (0.45, 0.61)},
-            "loses 5.0 points kNN and gains 1.0 points linear against random encoder",
-        ),
+        ({"pretrained": (0.45, 0.61)}, "loses 5.0 points kNN and gains 1.0 points linear against random encoder"),
         ({"pretrained": (0.4, 0.5)}, "so there is no gain to explain."),
         ({"shuffled": (0.6, 0.7)}, "so most of the gain does not need the right pairing."),
         ({"shuffled": (0.6, 0.6)}, "so most of the linear gain comes from pairing"),

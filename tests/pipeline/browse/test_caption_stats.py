@@ -49,11 +49,7 @@ def test_caption_figures_equal_a_naive_count(odd):
     ("text", "stance", "thing"),
     [
         ("He is standing and holding a remote control in his hand.", "standing", "remote control"),
-        (
-            "She is sitting on a chair. She is holding a large blue jacket up to her face.",
-            "sitting",
-            "jacket",
-        ),
+        ("She is sitting on a chair. She is holding a large blue jacket up to her face.", "sitting", "jacket"),
         ("No, the person is not holding anything in their hand. They are standing.", "standing", ""),
         ("The person is holding still.", "", ""),
         ("They are not standing, they are sitting and holding two cups.", "sitting", "cups"),

@@ -79,11 +79,7 @@ def test_rows_of_former_code_are_stale_and_say_why(work: Path, monkeypatch: pyte
     """The demonstration's captions are made by `posecode`, its crops and embeddings by `heuristic` engines."""
     recipe = load_recipe("debug", [])
     assert {stage.stage: stage.state for stage in survey(work, recipe)}["captions"] == "complete"
-    for engine, stale in (
-        (PoseCode, {"captions"}),
-        (SkeletonDetector, {"crops"}),
-        (Classical, {"embeddings"}),
-    ):
+    for engine, stale in ((PoseCode, {"captions"}), (SkeletonDetector, {"crops"}), (Classical, {"embeddings"})):
         with monkeypatch.context() as patch:
             patch.setattr(engine, "REVISION", 2)
             found = {stage.stage: (stage.state, stage.why) for stage in survey(work, recipe) if stage.why}

@@ -57,18 +57,8 @@ BLOCK = {
     "mlp.fc1": "intermediate.dense",
     "mlp.fc2": "output.dense",
 }
-DEFORMABLE = {
-    "norm1": "self_attn_layer_norm",
-    "norm2": "final_layer_norm",
-    "linear1": "fc1",
-    "linear2": "fc2",
-}
-ENHANCER = {
-    "norm1": "layer_norm_before",
-    "norm2": "layer_norm_after",
-    "linear1": "fc1",
-    "linear2": "fc2",
-}
+DEFORMABLE = {"norm1": "self_attn_layer_norm", "norm2": "final_layer_norm", "linear1": "fc1", "linear2": "fc2"}
+ENHANCER = {"norm1": "layer_norm_before", "norm2": "layer_norm_after", "linear1": "fc1", "linear2": "fc2"}
 FUSION = {
     "gamma_v": "vision_param",
     "gamma_l": "text_param",
@@ -102,11 +92,7 @@ PREFIXES: list[tuple[str, str, dict[str, str]]] = [
     (r"input_proj\.", "model.input_proj_vision.", {}),
     (r"feat_map\.", "model.text_projection.", {}),
     (r"transformer\.encoder\.layers\.(\d+)\.", r"model.encoder.layers.\1.deformable_layer.", DEFORMABLE),
-    (
-        r"transformer\.encoder\.text_layers\.(\d+)\.",
-        r"model.encoder.layers.\1.text_enhancer_layer.",
-        ENHANCER,
-    ),
+    (r"transformer\.encoder\.text_layers\.(\d+)\.", r"model.encoder.layers.\1.text_enhancer_layer.", ENHANCER),
     (r"transformer\.encoder\.fusion_layers\.(\d+)\.", r"model.encoder.layers.\1.fusion_layer.", FUSION),
     (r"transformer\.decoder\.layers\.(\d+)\.", r"model.decoder.layers.\1.", DECODER),
     (r"transformer\.decoder\.norm\.", "model.decoder.layer_norm.", {}),

@@ -267,14 +267,7 @@ def test_the_model_computes_in_the_type_asked_for(package: Any, tmp_path: Path, 
 def test_absent_it_says_how_to_install_it_and_what_does_the_same(tmp_path: Path) -> None:
     with pytest.raises(EngineError) as caught:
         engines.load(spec(checkpoint(tmp_path / "llava-v1.5-7b")))
-    line(
-        caught.value,
-        "is not installed",
-        "pip install git+https://",
-        "LLaVA",
-        "separate environment",
-        "hf-llava",
-    )
+    line(caught.value, "is not installed", "pip install git+https://", "LLaVA", "separate environment", "hf-llava")
 
 
 @pytest.mark.parametrize(
@@ -282,10 +275,7 @@ def test_absent_it_says_how_to_install_it_and_what_does_the_same(tmp_path: Path)
     [
         ({"__init__.py": ""}, "No module named 'llava.constants'"),
         (PACKAGE | {"constants.py": ""}, "IMAGE_TOKEN_INDEX"),
-        (
-            PACKAGE | {"model/builder.py": "raise ImportError('transformers is\\ntoo new')"},
-            "transformers is too new",
-        ),
+        (PACKAGE | {"model/builder.py": "raise ImportError('transformers is\\ntoo new')"}, "transformers is too new"),
         (PACKAGE | {"model/__init__.py": "raise ValueError('already used')"}, "already used"),
     ],
     ids=["placeholder", "another", "other transformers", "clash"],
@@ -342,12 +332,7 @@ def test_identity_needs_no_package_and_follows_the_weights(tmp_path: Path) -> No
 def test_a_checkpoint_of_another_form_is_refused(tmp_path: Path, architecture: str | None) -> None:
     with pytest.raises(EngineError) as caught:
         engines.weights_id(spec(checkpoint(tmp_path / "llava-1.5-7b-hf", architecture)))
-    line(
-        caught.value,
-        "expected the original's LlavaLlamaForCausalLM",
-        "`hf` back-end",
-        "liuhaotian/llava-v1.5-7b",
-    )
+    line(caught.value, "expected the original's LlavaLlamaForCausalLM", "`hf` back-end", "liuhaotian/llava-v1.5-7b")
 
 
 @pytest.mark.parametrize("model", [None, "no/where/at-all"])

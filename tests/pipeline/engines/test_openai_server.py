@@ -366,8 +366,7 @@ def test_a_server_that_comes_back_in_time_costs_nothing(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "bad",
-    [refusal(500), refusal(400, "not a multimodal model"), Reply(200, b"{nope"), Reply(200, b"", cut=True)],
+    "bad", [refusal(500), refusal(400, "not a multimodal model"), Reply(200, b"{nope"), Reply(200, b"", cut=True)]
 )
 def test_a_server_that_answers_nothing_stops_the_stage(server: Server, bad: Reply) -> None:
     server.answer = lambda request, nth: bad

@@ -194,10 +194,7 @@ def test_channels_are_red_green_blue_all_the_way(look: Any) -> None:
 
 @pytest.fixture(scope="module", params=["pad", "center_crop", "squash"])
 def embedded(
-    request: pytest.FixtureRequest,
-    work: Path,
-    folders: dict[str, Path],
-    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest, work: Path, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, str]:
     """Embeddings of a few samples by the tiny CLIP, under each policy."""
     here = Path(shutil.copytree(work, tmp_path_factory.mktemp("embedded") / "w"))

@@ -177,7 +177,4 @@ def test_sentences_need_no_pelvis_where_there_are_hips() -> None:
         layout = LAYOUTS[name]
         found = roles(layout)
         assert found["hip_left"] == [layout.names.index("hip_left")]
-    assert [LAYOUTS["coco_17"].names[n] for n in roles(LAYOUTS["coco_17"])["pelvis"]] == [
-        "hip_left",
-        "hip_right",
-    ]
+    assert [LAYOUTS["coco_17"].names[n] for n in roles(LAYOUTS["coco_17"])["pelvis"]] == ["hip_left", "hip_right"]

@@ -148,12 +148,7 @@ def test_language_prompts_need_no_videos(raw: Path, tmp_path: Path) -> None:
                     (bare / path.name / inner.name).symlink_to(inner)
     work = tmp_path / "w"
     index.build(
-        load_dataset("synthetic"),
-        bare,
-        work,
-        load_recipe("debug").pipeline,
-        recipe="debug",
-        allow_missing=True,
+        load_dataset("synthetic"), bare, work, load_recipe("debug").pipeline, recipe="debug", allow_missing=True
     )
     names = workspace.load(work).table.column("sample_id").to_pylist()
     answers = {n: [f"{n} at {slot}" for slot in range(4)] for n in names[1:]}

@@ -253,10 +253,7 @@ def test_batches_and_devices_do_not_make_a_stage_stale(begun: Path, recipe: Reci
 
 
 def test_a_stage_before_its_predecessor_names_the_command(begun: Path, recipe: Recipe) -> None:
-    for stage, needs, command in (
-        (caption.STAGE, "crops", "crop"),
-        (embed.STAGE, "crops", "crop"),
-    ):
+    for stage, needs, command in ((caption.STAGE, "crops", "crop"), (embed.STAGE, "crops", "crop")):
         with pytest.raises(StageError) as caught:
             runner.run_stage(stage, begun, recipe)
         assert str(caught.value) == (

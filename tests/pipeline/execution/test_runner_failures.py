@@ -80,10 +80,7 @@ def test_one_failure_more_than_few_is_judged_by_its_share(
     with pytest.raises(StageError, match="caption failed on 101 of 128 rows, more than 70%"):
         runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.7)
     shutil.rmtree(begun / "captions")
-    assert runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.95).statuses == {
-        "failed": 101,
-        "ok": 27,
-    }
+    assert runner.run_stage(caption.STAGE, begun, recipe, max_failures=0.95).statuses == {"failed": 101, "ok": 27}
 
 
 def test_an_encoder_that_fails_on_all_images_stops_although_texts_are_well(

@@ -147,10 +147,7 @@ def test_samples_to_make_again_are_made_although_nothing_is_stale(
     own: tuple[Path, Path], recipe: Recipe, calls: Calls, whole: Path
 ) -> None:
     work = own[1]
-    first, last = (
-        workspace.load(work).shard(0)[0]["sample_id"],
-        workspace.load(work).shard(3)[-1]["sample_id"],
-    )
+    first, last = (workspace.load(work).shard(0)[0]["sample_id"], workspace.load(work).shard(3)[-1]["sample_id"])
     before = times(work)
     runner.run_stage(crop.STAGE, work, recipe, redo={0: frozenset({first}), 3: frozenset({last})})
     assert calls.detected == Counter({first: 4, last: 4})

@@ -68,12 +68,7 @@ def test_a_sample_that_kills_its_worker_costs_only_its_own_row(
     bad = {r["sample_id"]: r for r in made if r["status"] != "ok"}
     assert set(bad) == {samples[5]}
     for row in bad.values():
-        assert (row["error_class"], row["frames"], row["joints"], row["frame_index"]) == (
-            "WorkerDied",
-            0,
-            b"",
-            [],
-        )
+        assert (row["error_class"], row["frames"], row["joints"], row["frame_index"]) == ("WorkerDied", 0, b"", [])
         assert row["error"].endswith("try it again with `c2vl-pipeline prompts --retry-failed`")
     assert any(isinstance(e, Note) and "a worker died over" in e.text for e in events)
     assert [e.done for e in events if isinstance(e, Progress)] == list(range(0, 33, 4))

@@ -37,11 +37,7 @@ def test_verify_and_repair_as_commands(cli: Cli, own: Path, whole: Path) -> None
     path.with_suffix(".json").unlink()
     line = f"captions: {path} has no manifest that can be read: it was never committed, or the manifest is damaged"
     code, out, err = cli("c2vl-pipeline", "verify", "--work", own).told
-    assert (code, out, err) == (
-        1,
-        [line, f"1 damaged; repair with: c2vl-pipeline verify --work {own} --repair"],
-        "",
-    )
+    assert (code, out, err) == (1, [line, f"1 damaged; repair with: c2vl-pipeline verify --work {own} --repair"], "")
     code, out, err = cli("c2vl-pipeline", "verify", "--work", own, "--raw", "--json").told
     (entry,) = json.loads("\n".join(out))
     assert (code, entry["stage"], entry["shard"], entry["path"]) == (1, "captions", 1, str(path))
@@ -102,10 +98,7 @@ def test_retry_failed_as_a_command(
     del broken[ids[3]]
     code, out, err = cli("c2vl-pipeline", "prompts", "--retry-failed", "--work", work, "--workers", "0").told
     assert (code, err) == (0, "")
-    assert out[-2:] == [
-        "captions: 2 samples tried again, 1 failed again",
-        "embeddings: brought up to date",
-    ]
+    assert out[-2:] == ["captions: 2 samples tried again, 1 failed again", "embeddings: brought up to date"]
     broken.clear()
     code, out, err = cli("c2vl-pipeline", "prompts", "--retry-failed", "--work", work, "--workers", "0").told
     assert out[-2] == "captions: 1 sample tried again, none failed again"
@@ -145,19 +138,7 @@ def test_a_smaller_index_does_not_drop_rows_unasked(cli: Cli, raw: Path, tmp_pat
     work = start(raw, tmp_path / "w")
     road(work, recipe)
     before = {p.name: p.read_bytes() for p in sorted((work / "captions").glob("shard-*"))}
-    words = (
-        "prompts",
-        "--dataset",
-        "synthetic",
-        "--data",
-        raw,
-        "--work",
-        work,
-        "--recipe",
-        "debug",
-        "--workers",
-        "0",
-    )
+    words = ("prompts", "--dataset", "synthetic", "--data", raw, "--work", work, "--recipe", "debug", "--workers", "0")
     code, _, err = cli("c2vl-pipeline", *words, "--limit", "3").told
     assert (code, len(err.splitlines())) == (1, 1)
     assert "samples" in err

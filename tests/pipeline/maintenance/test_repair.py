@@ -17,17 +17,7 @@ from c2vl_pipeline import workspace
 from c2vl_pipeline.engines.heuristic import SkeletonDetector
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.maintenance import repair, verify
-from support.factory import (
-    Calls,
-    break_captions,
-    digests,
-    remade,
-    road,
-    rows,
-    start,
-    times,
-    video_of,
-)
+from support.factory import Calls, break_captions, digests, remade, road, rows, start, times, video_of
 
 
 def retry(work: Path, recipe: Recipe) -> dict[str, int]:

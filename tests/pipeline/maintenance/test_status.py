@@ -240,11 +240,7 @@ def test_status_exits_with_1_while_something_is_to_do(cli, copied):
 def test_status_under_another_recipe_calls_a_stage_stale(cli, copied):
     words = ("c2vl-pipeline", "status", "--work", copied, "--json", "--set", "pipeline.embed.aspect=squash")
     found = cli(*words)
-    assert (found.code, state_of(found, "embeddings"), state_of(found, "captions")) == (
-        1,
-        "stale",
-        "complete",
-    )
+    assert (found.code, state_of(found, "embeddings"), state_of(found, "captions")) == (1, "stale", "complete")
 
 
 @pytest.fixture

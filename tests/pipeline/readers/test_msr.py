@@ -108,11 +108,7 @@ def test_dirt_of_the_real_file_becomes_rows_that_say_so(real: workspace.Workspac
     assert len(rows) == 567
     assert [s for s, row in rows.items() if row["status"] != "ok"] == ["a13_s09_e02"]
     empty, long = rows["a13_s09_e02"], rows["a13_s09_e03"]
-    assert (empty["status"], empty["error"], empty["frames"]) == (
-        "missing_skeleton",
-        "no body in any frame",
-        0,
-    )
+    assert (empty["status"], empty["error"], empty["frames"]) == ("missing_skeleton", "no body in any frame", 0)
     assert (long["frames_in_file"], long["frames"]) == (936, 196)
     assert sum(row["frames_in_file"] for row in rows.values()) == 23_478
     assert sum(row["frames"] for row in rows.values()) == 22_365

@@ -44,20 +44,7 @@ def assert_read_as_python_does(path: Path, tokens: list[str]) -> None:
 def test_numbers_of_every_length_are_float32_to_the_last_bit(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=6000) * 10.0 ** rng.integers(-30, 31, 6000)
-    forms = (
-        "%.7g",
-        "%.9g",
-        "%.15g",
-        "%.17g",
-        "%.18e",
-        "%.25f",
-        "%.0f",
-        "%d",
-        "%+.3f",
-        "%.40f",
-        "%.3E",
-        "%030.7f",
-    )
+    forms = ("%.7g", "%.9g", "%.15g", "%.17g", "%.18e", "%.25f", "%.0f", "%d", "%+.3f", "%.40f", "%.3E", "%030.7f")
     near = [form % value for value in values for form in (forms[int(n)] for n in rng.integers(0, len(forms), 2))]
     assert_read_as_python_does(tmp_path / "made.skeleton", near)
 
@@ -171,19 +158,7 @@ def test_a_damaged_file_gives_a_value_or_one_error_with_file_and_line(data: st.D
         stop = min(at + data.draw(st.integers(0, 40)), len(text))
         text[at:stop] = data.draw(
             st.sampled_from(
-                [
-                    b"",
-                    b"\n",
-                    b" ",
-                    b"\r",
-                    b"\0",
-                    b"-",
-                    b"9" * 30,
-                    b"nan",
-                    b"1e",
-                    b"\xff",
-                    bytes(text[at:stop] * 2),
-                ]
+                [b"", b"\n", b" ", b"\r", b"\0", b"-", b"9" * 30, b"nan", b"1e", b"\xff", bytes(text[at:stop] * 2)]
             )
             | st.binary(max_size=8)
         )

@@ -79,8 +79,7 @@ def test_a_long_pku_clip_is_cut_in_its_centre(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("span", "row"),
-    [((40, 50), {}), ((2, 200), {}), ((9, 14), {"latest_start": 30}), ((9, 14), {"latest_start": 12})],
+    ("span", "row"), [((40, 50), {}), ((2, 200), {}), ((9, 14), {"latest_start": 30}), ((9, 14), {"latest_start": 12})]
 )
 def test_a_pku_file_that_ends_before_its_labels_is_truncated(tmp_path: Path, walk: np.ndarray, span, row) -> None:
     with pytest.raises(DataError, match=r"x\.txt: truncated: it ends after 12 frames.*; download it again"):

@@ -54,9 +54,7 @@ def test_any_label_rows_give_a_value_or_one_error(rows: list[tuple[Any, ...]]) -
 @FEW
 @given(
     st.lists(
-        st.fixed_dictionaries({c: st.one_of(words, number) for c in (*COLUMNS, "split_x")}),
-        min_size=1,
-        max_size=4,
+        st.fixed_dictionaries({c: st.one_of(words, number) for c in (*COLUMNS, "split_x")}), min_size=1, max_size=4
     )
 )
 def test_any_cells_of_a_csv_give_a_value_or_one_error(entries: list[dict[str, Any]]) -> None:
@@ -97,10 +95,7 @@ def test_any_types_of_a_parquet_give_a_value_or_one_error(columns: dict[str, lis
 
 
 @FEW
-@given(
-    st.dictionaries(words, st.one_of(words, st.integers(), st.floats(), st.lists(words)), max_size=6),
-    st.integers(),
-)
+@given(st.dictionaries(words, st.one_of(words, st.integers(), st.floats(), st.lists(words)), max_size=6), st.integers())
 def test_any_joint_table_gives_a_value_or_one_error(joints: dict[str, Any], dims: int) -> None:
     def quoted(value: Any) -> str:
         if isinstance(value, str):

@@ -94,13 +94,7 @@ def test_missing_own_files_are_noted_and_impossible_spans_become_problem_rows(
     tmp_path: Path, config: PipelineConfig
 ) -> None:
     entries = [
-        {
-            "sample_id": "gone",
-            "video": "none.avi",
-            "start_frame": "",
-            "end_frame": "",
-            "skeleton": "none.npy",
-        },
+        {"sample_id": "gone", "video": "none.avi", "start_frame": "", "end_frame": "", "skeleton": "none.npy"},
         {"sample_id": "back", "video": "v.avi", "start_frame": 5, "end_frame": 5, "skeleton": ""},
         {"sample_id": "early", "video": "v.avi", "start_frame": -3, "end_frame": 5, "skeleton": "e.npy"},
     ]

@@ -232,13 +232,7 @@ def test_samples_that_lack_something_are_counted_with_the_reason(tmp_path: Path)
     assert manifest.samples == 8
     rows = {r["sample_id"]: r for r in pq.read_table(work / "packed" / "index.parquet").to_pylist()}
     found = {
-        name: (
-            r["frames"] > 0,
-            r["skeleton_status"],
-            r["vision_rows"] > 0,
-            r["language_rows"] > 0,
-            r["reason"],
-        )
+        name: (r["frames"] > 0, r["skeleton_status"], r["vision_rows"] > 0, r["language_rows"] > 0, r["reason"])
         for name, r in rows.items()
     }
     assert found[no_body] == (False, "missing_skeleton", True, False, "no skeleton file")
@@ -303,8 +297,7 @@ def test_rows_of_an_older_table_are_never_packed_under_new_ids(tmp_path: Path) -
     _table(folder, [f"new-{name},{name}.npy,{n % 2},train" for n, name in enumerate("dcba")])
     _index(folder, work, recipe)
     with pytest.raises(
-        StageError,
-        match="was made from other samples or files than the index names now; run `c2vl-pipeline skeletons",
+        StageError, match="was made from other samples or files than the index names now; run `c2vl-pipeline skeletons"
     ):
         pack.run(work, recipe)
 

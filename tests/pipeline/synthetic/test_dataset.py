@@ -143,10 +143,7 @@ def test_a_folder_of_real_data_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (
-            {"classes": 99},
-            f"classes = 99; 1 to {len(ACTIONS)} synthetic actions exist; choose a number in this range",
-        ),
+        ({"classes": 99}, f"classes = 99; 1 to {len(ACTIONS)} synthetic actions exist; choose a number in this range"),
         ({"subjects": 0}, "subjects = 0; file names have room for 1 to 999; choose a number in this range"),
         ({"views": 0}, "views = 0; file names have room for 1 to 999; choose a number in this range"),
         ({"repeats": -1}, "repeats = -1; file names have room for 1 to 999; choose a number in this range"),

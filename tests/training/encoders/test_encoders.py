@@ -108,13 +108,7 @@ CANCELS = {
     "stgcn": ("temporal.bias", "shortcut.0.bias"),
     "stgcn_slim": ("temporal.bias", "shortcut.0.bias"),
     "ctrgcn": ("values.bias", "squeeze.bias", "convs.0.bias", "convs.1.bias", "single.bias", "conv.bias"),
-    "msg3d": (
-        "conv.bias",
-        "squeeze.bias",
-        "single.bias",
-        "join.bias",
-        *(f"convs.{i}.bias" for i in range(4)),
-    ),
+    "msg3d": ("conv.bias", "squeeze.bias", "single.bias", "join.bias", *(f"convs.{i}.bias" for i in range(4))),
 }
 
 

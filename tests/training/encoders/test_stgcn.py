@@ -37,8 +37,7 @@ def naive_block(block, x, stride):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("graph", ["stgcn", "proper"])
 @pytest.mark.parametrize(
-    ("c_in", "c_out", "stride", "residual"),
-    [(2, 3, 1, False), (3, 3, 1, True), (2, 4, 2, True), (4, 2, 1, True)],
+    ("c_in", "c_out", "stride", "residual"), [(2, 3, 1, False), (3, 3, 1, True), (2, 4, 2, True), (4, 2, 1, True)]
 )
 def test_block_matches_naive_reference(c_in, c_out, stride, residual, graph, training):
     A = torch.as_tensor(adjacency(HAND, graph))
