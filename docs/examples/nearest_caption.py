@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
+from c2vl_pipeline import read_skeleton
 from c2vl_training import load_joint_embedding
 
 
@@ -26,9 +25,9 @@ def rows(stage: Path) -> pa.Table:
 
 def nearest(clip: Path, work: Path, run: Path, top: int = 3) -> list[tuple[float, str]]:
     """Return the `top` captions nearest to a clip, each with its cosine."""
-    joints = assemble_ntu(read_ntu(clip), SkeletonsConfig()).joints  # (T, M, 25, 3)
+    assembled, _ = read_skeleton(clip)  # its joints: (T, M, V, 3)
     space = load_joint_embedding(run)
-    embedding = space.skeleton(joints)  # (D,), of length 1
+    embedding = space.skeleton(assembled.joints)  # (D,), of length 1
     vectors = np.stack(rows(work / "embeddings")["language"].to_numpy())
     captions = dict(zip(rows(work / "captions")["caption"].to_pylist(), vectors, strict=True))
     captions.pop(None, None)  # rows without a person

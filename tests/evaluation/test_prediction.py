@@ -118,7 +118,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
     for name, said in {
         "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
-        "clip.avi": r"\.avi is no skeleton file; give \.skeleton",
+        "clip.avi": r"\.avi is not a skeleton file; give \.skeleton",
         "nan.npy": "no body in any frame",
         "joints.npy": r"layout 'kinect_v2' needs \(T, 25, 3\)",
         "nowhere.skeleton": r"nowhere\.skeleton does not exist",
@@ -136,7 +136,7 @@ def test_good_files_are_answered_beside_bad_ones(cli: Cli, subject, work, raw, t
     found = cli("c2vl-eval", "predict", *files, "--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
     assert found.code == 1
     assert f"{good} (" in found.out
-    assert "bad.json: .json is no skeleton file" in found.err
+    assert "bad.json: .json is not a skeleton file" in found.err
     failed = []
     (answer,) = prediction.predict_files(subject, [tmp_path / "a.npy", good, tmp_path / "b.npy"], failed)
     assert answer == prediction.predict_files(subject, [good])[0]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_manifests.layouts import Layout, load_layout
+from c2vl_manifests.layouts import KINECT_V2, Layout, load_layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers import arrays, msr, ntu, pku, synthetic, utd
 from c2vl_pipeline.readers.base import Assembled, Reader
@@ -35,14 +35,16 @@ def reader_of(dataset: Dataset) -> Reader:
     return READERS[dataset.reader]
 
 
-def read_skeleton(path: Path, layout: Layout, bodies: int, config: SkeletonsConfig) -> tuple[Assembled, Layout]:
+def read_skeleton(
+    path: Path, layout: Layout = KINECT_V2, bodies: int = 2, config: SkeletonsConfig | None = None
+) -> tuple[Assembled, Layout]:
     """Read a file that holds one clip, in the format that its suffix names.
 
     Args:
         path: the file.
         layout: joint layout of plain arrays.
         bodies: bodies to read from plain arrays.
-        config: how bodies are assembled.
+        config: how bodies are assembled; None: as by default.
 
     Returns:
         The joints and their layout.
@@ -55,6 +57,6 @@ def read_skeleton(path: Path, layout: Layout, bodies: int, config: SkeletonsConf
     for reader in READERS.values():
         if suffix in reader.clip_files:
             own = load_layout(reader.clip_layout) if reader.clip_layout else layout
-            return reader.read_joints(path, {}, own, bodies, config), own
+            return reader.read_joints(path, {}, own, bodies, config or SkeletonsConfig()), own
     known = [f"{s} ({name})" for reader in READERS.values() for s, name in reader.clip_files.items()]
-    raise DataError(f"{path}: {suffix or 'no suffix'} is no skeleton file; give {', '.join(known)}")
+    raise DataError(f"{path}: {suffix or 'no suffix'} is not a skeleton file; give {', '.join(known)}")
