@@ -340,7 +340,7 @@ def test_a_full_disk_ends_a_run_in_one_line(data, tmp_path, cli):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, ignored)
-    refused(said, "File too large: ", "; check the path")
+    refused(said, "the file is too large for this file system", "use another disk")
 
 
 def test_loss_falls_where_skeletons_and_knowledge_agree(tmp_path):

@@ -125,6 +125,7 @@ class Workers:
         """
         if self._client is None:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported by the runner
+            logging.getLogger("tornado").setLevel(logging.CRITICAL)  # a call cut short by Ctrl-C is no news
             self._client = self._join() if self.scheduler else self._local()
             if self.scheduler:
                 self._check(self._client, work / "samples.parquet")

@@ -82,7 +82,7 @@ def own(root, work, *lines, **arrays):
         np.save(root / f"{name}.npy", array)
     recipe = load_recipe("debug")
     index.build(load_dataset("generic"), root, work, recipe.pipeline, recipe="debug")
-    runner.run_stage(skeletons.STAGE, work, recipe)
+    runner.run_stage(skeletons.STAGE, work, recipe, max_failures=1.0)
 
 
 @pytest.mark.parametrize("shape", [(20, 25, 3), (20, 2, 25, 3), (20, 9, 3)])

@@ -234,7 +234,7 @@ def filmed(folder: Path, work: Path, *lines: str, engine: str | None = None, lay
         posed(folder, "x.npy")
     recipe = load_recipe("heuristic", ["pipeline.frames=8", *([f"pipeline.crop.engine={engine}"] if engine else [])])
     index.build(load_dataset("generic"), folder, work, recipe.pipeline, recipe="heuristic", layout=layout)
-    runner.run_stage(crop.STAGE, work, recipe)
+    runner.run_stage(crop.STAGE, work, recipe, max_failures=1.0)
     return str(json.loads((work / "crops" / "stage.json").read_text())["inputs"]["engine"]["backend"])
 
 
