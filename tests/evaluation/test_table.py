@@ -219,6 +219,7 @@ def test_every_batch_is_checked_before_the_first_training(data, tmp_path, monkey
         assert str(caught.value).count(f"--set {setting}") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pretrain", "supervised"])
 def test_a_row_for_which_memory_runs_out_does_not_cost_the_others(data, tmp_path, monkeypatch, kind):
     real = trainer.fit

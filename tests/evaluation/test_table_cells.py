@@ -187,6 +187,7 @@ def test_a_folder_of_another_stream_is_refused_before_any_training(table, data, 
     benchmark.run_table(data, "xsub", lines("hard"), [0], table)  # not asked for: nobody's business
 
 
+@pytest.mark.slow
 def test_a_table_grows_by_targets_given_alone_with_a_control_of_their_own(table, data):
     plain = table / "runs" / "shuffled-pairs-seed0" / checkpoint.ENCODER
     before = plain.read_bytes()
@@ -206,6 +207,7 @@ def test_a_table_grows_by_targets_given_alone_with_a_control_of_their_own(table,
 # ------------------------------------------------------------------------------------- cells that fail
 
 
+@pytest.mark.slow
 def test_a_cell_that_diverges_says_why_and_the_others_go_on(made, table, data):
     said, emit = notes()
     broken = lines("hard", more=(DIVERGES,))
@@ -360,6 +362,7 @@ def test_a_cut_table_says_that_it_is_made_again(table, data):
 # --------------------------------------------------------------------------------------------- targets
 
 
+@pytest.mark.slow
 def test_targets_of_one_dataset_id_stand_side_by_side(table, data, tmp_path, capsys, monkeypatch):
     one, two = other(tmp_path / "one", 7), other(tmp_path / "two", 8)
     frozen = "evaluation.transfer.encoder=['frozen']"

@@ -32,6 +32,7 @@ def usable_splits(name: str) -> tuple[int, int, dict[str, tuple[int, int]]]:
 # --------------------------------------------------------------------------------------- golden counts
 
 
+@pytest.mark.slow
 def test_ntu60_has_the_published_counts() -> None:
     expected = {"xsub": (40_091, 16_487), "xview": (37_646, 18_932)}
     assert usable_splits("ntu60") == (56_880, 56_578, expected)
@@ -47,6 +48,7 @@ def test_utd_mhad_has_the_published_counts() -> None:
     assert usable_splits("utd-mhad") == (861, 861, {"xsub": (431, 430)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ntu60", "ntu120", "utd-mhad"])
 def test_what_the_description_expects_is_what_its_rules_give(name: str) -> None:
     expected = load_dataset(name).expected

@@ -111,6 +111,7 @@ def work(raw, tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shell", "more"),
     [

@@ -67,6 +67,7 @@ def test_data_that_do_not_fit_blame_no_batch(data, tmp_path, monkeypatch):
     assert "batch" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_features_are_encoded_in_smaller_batches(data):
     packed = PackedDataset(data)
     clips = Clips(packed, packed.select("xsub", "train").rows, recipe().training.input, torch.device("cpu"))

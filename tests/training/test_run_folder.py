@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.events import Event, Note
@@ -87,7 +86,7 @@ def test_run_json_says_what_was_run(data, tmp_path):
     assert facts["recipe_fingerprint"] == recipe().fingerprint()
     assert set(facts["data"]) == {"samples", "joints", "vision", "language"}
     assert facts["last"] == pytest.approx(result.last)
-    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["torch"] == version("torch")
 
 
 # ------------------------------------------------------------------------------ what a run has read of the data

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ class AfterSteps:
         monkeypatch.setattr(objective, "loss", loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS.keys())
 def test_stopped_and_resumed_pretraining_ends_with_bitwise_the_same_weights(data, tmp_path, setting):
     train(run(data, tmp_path / "whole", *setting))
@@ -144,11 +146,11 @@ def test_going_on_with_another_torch_is_allowed_and_said(data, tmp_path):
     with pytest.raises(StoppedError):
         train(run(data, out), stop_after(2))
     found, facts = checkpoint.load(out / checkpoint.CHECKPOINT)
-    assert facts["made_by"]["torch"] == torch.__version__
+    assert facts["made_by"]["torch"] == version("torch")
     checkpoint.save(out / checkpoint.CHECKPOINT, found, facts | {"made_by": facts["made_by"] | {"torch": "1.0"}})
     notes: list[Event] = []
     train(run(data, out), notes.append)
-    said = f"{out / checkpoint.CHECKPOINT} was made with torch 1.0, this process has {torch.__version__}: the run resumes, its last digits may differ"
+    said = f"{out / checkpoint.CHECKPOINT} was made with torch 1.0, this process has {version('torch')}: the run resumes, its last digits may differ"
     assert Note(said, "warning") in notes
 
 
@@ -352,6 +354,7 @@ def test_loss_falls_where_skeletons_and_knowledge_agree(tmp_path):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.slow
 def test_supervision_learns_the_training_labels(tmp_path):
     folder = sticks(tmp_path / "packed", labels=[n % 4 for n in range(COUNT)])
     more = ("training.supervised.epochs=60", "training.supervised.optimiser.milestones=[50]")

@@ -19,6 +19,8 @@ from c2vl_manifests.events import Note
 from support.packed import COUNT, sticks
 from support.paper import FAST
 
+pytestmark = pytest.mark.slow
+
 
 def test_one_odd_set_does_not_stop_the_others(
     app: typer.Typer, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -97,7 +99,6 @@ def test_the_command_plans_without_writing_and_refuses_unknown_tables(
     assert "--only 'table9' is unknown; expected one of table1, table2" in str(refused.exception)
 
 
-@pytest.mark.slow
 def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     app: typer.Typer, work: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from support.packed import COUNT
 from support.paper import FAST, experiments
 from support.training import StoppedError
 
+pytestmark = pytest.mark.slow
+
 
 def stop_at(epochs: int) -> object:
     """An emit that ends everything after some epochs, whichever training they are of."""
@@ -102,7 +104,6 @@ def _controls() -> list[tuple[str, str]]:
     return [(line.label, line.role) for line in rows_of("table4") if line.role != "pretrained"]
 
 
-@pytest.mark.slow
 def test_a_finished_cell_is_never_made_again(
     finished: Experiments, work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +121,6 @@ def test_a_finished_cell_is_never_made_again(
     assert again.failed == {}
 
 
-@pytest.mark.slow
 def test_an_interrupted_table_ends_with_the_numbers_of_an_undisturbed_one(
     finished: Experiments, work: Path, tmp_path: Path
 ) -> None:
@@ -271,7 +271,6 @@ def test_seeds_that_other_calls_finished_stay_and_none_of_later_ones_after_a_gap
     assert told()[2].ours == ()
 
 
-@pytest.mark.slow
 def test_every_protocol_fills_its_table(work: Path, tmp_path: Path) -> None:
     here = experiments(work, tmp_path, "training.pretrain.epochs=1", "training.pretrain.optimiser.milestones=[]")
     names = ["table1", "table2", "table3", "table5"]

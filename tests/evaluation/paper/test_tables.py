@@ -23,6 +23,8 @@ from c2vl_training.dataset import PackedDataset
 from support.packed import COUNT, sticks
 from support.paper import FAST, experiments, shown, small_table
 
+pytestmark = pytest.mark.slow
+
 # -------------------------------------------------------------------------- without looking at a sample
 
 
@@ -144,7 +146,6 @@ def ruled(
     return here, here.cells(["table4", "table5", "table6", "table7", "figure6"])
 
 
-@pytest.mark.slow
 def test_what_was_trained_on_captions_made_by_rule_is_marked_in_every_file(
     ruled: tuple[Experiments, list[TableCell]],
 ) -> None:

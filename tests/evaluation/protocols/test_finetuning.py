@@ -118,6 +118,7 @@ def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
 
+@pytest.mark.slow
 def test_a_sweep_never_looks_at_the_test_split(data, subject, tmp_path):
     rates = "evaluation.finetune.lrs=[0.0001,0.05,0.3]"
     honest = evaluated(finetuning, told(subject, rates))

@@ -44,6 +44,7 @@ def test_page_minds_phones_and_dark_rooms(full):
     assert "tabular-nums" in html
 
 
+@pytest.mark.slow
 def test_equal_input_writes_equal_bytes(full, tmp_path):
     results, folder, path = full
     again = build.build(results, folder / "again.html", work=folder / "work", main=main_run())
@@ -152,6 +153,7 @@ def test_damaged_metrics_are_named_not_fatal(tmp_path, damage):
     assert page.count("svg") == 4
 
 
+@pytest.mark.slow
 def test_runs_are_found_where_the_table_was_moved_to(tmp_path):
     results = table()
     assert not Path(results.rows[0].run).is_absolute()
@@ -161,6 +163,7 @@ def test_runs_are_found_where_the_table_was_moved_to(tmp_path):
     assert page.count("svg") == 4
 
 
+@pytest.mark.slow
 def test_more_labels_than_class_names(tmp_path):
     page = read(build.build(table(classes=()), tmp_path / "r.html", main=main_run()))
     assert "class 2" in page.text

@@ -25,6 +25,8 @@ from support.packed import sticks
 from support.report import Page, read
 from support.training import BASE
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Table]:
@@ -59,7 +61,6 @@ def test_answers_are_those_that_gave_the_numbers_of_the_table(made):
     assert np.array_equal(main.predictions, main.answers[results.main_row().name][0])
 
 
-@pytest.mark.slow
 def test_cost_and_configuration_are_what_the_runs_recorded(made):
     packed, folder, results = made
     page = built(packed, folder)
@@ -89,7 +90,6 @@ def test_cost_and_configuration_are_what_the_runs_recorded(made):
     assert spent.get("linear", 0) == pytest.approx(sum(recorded))
 
 
-@pytest.mark.slow
 def test_protocols_with_findings_of_their_own_cost_too(made, copy):
     results = load(copy)
     runs = [copy / row.run / cache.FOLDER for row in results.rows if row.run][:2]
@@ -133,7 +133,6 @@ def files_of(folder: Path) -> list[Path]:
     return [p for run in runs for p in sorted(run.rglob("*")) if p.is_file() and "tensorboard" not in p.parts]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("keep", [0.5, 0.98])
 def test_a_truncated_file_of_a_run_is_passed_over_or_said_in_one_line(made, copy, keep, monkeypatch):
     """One file after the other; drawing is what takes time, and is the same in all of them."""

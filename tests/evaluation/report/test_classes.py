@@ -99,6 +99,7 @@ def with_controls(count: int = 60) -> build.MainRun:
     return build.MainRun(main.features, main.labels, main.predictions, main.sample_ids, answers)
 
 
+@pytest.mark.slow
 def test_the_page_names_what_moved_against_each_control(tmp_path: Path) -> None:
     text = read(build.build(table(), tmp_path / "r.html", main=with_controls())).text
     block = text.split("Confusions that changed most against random encoder")[1].split("Confusions that changed")[0]

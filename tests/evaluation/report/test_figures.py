@@ -95,11 +95,13 @@ def test_svg_is_valid_small_and_loads_nothing(draw):
     assert "<style" not in svg  # it would hold for the whole page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)
 def test_equal_input_draws_equal_bytes(draw):
     assert draw() == draw()
 
 
+@pytest.mark.slow
 def test_drawings_of_one_page_share_no_id():
     ids = [re.findall(r'\bid="([^"]+)"', DRAWINGS[name]()) for name in ("training", "similarity", "scatter", "bars")]
     flat = [name for found in ids for name in found]
@@ -123,6 +125,7 @@ def test_matplotlib_settings_are_left_as_they_were():
     assert dict(mpl.rcParams) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["training", "similarity"])
 def test_every_run_name_is_in_the_legend(name):
     said = " ".join(text_of(DRAWINGS[name]()))
@@ -289,6 +292,7 @@ def outlines(svg: str, colour: str) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_spread_says_whose_it_is_and_loads_nothing():
     svg = figures.similarity_histograms(COUNTED)
     said = text_of(svg)

@@ -110,6 +110,7 @@ def test_processes_of_their_own_make_the_same_scenes(raw: Path, tmp_path: Path, 
     assert pictures(tmp_path / "a") == pictures(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_a_damaged_scene_is_made_again(raw: Path, tmp_path: Path, motion: Recipe) -> None:
     build(raw, tmp_path, motion)
     digest = runner.run_stage(crop.STAGE, tmp_path, motion).digest
@@ -181,6 +182,7 @@ def crops_of(folder: Path, work: Path) -> tuple[dict[str, set[str]], dict[str, s
     return statuses, manifest.provenance.get("backgrounds", {})
 
 
+@pytest.mark.slow
 def test_clips_of_two_sizes_in_one_view_have_a_scene_each(tmp_path: Path) -> None:
     (data := tmp_path / "own").mkdir()
     sizes = {"a": (64, 48), "b": (48, 64), "c": (64, 48), "d": (80, 48)}
@@ -192,6 +194,7 @@ def test_clips_of_two_sizes_in_one_view_have_a_scene_each(tmp_path: Path) -> Non
     assert {name.split()[1] for name in scenes} == {"64x48", "48x64", "80x48"}
 
 
+@pytest.mark.slow
 def test_upright_and_across_clips_of_a_phone_have_a_scene_each_whatever_their_stored_size(tmp_path: Path) -> None:
     (data := tmp_path / "own").mkdir()
     for quarters in range(4):

@@ -67,6 +67,7 @@ def test_detection_in_batches_equals_one_by_one(detectors: Any) -> None:
         assert_same_boxes(a, b)
 
 
+@pytest.mark.slow
 def test_frames_of_other_sizes_in_the_call_do_not_change_a_frame(detectors: Any) -> None:
     frames = [frame(*size, s) for s, size in enumerate([(240, 320), (320, 240), (240, 320), (108, 192), (320, 240)])]
     together = detectors[0].detect(frames, "person")
@@ -138,6 +139,7 @@ def test_input_size_is_an_option(build: Callable[..., Any]) -> None:
 # --- the captioner --------------------
 
 
+@pytest.mark.slow
 def test_captions_in_batches_equal_one_by_one(captioners: Any) -> None:
     """Exactly: float32, greedy, and the tiny model has no ties."""
     crops = [crop(s) for s in range(6)]

@@ -232,6 +232,7 @@ def test_a_changed_value_makes_its_stage_stale_and_redone_and_no_other(begun: Pa
     assert states(begun, other)["captions"] == "complete"
 
 
+@pytest.mark.slow
 def test_a_change_upstream_that_leaves_the_rows_as_they_were_costs_nothing_below(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:3])
     other = load_recipe("debug", ["pipeline.crop.max_side=600"])  # no crop is that large
@@ -265,6 +266,7 @@ def test_a_stage_before_its_predecessor_names_the_command(begun: Path, recipe: R
     assert not (begun / "captions").exists()
 
 
+@pytest.mark.slow
 def test_a_limit_makes_the_first_shards_and_leaves_the_stage_unfinished(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:1])
     part = runner.run_stage(crop.STAGE, begun, recipe, limit=5)
@@ -288,6 +290,7 @@ def test_a_limit_makes_the_first_shards_and_leaves_the_stage_unfinished(begun: P
     assert runner.run_stage(caption.STAGE, begun, recipe).complete
 
 
+@pytest.mark.slow
 def test_a_shard_lost_upstream_is_named_before_work_begins(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:2])
     shard_path(begun, "crops", 6).unlink()
@@ -300,6 +303,7 @@ def test_a_shard_lost_upstream_is_named_before_work_begins(begun: Path, recipe: 
 # --------------------------------------------------------------------------------------------- poison
 
 
+@pytest.mark.slow
 def test_a_poisonous_sample_costs_only_its_own_rows(
     begun: Path, recipe: Recipe, clean: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -342,6 +346,7 @@ def test_two_workers_give_what_one_gives(begun: Path, recipe: Recipe) -> None:
 # ------------------------------------------------------------------------------------- what is refused
 
 
+@pytest.mark.slow
 def test_rows_of_another_configuration_are_not_made_again_unasked(begun: Path, recipe: Recipe) -> None:
     run_all(begun, recipe, STAGES[:2])
     before = times(begun, "crops")
@@ -378,6 +383,7 @@ def test_a_raw_folder_that_is_away_is_refused_and_no_row_says_missing(
     assert runner.run_stage(crop.STAGE, work, recipe).statuses == {"ok": 128}
 
 
+@pytest.mark.slow
 def test_an_unreadable_video_costs_its_rows_and_one_that_was_away_is_tried_again(
     raw: Path, tmp_path: Path, recipe: Recipe
 ) -> None:

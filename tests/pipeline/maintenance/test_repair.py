@@ -59,6 +59,7 @@ def test_failed_rows_are_made_again_and_only_their_samples(
     assert retry(work, recipe) == {}
 
 
+@pytest.mark.slow
 def test_a_mended_video_of_the_same_size_is_made_again_with_all_that_follows(
     raw: Path, tmp_path: Path, recipe: Recipe, whole: Path, calls: Calls
 ) -> None:
@@ -87,6 +88,7 @@ def test_a_mended_video_of_the_same_size_is_made_again_with_all_that_follows(
     assert verify.verify(work, raw=True) == []
 
 
+@pytest.mark.slow
 def test_a_shard_that_is_stale_from_above_has_its_own_failures_tried_again_too(
     raw: Path, tmp_path: Path, recipe: Recipe, whole: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,6 +110,7 @@ def test_a_shard_that_is_stale_from_above_has_its_own_failures_tried_again_too(
     assert digests(work) == digests(whole)
 
 
+@pytest.mark.slow
 def test_a_caption_that_failed_beside_a_crop_that_fails_for_good_gets_its_chance(
     raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +133,7 @@ def test_a_caption_that_failed_beside_a_crop_that_fails_for_good_gets_its_chance
     assert left == {(sample, 3)}
 
 
+@pytest.mark.slow
 def test_nothing_is_tried_again_under_another_configuration(
     raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,6 +92,7 @@ def test_each_damage_is_told_from_the_next(own: Path) -> None:
     assert state(own, "embeddings") == state(own, "crops") == "unfinished"
 
 
+@pytest.mark.slow
 def test_files_of_other_sizes_and_rows_upstream_are_named(raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(raw, tmp_path / "raw"))
     work = run_factory(folder, tmp_path / "w", recipe)

@@ -184,6 +184,7 @@ def test_a_doubt_is_passed_by_both_permissions(whole: Path, config: PipelineConf
         assert found.errors()[0].startswith("1 damaged or truncated files (")
 
 
+@pytest.mark.slow
 def test_a_pku_label_file_too_few_or_a_row_too_few_is_doubted(tmp_path: Path, config: PipelineConfig) -> None:
     names = list(load_dataset("pku-mmd-2").expected_recordings())
     root = tmp_path / "pku"

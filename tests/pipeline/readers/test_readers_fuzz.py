@@ -51,6 +51,7 @@ def test_any_label_rows_give_a_value_or_one_error(rows: list[tuple[Any, ...]]) -
     outcome("labels", "\n".join(",".join(map(str, row)) for row in rows).encode("utf-8", "replace"))
 
 
+@pytest.mark.slow
 @FEW
 @given(
     st.lists(

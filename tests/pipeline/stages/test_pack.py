@@ -176,6 +176,7 @@ def test_changed_vectors_are_packed_again(copy: Path, recipe: Recipe) -> None:
     np.testing.assert_array_equal(after["language"], before["language"])
 
 
+@pytest.mark.slow
 def test_arrays_do_not_depend_on_how_the_shards_were_cut(work: Path, raw: Path, recipe: Recipe, tmp_path: Path) -> None:
     other = load_recipe("debug", ["pipeline.shard_samples=32"])
     index.build(load_dataset("synthetic"), raw, tmp_path / "w", other.pipeline, recipe="debug")
@@ -367,6 +368,7 @@ def test_the_label_derived_from_joints_survives_a_lost_stage_manifest(tmp_path: 
     assert packed.engines["captions"]["derived_from"] == "joints"
 
 
+@pytest.mark.slow
 def test_packed_joints_of_another_layout_lie_beside_the_own_ones(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
     work = run_factory(raw, tmp_path / "w", recipe)
     manifest = pack.run(work, recipe, layout="kinect_v1")

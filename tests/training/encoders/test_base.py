@@ -39,6 +39,7 @@ def test_places_have_a_data_normalisation_of_their_own(name, training):
 # --- empty bodies ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(empty=hnp.arrays(bool, st.tuples(st.integers(1, 5), st.integers(1, 3))), alike=st.booleans())
 @settings(deadline=None)
 def test_every_body_is_found_again_and_counted_once(empty, alike):

@@ -205,6 +205,7 @@ def test_sizes_of_encoders_that_read_bodies_side_by_side(name, parameters, macs)
     assert size.macs == by_hand == pytest.approx(macs, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 def test_counting_leaves_an_encoder_as_it_was(name):
     encoder = little(name)
@@ -275,6 +276,7 @@ def test_a_recipe_builds_every_encoder(name):
         assert encoders.build_encoder(EncoderConfig(name=name), HAND, 2).dim == build(name, HAND).dim
 
 
+@pytest.mark.slow
 @EACH
 def test_every_encoder_builds_for_every_layout(layout: Layout) -> None:
     x = torch.zeros(1, layout.dims, 16, layout.joints, 1)
