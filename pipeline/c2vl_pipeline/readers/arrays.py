@@ -110,10 +110,9 @@ def _numbers(path: Path) -> dict[str, npt.NDArray[np.number]]:
     arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
     if numbers := {name: array for name, array in arrays.items() if array.dtype.kind in "iuf"}:
         return numbers
-    if arrays or not held:
-        kind = ", ".join(str(array.dtype) for array in arrays.values()) or "no array"
-        raise DataError(f"{path}: holds {kind}; expected numbers, in metres")
-    raise DataError(f"{path}: holds Python objects, which are never loaded; save one array of numbers with np.save")
+    kinds = [str(array.dtype) for array in arrays.values()]
+    kinds = kinds or ["Python objects, which are never loaded" if held else "no array"]
+    raise DataError(f"{path}: holds {', '.join(kinds)}; expected numbers, in metres; save one array with np.save")
 
 
 def _plain(read: Callable[[], Any]) -> Any:
@@ -226,7 +225,8 @@ def _project(path: Path, row: Row, layout: Layout, upright: bool = False) -> Pro
     joints, _ = _load(path, layout)
     start, stop, offset = frames_meant(path, row, len(joints))
     joints = without_gaps(joints[start:stop])
-    joints[placeholders(joints)] = 0
+    for _, at in placeholders(joints):
+        joints[at] = 0
     seen = np.asarray(joints.any(axis=3), np.bool_)
     if not seen.any():
         return lambda frame, height: None

@@ -19,11 +19,11 @@ _FAR = 2.5
 """Distance from a body's middle that no joint has, in spreads (between quartiles) of its joints."""
 
 
-def _places_held(joints: Array) -> list[Array]:
-    """Return where missing joints were put, the commonest place first. Shape: (T, M, V, C), finite.
+def placeholders(joints: Array) -> list[tuple[Array, Seen]]:
+    """Return where missing joints were put, (-1, -1) for example, and which ones; the commonest place first.
 
     They are exactly there again and again while others move, and far from the body, or in most frames at a place with
-    equal coordinates where no other joint ever is.
+    equal coordinates where no other joint ever is. Shape: (T, M, V, C), finite -> (C,), (T, M, V).
     """
     some = joints[:: len(joints) // 1000 + 1]
     points = some[some.any(axis=3)].astype(np.float64)
@@ -36,15 +36,8 @@ def _places_held(joints: Array) -> list[Array]:
     others = places[~again]
     aside = ((places < others.min(axis=0)) | (places > others.max(axis=0))).any(axis=1)
     held = np.flatnonzero(again & (far | aside & (places == places[:, :1]).all(axis=1) & (2 * counts > len(some))))
-    return [places[n].astype(np.float32) for n in held[np.argsort(-counts[held])]]
-
-
-def placeholders(joints: Array) -> Seen:
-    """Mark the joints that are at a place that stands for a missing one, (-1, -1) for example. (T, M, V, C) -> (T, M, V)."""
-    marked = np.zeros(joints.shape[:3], np.bool_)
-    for place in _places_held(joints):
-        marked |= (joints == place).all(axis=3)
-    return marked
+    put = [places[n].astype(np.float32) for n in held[np.argsort(-counts[held])]]
+    return [(place, (joints == place).all(axis=3)) for place in put]
 
 
 def oddities(joints: Array, layout: Layout, upright: bool = True) -> list[str]:
@@ -67,8 +60,7 @@ def oddities(joints: Array, layout: Layout, upright: bool = True) -> list[str]:
             f"{int(edge.sum()):,} joints are at (0, 1) exactly: missing ones, turned up with the others? Keep them zero"
         )
         joints = joints if edge[joints.any(axis=3)].all() else np.where(edge[..., None], np.float32(0), joints)
-    for number, place in enumerate(_places_held(joints)):
-        at = (joints == place).all(axis=3)
+    for number, (place, at) in enumerate(placeholders(joints)):
         joints = np.where(at[..., None], np.float32(0), joints)
         if number == 0:
             first, more = int(at.sum(axis=(0, 1)).argmax()), int(at.any(axis=(0, 1)).sum()) - 1
@@ -80,10 +72,8 @@ def oddities(joints: Array, layout: Layout, upright: bool = True) -> list[str]:
     seen = np.asarray(joints.any(axis=3), np.bool_)
     some = seen.sum(axis=2) > 1
     if not some.any():
-        return [
-            *notes,
-            *(["no frame shows two joints of a body; missing joints alone are zero"] if len(joints) else []),
-        ]
+        alone = "no frame shows two joints of a body; missing joints alone are zero"
+        return [*notes, alone] if len(joints) else notes
     places = np.where(seen[..., None], joints, np.float64(np.nan))[some]
     size = float(np.median((np.nanmax(places, axis=1) - np.nanmin(places, axis=1)).max(axis=1)))
     largest = _LARGEST[layout.dims]
