@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +28,7 @@ from c2vl_pipeline.readers.base import (
     recording_frames,
     without_gaps,
 )
-from c2vl_pipeline.readers.oddities import oddities
+from c2vl_pipeline.readers.oddities import oddities, placeholders
 from c2vl_pipeline.readers.sample_table import expected_rows
 from c2vl_pipeline.readers.table_files import locate_named
 
@@ -35,28 +37,30 @@ _WIDEST = 4
 """Width of an image in its heights."""
 _LOOKED_AT = 16
 """Files that `index` reads, without `deep`, to note what no person can be."""
+_NUMBERS = re.compile(r"-?\d[\d,.]*(e\+\d+)?|\(\w+\) (is|and \d+ more are)")
+"""Numbers and joints in notes."""
 
 # ---------------------------------------------------------------------------------------------- arrays
 
 
 def read_array(path: Path, layout: Layout, bodies: int, row: Row | None = None) -> Assembled:
-    """Read joints, (T, V, C) or (T, M, V, C), from `.npy` or the first array of an `.npz`; pickles are never loaded.
+    """Read joints, (T, V, C) or (T, M, V, C), from `.npy` or the first fitting array of an `.npz`; pickles are never loaded.
 
     Missing joints are zero or NaN and become zero. The layout's origin becomes zero, see `to_origin`.
 
     Args:
         path: the file.
         layout: of the joints.
-        bodies: to keep.
+        bodies: to keep, of those that are seen in the range.
         row: of the index; its range of frames is cut out, see `frames_meant`.
 
     Raises:
         DataError: the file is no such array, or has other frames than the row needs.
         OSError: the file cannot be opened.
     """
-    array = _arranged(_load(path), layout, path)
+    array, _ = _load(path, layout)
     start, stop, offset = frames_meant(path, row or {}, len(array))
-    made = anchored(array[start:stop, :bodies].astype(np.float32), layout)
+    made = anchored(array[start:stop], layout, bodies)
     return replace(made, frame_index=made.frame_index + np.int32(offset + start))
 
 
@@ -64,8 +68,29 @@ class _DamagedError(DataError):
     """A file is not whole."""
 
 
-def _load(path: Path) -> npt.NDArray[np.number]:
-    """Return the numbers of a `.npy` file, or of the first array of an `.npz` that can be joints."""
+def _load(path: Path, layout: Layout) -> tuple[Array, bool]:
+    """Return the joints of a file as (T, M, V, C), and True if people came before frames in it, as pyskl has them.
+
+    Of the arrays of an `.npz` the first that fits the layout is taken.
+
+    *Reading:* more people than frames are taken for people first, (M, T, V, C).
+    """
+    held, tail = _numbers(path), (layout.joints, layout.dims)
+    for array in held.values():
+        turned = array.ndim == 4 and 0 < array.shape[0] < array.shape[1]
+        joints = array[:, None] if array.ndim == 3 else array.swapaxes(0, 1) if turned else array
+        if joints.ndim == 4 and joints.shape[2:] == tail and joints.shape[1] > 0:
+            with np.errstate(over="ignore"):  # beyond float32 is infinite, which is missing
+                return joints.astype(np.float32, copy=False), turned
+    shape = max((array.shape for array in held.values()), key=len)
+    names = [f"{name} {array.shape}" for name, array in held.items()]
+    found = f"arrays {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if len(names) > 1 else f"shape {shape}"
+    needs = f"(T, {tail[0]}, {tail[1]}) or (T, M, {tail[0]}, {tail[1]})"
+    raise DataError(f"{path}: {found}; layout {layout.name!r} needs {needs}{_remedy(shape, tail)}")
+
+
+def _numbers(path: Path) -> dict[str, npt.NDArray[np.number]]:
+    """Return the arrays of numbers of a `.npy` or `.npz` file by name, at least one."""
     if path.suffix.lower() not in _ARRAYS:
         raise DataError(f"{path}: {_kinds(path)}")
     with path.open("rb") as file:
@@ -73,24 +98,31 @@ def _load(path: Path) -> npt.NDArray[np.number]:
     if head != b"\x93NUMPY" and head[:2] != b"PK":
         raise _DamagedError(f"{path}: not a numpy array, it begins with {head!r}; save it again with np.save")
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            array = loaded
-        else:
+        loaded = _plain(lambda: np.load(path, allow_pickle=False))
+        held = {"": loaded}
+        if loaded is not None and not isinstance(loaded, np.ndarray):
             with loaded:
-                held = [loaded[name] for name in loaded.files]
-                array = next((some for some in held if some.ndim > 2), held[0])
+                held = {name: _plain(partial(loaded.__getitem__, name)) for name in loaded}
     except Exception as error:  # numpy, zip and zlib raise a dozen kinds on damaged files
-        if "allow_pickle" in str(error):
-            reason = "holds Python objects, which are never loaded; save one array of numbers with np.save"
-            raise DataError(f"{path}: {reason}") from error
-        size = path.stat().st_size
         raise _DamagedError(
-            f"{path}: not a numpy array, or cut off ({size:,} bytes); save it again with np.save"
+            f"{path}: not a numpy array, or cut off ({path.stat().st_size:,} bytes); save it again with np.save"
         ) from error
-    if array.dtype.kind not in "iuf":
-        raise DataError(f"{path}: holds {array.dtype}; expected numbers, in metres")
-    return array
+    arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
+    if numbers := {name: array for name, array in arrays.items() if array.dtype.kind in "iuf"}:
+        return numbers
+    kinds = [str(array.dtype) for array in arrays.values()]
+    kinds = kinds or ["Python objects, which are never loaded" if held else "no array"]
+    raise DataError(f"{path}: holds {', '.join(kinds)}; expected numbers, in metres; save one array with np.save")
+
+
+def _plain(read: Callable[[], Any]) -> Any:
+    """Return what a call of numpy reads, None if it is pickled."""
+    try:
+        return read()
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            return None
+        raise
 
 
 def _kinds(path: Path) -> str:
@@ -101,31 +133,19 @@ def _kinds(path: Path) -> str:
     )
 
 
-def _arranged(array: npt.NDArray[np.number], layout: Layout, path: Path) -> npt.NDArray[np.number]:
-    """Return joints as (T, M, V, C); people that come before frames, as pyskl has them, are put behind.
-
-    *Reading:* more people than frames are taken for people first, (M, T, V, C).
-    """
-    tail, shape = (layout.joints, layout.dims), array.shape
-    if array.ndim == 3 and shape[1:] == tail:
-        return array[:, None]
-    if array.ndim == 4 and shape[2:] == tail and shape[1] > 0:
-        return array.swapaxes(0, 1) if shape[0] < shape[1] else array
-    needs = f"(T, {tail[0]}, {tail[1]}) or (T, M, {tail[0]}, {tail[1]})"
-    raise DataError(f"{path}: shape {shape}; layout {layout.name!r} needs {needs}{_remedy(shape, tail)}")
-
-
 def _remedy(shape: tuple[int, ...], tail: tuple[int, int]) -> str:
     """Return what probably turns an array of this shape into joints."""
+    if shape == tail:
+        return "; this is one frame: save x[None]"
     if len(shape) == 2 and shape[1] == tail[0] * tail[1]:
         return f"; save x.reshape(-1, {tail[0]}, {tail[1]})"
     if shape[-2:] == (tail[0], tail[1] + 1):
         return f"; if the last coordinate is a confidence, save x[..., :{tail[1]}]"
-    if near := [other.name for other in LAYOUTS.values() if (other.joints, other.dims) == shape[-2:]]:
+    if near := [other.name for other in LAYOUTS.values() if tail != (other.joints, other.dims) == shape[-2:]]:
         return f"; for these joints give --layout {' or '.join(near)}"
-    for order in permutations(range(len(shape))):
+    for order in list(permutations(range(len(shape))))[1:] if len(shape) in {3, 4} else []:
         turned = tuple(shape[axis] for axis in order)
-        if len(shape) in {3, 4} and turned[-2:] == tail and (len(shape) == 3 or turned[0] >= turned[1]):
+        if turned[-2:] == tail and (len(shape) == 3 or turned[0] >= turned[1]):
             return f"; frames come first, joints and coordinates last: save x.transpose{order}"
     return "; give the layout of these joints with --layout, or save them in this order"
 
@@ -149,6 +169,10 @@ def frames_meant(path: Path, row: Row, total: int) -> tuple[int, int, int]:
     whole = total >= stop if recording is None else abs(total - recording) <= NEARLY
     if whole and total > start:
         return start, min(stop, total), 0
+    if recording is not None and start >= recording:
+        raise DataError(
+            f"{path}: start_frame {start:,} lies behind the end of the recording ({recording:,} frames); correct the table"
+        )
     last = "the end" if end is None else f"{end:,}"
     raise DataError(
         f"{path}: {total:,} frames; the row means frames {start:,} to {last} of its recording: give joints of that segment"
@@ -198,9 +222,11 @@ def _project(path: Path, row: Row, layout: Layout, upright: bool = False) -> Pro
         return lambda frame, height: ntu.projected(file, frame - first)
     if layout.dims != 2:
         return None
-    joints = _arranged(_load(path), layout, path)
+    joints, _ = _load(path, layout)
     start, stop, offset = frames_meant(path, row, len(joints))
-    joints = without_gaps(joints.astype(np.float32))[start:stop]
+    joints = without_gaps(joints[start:stop])
+    for _, at in placeholders(joints):
+        joints[at] = 0
     seen = np.asarray(joints.any(axis=3), np.bool_)
     if not seen.any():
         return lambda frame, height: None
@@ -257,18 +283,17 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
             if path.suffix.lower() in ntu.READER.clip_files:
                 _recording(path, row, layout)
                 continue
-            array = _load(path)
-            joints = _arranged(array, layout, path)
+            joints, turned = _load(path, layout)
             start, stop, _ = frames_meant(path, row, len(joints))
-            reasons = oddities(joints[start:stop].astype(np.float32), layout)
-            if array.ndim == 4 and joints.shape != array.shape:
-                reasons.append(f"read as (people, T, V, C): {array.shape[0]} people in {array.shape[1]:,} frames")
+            reasons = oddities(joints[start:stop], layout)
+            if turned:
+                reasons.append(f"read as (people, T, V, C): {joints.shape[1]} people in {len(joints):,} frames")
         except (DataError, OSError) as error:
             reasons = [str(error).removeprefix(str(path)).lstrip(": ")]
             if deep and isinstance(error, _DamagedError | OSError):
                 truncated.append(f"{row['skeleton']}: {reasons.pop()}")
-        for reason in reasons:  # those that differ in numbers alone are one note
-            found.setdefault(re.sub(r"\d[\d,.]*", "", reason), {})[row["skeleton"]] = reason
+        for reason in reasons:  # those that differ in numbers and joints alone are one note
+            found.setdefault(_NUMBERS.sub("", reason), {})[row["skeleton"]] = reason
     notes = []
     for files in found.values():
         name, reason = next(iter(files.items()))

@@ -102,8 +102,8 @@ class Assembled:
 
     @property
     def bodies(self) -> int:
-        """Bodies that are not all zero."""
-        return int(self.joints.any(axis=(0, 2, 3)).sum())
+        """Slots of bodies up to the last one that is not all zero."""
+        return int(np.flatnonzero(self.joints.any(axis=(0, 2, 3))).max(initial=-1)) + 1
 
 
 Projection = Callable[[int, int], Array | None]
@@ -245,6 +245,11 @@ def without_gaps(joints: Array) -> Array:
     return np.where(np.isfinite(joints).all(axis=-1, keepdims=True), joints, np.float32(0))
 
 
+def people_first(joints: Array) -> Array:
+    """Return joints with the slots of bodies that are never seen behind the others, whose order stays. (T, M, V, C)."""
+    return np.take(joints, np.argsort(~joints.any(axis=(0, 2, 3)), kind="stable"), axis=1)
+
+
 def joints_seen(joints: Array, layout: Layout) -> Seen:
     """Mark the joints that are not missing, by the rule of `missing_joints`, before centring. (T, M, V, C) -> (T, M, V).
 
@@ -274,9 +279,12 @@ def to_origin(joints: Array, seen: Seen, anchor: int) -> Array:
     return np.where(seen[..., None], joints - place, np.float32(0))
 
 
-def anchored(joints: Array, layout: Layout) -> Assembled:
-    """Drop empty frames and make the first body's anchor the origin; absent bodies and missing joints stay zero."""
-    joints = without_gaps(joints)
+def anchored(joints: Array, layout: Layout, bodies: int | None = None) -> Assembled:
+    """Keep the first `bodies` that are seen, drop empty frames and make the first body's anchor the origin.
+
+    Absent bodies and missing joints stay zero. None keeps all bodies.
+    """
+    joints = people_first(without_gaps(joints))[:, :bodies]
     index = np.flatnonzero(joints.any(axis=(1, 2, 3))).astype(np.int32)
     kept = joints[index]
     kept = to_origin(kept, joints_seen(kept, layout), layout.anchor)

@@ -6,6 +6,7 @@ The assembly gives the arrays of CTR-GCN's public scripts, on which GAP and the 
 from __future__ import annotations
 
 import io
+import re
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -50,6 +51,15 @@ class NtuFile:
 
 MOST_FRAMES, MOST_BODIES = 200_000, 100
 """A larger count means damage."""
+
+_NO_TEXT = {
+    rb"\xff\xfe|\xfe\xff|\d\0|\0\d": "UTF-16: save it as UTF-8",
+    rb"\x1f\x8b": "compressed by gzip: gunzip it",
+    rb"BZh\d1AY": "compressed by bzip2: bunzip2 it",
+    rb"\xfd7zXZ": "compressed by xz: unxz it",
+    rb"PK\x03\x04": "a zip archive: unzip it",
+}
+"""What the first bytes of a file tell that holds the right text in another form."""
 
 _IN_JOINTS = b"0123456789+-._eEinfatyINFATY \t\v\f\r\n"
 
@@ -100,7 +110,11 @@ class _Lines:
     """The lines of a file, read one after another, and the number of the last one for messages."""
 
     def __init__(self, path: Path, data: bytes) -> None:
-        self.path, self.number, self._file = path, 0, io.BytesIO(data)
+        data = data.removeprefix(b"\xef\xbb\xbf")
+        self.path, self.number, self._file = path, 1, io.BytesIO(data)
+        if kind := next((kind for head, kind in _NO_TEXT.items() if re.match(head, data)), None):
+            raise self.wrong(f"is {kind}")
+        self.number = 0
         if not data.isascii():
             at = next(at for at, byte in enumerate(data) if byte > 127)
             self.number = data.count(b"\n", 0, at) + 1

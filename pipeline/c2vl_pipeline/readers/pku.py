@@ -27,6 +27,7 @@ from c2vl_pipeline.readers.base import (
     joints_seen,
     locate_by_name,
     new_row,
+    people_first,
     recording_frames,
     to_origin,
     without_gaps,
@@ -150,7 +151,7 @@ def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[R
 def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig, row: Row | None = None) -> Assembled:
     """Read frames [start, end) of a PKU-MMD file: one line of 150 numbers per frame, two bodies of 25 joints.
 
-    Joints that are not finite become zero. An `end` after the last line ends there, for labels that run on behind the
+    Joints that are not finite become zero; a second body that is alone becomes the first. An `end` after the last line ends there, for labels that run on behind the
     recording exist; a file that is shorter than its recording is refused, see `_cut_off`.
 
     *Reading:* `aimclr` turns each frame here, before the resize to 64 frames; the authors' public code resizes first.
@@ -176,7 +177,7 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig, row: Row
                 rows.append(numbers)
     if lines < end and (reason := _cut_off(path, row or {}, lines, start, end)):
         raise DataError(f"{path}: {reason}")
-    joints = without_gaps(np.array(rows, np.float32).reshape(-1, 2, 25, 3))
+    joints = people_first(without_gaps(np.array(rows, np.float32).reshape(-1, 2, 25, 3)))
     shown = np.asarray(joints.any(axis=(1, 2, 3)), np.bool_)
     index = np.flatnonzero(shown).astype(np.int32) + start
     joints = joints[shown]

@@ -56,6 +56,36 @@ def test_own_empty_frames_are_dropped_and_absent_bodies_stay_zero(tmp_path: Path
     assert not made.joints[1:, 1].any()
 
 
+@pytest.mark.parametrize(("slots", "used"), [(2, [1]), (3, [2]), (4, [1, 3]), (5, [2, 3, 4]), (3, [0, 2])], ids=str)
+@pytest.mark.parametrize("absent", [0, np.nan])
+def test_people_are_read_from_whatever_slot_and_the_first_is_centred(tmp_path, slots, used, absent: float) -> None:
+    people = walk(people=len(used))
+    people[:20, -1] = 0  # who comes later keeps the place
+    array = np.full((60, slots, 17, 2), absent, np.float32)
+    array[:, used] = people
+    made = read_array(saved(tmp_path / "x.npy", array), COCO, 2)
+    wanted = read_array(saved(tmp_path / "y.npy", people), COCO, 2)
+    np.testing.assert_array_equal(made.joints[:, : wanted.bodies], wanted.joints)
+    assert (made.bodies, made.joints.shape[1], made.frame_index.tolist()) == (
+        min(len(used), 2), 2, wanted.frame_index.tolist()
+    )  # fmt: skip
+    assert not made.joints[0, 0, COCO.anchor].any()
+
+
+@pytest.mark.parametrize("shape", [(0, 17, 2), (0, 1, 17, 2), (0, 3, 17, 2)])
+def test_a_file_without_frames_holds_nobody(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    made = read_array(saved(tmp_path / "x.npy", np.zeros(shape)), COCO, 2)
+    assert (len(made.joints), made.bodies, made.frames_in_file) == (0, 0, 0)
+
+
+def test_who_is_absent_from_a_range_takes_no_place_in_it(tmp_path: Path) -> None:
+    array = walk(people=3)
+    array[30:, 0], array[:30, 1:] = 0, 0
+    path = saved(tmp_path / "x.npy", array)
+    late = read_array(path, COCO, 1, {"start_frame": 30, "end_frame": 60, "ranges": 2})
+    np.testing.assert_array_equal(late.joints[:, 0], array[30:, 1] - array[30, 1, 0])
+
+
 @pytest.mark.parametrize(
     ("array", "expected"),
     [
@@ -64,7 +94,7 @@ def test_own_empty_frames_are_dropped_and_absent_bodies_stay_zero(tmp_path: Path
         (np.zeros((6, 0, 3, 2)), "shape (6, 0, 3, 2); layout 'stick' needs"),
         (np.full((6, 3, 2), "a"), "holds <U1; expected numbers, in metres"),
         (np.full((6, 3, 2), 1j), "holds complex128; expected numbers, in metres"),
-        (np.full((6, 3, 2), None), "holds Python objects, which are never loaded; save one array of numbers"),
+        (np.full((6, 3, 2), None), "holds Python objects, which are never loaded; expected numbers, in metres; save"),
     ],
 )  # fmt: skip
 def test_own_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, expected: str) -> None:
@@ -147,6 +177,8 @@ def test_the_order_of_feeders_is_named_too(tmp_path: Path) -> None:
         (np.zeros((9, 17, 3)), "if the last coordinate is a confidence, save x[..., :2]"),
         (np.zeros((9, 20, 3)), "for these joints give --layout kinect_v1"),
         (np.zeros((9, 2, 25, 3)), "for these joints give --layout kinect_v2"),
+        (np.zeros((17, 2)), "this is one frame: save x[None]"),
+        (np.zeros((9, 0, 17, 2)), "give the layout of these joints with --layout"),
         (np.zeros((9, 18, 2)), "give the layout of these joints with --layout"),
     ],
 )
@@ -191,6 +223,17 @@ def test_the_video_tells_how_long_the_recording_is(tmp_path: Path) -> None:
     made = read_array(saved(tmp_path / "x.npy", walk(60)), COCO, 2, tail)
     assert made.frame_index.tolist() == list(range(45, 60))
     assert len(read_array(saved(tmp_path / "x.npy", walk(15)), COCO, 2, tail).joints) == 15
+
+
+@pytest.mark.parametrize(("start", "end"), [(500, 520), (65, 70), (90, None)])
+def test_a_range_behind_the_recording_is_the_table_s_mistake(tmp_path: Path, start: int, end: int | None) -> None:
+    film(tmp_path / "v.avi", 60)
+    row = {"video": "v.avi", "skeleton": "x.npy", "start_frame": start, "end_frame": end}
+    with pytest.raises(DataError) as caught:
+        read_array(saved(tmp_path / "x.npy", walk(60)), COCO, 2, row)
+    assert f"start_frame {start} lies behind the end of the recording (60 frames); correct the table" in str(
+        caught.value
+    )
 
 
 def test_a_file_from_which_several_rows_cut_is_no_segment(tmp_path: Path) -> None:
@@ -283,6 +326,38 @@ def test_scores_before_the_joints_of_an_npz_are_passed_over(tmp_path: Path) -> N
     assert read_array(tmp_path / "x.npz", COCO, 2).joints.shape == (60, 1, 17, 2)
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        {"scores": np.ones((60, 1, 17))},
+        {"joints_3d": np.ones((60, 17, 3)), "fps": np.float32(30)},
+        {"meta": np.array({"a": 1}, object), "names": np.array(["a"] * 17)},
+        {"mask": np.ones((60, 17, 2), bool), "rest": np.ones((17, 2))},
+        {"image": np.ones((2, 3, 4, 5, 6))},
+    ],
+)
+def test_the_array_of_an_npz_that_fits_the_layout_is_read(tmp_path: Path, first: dict[str, Any]) -> None:
+    array = walk()
+    np.savez(tmp_path / "x.npz", **first, keypoints=array, meta_too=np.array([None]))
+    np.testing.assert_array_equal(
+        read_array(tmp_path / "x.npz", COCO, 2).joints, read_array(saved(tmp_path / "y.npy", array), COCO, 2).joints
+    )
+
+
+def test_an_npz_without_a_fitting_array_names_what_it_holds(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", scores=np.ones((60, 17)), poses=np.ones((60, 17, 3)), meta=np.array([None]))
+    with pytest.raises(DataError) as caught:
+        read_array(tmp_path / "x.npz", COCO, 2)
+    for part in ("scores (60, 17)", "poses (60, 17, 3)", "needs (T, 17, 2)", "save x[..., :2]"):
+        assert part in str(caught.value)
+    np.savez(tmp_path / "x.npz", names=np.array(["a"]), meta=np.array([None]))
+    with pytest.raises(DataError, match="holds <U1; expected numbers"):
+        read_array(tmp_path / "x.npz", COCO, 2)
+    np.savez(tmp_path / "x.npz")
+    with pytest.raises(DataError, match="holds no array"):
+        read_array(tmp_path / "x.npz", COCO, 2)
+
+
 def test_a_kinect_s_own_recordings_are_read_and_cut(raw: Path) -> None:
     path = next(iter(sorted(raw.rglob("*.skeleton"))))
     config = SkeletonsConfig()
@@ -333,6 +408,15 @@ def test_missing_joints_and_frames_have_no_pixels(tmp_path: Path) -> None:
     part = projected(tmp_path, array[:20], start_frame=30, end_frame=50)
     assert part(29, 100) is None
     np.testing.assert_array_equal(part(31, 100), projected(tmp_path, array)(1, 100))
+
+
+@pytest.mark.parametrize("value", [[-1, -1], [-1, 0], [1e10, 1e10]])
+def test_missing_joints_that_are_written_as_numbers_place_no_crop(tmp_path: Path, value: list[float]) -> None:
+    array = standing()
+    array[:, 9] = value
+    pixels = projected(tmp_path, array)(7, 100)
+    assert np.isnan(pixels[0, 9]).all()
+    assert np.isfinite(pixels[0, :9]).all()
 
 
 @pytest.mark.parametrize(
@@ -404,9 +488,10 @@ def test_one_note_stands_for_all_files_with_the_same_fault(tmp_path: Path) -> No
     files: dict[str, Any] = {}
     for n in range(5):
         files[f"{n}.npy"] = standing() * np.float32(500 + 70 * n)
+        files[f"held{n}.npy"] = np.where(np.arange(17)[:, None] < n + 1, -1 - n, standing())
         files[f"nan{n}.npy"] = np.where(np.arange(60)[:, None, None] < n + 1, np.nan, standing())
     _, notes = looked(tmp_path, files)
-    assert [note.split(":")[0] for note in notes] == ["0.npy and 4 more", "nan0.npy and 4 more"]
+    assert [note.split(":")[0] for note in notes] == ["0.npy and 4 more", "held0.npy and 4 more", "nan0.npy and 4 more"]
 
 
 def test_without_deep_only_the_first_files_are_read_and_damage_is_a_note(tmp_path: Path) -> None:

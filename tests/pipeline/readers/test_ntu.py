@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -220,6 +222,37 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "made.skeleton"
     path.write_bytes(b"2\n\xff\xfe")
     with pytest.raises(DataError, match=rf"^{path}:2: is not text \(byte 0xff\); download it again$"):
+        read_ntu(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "remedy"),
+    [
+        (lambda text: text.encode("utf-16"), "UTF-16: save it as UTF-8"),
+        (lambda text: b"\xfe\xff" + text.encode("utf-16-be"), "UTF-16: save it as UTF-8"),
+        (lambda text: text.encode("utf-16-le"), "UTF-16: save it as UTF-8"),
+        (lambda text: gzip.compress(text.encode()), "compressed by gzip: gunzip it"),
+        (lambda text: bz2.compress(text.encode()), "compressed by bzip2: bunzip2 it"),
+    ],
+)
+def test_text_in_another_form_is_named(tmp_path: Path, change: Callable[[str], bytes], remedy: str) -> None:
+    path = tmp_path / "made.skeleton"
+    path.write_bytes(change("1\n0\n"))
+    with pytest.raises(DataError) as caught:
+        read_ntu(path)
+    assert str(caught.value) == f"{path}:1: is {remedy}"
+
+
+def test_a_byte_order_mark_is_passed_over(raw: Path, tmp_path: Path) -> None:
+    source = next(iter(sorted(raw.rglob("*.skeleton"))))
+    path = tmp_path / "made.skeleton"
+    path.write_bytes(b"\xef\xbb\xbf" + source.read_bytes().replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    made, plain = read_ntu(path), read_ntu(source)
+    assert made.frames == plain.frames
+    for body, track in plain.tracks.items():
+        np.testing.assert_array_equal(made.tracks[body].joints, track.joints)
+    path.write_bytes(b"\xef\xbb\xbf1\nmany\n")
+    with pytest.raises(DataError, match=f"^{path}:2: "):
         read_ntu(path)
 
 

@@ -52,3 +52,44 @@ def test_millimetres_with_y_down_are_two_notes() -> None:
     notes = oddities(person(KINECT_V2, 1700) * np.float32([1, -1, 1]), KINECT_V2)
     assert ["millimetres" in note for note in notes] == [True, False]
     assert "y points down" in notes[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "layout", "size"),
+    [
+        ([-1, -1], COCO, 0.8),
+        ([-1, 0], COCO, 0.8),
+        ([-1, -1, -1], KINECT_V2, 1.7),
+        ([-1000, -1000, -1000], KINECT_V1, 1700),
+        ([3.4e38, 3.4e38, 3.4e38], KINECT_V2, 1.7),
+        ([1e10, 0, 0], KINECT_V1, 1.7),
+    ],
+)
+@pytest.mark.parametrize("frames", [9, 4])
+def test_missing_joints_that_are_written_as_numbers_are_noted(value, layout: Layout, size: float, frames: int) -> None:
+    joints, plain = person(layout, size), oddities(person(layout, size), layout)
+    joints[:frames, :, 7] = value
+    note, *others = oddities(joints, layout)
+    place = ", ".join(f"{number:.4g}" for number in value)
+    assert note.startswith(f"joint 7 ({layout.names[7]}) is at ({place}) in {frames} frames")
+    assert note.endswith("Write zero or NaN")
+    assert [other.partition(": ")[2] for other in others] == [other.partition(": ")[2] for other in plain]
+
+
+def test_an_absent_person_that_is_written_as_a_number_is_noted() -> None:
+    joints = np.concatenate([person(COCO, 0.8), np.full((9, 2, 17, 2), -1, np.float32)], axis=1)
+    (note,) = oddities(joints, COCO)
+    assert note.startswith("joint 0 (nose) and 16 more are at (-1, -1) in 9 frames")
+
+
+def test_who_stands_still_holds_no_missing_joints() -> None:
+    photo = np.repeat(person(COCO, 0.8)[:1], 60, axis=0)
+    assert oddities(photo, COCO) == []
+    photo[:, :, 5:11] += np.random.default_rng(0).normal(0, 0.02, (60, 1, 6, 2)).astype(np.float32)
+    assert oddities((photo * 64).round() / 64, COCO) == []
+
+
+def test_what_no_unit_explains_is_said_in_a_short_number() -> None:
+    (note,) = oddities(person(KINECT_V2, 1e30), KINECT_V2)
+    assert note.startswith("bodies are 9.8e+29 large")
+    assert "metres" not in note

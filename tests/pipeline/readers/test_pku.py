@@ -45,6 +45,17 @@ def test_pku_first_frame_joint_2_becomes_the_origin(tmp_path: Path, walk: np.nda
     np.testing.assert_array_equal(made.joints, expected)
 
 
+@pytest.mark.parametrize("norm", ["first_frame_joint2", "aimclr", "none"])
+def test_a_pku_person_in_the_second_place_alone_is_the_first(tmp_path: Path, walk: np.ndarray, norm: str) -> None:
+    alone = walk.copy()
+    alone[:, 1] = 0
+    config = SkeletonsConfig(pku_norm=norm)
+    made = read_pku(pku(tmp_path / "a.txt", alone[:, ::-1]), 0, len(walk), config)
+    wanted = read_pku(pku(tmp_path / "b.txt", alone), 0, len(walk), config)
+    np.testing.assert_array_equal(made.joints, wanted.joints)
+    assert made.bodies == 1
+
+
 def test_pku_aimclr_puts_shoulders_along_x_and_keeps_lengths(tmp_path: Path, walk: np.ndarray) -> None:
     made = read_pku(pku(tmp_path / "x.txt", walk), 0, 12, SkeletonsConfig(pku_norm="aimclr")).joints
     raw = walk[[0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]]

@@ -291,6 +291,20 @@ def test_a_changed_file_costs_its_shard_and_no_other(tmp_path: Path) -> None:
     assert read_shard(shard_path(work, "skeletons", 1)).column("frames").to_pylist() == [14, 40]
 
 
+def test_people_in_any_slot_are_packed(tmp_path: Path) -> None:
+    folder, recipe = _folder(tmp_path), load_recipe("debug")
+    plain = run_factory(folder, tmp_path / "plain", recipe, "generic")
+    for slot, name in enumerate("abcd"):
+        person = np.load(folder / f"{name}.npy")
+        slots = np.zeros((len(person), 4, 25, 3), np.float32)
+        slots[:, slot] = person
+        np.save(folder / f"{name}.npy", slots)
+    work = run_factory(folder, tmp_path / "work", recipe, "generic")
+    joints = np.load(work / "packed" / "joints.npy")
+    assert joints.any()
+    np.testing.assert_array_equal(joints, np.load(plain / "packed" / "joints.npy"))
+
+
 def test_rows_of_an_older_table_are_never_packed_under_new_ids(tmp_path: Path) -> None:
     recipe = load_recipe("debug")
     folder = _folder(tmp_path)
