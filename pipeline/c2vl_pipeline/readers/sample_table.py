@@ -5,6 +5,7 @@ A table of any content gives rows or one DataError with file and line.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -19,6 +20,7 @@ _INT16, _INT32 = 1 << 15, 1 << 31
 _MOST_TABLE_BYTES = 1 << 30
 _MOST_CELL = 1 << 16
 
+_LIKE_A_TABLE = re.compile(r"samples?\.[^/]*$|(?![.~])[^/]*samples?[^/]*\.(csv|tsv|xlsx?|ods|parquet)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d{1,20}([.,]\d{0,20})?([eE][+-]?\d{1,2})?", re.ASCII)
 _AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 """One and a bit for one program, a thousand and more for another."""
@@ -36,11 +38,11 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     """
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
     if path is None:
-        like = [name for name in scan.others if re.match(r"samples?\.[^/]*$", name, re.IGNORECASE)]
+        like = [f" (but {name}: save it as samples.csv)" for name in scan.others if _LIKE_A_TABLE.match(name)]
+        deeper = [name for name in scan.others if name.endswith(("/samples.csv", "/samples.parquet"))]
+        like += [f" (but {name}: give --data {root / os.path.dirname(name)})" for name in deeper]
         raise DataError(
-            f"{root} holds neither samples.csv nor samples.parquet"
-            + (f" (but {like[0]}: save it as samples.csv)" if like else "")
-            + "; write a table with the columns sample_id, video, start_frame, end_frame, skeleton, label, subject, "
+            f"{root} holds neither samples.csv nor samples.parquet{(*like, '')[0]}; write a table with the columns sample_id, video, start_frame, end_frame, skeleton, label, subject, "
             "view and split_<benchmark> (only sample_id is required)"
         )
     try:
@@ -50,6 +52,8 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     except OSError as error:
         raise DataError(disk_error(error, path)) from error
     notes: list[str] = []
+    if path.suffix == ".parquet" and (root / "samples.csv").is_file():
+        notes.append("samples.parquet is read, and samples.csv beside it is not")
     classes, rows = parse_table(content, path.suffix, str(path), notes)
     return Expected(classes, rows, notes=notes)
 
