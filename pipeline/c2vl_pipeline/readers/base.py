@@ -206,11 +206,12 @@ def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) ->
 
     for file in scan.files:
         kind = "video" if file.suffix in dataset.video_suffixes else "skeleton"
-        best = files[kind].get(file.stem, file)
-        best, worse = sorted((best, file), key=rank)
-        files[kind][file.stem] = best
-        if worse is not best and worse.suffix == best.suffix:
-            duplicates.append(f"{worse.relative}: as {best.relative}")
+        other = files[kind].setdefault(file.stem, file)
+        if other is not file:
+            best, worse = sorted((other, file), key=rank)
+            files[kind][file.stem] = best
+            if worse.suffix == best.suffix:
+                duplicates.append(f"{worse.relative}: as {best.relative}")
     wanted: dict[str, set[str]] = {"video": set(), "skeleton": set()}
     for row in rows:
         for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):

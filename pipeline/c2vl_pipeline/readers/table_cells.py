@@ -31,6 +31,7 @@ _MOST_BYTES = 1 << 30
 _MOST_ROWS = 10_000_000
 _MOST_COLUMNS = 1000
 _MOST_ABOVE = 20
+_NAMES = ("sample_id", "video", "skeleton", "camera")
 _SAVE = "save it as CSV in UTF-8"
 _FORMATS = {
     b"PK\x03\x04": "an Excel or OpenDocument workbook, or a zip",
@@ -132,6 +133,7 @@ def _csv(text: str, source: str, notes: list[str]) -> Iterator[tuple[int, Cells]
         text, above = text[hint.end() :], 1
     again: list[int] = []
     named: bool | None = None
+    at = last = 0
     try:
         separator = hint[1] if hint else max(",;\t|", key=lambda one: _known(text[:_HEAD], one))
         begin, headers, title = _header(text, separator)
@@ -140,16 +142,17 @@ def _csv(text: str, source: str, notes: list[str]) -> Iterator[tuple[int, Cells]
         own = names.index("sample_id") if "sample_id" in names else 0
         if title:
             notes.append(f"{source}: what stands above line {begin + above} is passed over ({title[:40]!r})")
-        for at, cells in _rows(text, separator):
-            texts, place = [as_text(cell) for cell in cells], f"{source}:{at + above}"
+        for at, last, cells in _rows(text, separator):
+            texts, place = [as_text(cell) for cell in cells], f"{source}:{last + above}"
             if at <= begin or not any(texts):
                 continue
             if len(cells) > own and _name(cells[own]) == names[own] == "sample_id":
                 if [_name(cell) for cell in cells] != names:
                     raise DataError(f"{place}: a second header, with other columns; write one table with one header")
-                again.append(at + above)
+                again.append(last + above)
                 continue
-            _check_quotes(place, columns, texts, separator)
+            if at < last:
+                _check_quotes(f"{source}:{at + above}", columns, texts, separator)
             if named is None:
                 # programs that put quotes around headers put them around all text
                 plain = texts[0].isdigit() or text.startswith('"')
@@ -163,30 +166,30 @@ def _csv(text: str, source: str, notes: list[str]) -> Iterator[tuple[int, Cells]
                     f"{place}: {len(cells)} cells; the {others} {len(columns)} columns: put quotes around cells that "
                     f"contain {separator!r}"
                 )
-            yield at + above, _cells(columns, texts, place)
-    except (csv.Error, TypeError, ValueError) as error:
+            yield last + above, _cells(columns, texts, place)
+    except csv.Error as error:
+        place = f"behind line {last + above}, perhaps by a quote that is not closed"
+        raise DataError(f"{source}: not a table of samples ({error}) {place}; {_SAVE}") from error
+    except (TypeError, ValueError) as error:
         raise DataError(f"{source}: not a table of samples ({error}); {_SAVE}") from error
     if again:
         more = f" and {len(again) - 1} more" if again[1:] else ""
         notes.append(f"{source}: the header stands again in line {again[0]}{more}, which is passed over")
 
 
-def _rows(text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the first line of each row, and its cells; quotes count after blanks, too."""
+def _rows(text: str, separator: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield the first and the last line of each row, and its cells; quotes count after blanks, too."""
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != " ")
-    line = 1
-    try:
-        for cells in reader:
-            yield line, cells
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise csv.Error(f"line {line}: {error}, as after a quote that is not closed") from error
+    at = 1
+    for cells in reader:
+        yield at, reader.line_num, cells
+        at = reader.line_num + 1
 
 
 def _header(text: str, separator: str) -> tuple[int, list[str], str]:
     """Return line and cells of the header, and what stands above it: rows without a column, as a spreadsheet's title."""
     first: tuple[int, list[str], str] | None = None
-    rows = ((line, cells) for line, cells in _rows(text, separator) if any(cell.strip() for cell in cells))
+    rows = ((line, cells) for line, _, cells in _rows(text, separator) if any(cell.strip() for cell in cells))
     for line, cells in islice(rows, _MOST_ABOVE):
         names = [_name(cell) for cell in cells]
         if first is None:
@@ -199,9 +202,9 @@ def _header(text: str, separator: str) -> tuple[int, list[str], str]:
 
 
 def _check_quotes(place: str, columns: list[str | None], texts: list[str], separator: str) -> None:
-    """Raise DataError if a cell holds lines that are rows, or has several lines and is no label."""
+    """Raise DataError if a cell holds lines that are rows, or is a name of several lines."""
     for column, text in zip(columns, texts, strict=False):
-        if ("\n" in text or "\r" in text) and (separator in text or column not in {None, "label"}):
+        if ("\n" in text or "\r" in text) and (separator in text or column in _NAMES):
             raise DataError(
                 f"{place}: {column or 'a cell'} = {text[:40]!r} goes on in the next line, as after a quote that is not "
                 "closed; close it, and write each cell in one line"
