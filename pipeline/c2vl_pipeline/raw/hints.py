@@ -69,12 +69,11 @@ def hints(
     copies = {n: copied_from(os.path.basename(n)) for n in (*unexpected, *scan.others)}
     found = [(n, plain) for n, plain in copies.items() if is_lost(plain, lost) and plain != os.path.basename(n)]
     if found:
-        causes.append(
-            f"{found[0][0]} may be the missing {found[0][1]}{_more(found)}: rename it, or finish its download"
-        )
+        what = f"{found[0][0]}, which may be the missing {found[0][1]}{_more(found)}"
+        causes.append(f"rename, or download to its end, {what}")
     if scan.links:
         target = os.readlink(root / scan.links[0])
-        causes.append(f"{scan.links[0]} is a link to {target}, which does not exist{_more(scan.links)}")
+        causes.append(f"the link {scan.links[0]} leads to {target}, which does not exist{_more(scan.links)}")
     return causes + archive_hints(root, scan.archives)
 
 

@@ -117,7 +117,7 @@ def test_a_copy_of_a_missing_file_is_named(whole: Path, config: PipelineConfig, 
     path = next(whole.rglob("S001C001P001R001A001.skeleton"))
     other = path.rename(path.with_name(name.format(stem=path.stem))).relative_to(whole)
     assert doubtful("synthetic", whole, config).hints == [
-        f"{other} may be the missing {path.name}: rename it, or finish its download"
+        f"rename, or download to its end, {other}, which may be the missing {path.name}"
     ]
 
 
@@ -128,5 +128,5 @@ def test_a_link_to_nowhere_is_named(whole: Path, tmp_path: Path, config: Pipelin
     path = path if kind == "skeleton" else path.parent
     path.rename(tmp_path / "elsewhere" / path.name)
     path.symlink_to("/gone/with the disk")
-    expected = f"{path.relative_to(whole)} is a link to /gone/with the disk, which does not exist"
+    expected = f"the link {path.relative_to(whole)} leads to /gone/with the disk, which does not exist"
     assert doubtful("synthetic", whole, config).hints == [expected]
