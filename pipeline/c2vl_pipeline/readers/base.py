@@ -242,8 +242,9 @@ def leads_nowhere(path: str | Path) -> bool:
 
 
 _COPY = re.compile(
-    r"(\.|(copy of|kopie von|copie de|copia de) )?(?P<stem>.+?)(?P<mark> ?\(\d+\)| - (copy|kopie|copie|copia)( ?\(\d+\))?"
-    r"| copy( \d+)?)?(?P<suffix>\.[^.]+)(?P<unfinished>\.(icloud|gdownload|download|crdownload|part|partial|tmp))?",
+    r"(\.|(copy of|kopie von|copie de|copia de) )?(?P<stem>.+?)"
+    r"( ?\(\d+\)| - (copy|kopie|copie|copia)( ?\(\d+\))?| copy( \d+)?)?"
+    r"(?P<suffix>\.[^.]+)(\.(icloud|gdownload|download|crdownload|part|partial|tmp))?",
     re.IGNORECASE,
 )
 

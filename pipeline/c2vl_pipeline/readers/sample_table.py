@@ -38,12 +38,14 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     """
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
     if path is None:
-        like = [f" (but {name}: save it as samples.csv)" for name in scan.others if _LIKE_A_TABLE.match(name)]
+        like = [f" (but {name}, a link that leads nowhere)" for name in scan.links if _LIKE_A_TABLE.match(name)]
+        like += [f" (but {name}: save it as samples.csv)" for name in scan.others if _LIKE_A_TABLE.match(name)]
         deeper = [name for name in scan.others if name.endswith(("/samples.csv", "/samples.parquet"))]
         like += [f" (but {name}: give --data {root / os.path.dirname(name)})" for name in deeper]
         raise DataError(
-            f"{root} holds neither samples.csv nor samples.parquet{(*like, '')[0]}; write a table with the columns sample_id, video, start_frame, end_frame, skeleton, label, subject, "
-            "view and split_<benchmark> (only sample_id is required)"
+            f"{root} holds neither samples.csv nor samples.parquet{(*like, '')[0]}; write a table with the columns "
+            "sample_id, video, start_frame, end_frame, skeleton, label, subject, view and split_<benchmark> (only "
+            "sample_id is required)"
         )
     try:
         if (size := path.stat().st_size) > _MOST_TABLE_BYTES:

@@ -151,3 +151,8 @@ def test_of_two_tables_the_one_that_is_read_is_named(folder: Path, config: Pipel
     index, found = indexed("generic", folder, folder.parent / "w2", config)
     assert set(rows(index)) == {"a"}
     assert note in found.notes()
+
+
+def test_a_table_that_is_a_link_to_nowhere_is_called_so(folder: Path, config: PipelineConfig) -> None:
+    (folder / "samples.csv").symlink_to("../elsewhere.csv")
+    assert "(but samples.csv, a link that leads nowhere)" in refused("generic", folder, config)
