@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 
 from c2vl_manifests.datasets import SPLITS, Dataset
 from c2vl_manifests.errors import DataError, disk_error
-from c2vl_pipeline.readers.base import Expected, Row, Scan, new_row
+from c2vl_pipeline.readers.base import Expected, Row, Scan, copied_from, new_row
 from c2vl_pipeline.readers.table_cells import Cells, is_missing, read_cells
 
 _INT16, _INT32 = 1 << 15, 1 << 31
@@ -39,7 +39,9 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
     if path is None:
         like = [f" (but {name}, a link that leads nowhere)" for name in scan.links if _LIKE_A_TABLE.match(name)]
-        like += [f" (but {name}: save it as samples.csv)" for name in scan.others if _LIKE_A_TABLE.match(name)]
+        like += [
+            f" (but {name}: save it as samples.csv)" for name in scan.others if _LIKE_A_TABLE.match(copied_from(name))
+        ]
         deeper = [name for name in scan.others if name.endswith(("/samples.csv", "/samples.parquet"))]
         like += [f" (but {name}: give --data {root / os.path.dirname(name)})" for name in deeper]
         raise DataError(

@@ -42,11 +42,11 @@ _FORMATS = {
     b"[{": "JSON",
 }
 _MISSING = re.compile(
-    r"NA|<NA>|N/A|n/a|NULL|[Nn]ull|None|#N/A N/A|#(NA|NV|NO|[^\W\d_a-z]/[^\W\d_a-z]|SAKNAS|PUUTTUU|YOK|HIÁNYZIK)!?"
+    r"NA|<NA>|N/A|n/a|NULL|[Nn]ull|None|#N/A N/A|#(NA|NV|NO|[^\W\d_a-z]/[^\W\d_a-z]|SAKNAS|PUUTTUU|YOK|HIÁNYZIK|NENÍ_K_DISPOZICI)!?"
     r"|(?i:[+-]?nan|nat|[+-]?1\.#(ind|qnan))"
 )
 """Words of pandas, R and spreadsheets of any country for "nothing"; those for "not a number" in every letter case."""
-_SHEET_ERROR = re.compile(r"#[¡¿]?[^\Wa-z]+(/0)?[!?]|#GETTING_DATA|#{3,}|(Err|Erreur|Fehler|Virhe) ?:\d{3}")
+_SHEET_ERROR = re.compile(r"#[¡¿]?[^\Wa-z]+(/0)?\s?[!?]|#GETTING_DATA|#{3,}|(Err|Erreur|Fehler|Virhe) ?:\d{3}")
 """Errors of spreadsheets of any country, and what stands in a column that is too narrow."""
 _INDEX = re.compile(r"unnamed:_\d+(\.\d+)?(_level_\d+)?|__index_level_\d+__|index|level_\d+")
 """Columns that pandas writes unasked: the index of the rows."""
@@ -154,8 +154,8 @@ def _csv(text: str, source: str, notes: list[str]) -> Iterator[tuple[int, Cells]
             if at < last:
                 _check_quotes(f"{source}:{at + above}", columns, texts, separator)
             if named is None:
-                # programs that put quotes around headers put them around all text
-                plain = texts[0].isdigit() or text.startswith('"')
+                # a program that puts quotes around headers puts them around all text
+                plain = texts[0].isdigit() or re.match(r'"[^\r\n]*[\r\n]+"', text) is not None
                 named = len(texts) == len(columns) + 1 and plain and texts[-1] != ""
                 if named:
                     columns = [None, *columns]

@@ -83,7 +83,7 @@ def test_a_row_whose_id_means_nothing_is_refused_with_the_word() -> None:
 
 @pytest.mark.parametrize(
     "error",
-    ["#ZAHL!", "#NOM?", "#¿NOMBRE?", "#ЗНАЧ!", "#BŁĄD!", "#DEĞER!", "#DIV/0!", "#ÜBERLAUF!", "#GETTING_DATA", "########",
+    ["#ZAHL!", "#NOM?", "#¿NOMBRE?", "#ЗНАЧ!", "#BŁĄD!", "#DEĞER!", "#DIV/0!", "#ÜBERLAUF!", "#VALEUR\u202f!", "#值!", "#GETTING_DATA", "########",
      "Err:508", "Err :522", "Fehler:504"],
 )  # fmt: skip
 @pytest.mark.parametrize("column", ["label", "camera", "video"])
@@ -199,6 +199,7 @@ def test_what_is_passed_over_in_a_table_is_a_note(content: str, note: str) -> No
     [
         ("sample_id,label\n1,sit, down\n2,stand\n", "f.csv:3: 2 cells; the rows above have 3 columns"),
         ("sample_id,label\na,sit, down\nb,stand, up\n", "f.csv:2: 3 cells; the header has 2 columns"),
+        ('"sample_id","label"\na,sit, down\nb,stand, up\n', "f.csv:2: 3 cells; the header has 2 columns"),
         ("sample_id,label\na,x\nlabel,sample_id\nb,y\n", None),
         ("sample_id,label\na,x\nsample_id,view\nb,2\n", "f.csv:3: a second header, with other columns"),
         ("nothing,known\nsample_id2,x\n", "f.csv:1: unknown column 'nothing'"),

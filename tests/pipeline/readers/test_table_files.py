@@ -122,7 +122,7 @@ def test_a_file_may_be_called_nan(folder: Path, config: PipelineConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["samples.xlsx", "Samples.CSV", "samples.csv.txt", "sample.csv", "samples (1).csv", "Copy of samples.csv", "samples - Kopie.csv",
-     "my_samples.xlsx", "Samples_final.ods"])  # fmt: skip
+     "my_samples.xlsx", "Samples_final.ods", ".samples.csv.icloud", "samples.csv.crdownload"])  # fmt: skip
 def test_a_table_under_another_name_is_named(folder: Path, config: PipelineConfig, name: str) -> None:
     (folder / name).write_text("sample_id\na\n")
     assert f"(but {name}: " in refused("generic", folder, config)
