@@ -27,7 +27,7 @@ Cells = dict[str, str]
 
 _LONG, _HEAD = 1000, 1 << 20
 """Letters of a cell that is no formula or date, and those among which the header is looked for."""
-_MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
 _MOST_ROWS = 10_000_000
 _MOST_COLUMNS = 1000
 _MOST_ABOVE = 20
@@ -219,9 +219,9 @@ def _parquet(content: bytes, source: str) -> Iterator[tuple[int, Cells]]:
         file = pq.ParquetFile(pa.BufferReader(content))
         facts = file.metadata
         size = sum(facts.row_group(g).total_byte_size for g in range(facts.num_row_groups))
-        if facts.num_rows > _MOST_ROWS or size > _MOST_BYTES:
+        if facts.num_rows > _MOST_ROWS or size > MOST_BYTES:
             raise DataError(
-                f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {_MOST_BYTES:,}"
+                f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {MOST_BYTES:,}"
             )
         columns = _columns(file.schema_arrow.names, f"{source}:1")
         for column in file.schema_arrow:
