@@ -15,7 +15,7 @@ from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError, StageError
-from c2vl_pipeline.raw.hints import hints
+from c2vl_pipeline.raw.hints import hints, is_lost
 from c2vl_pipeline.raw.scan import check_ends, is_archive, list_zip, unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Match, Row, Scan
@@ -162,7 +162,12 @@ def check(dataset: Dataset, root: Path, expected: Expected, match: Match, scan: 
     )
     _check_content(dataset, root, rows, findings, deep)
     _empty_and_small(rows, findings)
-    _open_archives(dataset, root, match, scan, findings, deep)
+    lost = {
+        suffix: match.missing_stems.get(kind, set())
+        for kind, endings in (("video", dataset.video_suffixes), ("skeleton", dataset.skeleton_suffixes))
+        for suffix in endings
+    }
+    _open_archives(root, lost, scan, findings, deep)
     findings.lacks = _lacks(dataset, rows, findings)
     if findings.missing_videos or findings.missing_skeletons:
         findings.hints = hints(
@@ -172,6 +177,7 @@ def check(dataset: Dataset, root: Path, expected: Expected, match: Match, scan: 
             missing={"videos": findings.missing_videos, "skeletons": findings.missing_skeletons},
             present={kinds for kind, kinds in _KINDS if any(r[kind] for r in rows)},
             unexpected=findings.unexpected,
+            lost=lost,
         )
     return findings
 
@@ -235,21 +241,13 @@ def _check_content(dataset: Dataset, root: Path, rows: list[Row], findings: Find
                 findings.truncated.append(f"{relative}: {reason}")
 
 
-def _open_archives(dataset: Dataset, root: Path, match: Match, scan: Scan, findings: Findings, deep: bool) -> None:
+def _open_archives(root: Path, lost: dict[str, set[str]], scan: Scan, findings: Findings, deep: bool) -> None:
     """Note zip archives that are damaged or that hold missing files."""
-    stems = {
-        suffix: match.missing_stems.get(kind, set())
-        for kind, endings in (("video", dataset.video_suffixes), ("skeleton", dataset.skeleton_suffixes))
-        for suffix in endings
-    }
     for relative in scan.zips:
         names, problem = list_zip(root / relative, deep)
         if problem is not None:
             findings.damaged.append(f"{relative}: {problem}")
-        held = sum(
-            any(base.endswith(s) and base[: -len(s)] in missing for s, missing in stems.items())
-            for base in (name.rsplit("/", 1)[-1] for name in names)
-        )
+        held = sum(is_lost(name.rsplit("/", 1)[-1], lost) for name in names)
         if held:
             command = unpack_command(root / relative)
             findings.packed.append(f"{relative}: holds {held:,} missing files; unpack it: {command}")

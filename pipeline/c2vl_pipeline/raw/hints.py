@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset, dataset_names, load_dataset
 from c2vl_pipeline.raw.scan import unpack_command
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.readers.base import Scan
-
-_KINDS = {"videos": (".avi", ".mp4", ".mkv", ".mov", ".webm"), "skeletons": (".skeleton", ".txt", ".mat", ".npy")}
+from c2vl_pipeline.readers.base import USUAL, Scan, copied_from
 
 
 def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
@@ -35,7 +33,13 @@ def looks_like(names: Iterable[str], asked: Dataset) -> str | None:
 
 
 def hints(
-    dataset: Dataset, root: Path, scan: Scan, missing: dict[str, list[str]], present: set[str], unexpected: list[str]
+    dataset: Dataset,
+    root: Path,
+    scan: Scan,
+    missing: dict[str, list[str]],
+    present: set[str],
+    unexpected: list[str],
+    lost: dict[str, set[str]],
 ) -> list[str]:
     """Return probable causes of missing files, as sentences without a full stop.
 
@@ -46,6 +50,7 @@ def hints(
         missing: ids without a file, of `videos` and of `skeletons`.
         present: the kinds, of these two, with at least one file.
         unexpected: files with a suffix of the dataset that belong to no sample.
+        lost: suffix -> names, without it, of missing files.
     """
     if not (dataset.video_suffixes or dataset.skeleton_suffixes):
         return archive_hints(root, [*scan.zips, *scan.archives])
@@ -61,7 +66,24 @@ def hints(
             causes.append(hint)
         elif kinds not in present and (near := _neighbour(dataset, root, kinds, endings)):
             causes.append(f"the {kinds} are in {near}: give --data {root.parent}")
+    copies = {n: copied_from(os.path.basename(n)) for n in (*unexpected, *scan.others)}
+    found = [(n, plain) for n, plain in copies.items() if is_lost(plain, lost) and plain != os.path.basename(n)]
+    if found:
+        what = f"{found[0][0]}, which may be the missing {found[0][1]}{_more(found)}"
+        causes.append(f"rename, or download to its end, {what}")
+    if scan.links:
+        target = os.readlink(root / scan.links[0])
+        causes.append(f"the link {scan.links[0]} leads to {target}, which does not exist{_more(scan.links)}")
     return causes + archive_hints(root, scan.archives)
+
+
+def _more(names: Sized) -> str:
+    return f", and {len(names) - 1:,} more alike" if len(names) > 1 else ""
+
+
+def is_lost(name: str, lost: dict[str, set[str]]) -> bool:
+    """True if a file of this name is missing; `lost` as for `hints`."""
+    return any(name.endswith(suffix) and name[: -len(suffix)] in stems for suffix, stems in lost.items())
 
 
 def archive_hints(root: Path, names: list[str]) -> list[str]:
@@ -95,7 +117,7 @@ def _other_suffixes(dataset: Dataset, scan: Scan, kinds: str, endings: tuple[str
     for name in scan.others:
         base = os.path.basename(name)
         match = pattern.match(base)
-        if match and base.lower().endswith(_KINDS[kinds]):
+        if match and base.lower().endswith(USUAL[kinds.removesuffix("s")]):
             rests[base[match.end() :]] += 1
     if not rests:
         return None

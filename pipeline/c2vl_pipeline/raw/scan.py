@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from c2vl_manifests.errors import DataError, disk_error
-from c2vl_pipeline.readers.base import File, Scan, is_system_file
+from c2vl_pipeline.readers.base import USUAL, File, Scan, is_system_file, leads_nowhere
 
 _ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst")
 _FIRST_PART = re.compile(r".*\.(z01|0+1|part0*1(\.rar)?|(zip|7z|rar|tar|tgz|gz|bz2|xz|zst)\.(part)?a+)$", re.IGNORECASE)
@@ -75,6 +75,9 @@ def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
 
 
 def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str, ...]) -> None:
+    if entry.is_symlink() and leads_nowhere(entry.path):
+        scan.links.append(relative)
+        return
     lower = entry.name.lower()
     if lower.endswith(".zip"):
         scan.zips.append(relative)
@@ -88,7 +91,7 @@ def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str
         return
     try:
         size = entry.stat().st_size
-    except OSError:  # a broken link
+    except OSError:  # a link in a loop, or gone meanwhile
         return
     scan.files.append(File(entry.name[: -len(suffix)], suffix, size, relative))
 
@@ -97,7 +100,7 @@ def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str
 
 
 _TEXTS = {".skeleton", ".txt", ".csv", ".json"}
-_VIDEOS = {".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"}
+_VIDEOS = set(USUAL["video"])
 _LOOK = 64
 _COPY = "NUL bytes, as after a full disk, a crash or an unfinished copy; copy it again"
 

@@ -5,6 +5,7 @@ A `Reader` states everything the product must know about one kind of raw data. `
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -40,15 +41,21 @@ class File:
 
 _SYSTEM = re.compile(
     r"(^|/)(\._[^/]*|\.ds_store|(eh)?thumbs\.db|desktop\.ini|[^/]*(~|\.bak|\.orig|\.swp))$"
-    r"|(^|/)(__macosx|\.appledouble|\.trash[^/]*|\.spotlight-v100|\.fseventsd|\.ipynb_checkpoints|@eadir"
-    r"|\$recycle\.bin|system volume information|lost\+found)/",
+    r"|(^|/)(__macosx|\.(appledouble|trash[^/]*|spotlight-v100|fseventsd|ipynb_checkpoints|@[^/]*|recycle[^/]*)"
+    r"|[$#@]recycle(\.bin)?|recycler|[#~.]snap(shots?)?|\.(zfs|st(versions|folder)|sync|dropbox\.cache|git)"
+    r"|@(eadir|tmp|sharebin|recently-snapshot)|\.tmp\.drive(down|up)load|system volume information|lost\+found)/",
     re.IGNORECASE,
 )
 
 
 def is_system_file(relative: str) -> bool:
-    """True if a system, an archiver or an editor made this: `._x`, `x.bak`, or a folder (with `/`) like __MACOSX."""
+    """True if a system, an archiver, a NAS or an editor made this: `._x`, `x.bak`, a folder (with `/`) like #recycle."""
     return _SYSTEM.search(relative) is not None
+
+
+def is_hidden(relative: str) -> bool:
+    """True if the name of a file, or of a folder above it, begins like one that is not for people."""
+    return re.search(r"(^|/)[.#@~$]", relative) is not None
 
 
 @dataclass
@@ -60,6 +67,8 @@ class Scan:
     archives: list[str] = field(default_factory=list)
     unfinished: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)
+    """Links to what does not exist."""
     system: list[str] = field(default_factory=list)
     """What a system or an editor left, see `is_system_file`."""
 
@@ -138,6 +147,12 @@ class Reader:
     """Files are named by the ids of samples or recordings, so names reveal which dataset a folder holds."""
 
 
+USUAL = {
+    "video": (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"),
+    "skeleton": (".skeleton", ".txt", ".mat", ".npy", ".npz", ".json", ".csv", ".pkl"),
+}
+"""Suffixes of files of either kind, whoever made them."""
+
 # ------------------------------------------------------------------------------------------------ rows
 
 
@@ -178,19 +193,25 @@ def expect_ids(dataset: Dataset, root: Path, scan: Scan) -> Expected:
 def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
     """Look up files named by sample id, or by the name that a row already holds as its video or skeleton.
 
-    Of several suffixes for one kind of file, the first that exists is used.
+    Of several files, one below hidden folders is used last; of the others the one with the first suffix, then the less
+    deep one.
     """
     match = Match()
     files: dict[str, dict[str, File]] = {"video": {}, "skeleton": {}}
     order = {s: i for i, s in enumerate((*dataset.video_suffixes, *dataset.skeleton_suffixes))}
     duplicates = []
+
+    def rank(file: File) -> tuple[bool, int, int]:
+        return is_hidden(file.relative), order[file.suffix], file.relative.count("/")
+
     for file in scan.files:
         kind = "video" if file.suffix in dataset.video_suffixes else "skeleton"
-        best = files[kind].get(file.stem)
-        if best is None or order[file.suffix] < order[best.suffix]:
-            files[kind][file.stem] = file
-        elif best.suffix == file.suffix:
-            duplicates.append(f"{file.relative}: as {best.relative}")
+        other = files[kind].setdefault(file.stem, file)
+        if other is not file:
+            best, worse = sorted((other, file), key=rank)
+            files[kind][file.stem] = best
+            if worse.suffix == best.suffix:
+                duplicates.append(f"{worse.relative}: as {best.relative}")
     wanted: dict[str, set[str]] = {"video": set(), "skeleton": set()}
     for row in rows:
         for kind, missing in (("video", match.missing_videos), ("skeleton", match.missing_skeletons)):
@@ -209,11 +230,37 @@ def locate_by_name(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) ->
     return match
 
 
-def near_path(name: str, files: Iterable[str]) -> str | None:
+def leads_nowhere(path: str | Path) -> bool:
+    """True for a link to what does not exist; False if this cannot be known."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return os.path.islink(path)
+    except OSError:
+        pass
+    return False
+
+
+_COPY = re.compile(
+    r"(\.|(copy of|kopie von|copie de|copia de) )?(?P<stem>.+?)"
+    r"( ?\(\d+\)| - (copy|kopie|copie|copia)( ?\(\d+\))?| copy( \d+)?)?"
+    r"(?P<suffix>\.[^.]+)(\.(icloud|gdownload|download|crdownload|part|partial|tmp))?",
+    re.IGNORECASE,
+)
+
+
+def copied_from(name: str) -> str:
+    """Return the name that a file had before it was copied or while it is loaded: `x (1).npy` was x.npy."""
+    match = _COPY.fullmatch(name)
+    return match["stem"] + match["suffix"] if match else name
+
+
+def near_path(name: str, files: Iterable[str], by_stem: bool = True) -> str | None:
     """Return the file that a wrong path most probably means, or None.
 
     Files are compared without regard to letter case, the form of accents, blanks at ends, and the kind of slash; first
-    by the whole path, then by fewer of its last parts, at last by the name without its suffix.
+    by the whole path, then by fewer of its last parts, at last, `by_stem`, by the name without its suffix and without
+    what marks a copy.
     """
     wanted = _parts(name)
     best: tuple[int, str] | None = None
@@ -221,8 +268,8 @@ def near_path(name: str, files: Iterable[str]) -> str | None:
         parts = _parts(file)
         alike = [a == b for a, b in zip(reversed(wanted), reversed(parts), strict=False)]
         score = 2 * (alike.index(False) if False in alike else len(alike))
-        if not score and wanted and parts and _stem(wanted[-1]) == _stem(parts[-1]):
-            score = 1
+        if by_stem and not score and wanted and parts:
+            score = int(_stem(wanted[-1]) in {_stem(parts[-1]), _stem(copied_from(parts[-1]))})
         if score and (best is None or score > best[0]):
             best = score, file
     return best[1] if best else None

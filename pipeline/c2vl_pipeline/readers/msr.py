@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
-from c2vl_pipeline.readers.base import File, Match, Reader, Row, Scan, anchored, expect_ids
+from c2vl_pipeline.readers.base import File, Match, Reader, Row, Scan, anchored, expect_ids, is_hidden
 
 _TO_KINECT_V1 = [6, 3, 2, 19, 0, 7, 9, 11, 1, 8, 10, 12, 4, 13, 15, 17, 5, 14, 16, 18]
 
@@ -68,7 +68,7 @@ def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDAr
 def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
     match = Match()
     clips_by_name: dict[str, tuple[File, tuple[int, int]]] = {}
-    for file in scan.files:
+    for file in sorted(scan.files, key=lambda f: (is_hidden(f.relative), f.relative.count("/")), reverse=True):
         try:
             clips_by_name |= {name: (file, span) for name, span in clips(root / file.relative).items()}
         except DataError as error:

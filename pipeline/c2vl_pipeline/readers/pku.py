@@ -24,6 +24,7 @@ from c2vl_pipeline.readers.base import (
     Reader,
     Row,
     Scan,
+    is_hidden,
     joints_seen,
     locate_by_name,
     new_row,
@@ -72,10 +73,11 @@ def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[
         DataError: there is no file, one is malformed, or two of one recording differ.
     """
     files: dict[str, str] = {}
-    for relative in labels:
+    for relative in sorted(labels, key=is_hidden):
         stem = Path(relative).stem
         other = files.setdefault(stem, relative)
-        if other != relative and (root / other).read_bytes() != (root / relative).read_bytes():
+        same = other == relative or is_hidden(relative) != is_hidden(other)
+        if not same and (root / other).read_bytes() != (root / relative).read_bytes():
             raise DataError(
                 f"{root / relative}: differs from {other}, which labels the same recording; keep one of them"
             )

@@ -5,6 +5,7 @@ A table of any content gives rows or one DataError with file and line.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from decimal import Decimal
@@ -12,13 +13,13 @@ from pathlib import Path, PurePath
 
 from c2vl_manifests.datasets import SPLITS, Dataset
 from c2vl_manifests.errors import DataError, disk_error
-from c2vl_pipeline.readers.base import Expected, Row, Scan, new_row
-from c2vl_pipeline.readers.table_cells import Cells, is_missing, read_cells
+from c2vl_pipeline.readers.base import Expected, Row, Scan, copied_from, new_row
+from c2vl_pipeline.readers.table_cells import MOST_BYTES, Cells, is_missing, read_cells
 
 _INT16, _INT32 = 1 << 15, 1 << 31
-_MOST_TABLE_BYTES = 1 << 30
 _MOST_CELL = 1 << 16
 
+_LIKE_A_TABLE = re.compile(r"samples?\.[^/]*$|(?![.~])[^/]*samples?[^/]*\.(csv|tsv|xlsx?|ods|parquet)$", re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?\d{1,20}([.,]\d{0,20})?([eE][+-]?\d{1,2})?", re.ASCII)
 _AMBIGUOUS = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)
 """One and a bit for one program, a thousand and more for another."""
@@ -36,20 +37,26 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     """
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
     if path is None:
-        like = [name for name in scan.others if re.match(r"samples?\.[^/]*$", name, re.IGNORECASE)]
+        like = [f" (but {name}, a link that leads nowhere)" for name in scan.links if _LIKE_A_TABLE.match(name)]
+        like += [
+            f" (but {name}: save it as samples.csv)" for name in scan.others if _LIKE_A_TABLE.match(copied_from(name))
+        ]
+        deeper = [name for name in scan.others if name.endswith(("/samples.csv", "/samples.parquet"))]
+        like += [f" (but {name}: give --data {root / os.path.dirname(name)})" for name in deeper]
         raise DataError(
-            f"{root} holds neither samples.csv nor samples.parquet"
-            + (f" (but {like[0]}: save it as samples.csv)" if like else "")
-            + "; write a table with the columns sample_id, video, start_frame, end_frame, skeleton, label, subject, "
-            "view and split_<benchmark> (only sample_id is required)"
+            f"{root} holds neither samples.csv nor samples.parquet{(*like, '')[0]}; write a table with the columns "
+            "sample_id, video, start_frame, end_frame, skeleton, label, subject, view and split_<benchmark> (only "
+            "sample_id is required)"
         )
     try:
-        if (size := path.stat().st_size) > _MOST_TABLE_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; a table of samples has up to {_MOST_TABLE_BYTES:,}")
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise DataError(f"{path}: {size:,} bytes; a table of samples has up to {MOST_BYTES:,}")
         content = path.read_bytes()
     except OSError as error:
         raise DataError(disk_error(error, path)) from error
     notes: list[str] = []
+    if path.suffix == ".parquet" and (root / "samples.csv").is_file():
+        notes.append("samples.parquet is read, and samples.csv beside it is not")
     classes, rows = parse_table(content, path.suffix, str(path), notes)
     return Expected(classes, rows, notes=notes)
 
@@ -91,18 +98,21 @@ def class_names(texts: Iterable[str]) -> dict[str, str]:
     return {text: text for text in given}
 
 
+def _value(text: str) -> Decimal | None:
+    return Decimal(text.replace(",", ".")) if _NUMBER.fullmatch(text) else None
+
+
 def _plain(number: str) -> str:
     """Return a number as it is written without need: `2.0`, `2,0` and `2e0` are 2; `07` stays."""
-    if number.lstrip("+-").isdigit():
+    if number.lstrip("+-").isdigit() or (value := _value(number)) is None:
         return number
-    value = Decimal(number.replace(",", "."))
     return str(int(value)) if value == value.to_integral_value() else f"{value.normalize():f}"
 
 
 def _label_order(label: str) -> tuple[bool, Decimal, str]:
     """Sort key: numbers first and by value, then words."""
-    number = _NUMBER.fullmatch(label) is not None
-    return not number, Decimal(label.replace(",", ".")) if number else Decimal(0), label
+    value = _value(label)
+    return value is None, value or Decimal(0), label
 
 
 def whole_number(text: str) -> int | None:
@@ -111,10 +121,8 @@ def whole_number(text: str) -> int | None:
         return None
     if match := _GROUPED.fullmatch(text):
         text = match["digits"].replace(match["group"], "") + (match["rest"] or "")
-    if not _NUMBER.fullmatch(text):
-        return None
-    value = Decimal(text.replace(",", "."))
-    return int(value) if value == value.to_integral_value() else None
+    value = _value(text)
+    return int(value) if value is not None and value == value.to_integral_value() else None
 
 
 def _table_row(place: str, folder: PurePath, cells: Cells, labels: dict[str, int]) -> Row:

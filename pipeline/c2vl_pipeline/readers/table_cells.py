@@ -11,6 +11,7 @@ import io
 import re
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -26,9 +27,11 @@ Cells = dict[str, str]
 
 _LONG, _HEAD = 1000, 1 << 20
 """Letters of a cell that is no formula or date, and those among which the header is looked for."""
-_MOST_BYTES = 1 << 30
+MOST_BYTES = 1 << 30
 _MOST_ROWS = 10_000_000
 _MOST_COLUMNS = 1000
+_MOST_ABOVE = 20
+_NAMES = ("sample_id", "video", "skeleton", "camera")
 _SAVE = "save it as CSV in UTF-8"
 _FORMATS = {
     b"PK\x03\x04": "an Excel or OpenDocument workbook, or a zip",
@@ -38,10 +41,13 @@ _FORMATS = {
     b"{": "JSON",
     b"[{": "JSON",
 }
-_MISSING = frozenset({"NA", "N/A", "#N/A", "#NA", "#N/A N/A", "<NA>", "NULL", "Null", "null", "None", "n/a"})
-"""Words of pandas, R and spreadsheets for "nothing"; those for "not a number" count in every letter case."""
-_NOT_A_NUMBER = re.compile(r"[+-]?nan|nat|[+-]?1\.#(ind|qnan)", re.IGNORECASE)
-_SHEET_ERRORS = frozenset({"#REF!", "#VALUE!", "#NAME?", "#DIV/0!", "#NUM!", "#NULL!", "#SPILL!"})
+_MISSING = re.compile(
+    r"NA|<NA>|N/A|n/a|NULL|[Nn]ull|None|#N/A N/A|#(NA|NV|NO|[^\W\d_a-z]/[^\W\d_a-z]|SAKNAS|PUUTTUU|YOK|HIÁNYZIK|NENÍ_K_DISPOZICI)!?"
+    r"|(?i:[+-]?nan|nat|[+-]?1\.#(ind|qnan))"
+)
+"""Words of pandas, R and spreadsheets of any country for "nothing"; those for "not a number" in every letter case."""
+_SHEET_ERROR = re.compile(r"#[¡¿]?[^\Wa-z]+(/0)?\s?[!?]|#GETTING_DATA|#{3,}|(Err|Erreur|Fehler|Virhe) ?:\d{3}")
+"""Errors of spreadsheets of any country, and what stands in a column that is too narrow."""
 _INDEX = re.compile(r"unnamed:_\d+(\.\d+)?(_level_\d+)?|__index_level_\d+__|index|level_\d+")
 """Columns that pandas writes unasked: the index of the rows."""
 _FORMULA = re.compile(r'="([^"]*)"')
@@ -51,7 +57,7 @@ _NOT_WESTERN = re.compile(r"[^\x00-\x7f]{3}|[^\x00-\x7f\xa0°·À-ÖØ-öø-ÿŠ
 
 def is_missing(text: str) -> bool:
     """True if the text of a cell means that nothing is given."""
-    return not text or text in _MISSING or _NOT_A_NUMBER.fullmatch(text) is not None
+    return not text or _MISSING.fullmatch(text) is not None
 
 
 def read_cells(content: bytes, suffix: str, source: str, notes: list[str]) -> Iterator[tuple[int, Cells]]:
@@ -73,7 +79,7 @@ def read_cells(content: bytes, suffix: str, source: str, notes: list[str]) -> It
     begin = content[:64].lstrip()
     if name := next((name for start, name in _FORMATS.items() if begin.startswith(start)), None):
         raise DataError(f"{source}: not a table of samples, but {name}; {_SAVE}")
-    return _csv(_decoded(content, source, notes), source)
+    return _csv(_decoded(content, source, notes), source, notes)
 
 
 def as_text(value: Any) -> str:
@@ -93,7 +99,7 @@ def as_text(value: Any) -> str:
 
 
 def _decoded(content: bytes, source: str, notes: list[str]) -> str:
-    """Return the text of a file in UTF-8, UTF-16 or Windows-1252.
+    """Return the text of a file in UTF-8, UTF-16, UTF-32 or Windows-1252.
 
     A spreadsheet that writes no UTF-8 uses the code page of its country. Accented letters of Western Europe stand
     alone; words of other scripts, taken for Windows-1252, would be rows of them.
@@ -101,7 +107,11 @@ def _decoded(content: bytes, source: str, notes: list[str]) -> str:
     if content and not (content[:16].strip(b"\0") and content[-16:].strip(b"\0")):
         raise DataError(f"{source}: NUL bytes, as after a crash or on a full disk; copy the table again")
     encoding = "utf-8"
-    if content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
+    if content[:4] in {b"\xff\xfe\0\0", b"\0\0\xfe\xff"}:
+        encoding = "utf-32"
+    elif content[:4].count(0) == 3:
+        encoding = "utf-32-be" if content[:1] == b"\0" else "utf-32-le"
+    elif content[:2] in {b"\xff\xfe", b"\xfe\xff"}:
         encoding = "utf-16"
     elif (content[:1] == b"\0") != (content[1:2] == b"\0"):
         encoding = "utf-16-be" if content[:1] == b"\0" else "utf-16-le"
@@ -117,41 +127,88 @@ def _decoded(content: bytes, source: str, notes: list[str]) -> str:
     return text
 
 
-def _csv(text: str, source: str) -> Iterator[tuple[int, Cells]]:
+def _csv(text: str, source: str, notes: list[str]) -> Iterator[tuple[int, Cells]]:
     above = 0
     if hint := re.match(r'"?sep=(.)"?[,;\t]*(\r\n|\r|\n)', text, re.IGNORECASE):  # Excel's own first line
         text, above = text[hint.end() :], 1
+    again: list[int] = []
+    named: bool | None = None
+    at = last = 0
     try:
         separator = hint[1] if hint else max(",;\t|", key=lambda one: _known(text[:_HEAD], one))
-        reader = _reader(text, separator)
-        line, names = _header(reader)
-        columns = _columns(names, f"{source}:{line + above}")
-        for cells in reader:
-            texts = [as_text(cell) for cell in cells]
-            place = f"{source}:{reader.line_num + above}"
-            if any(texts[len(columns) :]):
+        begin, headers, title = _header(text, separator)
+        _check_quotes(f"{source}:{begin + above}", [None] * len(headers), headers, separator)
+        columns, names = _columns(headers, f"{source}:{begin + above}"), [_name(header) for header in headers]
+        own = names.index("sample_id") if "sample_id" in names else 0
+        if title:
+            notes.append(f"{source}: what stands above line {begin + above} is passed over ({title[:40]!r})")
+        for at, last, cells in _rows(text, separator):
+            texts, place = [as_text(cell) for cell in cells], f"{source}:{last + above}"
+            if at <= begin or not any(texts):
+                continue
+            if len(cells) > own and _name(cells[own]) == names[own] == "sample_id":
+                if [_name(cell) for cell in cells] != names:
+                    raise DataError(f"{place}: a second header, with other columns; write one table with one header")
+                again.append(last + above)
+                continue
+            if at < last:
+                _check_quotes(f"{source}:{at + above}", columns, texts, separator)
+            if named is None:
+                # a program that puts quotes around headers puts them around all text
+                plain = texts[0].isdigit() or re.match(r'"[^\r\n]*[\r\n]+"', text) is not None
+                named = len(texts) == len(columns) + 1 and plain and texts[-1] != ""
+                if named:
+                    columns = [None, *columns]
+                    notes.append(f"{source}: its first column has no header and is passed over, as R's names of rows")
+            if any(texts[len(columns) :]) or (named and len(texts) != len(columns)):
+                others = "rows above have" if named else "header has"
                 raise DataError(
-                    f"{place}: {len(cells)} cells; the header has {len(columns)} columns: put quotes around cells that "
+                    f"{place}: {len(cells)} cells; the {others} {len(columns)} columns: put quotes around cells that "
                     f"contain {separator!r}"
                 )
-            if any(texts):
-                yield reader.line_num + above, _cells(columns, texts, place)
-    except (csv.Error, TypeError, ValueError) as error:
+            yield last + above, _cells(columns, texts, place)
+    except csv.Error as error:
+        place = f"behind line {last + above}, perhaps by a quote that is not closed"
+        raise DataError(f"{source}: not a table of samples ({error}) {place}; {_SAVE}") from error
+    except (TypeError, ValueError) as error:
         raise DataError(f"{source}: not a table of samples ({error}); {_SAVE}") from error
+    if again:
+        more = f" and {len(again) - 1} more" if again[1:] else ""
+        notes.append(f"{source}: the header stands again in line {again[0]}{more}, which is passed over")
 
 
-def _reader(text: str, separator: str) -> Any:
-    return csv.reader(io.StringIO(text, newline=""), delimiter=separator)
-
-
-def _header(reader: Any) -> tuple[int, list[str]]:
-    """Return line and cells of the first row that is not empty."""
-    line = 1
+def _rows(text: str, separator: str) -> Iterator[tuple[int, int, list[str]]]:
+    """Yield the first and the last line of each row, and its cells; quotes count after blanks, too."""
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=separator != " ")
+    at = 1
     for cells in reader:
-        if any(cell.strip() for cell in cells):
-            return line, cells
-        line = reader.line_num + 1
-    return line, []
+        yield at, reader.line_num, cells
+        at = reader.line_num + 1
+
+
+def _header(text: str, separator: str) -> tuple[int, list[str], str]:
+    """Return line and cells of the header, and what stands above it: rows without a column, as a spreadsheet's title."""
+    first: tuple[int, list[str], str] | None = None
+    rows = ((line, cells) for line, _, cells in _rows(text, separator) if any(cell.strip() for cell in cells))
+    for line, cells in islice(rows, _MOST_ABOVE):
+        names = [_name(cell) for cell in cells]
+        if first is None:
+            first = line, cells, ""
+        elif "sample_id" in names:
+            return line, cells, " ".join(filter(None, first[1]))
+        if any(map(_is_column, names)):
+            break
+    return first or (1, [], "")
+
+
+def _check_quotes(place: str, columns: list[str | None], texts: list[str], separator: str) -> None:
+    """Raise DataError if a cell holds lines that are rows, or is a name of several lines."""
+    for column, text in zip(columns, texts, strict=False):
+        if ("\n" in text or "\r" in text) and (separator in text or column in _NAMES):
+            raise DataError(
+                f"{place}: {column or 'a cell'} = {text[:40]!r} goes on in the next line, as after a quote that is not "
+                "closed; close it, and write each cell in one line"
+            )
 
 
 # -------------------------------------------------------------------------------------------- Parquet
@@ -162,9 +219,9 @@ def _parquet(content: bytes, source: str) -> Iterator[tuple[int, Cells]]:
         file = pq.ParquetFile(pa.BufferReader(content))
         facts = file.metadata
         size = sum(facts.row_group(g).total_byte_size for g in range(facts.num_row_groups))
-        if facts.num_rows > _MOST_ROWS or size > _MOST_BYTES:
+        if facts.num_rows > _MOST_ROWS or size > MOST_BYTES:
             raise DataError(
-                f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {_MOST_BYTES:,}"
+                f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {MOST_BYTES:,}"
             )
         columns = _columns(file.schema_arrow.names, f"{source}:1")
         for column in file.schema_arrow:
@@ -187,7 +244,7 @@ def _parquet(content: bytes, source: str) -> Iterator[tuple[int, Cells]]:
 
 def _name(header: str) -> str:
     """Return a column's name as this program writes it: `Sample ID` is sample_id; `split_My bench` stays."""
-    text = header.strip()
+    text = header.strip().lstrip("\ufeff")  # of a file that was put behind another
     return text if text.startswith("split_") else re.sub(r"[\s-]+", "_", text.lower())
 
 
@@ -198,7 +255,7 @@ def _is_column(name: str) -> bool:
 def _known(text: str, separator: str) -> int:
     """Count the columns that this separator gives and this program knows."""
     try:
-        return sum(_is_column(_name(header)) for header in _header(_reader(text, separator))[1])
+        return sum(_is_column(_name(header)) for header in _header(text, separator)[1])
     except csv.Error:
         return 0
 
@@ -223,7 +280,7 @@ def _cells(columns: list[str | None], texts: list[str], place: str) -> Cells:
     for at, (column, text) in enumerate(zip(columns, texts, strict=False)):
         if column is None:
             continue
-        if text in _SHEET_ERRORS:
+        if _SHEET_ERROR.fullmatch(text) and not is_missing(text):
             raise DataError(f"{place}: {column} = {text!r}, an error of the spreadsheet; correct the cell or empty it")
         if column:
             cells[column] = text

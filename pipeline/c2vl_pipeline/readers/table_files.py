@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import passing
-from c2vl_pipeline.readers.base import Match, Row, Scan, near_path
+from c2vl_pipeline.readers.base import USUAL, Match, Row, Scan, copied_from, leads_nowhere, near_path
 from c2vl_pipeline.readers.table_cells import is_missing
 
 
@@ -36,7 +37,26 @@ def locate_named(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> M
                 continue
             missing.append(row["sample_id"])
             if kind not in match.absent:
-                near = near_path(name, [*scan.others, *(file.relative for file in scan.files)])
-                hint = f"; is {near} meant?" if near else f" in {root}"
-                match.absent[kind] = f"{row['sample_id']}: {name} does not exist{hint}"
+                match.absent[kind] = f"{row['sample_id']}: {name} {_absence(root, name, kind, scan)}"
     return match
+
+
+def _absence(root: Path, name: str, kind: str, scan: Scan) -> str:
+    """Return why there is no file of this name: it is a folder, a link leads nowhere, or it has another name."""
+    path = root / name
+    try:
+        if path.is_dir():
+            return "is a folder; name a file"
+        while path != root and not path.exists():
+            if leads_nowhere(path):
+                what = "is" if path == root / name else f"is below {path.relative_to(root)},"
+                return f"{what} a link to {os.readlink(path)}, which does not exist"
+            path = path.parent
+    except (OSError, ValueError):  # not a possible file name
+        pass
+    strange = USUAL["skeleton" if kind == "video" else "video"]
+    packed = {*scan.zips, *scan.archives}
+    files = [*scan.others, *(file.relative for file in scan.files)]
+    alike = (f for f in files if f not in packed and not copied_from(f).lower().endswith(strange))
+    near = near_path(name, alike, by_stem=not packed)
+    return f"does not exist; is {near} meant?" if near else f"does not exist in {root}"

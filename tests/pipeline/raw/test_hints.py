@@ -108,3 +108,25 @@ def test_zips_of_an_own_folder_and_of_labels_are_named(tmp_path: Path, config: P
     zipped(labels / "Label_PKU_final.zip", "Label/A01N01-L.txt")
     assert f"unzip {labels / 'Label_PKU_final.zip'}" in refused("pku-mmd-2", labels, config)
     assert f"unzip {root / 'j.zip'} -d {root}" in refused("utd-mhad", root / "j.zip", config)
+
+
+@pytest.mark.parametrize(
+    "name", ["{stem} (1).skeleton", "Copy of {stem}.skeleton", "{stem} - Copie.skeleton", ".{stem}.skeleton.icloud"]
+)
+def test_a_copy_of_a_missing_file_is_named(whole: Path, config: PipelineConfig, name: str) -> None:
+    path = next(whole.rglob("S001C001P001R001A001.skeleton"))
+    other = path.rename(path.with_name(name.format(stem=path.stem))).relative_to(whole)
+    assert doubtful("synthetic", whole, config).hints == [
+        f"rename, or download to its end, {other}, which may be the missing {path.name}"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["skeleton", "folder"])
+def test_a_link_to_nowhere_is_named(whole: Path, tmp_path: Path, config: PipelineConfig, kind: str) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    path = next(whole.rglob("S001C001P001R001A001.skeleton"))
+    path = path if kind == "skeleton" else path.parent
+    path.rename(tmp_path / "elsewhere" / path.name)
+    path.symlink_to("/gone/with the disk")
+    expected = f"the link {path.relative_to(whole)} leads to /gone/with the disk, which does not exist"
+    assert doubtful("synthetic", whole, config).hints == [expected]

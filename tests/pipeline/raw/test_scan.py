@@ -11,7 +11,7 @@ import pytest
 
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_pipeline.raw.scan import check_ends, is_archive, missing_bytes, scan_folder, unpack_command
-from support.indexing import doubtful, indexed
+from support.indexing import doubtful, indexed, rows
 from support.video import cut, faststart, film, matroska
 
 KINDS = [("x.avi", "XVID"), ("x.mkv", "FFV1"), ("x.webm", "VP80"), ("x.flv", "FLV1")]
@@ -115,6 +115,28 @@ def test_a_second_copy_of_a_file_is_a_note(whole: Path, config: PipelineConfig) 
     assert found.notes() == [f"1 unexpected files (zz/{path.name}: as {path.relative_to(whole)})"]
 
 
+@pytest.mark.parametrize("folder", [".old", "#1", "a/b/c", "@home"])
+def test_of_two_files_of_one_name_the_visible_less_deep_one_is_read(
+    whole: Path, config: PipelineConfig, folder: str
+) -> None:
+    path = next(whole.rglob("S001C001P001R001A001_rgb.avi"))
+    wanted = str(path.relative_to(whole))
+    other = whole / folder / "more" / path.name
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"an older version")
+    index, found = indexed("synthetic", whole, whole.parent / "w", config)
+    assert rows(index)["S001C001P001R001A001"]["video"] == wanted
+    assert found.notes() == [f"1 unexpected files ({other.relative_to(whole)}: as {wanted})"]
+
+
+def test_a_file_that_lies_in_a_hidden_folder_alone_is_read(whole: Path, config: PipelineConfig) -> None:
+    path = next(whole.rglob("S001C001P001R001A001_rgb.avi"))
+    (whole / ".mine").mkdir()
+    path.rename(whole / ".mine" / path.name)
+    index, found = indexed("synthetic", whole, whole.parent / "w", config)
+    assert (rows(index)["S001C001P001R001A001"]["video"], found.notes()) == (f".mine/{path.name}", [])
+
+
 def test_a_link_in_a_loop_is_no_file_and_no_end(tmp_path: Path) -> None:
     (tmp_path / "S001C001P001R001A001_rgb.avi").symlink_to(tmp_path / "S001C001P001R001A001_rgb.avi")
     (tmp_path / "S001C001P001R001A002_rgb.avi").write_bytes(b"x")
@@ -127,7 +149,10 @@ def test_a_link_in_a_loop_is_no_file_and_no_end(tmp_path: Path) -> None:
     [
         "._A.skeleton", "a/.DS_Store", "a/Thumbs.db", "Desktop.ini", "labels/A01.txt~", "A.skeleton.bak", "x.orig",
         "__MACOSX/a/A.skeleton", "a/.ipynb_checkpoints/A.skeleton", "$RECYCLE.BIN/A.skeleton", ".Trash-1000/A.skeleton",
-        "System Volume Information/x", "lost+found/1", "@eaDir/A.skeleton",
+        "System Volume Information/x", "lost+found/1", "@eaDir/A.skeleton", "#recycle/A.skeleton", "@Recycle/a/A.skeleton",
+        "#snapshot/daily/A.skeleton", ".snapshot/A.skeleton", ".snapshots/1/A.skeleton", ".zfs/snapshot/x/A.skeleton",
+        ".@__thumb/A.skeleton", ".stversions/A~2024.skeleton", ".dropbox.cache/A.skeleton", ".Trashes/501/A.skeleton",
+        ".Recycle_bin/A.skeleton", "RECYCLER/S-1-5/A.skeleton", ".sync/Archive/A.skeleton", ".@upload_cache/A.skeleton",
     ],
 )  # fmt: skip
 def test_what_systems_and_editors_leave_is_no_data(tmp_path: Path, name: str) -> None:

@@ -163,6 +163,18 @@ def test_what_a_mac_left_beside_the_file_is_passed_over(tmp_path: Path, recipe: 
     assert name.startswith(found.system[0])
 
 
+@pytest.mark.parametrize("name", [".old/m.npz", "backup/m.npz", "#1/2/m.npz", "m/z.npz"])
+def test_of_two_files_with_the_same_clips_the_visible_less_deep_one_is_read(
+    tmp_path: Path, recipe: Recipe, name: str
+) -> None:
+    root = tmp_path / "raw"
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    write(root / "m.npz")
+    write(root / name, x=np.ones((9, 20, 3), np.float32))
+    made, _ = indexed(root, tmp_path / "w", recipe, only_present=True)
+    assert set(made.table["skeleton"].to_pylist()) == {"m.npz"}
+
+
 def test_a_file_of_nul_bytes_is_called_so(tmp_path: Path, recipe: Recipe) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "m.npz").write_bytes(bytes(5000))

@@ -40,6 +40,19 @@ def test_pku_rows_are_cut_from_label_files(pku: Path, tmp_path: Path, config: Pi
     assert made["A001N002V001C051L004"]["problem"] is None
 
 
+@pytest.mark.parametrize(
+    "folder", ["#recycle/Label", ".snapshot/a/Labels", "@Recycle/Label", ".old/Label", "#mine/labels"]
+)
+def test_label_files_that_were_thrown_away_change_nothing(
+    pku: Path, tmp_path: Path, config: PipelineConfig, folder: str
+) -> None:
+    expected = rows(indexed("pku-mmd-2", pku, tmp_path / "w", config, allow_missing=True)[0])
+    path = next(path for path in pku.rglob("A01N02-L.txt") if "label" in str(path.parent).lower())
+    (pku / folder).mkdir(parents=True)
+    (pku / folder / path.name).write_text("1,5,9,2\n")
+    assert rows(indexed("pku-mmd-2", pku, tmp_path / "w2", config, allow_missing=True)[0]) == expected
+
+
 def test_pku_1_promises_what_its_label_files_say_and_names_the_impossible_row(
     tmp_path: Path, config: PipelineConfig
 ) -> None:

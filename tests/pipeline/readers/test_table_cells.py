@@ -62,7 +62,11 @@ def test_a_number_with_two_meanings_is_refused_with_row_column_and_remedy() -> N
 # ------------------------------------------------------------------------------------ gaps and labels
 
 
-@pytest.mark.parametrize("gap", ["", "NaN", "nan", "NA", "N/A", "None", "NULL", "null", "<NA>", "NaT", "#N/A", " NaN "])
+@pytest.mark.parametrize(
+    "gap",
+    ["", "NaN", "nan", "NA", "N/A", "None", "NULL", "null", "<NA>", "NaT", "#N/A", " NaN ", "#NV", "#I/T", "#Н/Д", "#N/D!",
+     "#SAKNAS!", "#YOK"],
+)  # fmt: skip
 def test_words_for_nothing_are_gaps_in_every_column_and_no_class(gap: str) -> None:
     columns = ("start_frame", "end_frame", "label", "subject", "view", "camera", "split_x")
     classes, rows, _ = read(f"sample_id,{','.join(columns)}\na{f',{gap}' * len(columns)}\nb,0,9,wave,1,2,c,train\n")
@@ -75,6 +79,23 @@ def test_words_for_nothing_are_gaps_in_every_column_and_no_class(gap: str) -> No
 
 def test_a_row_whose_id_means_nothing_is_refused_with_the_word() -> None:
     assert refused("sample_id,label\na,x\nnan,y\n") == "f.csv:3: no sample_id (but 'nan'); every row needs one"
+
+
+@pytest.mark.parametrize(
+    "error",
+    ["#ZAHL!", "#NOM?", "#¿NOMBRE?", "#ЗНАЧ!", "#BŁĄD!", "#DEĞER!", "#DIV/0!", "#ÜBERLAUF!", "#VALEUR\u202f!", "#值!", "#GETTING_DATA", "########",
+     "Err:508", "Err :522", "Fehler:504"],
+)  # fmt: skip
+@pytest.mark.parametrize("column", ["label", "camera", "video"])
+def test_an_error_of_a_spreadsheet_of_any_country_is_no_class(error: str, column: str) -> None:
+    assert refused(f"sample_id;{column}\na;x\nb;{error}\n") == (
+        f"f.csv:3: {column} = {error!r}, an error of the spreadsheet; correct the cell or empty it"
+    )
+
+
+@pytest.mark.parametrize("label", ["#1", "#wave!", "Hey!", "# OK", "#left/right", "Error: 5", "A#B!"])
+def test_a_label_may_hold_a_hash_or_end_with_a_mark(label: str) -> None:
+    assert read(f"sample_id;label\na;{label}\n")[0] == (label,)
 
 
 def test_none_in_small_letters_may_be_a_gesture() -> None:
@@ -140,10 +161,76 @@ PLAIN = 'sample_id,label,start_frame\na,"x, y",3\nb,z,\n'
         PLAIN.encode("utf-16-be"),
         "\ufeff".encode("utf-16-le") + PLAIN.replace(",", "\t").replace("x\t y", "x, y").encode("utf-16-le"),
         'sample_id,label,start_frame\n"=""a""","x, y",3\nb,z,NaN\n',
+        PLAIN.replace(",", ", ").replace("x,  y", "x, y"),
+        'sample_id, label,  start_frame\n "a",   "x, y", "3"\nb, z,\n',
+        PLAIN.encode("utf-32"),
+        PLAIN.encode("utf-32-be"),
+        PLAIN.encode("utf-32-le"),
+        "\ufeff".encode("utf-32-be") + PLAIN.encode("utf-32-be"),
+        '"sample_id","label","start_frame"\n"1","a","x, y",3\n"2","b","z",NA\n',
+        '"label","start_frame","sample_id"\n"Anna","x, y",3,"a"\n"Bob","z",NA,"b"\n',
+        "sample_id;label;start_frame\n3;a;x, y;3\n12;b;z;NA\n",
+        "Table 1,,\n" + PLAIN,
+        "# exported by the lab\n\nRecordings;;\n" + PLAIN.replace(",", ";").replace("x; y", "x, y"),
+        "Sheet\tA\nSample ID\tlabel\tstart_frame\na\tx, y\t3\nb\tz\t\n",
+        PLAIN.replace("b,z", "sample_id,label,start_frame\nb,z"),
+        PLAIN + "\ufeffSample ID,Label,Start frame\n",
+        (PLAIN + "\n sample_id , label , start_frame\n").replace("\n", "\r\n"),
     ],
 )
 def test_one_table_in_many_spellings_is_one_table(content: str | bytes) -> None:
     assert read(content)[:2] == read(PLAIN)[:2]
+
+
+@pytest.mark.parametrize(
+    ("content", "note"),
+    [
+        ("Table 1,,\n" + PLAIN, "f.csv: what stands above line 2 is passed over ('Table 1')"),
+        (PLAIN + "sample_id,label,start_frame\n" * 3, "f.csv: the header stands again in line 4 and 2 more, which is passed over"),
+        ("sample_id,label\n1,a,x\n2,b,y\n", "f.csv: its first column has no header and is passed over, as R's names of rows"),
+    ],
+)  # fmt: skip
+def test_what_is_passed_over_in_a_table_is_a_note(content: str, note: str) -> None:
+    assert read(content)[2] == [note]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sample_id,label\n1,sit, down\n2,stand\n", "f.csv:3: 2 cells; the rows above have 3 columns"),
+        ("sample_id,label\na,sit, down\nb,stand, up\n", "f.csv:2: 3 cells; the header has 2 columns"),
+        ('"sample_id","label"\na,sit, down\nb,stand, up\n', "f.csv:2: 3 cells; the header has 2 columns"),
+        ("sample_id,label\na,x\nlabel,sample_id\nb,y\n", None),
+        ("sample_id,label\na,x\nsample_id,view\nb,2\n", "f.csv:3: a second header, with other columns"),
+        ("nothing,known\nsample_id2,x\n", "f.csv:1: unknown column 'nothing'"),
+        ("label,oops\nsample_id,label\n", "f.csv:1: unknown column 'oops'"),
+    ],
+)
+def test_rows_are_neither_shifted_nor_lost_by_a_guess(content: str, said: str | None) -> None:
+    if said is None:
+        assert set(read(content)[1]) == {"a", "b", "label"}
+    else:
+        assert refused(content).startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("content", "place"),
+    [
+        ('sample_id,video,label\na,"v/a.avi,1\nb,v/b.avi,2\n', "f.csv:2: video = 'v/a.avi,1"),
+        ('sample_id;label\na;x\nb;"wave\nc;clap\nd;"sit"\n', "f.csv:3: label = 'wave"),
+        ('sample_id\n"a\nb\n', "f.csv:2: sample_id = 'a"),
+        ('sample_id,"video,label\na,x,y\n', "f.csv:1: a cell = 'video,label"),
+        ('sample_id,camera\n\na,"left\nright"\n', "f.csv:3: camera = 'left"),
+        (
+            'sample_id,label\na,"' + "x\nb," * 40_000,
+            "f.csv: not a table of samples (field larger than field limit (131072)) behind line 1, ",
+        ),
+    ],
+)
+def test_a_quote_that_is_not_closed_swallows_no_rows(content: str, place: str) -> None:
+    text = refused(content)
+    assert text.startswith(place)
+    assert "a quote that is not closed" in text
 
 
 def test_a_quoted_line_break_is_part_of_its_cell_and_lines_are_counted_on() -> None:
