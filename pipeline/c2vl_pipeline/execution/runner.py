@@ -197,7 +197,7 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
     """Raise StageError if the raw folder or an earlier stage is absent; if `whole`, also if one is unfinished."""
     if not index.root.is_dir():
         raise StageError(
-            f"the raw folder {index.root} does not exist; mount it, or run `c2vl-pipeline index` again with "
+            f"the raw folder {index.root} is not there; mount it, or run `c2vl-pipeline index` again with "
             f"its new place: otherwise every row would report a missing file"
         )
     for name in stage.upstream(recipe):

@@ -377,7 +377,7 @@ def test_a_raw_folder_that_is_away_is_refused_and_no_row_says_missing(
     folder = linked(raw, tmp_path / "raw")
     work = start(folder, tmp_path / "w", 4)
     folder.rename(tmp_path / "away")
-    with pytest.raises(StageError, match=r"the raw folder .* does not exist; mount it"):
+    with pytest.raises(StageError, match=r"the raw folder .* is not there; mount it"):
         runner.run_stage(crop.STAGE, work, recipe)
     (tmp_path / "away").rename(folder)
     assert runner.run_stage(crop.STAGE, work, recipe).statuses == {"ok": 128}
