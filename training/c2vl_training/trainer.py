@@ -111,7 +111,7 @@ def train(run: Run, emit: Emit = silent) -> Result:
         run_folder.write_run(run, result, encoder)
         if isinstance(method, Pretraining):
             checkpoint.save(run.out / checkpoint.PROJECTORS, method.projectors(), run.facts())
-        checkpoint.save(run.out / checkpoint.ENCODER, encoder.state_dict(), run.facts())
+        checkpoint.save(run.out / checkpoint.ENCODER, encoder.state_dict(), run.facts() | run.trained_with(selection))
     return result
 
 

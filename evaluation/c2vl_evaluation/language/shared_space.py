@@ -29,7 +29,7 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import JointEmbedding, encode, load_joint_embedding
-from c2vl_training.run_folder import trained_on
+from c2vl_training.run_folder import rows_trained_on
 
 _DIGITS = 12
 """Cosines are a tie if they agree to this number of digits."""
@@ -110,7 +110,7 @@ class SharedSpace:
             )
         elif packed.manifest.derived_from_joints("language"):
             notes.append("The captions of this data are derived from joints: no evidence for language.")
-        if not trained_on(self.space.facts, packed):
+        if not len(rows_trained_on(self.context.facts(), packed)):
             notes.append(
                 "This run was trained on other data than these: both are assumed to have the same text encoder."
             )
