@@ -66,7 +66,11 @@ class Run:
 
     def trained_with(self, selection: Selection) -> dict[str, Any]:
         """Return what is saved with a finished encoder beside `facts`: its data may be changed or gone later."""
-        return {"clips": self.packed.clips(selection.rows), "joint_captions": self.uses_joint_captions()}
+        return {
+            "clips": self.packed.clips(selection.rows),
+            "joint_captions": self.uses_joint_captions(),
+            "embeddings": self.packed.manifest.engines.get("embeddings", {}),
+        }
 
     def uses_joint_captions(self) -> bool:
         """Return True if the run is pre-trained on captions computed from the joints that it sees."""
