@@ -188,7 +188,7 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
     console = Console()
     # a pipe or a log file has no width
     width = max(console.width if console.is_terminal else 140, sum(widths) + 3 * len(widths) + 1)
-    Console(width=width).print(table)
+    Console(width=width).print(table, crop=False)
 
 
 def say(text: str) -> None:
