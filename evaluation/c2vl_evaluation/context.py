@@ -19,7 +19,7 @@ from c2vl_manifests.packed import resolve_recipe
 from c2vl_manifests.recipe import Recipe
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
-from c2vl_training.run_folder import trained_on
+from c2vl_training.run_folder import rows_trained_on
 
 
 @dataclass(frozen=True)
@@ -105,29 +105,21 @@ class EvalContext:
         return "ceiling" if facts.get("kind") == "supervised" else "floor"
 
     def uses_joint_captions(self) -> bool:
-        """Return True if the run was pre-trained on joint-derived captions of these data."""
-        facts = self.facts()
-        if facts.get("kind") != "pretrain" or not trained_on(facts, self.packed):
-            return False
-        return uses_joint_captions(str((facts.get("config") or {}).get("knowledge")), self.packed)
+        """Return True if the run was pre-trained on captions computed from the joints."""
+        return bool(self.facts().get("joint_captions"))
 
     def overlap(self) -> str:
-        """Return a warning if the run was trained on test clips, under another benchmark of the same data."""
+        """Return a warning if the run was trained on clips that are test clips here."""
         facts, packed = self.facts(), self.packed
-        kind, own = facts.get("kind"), str(facts.get("benchmark", ""))
-        if kind == "random" or own == self.benchmark or not trained_on(facts, packed):
+        kind, rows = facts.get("kind"), rows_trained_on(facts, packed)
+        if kind == "random" or not len(rows):
             return ""
         asked = packed.select(self.benchmark, "test").rows
-        seen = int(np.isin(asked, packed.select(own, "train").rows).sum())
+        seen = int(np.isin(asked, rows).sum())
         if not seen:
             return ""
         labels = ", with their labels" if kind == "supervised" else ""
         return (
-            f"{self.run} was trained on {own}: {seen:,} of the {len(asked):,} test clips of {self.benchmark} "
-            f"were among its training clips{labels}; for a fair number train a run on {self.benchmark}"
+            f"{self.run} was trained on {facts.get('benchmark')}: {seen:,} of the {len(asked):,} test clips of "
+            f"{self.benchmark} were among its training clips{labels}; for a fair number train a new run on {self.benchmark}"
         )
-
-
-def uses_joint_captions(knowledge: str, packed: PackedDataset) -> bool:
-    """Return True if this kind of knowledge includes captions computed from the joints."""
-    return knowledge in {"language", "both"} and packed.manifest.derived_from_joints("language")

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 
 from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import Cell, holds
-from c2vl_evaluation.context import EvalContext, uses_joint_captions
+from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import raw_joints
 from c2vl_evaluation.protocols import PROTOCOLS, ensemble, fails_alone, knn, linear, run_safely, transfer
 from c2vl_evaluation.results import ALWAYS, FILE, Protocol, Result, Role, Table, TableRow, Target, load, save, target_id
@@ -137,7 +137,7 @@ def run_table(
     """
     _check(packed, benchmark, lines, seeds, out, "ensemble" in protocols)
     if target is not None:
-        _check_target(packed, *target)
+        _check_target(packed, benchmark, *target)
     before = _earlier(packed, benchmark, out, emit)
     goal = None if target is None else (target[0], _named(packed, *target, before.targets if before else ()))
     asked: list[Protocol] = [p for p in PROTOCOLS if p in protocols or (p == "transfer" and goal)]
@@ -201,8 +201,9 @@ def _check(
         raise ConfigError("; ".join(wrong))
 
 
-def _check_target(packed: PackedDataset, target: PackedDataset, benchmark: str) -> None:
-    if target.manifest.fingerprint == packed.manifest.fingerprint:
+def _check_target(packed: PackedDataset, trained: str, target: PackedDataset, benchmark: str) -> None:
+    facts = {"dataset": packed.manifest.dataset, "clips": packed.clips(packed.select(trained, "train").rows)}
+    if transfer.is_own(facts, target):
         raise ConfigError(f"--target {target.folder} is the data of the table itself; give another dataset")
     own, other = packed.layout, target.layout
     if (own.names, own.dims) != (other.names, other.dims):
@@ -249,7 +250,7 @@ def _row(
         seed=run.seed,
         run=run.out.relative_to(out).as_posix(),
         knowledge=knowledge,
-        derived_from_joints=uses_joint_captions(knowledge, run.packed),
+        derived_from_joints=context.uses_joint_captions(),
         epochs=trained.epochs,
         seconds=trained.seconds,
         samples=trained.samples,

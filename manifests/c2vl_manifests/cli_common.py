@@ -21,7 +21,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from c2vl_manifests import machine
-from c2vl_manifests.errors import C2VLError, ConfigError, disk_error, memory_ran_out, naming, one_line
+from c2vl_manifests.errors import (
+    C2VLError,
+    ConfigError,
+    address_space_limited,
+    disk_error,
+    gpu_failed,
+    memory_ran_out,
+    naming,
+    one_line,
+)
 from c2vl_manifests.events import Event, Note, Progress
 
 if TYPE_CHECKING:
@@ -32,6 +41,9 @@ _JSON_EVERY = 2.0
 """Seconds between two JSON lines about the same task."""
 
 _INTERRUPTED = 130
+
+_WORD = 24
+"""Characters of a word in a table up to which it is never cut; paths are longer."""
 
 
 def optional(flag: str, help_text: str, **settings: Any) -> Any:
@@ -84,21 +96,29 @@ def main(app: typer.Typer, *, threads: bool = True) -> None:
         raise
     except C2VLError as error:
         _exit_with(str(error))
-    except (RuntimeError, MemoryError) as error:
-        if not memory_ran_out(error):
-            raise
-        _exit_with(
-            f"memory ran out ({one_line(error, named=True)}); choose a smaller batch_size, fewer --workers or a device "
-            "with more free memory; finished work is kept"
-        )
-    except OSError as error:
-        _exit_with(disk_error(error))
+    except Exception as error:
+        if memory_ran_out(error):
+            limit = " (this shell limits it: `ulimit -v`)" if address_space_limited() else ""
+            _exit_with(
+                f"memory ran out ({one_line(error.__cause__ or error, named=True)}); choose a smaller batch_size, fewer --workers or a device "
+                f"with more free memory{limit}; finished work is kept"
+            )
+        elif gpu_failed(error):
+            _exit_with(
+                f"the GPU cannot be used or failed ({one_line(error, named=True)}); go on without it by --set "
+                "training.device=cpu (a true error in the data is then named), or install a torch that fits the GPU and "
+                "its driver (`nvidia-smi` shows both; https://pytorch.org/get-started); finished work is kept"
+            )
+        elif isinstance(error, OSError):
+            _exit_with(disk_error(error))
+        raise
 
 
 def _check_system() -> None:
     """Raise ConfigError on a system without the calls that the commands need."""
     try:
         import fcntl  # noqa: F401
+        import resource  # noqa: F401 - now, as it is asked for when memory has run out
     except ImportError:
         raise ConfigError(
             "C2VL runs on Linux and macOS; on Windows install it inside WSL: https://learn.microsoft.com/windows/wsl/install"
@@ -138,15 +158,14 @@ def _terminable() -> Iterator[None]:
 
 
 def _exit_with(message: str) -> None:
-    from rich.console import Console
-
-    line = " ".join(message.split())
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"error: {line}", style="red", markup=False)
+    line = f"error: {' '.join(message.split())}"
+    plain = not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or "NO_COLOR" in os.environ
+    print(line if plain else f"\033[31m{line}\033[0m", file=sys.stderr)  # without rich: memory may have run out
     sys.exit(1)
 
 
 def show_table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
-    """Print a table; all columns but the first are right-aligned."""
+    """Print a table; all columns but the first are right-aligned. On a narrow terminal it is as wide as its words."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -158,13 +177,18 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
         title_justify="left",
         caption_justify="left",
     )
-    for number, column in enumerate(columns):
-        table.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold")
+    widths = [
+        min(max((len(word) for text in texts for word in text.split()), default=1), _WORD)
+        for texts in zip(columns, *rows, strict=True)
+    ]
+    for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
+        table.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold", min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console()
     # a pipe or a log file has no width
-    (console if console.is_terminal else Console(width=140)).print(table)
+    width = max(console.width if console.is_terminal else 140, sum(widths) + 3 * len(widths) + 1)
+    Console(width=width).print(table, crop=False)
 
 
 def say(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,16 +96,42 @@ def one_line(error: BaseException, *, named: bool = False, limit: int = 160) -> 
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:limit]
 
 
-_MEMORY = ("out of memory", "allocate memory", "not enough memory", "alloc_failed", "unable to allocate")
-"""In messages of torch's allocators, CUDA, cuBLAS, cuDNN and numpy, which have no class in common."""
+_MEMORY = re.compile(
+    "out of memory|allocate memory(?! in static)|not enough memory|alloc_failed|unable to allocate|failed to map segment",
+    re.IGNORECASE,
+)
+"""In messages of torch's allocators, CUDA, cuBLAS, cuDNN, numpy and the loader, which have no class in common."""
+
+_GPU = re.compile(
+    "(CUDA|HIP|cuDNN|cuBLAS|NCCL)[a-z ]* error|(CUBLAS|CUDNN|CUSOLVER|CUFFT)_STATUS|(CUDA|NVIDIA) driver|no CUDA GPUs|"
+    "no kernel image|device-side assert|compiled with CUDA|CUDA initialization|libcuda|libcudart",
+    re.IGNORECASE,
+)
 
 
 def memory_ran_out(error: BaseException) -> bool:
     """Return True if an exception, of whatever library, says that memory ran out."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and any(word in str(error).lower() for word in _MEMORY))
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    if isinstance(error, SystemError) or "can't start new thread" in str(
+        error
+    ):  # also where nobody looks for the cause
+        return address_space_limited()
+    return isinstance(error, (RuntimeError, ImportError, OSError)) and _MEMORY.search(str(error)) is not None
+
+
+def address_space_limited() -> bool:
+    """Return True if this process may use less address space than the machine has (`ulimit -v`)."""
+    import resource  # not on every system
+
+    return resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY
+
+
+def gpu_failed(error: BaseException) -> bool:
+    """Return True if an exception says that a GPU, its driver or torch's support of it failed, but not its memory."""
+    return isinstance(error, (RuntimeError, AssertionError, ImportError, OSError)) and bool(_GPU.search(str(error)))
 
 
 class C2VLError(Exception):

@@ -212,11 +212,13 @@ def inspect_command(
         shard=shard,
         text=text,
     )
-    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed)
-    say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}")
-    for note in [*made.notes, *made.reasons]:
-        say(f"note: {note}")
-    say(str(made.path))
+
+    def tell(made: gallery.Gallery) -> None:
+        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}")
+        for note in [*made.notes, *made.reasons]:
+            say(f"note: {note}")
+
+    say(str(gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, tell=tell).path))
 
 
 def explain_command(
@@ -229,13 +231,12 @@ def explain_command(
     from c2vl_pipeline.browse import trace
 
     traced = trace.trace(work, sample_id)
-    path = trace.write(traced, out or work / trace.page_name(sample_id))
+    path = out or work / trace.page_name(sample_id)
     if as_json:
         say(json.dumps({**traced.facts, "page": str(path)}, indent=1, ensure_ascii=False))
-        return
-    for line in trace.outline(traced.facts):
+    for line in () if as_json else [*trace.outline(traced.facts), str(path)]:
         say(line)
-    say(str(path))
+    trace.write(traced, path)
 
 
 def audit_command(
@@ -252,10 +253,9 @@ def audit_command(
     from c2vl_pipeline.browse import audit
 
     measured = audit.measure(work, released, check=check, seed=seed)
-    path = audit.write(measured, out or work / "audit.html")
+    path = out or work / "audit.html"
     if as_json:
         say(json.dumps({**measured.as_dict(), "page": str(path)}, indent=1, ensure_ascii=False))
-        return
-    for line in [*measured.summary(), *(f"note: {note}" for note in measured.notes)]:
+    for line in () if as_json else [*measured.summary(), *(f"note: {note}" for note in measured.notes), str(path)]:
         say(line)
-    say(str(path))
+    audit.write(measured, path)

@@ -148,6 +148,24 @@ def test_held_out_training_clips_of_a_run_are_counted(data, tmp_path):
     assert replace(subject, packed=other(tmp_path / "there")).overlap() == ""
 
 
+@pytest.mark.parametrize(
+    ("moved", "seen"), [({1}, 1), ({1, 2, 3}, 3), (set(range(COUNT)) - {0, 4, 8}, 12)], ids=["one", "three", "all"]
+)
+def test_clips_that_became_test_clips_are_said_the_mark_stays_and_a_transfer_is_refused(data, tmp_path, moved, seen):
+    trained = PackedDataset(sticks(tmp_path / "first" / "packed", splits=two_views(), joints=moving(COUNT)))
+    train(run(trained.folder, tmp_path / "run", *SETTINGS))
+    splits = [one | {"xsub": "test"} if n in moved else one for n, one in enumerate(two_views())]
+    for n in (0, 4, 8):
+        splits[n] = splits[n] | {"xsub": "train"}
+    now = PackedDataset(sticks(tmp_path / "now" / "packed", splits=splits, joints=moving(COUNT)))
+    subject = EvalContext(tmp_path / "run", now, "xsub", recipe(*SETTINGS), 0)
+    assert f": {seen} of the " in subject.overlap()
+    assert subject.uses_joint_captions() == run(trained.folder, tmp_path / "run", *SETTINGS).uses_joint_captions()
+    with pytest.raises(ConfigError, match="c2vl-eval run finetune"):
+        next(transfer.cells(subject))
+    assert EvalContext(tmp_path / "run", trained, "xsub", recipe(*SETTINGS), 0).overlap() == ""
+
+
 # -------------------------------------------------------------------------------------- before training
 
 

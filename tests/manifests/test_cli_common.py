@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
+from c2vl_manifests import cli_common
 from c2vl_training import checkpoint
 from c2vl_training.trainer import train
 from support.cli import PARTS, pretrain, refused, sets
@@ -256,3 +258,46 @@ def test_a_disk_that_refuses_is_one_line_with_the_file(cli, data, tmp_path, monk
     refused(found, str(tmp_path / "run"), said)
     assert "permission" not in found.err
     assert "None" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "training.device=cpu"),
+        (
+            RuntimeError("CUDA error: device-side assert triggered\nCompile with TORCH_USE_CUDA_DSA"),
+            "training.device=cpu",
+        ),
+        (AssertionError("Torch not compiled with CUDA enabled"), "training.device=cpu"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "batch_size"),
+    ],
+)
+def test_a_machine_that_fails_is_one_line_with_a_remedy(monkeypatch, capsys, error, remedy):
+    app = typer.Typer()
+
+    @app.command()
+    def failing() -> None:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["c2vl"])
+    with pytest.raises(SystemExit) as ended:
+        cli_common.main(app)
+    told = capsys.readouterr().err
+    assert (ended.value.code, len(told.splitlines())) == (1, 1)
+    assert str(error).splitlines()[0][:30] in told
+    assert remedy in told
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 80])
+def test_no_word_of_a_table_is_cut_on_a_narrow_terminal(monkeypatch, capsys, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    rows = [
+        ["skeletons", "complete", "2/2", "missing_skeleton 12, ok 4"],
+        ["embeddings", "unfinished", "17/20", "ok 64"],
+        ["/a/very/long/path/that/goes/on/and/on", "x", "y", "z"],
+    ]
+    cli_common.show_table("w", ["stage", "state", "shards", "statuses"], rows)
+    told = capsys.readouterr().out
+    for word in ("skeletons", "complete", "embeddings", "unfinished", "17/20", "missing_skeleton", "statuses"):
+        assert word in told

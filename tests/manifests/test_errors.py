@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import resource
 from pathlib import Path
 
 import pytest
 
-from c2vl_manifests.errors import disk_error, naming, passing
+from c2vl_manifests.errors import disk_error, gpu_failed, memory_ran_out, naming, passing
 
 
 @pytest.mark.parametrize(
@@ -66,3 +67,33 @@ def test_only_what_may_pass_is_no_proof_of_damage() -> None:
         assert passing(OSError(number, "x"))
     for error in (OSError(errno.EIO, "x"), FileNotFoundError(errno.ENOENT, "x"), OSError("x"), ValueError("x")):
         assert not passing(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "memory", "gpu"),
+    [
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), True, False),
+        (OSError("libgomp.so.1: failed to map segment from shared object"), True, False),
+        (ImportError("libjemalloc.so.2: cannot allocate memory in static TLS block"), False, False),
+        (RuntimeError("CUDA error: out of memory"), True, True),
+        (RuntimeError("CUDA error: no kernel image is available for execution on the device"), False, True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False, True),
+        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040)."), False, True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), False, True),
+        (AssertionError("Torch not compiled with CUDA enabled"), False, True),
+        (RuntimeError("found at least two devices, cuda:0 and cpu!"), False, False),
+        (ValueError("CUDA error: in a name of a user"), False, False),
+    ],
+)
+def test_memory_and_a_gpu_that_fails_are_told_apart_from_mistakes(error, memory, gpu):
+    assert (memory_ran_out(error), gpu_failed(error)) == (memory, gpu)
+
+
+@pytest.mark.parametrize(
+    "error", [SystemError("error return without exception set"), RuntimeError("can't start new thread")]
+)
+@pytest.mark.parametrize("limited", [True, False])
+def test_what_has_no_other_cause_is_memory_where_the_address_space_is_limited(monkeypatch, error, limited):
+    soft = 2**30 if limited else resource.RLIM_INFINITY
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (soft, soft))
+    assert memory_ran_out(error) is limited

@@ -12,7 +12,7 @@ import pytest
 from c2vl_manifests.errors import CheckpointError
 from c2vl_manifests.events import Event, Note
 from c2vl_training import trainer
-from c2vl_training.run_folder import trained_on
+from c2vl_training.run_folder import rows_trained_on
 from c2vl_training.trainer import train
 from support.packed import COUNT, moving, sticks
 from support.training import StoppedError, recipe, run, stop_after
@@ -125,7 +125,7 @@ def test_a_finished_run_is_taken_although_what_it_did_not_read_changed(data, tmp
         ("pretrain", {"joints": [clip * 2 if n == 1 else clip for n, clip in enumerate(moving())]}, "the joints of"),
         ("pretrain", {"vision": np.ones((COUNT, 4, 6))}, "the vision of"),
         ("supervised", {"labels": [n % 2 for n in range(COUNT)]}, "the labels of"),
-        ("random", {"splits": [{"xsub": "train"}] * COUNT}, "the samples of"),
+        ("random", {"splits": [{"xsub": "train"}] * COUNT}, "training samples are others now;"),
     ],
 )
 def test_what_it_read_is_named_where_it_changed(data, tmp_path, kind, more, said):
@@ -139,7 +139,33 @@ def test_a_label_is_no_matter_to_a_pretraining_nor_a_vector_to_the_control(data,
     for kind, more in (("pretrain", labels), ("supervised", vectors)):
         facts = run(data, tmp_path, kind=kind).facts()
         assert changed(tmp_path, kind, name=kind, **more).facts() == facts
-        assert trained_on(facts, changed(tmp_path, kind, name=f"{kind}-2", **more).packed)
+
+
+def trained_with(one) -> dict[str, object]:
+    """What a finished run keeps of its data, as it is read again from a file."""
+    return json.loads(json.dumps(one.trained_with(one.select())))
+
+
+TRAINED = [n for n in range(COUNT) if n % 4]
+
+
+@pytest.mark.parametrize(
+    ("more", "rows"),
+    [
+        ({"splits": [{"xsub": "test" if n % 4 else "train"} for n in range(COUNT)]}, TRAINED),
+        ({"joints": [clip * 2 if n % 2 else clip for n, clip in enumerate(moving())]}, TRAINED),
+        ({"joints": [clip * 2 if n != 2 else clip for n, clip in enumerate(moving())]}, TRAINED),
+        ({"joints": moving()[2:] + moving()[:2]}, None),
+        ({"joints": moving(COUNT, 99)}, []),
+        ({"labels": [2] * COUNT, "vision": np.ones((COUNT, 4, 6)), "splits": [{"other": "train"}] * COUNT}, TRAINED),
+    ],
+    ids=["splits", "some joints", "nearly all joints", "order", "other data", "the rest"],
+)
+def test_clips_that_a_run_was_trained_on_are_known_whatever_becomes_of_the_table(data, tmp_path, more, rows):
+    facts = trained_with(run(data, tmp_path))
+    seen = rows_trained_on(facts, changed(tmp_path, "pretrain", **more).packed).tolist()
+    assert seen == rows if rows is not None else {(n - 2) % COUNT for n in TRAINED} <= set(seen)
+    assert rows_trained_on({}, changed(tmp_path, "pretrain", "again", **more).packed).tolist() == []
 
 
 def test_classes_that_sort_otherwise_after_a_correction_matter_only_while_a_classifier_is_trained(data, tmp_path):

@@ -141,6 +141,11 @@ class PackedDataset:
             hashes[CLASS_NUMBERS] = fingerprint(self.labels()[rows].tolist())
         return hashes
 
+    def clips(self, rows: Rows) -> dict[str, str]:
+        """Return what tells the clips of some rows from others: id -> hash of the joints."""
+        some = self._index.select(["sample_id", "joints_hash"]).take(rows)
+        return dict(zip(*(column.to_pylist() for column in some.columns), strict=True))
+
     def _splits(self) -> pa.MapArray:
         return self._index.column("splits").chunk(0)
 

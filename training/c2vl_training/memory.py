@@ -28,7 +28,7 @@ def memory_errors(what: str, setting: str = "", batch: int = 1, more: str = "") 
     """
     try:
         yield
-    except (RuntimeError, MemoryError, OSError) as error:
+    except (RuntimeError, MemoryError, SystemError, ImportError, OSError) as error:
         if not memory_ran_out(error):
             raise
         text = one_line(error, named=True, limit=200).rstrip(".")

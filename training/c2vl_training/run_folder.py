@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -22,7 +23,7 @@ from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint, distributed
-from c2vl_training.dataset import CLASS_NUMBERS, PackedDataset, Selection
+from c2vl_training.dataset import CLASS_NUMBERS, PackedDataset, Rows, Selection
 from c2vl_training.methods import kinds_of
 from c2vl_training.run_log import Metrics
 
@@ -62,6 +63,18 @@ class Run:
             "precision": training.precision,
             "config": part.model_dump(mode="json") if part else None,
         }
+
+    def trained_with(self, selection: Selection) -> dict[str, Any]:
+        """Return what is saved with a finished encoder beside `facts`: its data may be changed or gone later."""
+        return {
+            "clips": self.packed.clips(selection.rows),
+            "joint_captions": self.uses_joint_captions(),
+            "embeddings": self.packed.manifest.engines.get("embeddings", {}),
+        }
+
+    def uses_joint_captions(self) -> bool:
+        """Return True if the run is pre-trained on captions computed from the joints that it sees."""
+        return "language" in kinds_of(self._knowledge()) and self.packed.manifest.derived_from_joints("language")
 
     def describe(self) -> str:
         """Name what the run trains with, for tables: targets, knowledge and pairs of a pre-training."""
@@ -104,13 +117,15 @@ def _data_read(packed: PackedDataset, kind: str, benchmark: str, knowledge: str)
         return {}
 
 
-def trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> bool:
-    """Return True if the run of these facts was trained on these data, as far as it has read them."""
-    knowledge = str((facts.get("config") or {}).get("knowledge", "")) if facts.get("kind") == "pretrain" else ""
-    read = _data_read(packed, str(facts.get("kind")), str(facts.get("benchmark")), knowledge)
-    same = [name for name in read if name != CLASS_NUMBERS]
-    held = facts.get("data")
-    return isinstance(held, dict) and bool(same) and all(held.get(name) == read[name] for name in same)
+def rows_trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> Rows:
+    """Return the rows of these data that the finished run of these facts was trained on, of whatever split they are now.
+
+    A clip is known by its joints. In data that hold one of the run's clips it is also known by its id, as joints are
+    corrected; other data may use the same ids for other clips.
+    """
+    held, here = facts.get("clips") or {}, packed.clips(np.arange(packed.manifest.samples))
+    same = np.isin(list(here.values()), list(held.values()))
+    return np.flatnonzero(same | np.isin(list(here), list(held)) if same.any() else same)
 
 
 @dataclass(frozen=True)
@@ -133,8 +148,9 @@ def check_same(wanted: Mapping[str, Any], facts: Mapping[str, Any], path: Path) 
         if name.startswith("data."):
             what = name.removeprefix("data.").replace("_", " ")
             raise CheckpointError(
-                f"{path} is of another run: the {what} of its training samples {'are others' if what == 'samples' else 'changed'} "
-                "since; choose another --out, or delete the folder to start over"
+                f"{path} is of another run: "
+                f"{'its training samples are others now' if what == 'samples' else f'the {what} of its training samples changed'}"
+                "; choose another --out, or delete the folder to start over"
             )
         raise CheckpointError(
             f"{path} is of another run: {name} is {there!r} there and {here!r} here; "

@@ -109,9 +109,10 @@ def train(run: Run, emit: Emit = silent) -> Result:
     result = Result(run.out, epochs, round(seconds, 2), samples, left_out, last)
     if first:
         run_folder.write_run(run, result, encoder)
+        facts = run.facts() | run.trained_with(selection)
         if isinstance(method, Pretraining):
-            checkpoint.save(run.out / checkpoint.PROJECTORS, method.projectors(), run.facts())
-        checkpoint.save(run.out / checkpoint.ENCODER, encoder.state_dict(), run.facts())
+            checkpoint.save(run.out / checkpoint.PROJECTORS, method.projectors(), facts)
+        checkpoint.save(run.out / checkpoint.ENCODER, encoder.state_dict(), facts)
     return result
 
 

@@ -8,7 +8,7 @@ one space (CLIP), texts go through the projector of crops, and a note of the res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +29,6 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import JointEmbedding, encode, load_joint_embedding
-from c2vl_training.run_folder import trained_on
 
 _DIGITS = 12
 """Cosines are a tie if they agree to this number of digits."""
@@ -110,21 +109,25 @@ class SharedSpace:
             )
         elif packed.manifest.derived_from_joints("language"):
             notes.append("The captions of this data are derived from joints: no evidence for language.")
-        if not trained_on(self.space.facts, packed):
+        if _identity(self.space.facts.get("embeddings", {})) != _identity(text_encoder.engine_of(packed)):
             notes.append(
-                "This run was trained on other data than these: both are assumed to have the same text encoder."
+                "This run was trained on vectors of another engine than these: both are assumed to have the same text "
+                "encoder."
             )
         return notes
 
     def key(self, protocol: Protocol, **settings: Any) -> CacheKey:
         """Return the key of a result, with the engine of the vectors among its settings."""
         context = self.context
-        engine = text_encoder.engine_of(context.packed)
-        settings["engine"] = {k: v for k, v in engine.items() if k not in {"device", "libraries"}}
+        settings["engine"] = _identity(text_encoder.engine_of(context.packed))
         projectors = {"projectors": remembered_sha256(context.run / checkpoint.PROJECTORS)}
         return CacheKey(
             context.run, context.packed, context.benchmark, protocol, settings, context.seed, projectors, ("language",)
         )
+
+
+def _identity(engine: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fact for name, fact in engine.items() if name not in {"device", "libraries"}}
 
 
 def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from c2vl_evaluation.context import uses_joint_captions
 from c2vl_evaluation.paper.compute import reason
 from c2vl_evaluation.paper.experiments import NO_ENCODER, Experiments, TableCell
 from c2vl_evaluation.paper.spec import Column, PrintedRow, tables_and_figures
@@ -215,11 +214,7 @@ def _cited(printed: PrintedRow) -> str:
 
 def derived(cell: TableCell) -> bool:
     """Return True if a cell's encoders are pre-trained on captions computed from the joints that they see."""
-    return any(
-        run.kind == "pretrain" and uses_joint_captions(run.recipe.training.pretrain.knowledge, run.packed)
-        for one in cell.evaluations
-        for run in one.runs
-    )
+    return any(run.uses_joint_captions() for one in cell.evaluations for run in one.runs)
 
 
 def _fill(experiments: Experiments, cell: TableCell | None, paper: float | None) -> FilledCell:

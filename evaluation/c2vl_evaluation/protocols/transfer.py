@@ -9,9 +9,10 @@ II. `frozen`, the linear protocol on the other dataset, shows what the features 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from c2vl_evaluation.cache import Cell, ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
@@ -20,7 +21,7 @@ from c2vl_evaluation.protocols import finetuning, linear
 from c2vl_evaluation.results import target_id
 from c2vl_manifests.errors import ConfigError
 from c2vl_training.dataset import PackedDataset
-from c2vl_training.run_folder import trained_on
+from c2vl_training.run_folder import rows_trained_on
 
 
 def target_name(packed: PackedDataset, benchmark: str, source: str, *more: str) -> str:
@@ -43,6 +44,11 @@ def folder_name(packed: Path) -> str:
     return at.parent.name if at.name == "packed" else at.name
 
 
+def is_own(facts: Mapping[str, Any], packed: PackedDataset) -> bool:
+    """Return True if a run of these facts was trained on clips of the same dataset; a larger one may hold them too."""
+    return facts.get("dataset") == packed.manifest.dataset and len(rows_trained_on(facts, packed)) > 0
+
+
 def cells(context: EvalContext) -> Iterator[Cell]:
     """Yield the frozen and the tuned encoder before either is run.
 
@@ -51,12 +57,12 @@ def cells(context: EvalContext) -> Iterator[Cell]:
         ConfigError: it was trained on this very data.
     """
     facts, packed = context.facts(), context.packed
-    if trained_on(facts, packed):
+    source = str(facts.get("dataset", "elsewhere"))
+    if is_own(facts, packed):
         raise ConfigError(
-            f"{context.run} was trained on the data of {packed.folder} itself; give another dataset, or run "
+            f"{context.run} was trained on clips of {packed.folder} itself; give another dataset, or run "
             "`c2vl-eval run finetune`"
         )
-    source = str(facts.get("dataset", "elsewhere"))
     target = context.target or target_name(packed, context.benchmark, source)
     config = context.recipe.evaluation.transfer
     for encoder in config.encoder:

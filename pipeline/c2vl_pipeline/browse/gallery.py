@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -207,7 +207,13 @@ def _text(index: Workspace, reader: RowReader, text: str, among: Mask) -> Mask:
 
 
 def gallery(
-    work: Path, out: Path, filters: Filters = Filters(), *, limit: int = 48, seed: int | None = None
+    work: Path,
+    out: Path,
+    filters: Filters = Filters(),
+    *,
+    limit: int = 48,
+    seed: int | None = None,
+    tell: Callable[[Gallery], None] = lambda made: None,
 ) -> Gallery:
     """Write a gallery of the samples that pass the filters.
 
@@ -217,6 +223,7 @@ def gallery(
         filters: conditions on the samples.
         limit: show at most `limit` samples, the first ones.
         seed: show random samples instead.
+        tell: receives the result before the page is written.
 
     Raises:
         StageError: there is no index.
@@ -240,6 +247,14 @@ def gallery(
         _card(index, reader, sample, {stage: rows.get(n, []) for stage, rows in stored.items()}, n)
         for n, sample in zip(numbers, samples, strict=True)
     ]
+    reasons = [
+        f"{count:,} rows of {name} {status}: {text}"
+        for name, stage in STAGES.items()
+        for status, text, count in failures.reasons(index, stage, matched)[:3]
+    ]
+    stages = _stages(reader)
+    made = Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(reader.notes), tuple(reasons))
+    tell(made)
     html.render(
         "inspect.html.j2",
         out,
@@ -249,15 +264,10 @@ def gallery(
         seed=seed if len(matched) > limit else None,
         cards=cards,
         notes=reader.notes,
-        stages=_stages(reader),
+        stages=stages,
         slot_spans=html.spans,
     )
-    reasons = [
-        f"{count:,} rows of {name} {status}: {text}"
-        for name, stage in STAGES.items()
-        for status, text, count in failures.reasons(index, stage, matched)[:3]
-    ]
-    return Gallery(out, len(matched), len(cards), index.table.num_rows, tuple(reader.notes), tuple(reasons))
+    return made
 
 
 def _stages(reader: RowReader) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from c2vl_manifests import pages
+from c2vl_manifests.errors import DataError, disk_error
 from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_text
@@ -28,10 +29,17 @@ THUMBNAIL = 160
 
 
 def render(template: str, out: Path, **context: Any) -> Path:
-    """Fill a template of `templates/`, write the page atomically and return its path."""
+    """Fill a template of `templates/`, write the page atomically and return its path.
+
+    Raises:
+        DataError: the page cannot be written there.
+    """
     text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, **context)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    commit_text(out, text)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        commit_text(out, text)
+    except OSError as error:
+        raise DataError(f"{disk_error(error, out)}; write the page elsewhere with --out FILE.html") from error
     return out
 
 

@@ -1,19 +1,30 @@
 """What is due: the key of every shard, what it is hashed from, and which shards are committed under it.
 
-A shard is stale if it is committed under another key than the present one (`manifest.finished_shard`).
-
-Nothing here writes.
+A shard is stale if it is committed under another key than the present one (`manifest.finished_shard`), or if a joints
+file that it was made from was corrected since. Nothing here writes but the time up to which files are known unchanged.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from c2vl_manifests.manifest import ShardManifest, StageManifest, fingerprint, finished_shard, read_shard_manifest
+from c2vl_manifests.machine import usable_cores
+from c2vl_manifests.manifest import (
+    ShardManifest,
+    StageManifest,
+    file_sha256,
+    fingerprint,
+    finished_shard,
+    read_shard_manifest,
+)
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION
 from c2vl_pipeline import engines
@@ -35,7 +46,9 @@ class StageKeys:
     facts: tuple[dict[str, Any], ...]
     """What each key is the hash of."""
     done: dict[int, ShardManifest]
-    """Shards committed under their key."""
+    """Shards committed under their key, whose joints files did not change."""
+    changed: dict[int, list[str]]
+    """Shard number -> joints files that changed since it was made from them, see `changed_files`."""
 
     def due(self, index: Workspace, limit: int | None, only: frozenset[int] | None, redo: Redo) -> list[int]:
         """Return the shards to make: not done or with samples to make again, within `limit` samples and `only`."""
@@ -67,8 +80,11 @@ def stage_keys(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[s
         upstream = {name: shard.digest if shard else None for name, shard in earlier.items()}
         facts.append({"stage": key, "samples": samples, "upstream": upstream})
     keys = tuple(fingerprint(fact) for fact in facts)
+    changed = changed_files(stage, index)
     done = {
-        n: m for n, k in enumerate(keys) if (m := finished_shard(shard_path(index.work, stage.name, n), k)) is not None
+        n: m
+        for n, k in enumerate(keys)
+        if n not in changed and (m := finished_shard(shard_path(index.work, stage.name, n), k)) is not None
     }
     manifest = StageManifest(
         stage=stage.name,
@@ -77,7 +93,45 @@ def stage_keys(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[s
         shards=len(keys),
         expected_rows=index.table.num_rows * stage.rows_per_sample(recipe),
     )
-    return StageKeys(stage, manifest, keys, tuple(facts), done)
+    return StageKeys(stage, manifest, keys, tuple(facts), done, changed)
+
+
+def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
+    """Return the joints files that changed since a shard was made from them: shard number -> relative paths.
+
+    Sizes are part of the key, but arrays that were corrected keep theirs. Only files written since are read again.
+    Videos are left to `verify --raw`: one that was written again has another size, and all of them are terabytes.
+    """
+
+    def look(number: int) -> list[str]:
+        path = shard_path(index.work, stage.name, number)
+        known, looked = path.with_suffix(".json"), time.time()
+        if (manifest := read_shard_manifest(path)) is None:
+            return []
+        recorded, since, files, read = manifest.extra.get("files", {}), known.stat().st_mtime, [], False
+        for name in {row["skeleton"] for row in index.shard(number, ["skeleton"])} & recorded.keys():
+            with suppress(OSError):  # gone or unreadable: its rows are what is left
+                file = index.root / name
+                if file.is_file() and file.stat().st_ctime >= since:
+                    read = True
+                    if file_sha256(file) != recorded[name]:
+                        files.append(name)
+        if read and not files:
+            with suppress(OSError):  # a folder that can only be read
+                os.utime(known, (looked, looked))
+        return sorted(files)
+
+    if "skeleton" not in stage.columns:
+        return {}
+    with ThreadPoolExecutor(min(8, usable_cores())) as pool:
+        found = pool.map(look, range(len(index.shard_ranges)))
+        return {number: files for number, files in enumerate(found) if files}
+
+
+def changed_since(files: Sequence[str]) -> str:
+    """Return in a few words that files changed since rows were made from them."""
+    more = f" and {len(files) - 1:,} more joints files" if len(files) > 1 else ""
+    return f"{files[0]}{more} changed since"
 
 
 def stage_inputs(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -36,11 +36,11 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.keys import Redo, StageKeys, changes, former_inputs, inputs_path, stage_keys
+from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes, former_inputs, inputs_path, stage_keys
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark
-from c2vl_pipeline.stages.failures import reasons, total_failure
+from c2vl_pipeline.stages.failures import reasons, remedy_of, total_failure
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
@@ -100,6 +100,10 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, emit):
         keys = stage_keys(stage, index, recipe)
+        again = dict(redo)
+        for number, files in keys.changed.items():
+            rows = index.shard(number, ["sample_id", "skeleton"])
+            again[number] = redo.get(number, frozenset()) | {r["sample_id"] for r in rows if r["skeleton"] in files}
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
             check_shards(STAGES[name], index, due, stage.command)
@@ -116,8 +120,10 @@ def run_stage(
         finished = keys.done.keys() - set(due)
         if finished:
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
+        if files := [name for number in due for name in keys.changed.get(number, ())]:
+            emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
         emit(_progress(stage, index, finished, {}))
-        tasks = _tasks(keys, index, recipe, spec, due, redo)
+        tasks = _tasks(keys, index, recipe, spec, due, again)
         with _watching(
             lambda: _in_the_making(folder, finished),
             lambda: emit(_progress(stage, index, set(finished), dict(statuses))),
@@ -140,8 +146,8 @@ def run_stage(
         raise StageError(
             f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
             f"{max_failures:.0%}; the commonest reason ({count:,} rows): {text.rstrip('.')}; "
-            f"look at them with `c2vl-pipeline inspect --work {work} --status failed`, fix the cause, then run "
-            f"`c2vl-pipeline prompts --work {work} --retry-failed`, or allow more with --max-failures"
+            f"look at them with `c2vl-pipeline inspect --work {work} --status failed`; {remedy_of(index)}, or allow more "
+            "with --max-failures"
         )
     if max_failures < 1 and only is None and redo == {} and (total := total_failure(index, stage, summary.complete)):
         raise StageError(total)
@@ -158,10 +164,6 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
 # -------------------------------------------------------------------------------------- before the first shard
 
 
-_HELD = frozenset({errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES})
-"""How `flock` answers where another process holds the lock (EACCES: a Windows share)."""
-
-
 @contextmanager
 def _locked(folder: Path, emit: Emit) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process: two runs of one stage would do the work twice."""
@@ -174,7 +176,10 @@ def _locked(folder: Path, emit: Emit) -> Iterator[None]:
             handle.truncate(0)
             handle.write(f"process {os.getpid()} on {socket.gethostname()}")
             handle.flush()
-        yield
+        try:
+            yield
+        finally:
+            handle.truncate(0)
 
 
 def _lock(handle: TextIO, folder: Path) -> bool:
@@ -182,10 +187,12 @@ def _lock(handle: TextIO, folder: Path) -> bool:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _HELD:
-            handle.seek(0)
+        handle.seek(0)
+        holder = handle.read().strip()
+        # a Windows share answers EACCES where another process holds the lock, which has then written its name
+        if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN} or (error.errno == errno.EACCES and holder):
             raise StageError(
-                f"{folder} is being filled by another run ({handle.read().strip() or 'unknown'}); wait for it or stop it"
+                f"{folder} is being filled by another run ({holder or 'unknown'}); wait for it or stop it"
             ) from error
         if error.errno not in NO_SUCH_CALL | {errno.EPERM}:
             raise

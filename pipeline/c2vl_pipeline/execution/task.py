@@ -232,9 +232,10 @@ def _raw_files(stage: Stage, shard: ShardContext, reused: frozenset[str], before
     if stage.raw is None:
         return {}
     hashes = {}
-    samples = [s for s in shard.samples if s[stage.raw] is not None]
-    fresh = {s[stage.raw] for s in samples if s["sample_id"] not in reused}
-    for relative in dict.fromkeys(s[stage.raw] for s in samples):
+    columns = [name for name in ("video", "skeleton") if name in stage.columns]
+    files = [(s[name], s["sample_id"]) for name in columns for s in shard.samples if s[name] is not None]
+    fresh = {name for name, sample in files if sample not in reused}
+    for relative in dict.fromkeys(name for name, _ in files):
         path = shard.index.root / relative
         if relative not in fresh and relative in before:
             hashes[relative] = before[relative]

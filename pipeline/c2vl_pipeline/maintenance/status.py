@@ -22,7 +22,7 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.keys import StageKeys, changes, engine_facts, former_inputs, stage_keys
+from c2vl_pipeline.execution.keys import StageKeys, changed_since, changes, engine_facts, former_inputs, stage_keys
 from c2vl_pipeline.stages import STAGES, failures
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.stages.pack import content_key
@@ -126,6 +126,8 @@ def reasons(work: Path, keys: StageKeys, number: int) -> list[str]:
             return [f"{_DAMAGED}is gone"]
         if path.stat().st_size != shard.bytes:
             return [f"{_DAMAGED}has another size than was committed"]
+        if number in keys.changed:
+            return [changed_since(keys.changed[number])]
         return [f"{_DAMAGED}is damaged ({footer_problem(path, shard.key, shard.rows)})"]
     return list(_differences(work, keys, number, shard)) or ["made under another key"]
 

@@ -178,14 +178,16 @@ def _raw_damage(index: Workspace, stage: Stage, number: int) -> list[Damage]:
     column = str(stage.raw)
     readers = tuple(other.name for other in STAGES.values() if column in other.columns)
     damages = []
-    for relative, sha256 in (manifest.extra.get("files", {}) if manifest else {}).items():
-        path = index.root / relative
+    recorded = manifest.extra.get("files", {}) if manifest else {}
+    rows = index.shard(number, ["sample_id", column])
+    for relative in dict.fromkeys(row[column] for row in rows if row[column] in recorded):
+        path, sha256 = index.root / relative, recorded[relative]
         if not path.is_file():
             # the rows made from it are all that is left of it: nothing to make again
             problem = f"is gone since {stage.name} were made from it; they are kept"
             damages.append(Damage("raw", number, str(path), problem))
         elif file_sha256(path) != sha256:
-            samples = tuple(s["sample_id"] for s in index.shard(number) if s[column] == relative)
+            samples = tuple(s["sample_id"] for s in rows if s[column] == relative)
             problem = f"changed since {stage.name} were made from it"
             damages.append(Damage("raw", number, str(path), problem, readers, samples))
     return damages

@@ -58,7 +58,7 @@ class Stage:
     reads_joints: bool = False
     """True if its rows depend on the names and order of the joints."""
     raw: Literal["video", "skeleton"] | None = None
-    """Column of the raw files whose hashes go into the manifests of its shards."""
+    """Column of the raw files that `verify --raw` compares with the hashes in the manifests of its shards."""
 
     def rows_per_sample(self, recipe: Recipe) -> int:
         """Return how many rows one sample has."""

@@ -107,6 +107,16 @@ def reasons(index: Workspace, stage: Stage, samples: Iterable[int] | None = None
     return counted(rows)
 
 
+def remedy_of(index: Workspace) -> str:
+    """Return what to do about rows that failed; a table that was mended is read by the index alone."""
+    command = f"c2vl-pipeline prompts --work {index.work}"
+    remedy = f"mend the cause and run `{command} --retry-failed`"
+    if index.dataset.skeleton_suffixes:  # not of one's own table
+        return remedy
+    source = f"--dataset {index.dataset.name} --data {index.root}"
+    return f"{remedy} (if it was in the table: `{command} {source}` and the options of before)"
+
+
 def total_failure(index: Workspace, stage: Stage, kinds: bool = True) -> str | None:
     """Return what has failed as a whole, its commonest reason and what shows more; None where nothing has.
 
@@ -143,7 +153,7 @@ def total_failure(index: Workspace, stage: Stage, kinds: bool = True) -> str | N
         show = f"`c2vl-pipeline inspect --work {index.work} --status {stage.name}:{status}`"
         remedy = "choose another detector or a lower threshold"
         if status != Status.NO_PERSON:
-            remedy = f"mend the cause and run `c2vl-pipeline prompts --work {index.work} --retry-failed`"
+            remedy = remedy_of(index)
         return (
             f"{stage.command} failed on {what}; the commonest reason ({count:,} rows {status}): {text.rstrip('.')}; "
             f"{show} shows more; {remedy}, or go on without them by --max-failures 1"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -208,14 +207,19 @@ def test_a_run_without_projectors_is_refused(data, tmp_path):
         zeroshot.evaluate(EvalContext(tmp_path / "floor", PackedDataset(data), "xsub", recipe(), 0))
 
 
-def test_a_run_on_other_data_says_that_its_encoder_is_taken_on_trust(subject, tmp_path):
-    def others(folder: Path) -> None:
-        shutil.rmtree(folder)
-        spoken(folder, vision=np.random.default_rng(9).normal(size=(COUNT, 4, 6)))
-
-    other = another(subject, tmp_path, others)
-    assert "trained on other data" in zeroshot.evaluate(other).notes[-1]
-    assert not any("other data" in note for note in zeroshot.evaluate(subject).notes)
+@pytest.mark.parametrize(
+    ("engine", "told"),
+    [
+        ({"backend": "classical", "options": {"text_dim": 5}, "device": "cuda:0"}, False),
+        ({"backend": "classical", "options": {"text_dim": 5, "image_dim": 9}}, True),
+        ({"backend": "classical", "options": {"text_dim": 5}, "files": {"a": "1"}}, True),
+    ],
+    ids=["device", "options", "files"],
+)
+def test_vectors_of_another_engine_are_taken_on_trust_and_said(subject, tmp_path, engine, told):
+    other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))
+    assert any("another engine" in note for note in zeroshot.evaluate(other).notes) is told
+    assert not any("another engine" in note for note in zeroshot.evaluate(subject).notes)
 
 
 # ---------------------------------------------------------------------------------------------- mistakes

@@ -30,7 +30,7 @@ def test_an_encoder_meets_another_dataset_frozen_and_tuned(subject, elsewhere):
 
 
 def test_a_transfer_to_its_own_data_is_refused(subject):
-    with pytest.raises(ConfigError, match=r"was trained on the data of .* itself; give another dataset"):
+    with pytest.raises(ConfigError, match=r"was trained on clips of .* itself; give another dataset"):
         next(outcomes(transfer, subject))
 
 

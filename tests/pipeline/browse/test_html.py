@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import html
+import os
+from pathlib import Path
+
+import pytest
 
 from c2vl_pipeline.browse import audit, gallery, trace
 from c2vl_pipeline.browse import html as pages
 from c2vl_pipeline.workspace import load
+from support.cli import refused
 from support.pages import HOSTILE, assert_self_contained
 
 
@@ -43,3 +49,24 @@ def test_every_page_is_one_valid_file_that_asks_for_nothing(odd, tmp_path):
 def test_page_names_hold_no_path():
     assert trace.page_name("../../etc/x y") == "explain-..-..-etc-x-y.html".replace("..-..-", "-..-")
     assert "/" not in trace.page_name("a/b")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("inspect",), "samples that match"),
+        (("explain",), "skeletons"),
+        (("audit",), "crops"),
+        (("explain", "--json"), '"page"'),
+    ],
+)
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_page_that_cannot_be_written_comes_after_what_it_says(work, cli, monkeypatch, words, told, number):
+    def refuse(path: Path, text: str) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(pages, "commit_text", refuse)
+    sample = [load(work).table.column("sample_id")[0].as_py()] if words[0] == "explain" else []
+    said = cli("c2vl-pipeline", words[0], *sample, "--work", work, *words[1:])
+    refused(said, str(work), "--out")
+    assert told in said.out

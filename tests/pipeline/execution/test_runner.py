@@ -442,19 +442,22 @@ def test_a_file_system_without_locks_serves_with_a_note(
     assert "no locks" in notes[0]
 
 
-@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EACCES])
+@pytest.mark.parametrize("number", [errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES])
 def test_a_lock_that_is_held_is_another_run(
     begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    (begun / "skeletons").mkdir(exist_ok=True)
+    (begun / "skeletons" / ".lock").write_text("process 7 on there")
     monkeypatch.setattr("fcntl.flock", refusing(number))
     with pytest.raises(StageError, match="is being filled by another run"):
         runner.run_stage(skeletons.STAGE, begun, recipe)
 
 
-@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN])
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EACCES])
 def test_a_lock_that_fails_otherwise_is_no_other_run(
     begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    runner.run_stage(skeletons.STAGE, begun, recipe, limit=4)  # leaves no name of a process in the lock
     monkeypatch.setattr("fcntl.flock", refusing(number))
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         runner.run_stage(skeletons.STAGE, begun, recipe)

@@ -52,8 +52,8 @@ def test_an_engine_that_fails_on_everything_stops_the_stage_and_keeps_finished_s
     with pytest.raises(StageError) as caught:
         runner.run_stage(caption.STAGE, begun, recipe)
     assert str(caught.value) == (
-        f"caption failed on 48 of 48 rows, more than 5%; the commonest reason (48 rows): RuntimeError: out of order; look at them with `c2vl-pipeline inspect --work {begun} --status failed`, "
-        f"fix the cause, then run `c2vl-pipeline prompts --work {begun} --retry-failed`, or allow more with --max-failures"
+        f"caption failed on 48 of 48 rows, more than 5%; the commonest reason (48 rows): RuntimeError: out of order; look at them with `c2vl-pipeline inspect --work {begun} --status failed`; "
+        f"mend the cause and run `c2vl-pipeline prompts --work {begun} --retry-failed`, or allow more with --max-failures"
     )
     manifest = read_stage_manifest(begun / "captions")
     assert manifest is not None

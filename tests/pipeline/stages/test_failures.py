@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CAPTIONS, CROPS, SKELETONS
 from c2vl_pipeline.execution.runner import run_stage
 from c2vl_pipeline.stages import STAGES, index, pack
-from c2vl_pipeline.stages.failures import counted, reasons, total_failure
+from c2vl_pipeline.stages.failures import counted, reasons, remedy_of, total_failure
 from c2vl_pipeline.workspace import load
 from support.pages import rewrite
 
@@ -178,3 +179,14 @@ def test_training_gives_the_reason_of_the_captions(mine, tmp_path, cli):
     assert "image tokens do not match" in said.err
     assert "nobody" not in said.err
     assert "knowledge=vision" in said.err
+
+
+# ------------------------------------------------------------------------------------------------ remedies
+
+
+@pytest.mark.parametrize(("dataset", "again"), [("generic", True), ("synthetic", False), ("ntu60", False)])
+def test_a_mended_table_has_a_command_of_its_own(work, dataset, again):
+    index = replace(load(work), dataset=load_dataset(dataset))
+    said = remedy_of(index)
+    assert f"prompts --work {work} --retry-failed`" in said
+    assert (f"prompts --work {work} --dataset {dataset} --data {index.root}`" in said) is again

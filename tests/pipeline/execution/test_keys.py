@@ -1,0 +1,92 @@
+"""Shards that are stale: joints files that were corrected and kept their size."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+
+from c2vl_manifests.manifest import read_shard
+from c2vl_pipeline.workspace import load, shard_path
+from support.cli import Cli
+from support.factory import start
+
+
+@pytest.fixture
+def copy(whole: Path, raw: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Raw folder and work folder of one's own."""
+    folder = Path(shutil.copytree(raw, tmp_path / "raw"))
+    return folder, start(folder, Path(shutil.copytree(whole, tmp_path / "w")))
+
+
+def files_of(work: Path) -> list[Path]:
+    index = load(work)
+    return [index.root / name for name in index.table.column("skeleton").to_pylist()]
+
+
+def correct(path: Path) -> None:
+    """Change one digit of a joint's position far down the file: other joints, the same size."""
+    data = path.read_bytes()
+    at = len(data) // 2
+    at += next(n for n, byte in enumerate(data[at:]) if chr(byte) == "." and chr(data[at + n + 1]).isdigit()) + 1
+    path.write_bytes(data[:at] + (b"1" if data[at : at + 1] != b"1" else b"2") + data[at + 1 :])
+
+
+def attempts(work: Path, stage: str) -> list[int]:
+    shards = [shard_path(work, stage, n) for n in range(len(load(work).shard_ranges))]
+    return [n for path in shards for n in read_shard(path, ["attempts"]).column("attempts").to_pylist()]
+
+
+def run(cli: Cli, work: Path, command: str) -> list[str]:
+    said = cli("c2vl-pipeline", command, "--work", work, "--workers", "0")
+    assert (said.code, said.err) == (0, "")
+    return said.out.splitlines()
+
+
+@pytest.mark.parametrize("places", [[0], [3, 17], [0, 1, 2, 31]], ids=["one", "two", "four"])
+def test_corrected_joints_cost_their_samples_alone(cli: Cli, copy: tuple[Path, Path], places: list[int]) -> None:
+    _, work = copy
+    files = files_of(work)
+    run(cli, work, "skeletons")
+    for place in places:
+        correct(files[place])
+    code, out, _ = cli("c2vl-pipeline", "status", "--work", work, "--why").told
+    assert code == 1
+    assert any(line.startswith("skeletons: ") and "changed since" in line for line in out)
+    assert any("samples are made again" in line for line in run(cli, work, "skeletons"))
+    assert [n for n, count in enumerate(attempts(work, "skeletons")) if count > 1] == places
+    assert any("samples are made again" in line for line in run(cli, work, "crop"))
+    crops = attempts(work, "crops")
+    assert sorted({n * len(files) // len(crops) for n, count in enumerate(crops) if count > 1}) == places
+    for command in ("skeletons", "crop"):
+        assert not any("made again" in line for line in run(cli, work, command))
+    code, out, _ = cli("c2vl-pipeline", "status", "--work", work, "--why").told
+    assert not any("joints" in line or line.startswith(("skeletons: ", "crops: ")) for line in out if "changed" in line)
+
+
+def test_files_that_were_only_touched_are_read_once(cli: Cli, copy: tuple[Path, Path]) -> None:
+    _, work = copy
+    run(cli, work, "skeletons")
+    before = attempts(work, "skeletons")
+    for path in files_of(work):
+        os.utime(path, (time.time(), time.time()))
+    manifest = shard_path(work, "skeletons", 0).with_suffix(".json")
+    then = manifest.stat().st_mtime
+    assert not any("made again" in line for line in run(cli, work, "skeletons"))
+    assert manifest.stat().st_mtime > then
+    assert attempts(work, "skeletons") == before
+
+
+def test_a_corrected_file_that_keeps_its_time_is_found_and_one_that_is_gone_costs_nothing(
+    cli: Cli, copy: tuple[Path, Path]
+) -> None:
+    _, work = copy
+    files = files_of(work)
+    correct(files[5])
+    os.utime(files[5], (1e9, 1e9))
+    files[6].unlink()
+    run(cli, work, "skeletons")
+    assert [n for n, count in enumerate(attempts(work, "skeletons")) if count > 1] == [5]
