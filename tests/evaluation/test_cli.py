@@ -101,7 +101,7 @@ def test_runs_and_their_controls_stand_in_one_table(cli: Cli, tmp_path):
         assert "Missing controls: supervised, shuffled pairs" in " ".join(found.out.split())
     assert "n/a" in found.out
     assert "less than half" in found.out
-    refused(cli("c2vl-eval", "run", "transfer", *runs, *words), "was trained on the data of", "itself")
+    refused(cli("c2vl-eval", "run", "transfer", *runs, *words), "was trained on clips of", "itself")
     refused(cli("c2vl-eval", "run", "ensemble", *runs, *words), "are both of the joint stream")
     linear_words = [("c2vl-eval", "run", "linear", "--run", tmp_path / f"floor{seed}", *words) for seed in (0, 1)]
     assert [cli(*one).code for one in linear_words] == [0, 0]
