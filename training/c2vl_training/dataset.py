@@ -30,7 +30,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import InputConfig
-from c2vl_training.augmentation import AugmentationDraws, rotations
+from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations
 
 Rows = npt.NDArray[np.int64]
 _COLUMNS = (
@@ -324,12 +324,12 @@ class Clips:
     def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor) -> Tensor:
         """Cut, resize in time, rotate, and derive the stream."""
         C, M, V = self._shape
-        planes, weights = _interpolation(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
+        planes, weights = interpolation(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
         planes.clamp_(max=len(self._planes) - 1)
         clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum").view(len(at), C, -1, M, V)
         gone = None
         if self._gone is not None:
-            low, share = _between(window, self.config.frames)
+            low, share = between(window, self.config.frames)
             low += (self._first[at] + start)[:, None]
             mixed = (share > 0)[..., None, None] & self._gone[(low + 1).clamp_(max=len(self._gone) - 1)]
             gone = (self._gone[low] | mixed)[:, None]
@@ -385,31 +385,3 @@ def _gone(packed: PackedDataset | UnpackedSkeletons, rows: Rows, first: Rows, fr
             found = np.zeros((frames, *mask.shape[1:]), np.bool_) if found is None else found
             found[at : at + len(mask)] = mask
     return found
-
-
-def _between(window: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Return of which frame of a window each frame of a clip is made, and the share of the next one. (N,) -> (N, T)."""
-    # half-pixel centres in whole numbers: frame t is at ((2 t + 1) window - frames) / (2 frames)
-    centre = ((2 * torch.arange(frames, device=window.device) + 1) * window[:, None] - frames).clamp_(min=0)
-    low = centre // (2 * frames)
-    share = (centre - 2 * frames * low) / (2 * frames)
-    share *= low < window[:, None] - 1  # the last frame has no next one
-    return low, share
-
-
-def _interpolation(first: Tensor, window: Tensor, rotation: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Return the planes of the arrays, and their weights, whose sum is each plane of each clip.
-
-    A plane is one coordinate of one frame; a frame has C planes. Resizing in time mixes a frame and the next one, a
-    rotation mixes the planes of a frame; both are linear, so each plane of a clip is one weighted sum of 2 C planes:
-    sum_k R[c, k] ((1 - w) x_k[low] + w x_k[low + 1]). This needs one pass over memory instead of two.
-
-    Shape: (N,), (N,), (N, C, C) -> (N C T, 2 C), (N C T, 2 C)
-    """
-    C, device = rotation.shape[1], rotation.device
-    low, share = _between(window, frames)
-    planes = (C * (first[:, None] + low))[..., None] + torch.arange(2 * C, device=device)
-    planes = planes.view(-1, 1, frames * 2 * C).expand(-1, C, -1).reshape(-1, 2 * C)
-    here = torch.cat([rotation, torch.zeros_like(rotation)], dim=2)[:, :, None]
-    change = torch.cat([-rotation, rotation], dim=2)[:, :, None]
-    return planes, torch.addcmul(here, share[:, None, :, None], change).view(-1, 2 * C)
