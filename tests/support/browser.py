@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import Chrome, ChromeOptions, ChromeService
 
 FLAGS = (
@@ -41,8 +42,12 @@ class Browser:
         return self._driver.execute_script(script)
 
     def picture(self) -> bytes:
-        """Take a PNG of the whole page."""
-        return base64.b64decode(self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)["data"])
+        """Take a PNG of the whole page; a busy machine may need a second try."""
+        try:
+            taken = self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        except TimeoutException:
+            taken = self._cdp("Page.captureScreenshot", format="png", captureBeyondViewport=True)
+        return base64.b64decode(taken["data"])
 
     def complaints(self) -> list[str]:
         """Return what the console says, such as loads that the page's own policy refused."""
