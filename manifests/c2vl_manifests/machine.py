@@ -12,8 +12,8 @@ from typing import Any
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 """Variables from which the numerical libraries take their number of threads."""
 
-_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "14"}
-"""How long an idle thread spins before it sleeps: some microseconds, not the milliseconds of the defaults.
+_WAIT = {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "0", "OPENBLAS_THREAD_TIMEOUT": "14"}
+"""How long an idle thread spins before it sleeps: some tens of microseconds, not the milliseconds of the defaults.
 
 A thread that spins takes the core from the one that it waits for, where other programs use the cores too."""
 
