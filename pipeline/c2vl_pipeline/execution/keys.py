@@ -58,6 +58,14 @@ class StageKeys:
             if (n not in self.done or redo.get(n)) and (limit is None or start < limit) and (only is None or n in only)
         ]
 
+    def with_changed(self, index: Workspace, redo: Redo) -> Redo:
+        """Return `redo` with the samples whose joints files changed."""
+        again = dict(redo)
+        for number, files in self.changed.items():
+            rows = index.shard(number, ["sample_id", "skeleton"])
+            again[number] = redo.get(number, frozenset()) | {r["sample_id"] for r in rows if r["skeleton"] in files}
+        return again
+
 
 def stage_keys(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None = None) -> StageKeys:
     """Compute the keys of all shards and find which are committed under them.

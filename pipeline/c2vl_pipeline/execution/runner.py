@@ -40,7 +40,7 @@ from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark
-from c2vl_pipeline.stages.failures import reasons, remedy_of, total_failure
+from c2vl_pipeline.stages.failures import may_have_failed, too_many_failures, total_failure
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
@@ -100,10 +100,6 @@ def run_stage(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder, emit):
         keys = stage_keys(stage, index, recipe)
-        again = dict(redo)
-        for number, files in keys.changed.items():
-            rows = index.shard(number, ["sample_id", "skeleton"])
-            again[number] = redo.get(number, frozenset()) | {r["sample_id"] for r in rows if r["skeleton"] in files}
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
             check_shards(STAGES[name], index, due, stage.command)
@@ -123,7 +119,7 @@ def run_stage(
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
         emit(_progress(stage, index, finished, {}))
-        tasks = _tasks(keys, index, recipe, spec, due, again)
+        tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
         with _watching(
             lambda: _in_the_making(folder, finished),
             lambda: emit(_progress(stage, index, set(finished), dict(statuses))),
@@ -142,14 +138,9 @@ def run_stage(
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
     if failed:
-        _, text, count = next(one for one in reasons(index, stage) if one[0] == Status.FAILED)
-        raise StageError(
-            f"{stage.command} failed on {statuses[Status.FAILED]:,} of {statuses.total():,} rows, more than "
-            f"{max_failures:.0%}; the commonest reason ({count:,} rows): {text.rstrip('.')}; "
-            f"look at them with `c2vl-pipeline inspect --work {work} --status failed`; {remedy_of(index)}, or allow more "
-            "with --max-failures"
-        )
-    if max_failures < 1 and only is None and redo == {} and (total := total_failure(index, stage, summary.complete)):
+        raise StageError(too_many_failures(index, stage, statuses, max_failures))
+    asked = max_failures < 1 and only is None and not redo
+    if asked and may_have_failed(summary.statuses) and (total := total_failure(index, stage, summary.complete)):
         raise StageError(total)
     return summary
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
@@ -42,8 +42,12 @@ class _Outcome:
     errors: list[str | None]
 
     @property
+    def good(self) -> Mask:
+        return np.asarray(self.status == Status.OK)
+
+    @property
     def failed(self) -> Mask:
-        return np.asarray(self.tried & (self.status != Status.OK) & (self.status != Status.NO_PERSON))
+        return np.asarray(self.tried & ~self.good & (self.status != Status.NO_PERSON))
 
 
 def _outcomes(index: Workspace, stage: Stage) -> Iterator[_Outcome]:
@@ -117,6 +121,21 @@ def remedy_of(index: Workspace) -> str:
     return f"{remedy} (if it was in the table: `{command} {source}` and the options of before)"
 
 
+def may_have_failed(statuses: Mapping[str, int]) -> bool:
+    """Return False where the rows of each status alone, without reading any shard, rule a total failure out."""
+    return not statuses.get(Status.OK) or bool(statuses.keys() - {Status.OK, Status.NO_PERSON})
+
+
+def too_many_failures(index: Workspace, stage: Stage, statuses: Mapping[str, int], share: float) -> str:
+    """Return that more than a share of the rows has the status `failed`, the commonest reason and what helps."""
+    _, text, count = next(one for one in reasons(index, stage) if one[0] == Status.FAILED)
+    return (
+        f"{stage.command} failed on {statuses[Status.FAILED]:,} of {sum(statuses.values()):,} rows, more than "
+        f"{share:.0%}; the commonest reason ({count:,} rows): {text.rstrip('.')}; look at them with "
+        f"`c2vl-pipeline inspect --work {index.work} --status failed`; {remedy_of(index)}, or allow more with --max-failures"
+    )
+
+
 def total_failure(index: Workspace, stage: Stage, kinds: bool = True) -> str | None:
     """Return what has failed as a whole, its commonest reason and what shows more; None where nothing has.
 
@@ -130,13 +149,10 @@ def total_failure(index: Workspace, stage: Stage, kinds: bool = True) -> str | N
     for place, one in enumerate(_outcomes(index, stage)):
         by_column.setdefault(place % width, []).append(one)
     for parts in by_column.values():
+        samples = np.concatenate([one.samples for one in parts])
         tried, failed, good = (
-            np.bincount(
-                np.concatenate([one.samples for one in parts]),
-                np.concatenate([rows for one in parts for rows in [_rows(one, what)]]),
-                index.table.num_rows,
-            )
-            for what in ("tried", "failed", "good")
+            np.bincount(samples, np.concatenate(masks), index.table.num_rows)
+            for masks in zip(*((one.tried, one.failed, one.good) for one in parts), strict=True)
         )
         if not tried.sum():
             continue
@@ -159,10 +175,6 @@ def total_failure(index: Workspace, stage: Stage, kinds: bool = True) -> str | N
             f"{show} shows more; {remedy}, or go on without them by --max-failures 1"
         )
     return None
-
-
-def _rows(one: _Outcome, what: str) -> Mask:
-    return {"tried": one.tried, "failed": one.failed, "good": np.asarray(one.status == Status.OK)}[what]
 
 
 def _kinds(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,13 +13,13 @@ import pytest
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import StageError
-from c2vl_manifests.manifest import read_shard
+from c2vl_manifests.manifest import read_shard, read_shard_manifest
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import CAPTIONS, CROPS, SKELETONS
 from c2vl_pipeline.execution.runner import run_stage
 from c2vl_pipeline.stages import STAGES, index, pack
-from c2vl_pipeline.stages.failures import counted, reasons, remedy_of, total_failure
-from c2vl_pipeline.workspace import load
+from c2vl_pipeline.stages.failures import counted, may_have_failed, reasons, remedy_of, total_failure
+from c2vl_pipeline.workspace import load, shard_path
 from support.pages import rewrite
 
 SCHEMAS = {"skeletons": SKELETONS, "crops": CROPS, "captions": CAPTIONS}
@@ -44,6 +45,16 @@ def lose(
         rewrite(folder, stage, SCHEMAS[stage], change, shard)
 
 
+def counts(folder: Path, stage: str) -> Counter[str]:
+    """Return the statuses of a stage, as its shards' manifests count them."""
+    found: Counter[str] = Counter()
+    for shard in range(len(load(folder).shard_ranges)):
+        manifest = read_shard_manifest(shard_path(folder, stage, shard))
+        assert manifest is not None
+        found.update(manifest.statuses)
+    return found
+
+
 @pytest.mark.parametrize(
     ("stage", "status", "which", "what"),
     [
@@ -57,6 +68,7 @@ def lose(
 def test_what_is_lost_as_a_whole_is_named_with_its_reason(mine, stage, status, which, what):
     lose(mine, stage, which, status, "/data/a-7.bin:3: no such token")
     said = total_failure(load(mine), STAGES[stage])
+    assert may_have_failed(counts(mine, stage))
     assert what in said
     assert "no such token" in said
     assert f"--status {stage}:{status}" in said
@@ -78,7 +90,16 @@ def test_what_leaves_something_is_no_total_failure(mine, stage, which, status):
 
 def test_nobody_in_any_frame_is_a_failure_of_the_detector(mine):
     lose(mine, "crops", lambda row: True, "no_person", "")
+    assert may_have_failed(counts(mine, "crops"))
     assert "another detector or a lower threshold" in total_failure(load(mine), STAGES["crops"])
+
+
+def test_counts_of_statuses_rule_out_a_total_failure_without_reading_a_shard(mine):
+    assert not may_have_failed(counts(mine, "crops"))
+    lose(mine, "crops", lambda row: row["label"] == 0, "no_person")
+    assert counts(mine, "crops").keys() == {"ok", "no_person"}
+    assert not may_have_failed(counts(mine, "crops"))
+    assert total_failure(load(mine), STAGES["crops"]) is None
 
 
 def test_rows_that_pass_on_a_loss_are_no_failures_of_their_stage(mine):
