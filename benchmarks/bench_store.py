@@ -66,6 +66,7 @@ def write(folder: Path) -> None:
         language_dim=1,
         engines={},
         second_body="zeros",
+        gaps=False,
         recipe="debug",
         overrides=(),
     )

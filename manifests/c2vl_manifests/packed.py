@@ -41,8 +41,8 @@ class PackedManifest(BaseModel):
     engines: dict[str, dict[str, Any]]
     """Engine of crops, captions and embeddings, as in their stage manifests."""
     second_body: str
-    gaps: bool | None = None
-    """True if single joints of bodies are missing somewhere (`missing_joints`); None: not looked for."""
+    gaps: bool
+    """True if single joints of bodies may be missing somewhere (`missing_joints`)."""
     recipe: str
     """Recipe of the work folder: the default of training and evaluation."""
     overrides: tuple[str, ...]

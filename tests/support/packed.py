@@ -93,6 +93,7 @@ def write_packed(
             "captions": {"backend": "posecode", "derived_from": "joints"},
             "embeddings": {"backend": "classical"},
         },
+        gaps=True,
         recipe="heuristic",
         overrides=(),
         second_body="zeros",

@@ -248,7 +248,7 @@ class UnpackedSkeletons:
     """Frames of all skeletons, one after the other. Shape (frames, C, M, V)."""
     offsets: npt.NDArray[Any]
     """Where each skeleton begins, and where the last one ends. Shape (N + 1,)."""
-    gaps: bool | None = None
+    gaps: bool = True
     """See `PackedManifest`."""
 
     @classmethod
@@ -270,7 +270,7 @@ class UnpackedSkeletons:
 class Clips:
     """Some rows of a packed set, and the batched augmentation over them.
 
-    A missing joint (`missing_joints`) is zero in all streams, whatever the rotation: in `joint`, in frames that resizing
+    A missing joint (`missing_joints`) is zero in all streams and under every rotation: in `joint`, in frames that resizing
     in time makes of one that lacks it; in `bone`, also where the joint's parent is missing; in `motion`, where this frame
     or the next lacks it. Whole bodies that come or go are as in published loaders, which know no missing joints.
 
@@ -289,7 +289,7 @@ class Clips:
         else:
             frames, first = copy_to_device(packed, rows, device)
         self._planes = frames.view(-1, self._shape[1] * self._shape[2])
-        gone = None if packed.gaps is False else _gone(packed, rows, first, len(frames))
+        gone = _gone(packed, rows, first, len(frames)) if packed.gaps else None
         self._gone = None if gone is None else torch.from_numpy(gone).to(device)
         self._first = torch.from_numpy(first).to(device)
         self._length = torch.from_numpy(np.diff(packed.offsets)[rows]).to(device)

@@ -118,7 +118,7 @@ def _data_read(packed: PackedDataset, kind: str, benchmark: str, knowledge: str)
 
 
 def rows_trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> Rows:
-    """Return the rows of these data that the finished run of these facts was trained on, of whatever split they are now.
+    """Return the rows of these data that the finished run of these facts was trained on, in any split.
 
     A clip is known by its joints. In data that hold one of the run's clips it is also known by its id, as joints are
     corrected; other data may use the same ids for other clips.
@@ -183,8 +183,9 @@ def write_left_out(folder: Path, selection: Selection) -> None:
 
 def write_run(run: Run, result: Result, encoder: nn.Module) -> None:
     """Write run.json."""
+    same = run.facts()
     facts = {
-        **run.facts(),
+        **same,
         "recipe": run.recipe.model_dump(mode="json"),
         "recipe_fingerprint": run.recipe.fingerprint(),
         "samples": result.samples,
@@ -196,7 +197,7 @@ def write_run(run: Run, result: Result, encoder: nn.Module) -> None:
         "threads": torch.get_num_threads(),
         "processes": distributed.size(),
         "versions": {name: version(name) for name in ("c2vl", "torch", "numpy")},
-        "fingerprint": fingerprint(run.facts()),
+        "fingerprint": fingerprint(same),
         "last": result.last,
     }
     commit_text(run.out / "run.json", json.dumps(facts, indent=1) + "\n")

@@ -82,30 +82,8 @@ def train(run: Run, emit: Emit = silent) -> Result:
         )
     epochs, seconds, last = 0, time.monotonic() - started, Metrics()
     if method is not None:
-        log = RunLog(run.out) if first else None
-
-        def on_epoch_end(epoch: int, metrics: Metrics, counts: Counts) -> Metrics:
-            if log:  # before the checkpoint: a resumed run drops lines of epochs that it repeats
-                log.write(epoch, metrics, counts)
-            return {name: value for name, value in metrics.items() if name in SHOWN}
-
-        session = Session(
-            run.out.name, run.seed, config, run.out / checkpoint.CHECKPOINT, run.facts(), emit, on_epoch_end
-        )
-        setting = f"training.{run.kind}.batch_size"
-        kept = (
-            f"; finished epochs are kept in {session.path}: delete it if the batch changes"
-            if session.path.is_file()
-            else ""
-        )
-        try:
-            with memory_errors(f"the {run.kind} training", setting, method.batch_size, kept):
-                seconds = fit(method, clips, session).seconds
-        except DivergedError as error:
-            raise _broken_batch(run, selection, error) from error
+        seconds, last = _fit_with_log(run, selection, method, clips, emit)
         epochs = method.epochs
-        if log:
-            last = log.close()
     result = Result(run.out, epochs, round(seconds, 2), samples, left_out, last)
     if first:
         run_folder.write_run(run, result, encoder)
@@ -114,6 +92,26 @@ def train(run: Run, emit: Emit = silent) -> Result:
             checkpoint.save(run.out / checkpoint.PROJECTORS, method.projectors(), facts)
         checkpoint.save(run.out / checkpoint.ENCODER, encoder.state_dict(), facts)
     return result
+
+
+def _fit_with_log(run: Run, selection: Selection, method: Method, clips: Clips, emit: Emit) -> tuple[float, Metrics]:
+    """Fit, resuming from the run's checkpoint, and log each epoch; return the seconds and the last metrics (rank 0)."""
+    log = RunLog(run.out) if distributed.rank() == 0 else None
+
+    def on_epoch_end(epoch: int, metrics: Metrics, counts: Counts) -> Metrics:
+        if log:  # before the checkpoint: a resumed run drops lines of epochs that it repeats
+            log.write(epoch, metrics, counts)
+        return {name: value for name, value in metrics.items() if name in SHOWN}
+
+    path = run.out / checkpoint.CHECKPOINT
+    session = Session(run.out.name, run.seed, run.recipe.training, path, run.facts(), emit, on_epoch_end)
+    kept = f"; finished epochs are kept in {path}: delete it if the batch changes" if path.is_file() else ""
+    try:
+        with memory_errors(f"the {run.kind} training", f"training.{run.kind}.batch_size", method.batch_size, kept):
+            seconds = fit(method, clips, session).seconds
+    except DivergedError as error:
+        raise _broken_batch(run, selection, error) from error
+    return seconds, log.close() if log else Metrics()
 
 
 def method_of(run: Run, selection: Selection, device: torch.device) -> tuple[Encoder, Method | None]:

@@ -163,18 +163,7 @@ def _table_row(place: str, folder: PurePath, cells: Cells, labels: dict[str, int
     elif start is not None and start < 0:
         problem = f"start_frame {start} is negative; the first frame is 0"
 
-    def path_of(column: str) -> str | None:
-        text = text_of(column)
-        path = PurePath(text)
-        if ".." not in path.parts and path.is_absolute() and path.is_relative_to(folder):
-            return str(path.relative_to(folder))
-        if path.is_absolute() or ".." in path.parts:
-            raise DataError(
-                f"{place}: {column} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
-            )
-        return text or None
-
-    view, video = whole("view"), path_of("video")
+    view, video = whole("view"), _path_below(folder, text_of("video"), f"{place}: video")
     return new_row(
         sample_id,
         label=labels.get(cells.get("label", ""), -1),
@@ -182,9 +171,21 @@ def _table_row(place: str, folder: PurePath, cells: Cells, labels: dict[str, int
         view=view,
         camera=given("camera") or (f"view{view}" if view is not None else given("video") and (video or "")),
         video=video,
-        skeleton=path_of("skeleton"),
+        skeleton=_path_below(folder, text_of("skeleton"), f"{place}: skeleton"),
         start_frame=start,
         end_frame=end,
         problem=problem,
         splits=splits,
     )
+
+
+def _path_below(folder: PurePath, text: str, place: str) -> str | None:
+    """Return a path relative to the data folder, None for an empty cell; `place` names the cell in errors."""
+    path = PurePath(text)
+    if ".." not in path.parts and path.is_absolute() and path.is_relative_to(folder):
+        return str(path.relative_to(folder))
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(
+            f"{place} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
+        )
+    return text or None
