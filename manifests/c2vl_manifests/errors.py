@@ -110,7 +110,7 @@ _GPU = re.compile(
 
 
 def memory_ran_out(error: BaseException) -> bool:
-    """Return True if an exception, of whatever library, says that memory ran out."""
+    """Return True if an exception of Python, torch or another library says that memory ran out."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno == errno.ENOMEM
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":

@@ -42,7 +42,7 @@ def _quotas(system: Path) -> Iterator[float]:
         roots = [root] if not controllers else [root / controllers, root / "cpu"]
         if controllers and "cpu" not in controllers.split(","):
             continue
-        # a container sees its own group as the root, whatever path the kernel names
+        # a container sees its own group as the root, although the kernel names a longer path
         folders = {at / part for at in roots for part in _parents(group)}
         for folder in sorted(folders):
             if controllers:

@@ -151,7 +151,7 @@ USUAL = {
     "video": (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"),
     "skeleton": (".skeleton", ".txt", ".mat", ".npy", ".npz", ".json", ".csv", ".pkl"),
 }
-"""Suffixes of files of either kind, whoever made them."""
+"""Usual suffixes of videos and of skeleton files, in any dataset."""
 
 # ------------------------------------------------------------------------------------------------ rows
 

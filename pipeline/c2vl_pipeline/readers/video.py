@@ -2,8 +2,8 @@
 
 The number of frames that a container advertises is a guess: often one more than there are, with a variable frame rate
 or an edit list many more or fewer, or none at all. A truncated file still advertises all, and OpenCV raises nothing.
-So frames are planned by the advertised number, which costs one pass where it is right; both counts are recorded; and
-where they differ, whoever planned plans again over the frames that exist (`Video.miscounted`).
+So callers plan frames by the advertised number, which costs one pass where it is right, and record both counts. Where
+the counts differ (`Video.miscounted`), they plan again over the frames that exist.
 """
 
 from __future__ import annotations

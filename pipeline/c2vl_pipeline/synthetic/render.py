@@ -171,7 +171,7 @@ class Scene:
 
     def stool(self, who: Person, body: Floats, colour: tuple[int, int, int]) -> None:
         """Add a stool behind the feet of a performer: every scene has one, used or not."""
-        low = int(np.argmin(body[:, J["spine_base"], 1]))  # whoever sits down does it here
+        low = int(np.argmin(body[:, J["spine_base"], 1]))  # a person who sits down does it here
         ahead, leg = _ahead(body)[low : low + 1], who.thigh + who.shank
         feet = (body[low : low + 1, J["ankle_left"]] + body[low : low + 1, J["ankle_right"]]) / 2
         seat = (feet - 0.42 * leg * ahead) * [1, 0, 1] + [0, 0.5 * leg - 0.06, 0]
