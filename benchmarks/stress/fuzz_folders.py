@@ -31,6 +31,7 @@ import resource
 import select
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -157,6 +158,7 @@ class Server:
     def _child(self, words: list[str], outputs: list[Path]) -> None:
         code: Any = 70
         try:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.setsid()
             for number, path in zip((1, 2), outputs, strict=True):
                 os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
@@ -268,8 +270,8 @@ class Server:
 
     def renew(self) -> None:
         """Put whole folders in place of the last case's."""
-        shutil.rmtree(self.case, ignore_errors=True)
-        shutil.copytree(self.scratch / "template", self.case)
+        command = 'rm -rf "$1/case" && cp -a "$1/template" "$1/case"'  # in two thirds of shutil's time
+        subprocess.run(["sh", "-c", command, "sh", str(self.scratch)], check=True)
 
 
 # --------------------------------------------------------------------------------------------------- cases
@@ -378,14 +380,15 @@ def storm(args: argparse.Namespace, job: int) -> Tally:
         numbers = range(args.start + job, args.start + args.cases, args.jobs) if args.only is None else [args.only]
         # a seldom one may import much; a few cases take less time than all that imports
         server.build([line for line, (_, _, weight) in COMMANDS.items() if weight >= 0.1 and len(numbers) > 100])
-        began = time.monotonic()
+        began = said = time.monotonic()
         for number in numbers:
             for found in run_case(server, args.seed, number, args.limit, tally):
                 with args.findings.open("a") as handle:
                     handle.write(json.dumps(found) + "\n")
             tally.cases += 1
-            if tally.cases % 500 == 0:
-                rate = (time.monotonic() - began) / tally.cases
+            if time.monotonic() - said > 60:
+                said = time.monotonic()
+                rate = (said - began) / tally.cases
                 print(f"{tally.cases:,} folders, {rate:.3f} s each, {tally.kinds.total():,} findings", flush=True)
         if args.keep is not None:
             shutil.copytree(server.case, args.keep, symlinks=True)
@@ -424,6 +427,7 @@ def main() -> None:
     args = parser.parse_args()
     args.findings = args.findings.absolute()
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the scratch folder is removed
     began = time.monotonic()
     tally = storm(args, 0) if args.jobs == 1 else _side_by_side(args)
     rows = [[line, f"{sum(c.values()):,}", *(f"{c[code]:,}" for code in "012"), f"{sum(c.values()) - c['0'] - c['1'] - c['2']:,}"] for line, c in sorted(tally.codes.items())]  # fmt: skip

@@ -47,12 +47,12 @@ def _bytes(path: Path, rng: random.Random) -> str:
     size, at = len(data), rng.randrange(len(data) + 1)
     some = rng.randrange(1, 40)
 
-    def flipped() -> bytes:
+    def flipped() -> bytearray:
         for _ in range(some if data else 0):
             data[rng.randrange(size)] ^= 1 << rng.randrange(8)
         return data
 
-    makers: dict[str, Callable[[], bytes]] = {
+    makers: dict[str, Callable[[], bytes | bytearray]] = {
         "truncated": lambda: data[:at],
         "emptied": lambda: b"",
         "bits flipped": flipped,

@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
+from c2vl_manifests.schema import misfit
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -264,7 +265,7 @@ def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = N
         return one_line(error)
     if metadata.num_rows != rows:
         return f"{metadata.num_rows} rows, expected {rows}"
-    if (written.metadata or {}).get(KEY_FIELD, b"").decode() != key:
+    if (written.metadata or {}).get(KEY_FIELD, b"").decode("utf-8", "replace") != key:
         return "written under another configuration"
     if schema is not None and not written.remove_metadata().equals(schema.remove_metadata()):
         return "another schema"
@@ -280,12 +281,15 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         with naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns=None if columns is None else list(columns))
+            table = file.read(columns=None if columns is None else list(columns))
     except (OSError, pa.ArrowException) as error:
         if passing(error):
             raise
         first = one_line(error)
         raise DataError(f"{path}: damaged or absent ({first}); delete it and run its stage again") from error
+    if problem := misfit(table, columns or ()):
+        raise DataError(f"{path}: {problem}; delete it and run its stage again")
+    return table
 
 
 def read_shard_manifest(path: Path) -> ShardManifest | None:

@@ -17,7 +17,7 @@ from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
 from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
-from c2vl_manifests.schema import SAMPLES
+from c2vl_manifests.schema import SAMPLES, misfit
 from c2vl_pipeline.readers.base import Array
 
 
@@ -104,7 +104,7 @@ def load(work: Path) -> Workspace:
             raise
         raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
     try:
-        if table.column_names != SAMPLES.names:
+        if table.column_names != SAMPLES.names or misfit(table):
             raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
         str(extra["recipe"])
         layout = Layout.from_dict(extra["layout"])

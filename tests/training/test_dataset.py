@@ -116,6 +116,14 @@ def test_damaged_arrays_are_refused_naming_the_file(tmp_path, name, damage):
         PackedDataset(folder)
 
 
+def test_an_array_whose_header_does_not_end_is_refused(tmp_path):
+    folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
+    path = folder / "offsets.npy"
+    path.write_bytes(path.read_bytes().replace(b"(3,)", b"(3,("))
+    with pytest.raises(DataError, match=r"offsets\.npy: cannot be read .*; run `c2vl-pipeline pack` again"):
+        PackedDataset(folder)
+
+
 def test_arrays_of_another_shape_than_promised_are_refused(tmp_path):
     folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
     np.save(folder / "offsets.npy", np.zeros(7, np.int64))
@@ -154,10 +162,10 @@ def test_offsets_that_disagree_with_the_index_are_refused(tmp_path, offsets):
 @pytest.mark.parametrize(
     ("name", "values", "says"),
     [
-        ("frames", ["5", "6"], "'frames' is not of int32"),
-        ("splits", ["xsub", "xsub"], "'splits' is not of map<string, string>"),
-        ("sample_id", [1, 2], "'sample_id' is not of string"),
-        ("vision_rows", pa.array([None, 1], pa.int16()), "'vision_rows' is not of int16"),
+        ("frames", ["5", "6"], "'frames' is of another type (string)"),
+        ("splits", ["xsub", "xsub"], "'splits' is of another type (string)"),
+        ("sample_id", [1, 2], "'sample_id' is of another type (int64)"),
+        ("vision_rows", pa.array([None, 1], pa.int16()), "'vision_rows' is of another type (int16) or lacks values"),
     ],
 )
 def test_columns_of_another_type_or_with_nulls_are_refused(tmp_path, name, values, says):

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.recipe import InputConfig
-from c2vl_manifests.schema import PACKED_INDEX
+from c2vl_manifests.schema import misfit
 from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations
 
 Rows = npt.NDArray[np.int64]
@@ -101,14 +102,8 @@ class PackedDataset:
             raise DataError(
                 f"{path}: {table.num_rows} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
             )
-        for name in _COLUMNS:
-            expected, at = PACKED_INDEX.field(name), table.schema.get_field_index(name)
-            if at < 0:
-                raise DataError(f"{path}: lacks the column {name!r}; run `c2vl-pipeline pack` again")
-            if table.field(at).type != expected.type or (table.column(at).null_count and not expected.nullable):
-                raise DataError(
-                    f"{path}: the column {name!r} is not of {expected.type}; run `c2vl-pipeline pack` again"
-                )
+        if problem := misfit(table, _COLUMNS):
+            raise DataError(f"{path}: {problem}; run `c2vl-pipeline pack` again")
         return table
 
     def sample_ids(self, rows: Iterable[int]) -> list[str]:
@@ -120,7 +115,7 @@ class PackedDataset:
         path = self.folder / name
         try:
             array = _on_disk(path) if np.prod(shape) else np.load(path)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, TokenError) as error:
             if passing(error):
                 raise
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error

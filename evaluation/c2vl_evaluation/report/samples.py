@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.pages import jpeg_data_uri, shorten_paths
-from c2vl_manifests.schema import Status
+from c2vl_manifests.schema import Status, misfit
 
 SAMPLES, SLOTS, HEIGHT = 12, 4, 160
 FRONT = 4
@@ -97,7 +97,10 @@ def read(work: Path, classes: Sequence[str]) -> SampleGallery:
 
 def _read(path: Path, gallery: SampleGallery, **options: Any) -> pa.Table | None:
     try:
-        return pq.read_table(path, **options)
+        table = pq.read_table(path, **options)
+        if problem := misfit(table, options.get("columns", ())):
+            raise pa.ArrowInvalid(problem)
+        return table
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = shorten_paths(one_line(error))
         gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read and is skipped ({reason}).")

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
+from c2vl_manifests.schema import misfit
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.workspace import Workspace, shard_path
 
@@ -60,7 +61,7 @@ class RowReader:
         """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
         try:
             with pq.ParquetFile(self.path(stage, shard), page_checksum_verification=True, **options) as file:
-                table = file.read(columns=list(columns))
+                table = _fitting(file.read(columns=list(columns)), columns)
         except (OSError, pa.ArrowException) as error:
             self._unreadable(stage, shard, error)
             return None
@@ -116,7 +117,10 @@ class RowReader:
                     int(np.searchsorted(ends, first, "right")),
                     int(np.searchsorted(ends, first + each - 1, "right")) + 1,
                 )
-                held = {g: held[g] if g in held else file.read_row_group(g, columns=wanted) for g in needed}
+                held = {
+                    g: held[g] if g in held else _fitting(file.read_row_group(g, columns=wanted), wanted)
+                    for g in needed
+                }
                 offset = first - int(ends[needed[0]] - groups[needed[0]])
                 rows: list[Row] = pa.concat_tables(held.values()).slice(offset, each).to_pylist()
                 if any(row["sample_id"] != self.index.table["sample_id"][number].as_py() for row in rows):
@@ -134,3 +138,9 @@ class RowReader:
             f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is skipped; "
             f"`c2vl-pipeline {STAGES[stage].command}` makes it again."
         )
+
+
+def _fitting(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    if problem := misfit(table, columns or ()):
+        raise pa.ArrowInvalid(problem)
+    return table
