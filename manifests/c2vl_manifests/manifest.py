@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
-from c2vl_manifests.schema import misfit
+from c2vl_manifests.schema import COLUMNS, misfit
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -287,7 +287,7 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
             raise
         first = one_line(error)
         raise DataError(f"{path}: damaged or absent ({first}); delete it and run its stage again") from error
-    if problem := misfit(table, columns or ()):
+    if problem := misfit(table, COLUMNS.get(path.parent.name, ()) if columns is None else columns):
         raise DataError(f"{path}: {problem}; delete it and run its stage again")
     return table
 

@@ -135,7 +135,11 @@ PACKED_INDEX = pa.schema(
 )
 """`index.parquet` of a packed folder: one row per sample."""
 
-_FIELDS = [f for schema in (SAMPLES, SKELETONS, CROPS, CAPTIONS, embeddings(1, 1), PACKED_INDEX) for f in schema]
+_STAGES = {"skeletons": SKELETONS, "crops": CROPS, "captions": CAPTIONS, "embeddings": embeddings(1, 1)}
+_FIELDS = [f for schema in (SAMPLES, *_STAGES.values(), PACKED_INDEX) for f in schema]
+
+COLUMNS = {stage: schema.names for stage, schema in _STAGES.items()}
+"""Stage -> columns of its tables."""
 
 
 def misfit(table: pa.Table, columns: Iterable[str] = ()) -> str | None:

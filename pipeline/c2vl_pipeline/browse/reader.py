@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
-from c2vl_manifests.schema import misfit
+from c2vl_manifests.schema import COLUMNS, misfit
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.workspace import Workspace, shard_path
 
@@ -118,7 +118,9 @@ class RowReader:
                     int(np.searchsorted(ends, first + each - 1, "right")) + 1,
                 )
                 held = {
-                    g: held[g] if g in held else _fitting(file.read_row_group(g, columns=wanted), wanted)
+                    g: held[g]
+                    if g in held
+                    else _fitting(file.read_row_group(g, columns=wanted), wanted or COLUMNS[stage])
                     for g in needed
                 }
                 offset = first - int(ends[needed[0]] - groups[needed[0]])
@@ -140,7 +142,7 @@ class RowReader:
         )
 
 
-def _fitting(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
-    if problem := misfit(table, columns or ()):
+def _fitting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
+    if problem := misfit(table, columns):
         raise pa.ArrowInvalid(problem)
     return table

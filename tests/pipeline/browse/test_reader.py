@@ -43,6 +43,15 @@ def test_a_shard_with_columns_of_another_type_is_passed_over_with_a_note(work, t
     )
 
 
+def test_a_shard_that_lacks_a_column_agrees_with_nothing(work, tmp_path):
+    folder = tmp_path / "w"
+    shutil.copytree(work, folder)
+    path = shard_path(folder, "embeddings", 0)
+    pq.write_table(pq.read_table(path).drop_columns(["attempts"]), path)
+    facts = trace.trace(folder, load(folder).table["sample_id"][0].as_py()).facts
+    assert {s["stage"]: s["agrees"] for s in facts["stages"]}["embeddings"] == "no"
+
+
 def test_a_damaged_shard_is_passed_over_with_a_note(work, tmp_path):
     folder = tmp_path / "w"
     shutil.copytree(work, folder)

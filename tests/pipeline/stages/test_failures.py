@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from c2vl_manifests.datasets import load_dataset
@@ -108,6 +109,14 @@ def test_rows_that_pass_on_a_loss_are_no_failures_of_their_stage(mine):
     assert total_failure(load(mine), STAGES["captions"]) is None
     assert reasons(load(mine), STAGES["captions"]) == []
     assert reasons(load(mine), STAGES["crops"]) == [("decode_error", "ValueError: broke", 128)]
+
+
+@pytest.mark.parametrize("stage", ["captions", "embeddings"])
+def test_shards_with_other_rows_than_their_manifest_are_left_to_verify(mine, stage):
+    path = shard_path(mine, stage, 0)
+    pq.write_table(pq.read_table(path)[:0], path)
+    reasons(load(mine), STAGES["embeddings"])
+    assert total_failure(load(mine), STAGES["embeddings"]) is None
 
 
 def test_reasons_are_counted_whatever_paths_and_numbers_they_hold():
