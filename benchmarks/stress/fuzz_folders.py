@@ -211,6 +211,7 @@ class Server:
 
     def build(self, commands: Sequence[str]) -> None:
         """Make the folders that are changed, and learn what these commands import."""
+        importlib.import_module("c2vl_pipeline.readers.video")  # quiets decoders, which look once
         from c2vl_pipeline.synthetic.dataset import generate
 
         sets = [word for value in SETTINGS for word in ("--set", value)]
