@@ -30,6 +30,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
+from c2vl_manifests.files import regular
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -114,8 +115,8 @@ def sync_folder(folder: Path) -> None:
 def commit_file(path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None) -> None:
     """Write a file so that it is either complete or absent.
 
-    `write` fills a hidden temporary path, `check` may reject it by raising. OSError (a full disk) names `path` and is
-    raised after the temporary file is removed.
+    `write` fills a hidden temporary path that nobody can foresee, `check` may reject it by raising. A link at `path`
+    is replaced, not followed. OSError (a full disk) names `path` and is raised after the temporary file is removed.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +142,9 @@ def _put(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_SUCH_CALL | {errno.EXDEV, errno.EEXIST}:
             raise
-        shutil.copyfile(temporary, path)
+        path.unlink(missing_ok=True)  # a link would lead the copy elsewhere
+        with temporary.open("rb") as source, path.open("xb") as target:
+            shutil.copyfileobj(source, target)
         temporary.unlink()
 
 
@@ -173,7 +176,7 @@ def digest(table: pa.Table) -> str:
 
 def file_sha256(path: Path) -> str:
     """Hash a file without loading it whole."""
-    with path.open("rb") as handle:
+    with open(path, "rb", opener=regular) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from c2vl_manifests.errors import naming
+from c2vl_manifests.files import open_own
 from c2vl_manifests.manifest import commit_text
 
 Metrics = dict[str, float]
@@ -100,7 +101,7 @@ class RunLog:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with naming(path), path.open("a", encoding="utf-8") as handle:
+    with naming(path), open_own(path, "a") as handle:
         handle.write(json.dumps(line) + "\n")
 
 
@@ -115,7 +116,7 @@ class _Board:
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         self._path = folder / f"events.out.tfevents.{int(time.time())}.{number:04d}"
-        self._file = self._path.open("wb", buffering=0)
+        self._file = open_own(self._path, "wb", buffering=0)
         self._writer = RecordWriter(self._file)
         self._event(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.files import open_own
 
 # damaged files become rows; OpenCV and FFmpeg would also print a line for each
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -72,11 +73,15 @@ class Deadline:
     def suspecting(self, name: str, samples: Iterable[str]) -> Iterator[None]:
         """Name a video in the mark while it is read, without seconds: if it crashes this process, it is to blame."""
         with suppress(OSError):
-            self._mark.write_text(json.dumps({"name": name, "samples": list(samples)}), encoding="utf-8")
+            self._note({"name": name, "samples": list(samples)})
         try:
             yield
         finally:
             self._mark.unlink(missing_ok=True)
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        with open_own(self._mark, "w") as mark:
+            json.dump(facts, mark)
 
     def close(self) -> None:
         """End the watching thread."""
@@ -87,7 +92,7 @@ class Deadline:
             due = self._due
             if due is not None and time.monotonic() > due[0]:
                 with suppress(OSError):  # full disk: bisection then finds the samples
-                    self._mark.write_text(json.dumps({"seconds": self._seconds} | due[1]), encoding="utf-8")
+                    self._note({"seconds": self._seconds} | due[1])
                 os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -7,8 +7,8 @@ each batch is appended to a journal next to the shard: a killed captioner loses 
 from __future__ import annotations
 
 import json
-import os
 import time
+import uuid
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -64,8 +64,8 @@ class _Request:
 class Journal:
     """Answers of an unfinished shard, one per line with a checksum; torn or damaged lines are ignored.
 
-    Each process appends to its own file and reads those of all: `.shard-00012-<key>-<process>.journal`. They are
-    removed when the shard is committed, and by a later run under another key.
+    Each process writes a new file and reads those of all: `.shard-00012-<key>-<random>.journal`. They are removed when
+    the shard is committed, and by a later run under another key.
     """
 
     SYNC_EVERY = 5.0
@@ -76,7 +76,7 @@ class Journal:
         self.answers: dict[tuple[str, int], Caption] = {}
         for path in sorted(shard.folder.glob(f"{stem}*.journal")):
             self.answers |= dict(self._read(path.read_bytes()))
-        self._path = shard.folder / f"{stem}{os.getpid()}.journal"
+        self._path = shard.folder / f"{stem}{uuid.uuid4().hex[:12]}.journal"
         self._file: BufferedWriter | None = None
         self._synced = time.monotonic()
 
@@ -96,8 +96,7 @@ class Journal:
 
     def _write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
         if self._file is None:
-            self._file = self._path.open("ab")
-            self._file.write(b"\n")  # ends a torn line of an earlier process of the same number
+            self._file = self._path.open("xb")
         for crop, answer in answered:
             text = json.dumps([crop.sample_id, crop.slot, answer.text, answer.tokens]).encode()
             self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
