@@ -15,6 +15,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from c2vl_manifests.errors import DataError, passing
+from c2vl_manifests.files import Inside
 from c2vl_manifests.manifest import commit_text, first_error
 
 FILE = "results.json"
@@ -48,7 +49,7 @@ class Result(_Value):
     """Number of the draw of labels, where subsets are drawn."""
     target: str = ""
     """`Target.id` of the data that the encoder was transferred to; empty for the other protocols."""
-    key: str = ""
+    key: Inside = ""
     """Key of the stored answers (`cache.CacheKey.text`); empty where none are stored."""
     last: Score | None = None
     """At the last epoch; None where `why` gives the reason."""
@@ -82,7 +83,7 @@ class TableRow(_Value):
     """What is compared: `partition(cosine)`, `random encoder`, `supervised`, `shuffled pairs`."""
     role: Role
     seed: int
-    run: str
+    run: Inside
     """Folder of the run, relative to the table's; empty for raw joints."""
     knowledge: str = ""
     derived_from_joints: bool = False
@@ -121,7 +122,7 @@ class Evaluated(_Value):
 
     dataset: str
     title: str
-    benchmark: str
+    benchmark: Inside
     data_fingerprint: str
     train: int
     test: int

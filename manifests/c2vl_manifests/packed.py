@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from c2vl_manifests.errors import DataError, StageError, passing
+from c2vl_manifests.files import Inside
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import first_error
 from c2vl_manifests.recipe import Recipe
@@ -26,7 +27,7 @@ class PackedManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    dataset: str
+    dataset: Inside
     title: str
     fingerprint: str
     """Hash of the content: equal for equal samples, joints and vectors."""

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
 from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
+from c2vl_manifests.files import OUTSIDE
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
@@ -103,9 +104,8 @@ def load(work: Path) -> Workspace:
         if passing(error):
             raise
         raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
+    _check_index(path, table)
     try:
-        if table.column_names != SAMPLES.names:
-            raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
         str(extra["recipe"])
         layout = Layout.from_dict(extra["layout"])
         shard_ranges = tuple((int(a), int(b)) for a, b in extra["plan"])
@@ -122,6 +122,19 @@ def load(work: Path) -> Workspace:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: its manifest lacks {error}; run `c2vl-pipeline index` again") from error
+
+
+def _check_index(path: Path, table: pa.Table) -> None:
+    """Raise StageError if a table has not the columns of an index, or names files outside the raw folder."""
+    if not table.schema.remove_metadata().equals(SAMPLES):
+        raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
+    for column in ("video", "skeleton"):
+        outside = table.filter(pc.match_substring_regex(table[column], OUTSIDE))
+        for row in outside.slice(0, 1).select(["sample_id", column]).to_pylist():
+            raise StageError(
+                f"{path}: the {column} of {row['sample_id']!r} is {row[column][:80]!r}, which is not below the raw folder; "
+                "run `c2vl-pipeline index` again"
+            )
 
 
 def split_counts(index: Workspace) -> dict[str, dict[str, int]]:

@@ -170,6 +170,8 @@ def inputs_path(folder: Path, key: str) -> Path:
 
 def former_inputs(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the inputs behind a stage key, or None where they are not on record."""
+    if not key.isalnum():
+        return None
     try:
         return dict(json.loads(inputs_path(folder, key).read_text("utf-8"))["inputs"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -197,7 +197,7 @@ def _unfinished_repair(index: Workspace) -> list[Damage]:
     """Return the shards that an interrupted repair removed and did not make again."""
     try:
         removed: dict[str, list[int]] = json.loads((index.work / REPAIR_FILE).read_text("utf-8"))
-        paths = [(name, n, shard_path(index.work, name, n)) for name in removed for n in removed[name]]
+        paths = [(name, n, shard_path(index.work, name, n)) for name in removed.keys() & STAGES for n in removed[name]]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
     problem = "was removed by a repair that did not end"

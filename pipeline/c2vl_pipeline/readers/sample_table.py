@@ -13,6 +13,7 @@ from pathlib import Path, PurePath
 
 from c2vl_manifests.datasets import SPLITS, Dataset
 from c2vl_manifests.errors import DataError, disk_error
+from c2vl_manifests.files import leads_outside
 from c2vl_pipeline.readers.base import Expected, Row, Scan, copied_from, new_row
 from c2vl_pipeline.readers.table_cells import MOST_BYTES, Cells, is_missing, read_cells
 
@@ -184,7 +185,7 @@ def _path_below(folder: PurePath, text: str, place: str) -> str | None:
     path = PurePath(text)
     if ".." not in path.parts and path.is_absolute() and path.is_relative_to(folder):
         return str(path.relative_to(folder))
-    if path.is_absolute() or ".." in path.parts:
+    if leads_outside(str(path)):
         raise DataError(
             f"{place} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
         )
