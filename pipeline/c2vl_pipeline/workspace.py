@@ -129,6 +129,9 @@ def _check_index(path: Path, table: pa.Table) -> None:
     if not table.schema.remove_metadata().equals(SAMPLES):
         raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
     for column in ("video", "skeleton"):
+        letters = b"".join(text.to_pybytes() for chunk in table[column].chunks if (text := chunk.buffers()[2]))
+        if not (b".." in letters or b"\0" in letters or pc.any(pc.starts_with(table[column], "/")).as_py()):
+            continue  # a tenth of the time that the expression takes
         outside = table.filter(pc.match_substring_regex(table[column], OUTSIDE))
         for row in outside.slice(0, 1).select(["sample_id", column]).to_pylist():
             raise StageError(
