@@ -8,6 +8,7 @@ have children.
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import logging
 import os
@@ -27,6 +28,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
 from distributed.comm.core import CommClosedError
+from distributed.deploy.spec import close_clusters
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
@@ -188,6 +190,12 @@ class Workers:
                         f"{error}); look for exhausted memory (fewer --workers) "
                         "or a broken installation, then run the stage again: finished shards are kept"
                     ) from error
+                except KeyboardInterrupt:
+                    # a cluster that is half started: dask's handler at exit fails on it with a traceback
+                    atexit.unregister(close_clusters)
+                    with suppress(Exception):
+                        close_clusters()
+                    raise
                 self._stack.push(stack.pop_all())
                 self._cluster = cluster
                 return client
