@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from c2vl_manifests.errors import DataError, passing
 from c2vl_manifests.files import Inside
 from c2vl_manifests.manifest import commit_text, first_error
+from c2vl_manifests.reading import read_bytes
 
 FILE = "results.json"
 Role = Literal["pretrained", "baseline", "floor", "ceiling", "shuffled"]
@@ -321,10 +322,10 @@ def load(folder: Path) -> Table:
     """Read results.json; raises DataError where there is none or it is damaged."""
     path = folder / FILE
     try:
-        return Table.model_validate_json(path.read_bytes())
+        return Table.model_validate_json(read_bytes(path))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; run `c2vl-eval benchmark` first") from error
-    except (ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         if passing(error):
             raise
         raise DataError(

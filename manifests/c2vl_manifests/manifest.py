@@ -31,6 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
 from c2vl_manifests.files import regular
+from c2vl_manifests.reading import read_bytes, read_json
+from c2vl_manifests.tables import read_table
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -282,8 +284,8 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         OSError: it cannot be reached now.
     """
     try:
-        with naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            return file.read(columns=None if columns is None else list(columns))
+        with naming(path):
+            return read_table(path, columns)
     except (OSError, pa.ArrowException) as error:
         if passing(error):
             raise
@@ -298,7 +300,7 @@ def read_shard_manifest(path: Path) -> ShardManifest | None:
         OSError: it cannot be reached now.
     """
     try:
-        facts = json.loads(path.with_suffix(".json").read_bytes())
+        facts = read_json(path.with_suffix(".json"))
         check = facts.pop(_CHECK, None) if isinstance(facts, dict) else None
         manifest = ShardManifest.model_validate(facts)
     except (OSError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
@@ -342,8 +344,8 @@ def read_stage_manifest(folder: Path) -> StageManifest | None:
     if not path.is_file():
         return None
     try:
-        return StageManifest.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        return StageManifest.model_validate_json(read_bytes(path))
+    except (ValueError, OSError) as error:
         if passing(error):
             raise
         raise DataError(

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.errors import DataError, StageError, passing
 from c2vl_manifests.files import Inside
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import first_error
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 
@@ -72,13 +72,15 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
     if not path.is_file():
         raise StageError(f"{folder} holds no packed data; run `c2vl-pipeline pack --work {folder.parent}` first")
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         if isinstance(content, dict) and (found := content.get("format", 1)) != FORMAT:
             raise StageError(
                 f"{path}: packed in format {found}, expected {FORMAT}; run `c2vl-pipeline pack --work {folder.parent}` again"
             )
-        return PackedManifest.model_validate(content)
-    except (ValidationError, ValueError, OSError) as error:
+        manifest = PackedManifest.model_validate(content)
+        manifest.joint_layout()
+        return manifest
+    except (ValueError, OSError) as error:
         if passing(error):
             raise
         raise DataError(

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
 from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
@@ -19,7 +18,9 @@ from c2vl_manifests.files import OUTSIDE
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
+from c2vl_manifests.tables import read_table
 from c2vl_pipeline.readers.base import Array
+from c2vl_pipeline.readers.ntu import MOST_BODIES
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,20 @@ def load(work: Path) -> Workspace:
     extra = manifest.extra
     try:
         with naming(path):
-            table = pq.read_table(path)
+            table = read_table(path)
     except (OSError, pa.ArrowException) as error:
         if passing(error):
             raise
         raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
     _check_index(path, table)
     try:
-        str(extra["recipe"])
+        str(extra["recipe"]), list(extra["overrides"])
         layout = Layout.from_dict(extra["layout"])
         shard_ranges = tuple((int(a), int(b)) for a, b in extra["plan"])
+        if not all(0 <= a < b <= table.num_rows for a, b in shard_ranges):
+            raise ValueError(f"a plan of {table.num_rows:,} rows")
+        if not 1 <= (bodies := int(extra["bodies"])) <= MOST_BODIES:
+            raise ValueError(f"1 to {MOST_BODIES} bodies")
         return Workspace(
             work=work,
             table=table,
@@ -116,8 +121,8 @@ def load(work: Path) -> Workspace:
             dataset=load_dataset(extra["dataset"]),
             root=Path(extra["root"]),
             layout=layout,
-            classes=tuple(extra["classes"]),
-            bodies=int(extra["bodies"]),
+            classes=tuple(map(str, extra["classes"])),
+            bodies=bodies,
             shard_ranges=shard_ranges,
         )
     except (KeyError, TypeError, ValueError) as error:

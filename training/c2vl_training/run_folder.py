@@ -20,6 +20,7 @@ from torch import nn
 
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, passing
 from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint, distributed
@@ -210,7 +211,7 @@ def read_result(folder: Path) -> Result:
         CheckpointError: it is damaged or absent.
     """
     try:
-        facts = json.loads((folder / "run.json").read_text("utf-8"))
+        facts = read_json(folder / "run.json")
         counts = (facts["epochs"], facts["seconds"], facts["samples"], facts["left_out"])
         return Result(folder, *counts, facts["last"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,15 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from c2vl_manifests.errors import naming
+from c2vl_manifests.errors import CheckpointError, naming
 from c2vl_manifests.files import open_own
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.reading import from_json, read_bytes
 
 Metrics = dict[str, float]
 Counts = dict[str, list[int]]
@@ -64,11 +66,14 @@ def read_histograms(folder: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
+    try:
+        texts = read_bytes(path).splitlines() if path.is_file() else []
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; delete it") from error
+    for line in texts:
+        with suppress(ValueError):
+            value = from_json(line)
+            lines += [value] if isinstance(value, dict) else []
     return lines
 
 

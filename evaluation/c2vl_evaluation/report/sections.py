@@ -21,6 +21,7 @@ from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest
 from c2vl_manifests.pages import shorten_paths
+from c2vl_manifests.reading import read_bytes, read_json
 from c2vl_manifests.recipe import EncoderConfig
 from c2vl_manifests.recipe_loading import load_recipe
 
@@ -80,7 +81,7 @@ def protocols(table: Table) -> list[dict[str, Any]]:
 def facts_of(run: Path) -> Facts:
     """Return run.json; empty if there is none, or it is damaged."""
     try:
-        facts = json.loads((run / "run.json").read_bytes())
+        facts = read_json(run / "run.json")
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -182,8 +183,8 @@ class _Stored(BaseModel):
 def _spent(run: Path) -> Iterator[_Spent]:
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            yield _Stored.model_validate_json(path.read_bytes()).result
-        except (OSError, ValidationError):
+            yield _Stored.model_validate_json(read_bytes(path)).result
+        except (OSError, ValueError):
             continue
 
 

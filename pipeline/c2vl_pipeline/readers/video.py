@@ -98,6 +98,8 @@ class Deadline:
 
 Guard = Callable[[], AbstractContextManager[None]]
 
+_MOST_PIXELS = 1 << 27
+"""Of a frame, which takes 3 bytes for each; 8K has 33 million."""
 _MOST_FRAMES = 10_000_000
 """A container that advertises more than four days of frames states no number."""
 
@@ -123,6 +125,10 @@ class Video:
                 f"{path}: OpenCV finds no video in it that it can decode ({path.stat().st_size} bytes); if a player shows "
                 "one, convert it to MP4 (H.264), else download it again"
             )
+        width, height = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > _MOST_PIXELS:
+            self._capture.release()
+            raise DataError(f"{path}: frames of {width} x {height} pixels; expected up to {_MOST_PIXELS:,} pixels")
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.advertised = int(count) if 0 < count <= _MOST_FRAMES else 0
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
@@ -226,7 +232,10 @@ def encode_jpeg(image: Image, quality: int, *, bgr: bool = False) -> bytes:
 
 def decode_jpeg(data: bytes) -> Image:
     """Decode a stored crop to RGB pixels."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
+        image = None
     if image is None:
-        raise DataError(f"a stored crop of {len(data)} bytes is not a JPEG; run the crop stage again")
+        raise DataError(f"a stored crop of {len(data)} bytes is not a JPEG, or too large; run the crop stage again")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

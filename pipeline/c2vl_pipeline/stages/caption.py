@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from c2vl_manifests.errors import naming
 from c2vl_manifests.manifest import sync
+from c2vl_manifests.reading import MOST_FILE, from_json, read_bytes
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
@@ -75,7 +76,7 @@ class Journal:
         stem = f".shard-{shard.number:05d}-{shard.key[:12]}-"
         self.answers: dict[tuple[str, int], Caption] = {}
         for path in sorted(shard.folder.glob(f"{stem}*.journal")):
-            self.answers |= dict(self._read(path.read_bytes()))
+            self.answers |= dict(self._read(read_bytes(path, MOST_FILE)))
         self._path = shard.folder / f"{stem}{uuid.uuid4().hex[:12]}.journal"
         self._file: BufferedWriter | None = None
         self._synced = time.monotonic()
@@ -86,8 +87,12 @@ class Journal:
             checksum, _, text = line.partition(b" ")
             if not text or checksum != b"%08x" % zlib.crc32(text):
                 continue
-            sample_id, slot, answer, tokens = json.loads(text)
-            yield (sample_id, slot), Caption(answer, tokens)
+            try:
+                sample_id, slot, answer, tokens = from_json(text)
+                answered = (str(sample_id), int(slot)), Caption(str(answer), tokens)
+            except (ValueError, TypeError):
+                continue
+            yield answered
 
     def write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
         """Append the answers of one batch."""
