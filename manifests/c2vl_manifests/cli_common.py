@@ -1,6 +1,7 @@
 """Shared parts of the three command lines: errors as one red line, progress bars, JSON lines without a terminal.
 
-Only this module and the `cli` modules import typer and rich.
+Only this module and the `cli` modules import typer and rich, and only this module prints: text from data passes
+`visible`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 
@@ -85,6 +86,8 @@ def main(app: typer.Typer, *, threads: bool = True) -> None:
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     machine.open_streams()
+    if not hasattr(sys.stderr, "stream"):
+        sys.stderr = cast(TextIO, _VisibleStream(sys.stderr))
     machine.share_cores(threads)
     try:
         _check_system()
@@ -157,10 +160,32 @@ def _terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+_HIDDEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls, DEL, line separators, controls of the direction of writing, bytes of a name that is not UTF-8."""
+
+
+def visible(text: str) -> str:
+    """Return one line of text with escapes in place of control characters, which could rewrite what a terminal shows."""
+    return text if text.isprintable() else _HIDDEN.sub(lambda at: ascii(at[0])[1:-1], text)
+
+
+class _VisibleStream:
+    """Standard error for all that others write: usage errors of typer, warnings of libraries, tracebacks."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write("\n".join(map(visible, text.split("\n"))))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
 def _exit_with(message: str) -> None:
-    line = f"error: {' '.join(message.split())}"
+    line, stream = visible(f"error: {' '.join(message.split())}"), getattr(sys.stderr, "stream", sys.stderr)
     plain = not sys.stderr.isatty() or os.environ.get("TERM") == "dumb" or "NO_COLOR" in os.environ
-    print(line if plain else f"\033[31m{line}\033[0m", file=sys.stderr)  # without rich: memory may have run out
+    print(line if plain else f"\033[31m{line}\033[0m", file=stream)  # without rich: memory may have run out
     sys.exit(1)
 
 
@@ -170,10 +195,11 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
     from rich.table import Table
     from rich.text import Text
 
+    title, columns, rows = visible(title), [*map(visible, columns)], [[*map(visible, row)] for row in rows]
     # plain text: names, titles and search queries may contain rich markup
     table = Table(
         title=Text(title),
-        caption=None if caption is None else Text(caption),
+        caption=None if caption is None else Text(visible(caption)),
         title_justify="left",
         caption_justify="left",
     )
@@ -193,6 +219,17 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
 
 def say(text: str) -> None:
     """Print one line of output."""
+    _print(visible(text))
+
+
+def say_json(value: Any, indent: int | None = 1) -> None:
+    """Print a value as JSON; controls are escapes of JSON, so that whoever reads it gets the value as it is."""
+    whole = "utf" in (sys.stdout.encoding or "").lower()
+    text = json.dumps(value, indent=indent, ensure_ascii=not whole)
+    _print(_HIDDEN.sub(lambda at: at[0] if at[0] == "\n" else f"\\u{ord(at[0]):04x}", text))
+
+
+def _print(text: str) -> None:
     with naming(Path("standard output")):
         print(text, flush=True)
 
@@ -227,12 +264,13 @@ class Reporter:
 
     def _note(self, event: Note) -> None:
         if not self._live:
-            say(json.dumps({"event": event.level, "text": event.text}, ensure_ascii=False))
+            say_json({"event": event.level, "text": event.text}, indent=None)
             return
         from rich.console import Console
+        from rich.text import Text
 
         console = self._bars.console if self._bars is not None else Console()
-        console.print(event.text, style="yellow" if event.level == "warning" else None, markup=False, highlight=False)
+        console.print(Text(visible(event.text), "yellow" if event.level == "warning" else ""))
 
     def _log(self, event: Progress) -> None:
         now = time.monotonic()
@@ -252,7 +290,7 @@ class Reporter:
         rate = (event.done - at) / (now - began) if now > began else 0.0
         if rate > 0:
             line |= {"rate": round(rate, 2), "eta_s": round((event.total - event.done) / rate, 1)}
-        say(json.dumps(line | {k: _short(v) for k, v in event.info.items()}, ensure_ascii=False))
+        say_json(line | {k: _short(v) for k, v in event.info.items()}, indent=None)
 
     def _draw(self, event: Progress) -> None:
         if self._bars is None:
@@ -260,19 +298,19 @@ class Reporter:
             from rich.progress import Progress as RichProgress
 
             self._bars = RichProgress(
-                TextColumn("[bold]{task.description}"),
+                TextColumn("{task.description}", style="bold", markup=False),
                 BarColumn(bar_width=28),
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[rate]}"),
                 TimeElapsedColumn(),
                 TextColumn("eta"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[info]}", style="dim"),
+                TextColumn("{task.fields[info]}", style="dim", markup=False),
             )
             self._bars.start()
         if event.task not in self._tasks:
             self._tasks[event.task] = self._bars.add_task(
-                event.task, total=event.total, completed=event.done, rate="", info=""
+                visible(event.task), total=event.total, completed=event.done, rate="", info=""
             )
         speed = self._bars.tasks[self._bars.task_ids.index(self._tasks[event.task])].speed
         self._bars.update(
@@ -280,7 +318,7 @@ class Reporter:
             completed=event.done,
             total=event.total,
             rate=f"{speed:.1f} {event.unit}/s" if speed else event.unit,
-            info="  ".join(f"{k} {_short(v)}" for k, v in event.info.items()),
+            info=visible("  ".join(f"{k} {_short(v)}" for k, v in event.info.items())),
         )
 
 

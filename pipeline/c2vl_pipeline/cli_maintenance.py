@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, say_json, show_table
 from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def status_command(
     stages = survey(work, recipe_of(work, recipe, set_))
     planned = estimate.read(work)
     if as_json:
-        say(json.dumps([asdict(entry) for entry in stages], indent=1))
+        say_json([asdict(entry) for entry in stages])
     else:
         plans = {s.stage: s for s in planned.stages} if planned else {}
         rows = [
@@ -79,7 +78,7 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
     with Reporter() as emit:
         made = estimate(work, recipe, seconds=seconds, workers=workers, emit=emit)
     if as_json:
-        say(made.model_dump_json(indent=1))
+        say_json(made.model_dump(mode="json"))
     else:
         rows = [
             [
@@ -129,7 +128,7 @@ def verify_command(
     with Reporter() as emit:
         damages = verify(work, raw=raw, emit=emit)
     if as_json:
-        say(json.dumps([asdict(damage) for damage in damages], indent=1))
+        say_json([asdict(damage) for damage in damages])
     else:
         for damage in damages:
             say(f"{damage.stage}: {damage.path} {damage.problem}")
@@ -233,7 +232,7 @@ def explain_command(
     traced = trace.trace(work, sample_id)
     path = out or work / trace.page_name(sample_id)
     if as_json:
-        say(json.dumps({**traced.facts, "page": str(path)}, indent=1, ensure_ascii=False))
+        say_json({**traced.facts, "page": str(path)})
     for line in () if as_json else [*trace.outline(traced.facts), str(path)]:
         say(line)
     trace.write(traced, path)
@@ -255,7 +254,7 @@ def audit_command(
     measured = audit.measure(work, released, check=check, seed=seed)
     path = out or work / "audit.html"
     if as_json:
-        say(json.dumps({**measured.as_dict(), "page": str(path)}, indent=1, ensure_ascii=False))
+        say_json({**measured.as_dict(), "page": str(path)})
     for line in () if as_json else [*measured.summary(), *(f"note: {note}" for note in measured.notes), str(path)]:
         say(line)
     audit.write(measured, path)
