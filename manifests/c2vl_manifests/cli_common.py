@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -43,6 +44,9 @@ _JSON_EVERY = 2.0
 
 _INTERRUPTED = 130
 
+_LINES, _BLANKS = 3, 2
+"""Characters between two columns of a table, with and without a line."""
+
 _WORD = 24
 """Characters of a word in a table up to which it is never cut; paths are longer."""
 
@@ -63,18 +67,43 @@ SetOption = Annotated[
 ]
 
 
+class _Commands(typer.core.TyperGroup):
+    """Commands whose summaries are whole in the list of a help page, which wraps them."""
+
+    def get_command(self, ctx: Any, name: str) -> Any:
+        """Return a command by name."""
+        command = super().get_command(ctx, name)
+        if command is not None and command.help and not command.short_help:
+            command.short_help = " ".join(command.help.partition("\n\n")[0].split())
+        return command
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say(f"c2vl {version('c2vl')}")
+        raise typer.Exit()
+
+
 def application(help_text: str) -> typer.Typer:
     """Return a typer application without completion commands, tracebacks and rich help pages.
 
     Importing rich to draw a help page doubles its time; plain text answers in a tenth of a second.
     """
-    return typer.Typer(
-        help=help_text,
-        add_completion=False,
-        no_args_is_help=True,
-        pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+    app = typer.Typer(
+        cls=_Commands, add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
     )
+
+    @app.callback(help=help_text)
+    def shared(
+        version: Annotated[
+            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+        ] = False,
+    ) -> None:
+        pass
+
+    return app
 
 
 def main(app: typer.Typer, *, threads: bool = True) -> None:
@@ -189,19 +218,40 @@ def _exit_with(message: str) -> None:
     sys.exit(1)
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]], caption: str | None = None) -> None:
-    """Print a table; all columns but the first are right-aligned. On a narrow terminal it is as wide as its words."""
+def show_table(
+    title: str, columns: list[str], rows: list[list[str]], caption: str | None = None, spare: Sequence[str] = ()
+) -> None:
+    """Print a table; all columns but the first are right-aligned. On a narrow terminal it is as wide as its words.
+
+    Args:
+        title: stands above.
+        columns: their heads.
+        rows: cells.
+        caption: stands below.
+        spare: heads of columns that are left out, the first one first, until each row fits into one line.
+    """
+    from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     title, columns, rows = visible(title), [*map(visible, columns)], [[*map(visible, row)] for row in rows]
+    console = Console()
+    room = console.width if console.is_terminal else 140  # a pipe or a log file has no width
+    left_out: list[str] = []
+    while (lacking := _room_needed(columns, rows, _LINES) > room) and len(left_out) < len(spare):
+        if _room_needed(columns, rows, _BLANKS) <= room:
+            break
+        left_out.append(spare[len(left_out)])
+        at = columns.index(left_out[-1])
+        columns, *rows = ([*cells[:at], *cells[at + 1 :]] for cells in (columns, *rows))
+    if left_out:
+        caption = f"{caption or ''} Left out, as the terminal is narrow: {', '.join(dict.fromkeys(left_out))}.".strip()
     # plain text: names, titles and search queries may contain rich markup
     table = Table(
-        title=Text(title),
-        caption=None if caption is None else Text(visible(caption)),
-        title_justify="left",
-        caption_justify="left",
+        box=box.SIMPLE_HEAD if lacking else box.HEAVY_HEAD,
+        padding=(0, 1, 0, 0) if lacking else (0, 1),
+        pad_edge=not lacking,
     )
     widths = [
         min(max((len(word) for text in texts for word in text.split()), default=1), _WORD)
@@ -211,10 +261,27 @@ def show_table(title: str, columns: list[str], rows: list[list[str]], caption: s
         table.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold", min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    console = Console()
-    # a pipe or a log file has no width
-    width = max(console.width if console.is_terminal else 140, sum(widths) + 3 * len(widths) + 1)
-    Console(width=width).print(table, crop=False)
+    console = Console(width=max(room, sum(widths) + _LINES * len(widths) + 1))
+    console.print(Text(title, style="italic"))
+    console.print(table, crop=False)
+    if caption is not None:
+        console.print(Text(visible(caption), style="dim italic"))
+
+
+def _room_needed(columns: list[str], rows: list[list[str]], between: int) -> int:
+    """Return the width of a table whose rows are one line each."""
+    return sum(max(map(len, texts)) + between for texts in zip(columns, *rows, strict=True)) + 1
+
+
+def link(path: Path) -> str:
+    """Return the address of a file, which terminals open by a click."""
+    return path.resolve().as_uri()
+
+
+def say_next(*commands: Sequence[str | Path]) -> None:
+    """Print the commands to run next, as the shell takes them."""
+    for word, command in zip(["next", *["then"] * len(commands)], commands, strict=False):
+        say(f"{word}: {shlex.join(map(str, command))}")
 
 
 def say(text: str) -> None:
@@ -235,9 +302,14 @@ def _print(text: str) -> None:
 
 
 class Reporter:
-    """Draw events on a terminal, print JSON lines elsewhere: `with Reporter() as emit: run(…, emit=emit)`."""
+    """Draw events on a terminal, print JSON lines elsewhere: `with Reporter() as emit: run(…, emit=emit)`.
 
-    def __init__(self) -> None:
+    Args:
+        prefix: stands before the names of tasks on a terminal, e.g. `stage 3 of 6: `.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
         self._live = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}
@@ -294,23 +366,34 @@ class Reporter:
 
     def _draw(self, event: Progress) -> None:
         if self._bars is None:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
+            from rich.table import Column
 
+            # figures stay whole; on a narrow terminal the name is cut, then what stands beside the bar
             self._bars = RichProgress(
-                TextColumn("{task.description}", style="bold", markup=False),
-                BarColumn(bar_width=28),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[rate]}"),
-                TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[info]}", style="dim", markup=False),
+                TextColumn(
+                    "{task.description}",
+                    "bold",
+                    markup=False,
+                    table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"),
+                ),
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[rate]}", table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(table_column=Column(no_wrap=True)),
+                TextColumn(
+                    "{task.fields[info]}",
+                    style="dim",
+                    markup=False,
+                    table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis"),
+                ),
+                expand=True,
             )
             self._bars.start()
         if event.task not in self._tasks:
             self._tasks[event.task] = self._bars.add_task(
-                visible(event.task), total=event.total, completed=event.done, rate="", info=""
+                visible(self._prefix + event.task), total=event.total, completed=event.done, rate="", info=""
             )
         speed = self._bars.tasks[self._bars.task_ids.index(self._tasks[event.task])].speed
         self._bars.update(

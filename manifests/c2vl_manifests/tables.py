@@ -9,6 +9,7 @@ Errors are those of damaged files: OSError and pyarrow's ArrowException.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -18,6 +19,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from c2vl_manifests.files import regular
 
 MOST_UNPACKED, _RATIO = 1 << 30, 16
 """A table may unpack to this many bytes, or to this many times the size of its file."""

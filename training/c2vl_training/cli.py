@@ -19,6 +19,7 @@ from c2vl_manifests.cli_common import (
     optional,
     say,
     say_json,
+    say_next,
 )
 from c2vl_manifests.cli_common import main as run_app
 
@@ -90,9 +91,9 @@ def _command(kind: Kind) -> Callable[..., None]:
             if rank == 0:
                 say(
                     f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
-                    f"({result.left_out} left out) in {result.seconds:,.0f} s; "
-                    f"next: c2vl-eval run knn --run {run.out} --data {data}"
+                    f"({result.left_out} left out) in {result.seconds:,.0f} s"
                 )
+                say_next(["c2vl-eval", "run", "knn", "--run", run.out, "--data", data])
 
     return command
 

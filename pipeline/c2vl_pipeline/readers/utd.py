@@ -28,7 +28,7 @@ def read_utd(path: Path) -> Assembled:
     import scipy.io
 
     try:
-        array = scipy.io.loadmat(_unpacked(path), variable_names="d_skel")["d_skel"]
+        array = scipy.io.loadmat(_unpacked(path), variable_names=["d_skel"])["d_skel"]
     except TooLargeError as error:
         raise DataError(f"{path}: {error}") from error
     except FileNotFoundError:

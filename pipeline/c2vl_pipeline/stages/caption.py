@@ -163,8 +163,10 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
         journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
-    for (row, _), answer in in_batches(requests, shard.spec.batch_size, call, shard):
+    for number, ((row, _), answer) in enumerate(in_batches(requests, shard.spec.batch_size, call, shard), 1):
         _fill(row, answer)
+        if number % shard.spec.batch_size == 0:
+            shard.note_done(len(shard.samples) * number // len(requests))
     return pa.Table.from_pylist(rows, schema=CAPTIONS)
 
 
