@@ -62,7 +62,7 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
 
 def shallow(value: Any) -> Any:
     """Return a value of lists and tables that are nested `MOST_DEPTH` times at most, so that any code can walk it."""
-    level = [[value]]
+    level: list[Any] = [[value]]
     for _ in range(MOST_DEPTH + 1):
         level = [
             inner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,8 @@ def read_utd(path: Path) -> Assembled:
     import scipy.io
 
     try:
-        array = scipy.io.loadmat(_unpacked(path), variable_names=["d_skel"])["d_skel"]
+        content: Any = _unpacked(path)  # scipy's types know only names of files
+        array = scipy.io.loadmat(content, variable_names=["d_skel"])["d_skel"]
     except TooLargeError as error:
         raise DataError(f"{path}: {error}") from error
     except FileNotFoundError:

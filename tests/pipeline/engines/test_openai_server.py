@@ -482,12 +482,12 @@ def test_a_key_that_the_server_repeats_is_nowhere(server: Server, secret: str, w
     has_no_key(caption_.text)
     assert caption_.text.startswith("it was Bearer ***, wasn")
     for body in (f'{{"error": {{"message": {said}}}}}', f'{{"detail": {said}}}', said, f"<p>{said}</p>"):
-        server.answer = lambda request, _, body=body: (  # type: ignore[misc]
+        server.answer = lambda request, _, body=body: (
             Reply(400, body.encode()) if shade(request) == 60 else completion("ok")
         )
         row, _ = engine(server).caption(crops(60, 100), "?")
         has_no_key(str(row))
-        server.answer = lambda request, _, body=body: Reply(401, body.encode())  # type: ignore[misc]
+        server.answer = lambda request, _, body=body: Reply(401, body.encode())
         with pytest.raises(EngineError, match="rejects the key") as caught:
             engine(server).caption(crops(60), "?")
         has_no_key(str(caught.value))
