@@ -64,7 +64,8 @@ def portable(value: Any) -> Any:
         return [portable(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    return f"…/{PurePath(value).name}" if value.startswith(("/", "~", "../")) else shorten_paths(value)
+    whole = value.startswith(("/", "~", "../")) and ":" not in value  # otherwise a message, such as `file:line: reason`
+    return f"…/{PurePath(value).name}" if whole else shorten_paths(value)
 
 
 def jpeg_data_uri(jpeg: bytes | None, size: tuple[int, int]) -> str | None:
