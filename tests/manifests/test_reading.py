@@ -6,7 +6,6 @@ import json
 import struct
 import subprocess
 import sys
-import tomllib
 import zlib
 from pathlib import Path
 from textwrap import dedent
@@ -125,20 +124,21 @@ ZEROS = bytes(1 << 24)
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(4_200_000_128, "takes 4,200,000,000 bytes"), (1000, "takes 4,200,000,000")]
+    ("size", "words"), [(4_200_000_128, "takes 4,200,000,000 bytes"), (1000, "not a numpy array, or cut off")]
 )
 def test_an_archive_of_zeros_is_one_row(tmp_path: Path, size: int, words: str):
     packed = repeated(header("(14000000, 25, 3)", "'<f4'"), ZEROS, 256)
     (tmp_path / "a.npz").write_bytes(archive("x.npy", packed, size))
     line = outcome(ARRAY, tmp_path / "a.npz")
-    assert line.startswith("DataError: ") and words in line
+    assert words in line
 
 
 @pytest.mark.parametrize("size", [4_200_000_000, 1000])
 def test_captions_of_gigabytes_are_one_line(tmp_path: Path, size: int):
     (tmp_path / "a.zip").write_bytes(archive("x.json", repeated(b"", ZEROS, 256), size))
     line = outcome(CAPTIONS, tmp_path / "a.zip")
-    assert line.startswith("EngineError: ") and ("unpacks to 4,200,000,000 bytes" in line) == (size > 1000)
+    assert line.startswith("EngineError: ")
+    assert ("unpacks to 4,200,000,000 bytes" in line) == (size > 1000)
 
 
 def test_many_small_values_are_counted_before_they_are_made(tmp_path: Path):
@@ -160,10 +160,10 @@ def matrix(kind: int, content: bytes) -> bytes:
 
 
 def test_a_matlab_file_unpacks_within_bounds(tmp_path: Path):
-    packed = b"\x78\x9c" + repeated(b"", ZEROS, 220)
+    packed = b"\x78\x9c" + repeated(struct.pack("<II", 14, 220 << 24), ZEROS, 220)
     (tmp_path / "a.mat").write_bytes(matlab(element(15, packed)))
     line = outcome("from c2vl_pipeline.readers.utd import read_utd; read_utd(a)", tmp_path / "a.mat")
-    assert "unpacks to more than" in line
+    assert "unpacks to 3,690,987,520 bytes" in line
 
 
 def test_nested_cells_of_matlab_are_never_entered(tmp_path: Path):
@@ -215,7 +215,7 @@ def test_prefixes_are_not_written_out(tmp_path: Path):
 
 def test_pages_are_believed_and_not_the_footer(tmp_path: Path):
     path = tmp_path / "a.parquet"
-    table_of_one_value(path, 1 << 30, 2, dictionary_pagesize_limit=2 << 30)
+    table_of_one_value(path, 1200 << 20, 2)
     content, size = path.read_bytes(), pq.read_metadata(path).row_group(0).total_byte_size
     at = content.rindex(b"PAR1") - 4
     start = at - int.from_bytes(content[at : at + 4], "little")
@@ -281,12 +281,12 @@ def test_json_of_usual_depth_is_read():
     ],
 )
 def test_deep_toml_is_refused(text: str):
-    with pytest.raises(tomllib.TOMLDecodeError, match="nested more than"):
+    with pytest.raises(ValueError, match="nested more than"):
         reading.from_toml(text)
 
 
 def test_text_of_many_dots_is_no_key():
-    text = "a = '" + "one. two. " * 500 + "... 1.2.3'"
+    text = "a = '" + "one. two. " * 400 + "... 1.2.3'"
     assert reading.from_toml(text)["a"].startswith("one.")
 
 
