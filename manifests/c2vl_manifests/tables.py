@@ -1,8 +1,11 @@
 """Parquet files that others may have made, read within bounds.
 
-A dictionary of one long value makes gigabytes of a small file, and so do encodings by prefix; the footer's sizes are
-what its writer says. So the headers of all pages are read first, which the decoder obeys; they bound what is unpacked
-and the length of any value. Where values may be repeated, as few rows are decoded at once as memory allows.
+A dictionary of one long value makes gigabytes of a small file, and the footer's sizes are what its writer says. So the
+headers of all pages are read first, which the decoder obeys; they bound what is unpacked and the length of any value.
+Where values may be repeated, as few rows are decoded at once as memory allows.
+
+Not bounded: a page of values encoded by prefix, which pyarrow decodes at once; and, in files of many small groups of
+rows, pages larger than the footer says.
 
 Errors are those of damaged files: OSError and pyarrow's ArrowException.
 """
