@@ -14,7 +14,6 @@ import os
 import re
 import tomllib
 import zipfile
-import zlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +34,7 @@ MOST_DEPTH = 64
 """Lists and tables within each other; recipes and manifests have fewer than ten."""
 _MOST_HEADER = 1 << 16
 
-_DOTTED = re.compile(rf"(?<![\w\"'.-])(?:[\w\"'-]+[ \t]*\.[ \t]*){{{MOST_DEPTH}}}")
+_DOTTED = re.compile(r"(?<![\w\"'.-])(?:[\w\"'-]+[ \t]*\.[ \t]*){1000}")
 """A key of too many parts, for which tomllib needs minutes."""
 
 
@@ -99,7 +98,7 @@ def from_toml(text: str) -> dict[str, Any]:
         table: dict[str, Any] = shallow(tomllib.loads(text))
         return table
     except RecursionError:
-        raise tomllib.TOMLDecodeError(f"lists or tables are nested more than {MOST_DEPTH} times") from None
+        raise ValueError(f"lists or tables are nested more than {MOST_DEPTH} times") from None
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
@@ -108,16 +107,6 @@ def read_text(path: Path, most: int = MOST_TEXT) -> str:
 
 
 # ------------------------------------------------------------------------------------- what is compressed
-
-
-def inflate(data: bytes, most: int = MOST_UNPACKED) -> bytes:
-    """Return what a zlib stream unpacks to, of up to `most` bytes."""
-    try:
-        unpacked = zlib.decompressobj().decompress(data, most + 1)
-    except zlib.error as error:
-        raise ValueError(str(error)) from error
-    check_size(len(unpacked), most, "unpacks to more than ")
-    return unpacked
 
 
 def unzip(archive: zipfile.ZipFile, name: str, most: int = MOST_UNPACKED) -> bytes:

@@ -6,7 +6,6 @@ Errors are one line: the key as `--set` takes it, its value, what is expected, a
 from __future__ import annotations
 
 import difflib
-import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -45,7 +44,7 @@ def _near(word: str, choices: Iterable[str]) -> str:
 def _read_toml(text: str, source: str) -> dict[str, Any]:
     try:
         return from_toml(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise ConfigError(f"{source}: not TOML ({error})") from error
 
 
@@ -114,7 +113,7 @@ def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 def _parse_value(text: str) -> Any:
     try:
         return from_toml(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except ValueError:
         return text
 
 

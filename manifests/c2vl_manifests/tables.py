@@ -1,8 +1,11 @@
 """Parquet files that others may have made, read within bounds.
 
-A dictionary of one long value makes gigabytes of a small file, and so do encodings by prefix; the footer's sizes are
-what its writer says. So the headers of all pages are read first, which the decoder obeys; they bound what is unpacked
-and the length of any value. Where values may be repeated, as few rows are decoded at once as memory allows.
+A dictionary of one long value makes gigabytes of a small file, and the footer's sizes are what its writer says. So the
+headers of all pages are read first, which the decoder obeys; they bound what is unpacked and the length of any value.
+Where values may be repeated, as few rows are decoded at once as memory allows.
+
+Not bounded: a page of values encoded by prefix, which pyarrow decodes at once; and, in files of many small groups of
+rows, pages larger than the footer says.
 
 Errors are those of damaged files: OSError and pyarrow's ArrowException.
 """
@@ -79,8 +82,7 @@ class Table:
         self, columns: Sequence[str] | None, groups: list[int], longest: dict[str, int], most_rows: int
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows whose repeated values are known before they are written out."""
-        repeated = [name for name in longest if name in self.schema.names]
-        others = max((size for name, size in longest.items() if name not in repeated), default=1)
+        repeated, others = [name for name in longest if name], longest.get("", 1)
         size, names, total = min(most_rows, max(_AT_ONCE // others, 1)), None if columns is None else list(columns), 0
         for batch in self._opened(repeated).iter_batches(size, groups, names, use_threads=False):
             for part in self._written_out(batch):
@@ -105,7 +107,10 @@ class Table:
             raise pa.ArrowInvalid(f"unpacks to more than {self._most:,} bytes, from {self._source.size():,}")
 
     def _longest(self, columns: Sequence[str] | None, groups: Iterable[int]) -> dict[str, int]:
-        """Return a bound of the length of values that may be repeated, by column, from the headers of all pages."""
+        """Return a bound of the length of values that may be repeated, by column, from the headers of all pages.
+
+        Under "" is the one of columns that cannot be read as dictionaries.
+        """
         total, longest = 0, dict[str, int]()
         leaves = [self.metadata.schema.column(number) for number in range(self.metadata.num_columns)]
         chosen = [
@@ -119,7 +124,7 @@ class Table:
                 raise pa.ArrowInvalid(f"a group of rows has {len(chunks)} columns, expected {len(leaves)}")
             for number, path, nested, text in chosen:
                 try:
-                    size, values, value = self._pages(chunks[number][3])
+                    size, values, value, by_prefix = self._pages(chunks[number][3])
                 except (AttributeError, KeyError, TypeError) as error:  # numbers where tables should be
                     raise pa.ArrowInvalid("the footer or the header of a page is damaged") from error
                 total += size + 8 * values
@@ -127,7 +132,8 @@ class Table:
                 if text and value:
                     if nested:  # a single row may hold them all
                         self._check(values * value)
-                    longest[path] = max(longest.get(path, 0), value)
+                    place = "" if nested or by_prefix else path
+                    longest[place] = max(longest.get(place, 0), value)
         return longest
 
     @cached_property
@@ -143,14 +149,14 @@ class Table:
         except (IndexError, KeyError, TypeError) as error:
             raise pa.ArrowInvalid("the footer is damaged") from error
 
-    def _pages(self, chunk: dict[int, Any]) -> tuple[int, int, int]:
-        """Return the bytes of a column's pages, its number of values, and its largest page whose values may be repeated.
+    def _pages(self, chunk: dict[int, Any]) -> tuple[int, int, int, bool]:
+        """Return the bytes of a column's pages, its number of values, a bound of those that may be repeated, and if by prefix.
 
         Fields are those of Parquet's ColumnMetaData and PageHeader.
         """
         most, packed, at, dictionary = (chunk.get(n, 0) for n in (5, 7, 9, 11))
         at = dictionary if 0 < dictionary < at else at
-        end, size, values, longest = at + packed, 0, 0, 0
+        end, size, values, longest, by_prefix = at + packed, 0, 0, 0, False
         while at < end and values < most:
             header, length = self._header(at)
             kind, unpacked, packed = (header.get(n, 0) for n in (1, 2, 3))
@@ -159,9 +165,11 @@ class Table:
                 raise pa.ArrowInvalid("a page has a negative size")
             at, size = at + length + packed, size + unpacked
             values += 0 if kind == _DICTIONARY_PAGE else facts.get(1, 0)
-            if kind == _DICTIONARY_PAGE or facts.get(4 if kind == _SECOND_FORM else 2) == _DELTA_BYTE_ARRAY:
+            if kind == _DICTIONARY_PAGE:
                 longest = max(longest, unpacked)
-        return size, values, longest
+            elif facts.get(4 if kind == _SECOND_FORM else 2) == _DELTA_BYTE_ARRAY:
+                longest, by_prefix = max(longest, unpacked), True
+        return size, values, longest, by_prefix
 
     def _header(self, at: int) -> tuple[dict[int, Any], int]:
         """Return the fields of a page's header and its length."""

@@ -20,7 +20,9 @@ from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
 from c2vl_manifests.tables import read_table
 from c2vl_pipeline.readers.base import Array
-from c2vl_pipeline.readers.ntu import MOST_BODIES
+
+_MOST_BODIES = 100
+"""Of a sample; datasets have one or two."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,8 @@ def load(work: Path) -> Workspace:
         shard_ranges = tuple((int(a), int(b)) for a, b in extra["plan"])
         if not all(0 <= a < b <= table.num_rows for a, b in shard_ranges):
             raise ValueError(f"a plan of {table.num_rows:,} rows")
-        if not 1 <= (bodies := int(extra["bodies"])) <= MOST_BODIES:
-            raise ValueError(f"1 to {MOST_BODIES} bodies")
+        if not 1 <= (bodies := int(extra["bodies"])) <= _MOST_BODIES:
+            raise ValueError(f"1 to {_MOST_BODIES} bodies")
         return Workspace(
             work=work,
             table=table,

@@ -49,7 +49,10 @@ def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDAr
             raise DataError(f"{path}: begins with NUL bytes, as after a full disk or a crash; copy it again")
     try:
         file = read_arrays(Path(path))
-        joints, off, names = (np.asarray(file[name]) for name in ("x", "off", "name"))
+        found = [array for name in ("x", "off", "name") if (array := file[name]) is not None]
+        if len(found) < 3:
+            raise ValueError("Object arrays are never loaded")
+        joints, off, names = found
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy, zip and zlib raise a dozen kinds on damaged files

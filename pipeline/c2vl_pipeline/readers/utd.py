@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import KINECT_V1
-from c2vl_manifests.reading import MOST_FILE, MOST_UNPACKED, TooLargeError, inflate, read_bytes
+from c2vl_manifests.reading import MOST_FILE, MOST_UNPACKED, TooLargeError, check_size, read_bytes
 from c2vl_pipeline.readers.base import Assembled, Reader, anchored, expect_ids, locate_by_name
 
 _COMPRESSED, _NUMBERS = 15, range(6, 16)
@@ -59,8 +60,11 @@ def _unpacked(path: Path) -> io.BytesIO:
         kind, size = struct.unpack_from(f"{order}II", content, at)
         element, at = content[at : at + 8 + size], at + 8 + size
         if kind == _COMPRESSED:
-            element = inflate(element[8:], left)
-            left -= len(element)
+            engine = zlib.decompressobj()
+            head = engine.decompress(element[8:], 8)
+            check_size(size := struct.unpack(f"{order}II", head)[1], left, "unpacks to ")
+            element = head + engine.decompress(engine.unconsumed_tail, size + 1)
+            left -= size
         if len(element) > 20 and struct.unpack_from(f"{order}I", element, 16)[0] & 0xFF in _NUMBERS:
             parts.append(element)
     return io.BytesIO(b"".join(parts))
