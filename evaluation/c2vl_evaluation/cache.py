@@ -310,13 +310,17 @@ def load(path: Path) -> Predictions:
     try:
         table = read_table(path).combine_chunks()
         flat = table.column("scores").combine_chunks().flatten().to_numpy()
+        if flat.dtype.kind != "f" or any(
+            table.column(name).null_count for name in ("sample_id", "label", "answer", "scores")
+        ):
+            raise ValueError("a column is of another type or lacks values")
         return Predictions(
             table.column("sample_id").to_pylist(),
             table.column("label").to_numpy().astype(np.int64),
             table.column("answer").to_numpy().astype(np.int64),
             flat.reshape(table.num_rows, -1),
         )
-    except (OSError, pa.ArrowException, KeyError, ValueError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: damaged ({one_line(error, limit=100)}); delete it and evaluate the run again"
         ) from error

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
 from c2vl_manifests.files import regular
 from c2vl_manifests.reading import read_bytes, read_json
+from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_table
 
 KEY_FIELD = b"c2vl.key"
@@ -269,7 +270,7 @@ def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = N
         return one_line(error)
     if metadata.num_rows != rows:
         return f"{metadata.num_rows} rows, expected {rows}"
-    if (written.metadata or {}).get(KEY_FIELD, b"").decode() != key:
+    if (written.metadata or {}).get(KEY_FIELD, b"").decode("utf-8", "replace") != key:
         return "written under another configuration"
     if schema is not None and not written.remove_metadata().equals(schema.remove_metadata()):
         return "another schema"
@@ -285,12 +286,15 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """
     try:
         with naming(path):
-            return read_table(path, columns)
+            table = read_table(path, columns)
     except (OSError, pa.ArrowException) as error:
         if passing(error):
             raise
         first = one_line(error)
         raise DataError(f"{path}: damaged or absent ({first}); delete it and run its stage again") from error
+    if problem := misfit(table, columns or ()):
+        raise DataError(f"{path}: {problem}; delete it and run its stage again")
+    return table
 
 
 def read_shard_manifest(path: Path) -> ShardManifest | None:

@@ -6,6 +6,7 @@ one row in samples and skeletons. Nothing is dropped: a row that could not be ma
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 import pyarrow as pa
@@ -133,3 +134,19 @@ PACKED_INDEX = pa.schema(
     ]
 )
 """`index.parquet` of a packed folder: one row per sample."""
+
+_FIELDS = [f for schema in (SAMPLES, SKELETONS, CROPS, CAPTIONS, embeddings(1, 1), PACKED_INDEX) for f in schema]
+
+
+def misfit(table: pa.Table, columns: Iterable[str] = ()) -> str | None:
+    """Return which of these columns a table of a stage lacks, or which of its own differs from the schemas; else None."""
+    if absent := [name for name in columns if name not in table.column_names]:
+        return f"lacks the column {absent[0]!r}"
+    for field, column in zip(table.schema, table.columns, strict=True):
+        kind = field.type
+        if pa.types.is_fixed_size_list(kind):  # vectors are of any width
+            kind = pa.list_(kind.value_field, 1)
+        known = [one for one in _FIELDS if one.name == field.name]  # equal types differ in their hash
+        if known and not any(one.type == kind and (one.nullable or not column.null_count) for one in known):
+            return f"the column {field.name!r} is of another type ({field.type}) or lacks values"
+    return None

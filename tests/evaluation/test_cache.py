@@ -234,6 +234,20 @@ def test_a_damaged_finding_says_where_and_what(subject, text, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("answer", [None] * 99), ("label", [[1]] * 99), ("scores", [["a"]] * 99), ("scores", [1.5] * 99)],
+)
+def test_answers_with_columns_of_another_type_are_one_line(subject, name, values):
+    counting(subject)
+    (path,) = files(subject, "parquet")
+    table = pq.read_table(path)
+    column = pa.array(values[: table.num_rows])
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+    with pytest.raises(DataError, match=r"damaged \(.*\); delete it and evaluate the run again"):
+        cache.load(path)
+
+
 def test_a_truncated_folder_is_one_line(subject):
     counting(subject)
     (path,) = files(subject, "parquet")

@@ -167,6 +167,10 @@ def test_a_footer_with_other_rows_or_another_key_is_not_finished(path: Path, tab
     # a manifest whose key was edited does not vouch for data written under another one
     commit_text(path.with_suffix(".json"), made.model_copy(update={"key": "z"}).model_dump_json())
     assert finished_shard(path, "z") is None
+    foreign = table.replace_schema_metadata({KEY_FIELD: b"\xff"})
+    pq.write_table(foreign, path)
+    commit_text(path.with_suffix(".json"), made.model_copy(update={"bytes": path.stat().st_size}).model_dump_json())
+    assert protocol.footer_problem(path, "k", made.rows) == "written under another configuration"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"file": "x"}', "\x00\x01"])

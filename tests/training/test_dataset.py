@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -113,15 +116,64 @@ def test_damaged_arrays_are_refused_naming_the_file(tmp_path, name, damage):
         PackedDataset(folder)
 
 
+def test_an_array_whose_header_does_not_end_is_refused(tmp_path):
+    folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
+    path = folder / "offsets.npy"
+    path.write_bytes(path.read_bytes().replace(b"(3,)", b"(3,("))
+    with pytest.raises(DataError, match=r"offsets\.npy: cannot be read .*; run `c2vl-pipeline pack` again"):
+        PackedDataset(folder)
+
+
 def test_arrays_of_another_shape_than_promised_are_refused(tmp_path):
     folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
     np.save(folder / "offsets.npy", np.zeros(7, np.int64))
-    with pytest.raises(DataError, match=r"offsets.npy: shape \(7,\), expected \(3,\)"):
+    with pytest.raises(DataError, match=r"offsets.npy: shape \(7,\) of int64, expected \(3,\) of int64"):
         PackedDataset(folder)
     write_packed(tmp_path / "more", random_joints((5, 6, 7), 1, STICK))
     (tmp_path / "more" / "index.parquet").replace(folder / "index.parquet")
     with pytest.raises(DataError, match=r"index\.parquet: 3 rows, expected 2"):
         PackedDataset(folder)
+
+
+def _read_all(folder):
+    packed = PackedDataset(folder)
+    return packed.labels(), packed.knowledge("vision"), packed.knowledge("language")
+
+
+@pytest.mark.parametrize("name", ["offsets", "joints", "labels", "vision", "language_ok"])
+@pytest.mark.parametrize("dtype", ["f8", ">i4", "c8", "U3"])
+def test_arrays_of_another_type_are_refused(tmp_path, name, dtype):
+    path = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK)) / f"{name}.npy"
+    np.save(path, np.zeros(np.load(path).shape, dtype))
+    with pytest.raises(
+        DataError, match=rf"{name}\.npy: shape .* of .*, expected .* of \w+; run `c2vl-pipeline pack` again"
+    ):
+        _read_all(path.parent)
+
+
+@pytest.mark.parametrize("offsets", [(1, 5, 11), (0, 6, 11), (0, 5, 10), (0, 12, 11), (0, -1, 11)])
+def test_offsets_that_disagree_with_the_index_are_refused(tmp_path, offsets):
+    folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
+    np.save(folder / "offsets.npy", np.array(offsets, np.int64))
+    with pytest.raises(DataError, match=r"offsets\.npy: differs from the frames of index\.parquet; run"):
+        PackedDataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "says"),
+    [
+        ("frames", ["5", "6"], "'frames' is of another type (string)"),
+        ("splits", ["xsub", "xsub"], "'splits' is of another type (string)"),
+        ("sample_id", [1, 2], "'sample_id' is of another type (int64)"),
+        ("vision_rows", pa.array([None, 1], pa.int16()), "'vision_rows' is of another type (int16) or lacks values"),
+    ],
+)
+def test_columns_of_another_type_or_with_nulls_are_refused(tmp_path, name, values, says):
+    path = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK)) / "index.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.column_names.index(name), name, pa.array(values)), path)
+    with pytest.raises(DataError, match=re.escape(says)):
+        PackedDataset(path.parent)
 
 
 # --------------------------------------------------------------------------------------------- select

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.reading import read_array
 from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_table
 from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations
 
@@ -79,8 +81,13 @@ class PackedDataset:
         self.gaps = self.manifest.gaps
         self._index = self._read_index()
         m = self.manifest
-        self.offsets = self._array("offsets.npy", (m.samples + 1,))
-        self.joints = self._array("joints.npy", (m.frames, self.layout.dims, m.bodies, self.layout.joints))
+        self.offsets = self._array("offsets.npy", np.int64, (m.samples + 1,))
+        if self.offsets[0] or not np.array_equal(np.diff(self.offsets), self._index.column("frames")):
+            raise DataError(
+                f"{folder / 'offsets.npy'}: differs from the frames of index.parquet; run `c2vl-pipeline pack` again"
+            )
+        shape = (m.frames, self.layout.dims, m.bodies, self.layout.joints)
+        self.joints = self._array("joints.npy", np.float32, shape)
 
     def _read_index(self) -> pa.Table:
         path = self.folder / "index.parquet"
@@ -95,8 +102,8 @@ class PackedDataset:
             raise DataError(
                 f"{path}: {table.num_rows} rows, expected {self.manifest.samples}; run `c2vl-pipeline pack` again"
             )
-        if absent := [name for name in _COLUMNS if name not in table.column_names]:
-            raise DataError(f"{path}: lacks the column {absent[0]!r}; run `c2vl-pipeline pack` again")
+        if problem := misfit(table, _COLUMNS):
+            raise DataError(f"{path}: {problem}; run `c2vl-pipeline pack` again")
         return table
 
     def sample_ids(self, rows: Iterable[int]) -> list[str]:
@@ -104,17 +111,18 @@ class PackedDataset:
         ids: list[str] = self._index.column("sample_id").take(pa.array(rows, pa.int64())).to_pylist()
         return ids
 
-    def _array(self, name: str, shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    def _array(self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         path = self.folder / name
         try:
             array = _on_disk(path) if 0 not in shape else read_array(path)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, TokenError) as error:
             if passing(error):
                 raise
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error
-        if array.shape != shape or array.dtype.kind not in "biuf":
+        if array.shape != shape or array.dtype != dtype:
             raise DataError(
-                f"{path}: shape {array.shape} of {array.dtype}, expected {shape} of numbers; run `c2vl-pipeline pack` again"
+                f"{path}: shape {array.shape} of {array.dtype}, expected {shape} of {np.dtype(dtype)}; "
+                "run `c2vl-pipeline pack` again"
             )
         return array
 
@@ -122,13 +130,12 @@ class PackedDataset:
         """Return vectors (N, slots, D) float16 and which of them are usable (N, slots) of `vision` or `language`."""
         m = self.manifest
         dim = m.vision_dim if kind == "vision" else m.language_dim
-        return self._array(f"{kind}.npy", (m.samples, m.slots, dim)), self._array(
-            f"{kind}_ok.npy", (m.samples, m.slots)
-        )
+        vectors = self._array(f"{kind}.npy", np.float16, (m.samples, m.slots, dim))
+        return vectors, self._array(f"{kind}_ok.npy", np.bool_, (m.samples, m.slots))
 
     def labels(self) -> npt.NDArray[np.int64]:
         """Return 0-based classes (N,), -1 where unknown: for the supervised control and evaluation only."""
-        return self._array("labels.npy", (self.manifest.samples,)).astype(np.int64)
+        return self._array("labels.npy", np.int16, (self.manifest.samples,)).astype(np.int64)
 
     def digests(self, rows: Rows, kinds: Sequence[str] = (), labels: bool = False) -> dict[str, str]:
         """Return hashes of what a reader of some rows reads, by name: samples and joints, `kinds` of knowledge, labels."""

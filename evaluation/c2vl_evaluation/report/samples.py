@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.pages import jpeg_data_uri, shorten_paths
-from c2vl_manifests.schema import Status
+from c2vl_manifests.schema import Status, misfit
 from c2vl_manifests.tables import read_rows, read_table
 
 SAMPLES, SLOTS, HEIGHT = 12, 4, 160
@@ -99,7 +99,10 @@ def _read(
     path: Path, gallery: SampleGallery, ids: Sequence[str] = (), columns: Sequence[str] | None = None
 ) -> pa.Table | None:
     try:
-        return read_rows(path, ids) if ids else read_table(path, columns)
+        table = read_rows(path, ids) if ids else read_table(path, columns)
+        if problem := misfit(table, columns or ()):
+            raise pa.ArrowInvalid(problem)
+        return table
     except (OSError, pa.ArrowException, KeyError) as error:
         reason = shorten_paths(one_line(error))
         gallery.notes.append(f"{path.parent.name}/{path.name} cannot be read and is skipped ({reason}).")

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
+from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import open_table, read_table
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.workspace import Workspace, shard_path
@@ -59,7 +60,7 @@ class RowReader:
     def columns(self, stage: str, shard: int, columns: Sequence[str]) -> pa.Table | None:
         """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
         try:
-            table = read_table(self.path(stage, shard), columns)
+            table = _fitting(read_table(self.path(stage, shard), columns), columns)
         except (OSError, pa.ArrowException) as error:
             self._unreadable(stage, shard, error)
             return None
@@ -115,7 +116,7 @@ class RowReader:
                     int(np.searchsorted(ends, first, "right")),
                     int(np.searchsorted(ends, first + each - 1, "right")) + 1,
                 )
-                held = {g: held[g] if g in held else file.read(wanted, [g]) for g in needed}
+                held = {g: held[g] if g in held else _fitting(file.read(wanted, [g]), wanted) for g in needed}
                 offset = first - int(ends[needed[0]] - groups[needed[0]])
                 rows: list[Row] = pa.concat_tables(held.values()).slice(offset, each).to_pylist()
                 if any(row["sample_id"] != self.index.table["sample_id"][number].as_py() for row in rows):
@@ -133,3 +134,9 @@ class RowReader:
             f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is skipped; "
             f"`c2vl-pipeline {STAGES[stage].command}` makes it again."
         )
+
+
+def _fitting(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    if problem := misfit(table, columns or ()):
+        raise pa.ArrowInvalid(problem)
+    return table

@@ -70,6 +70,8 @@ def _outcomes(index: Workspace, stage: Stage) -> Iterator[_Outcome]:
             ]
         except (DataError, OSError):
             continue  # damaged: `verify` says so
+        if table.num_rows != manifest.rows or not all(map(len, earlier)):
+            continue
         classes, errors = table.column("error_class").to_pylist(), table.column("error").to_pylist()
         for column in columns:
             status = _column(table, column)
