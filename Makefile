@@ -32,7 +32,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignment,$(SET),--set $(call quoted,$(assignment)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
+.PHONY: help demo look prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ need-target:
 
 prompts: need-dataset $(CORE) ## Index, skeletons, crop, caption, embed, pack: DATASET=… [DATA=…] [RECIPE=…]
 	@$(BIN)/c2vl-pipeline prompts --dataset $(call quoted,$(DATASET)) --data $(call quoted,$(DATA)) --work $(call quoted,$(WORK)) $(recipe) $(ARGS)
+
+look: $(CORE) ## Open the gallery of crops and captions: [DATASET=…], without it the demo's
+	@$(BIN)/c2vl-pipeline inspect --work $(call quoted,$(if $(DATASET),$(WORK),$(WORKROOT)/demo)) $(ARGS)
+	@$(BIN)/python -m webbrowser $(call quoted,$(abspath $(if $(DATASET),$(WORK),$(WORKROOT)/demo))/inspect.html) >/dev/null 2>&1 || true
 
 reproduce: need-benchmark prompts ## From raw data to the report with controls, one seed: DATASET=… BENCHMARK=…
 	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORK)) --benchmark $(call quoted,$(BENCHMARK)) --out $(call quoted,$(OUT)) $(recipe)

@@ -20,13 +20,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from c2vl_evaluation.features import Array, Labels
 from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import CheckpointError, DataError, one_line, passing
 from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint, first_error, remembered_sha256
+from c2vl_manifests.reading import read_bytes
+from c2vl_manifests.tables import read_table
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.memory import memory_errors
@@ -222,14 +224,14 @@ def _read(key: CacheKey, form: type[_Form]) -> tuple[_Form, Path | None] | None:
     if not path.is_file():
         return None
     try:
-        stored = _Stored.model_validate_json(path.read_bytes())
+        stored = _Stored.model_validate_json(read_bytes(path))
         if key.has_weights() and stored.key != key.text:
             return None
         answers = path.with_suffix(".parquet") if stored.sha256 else None
         if answers is not None and remembered_sha256(answers) != stored.sha256:
             return None
         return form.model_validate(stored.result), answers
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         if passing(error):
             raise
         return None
@@ -254,9 +256,9 @@ def predictions_of(run: Path, key: str) -> Predictions:
 def _path_of(run: Path, key: str) -> Path | None:
     path = run / FOLDER / f"{key.partition('.')[0]}.json"
     try:
-        stored = _Stored.model_validate_json(path.read_bytes())
+        stored = _Stored.model_validate_json(read_bytes(path))
         return path if stored.key == key and stored.encoder == weights_of(run) else None
-    except (OSError, ValidationError, CheckpointError):
+    except (OSError, ValueError, CheckpointError):
         return None
 
 
@@ -280,9 +282,9 @@ def stored(run: Path, protocol: Protocol) -> Stored:
     weights, found, stale = weights_of(run), {}, {}
     for path in sorted((run / FOLDER).glob(f"{protocol}-*.json")):
         try:
-            held = _Stored.model_validate_json(path.read_bytes())
+            held = _Stored.model_validate_json(read_bytes(path))
             result = Result.model_validate(held.result)
-        except (OSError, ValidationError) as error:
+        except (OSError, ValueError) as error:
             raise DataError(f"{path}: damaged ({first_error(error)}); delete it and evaluate the run again") from error
         answers = path.with_suffix(".parquet")
         if held.encoder != weights:
@@ -306,7 +308,7 @@ def load(path: Path) -> Predictions:
     if not path.is_file():
         raise DataError(f"{path} does not exist; evaluate the run first, e.g. by `c2vl-eval run linear --run`")
     try:
-        table = pq.read_table(path, page_checksum_verification=True).combine_chunks()
+        table = read_table(path).combine_chunks()
         flat = table.column("scores").combine_chunks().flatten().to_numpy()
         if flat.dtype.kind != "f" or any(
             table.column(name).null_count for name in ("sample_id", "label", "answer", "scores")

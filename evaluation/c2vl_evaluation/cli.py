@@ -14,8 +14,10 @@ from c2vl_manifests.cli_common import (
     Reporter,
     SetOption,
     application,
+    link,
     optional,
     say,
+    say_next,
     show_table,
 )
 from c2vl_manifests.cli_common import main as run_app
@@ -228,7 +230,7 @@ def search(
     )
     for note in found.notes:
         say(note)
-    say(f"page: {search.write_page(found, context, out).resolve()}")
+    say(f"page: {link(search.write_page(found, context, out))}")
 
 
 @app.command()
@@ -331,7 +333,12 @@ def _show_and_write(table: Table, packed: PackedDataset, out: Path) -> None:
     show_results(table)
     work = packed.folder.parent
     path = build(table, out / "report.html", work=work, main=main_run(table, work, out))
-    say(f"report: {path.resolve()}")
+    say(f"report: {link(path)}")
+    row = table.main_row()
+    commands: list[list[str | Path]] = [["tensorboard", "--logdir", out]]
+    if row.knowledge in {"language", "both"}:
+        commands.insert(0, ["c2vl-eval", "search", table.classes[0], "--run", out / row.run, "--data", work])
+    say_next(*commands)
 
 
 app.command()(paper)

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from c2vl_manifests.errors import DataError, passing
+from c2vl_manifests.files import Inside
 from c2vl_manifests.manifest import commit_text, first_error
+from c2vl_manifests.reading import read_bytes
 
 FILE = "results.json"
 Role = Literal["pretrained", "baseline", "floor", "ceiling", "shuffled"]
@@ -48,7 +50,7 @@ class Result(_Value):
     """Number of the draw of labels, where subsets are drawn."""
     target: str = ""
     """`Target.id` of the data that the encoder was transferred to; empty for the other protocols."""
-    key: str = ""
+    key: Inside = ""
     """Key of the stored answers (`cache.CacheKey.text`); empty where none are stored."""
     last: Score | None = None
     """At the last epoch; None where `why` gives the reason."""
@@ -82,7 +84,7 @@ class TableRow(_Value):
     """What is compared: `partition(cosine)`, `random encoder`, `supervised`, `shuffled pairs`."""
     role: Role
     seed: int
-    run: str
+    run: Inside
     """Folder of the run, relative to the table's; empty for raw joints."""
     knowledge: str = ""
     derived_from_joints: bool = False
@@ -121,7 +123,7 @@ class Evaluated(_Value):
 
     dataset: str
     title: str
-    benchmark: str
+    benchmark: Inside
     data_fingerprint: str
     train: int
     test: int
@@ -320,10 +322,10 @@ def load(folder: Path) -> Table:
     """Read results.json; raises DataError where there is none or it is damaged."""
     path = folder / FILE
     try:
-        return Table.model_validate_json(path.read_bytes())
+        return Table.model_validate_json(read_bytes(path))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; run `c2vl-eval benchmark` first") from error
-    except (ValidationError, OSError) as error:
+    except (ValueError, OSError) as error:
         if passing(error):
             raise
         raise DataError(

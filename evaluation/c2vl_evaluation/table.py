@@ -23,6 +23,7 @@ from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.packed import PackedManifest, resolve_recipe
+from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
@@ -150,7 +151,7 @@ def run_table(
             try:
                 row = _row(line, line.run(packed, benchmark, seed, out), out, asked, goal, emit)
             except OutOfMemoryError as error:
-                failed[label] = str(error)
+                failed[label] = shorten_paths(str(error))
                 emit(Note(f"{label}: {error}; the other rows are still made", "warning"))
                 continue
             rows.append(_with_earlier(row, before, out, replaced))
@@ -170,7 +171,7 @@ def run_table(
         recipe=recipe.name,
         recipe_fingerprint=recipe.fingerprint(),
         engines={
-            role: _engine_name(m.engines[stage])
+            role: _engine_name(portable(m.engines[stage]))
             for role, stage in (("crops", "crops"), ("captions", "captions"), ("vectors", "embeddings"))
         },
         classes=m.classes,

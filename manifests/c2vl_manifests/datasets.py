@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib import resources
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.reading import from_toml
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
@@ -257,12 +257,12 @@ def parse_dataset(text: str, source: str) -> Dataset:
         ConfigError: the text does not describe a dataset, or its rules contradict each other.
     """
     try:
-        return Dataset.model_validate(tomllib.loads(text))
+        return Dataset.model_validate(from_toml(text))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         where = ".".join(str(part)[:60] for part in first["loc"])
         reason = f"{where}: {first['msg']}" if where else first["msg"]
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     raise ConfigError(f"{source}: not a description of a dataset ({reason[:300]})")
 

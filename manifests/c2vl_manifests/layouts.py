@@ -9,7 +9,6 @@ parent and the graph's centre.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from c2vl_manifests.errors import ConfigError, one_line
+from c2vl_manifests.reading import from_toml, read_text
 
 _MOST_JOINTS = 1000
 _MOST_BYTES = 1 << 20
@@ -129,18 +129,22 @@ class Layout:
         """Rebuild a layout from `as_dict`.
 
         Raises:
-            KeyError, TypeError, ValueError: the values do not describe a layout.
+            ValueError: the values do not describe a layout.
         """
-        name, names, origin = values["name"], tuple(values["names"]), values.get("origin")
-        known = LAYOUTS.get(str(name).removesuffix("_2d").removesuffix("_3d"))
-        return cls(
-            name,
-            names,
-            tuple(values["parents"]),
-            int(values["dims"]),
-            None if origin is None else int(origin),
-            known.sources if known and known.names == names else (),
-        )
+        try:
+            name, names, parents = (
+                str(values["name"]),
+                tuple(map(str, values["names"])),
+                tuple(map(int, values["parents"])),
+            )
+            origin, dims = values.get("origin"), int(values["dims"])
+            if len(names) > _MOST_JOINTS:
+                raise ValueError(f"{len(names):,} joints; up to {_MOST_JOINTS:,} are possible")
+            known = LAYOUTS.get(name.removesuffix("_2d").removesuffix("_3d"))
+            sources = known.sources if known and known.names == names else ()
+            return cls(name, names, parents, dims, None if origin is None else int(origin), sources)
+        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
+            raise ValueError(f"no joint layout ({one_line(error)})") from error
 
 
 def parse_layout(text: str, name: str, source: str) -> Layout:
@@ -153,7 +157,7 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
         ConfigError: the text does not describe a tree of joints.
     """
     try:
-        table = tomllib.loads(text)
+        table = from_toml(text)
         if strange := set(table) - {"joints", "names", "parents", "dims", "origin", "sources"}:
             first = min(strange)
             near = difflib.get_close_matches(first, ("joints", "names", "parents", "dims", "origin", "sources"), 1)
@@ -184,7 +188,7 @@ def parse_layout(text: str, name: str, source: str) -> Layout:
         parents = tuple(place[p] for p in over)
     except KeyError as error:
         raise ConfigError(f"{source}: not a joint layout ({error}); give a table `joints`") from error
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError) as error:
         raise ConfigError(
             f'{source}: not a joint layout ({one_line(error)}); give a table `joints` of joint = "parent"'
         ) from error
@@ -241,9 +245,7 @@ def load_layout(name: str, folder: Path | None = None) -> Layout:
                 f"unknown joint layout {name!r}; use one of {', '.join(LAYOUTS)} (with _2d or _3d for that many "
                 "coordinates) or the path of a TOML file"
             )
-        if path.stat().st_size > _MOST_BYTES:
-            raise ConfigError(f"{path}: {path.stat().st_size:,} bytes; a joint layout has a few hundred")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(path, _MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a joint layout ({error}); give a TOML file in UTF-8") from error
     return parse_layout(text, path.stem, str(path))

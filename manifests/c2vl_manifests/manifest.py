@@ -30,7 +30,10 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from c2vl_manifests.errors import NO_SUCH_CALL, DataError, naming, one_line, passing
+from c2vl_manifests.files import regular
+from c2vl_manifests.reading import read_bytes, read_json
 from c2vl_manifests.schema import COLUMNS, misfit
+from c2vl_manifests.tables import read_table
 
 KEY_FIELD = b"c2vl.key"
 _VOLATILE = frozenset({"attempts"})
@@ -115,8 +118,8 @@ def sync_folder(folder: Path) -> None:
 def commit_file(path: Path, write: Callable[[Path], object], check: Callable[[Path], None] | None = None) -> None:
     """Write a file so that it is either complete or absent.
 
-    `write` fills a hidden temporary path, `check` may reject it by raising. OSError (a full disk) names `path` and is
-    raised after the temporary file is removed.
+    `write` fills a hidden temporary path that nobody can foresee, `check` may reject it by raising. A link at `path`
+    is replaced, not followed. OSError (a full disk) names `path` and is raised after the temporary file is removed.
     """
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:12]}.tmp"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -142,7 +145,9 @@ def _put(temporary: Path, path: Path) -> None:
     except OSError as error:
         if error.errno not in NO_SUCH_CALL | {errno.EXDEV, errno.EEXIST}:
             raise
-        shutil.copyfile(temporary, path)
+        path.unlink(missing_ok=True)  # a link would lead the copy elsewhere
+        with temporary.open("rb") as source, path.open("xb") as target:
+            shutil.copyfileobj(source, target)
         temporary.unlink()
 
 
@@ -174,7 +179,7 @@ def digest(table: pa.Table) -> str:
 
 def file_sha256(path: Path) -> str:
     """Hash a file without loading it whole."""
-    with path.open("rb") as handle:
+    with open(path, "rb", opener=regular) as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
@@ -280,8 +285,8 @@ def read_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         OSError: it cannot be reached now.
     """
     try:
-        with naming(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
-            table = file.read(columns=None if columns is None else list(columns))
+        with naming(path):
+            table = read_table(path, columns)
     except (OSError, pa.ArrowException) as error:
         if passing(error):
             raise
@@ -299,7 +304,7 @@ def read_shard_manifest(path: Path) -> ShardManifest | None:
         OSError: it cannot be reached now.
     """
     try:
-        facts = json.loads(path.with_suffix(".json").read_bytes())
+        facts = read_json(path.with_suffix(".json"))
         check = facts.pop(_CHECK, None) if isinstance(facts, dict) else None
         manifest = ShardManifest.model_validate(facts)
     except (OSError, ValueError) as error:  # pydantic's and json's errors are ValueErrors
@@ -343,8 +348,8 @@ def read_stage_manifest(folder: Path) -> StageManifest | None:
     if not path.is_file():
         return None
     try:
-        return StageManifest.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
+        return StageManifest.model_validate_json(read_bytes(path))
+    except (ValueError, OSError) as error:
         if passing(error):
             raise
         raise DataError(

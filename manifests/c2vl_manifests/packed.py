@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
-from c2vl_manifests.errors import DataError, StageError, passing
+from c2vl_manifests.errors import ConfigError, DataError, StageError, passing
+from c2vl_manifests.files import Inside
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.manifest import first_error
+from c2vl_manifests.manifest import first_error, read_shard_manifest
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 
@@ -26,7 +27,7 @@ class PackedManifest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: int = FORMAT
-    dataset: str
+    dataset: Inside
     title: str
     fingerprint: str
     """Hash of the content: equal for equal samples, joints and vectors."""
@@ -44,9 +45,10 @@ class PackedManifest(BaseModel):
     gaps: bool
     """True if single joints of bodies may be missing somewhere (`missing_joints`)."""
     recipe: str
-    """Recipe of the work folder: the default of training and evaluation."""
+    """Recipe of the work folder: the default of training and evaluation. Of a file its name; the path, where it is read
+    beside the index."""
     overrides: tuple[str, ...]
-    """`--set` assignments of the work folder."""
+    """`--set` assignments of the work folder, without those that name a path or host: packed data are given away."""
 
     def joint_layout(self) -> Layout:
         """Return the joint layout."""
@@ -71,18 +73,24 @@ def read_packed_manifest(folder: Path) -> PackedManifest:
     if not path.is_file():
         raise StageError(f"{folder} holds no packed data; run `c2vl-pipeline pack --work {folder.parent}` first")
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         if isinstance(content, dict) and (found := content.get("format", 1)) != FORMAT:
             raise StageError(
                 f"{path}: packed in format {found}, expected {FORMAT}; run `c2vl-pipeline pack --work {folder.parent}` again"
             )
-        return PackedManifest.model_validate(content)
-    except (ValidationError, ValueError, OSError) as error:
+        manifest = PackedManifest.model_validate(content)
+        manifest.joint_layout()
+    except (ValueError, OSError) as error:
         if passing(error):
             raise
         raise DataError(
             f"{path}: damaged ({first_error(error)}); delete it and run `c2vl-pipeline pack` again"
         ) from error
+    if manifest.recipe.endswith(".toml") and (index := read_shard_manifest(folder.parent / "samples.parquet")):
+        recipe = str(index.extra.get("recipe"))
+        if Path(recipe).name == Path(manifest.recipe).name:
+            return manifest.model_copy(update={"recipe": recipe})
+    return manifest
 
 
 def resolve_recipe(manifest: PackedManifest, recipe: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
@@ -94,8 +102,12 @@ def resolve_recipe(manifest: PackedManifest, recipe: str | None = None, override
         overrides: assignments `section.key=value`.
 
     Raises:
-        ConfigError: an unknown recipe, key or value.
+        ConfigError: an unknown recipe, key or value, or a recipe file that is elsewhere.
     """
     if recipe is not None:
         return load_recipe(recipe, overrides)
+    if manifest.recipe.endswith(".toml") and not Path(manifest.recipe).is_file():
+        raise ConfigError(
+            f"the data were packed with the recipe file {manifest.recipe}, which is not here; give it by --recipe"
+        )
     return load_recipe(manifest.recipe, [*manifest.overrides, *overrides])

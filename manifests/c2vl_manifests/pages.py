@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: templates, pictures as data URIs, paths shortened.
+"""Self-contained HTML pages: templates, pictures as data URIs, nothing that tells folders and hosts of this machine.
 
 Every value is escaped: text from data never becomes markup.
 """
@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -50,8 +51,21 @@ def render(
 
 
 def shorten_paths(text: str | None) -> str:
-    """Replace each path in a text by `…/` and its last part: pages travel, folders do not. Web addresses stay."""
-    return re.sub(r"(?<!\w)(?<!:/)(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text or "")
+    """Replace each path in a text by `…/` and its last part, and hosts of web addresses: pages travel, folders do not."""
+    text = re.sub(r"(?<=://)[^\s/'\"]+", "…", text or "")
+    return re.sub(r"(?<![\w…])(?<!:/)(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text)
+
+
+def portable(value: Any) -> Any:
+    """Return a value of JSON with `shorten_paths` in all its texts; a text that is a whole path may hold spaces too."""
+    if isinstance(value, Mapping):
+        return {key: portable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    whole = value.startswith(("/", "~", "../")) and ":" not in value  # otherwise a message, such as `file:line: reason`
+    return f"…/{PurePath(value).name}" if whole else shorten_paths(value)
 
 
 def jpeg_data_uri(jpeg: bytes | None, size: tuple[int, int]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.manifest import fingerprint
@@ -21,6 +21,10 @@ QUESTION = (
 """The paper's question, verbatim (Section III-A)."""
 
 Aspect = Literal["pad", "center_crop", "squash"]
+
+
+Size = Annotated[int, Field(ge=1, le=65_536)]
+"""Channels or units of a layer; `encoders.build` bounds the parameters of all layers."""
 
 
 class SkeletonsConfig(Settings):
@@ -66,7 +70,7 @@ class EmbedConfig(Settings):
 class PipelineConfig(Settings):
     """Settings of the pipeline."""
 
-    frames: int = Field(default=16, ge=1)
+    frames: int = Field(default=16, ge=1, le=32_767)
     """Frames per sample: the centres of this many equal segments. The authors published 16 captions per sample."""
     shard_samples: int = Field(default=512, ge=1)
     skeletons: SkeletonsConfig = SkeletonsConfig()
@@ -80,15 +84,15 @@ class EncoderConfig(Settings):
 
     name: str = "stgcn"
     """stgcn, stgcn_slim, ctrgcn, msg3d, bigru or transformer (the paper's Table VIII)."""
-    blocks: Annotated[tuple[Annotated[tuple[PositiveInt, PositiveInt], Listed], ...], Listed] | None = None
+    blocks: Annotated[tuple[Annotated[tuple[Size, Size], Listed], ...], Listed, Field(max_length=256)] | None = None
     """(channels, stride) of each block of a graph network; default: the encoder's own."""
     graph: Literal["stgcn", "proper"] = "stgcn"
     """Partition of ST-GCN."""
-    temporal_kernel: int | None = Field(default=None, ge=1)
+    temporal_kernel: int | None = Field(default=None, ge=1, le=65_536)
     """Odd number of frames; default: the encoder's own (ST-GCN 9, CTR-GCN 5, MS-G3D 3)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout inside ST-GCN's blocks."""
-    width: int | None = Field(default=None, ge=1)
+    width: int | None = Field(default=None, ge=1, le=65_536)
     """Hidden units of bigru and transformer; default 1024."""
     empty_bodies: Literal["compute", "exact_skip", "leave_out"] = "exact_skip"
     """Treatment of bodies that are zero throughout a clip: `compute` treats them like any other body; `exact_skip` gives
@@ -138,7 +142,7 @@ class InputConfig(Settings):
     """Conversion of a stored skeleton into a clip of fixed length."""
 
     stream: Literal["joint", "bone", "motion"] = "joint"
-    frames: int = Field(default=64, ge=4)
+    frames: int = Field(default=64, ge=4, le=65_536)
     augmentation: Augmentation = Augmentation()
 
 
@@ -153,13 +157,13 @@ class PretrainConfig(Settings):
     """Standardise each dimension of the knowledge vectors on the training split (for engines other than CLIP)."""
     pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = "true"
     """`shuffled` pairs each skeleton with another sample's knowledge: a control that should not help."""
-    projector_dim: int = Field(default=512, ge=1)
+    projector_dim: int = Field(default=512, ge=1, le=65_536)
     targets: Targets = Partition()
     teacher: Literal["self", "previous_epoch", "ema"] = "self"
     ema: float = Field(default=0.99, gt=0, lt=1)
     temperature: Temperature = Temperature()
     optimiser: Optimiser = Optimiser()
-    epochs: int = Field(default=150, ge=1)
+    epochs: int = Field(default=150, ge=1, le=1_000_000)
     batch_size: int = Field(default=400, ge=2)
 
 
@@ -167,7 +171,7 @@ class SupervisedConfig(Settings):
     """Supervised control: the same encoder trained with labels."""
 
     optimiser: Optimiser = Optimiser(milestones=(50, 70), weight_decay=1e-4)
-    epochs: int = Field(default=80, ge=1)
+    epochs: int = Field(default=80, ge=1, le=1_000_000)
     batch_size: int = Field(default=128, ge=2)
 
 
@@ -188,7 +192,7 @@ class TrainingConfig(Settings):
 class LinearConfig(Settings):
     """Linear protocol: one fully connected layer on frozen features."""
 
-    epochs: int = Field(default=100, ge=1)
+    epochs: int = Field(default=100, ge=1, le=1_000_000)
     batch_size: int = Field(default=1024, ge=1)
     milestones: Annotated[tuple[int, ...], Listed] = (80,)
     lrs: Annotated[tuple[Annotated[float, Field(gt=0, le=1e4)], ...], Listed] = Field(
@@ -216,7 +220,7 @@ class FinetuneConfig(Settings):
     lrs: Annotated[tuple[Rate, ...], Listed] = ()
     """Learning rates, compared on a held-out part of the training split, never on test data; empty: `optimiser.lr` only."""
     holdout: float = Field(default=0.1, gt=0, lt=1)
-    epochs: int = Field(default=80, ge=1)
+    epochs: int = Field(default=80, ge=1, le=1_000_000)
     batch_size: int = Field(default=128, ge=1)
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     """Ratio of the learning rates of consecutive blocks, earlier to later; 1 for the same rate everywhere."""

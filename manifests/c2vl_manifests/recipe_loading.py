@@ -6,7 +6,6 @@ Errors are one line: the key as `--set` takes it, its value, what is expected, a
 from __future__ import annotations
 
 import difflib
-import tomllib
 import types
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -17,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.reading import from_toml, read_text, shallow
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_from_name
 
@@ -43,8 +43,8 @@ def _near(word: str, choices: Iterable[str]) -> str:
 
 def _read_toml(text: str, source: str) -> dict[str, Any]:
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return from_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{source}: not TOML ({error})") from error
 
 
@@ -86,8 +86,8 @@ def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
                 f"recipe file {name} does not exist; give the path of a TOML file or one of {', '.join(recipe_names())}"
             )
         try:
-            text = path.read_text("utf-8")
-        except UnicodeDecodeError as error:
+            text = read_text(path)
+        except ValueError as error:
             raise ConfigError(f"{name}: not TOML ({error})") from error
         table = {"name": path.stem} | _read_toml(text, name)
     else:
@@ -112,8 +112,8 @@ def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
 
 def _parse_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return from_toml(f"value = {text}")["value"]
+    except ValueError:
         return text
 
 
@@ -197,7 +197,7 @@ def _explain(error: ValidationError, source: str) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     if not location:
         return f"recipe {source}: {message}"
-    return f"recipe {source}: {place} = {first['input']!r}: {message}"
+    return f"recipe {source}: {place} = {repr(first['input'])[:200]}: {message}"
 
 
 def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -213,6 +213,10 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
     table = _raw_recipe(name)
     for assignment in overrides:
         _override(table, assignment)
+    try:
+        shallow(table)
+    except ValueError as error:
+        raise ConfigError(f"recipe {name}: {error}; write it flatter") from error
     try:
         return Recipe.model_validate(table)
     except ValidationError as error:

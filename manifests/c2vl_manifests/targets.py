@@ -8,13 +8,24 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
+
+MOST_NUMBER = (1 << 31) - 1
+"""Of whole numbers, which libraries count in 32 bits."""
+
+
+def _countable(value: Any) -> Any:
+    if isinstance(value, int) and abs(value) > MOST_NUMBER:
+        raise ValueError(f"expected a number up to {MOST_NUMBER:,}")
+    return value
 
 
 class Settings(BaseModel):
     """Base of all settings: frozen, strict (`true` is not a number, 3.0 is not an integer), without unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+
+    _numbers = field_validator("*")(_countable)
 
 
 Listed = Strict(strict=False)

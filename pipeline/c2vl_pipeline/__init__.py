@@ -6,6 +6,7 @@ The names below are the public interface; they are imported when first used, so 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from c2vl_pipeline.stages import STAGES
     from c2vl_pipeline.workspace import Workspace
     from c2vl_pipeline.workspace import load as load_workspace
+
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
+"""Of pictures that OpenCV decodes, and of frames of videos; OpenCV reads it once, when it is imported."""
 
 __all__ = ["STAGES", "Workspace", "load_workspace", "read_skeleton", "run_stage"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say, say_next, show_table
 from c2vl_manifests.cli_common import main as run_app
 from c2vl_pipeline import cli_maintenance
 from c2vl_pipeline.cli_options import (
@@ -33,6 +33,7 @@ from c2vl_pipeline.cli_options import (
 )
 
 if TYPE_CHECKING:
+    from c2vl_manifests.recipe import Recipe
     from c2vl_pipeline.raw.check import Findings
 
 app = application(
@@ -66,7 +67,8 @@ def synth_command(
             workers=(workers or usable_cores()) if can_start_processes(emit) else 1,
             emit=emit,
         )
-    say(f"{made.clips} clips in {out}; next: c2vl-pipeline index --dataset synthetic --data {out} --work DIR")
+    say(f"{made.clips} clips in {out}")
+    say_next(["c2vl-pipeline", "prompts", "--dataset=synthetic", "--data", out, "--work", f"{out}-work"])
 
 
 @app.command("index")
@@ -85,6 +87,22 @@ def index_command(
     set_: SetOption = None,
 ) -> None:
     """Compare the raw folder with what the dataset should hold; write one row per sample."""
+    _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, deep, set_)
+    say_next(["c2vl-pipeline", "prompts", "--work", work])
+
+
+def _index(
+    dataset: str,
+    data: Path,
+    work: Path,
+    recipe: str | None,
+    layout: str | None,
+    allow_missing: bool,
+    only_present: bool,
+    limit: int | None,
+    deep: bool,
+    set_: list[str] | None,
+) -> None:
     from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.recipe_loading import load_recipe
     from c2vl_pipeline.raw.check import IncompleteDataError
@@ -168,7 +186,10 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
         stage = next(stage for stage in STAGES.values() if stage.command == name)
         resolved = recipe_of(work, recipe, set_, engine, name)
         with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
-            runner.run(stage, limit=limit)
+            complete = runner.run(stage, limit=limit)
+        commands = [*(stage.command for stage in STAGES.values()), "pack"]
+        if complete:
+            say_next(["c2vl-pipeline", commands[commands.index(name) + 1], "--work", work])
 
     signature = inspect.signature(command, eval_str=True)
     options = [option for option in signature.parameters.values() if has_engine or option.name != "engine"]
@@ -195,13 +216,21 @@ def pack_command(
     set_: SetOption = None,
 ) -> None:
     """Write the memory-mapped arrays that training reads."""
+    _pack(work, recipe_of(work, recipe, set_), layout)
+
+
+def _pack(work: Path, recipe: Recipe, layout: str | None = None, place: str = "") -> None:
+    """Pack, and say how to look at the prompts and how to train."""
     from c2vl_pipeline.stages import pack
 
     with Reporter() as emit:
-        manifest = pack.run(work, recipe_of(work, recipe, set_), emit, layout)
+        manifest = pack.run(work, recipe, emit, layout)
     say(
-        f"packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies "
+        f"{place}packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies "
         f"of {manifest.joint_layout().joints} joints in {pack.folder_of(work, layout)}"
+    )
+    say_next(
+        ["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", pack.folder_of(work, layout)]
     )
 
 
@@ -249,7 +278,7 @@ def prompts_command(
     if retry_failed and (dry_run or dataset is not None):
         raise typer.BadParameter("--retry-failed goes with neither --dry-run nor --dataset and --data")
     if dataset is not None and data is not None:
-        index_command(dataset, data, work, recipe, layout, allow_missing, only_present, limit, set_=set_)
+        _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, False, set_)
     resolved = recipe_of(work, recipe, set_)
     if dry_run:
         cli_maintenance.show_estimate(work, resolved, workers, seconds, as_json)
@@ -261,9 +290,10 @@ def prompts_command(
     from c2vl_pipeline.stages import STAGES
 
     with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
-        for stage in STAGES.values():
-            runner.run(stage)
-    pack_command(work, recipe, set_=set_)
+        count = len(STAGES) + 2  # and index and pack
+        for number, stage in enumerate(STAGES.values(), 2):
+            runner.run(stage, place=f"stage {number} of {count}: ")
+    _pack(work, resolved, place=f"stage {count} of {count}: ")
 
 
 # after the commands that make something, in the order of the help page

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, say_json, say_next, show_table
 from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
-    from c2vl_pipeline.maintenance.estimate import StagePlan
     from c2vl_pipeline.maintenance.status import StageStatus
 
 
@@ -31,44 +29,57 @@ def status_command(
 
     Exit code 0 when every expected row of every stage is accounted for, 1 when something is still to do.
     """
-    from c2vl_pipeline.maintenance import estimate
     from c2vl_pipeline.maintenance.status import failure_lines, survey
+    from c2vl_pipeline.stages import STAGES
 
-    stages = survey(work, recipe_of(work, recipe, set_))
-    planned = estimate.read(work)
+    resolved = recipe_of(work, recipe, set_)
+    stages = survey(work, resolved)
     if as_json:
-        say(json.dumps([asdict(entry) for entry in stages], indent=1))
+        say_json([asdict(entry) for entry in stages])
     else:
-        plans = {s.stage: s for s in planned.stages} if planned else {}
-        rows = [
-            [
-                e.stage,
-                e.state,
-                f"{e.shards_done}/{e.shards}",
-                f"{e.rows:,}/{e.expected_rows:,}",
-                e.counts(),
-                f"{e.seconds:,.0f} s",
-                *([_planned_time(plans.get(e.stage), e)] if planned else []),
-            ]
-            for e in stages
-        ]
-        columns = ["stage", "state", "shards", "rows", "statuses", "work time"]
-        show_table(f"{work}", [*columns, *(["planned"] if planned else [])], rows)
+        _show_stages(work, resolved.name, stages)
         for entry in stages if why else ():
             for reason, shards in entry.why.items():
                 say(f"{entry.stage}: {shards:,} shard{'s' if shards > 1 else ''}: {reason}")
         for line in failure_lines(work) if why else ():
             say(line)
-    if any(e.state != "complete" for e in stages):
+    if to_do := next((e.stage for e in stages if e.state != "complete"), None):
+        if not as_json:
+            command = {**{stage.name: stage.command for stage in STAGES.values()}, "packed": "pack"}[to_do]
+            say_next(["c2vl-pipeline", command, "--work", work])
         raise typer.Exit(1)
 
 
-def _planned_time(plan: StagePlan | None, entry: StageStatus) -> str:
-    """Return what `prompts --dry-run` expected for the samples that a stage has done, in the unit of its work time."""
-    if plan is None or not plan.samples or not entry.expected_rows:
-        return ""
-    samples = plan.samples * entry.rows / entry.expected_rows
-    return f"{samples * plan.sample_seconds:,.0f} s"
+def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
+    """Print the stages of a work folder, with what `prompts --dry-run` expected if it was asked."""
+    import shutil
+
+    from c2vl_manifests.events import duration
+    from c2vl_pipeline.maintenance import estimate
+    from c2vl_pipeline.workspace import load
+
+    index, planned = load(work), estimate.read(work)
+    plans = {s.stage: s for s in planned.stages} if planned else {}
+    rows, left = [], 0.0
+    for e in stages:
+        plan, share = plans.get(e.stage), e.rows / e.expected_rows if e.expected_rows else 1.0
+        expected = plan.samples * share * plan.sample_seconds if plan and plan.samples else 0.0
+        left += plan.samples * (1 - share) * plan.sample_seconds / plan.workers if plan else 0.0
+        cells = [e.stage, e.state, f"{e.shards_done}/{e.shards}", f"{e.rows:,}/{e.expected_rows:,}", e.not_ok()]
+        rows.append([*cells, f"{e.seconds:,.0f} s", f"{expected:,.0f} s" if expected else ""])
+    columns = ["stage", "state", "shards", "rows", "not ok", "work time", "planned"]
+    used = [n for n in range(len(columns)) if any(row[n] for row in rows)]
+    size, free = sum(e.bytes for e in stages) / 1e9, shutil.disk_usage(work).free / 1e9
+    caption = f"{size:,.2f} GB written, {free:,.0f} GB free."
+    if left:
+        caption += f" About {duration(left)} left, as measured by `prompts --dry-run`."
+    show_table(
+        f"{work}: {index.dataset.title}, {index.table.num_rows:,} samples, recipe {recipe}",
+        [columns[n] for n in used],
+        [[row[n] for n in used] for row in rows],
+        caption,
+        spare=[column for column in ("planned", "work time", "shards") if columns.index(column) in used],
+    )
 
 
 def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
@@ -79,7 +90,7 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
     with Reporter() as emit:
         made = estimate(work, recipe, seconds=seconds, workers=workers, emit=emit)
     if as_json:
-        say(made.model_dump_json(indent=1))
+        say_json(made.model_dump(mode="json"))
     else:
         rows = [
             [
@@ -96,12 +107,17 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
         ]
         hours, size = sum(s.gpu_hours for s in made.stages), sum(s.bytes for s in made.stages)
         total = duration(sum(s.seconds for s in made.stages))
+        gpu = f" on {max(s.workers for s in made.stages if s.on_gpu)} GPUs" if hours else ""
+        say(
+            f"{made.all_samples:,} samples: about {total}{gpu}, {size:,.2f} GB to write; {made.free_bytes / 1e9:,.0f} GB free"
+        )
         rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", f"{size / 1e9:,.2f} GB"])
         show_table(
             f"{work}: {made.all_samples:,} samples",
             ["stage", "to do", "probed", "per sample", "workers", "wall time", "GPU-hours", "disk"],
             rows,
             caption="Extrapolated from one process, assuming that workers scale and that the GPUs are those of this machine.",
+            spare=["probed", "per sample", "workers", "GPU-hours"],
         )
     if problem := made.problem():
         say(f"warning: {problem}")
@@ -129,7 +145,7 @@ def verify_command(
     with Reporter() as emit:
         damages = verify(work, raw=raw, emit=emit)
     if as_json:
-        say(json.dumps([asdict(damage) for damage in damages], indent=1))
+        say_json([asdict(damage) for damage in damages])
     else:
         for damage in damages:
             say(f"{damage.stage}: {damage.path} {damage.problem}")
@@ -233,7 +249,7 @@ def explain_command(
     traced = trace.trace(work, sample_id)
     path = out or work / trace.page_name(sample_id)
     if as_json:
-        say(json.dumps({**traced.facts, "page": str(path)}, indent=1, ensure_ascii=False))
+        say_json({**traced.facts, "page": str(path)})
     for line in () if as_json else [*trace.outline(traced.facts), str(path)]:
         say(line)
     trace.write(traced, path)
@@ -255,7 +271,7 @@ def audit_command(
     measured = audit.measure(work, released, check=check, seed=seed)
     path = out or work / "audit.html"
     if as_json:
-        say(json.dumps({**measured.as_dict(), "page": str(path)}, indent=1, ensure_ascii=False))
+        say_json({**measured.as_dict(), "page": str(path)})
     for line in () if as_json else [*measured.summary(), *(f"note: {note}" for note in measured.notes), str(path)]:
         say(line)
     audit.write(measured, path)

@@ -141,12 +141,17 @@ class StageRunner:
         self._stack.close()
 
     def run(
-        self, stage: Stage, only: frozenset[int] | None = None, redo: Redo | None = None, limit: int | None = None
-    ) -> None:
-        """Run one stage and print the counts of its rows."""
+        self,
+        stage: Stage,
+        only: frozenset[int] | None = None,
+        redo: Redo | None = None,
+        limit: int | None = None,
+        place: str = "",
+    ) -> bool:
+        """Run one stage and print the counts of its rows behind `place`. Return True if it is complete."""
         from c2vl_pipeline.execution.runner import run_stage
 
-        with Reporter() as emit:
+        with Reporter(place) as emit:
             manifest = run_stage(
                 stage,
                 self.work,
@@ -161,7 +166,8 @@ class StageRunner:
             )
         counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
         state = "all accounted for" if manifest.complete else "unfinished"
-        say(f"{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
+        say(f"{place}{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
+        return manifest.complete
 
     def _workers_for(self, stage: Stage, emit: Emit) -> Workers | None:
         """Return the processes for a stage; those of the stage before if as many are wanted."""

@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
 from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
+from c2vl_manifests.files import OUTSIDE
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
-from c2vl_manifests.schema import SAMPLES, misfit
+from c2vl_manifests.schema import SAMPLES
+from c2vl_manifests.tables import read_table
 from c2vl_pipeline.readers.base import Array
+
+_MOST_BODIES = 100
+"""Of a sample; datasets have one or two."""
 
 
 @dataclass(frozen=True)
@@ -98,17 +102,20 @@ def load(work: Path) -> Workspace:
     extra = manifest.extra
     try:
         with naming(path):
-            table = pq.read_table(path)
+            table = read_table(path)
     except (OSError, pa.ArrowException) as error:
         if passing(error):
             raise
         raise StageError(f"{path} is damaged ({one_line(error)}); run `c2vl-pipeline index` again") from error
+    _check_index(path, table)
     try:
-        if table.column_names != SAMPLES.names or misfit(table):
-            raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
-        str(extra["recipe"])
+        str(extra["recipe"]), list(extra["overrides"])
         layout = Layout.from_dict(extra["layout"])
         shard_ranges = tuple((int(a), int(b)) for a, b in extra["plan"])
+        if not all(0 <= a < b <= table.num_rows for a, b in shard_ranges):
+            raise ValueError(f"a plan of {table.num_rows:,} rows")
+        if not 1 <= (bodies := int(extra["bodies"])) <= _MOST_BODIES:
+            raise ValueError(f"1 to {_MOST_BODIES} bodies")
         return Workspace(
             work=work,
             table=table,
@@ -116,12 +123,28 @@ def load(work: Path) -> Workspace:
             dataset=load_dataset(extra["dataset"]),
             root=Path(extra["root"]),
             layout=layout,
-            classes=tuple(extra["classes"]),
-            bodies=int(extra["bodies"]),
+            classes=tuple(map(str, extra["classes"])),
+            bodies=bodies,
             shard_ranges=shard_ranges,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{path}: its manifest lacks {error}; run `c2vl-pipeline index` again") from error
+
+
+def _check_index(path: Path, table: pa.Table) -> None:
+    """Raise StageError if a table has not the columns of an index, or names files outside the raw folder."""
+    if not table.schema.remove_metadata().equals(SAMPLES):
+        raise StageError(f"{path} is not an index; run `c2vl-pipeline index` again")
+    for column in ("video", "skeleton"):
+        letters = b"".join(text.to_pybytes() for chunk in table[column].chunks if (text := chunk.buffers()[2]))
+        if not (b".." in letters or b"\0" in letters or pc.any(pc.starts_with(table[column], "/")).as_py()):
+            continue  # a tenth of the time that the expression takes
+        outside = table.filter(pc.match_substring_regex(table[column], OUTSIDE))
+        for row in outside.slice(0, 1).select(["sample_id", column]).to_pylist():
+            raise StageError(
+                f"{path}: the {column} of {row['sample_id']!r} is {row[column][:80]!r}, which is not below the raw folder; "
+                "run `c2vl-pipeline index` again"
+            )
 
 
 def split_counts(index: Workspace) -> dict[str, dict[str, int]]:

@@ -469,7 +469,7 @@ def test_lines_that_learned_from_joint_captions_are_marked(table, data, tmp_path
     monkeypatch.setenv("COLUMNS", "250")
     console.show_results(load(table))
     shown = capsys.readouterr().out
-    marked = [text for text in shown.splitlines() if "[derived from joints]" in text and "%" not in text]
+    marked = [text for text in shown.splitlines() if "†" in text and "%" not in text]
     assert len(marked) == 4  # hard and its control, of kNN and linear and of fine-tuning; neither floor nor ceiling
     assert any("hard [derived" in text for text in marked)
     assert any("shuffled pairs (control) [derived" in text for text in marked)

@@ -310,6 +310,23 @@ def test_a_file_system_without_fsync_or_rename_over_a_file_serves(
     assert not list(path.parent.glob(".*"))
 
 
+@pytest.mark.parametrize("renames", [True, False])
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_link_is_replaced_and_its_target_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: bool, link: str
+) -> None:
+    def lacks(*_: object) -> None:
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    target, path = tmp_path / "of others", tmp_path / "a.json"
+    target.write_text("theirs")
+    getattr(path, link)(target)
+    if not renames:
+        monkeypatch.setattr(Path, "replace", lacks)
+    commit_text(path, "ours")
+    assert (path.read_text(), path.is_symlink(), target.read_text()) == ("ours", False, "theirs")
+
+
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EIO, errno.ESTALE, errno.EROFS])
 @pytest.mark.parametrize("call", ["fsync", "write", "replace"])
 def test_any_other_refusal_names_the_file_that_was_to_be(

@@ -19,3 +19,28 @@ def test_a_template_shows_text_as_text_and_speaks_of_nothing_unknown(tmp_path, m
     assert made == "<p>&lt;b&gt;&amp;</p>\n<p>é&amp;</p>\n"
     with pytest.raises(jinja2.UndefinedError, match="'package' is undefined"):
         pages.render("told_pages", "page.html.j2", template=["x"])
+
+
+def test_paths_and_hosts_of_this_machine_are_shortened_and_other_text_stays():
+    told = {
+        "model": "/home/someone/my weights/clip",
+        "own": ["~someone/clip", "../../someone/clip"],
+        "server": "http://me:word@gpu7.lab:8000/v1/chat",
+        "error": "/data/someone/a.avi: no video; http://gpu7.lab:8000/v1: refused",
+        "override": "captioner.model=/home/someone/llava",
+    }
+    assert pages.portable(told) == {
+        "model": "…/clip",
+        "own": ["…/clip", "…/clip"],
+        "server": "http://…/v1/chat",
+        "error": "…/a.avi: no video; http://…/v1: refused",
+        "override": "captioner.model=…/llava",
+    }
+    stays = {
+        "id": "llava-hf/llava-1.5-7b-hf",
+        "text": "left and/or right, 1/2",
+        "n": [1, 0.5, True, None],
+        "a/b": "ckpt/x",
+    }
+    assert pages.portable(stays) == stays
+    assert pages.portable(pages.portable(told)) == pages.portable(told)

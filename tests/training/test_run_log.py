@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from c2vl_manifests.errors import DataError
 from c2vl_training.run_log import BINS, read_histograms, read_metrics
 from c2vl_training.trainer import train
 from support.training import StoppedError, run, stop_after
@@ -52,3 +53,21 @@ def test_tensorboard_reads_what_a_resumed_run_wrote(data, tmp_path):
     assert [event.step for event in said] == [0, 1, 2, 3]
     assert [event.value for event in said] == pytest.approx([line["loss"] for line in read_metrics(out)])
     assert [event.step for event in board.Histograms("similarity/vision/positive")] == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "link to nothing"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "histograms.jsonl"])
+def test_a_log_that_is_a_link_is_not_written_through(data, tmp_path, name, kind):
+    out, precious = tmp_path / "run", tmp_path / "precious"
+    out.mkdir()
+    precious.write_text('{"epoch": 0, "loss": 1.0}\n')
+    if kind == "link to nothing":
+        (out / name).symlink_to(tmp_path / "new")
+        with pytest.raises(DataError, match="a symbolic link, expected a file of its own; remove it"):
+            train(run(data, out))
+    else:
+        ((out / name).symlink_to if kind == "link" else (out / name).hardlink_to)(precious)
+        train(run(data, out))
+        assert [line["epoch"] for line in read_metrics(out)] == [0, 1, 2, 3]
+    assert precious.read_text() == '{"epoch": 0, "loss": 1.0}\n'
+    assert not (tmp_path / "new").exists()

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from c2vl_manifests.errors import CheckpointError, passing
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import canonical, commit_bytes
+from c2vl_manifests.reading import MOST_FILE, from_json, read_bytes
 from c2vl_manifests.recipe import EncoderConfig, InputConfig
 from c2vl_training import encoders
 
@@ -65,7 +66,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(f"{path} does not exist; give the folder of a finished run (it holds {path.name})")
     try:
         metadata, tensors = _contents(path)
-        facts = json.loads(metadata["c2vl"])
+        facts = from_json(metadata["c2vl"])
         expected = metadata["sha256"]
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         if passing(error):
@@ -88,8 +89,8 @@ def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as handle:
             return handle.metadata() or {}, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
     except OSError:  # the file system maps no files into memory; another cause fails again here
-        data = path.read_bytes()
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        data = read_bytes(path, MOST_FILE)
+        header = from_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
         return header.get("__metadata__", {}), deserialise(data)
 
 
@@ -166,7 +167,7 @@ def load_encoder(folder: Path, device: torch.device | str = "cpu") -> TrainedEnc
         layout, config = Layout.from_dict(facts["layout"]), EncoderConfig.model_validate(facts["encoder"])
         module = encoders.build_encoder(config, layout, int(facts["bodies"]))
         inputs = InputConfig.model_validate(facts["input"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: lacks the description of its encoder ({str(error)[:100]})") from error
     restore(module, tensors, "", path)
     module.eval().requires_grad_(False).to(device)

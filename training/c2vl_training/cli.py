@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -11,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import PackedOption, RecipeOption, Reporter, SetOption, application, optional, say
+from c2vl_manifests.cli_common import (
+    PackedOption,
+    RecipeOption,
+    Reporter,
+    SetOption,
+    application,
+    optional,
+    say,
+    say_json,
+    say_next,
+)
 from c2vl_manifests.cli_common import main as run_app
 
 if TYPE_CHECKING:
@@ -73,7 +82,7 @@ def _command(kind: Kind) -> Callable[..., None]:
             if dry_run:
                 report = lines(run, estimate(run))
                 if rank == 0:
-                    say(json.dumps(resolved(run), indent=1))
+                    say_json(resolved(run))
                     for line in report:
                         say(line)
                 return
@@ -82,9 +91,9 @@ def _command(kind: Kind) -> Callable[..., None]:
             if rank == 0:
                 say(
                     f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
-                    f"({result.left_out} left out) in {result.seconds:,.0f} s; "
-                    f"next: c2vl-eval run knn --run {run.out} --data {data}"
+                    f"({result.left_out} left out) in {result.seconds:,.0f} s"
                 )
+                say_next(["c2vl-eval", "run", "knn", "--run", run.out, "--data", data])
 
     return command
 

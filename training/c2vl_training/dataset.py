@@ -20,7 +20,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -30,8 +29,10 @@ from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
+from c2vl_manifests.reading import read_array
 from c2vl_manifests.recipe import InputConfig
 from c2vl_manifests.schema import misfit
+from c2vl_manifests.tables import read_table
 from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations
 
 Rows = npt.NDArray[np.int64]
@@ -52,8 +53,7 @@ def _on_disk(path: Path) -> npt.NDArray[Any]:
     except OSError as error:
         if error.errno not in NO_SUCH_CALL | {errno.ENODEV}:
             raise
-        array = np.load(path)
-        return array
+        return read_array(path)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class PackedDataset:
         path = self.folder / "index.parquet"
         try:
             with naming(path):
-                table = pq.read_table(path).combine_chunks()
+                table = read_table(path).combine_chunks()
         except (OSError, pa.ArrowException) as error:
             if passing(error):
                 raise
@@ -114,7 +114,7 @@ class PackedDataset:
     def _array(self, name: str, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> npt.NDArray[Any]:
         path = self.folder / name
         try:
-            array = _on_disk(path) if np.prod(shape) else np.load(path)
+            array = _on_disk(path) if 0 not in shape else read_array(path)
         except (OSError, ValueError, EOFError, TokenError) as error:
             if passing(error):
                 raise

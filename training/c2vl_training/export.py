@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from c2vl_manifests.errors import ConfigError, EngineError, one_line
 from c2vl_manifests.manifest import commit_bytes
+from c2vl_manifests.pages import portable
 from c2vl_training import checkpoint
 from c2vl_training.encoders.base import PerBodyEncoder
 
@@ -93,7 +94,9 @@ def export(run: Path, out: Path) -> Exported:
     plain = _Plain(trained.module).eval()
     program = _program(plain, clips, run)
     model: Any = program.model_proto
-    facts = {k: v for k, v in trained.facts.items() if k != "config"}
+    for part in (*model.graph.node, *(node for one in model.functions for node in one.node)):
+        part.ClearField("metadata_props")  # stack traces, with the folders of this installation
+    facts = portable({k: v for k, v in trained.facts.items() if k != "config"})
     for key, value in {"c2vl": json.dumps(facts), "input": "N C T V M: metres"}.items():
         model.metadata_props.add(key=key, value=value)
     data = model.SerializeToString()

@@ -20,6 +20,8 @@ from torch import nn
 
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, passing
 from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_manifests.pages import portable
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint, distributed
@@ -69,7 +71,7 @@ class Run:
         return {
             "clips": self.packed.clips(selection.rows),
             "joint_captions": self.uses_joint_captions(),
-            "embeddings": self.packed.manifest.engines.get("embeddings", {}),
+            "embeddings": portable(self.packed.manifest.engines.get("embeddings", {})),
         }
 
     def uses_joint_captions(self) -> bool:
@@ -186,7 +188,7 @@ def write_run(run: Run, result: Result, encoder: nn.Module) -> None:
     same = run.facts()
     facts = {
         **same,
-        "recipe": run.recipe.model_dump(mode="json"),
+        "recipe": portable(run.recipe.model_dump(mode="json")),
         "recipe_fingerprint": run.recipe.fingerprint(),
         "samples": result.samples,
         "left_out": result.left_out,
@@ -210,7 +212,7 @@ def read_result(folder: Path) -> Result:
         CheckpointError: it is damaged or absent.
     """
     try:
-        facts = json.loads((folder / "run.json").read_text("utf-8"))
+        facts = read_json(folder / "run.json")
         counts = (facts["epochs"], facts["seconds"], facts["samples"], facts["left_out"])
         return Result(folder, *counts, facts["last"])
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -9,14 +9,17 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from c2vl_manifests.errors import naming
+from c2vl_manifests.errors import CheckpointError, naming
+from c2vl_manifests.files import open_own
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.reading import from_json, read_bytes
 
 Metrics = dict[str, float]
 Counts = dict[str, list[int]]
@@ -63,11 +66,14 @@ def read_histograms(folder: Path) -> list[dict[str, Any]]:
 
 def _read(path: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    for line in path.read_text("utf-8").splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            continue
+    try:
+        texts = read_bytes(path).splitlines() if path.is_file() else []
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}; delete it") from error
+    for line in texts:
+        with suppress(ValueError):
+            value = from_json(line)
+            lines += [value] if isinstance(value, dict) else []
     return lines
 
 
@@ -100,7 +106,7 @@ class RunLog:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with naming(path), path.open("a", encoding="utf-8") as handle:
+    with naming(path), open_own(path, "a") as handle:
         handle.write(json.dumps(line) + "\n")
 
 
@@ -115,7 +121,7 @@ class _Board:
         folder.mkdir(exist_ok=True)
         number = len(list(folder.iterdir()))
         self._path = folder / f"events.out.tfevents.{int(time.time())}.{number:04d}"
-        self._file = self._path.open("wb", buffering=0)
+        self._file = open_own(self._path, "wb", buffering=0)
         self._writer = RecordWriter(self._file)
         self._event(file_version="brain.Event:2")
         session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language.shared_space import cosines, open_space
@@ -20,6 +19,7 @@ from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import render
+from c2vl_manifests.tables import read_rows
 
 KEYS = 24
 """Poses of an animation; joints move on straight lines between them."""
@@ -159,7 +159,7 @@ def _captions(folder: Path, ids: list[str], count: int = 2) -> dict[str, list[st
     captions: dict[str, Counter[str]] = {}
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
-            rows = pq.read_table(path, columns=["sample_id", "caption"], filters=[("sample_id", "in", ids)])
+            rows = read_rows(path, ids, ["sample_id", "caption"])
         except (OSError, pa.ArrowException):
             continue
         for row in rows.to_pylist():

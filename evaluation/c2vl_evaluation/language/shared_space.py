@@ -25,6 +25,7 @@ from c2vl_evaluation.language import text_encoder
 from c2vl_evaluation.results import Protocol
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.pages import portable
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips
 from c2vl_training.distributed import device_of
@@ -109,7 +110,8 @@ class SharedSpace:
             )
         elif packed.manifest.derived_from_joints("language"):
             notes.append("The captions of this data are derived from joints: no evidence for language.")
-        if _identity(self.space.facts.get("embeddings", {})) != _identity(text_encoder.engine_of(packed)):
+        trained, here = self.space.facts.get("embeddings", {}), text_encoder.engine_of(packed)
+        if portable(_identity(trained)) != portable(_identity(here)):
             notes.append(
                 "This run was trained on vectors of another engine than these: both are assumed to have the same text "
                 "encoder."

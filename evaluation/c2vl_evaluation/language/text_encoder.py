@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from c2vl_evaluation.features import Array
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError, EngineError
-from c2vl_manifests.manifest import read_shard, read_shard_manifest
+from c2vl_manifests.manifest import read_shard, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.schema import Status
 from c2vl_training.dataset import PackedDataset
 
@@ -51,6 +51,10 @@ def load(packed: PackedDataset, folder: Path | None = None) -> Encoder:
     facts = {key: made[key] for key in ("backend", "model", "revision", "dtype", "options") if key in made}
     if folder is not None:
         facts["model"] = str(folder)
+    elif str(facts.get("model")).startswith("…/") and (
+        stage := read_stage_manifest(packed.folder.parent / "embeddings")
+    ):
+        facts["model"] = stage.inputs["engine"]["model"]  # the place of a folder is named in the work folder alone
     elif (was := made.get("revision_resolved")) and not was.startswith("sha256:"):
         facts["revision"] = was  # of a hub id: exactly that commit
     try:

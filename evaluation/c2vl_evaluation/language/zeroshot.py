@@ -13,8 +13,6 @@ vectors, normalised again, before the projector.
 from __future__ import annotations
 
 import difflib
-import json
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +30,7 @@ from c2vl_evaluation.features import Array, Labels, labels_of
 from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import ConfigError, DataError, one_line
+from c2vl_manifests.reading import from_json, from_toml, read_text
 from c2vl_training.dataset import PackedDataset
 
 PERMUTATIONS = 199
@@ -77,12 +76,12 @@ def class_texts(packed: PackedDataset, classes: int, path: Path | None = None) -
 
 
 def _load(path: Path) -> dict[str, Any]:
-    form, read = ("JSON", json.loads) if path.suffix.lower() == ".json" else ("TOML", tomllib.loads)
+    form, read = ("JSON", from_json) if path.suffix.lower() == ".json" else ("TOML", from_toml)
     try:
-        entries = read(path.read_text("utf-8"))
+        entries = read(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"{path} does not exist; give a TOML or JSON file of class descriptions") from error
-    except (ValueError, OSError, RecursionError) as error:
+    except (ValueError, OSError) as error:
         raise ConfigError(f"{path}: cannot be read as {form} ({one_line(error)})") from error
     if not isinstance(entries, dict):
         raise ConfigError(f"{path}: holds no table; expected one entry per class: its name = [descriptions]")

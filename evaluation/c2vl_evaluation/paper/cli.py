@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, optional, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, link, optional, say, show_table
 
 if TYPE_CHECKING:
     from c2vl_evaluation.paper.compute import Workload
@@ -62,7 +62,7 @@ def paper(
     finally:
         # after Ctrl-C or a fault nothing is drawn: the user waits for the prompt
         path = write(experiments, all_cells, fresh=complete)
-    say(f"tables and figures: {path.resolve()} (and .md, .tex, .csv)")
+    say(f"tables and figures: {link(path)} (and .md, .tex, .csv)")
     _show(experiments, [name for name in chosen if name.startswith("table") or name == "figure6"], all_cells)
     if experiments.failed:
         raise C2VLError(

@@ -17,7 +17,7 @@ from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.spec import tables_and_figures
 from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, FilledCell, FilledRow, FilledTable, fill
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.pages import render, shorten_paths
+from c2vl_manifests.pages import portable, render, shorten_paths
 
 
 def write(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool = True) -> Path:
@@ -71,8 +71,10 @@ def _datasets(experiments: Experiments) -> list[dict[str, Any]]:
     unusable = experiments.unusable()
     for name, packed in experiments.datasets.items():
         m = packed.manifest
-        engines = ", ".join(f"{stage}: {e.get('model') or e.get('backend')}" for stage, e in m.engines.items())
-        recipe = f"not used ({unusable[name]})" if name in unusable else experiments.recipe_of(name).name
+        engines = ", ".join(
+            f"{stage}: {e.get('model') or e.get('backend')}" for stage, e in portable(m.engines).items()
+        )
+        recipe = f"not used ({shorten_paths(unusable[name])})" if name in unusable else experiments.recipe_of(name).name
         facts.append(
             {
                 "name": name, "title": m.title, "samples": m.samples, "engines": engines, "recipe": recipe,

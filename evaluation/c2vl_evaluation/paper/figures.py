@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name
@@ -21,6 +21,7 @@ from c2vl_evaluation.report import figures
 from c2vl_evaluation.report.svg import COLOURS, GREY, legend, svg
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.manifest import commit_text, fingerprint
+from c2vl_manifests.reading import read_bytes
 from c2vl_training.run_log import read_histograms
 
 _FORMAT = 3
@@ -64,8 +65,8 @@ def draw(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool = 
     name = f"{first.table}-{first.column.dataset}-{first.column.benchmark}-{key}.json"
     path = experiments.out / "figures" / name
     try:
-        return list(_Drawn.model_validate_json(path.read_bytes()).panels)
-    except (OSError, ValidationError):  # absent or damaged
+        return list(_Drawn.model_validate_json(read_bytes(path)).panels)
+    except (OSError, ValueError):  # absent or damaged
         pass
     if not fresh:
         return [Panel("Not drawn yet: run the same command again.")]

@@ -15,6 +15,7 @@ from c2vl_evaluation.protocols import ensemble, finetuning, knn, linear, semi, t
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError
 from c2vl_manifests.events import Emit, Note, silent
+from c2vl_manifests.pages import shorten_paths
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.memory import OutOfMemoryError
 
@@ -98,8 +99,9 @@ def run_safely(cells: Iterable[Cell], label: str, emit: Emit = silent) -> Iterat
                 raise
             why = " ".join(str(error).split())
             result = Result(
-                protocol=cell.protocol, setting=cell.setting, draw=cell.draw, target=cell.target, why=why, failed=True
+                protocol=cell.protocol, setting=cell.setting, draw=cell.draw, target=cell.target,
+                why=shorten_paths(why), failed=True,
             )  # fmt: skip
             where = f"{label}, {cell.protocol} {cell.setting}".rstrip()
-            emit(Note(f"{where}: {result.reason}; the other results are still computed", "warning"))
+            emit(Note(f"{where}: failed: {why}; the other results are still computed", "warning"))
             yield result

@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 _ROLES = {"floor": " (floor)", "ceiling": " (ceiling)", "shuffled": " (control)", "baseline": " (baseline)"}
 _CONTROLS: dict[Role, str] = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
 _ORACLE = "The best epoch is chosen on the test split (an oracle)."
-_DERIVED = " Derived from joints: captions made by rule from the encoder's own input."
+_DERIVED = " † Derived from joints: captions made by rule from the encoder's own input."
 
 
 def _label(line: Line) -> str:
-    return line.name + _ROLES.get(line.role, "") + (" [derived from joints]" if line.derived else "")
+    return line.name + _ROLES.get(line.role, "") + (" †" if line.derived else "")
 
 
 def show_results(table: Table) -> None:
@@ -36,7 +36,9 @@ def show_results(table: Table) -> None:
         f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} test",
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
-        f"kNN and linear: top-1; bal.: balanced. {_ORACLE}{_DERIVED}",
+        f"kNN and linear: top-1; bal.: balanced. {_ORACLE}"
+        + (_DERIVED if any(line.derived for line in table.lines()) else ""),
+        spare=["training", "best epoch", "top-5", "top-5", "bal.", "bal.", "seeds"],
     )
     for protocol in dict.fromkeys(r.protocol for row in table.rows for r in row.results):
         if protocol in ALWAYS:
@@ -69,6 +71,7 @@ def show_protocol(title: str, lines: Sequence[Line], place: Evaluated) -> None:
         [columns[n] for n in used],
         [[row[n] for n in used] for row in rows],
         caption,
+        spare=[columns[n] for n in (4, 2, 3) if n in used],
     )
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.pages import jpeg_data_uri, shorten_paths
 from c2vl_manifests.schema import Status, misfit
+from c2vl_manifests.tables import read_rows, read_table
 
 SAMPLES, SLOTS, HEIGHT = 12, 4, 160
 FRONT = 4
@@ -95,10 +95,12 @@ def read(work: Path, classes: Sequence[str]) -> SampleGallery:
     return gallery
 
 
-def _read(path: Path, gallery: SampleGallery, **options: Any) -> pa.Table | None:
+def _read(
+    path: Path, gallery: SampleGallery, ids: Sequence[str] = (), columns: Sequence[str] | None = None
+) -> pa.Table | None:
     try:
-        table = pq.read_table(path, **options)
-        if problem := misfit(table, options.get("columns", ())):
+        table = read_rows(path, ids) if ids else read_table(path, columns)
+        if problem := misfit(table, columns or ()):
             raise pa.ArrowInvalid(problem)
         return table
     except (OSError, pa.ArrowException, KeyError) as error:
@@ -118,7 +120,7 @@ def _rows(
     """Return the rows of the shown samples by (sample, slot)."""
     found = {}
     for path in paths if shown else ():
-        table = _read(path, gallery, filters=[("sample_id", "in", list(shown))])
+        table = _read(path, gallery, list(shown))
         for row in table.to_pylist() if table is not None else ():
             found[row["sample_id"], row["slot"]] = row
     return found
@@ -126,7 +128,7 @@ def _rows(
 
 def _class_of(work: Path, classes: Sequence[str]) -> dict[str, str]:
     try:
-        table = pq.read_table(work / "samples.parquet", columns=["sample_id", "label"])
+        table = read_table(work / "samples.parquet", ["sample_id", "label"])
     except (OSError, pa.ArrowException):
         return {}
     pairs = zip(table["sample_id"].to_pylist(), table["label"].to_pylist(), strict=True)

@@ -6,7 +6,6 @@ Reads the files of runs and stages. A file that is absent or damaged leaves an e
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,7 +19,8 @@ from c2vl_evaluation.results import ALWAYS, Line, Protocol, Role, Score, Table, 
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest
-from c2vl_manifests.pages import shorten_paths
+from c2vl_manifests.pages import portable, shorten_paths
+from c2vl_manifests.reading import read_bytes, read_json
 from c2vl_manifests.recipe import EncoderConfig
 from c2vl_manifests.recipe_loading import load_recipe
 
@@ -80,7 +80,7 @@ def protocols(table: Table) -> list[dict[str, Any]]:
 def facts_of(run: Path) -> Facts:
     """Return run.json; empty if there is none, or it is damaged."""
     try:
-        facts = json.loads((run / "run.json").read_bytes())
+        facts = read_json(run / "run.json")
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
@@ -182,8 +182,8 @@ class _Stored(BaseModel):
 def _spent(run: Path) -> Iterator[_Spent]:
     for path in sorted((run / FOLDER).glob("*.json")):
         try:
-            yield _Stored.model_validate_json(path.read_bytes()).result
-        except (OSError, ValidationError):
+            yield _Stored.model_validate_json(read_bytes(path)).result
+        except (OSError, ValueError):
             continue
 
 
@@ -217,7 +217,7 @@ def _changed(name: str, recipe: Mapping[str, str]) -> list[str]:
 
 
 def flat(value: Any, place: str = "") -> dict[str, str]:
-    """Return nested settings as dotted keys with JSON values; paths are shortened, passwords removed."""
+    """Return nested settings as dotted keys with JSON values; paths and hosts are shortened."""
     if isinstance(value, dict) and value:
         return {k: v for key, inner in value.items() for k, v in flat(inner, f"{place}.{key}".lstrip(".")).items()}
-    return {place: shorten_paths(re.sub(r"://[^/@\s]+@", "://", json.dumps(value, ensure_ascii=False)))}
+    return {place: json.dumps(portable(value), ensure_ascii=False)}

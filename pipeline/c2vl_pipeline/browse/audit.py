@@ -144,14 +144,14 @@ def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, Capti
     blocks: dict[int, caption_stats.Codes] = {}
     empty = 0
     for shard, manifest in reader.shards("captions"):
-        table = reader.columns("captions", shard, ["status", "caption"], read_dictionary=["caption"])
+        table = reader.columns("captions", shard, ["status", "caption"])
         if table is None:
             continue
         statuses.update(table["status"].to_pylist())
         if set(manifest.statuses) - {str(Status.OK)}:
             classes = reader.columns("captions", shard, ["error_class"])
             empty += classes["error_class"].to_pylist().count("empty") if classes is not None else 0
-        column = table["caption"].unify_dictionaries().combine_chunks()
+        column = table["caption"].combine_chunks().dictionary_encode()
         own = [numbers.setdefault(t, len(numbers)) for t in column.dictionary.to_pylist()]
         indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
         start, stop = index.shard_ranges[shard]

@@ -194,9 +194,9 @@ def _text(index: Workspace, reader: RowReader, text: str, among: Mask) -> Mask:
         start, stop = index.shard_ranges[shard]
         if not among[start:stop].any():
             continue
-        table = reader.columns("captions", shard, ["caption"], read_dictionary=["caption"])
+        table = reader.columns("captions", shard, ["caption"])
         if table is not None:
-            column = table["caption"].unify_dictionaries().combine_chunks()
+            column = table["caption"].combine_chunks().dictionary_encode()
             held = _bools(pc.match_substring(column.dictionary, text, ignore_case=True))
             rows = _bools(pc.take(pa.array(held), column.indices))
             mask[start:stop] |= reader.by_sample(shard, rows)

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
 from c2vl_manifests.schema import COLUMNS, misfit
+from c2vl_manifests.tables import open_table, read_table
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.workspace import Workspace, shard_path
 
@@ -57,11 +57,10 @@ class RowReader:
         if not any_made:
             self.note(f"There are no {stage} yet; `c2vl-pipeline {STAGES[stage].command}` makes them.")
 
-    def columns(self, stage: str, shard: int, columns: Sequence[str], **options: Any) -> pa.Table | None:
+    def columns(self, stage: str, shard: int, columns: Sequence[str]) -> pa.Table | None:
         """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
         try:
-            with pq.ParquetFile(self.path(stage, shard), page_checksum_verification=True, **options) as file:
-                table = _fitting(file.read(columns=list(columns)), columns)
+            table = _fitting(read_table(self.path(stage, shard), columns), columns)
         except (OSError, pa.ArrowException) as error:
             self._unreadable(stage, shard, error)
             return None
@@ -102,7 +101,7 @@ class RowReader:
         start, stop = self.index.shard_ranges[shard]
         wanted = None if columns is None else ["sample_id", *(c for c in columns if c != "sample_id")]
         result: dict[int, list[Row]] = {}
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with open_table(path) as file:
             total = file.metadata.num_rows
             if total == 0 or total % (stop - start):
                 self._misfit(stage, shard)
@@ -118,9 +117,7 @@ class RowReader:
                     int(np.searchsorted(ends, first + each - 1, "right")) + 1,
                 )
                 held = {
-                    g: held[g]
-                    if g in held
-                    else _fitting(file.read_row_group(g, columns=wanted), wanted or COLUMNS[stage])
+                    g: held[g] if g in held else _fitting(file.read(wanted, [g]), wanted or COLUMNS[stage])
                     for g in needed
                 }
                 offset = first - int(ends[needed[0]] - groups[needed[0]])

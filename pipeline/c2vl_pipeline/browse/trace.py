@@ -24,7 +24,7 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
     read_stage_manifest,
 )
-from c2vl_manifests.pages import shorten_paths
+from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
@@ -58,7 +58,8 @@ class Trace:
 
 def write(result: Trace, out: Path) -> Path:
     """Write the page of a trace; return its path."""
-    return html.render("explain.html.j2", out, trace=result, verdict=verdict(result.facts["stages"]), **result.facts)
+    facts = result.facts | {name: portable(result.facts[name]) for name in ("index", "stages")}
+    return html.render("explain.html.j2", out, trace=result, verdict=verdict(facts["stages"]), **facts)
 
 
 def verdict(stages: list[dict[str, Any]]) -> str:

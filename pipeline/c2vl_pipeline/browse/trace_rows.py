@@ -74,7 +74,7 @@ def _jpeg(data: bytes | None) -> dict[str, Any]:
         return {"jpeg_bytes": 0, "jpeg_sha256": None, "jpeg_size": None}
     try:
         size = list(Image.open(io.BytesIO(data)).size)
-    except (OSError, ValueError):
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         size = None
     return {"jpeg_bytes": len(data), "jpeg_sha256": hashlib.sha256(data).hexdigest(), "jpeg_size": size}
 

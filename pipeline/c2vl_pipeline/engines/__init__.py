@@ -266,6 +266,8 @@ def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
             raise EngineError(
                 f"{name} is missing; the {spec.role} engine {spec.backend!r} needs it: set it by `--set {name}=…`"
             ) from error
+        if first["type"] == "extra_forbidden":  # its value may be a key
+            raise EngineError(f"{name} is not an option; the options are {', '.join(form.model_fields)}") from None
         raise EngineError(
             f"{name} = {first['input']!r}: {first['msg']}; the options are {', '.join(form.model_fields)}"
         ) from error

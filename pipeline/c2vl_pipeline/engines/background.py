@@ -18,6 +18,7 @@ import numpy as np
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.manifest import commit_bytes, commit_text, file_sha256, fingerprint
+from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import Image
 from c2vl_pipeline.engines.heuristic import empty_scene
 from c2vl_pipeline.readers.video import Guard, Video, plan_frames
@@ -80,7 +81,7 @@ def scene(
 def _of_shape(memo: Path, root: Path, shape: Shape, samples: list[Row], reading: Reading) -> list[Row]:
     """Return up to `CLIPS` samples whose videos have a shape: of clips spread over all, then of the others."""
     try:
-        known = {str(name): tuple(found) for name, found in json.loads(memo.read_text("utf-8")).items()}
+        known = {str(name): tuple(found) for name, found in read_json(memo).items()}
     except (OSError, ValueError, TypeError, AttributeError):
         known = {}
     before, chosen = len(known), list[Row]()
@@ -103,7 +104,7 @@ def _of_shape(memo: Path, root: Path, shape: Shape, samples: list[Row], reading:
 def _stored(path: Path, made_from: str) -> str | None:
     """Return the sha256 of a scene that is whole and made from these clips, else None."""
     try:
-        facts = json.loads(path.with_suffix(".json").read_text("utf-8"))
+        facts = read_json(path.with_suffix(".json"))
         sha256 = str(facts["sha256"])
         return sha256 if facts["made_from"] == made_from and file_sha256(path) == sha256 else None
     except (OSError, ValueError, TypeError, KeyError):

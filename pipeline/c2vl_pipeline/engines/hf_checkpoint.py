@@ -9,7 +9,6 @@ processors, so that vectors do not depend on whether torchvision happens to be i
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from pydantic import Field
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import Options, checked_options, setting
 
 HUB_TIMEOUT = 5.0
@@ -85,7 +85,7 @@ def _weight_files(folder: Path) -> list[Path]:
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if index.is_file() and not (folder / single).is_file():
-            names = set(json.loads(index.read_text())["weight_map"].values())
+            names = set(read_json(index)["weight_map"].values())
             return [folder / name for name in sorted(names)]
         if (folder / single).is_file():
             return [folder / single]
@@ -131,7 +131,7 @@ def locate(spec: EngineSpec) -> Path:
             raise _refusal(spec, "no such folder")
         folder = _find_on_hub(spec, model)
     try:
-        model_type = json.loads((folder / "config.json").read_text()).get("model_type")
+        model_type = read_json(folder / "config.json").get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise _refusal(
             spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"

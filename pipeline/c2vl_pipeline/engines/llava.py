@@ -8,7 +8,6 @@ placeholder.
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +18,7 @@ from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import Caption, Captioner, Crop, Options, checked_options
 
 _WANTED = {
@@ -79,7 +79,7 @@ def _folder(spec: EngineSpec) -> Path:
                 f"{what}: neither a folder nor available from the hub ({one_line(error, named=True)}); {remedy}"
             ) from error
     try:
-        made_for = json.loads((folder / "config.json").read_text("utf-8")).get("architectures")
+        made_for = read_json(folder / "config.json").get("architectures")
     except (OSError, ValueError, AttributeError) as error:
         raise EngineError(
             f"{what}: not a checkpoint, its config.json cannot be read ({one_line(error, named=True)}); {remedy}"

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import base64
 import json
-import os
+import re
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,12 +28,19 @@ from pydantic import Field
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, Options, checked_options
+from c2vl_pipeline.engines.openai_client import RedirectedError, UnusableError, connect
 from c2vl_pipeline.readers.video import encode_jpeg, limit_side
 
-CONNECT_TIMEOUT = 10.0
-"""Seconds until a server must accept a connection; an answer may take `timeout`."""
-
 LONGEST_PAUSE = 8.0
+
+LONGEST_TOKEN = 64
+"""Characters for each token that was asked for, above which a text is no answer; English has 4 to 5."""
+
+LONGEST_NAME = 256
+"""Characters of a model's name."""
+
+_MALFORMED = (ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What the SDK and `_read` raise for answers of another form."""
 
 _NOT_THERE = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "UnsupportedProtocol"})
 """Names of causes of the SDK's connection error, because its HTTP library changes with its version."""
@@ -59,28 +69,31 @@ class _Options(Options):
 
 def _options(spec: EngineSpec) -> _Options:
     options = checked_options(spec, _Options)
-    url = urlsplit(options.base_url)
-    if url.username or url.password:
+    if any(mark in options.base_url for mark in "@?#"):
         raise EngineError(
-            "pipeline.caption.engine.options.base_url holds a user name or password, which manifests would store; "
-            "leave it out and name an environment variable in options.api_key_env"
+            "pipeline.caption.engine.options.base_url holds a user name, password, query or fragment, which manifests "
+            "would store; leave it out and name an environment variable in options.api_key_env"
         )
-    if url.scheme not in {"http", "https"} or not url.hostname:
+    try:
+        url = urlsplit(options.base_url)
+        usable = url.scheme in {"http", "https"} and url.hostname and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
         raise EngineError(
             f"pipeline.caption.engine.options.base_url = {options.base_url!r} is not an address; expected one like "
             "http://localhost:8000/v1"
+        )
+    if not re.fullmatch(r"[A-Za-z_]\w*", options.api_key_env):
+        raise EngineError(
+            "pipeline.caption.engine.options.api_key_env is not the name of an environment variable; expected one "
+            "like OPENAI_API_KEY: manifests would store a key"
         )
     return options
 
 
 def _client(options: _Options) -> openai.OpenAI:
-    """Return a client, not yet connected. Without a key in the environment, `EMPTY` is sent: some servers expect a word."""
-    return openai.OpenAI(
-        base_url=options.base_url,
-        api_key=os.environ.get(options.api_key_env, "").strip() or "EMPTY",
-        timeout=openai.Timeout(options.timeout, connect=min(options.timeout, CONNECT_TIMEOUT)),
-        max_retries=options.retries,
-    )
+    return connect(options.base_url, options.api_key_env, options.timeout, options.retries)
 
 
 def _named(error: BaseException) -> str:
@@ -89,12 +102,23 @@ def _named(error: BaseException) -> str:
     # the SDK shows only a body of OpenAI's own form; other servers have the reason elsewhere in it
     said = body if isinstance(body, str) else json.dumps(body, ensure_ascii=False) if body else ""
     shown = isinstance(body, Mapping) and isinstance(body.get("message"), str)
-    return one_line(error, named=True) + (f": {' '.join(said.split())[:160]}" if said and not shown else "") + cause
+    line = one_line(error, named=not isinstance(error, UnusableError))
+    return _storable(line + (f": {' '.join(said.split())[:160]}" if said and not shown else "") + cause)
+
+
+def _storable(text: str) -> str:
+    """Return text without lone surrogates, which JSON can express and tables cannot hold."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _stop(error: Exception, options: _Options, model: str | None) -> EngineError | None:
     """Return the error that stops the stage if `error` is about the server, None if it may be about the crop."""
     server, status = f"the captioner's server at {options.base_url}", getattr(error, "status_code", None)
+    if isinstance(error, RedirectedError):
+        return EngineError(
+            f"{server} redirects to {_storable(str(error))}, to which neither key nor pictures are sent; if that is the right "
+            f"server, name it in pipeline.caption.engine.options.base_url; {_AGAIN}"
+        )
     if status in {401, 403}:
         return EngineError(
             f"{server} rejects the key ({_named(error)}); expected one in the environment variable "
@@ -121,16 +145,16 @@ def _stop(error: Exception, options: _Options, model: str | None) -> EngineError
 def _only_model(options: _Options) -> str:
     """Return the one model the server serves."""
     try:
-        names = [model.id for model in _client(options).models.list().data]
-    except (openai.OpenAIError, ValueError, TypeError, AttributeError) as error:
+        names = [_storable(model.id)[:LONGEST_NAME] for model in _client(options).models.list().data]
+    except (openai.OpenAIError, *_MALFORMED) as error:
         raise _stop(error, options, None) or EngineError(
             f"the captioner's server at {options.base_url} does not list its models ({_named(error)}); name the "
             "model in pipeline.caption.engine.model"
         ) from error
     if len(names) != 1:
         raise EngineError(
-            f"the captioner's server at {options.base_url} serves {len(names)} models ({', '.join(names)}), expected "
-            "one; choose by pipeline.caption.engine.model"
+            f"the captioner's server at {options.base_url} serves {len(names)} models "
+            f"({', '.join(names[:20])}{', …' * (len(names) > 20)}), expected one; choose by pipeline.caption.engine.model"
         )
     return names[0]
 
@@ -140,7 +164,7 @@ class Served(Captioner):
 
     Options: `base_url` (required, e.g. http://localhost:8000/v1), `api_key_env` (the environment variable that
     contains the key, which is never stored), `concurrency` (16 simultaneous requests per worker),
-    `timeout` (120 seconds an answer), `retries` (6), `max_new_tokens` (64), `jpeg_quality` (95) and `max_side`
+    `timeout` (120 seconds for a whole answer), `retries` (6), `max_new_tokens` (64), `jpeg_quality` (95) and `max_side`
     (pixels; a larger crop is reduced, None sends it as it is).
 
     Raises:
@@ -188,16 +212,33 @@ class Served(Captioner):
         return self._ask_all(images, question)
 
     def _ask_all(self, images: Sequence[Image], question: str) -> list[Caption | Exception]:
-        pool = ThreadPoolExecutor(max_workers=self._options.concurrency)
+        futures: list[Future[Caption | Exception]] = [Future() for _ in images]
+        waiting: SimpleQueue[tuple[Future[Caption | Exception], Image]] = SimpleQueue()
+        for pair in zip(futures, images, strict=True):
+            waiting.put(pair)
+
+        def work() -> None:
+            with suppress(Empty):
+                while True:
+                    future, image = waiting.get_nowait()
+                    if future.set_running_or_notify_cancel():
+                        try:
+                            future.set_result(self._ask(image, question))
+                        except BaseException as error:
+                            future.set_exception(error)
+
+        for _ in range(min(self._options.concurrency, len(images))):
+            # daemons, unlike the threads of an executor: a command that is told to end does not wait for the server
+            threading.Thread(target=work, daemon=True).start()
         try:
-            futures = [pool.submit(self._ask, image, question) for image in images]
             wait(futures, return_when=FIRST_EXCEPTION)
             raised = (error for future in futures if future.done() and (error := future.exception()))
             if (error := next(raised, None)) is not None:
                 raise error
             return [future.result() for future in futures]
         finally:
-            pool.shutdown(cancel_futures=True)
+            for future in futures:
+                future.cancel()
 
     def _ask(self, image: Image, question: str) -> Caption | Exception:
         """Return the answer, or the error of its row; raise EngineError if the server is at fault."""
@@ -214,14 +255,14 @@ class Served(Captioner):
         malformed: Exception | None = None
         for attempt in range(self._options.retries + 1):
             try:
-                return _read(self._client.chat.completions.create(**body))
+                return _read(self._client.chat.completions.create(**body), self._options.max_new_tokens)
             except openai.OpenAIError as error:
                 if (stop := _stop(error, self._options, self._model)) is not None:
                     raise stop from error
                 status = getattr(error, "status_code", None)
                 refused = isinstance(status, int) and 400 <= status < 500 and status not in {408, 409}
                 return (RefusedError if refused else UnansweredError)(_named(error))
-            except (ValueError, TypeError, AttributeError, LookupError) as error:
+            except _MALFORMED as error:
                 malformed = error  # the SDK does not repeat these
                 if attempt < self._options.retries:
                     time.sleep(min(0.5 * 2**attempt, LONGEST_PAUSE))
@@ -248,17 +289,24 @@ class Served(Captioner):
         }
 
 
-def _read(reply: Any) -> Caption:
+def _read(reply: Any, max_new_tokens: int) -> Caption:
     """Return the first choice's text, cut short or not, and its tokens (words where the server does not count).
 
     An empty text is an answer too: asking again changes nothing.
 
     Raises:
+        UnusableError: longer than asked for.
         ValueError, TypeError, AttributeError, LookupError: not a chat completion.
     """
     text = reply.choices[0].message.content
     if not isinstance(text, str | None):
         raise TypeError(f"content is {type(text).__name__}, expected text")
-    text = (text or "").strip()
+    text = _storable(text or "").strip()
+    if len(text) > (most := LONGEST_TOKEN * max_new_tokens):
+        raise UnusableError(
+            f"the answer has {len(text):,} characters; expected at most {most:,} for max_new_tokens = {max_new_tokens}"
+        )
     counted = getattr(reply.usage, "completion_tokens", None)
-    return Caption(text, counted if isinstance(counted, int) else len(text.split()))
+    if type(counted) is not int or not 0 <= counted < 2**31:  # what the table's column holds
+        counted = len(text.split())
+    return Caption(text, counted)

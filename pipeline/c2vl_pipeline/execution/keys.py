@@ -25,6 +25,7 @@ from c2vl_manifests.manifest import (
     finished_shard,
     read_shard_manifest,
 )
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION
 from c2vl_pipeline import engines
@@ -170,8 +171,10 @@ def inputs_path(folder: Path, key: str) -> Path:
 
 def former_inputs(folder: Path, key: str) -> dict[str, Any] | None:
     """Return the inputs behind a stage key, or None where they are not on record."""
+    if not key.isalnum():
+        return None
     try:
-        return dict(json.loads(inputs_path(folder, key).read_text("utf-8"))["inputs"])
+        return dict(read_json(inputs_path(folder, key))["inputs"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from c2vl_manifests.errors import StageError
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.execution.task import ShardTask
 from c2vl_pipeline.stages.base import MAX_ERROR
@@ -90,7 +90,7 @@ class FailureBisector:
         """
         mark = self._mark(number)
         try:
-            facts = json.loads(mark.read_text("utf-8"))
+            facts = read_json(mark)
             name, seconds = str(facts["name"]), facts.get("seconds")
             if seconds is None:
                 text = f"reading {name} for the empty scene of its camera killed workers; try it again with `c2vl-pipeline prompts --retry-failed`"

@@ -18,11 +18,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import NO_SUCH_CALL, StageError, naming
 from c2vl_manifests.events import Emit, Note, Progress, silent
+from c2vl_manifests.files import open_own
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
@@ -159,27 +160,32 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
 def _locked(folder: Path, emit: Emit) -> Iterator[None]:
     """Hold the folder's lock, which ends with this process: two runs of one stage would do the work twice."""
     path = folder / ".lock"
-    with path.open("a+") as handle:
+    with open_own(path, "a+") as handle:
+
+        def note(text: str) -> None:
+            if os.fstat(handle.fileno()).st_nlink <= 1:  # a hard link would show it in a file of others
+                handle.truncate(0)
+                handle.write(text)
+                handle.flush()
+
         with naming(path):
             if not _lock(handle, folder):
                 text = f"{folder}: this file system has no locks; going on without: start no second run of this stage"
                 emit(Note(text, "warning"))
-            handle.truncate(0)
-            handle.write(f"process {os.getpid()} on {socket.gethostname()}")
-            handle.flush()
+            note(f"process {os.getpid()} on {socket.gethostname()}")
         try:
             yield
         finally:
-            handle.truncate(0)
+            note("")
 
 
-def _lock(handle: TextIO, folder: Path) -> bool:
+def _lock(handle: IO[str], folder: Path) -> bool:
     """Lock an open file; False where the file system has no locks, StageError where another process holds it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         handle.seek(0)
-        holder = handle.read().strip()
+        holder = " ".join(handle.read(200).split())
         # a Windows share answers EACCES where another process holds the lock, which has then written its name
         if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN} or (error.errno == errno.EACCES and holder):
             raise StageError(

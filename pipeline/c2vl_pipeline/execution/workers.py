@@ -8,14 +8,18 @@ have children.
 
 from __future__ import annotations
 
+import atexit
+import fcntl
 import logging
 import os
+import shutil
 import signal
 import socket
+import tempfile
 from asyncio import CancelledError
 from collections import deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -24,6 +28,7 @@ from typing import Any
 import dask
 from distributed import Client, Future, KilledWorker, LocalCluster, WorkerPlugin
 from distributed.comm.core import CommClosedError
+from distributed.deploy.spec import close_clusters
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
@@ -41,6 +46,8 @@ STARTS = 3
 
 HEAL_EVERY = 2.0
 """Seconds without a finished task after which the workers are checked."""
+
+_SCRATCH = ".dask-"
 
 STUCK_AFTER = 30.0
 """Seconds in which no worker holds a task, although tasks wait, until a local cluster is started again."""
@@ -126,12 +133,12 @@ class Workers:
         if self._client is None:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported by the runner
             logging.getLogger("tornado").setLevel(logging.CRITICAL)  # a call cut short by Ctrl-C is no news
-            self._client = self._join() if self.scheduler else self._local()
+            self._client = self._join() if self.scheduler else self._local(work)
             if self.scheduler:
                 self._check(self._client, work / "samples.parquet")
         return self._client
 
-    def _local(self) -> Client:
+    def _local(self, work: Path) -> Client:
         if self.resources:
             raise StageError(
                 f"resources {dict(self.resources)} are asked of a scheduler's workers; give --scheduler too, "
@@ -148,6 +155,7 @@ class Workers:
             "distributed.worker.memory.target": False,
             "distributed.worker.memory.spill": False,
             "distributed.worker.memory.pause": False,
+            "distributed.worker.use-file-locking": False,  # nobody else uses the scratch folder
             # Idle event loops of a driver and two workers took 9 % of a core with dask's intervals, of which the
             # work lives: stealing has nothing to steal where no worker has a task in reserve.
             "distributed.admin.tick.interval": "1s",
@@ -157,6 +165,7 @@ class Workers:
             "distributed.scheduler.work-stealing": False,
         }
         self._stack.enter_context(dask.config.set(settings))
+        scratch = self._stack.enter_context(_scratch(work))
         for left in reversed(range(STARTS)):
             with ExitStack() as stack:
                 try:
@@ -165,6 +174,7 @@ class Workers:
                             n_workers=self._started,
                             threads_per_worker=1,
                             processes=True,
+                            local_directory=str(scratch),
                             dashboard_address=None,
                             # without a port of its own, a second run on the machine warns that 8787 is taken
                             scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
@@ -180,6 +190,12 @@ class Workers:
                         f"{error}); look for exhausted memory (fewer --workers) "
                         "or a broken installation, then run the stage again: finished shards are kept"
                     ) from error
+                except KeyboardInterrupt:
+                    # a cluster that is half started: dask's handler at exit fails on it with a traceback
+                    atexit.unregister(close_clusters)
+                    with suppress(Exception):
+                        close_clusters()
+                    raise
                 self._stack.push(stack.pop_all())
                 self._cluster = cluster
                 return client
@@ -325,6 +341,35 @@ class Workers:
             for nanny in self._cluster.workers.values():
                 if not nanny.is_alive():
                     self._cluster.sync(nanny.instantiate)
+
+
+@contextmanager
+def _scratch(work: Path) -> Iterator[Path]:
+    """Yield a new folder below the work folder for what dask writes; its default has one name for all users of a machine.
+
+    The folder is locked as long as this process lives, so that one left by a killed process is known, and removed here.
+    """
+    for left in work.glob(f"{_SCRATCH}*"):
+        with suppress(OSError), _held(left):  # OSError: in use, a link, or no locks here
+            shutil.rmtree(left)
+    with (
+        tempfile.TemporaryDirectory(prefix=_SCRATCH, dir=work, ignore_cleanup_errors=True) as name,
+        ExitStack() as stack,
+    ):
+        with suppress(OSError):
+            stack.enter_context(_held(Path(name)))
+        yield Path(name)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Lock a folder; OSError where another process holds it, or where it is a link."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _lost(error: BaseException) -> StageError:

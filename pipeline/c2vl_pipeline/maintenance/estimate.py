@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Progress, silent
 from c2vl_manifests.manifest import commit_table, commit_text, fingerprint, read_shard_manifest
+from c2vl_manifests.reading import read_bytes
 from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import stage_keys
@@ -170,6 +171,6 @@ def _subset(index: Workspace, folder: Path, chosen: Sequence[int]) -> None:
 def read(work: Path) -> Estimate | None:
     """Return the estimate of a work folder, or None if none can be read."""
     try:
-        return Estimate.model_validate_json((work / FILE).read_bytes())
-    except (OSError, ValidationError):
+        return Estimate.model_validate_json(read_bytes(work / FILE))
+    except (OSError, ValueError):
         return None

@@ -21,6 +21,7 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import StageKeys, changed_since, changes, engine_facts, former_inputs, stage_keys
 from c2vl_pipeline.stages import STAGES, failures
@@ -31,7 +32,7 @@ from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage: `state` is complete, unfinished, stale (of another configuration or other rows) or missing."""
+    """One stage: `state` is complete, unfinished, stale (of another configuration or other rows) or to do."""
 
     stage: str
     state: str
@@ -43,10 +44,12 @@ class StageStatus:
     seconds: float = 0.0
     why: dict[str, int] = field(default_factory=dict)
     """Reason -> number of shards that are not done for it."""
+    bytes: int = 0
+    """Of its finished shards."""
 
-    def counts(self) -> str:
-        """Return the statuses in one line."""
-        return ", ".join(f"{k} {v:,}" for k, v in self.statuses.items())
+    def not_ok(self) -> str:
+        """Return the counts of statuses in one line; empty where all rows are ok."""
+        return ", ".join(f"{k} {v:,}" for k, v in self.statuses.items() if k != Status.OK)
 
 
 def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
@@ -74,7 +77,7 @@ def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus
     if len(keys.done) == len(keys.keys):
         state = "complete"
     elif written is None:
-        state = "missing"
+        state = "to do"
     elif made_otherwise and (written.key != keys.manifest.key or written.complete):
         state = "stale"
     else:
@@ -89,6 +92,7 @@ def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus
         dict(sorted(statuses.items())),
         sum(s.seconds for s in keys.done.values()),
         dict(why.most_common()),
+        sum(s.bytes for s in keys.done.values()),
     )
 
 
@@ -165,7 +169,7 @@ def failure_lines(work: Path) -> list[str]:
 def _packed_status(index: Workspace) -> StageStatus:
     work, total = index.work, index.table.num_rows
     if not (work / "packed" / FILE).is_file():
-        return StageStatus("packed", "missing", 0, 1, 0, total)
+        return StageStatus("packed", "to do", 0, 1, 0, total)
     try:
         packed = read_packed_manifest(work / "packed")
     except DataError as error:
@@ -176,5 +180,8 @@ def _packed_status(index: Workspace) -> StageStatus:
         and all(m.complete for m in manifests.values())
         and content_key(index, manifests) == packed.fingerprint
     )
+    size = sum(path.stat().st_size for path in (work / "packed").iterdir() if path.is_file())
     why = {} if fresh else {"the rows it was packed from changed": 1}
-    return StageStatus("packed", "complete" if fresh else "stale", int(fresh), 1, packed.samples, total, why=why)
+    return StageStatus(
+        "packed", "complete" if fresh else "stale", int(fresh), 1, packed.samples, total, why=why, bytes=size
+    )

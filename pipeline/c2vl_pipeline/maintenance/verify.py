@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +26,7 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
     read_stage_manifest,
 )
+from c2vl_manifests.reading import read_json
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -196,8 +196,8 @@ def _raw_damage(index: Workspace, stage: Stage, number: int) -> list[Damage]:
 def _unfinished_repair(index: Workspace) -> list[Damage]:
     """Return the shards that an interrupted repair removed and did not make again."""
     try:
-        removed: dict[str, list[int]] = json.loads((index.work / REPAIR_FILE).read_text("utf-8"))
-        paths = [(name, n, shard_path(index.work, name, n)) for name in removed for n in removed[name]]
+        removed: dict[str, list[int]] = read_json(index.work / REPAIR_FILE)
+        paths = [(name, n, shard_path(index.work, name, n)) for name in removed.keys() & STAGES for n in removed[name]]
     except (OSError, ValueError, TypeError, AttributeError):
         return []
     problem = "was removed by a repair that did not end"

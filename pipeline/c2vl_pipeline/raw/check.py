@@ -69,6 +69,8 @@ class Findings:
     """`video` and `skeleton` -> the first path of a table that does not exist, and a near one that does."""
     system: list[str] = field(default_factory=list)
     """Files that a system or an editor left among the data."""
+    around: list[str] = field(default_factory=list)
+    """Links to folders that hold the raw folder."""
     no_names: list[str] = field(default_factory=list)
     """Cells of a table that hold a word for nothing where a file may be named."""
     remarks: list[str] = field(default_factory=list)
@@ -125,6 +127,7 @@ class Findings:
         kinds = {
             "unexpected files": self.unexpected,
             "system or backup files passed over": self.system,
+            "links to folders that hold the data folder, not followed": self.around,
             "impossible samples": [f"{sample}: {why}" for sample, why in self.problems.items()],
             "cells that name no file": self.no_names,
         }
@@ -157,6 +160,7 @@ def check(dataset: Dataset, root: Path, expected: Expected, match: Match, scan: 
         problems={r["sample_id"]: r["problem"] for r in rows if r["problem"]},
         absent=match.absent,
         system=scan.system,
+        around=scan.around,
         no_names=match.notes,
         remarks=expected.notes,
     )

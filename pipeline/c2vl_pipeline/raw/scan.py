@@ -37,13 +37,13 @@ _UNFINISHED = (".part", ".partial", ".crdownload", ".aria2", ".download", ".file
 
 
 def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
-    """List all files below a folder; links to folders are followed, each once.
+    """List all files below a folder; links to folders are followed, each once, but none to a folder that holds this one.
 
     Raises:
         DataError: a folder cannot be read.
     """
     scan = Scan()
-    pending, seen = [str(root)], set[tuple[int, int]]()
+    pending, seen, real = [str(root)], set[tuple[int, int]](), os.path.realpath(root)
     while pending:
         folder = pending.pop()
         try:
@@ -64,6 +64,8 @@ def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
                 folder_inside = False
             if is_system_file(f"{relative}/" if folder_inside else relative):
                 scan.system.append(relative)
+            elif folder_inside and entry.is_symlink() and _holds(os.path.realpath(entry.path), folder, real):
+                scan.around.append(relative)
             elif folder_inside:
                 folders.append(entry.path)
             else:
@@ -72,6 +74,12 @@ def scan_folder(root: Path, suffixes: tuple[str, ...]) -> Scan:
     split = {name.lower() for name in scan.archives}
     scan.zips = [name for name in scan.zips if f"{name[:-4].lower()}.z01" not in split]
     return scan
+
+
+def _holds(target: str, folder: str, root: str) -> bool:
+    """True if the target of a link in a folder holds that folder or the root, and is not below the root itself."""
+    above = any(Path(place).is_relative_to(target) for place in (os.path.realpath(folder), root))
+    return above and not Path(target).is_relative_to(root)
 
 
 def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str, ...]) -> None:

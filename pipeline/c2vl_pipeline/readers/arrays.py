@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from itertools import permutations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import KINECT_V2, LAYOUTS, Layout
+from c2vl_manifests.reading import TooLargeError, read_arrays
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers import ntu
 from c2vl_pipeline.readers.base import (
@@ -98,31 +97,19 @@ def _numbers(path: Path) -> dict[str, npt.NDArray[np.number]]:
     if head != b"\x93NUMPY" and head[:2] != b"PK":
         raise _DamagedError(f"{path}: not a numpy array, it begins with {head!r}; save it again with np.save")
     try:
-        loaded = _plain(lambda: np.load(path, allow_pickle=False))
-        held = {"": loaded}
-        if loaded is not None and not isinstance(loaded, np.ndarray):
-            with loaded:
-                held = {name: _plain(partial(loaded.__getitem__, name)) for name in loaded}
+        held = read_arrays(path)
+    except TooLargeError as error:
+        raise DataError(f"{path}: {error}") from error
     except Exception as error:  # numpy, zip and zlib raise a dozen kinds on damaged files
         raise _DamagedError(
             f"{path}: not a numpy array, or cut off ({path.stat().st_size:,} bytes); save it again with np.save"
         ) from error
-    arrays = {name: array for name, array in held.items() if isinstance(array, np.ndarray)}
+    arrays = {name: array for name, array in held.items() if array is not None}
     if numbers := {name: array for name, array in arrays.items() if array.dtype.kind in "iuf"}:
         return numbers
     kinds = [str(array.dtype) for array in arrays.values()]
     kinds = kinds or ["Python objects, which are never loaded" if held else "no array"]
     raise DataError(f"{path}: holds {', '.join(kinds)}; expected numbers, in metres; save one array with np.save")
-
-
-def _plain(read: Callable[[], Any]) -> Any:
-    """Return what a call of numpy reads, None if it is pickled."""
-    try:
-        return read()
-    except ValueError as error:
-        if "allow_pickle" in str(error):
-            return None
-        raise
 
 
 def _kinds(path: Path) -> str:

@@ -69,6 +69,8 @@ class Scan:
     others: list[str] = field(default_factory=list)
     links: list[str] = field(default_factory=list)
     """Links to what does not exist."""
+    around: list[str] = field(default_factory=list)
+    """Links to a folder that holds the raw folder too, or the folder of the link: they are not followed."""
     system: list[str] = field(default_factory=list)
     """What a system or an editor left, see `is_system_file`."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from pathlib import Path
 
-from c2vl_manifests.errors import EngineError
+from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.reading import MOST_UNPACKED, from_json, read_bytes, unzip
 from c2vl_pipeline.readers.base import is_system_file
 
 
@@ -14,7 +14,7 @@ def caption_json(path: Path) -> bytes:
     """Return the JSON of a caption file, unpacked if it is a .zip."""
     try:
         if path.suffix.lower() != ".zip":
-            return path.read_bytes()
+            return read_bytes(path, MOST_UNPACKED)
         with zipfile.ZipFile(path) as archive:
             names = [n for n in archive.namelist() if n.lower().endswith(".json") and not is_system_file(n)]
             if len(names) != 1:
@@ -22,10 +22,12 @@ def caption_json(path: Path) -> bytes:
                     f"caption file {path} holds {len(names)} JSON files, expected one; unpack it and name the right "
                     "one in pipeline.caption.engine.options.path"
                 )
-            return archive.read(names[0])
-    except (OSError, zipfile.BadZipFile) as error:
+            return unzip(archive, names[0])
+    except EngineError:
+        raise
+    except Exception as error:  # zip, zlib and lzma raise a dozen kinds on damaged files
         raise EngineError(
-            f"caption file {path} cannot be read ({error}); give the path of a .json or .zip file in "
+            f"caption file {path} cannot be read ({one_line(error)}); give the path of a .json or .zip file in "
             "pipeline.caption.engine.options.path"
         ) from error
 
@@ -38,7 +40,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     """
     expected = "expected {sample id: [caption of each frame]}, as the authors released"
     try:
-        table = json.loads(caption_json(path))
+        table = from_json(caption_json(path))
     except ValueError as error:
         raise EngineError(f"caption file {path} is not JSON ({error}); {expected}") from error
     if not isinstance(table, dict) or not table:

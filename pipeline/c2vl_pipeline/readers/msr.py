@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.reading import read_arrays
 from c2vl_pipeline.readers.base import File, Match, Reader, Row, Scan, anchored, expect_ids, is_hidden
 
 _TO_KINECT_V1 = [6, 3, 2, 19, 0, 7, 9, 11, 1, 8, 10, 12, 4, 13, 15, 17, 5, 14, 16, 18]
@@ -47,8 +48,11 @@ def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDAr
         if not content.read(64).strip(b"\0"):
             raise DataError(f"{path}: begins with NUL bytes, as after a full disk or a crash; copy it again")
     try:
-        with np.load(path, allow_pickle=False) as file:
-            joints, off, names = file["x"], file["off"], file["name"]
+        file = read_arrays(Path(path))
+        found = [array for name in ("x", "off", "name") if (array := file[name]) is not None]
+        if len(found) < 3:
+            raise ValueError("Object arrays are never loaded")
+        joints, off, names = found
     except FileNotFoundError:
         raise
     except Exception as error:  # numpy, zip and zlib raise a dozen kinds on damaged files

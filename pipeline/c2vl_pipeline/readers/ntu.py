@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.reading import MOST_FILE, TooLargeError, read_bytes
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import Array, Assembled, Reader, expect_ids, locate_by_name
 
@@ -80,7 +81,7 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
         DataError: `file:line: reason`, for the first wrong line.
         OSError: the file cannot be opened.
     """
-    lines = _Lines(path, path.read_bytes())
+    lines = _Lines(path, _content(path))
     frames: dict[bytes, list[int]] = {}
     values: dict[bytes, list[Array]] = {}
     total = lines.count("the number of frames", MOST_FRAMES)
@@ -104,6 +105,13 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
         xyz, pixel = (np.ascontiguousarray(part) for part in (track[:, :, :3], track[:, :, 3:]))
         tracks[body.decode()] = BodyTrack(np.array(mine, np.int32), xyz, pixel if pixels else None)
     return NtuFile(total, tracks)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return read_bytes(path, MOST_FILE)
+    except TooLargeError as error:
+        raise DataError(f"{path}: {error}") from error
 
 
 class _Lines:

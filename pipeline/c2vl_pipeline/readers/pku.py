@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import KINECT_V2, Layout
+from c2vl_manifests.reading import TooLargeError, read_bytes
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import (
     NEARLY,
@@ -36,6 +38,8 @@ from c2vl_pipeline.readers.base import (
 
 _INT16, _INT32 = 1 << 15, 1 << 31
 _MOST_LABEL_BYTES = 1 << 20
+_LONGEST_LINE = 1 << 16
+"""Of a frame, whose 150 numbers take about 1500 letters; a longer line is none."""
 
 # ---------------------------------------------------------------------------------------------- labels
 
@@ -77,7 +81,7 @@ def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[
         stem = Path(relative).stem
         other = files.setdefault(stem, relative)
         same = other == relative or is_hidden(relative) != is_hidden(other)
-        if not same and (root / other).read_bytes() != (root / relative).read_bytes():
+        if not same and _label_text(root / other) != _label_text(root / relative):
             raise DataError(
                 f"{root / relative}: differs from {other}, which labels the same recording; keep one of them"
             )
@@ -85,12 +89,17 @@ def label_rows(dataset: Dataset, root: Path, labels: Iterable[str]) -> Iterator[
         raise DataError(f"{root} holds no label files; expected *.txt below a folder whose name contains 'label'")
     for video in sorted(files):
         path = root / files[video]
-        if (size := path.stat().st_size) > _MOST_LABEL_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; a label file has a few hundred. Is it a skeleton file?")
-        text = path.read_text("utf-8-sig", "replace")
+        text = _label_text(path)
         if text and not text.strip("\0"):
             raise DataError(f"{path}: NUL bytes, as after a full disk or a crash; copy it again")
         yield from parse_labels(text, video, dataset, str(path))
+
+
+def _label_text(path: Path) -> str:
+    try:
+        return read_bytes(path, _MOST_LABEL_BYTES).decode("utf-8-sig", "replace")
+    except TooLargeError as error:
+        raise DataError(f"{path}: {error}; a label file has a few hundred. Is it a skeleton file?") from error
 
 
 def parse_labels(text: str, video: str, dataset: Dataset, source: str) -> list[Row]:
@@ -165,7 +174,7 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig, row: Row
     """
     rows, lines = [], 0
     with path.open(encoding="ascii", errors="replace") as handle:
-        for number, text in enumerate(handle):
+        for number, text in enumerate(iter(partial(handle.readline, _LONGEST_LINE), "")):
             if number >= end:
                 break
             lines = number + 1

@@ -13,6 +13,8 @@ from pathlib import Path, PurePath
 
 from c2vl_manifests.datasets import SPLITS, Dataset
 from c2vl_manifests.errors import DataError, disk_error
+from c2vl_manifests.files import leads_outside
+from c2vl_manifests.reading import TooLargeError, read_bytes
 from c2vl_pipeline.readers.base import Expected, Row, Scan, copied_from, new_row
 from c2vl_pipeline.readers.table_cells import MOST_BYTES, Cells, is_missing, read_cells
 
@@ -49,9 +51,9 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
             "sample_id is required)"
         )
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise DataError(f"{path}: {size:,} bytes; a table of samples has up to {MOST_BYTES:,}")
-        content = path.read_bytes()
+        content = read_bytes(path, MOST_BYTES)
+    except TooLargeError as error:
+        raise DataError(f"{path}: {error} for a table of samples") from error
     except OSError as error:
         raise DataError(disk_error(error, path)) from error
     notes: list[str] = []
@@ -184,7 +186,7 @@ def _path_below(folder: PurePath, text: str, place: str) -> str | None:
     path = PurePath(text)
     if ".." not in path.parts and path.is_absolute() and path.is_relative_to(folder):
         return str(path.relative_to(folder))
-    if path.is_absolute() or ".." in path.parts:
+    if leads_outside(str(path)):
         raise DataError(
             f"{place} = {str(path)!r} is outside the data folder; give a path below it (a link there may point elsewhere)"
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.reading import from_toml, read_text
 from c2vl_pipeline.readers import ntu
 from c2vl_pipeline.readers.base import Expected, Scan, rows_of_ids
 
@@ -19,10 +19,10 @@ def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
     if not path.is_file():
         raise DataError(f"{path} does not exist; make the folder with `c2vl-pipeline synth --out {root}`")
     try:
-        made = tomllib.loads(path.read_text("utf-8"))
+        made = from_toml(read_text(path))
         classes, subjects = tuple(map(str, made["classes"])), int(made["subjects"])
         views, repeats = int(made["views"]), int(made["repeats"])
-    except (tomllib.TOMLDecodeError, KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path}: not a description by `synth` ({error}); make the folder again") from error
     numbers = product(*(range(1, count + 1) for count in (views, subjects, repeats, len(classes))))
     ids = (f"S001C{c:03d}P{p:03d}R{r:03d}A{a:03d}" for c, p, r, a in numbers)

@@ -15,9 +15,9 @@ from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.tables import open_table
 
 COLUMNS = (
     "sample_id", "video", "start_frame", "end_frame", "skeleton", "label", "subject", "view", "camera",
@@ -25,6 +25,8 @@ COLUMNS = (
 Cells = dict[str, str]
 """Column -> text; empty where nothing is given."""
 
+_LONGEST = csv.field_size_limit()
+"""Letters of a cell, in Parquet as in CSV."""
 _LONG, _HEAD = 1000, 1 << 20
 """Letters of a cell that is no formula or date, and those among which the header is looked for."""
 MOST_BYTES = 1 << 30
@@ -216,24 +218,21 @@ def _check_quotes(place: str, columns: list[str | None], texts: list[str], separ
 
 def _parquet(content: bytes, source: str) -> Iterator[tuple[int, Cells]]:
     try:
-        file = pq.ParquetFile(pa.BufferReader(content))
-        facts = file.metadata
-        size = sum(facts.row_group(g).total_byte_size for g in range(facts.num_row_groups))
-        if facts.num_rows > _MOST_ROWS or size > MOST_BYTES:
-            raise DataError(
-                f"{source}: {facts.num_rows:,} rows of {size:,} bytes; expected up to {_MOST_ROWS:,} and {MOST_BYTES:,}"
-            )
-        columns = _columns(file.schema_arrow.names, f"{source}:1")
-        for column in file.schema_arrow:
-            if pa.types.is_nested(column.type):
-                raise DataError(
-                    f"{source}:1: column {column.name!r} holds {str(column.type)[:60]}; expected text or numbers"
-                )
-        batches = file.iter_batches(batch_size=1024, use_threads=False)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), 1):
-            texts = [as_text(value) for value in row.values()]
-            if any(texts):
-                yield number, _cells(columns, texts, f"{source}:{number}")
+        with open_table(content) as table:
+            if (rows := table.metadata.num_rows) > _MOST_ROWS:
+                raise DataError(f"{source}: {rows:,} rows; expected up to {_MOST_ROWS:,}")
+            columns = _columns(table.schema.names, f"{source}:1")
+            for column in table.schema:
+                if pa.types.is_nested(column.type):
+                    raise DataError(
+                        f"{source}:1: column {column.name!r} holds {str(column.type)[:60]}; expected text or numbers"
+                    )
+            for number, row in enumerate((row for batch in table.batches(1024) for row in batch.to_pylist()), 1):
+                texts = [as_text(value) for value in row.values()]
+                if (longest := max(map(len, texts), default=0)) > _LONGEST:
+                    raise DataError(f"{source}:{number}: a cell of {longest:,} letters; expected up to {_LONGEST:,}")
+                if any(texts):
+                    yield number, _cells(columns, texts, f"{source}:{number}")
     except (OSError, pa.ArrowException, ValueError, TypeError, OverflowError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{source}: not a table of samples ({reason})") from error

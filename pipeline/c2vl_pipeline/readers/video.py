@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.files import open_own
 
 # damaged files become rows; OpenCV and FFmpeg would also print a line for each
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
@@ -72,11 +73,15 @@ class Deadline:
     def suspecting(self, name: str, samples: Iterable[str]) -> Iterator[None]:
         """Name a video in the mark while it is read, without seconds: if it crashes this process, it is to blame."""
         with suppress(OSError):
-            self._mark.write_text(json.dumps({"name": name, "samples": list(samples)}), encoding="utf-8")
+            self._note({"name": name, "samples": list(samples)})
         try:
             yield
         finally:
             self._mark.unlink(missing_ok=True)
+
+    def _note(self, facts: dict[str, Any]) -> None:
+        with open_own(self._mark, "w") as mark:
+            json.dump(facts, mark)
 
     def close(self) -> None:
         """End the watching thread."""
@@ -87,12 +92,14 @@ class Deadline:
             due = self._due
             if due is not None and time.monotonic() > due[0]:
                 with suppress(OSError):  # full disk: bisection then finds the samples
-                    self._mark.write_text(json.dumps({"seconds": self._seconds} | due[1]), encoding="utf-8")
+                    self._note({"seconds": self._seconds} | due[1])
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
 Guard = Callable[[], AbstractContextManager[None]]
 
+_MOST_PIXELS = 1 << 27
+"""Of a frame, which takes 3 bytes for each; 8K has 33 million."""
 _MOST_FRAMES = 10_000_000
 """A container that advertises more than four days of frames states no number."""
 
@@ -118,6 +125,10 @@ class Video:
                 f"{path}: OpenCV finds no video in it that it can decode ({path.stat().st_size} bytes); if a player shows "
                 "one, convert it to MP4 (H.264), else download it again"
             )
+        width, height = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > _MOST_PIXELS:
+            self._capture.release()
+            raise DataError(f"{path}: frames of {width} x {height} pixels; expected up to {_MOST_PIXELS:,} pixels")
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.advertised = int(count) if 0 < count <= _MOST_FRAMES else 0
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))
@@ -221,7 +232,10 @@ def encode_jpeg(image: Image, quality: int, *, bgr: bool = False) -> bytes:
 
 def decode_jpeg(data: bytes) -> Image:
     """Decode a stored crop to RGB pixels."""
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error:  # more pixels than OPENCV_IO_MAX_IMAGE_PIXELS
+        image = None
     if image is None:
-        raise DataError(f"a stored crop of {len(data)} bytes is not a JPEG; run the crop stage again")
+        raise DataError(f"a stored crop of {len(data)} bytes is not a JPEG, or too large; run the crop stage again")
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import C2VLError, DataError, StageError, memory_ran_out
+from c2vl_manifests.files import open_own
 from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
 from c2vl_manifests.recipe import CaptionConfig, EmbedConfig, Recipe
 from c2vl_manifests.schema import Status
@@ -98,8 +99,8 @@ class ShardContext:
 
     def note_done(self, samples: int) -> None:
         """Note how many samples of this shard are made, for the progress that is shown while it is in the making."""
-        with suppress(OSError):
-            done_mark(self.folder, self.number).write_text(str(samples))
+        with suppress(OSError), open_own(done_mark(self.folder, self.number), "w") as mark:
+            mark.write(str(samples))
 
     def upstream(self, stage: str) -> pa.Table:
         """Read the rows of these samples from the same shard of an earlier stage."""

@@ -7,8 +7,8 @@ each batch is appended to a journal next to the shard: a killed captioner loses 
 from __future__ import annotations
 
 import json
-import os
 import time
+import uuid
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from c2vl_manifests.errors import naming
 from c2vl_manifests.manifest import sync
+from c2vl_manifests.reading import MOST_FILE, from_json, read_bytes
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
@@ -64,8 +65,8 @@ class _Request:
 class Journal:
     """Answers of an unfinished shard, one per line with a checksum; torn or damaged lines are ignored.
 
-    Each process appends to its own file and reads those of all: `.shard-00012-<key>-<process>.journal`. They are
-    removed when the shard is committed, and by a later run under another key.
+    Each process writes a new file and reads those of all: `.shard-00012-<key>-<random>.journal`. They are removed when
+    the shard is committed, and by a later run under another key.
     """
 
     SYNC_EVERY = 5.0
@@ -75,8 +76,8 @@ class Journal:
         stem = f".shard-{shard.number:05d}-{shard.key[:12]}-"
         self.answers: dict[tuple[str, int], Caption] = {}
         for path in sorted(shard.folder.glob(f"{stem}*.journal")):
-            self.answers |= dict(self._read(path.read_bytes()))
-        self._path = shard.folder / f"{stem}{os.getpid()}.journal"
+            self.answers |= dict(self._read(read_bytes(path, MOST_FILE)))
+        self._path = shard.folder / f"{stem}{uuid.uuid4().hex[:12]}.journal"
         self._file: BufferedWriter | None = None
         self._synced = time.monotonic()
 
@@ -86,8 +87,12 @@ class Journal:
             checksum, _, text = line.partition(b" ")
             if not text or checksum != b"%08x" % zlib.crc32(text):
                 continue
-            sample_id, slot, answer, tokens = json.loads(text)
-            yield (sample_id, slot), Caption(answer, tokens)
+            try:
+                sample_id, slot, answer, tokens = from_json(text)
+                answered = (str(sample_id), int(slot)), Caption(str(answer), tokens)
+            except (ValueError, TypeError):
+                continue
+            yield answered
 
     def write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
         """Append the answers of one batch."""
@@ -96,8 +101,7 @@ class Journal:
 
     def _write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
         if self._file is None:
-            self._file = self._path.open("ab")
-            self._file.write(b"\n")  # ends a torn line of an earlier process of the same number
+            self._file = self._path.open("xb")
         for crop, answer in answered:
             text = json.dumps([crop.sample_id, crop.slot, answer.text, answer.tokens]).encode()
             self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
@@ -159,8 +163,10 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
         journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
-    for (row, _), answer in in_batches(requests, shard.spec.batch_size, call, shard):
+    for number, ((row, _), answer) in enumerate(in_batches(requests, shard.spec.batch_size, call, shard), 1):
         _fill(row, answer)
+        if number % shard.spec.batch_size == 0:
+            shard.note_done(len(shard.samples) * number // len(requests))
     return pa.Table.from_pylist(rows, schema=CAPTIONS)
 
 

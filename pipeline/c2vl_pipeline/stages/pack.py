@@ -38,6 +38,7 @@ from c2vl_manifests.manifest import (
     sync_folder,
 )
 from c2vl_manifests.packed import FILE, PackedManifest, read_packed_manifest
+from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import PACKED_INDEX, Status
 from c2vl_pipeline.readers.base import to_origin
@@ -118,9 +119,10 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     target = None if layout is None else load_layout(layout, index.root)
     key = content_key(index, stages, target)
     if (packed := _read_packed(folder, key)) is not None:
-        current = packed.model_copy(update={"recipe": index.recipe, "overrides": tuple(index.overrides)})
-        if current != packed:
-            commit_text(folder / FILE, current.model_dump_json(indent=1) + "\n")
+        current = packed.model_copy(update=_made_with(index, packed.engines))
+        text = current.model_dump_json(indent=1) + "\n"
+        if (folder / FILE).read_text("utf-8") != text:
+            commit_text(folder / FILE, text)
         emit(Progress("pack", index.table.num_rows, index.table.num_rows))
         return current
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,14 +146,22 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         slots=slots,
         vision_dim=widths["vision"],
         language_dim=widths["language"],
-        engines={name: stages[name].inputs["engine"] | stages[name].provenance for name in engine_stages},
         second_body=stages["skeletons"].inputs["config"]["second_body"],
         gaps=gaps,
-        recipe=index.recipe,
-        overrides=tuple(index.overrides),
+        **_made_with(index, {name: stages[name].inputs["engine"] | stages[name].provenance for name in engine_stages}),
     )
     commit_text(folder / FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest
+
+
+def _made_with(index: Workspace, engines: Mapping[str, Any]) -> dict[str, Any]:
+    """Return engines and recipe without paths and hosts, which stay in the work folder: packed data are given away."""
+    recipe = index.recipe
+    return {
+        "engines": portable(engines),
+        "recipe": Path(recipe).name if recipe.endswith(".toml") else recipe,
+        "overrides": tuple(one for one in index.overrides if portable(one) == one),
+    }
 
 
 def _read_packed(folder: Path, key: str) -> PackedManifest | None:
@@ -186,6 +196,8 @@ def _pack_index(index: Workspace, folder: Path, rows: list[Row]) -> None:
             f"none of the {len(rows):,} samples of {index.work} has a skeleton, a crop or a caption; the "
             f"first: {reason}. Check the paths, the layout and `c2vl-pipeline status`"
         )
+    for row in rows:
+        row["reason"] = row["reason"] and shorten_paths(row["reason"])
     columns = index.table.select(["splits", "subject", "view"]).to_pylist()
     table = pa.Table.from_pylist([row | more for row, more in zip(rows, columns, strict=True)], schema=PACKED_INDEX)
     commit_file(

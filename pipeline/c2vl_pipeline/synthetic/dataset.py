@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-import tomllib
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.events import Emit, Note, Progress, silent
+from c2vl_manifests.reading import from_toml, read_text
 from c2vl_pipeline.synthetic.actions import ACTIONS, perform
 from c2vl_pipeline.synthetic.body import FPS, Floats, J, Person
 from c2vl_pipeline.synthetic.render import (
@@ -169,8 +169,8 @@ def _claim(out: Path, settings: Settings) -> None:
     folders = ("nturgb+d_rgb", "nturgb+d_skeletons")
     if path.exists():
         try:
-            stored = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            stored = from_toml(read_text(path))
+        except ValueError as error:
             raise ConfigError(f"{path}: not TOML ({error}); delete {out} or choose another folder") from error
         for key, value in table.items():
             if stored.get(key) != value:

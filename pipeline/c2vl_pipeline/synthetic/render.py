@@ -231,6 +231,7 @@ def replacing(path: Path, name: str) -> Iterator[Path]:
     """Yield a temporary file called `name`; it becomes `path` on success and is deleted on failure."""
     partial = path.with_name(name)
     with naming(path, partial):
+        partial.unlink(missing_ok=True)  # a link would lead the writer elsewhere
         try:
             yield partial
             os.replace(partial, path)

@@ -320,10 +320,10 @@ def test_describe_records_what_was_asked_and_what_was_loaded(
 @pytest.mark.parametrize(
     ("role", "options", "words"),
     [
-        ("detector", {"treshold": 0.4}, "pipeline.crop.engine.options.treshold = 0.4: Extra inputs are not permitted"),
+        ("detector", {"treshold": 0.4}, "pipeline.crop.engine.options.treshold is not an option"),
         ("detector", {"threshold": 1.5}, "options.threshold = 1.5: Input should be less than or equal to 1"),
         ("captioner", {"max_new_tokens": 0}, "options.max_new_tokens = 0: Input should be greater than or equal to 1"),
-        ("encoder", {"threshold": 0.4}, "pipeline.embed.engine.options.threshold = 0.4: Extra inputs"),
+        ("encoder", {"threshold": 0.4}, "pipeline.embed.engine.options.threshold is not an option"),
     ],
 )
 def test_options_are_checked_before_anything_is_loaded(role: str, options: dict[str, Any], words: str) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -43,6 +46,8 @@ class Reply:
     """Close the connection in the middle of the body."""
     hang: bool = False
     """Say nothing until the test is over."""
+    drips: bytes | None = None
+    """Send this at once, then one letter after the other until the test is over."""
 
 
 def completion(text: Any, tokens: int | None = 5, finish: str = "stop") -> Reply:
@@ -81,7 +86,8 @@ class Server:
 
     def __init__(self, port: int = 0) -> None:
         self.answer: Callable[[dict[str, Any], int], Reply] = lambda request, _: completion(f"shade {shade(request)}")
-        self.models = ["llava"]
+        self.models: list[Any] = ["llava"]
+        self.listing: Reply | None = None
         self.asked: list[tuple[dict[str, Any], dict[str, str]]] = []
         self.times: Counter[int] = Counter()
         self.under_way = self.most_under_way = 0
@@ -95,8 +101,8 @@ class Server:
 
             def do_GET(self) -> None:
                 data = [{"id": name, "object": "model"} for name in server.models]
-                found = self.path == "/v1/models"
-                self.send(Reply(body=json.dumps({"object": "list", "data": data}).encode()) if found else refusal(404))
+                listed = Reply(body=json.dumps({"object": "list", "data": data}).encode())
+                self.send((server.listing or listed) if self.path == "/v1/models" else refusal(404))
 
             def do_POST(self) -> None:
                 request = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -117,6 +123,13 @@ class Server:
                 if reply.hang:
                     server.over.wait(60)
                     self.close_connection = True
+                    return
+                if reply.drips is not None:
+                    self.close_connection = True
+                    with suppress(OSError):
+                        self.wfile.write(b"HTTP/1.1 %d OK\r\n" % reply.status + reply.drips)
+                        while not server.over.wait(0.1):
+                            self.wfile.write(b"a")
                     return
                 body = reply.body or b""
                 self.send_response(reply.status)
@@ -429,6 +442,189 @@ def line(error: Exception, *parts: str) -> None:
         assert part in str(error)
 
 
+# ------------------------------------------------------------------------------ what a server may not do to us
+
+KEY = "sk-Secret/0123456789+abc"
+PACKED = {"gzip": gzip.compress(b" " * 30_000_000), "deflate": zlib.compress(b" " * 30_000_000)}
+
+
+def echoes(key: str) -> dict[str, str]:
+    """The key as JSON text: plain, in other cases, and escaped."""
+    plain = json.dumps(f"it was Bearer {key}, wasn't it?")
+    letters = "".join(f"\\u{ord(letter):04x}" for letter in key)
+    return {
+        "plain": plain,
+        "upper": plain.replace(key, key.upper()),
+        "slashes": plain.replace("/", "\\/"),
+        "escapes": plain.replace(key, letters),
+        "address": plain.replace("/", "%2F").replace("+", "%2b"),
+    }
+
+
+@pytest.fixture
+def secret(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    return KEY
+
+
+def has_no_key(text: str) -> None:
+    assert "***" in text
+    assert "0123456789" not in text
+    assert "secret" not in text.lower()
+
+
+@pytest.mark.parametrize("way", echoes(KEY))
+def test_a_key_that_the_server_repeats_is_nowhere(server: Server, secret: str, way: str) -> None:
+    said = echoes(secret)[way]
+    answer = completion("REPLACED").body or b""
+    server.answer = lambda request, _: Reply(body=answer.replace(b'"REPLACED"', said.encode()))
+    (caption_,) = engine(server).caption(crops(60), "?")
+    has_no_key(caption_.text)
+    assert caption_.text.startswith("it was Bearer ***, wasn")
+    for body in (f'{{"error": {{"message": {said}}}}}', f'{{"detail": {said}}}', said, f"<p>{said}</p>"):
+        server.answer = lambda request, _, body=body: (
+            Reply(400, body.encode()) if shade(request) == 60 else completion("ok")
+        )
+        row, _ = engine(server).caption(crops(60, 100), "?")
+        has_no_key(str(row))
+        server.answer = lambda request, _, body=body: Reply(401, body.encode())
+        with pytest.raises(EngineError, match="rejects the key") as caught:
+            engine(server).caption(crops(60), "?")
+        has_no_key(str(caught.value))
+    server.listing = Reply(body=b'{"data": [{"id": %s}]}' % said.encode())
+    has_no_key(engines.weights_id(spec(server, None))["model_served"])
+    server.listing = Reply(body=b'{"data": [{"id": %s}, {"id": "b"}]}' % said.encode())
+    with pytest.raises(EngineError, match="serves 2 models") as caught:
+        engines.weights_id(spec(server, None))
+    has_no_key(str(caught.value))
+
+
+def test_values_of_further_headers_are_secrets_too(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gate: gate-123456\nAuthorization: Bearer pass-123456")
+    server.answer = lambda request, _: completion(f"{server.asked[-1][1]['x-gate']} pass-123456")
+    assert texts(engine(server).caption(crops(60), "?")) == ["*** ***"]
+
+
+@pytest.mark.parametrize("word", ["EMPTY", "x", "none", "sitting"])
+def test_a_word_that_stands_for_no_key_stays_a_word(server: Server, monkeypatch: pytest.MonkeyPatch, word: str) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", word)
+    server.answer = lambda request, _: completion(f"A box, {word} on a mat.")
+    assert texts(engine(server).caption(crops(60), "?")) == [f"A box, {word} on a mat."]
+
+
+@pytest.mark.parametrize("key", ["sk-\u0410bcdefgh", "sk-abcdefgh\nijkl", "sk-\x07abcdefgh"])
+def test_a_key_that_cannot_be_sent_is_one_line_without_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(EngineError) as caught:
+        engine(server)
+    line(caught.value, "OPENAI_API_KEY", "cannot be sent", "copy it again")
+    assert "bcdefgh" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["ftp://me:s3cret99@host:1", "socks9://me:s3cret99@host", "http://me:s3cret99@host:port"]
+)
+def test_a_proxy_that_cannot_be_used_is_one_line_without_its_password(
+    server: Server, monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", proxy)
+    with pytest.raises(EngineError) as caught:
+        engine(server)
+    line(caught.value, "proxy", "HTTP_PROXY", "NO_PROXY")
+    assert "s3cret99" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_and_named(server: Server, secret: str, status: int) -> None:
+    other = Server()
+    try:
+        away = Reply(status, headers={"location": f"http://me:pw@127.0.0.1:{other.port}/v1/{KEY}?token=abc#part"})
+        server.answer, server.listing = lambda request, _: away, away
+        for model in ("llava", None):
+            with pytest.raises(EngineError) as caught:
+                engine(server, model).caption(crops(60), "?")
+            line(caught.value, f"redirects to http://127.0.0.1:{other.port}/v1/***,", "base_url")
+            assert not any(part in str(caught.value) for part in ("me:", "token", "part", KEY))
+        assert other.asked == []
+    finally:
+        other.close()
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (Reply(body=b'{"choices": [], "x": "' + b"x" * 10_000_000 + b'"}'), "longer than 1,000,000 bytes"),
+        (Reply(400, b"x" * 10_000_000), "longer than 1,000,000 bytes"),
+        (Reply(body=PACKED["gzip"], headers={"content-encoding": "gzip"}), "longer than 1,000,000 bytes"),
+        (Reply(400, PACKED["deflate"], {"content-encoding": "deflate"}), "longer than 1,000,000 bytes"),
+        (Reply(body=b"abc", headers={"content-encoding": "br"}), "packed as 'br'"),
+        (Reply(body=b"abc", headers={"content-encoding": "gzip, gzip"}), "packed as 'gzip, gzip'"),
+        (completion("w" * 2049), "2,049 characters; expected at most 2,048 for max_new_tokens = 32"),
+    ],
+)
+def test_an_answer_that_is_too_large_costs_its_row_and_is_asked_once(server: Server, bad: Reply, says: str) -> None:
+    server.answer = lambda request, _: bad if shade(request) == 100 else completion("w" * 2048)
+    good, row = engine(server, max_new_tokens=32).caption(crops(20, 100), "?")
+    assert good.text == "w" * 2048
+    assert isinstance(row, Exception)
+    assert says in str(row)
+    assert server.times[100] == 1
+    server.listing = bad
+    with pytest.raises(EngineError, match="does not list its models"):
+        engines.weights_id(spec(server, None))
+
+
+def test_a_packed_answer_is_an_answer(server: Server) -> None:
+    body = gzip.compress(completion("He sits.").body or b"")
+    server.answer = lambda request, _: Reply(body=body, headers={"content-encoding": "gzip"})
+    assert texts(engine(server).caption(crops(60), "?")) == ["He sits."]
+    assert server.asked[0][1]["accept-encoding"] == "identity"
+
+
+@pytest.mark.parametrize(
+    "drips", [b"x-header: ", b"content-length: 100000\r\n\r\n", b"transfer-encoding: chunked\r\n\r\n"]
+)
+@pytest.mark.parametrize("status", [200, 500])
+def test_a_server_that_drips_is_out_of_time(server: Server, drips: bytes, status: int) -> None:
+    slow = Reply(status, drips=drips)
+    server.answer = lambda request, _: slow if shade(request) == 100 else completion("ok")
+    answers = engine(server, timeout=1, retries=0).caption(crops(20, 100), "?")
+    assert texts(answers) == ["ok", "UnansweredError"]
+    server.listing = slow
+    with pytest.raises(EngineError, match="does not list its models"):
+        engines.weights_id(spec(server, None, timeout=1, retries=0))
+
+
+@pytest.mark.parametrize("names", [[7], [None], [{"a": 1}], ["x", 7], 5, {"a": 1}])
+def test_a_list_of_models_of_another_form_is_one_line(server: Server, names: Any) -> None:
+    data = [{"id": name} for name in names] if isinstance(names, list) else names
+    server.listing = Reply(body=json.dumps({"data": data}).encode())
+    with pytest.raises(EngineError) as caught:
+        engines.weights_id(spec(server, None))
+    line(caught.value, "does not list its models", "pipeline.caption.engine.model")
+
+
+def test_a_list_of_a_thousand_models_is_a_short_line(server: Server) -> None:
+    server.models = [f"{n}" * 300 for n in range(1000)]
+    with pytest.raises(EngineError, match="serves 1000 models") as caught:
+        engines.weights_id(spec(server, None))
+    assert len(str(caught.value)) < 10_000
+
+
+def test_what_no_table_can_hold_is_replaced_or_costs_its_row(server: Server) -> None:
+    server.answer = lambda request, _: completion("a \ud800 b", 10**12)
+    (answer,) = engine(server).caption(crops(60), "?")
+    assert answer == Caption("a ? b", 3)
+    server.answer = lambda request, _: refusal(400, "bad \udfff") if shade(request) == 100 else completion("ok")
+    str(engine(server).caption(crops(20, 100), "?")[1]).encode()
+    deep = Reply(body=b"[" * 400_000)
+    server.answer = lambda request, _: deep if shade(request) == 100 else completion("ok", -1)
+    assert engine(server).caption(crops(20), "?") == [Caption("ok", 1)]
+    assert texts(engine(server).caption(crops(20, 100), "?")) == ["ok", "UnansweredError"]
+
+
 # ---------------------------------------------------------------------------------------- spec and identity
 
 
@@ -440,6 +636,8 @@ def line(error: Exception, *parts: str) -> None:
         ({"base_url": "http://a", "tempratur": 1}, "concurrency, timeout, retries"),
         ({"base_url": "http://a", "concurrency": 0}, "options.concurrency = 0"),
         ({"base_url": "http://a", "timeout": "long"}, "options.timeout = 'long'"),
+        ({"base_url": "http://a:b/v1"}, "is not an address"),
+        ({"base_url": "http://[::1/v1"}, "is not an address"),
     ],
 )
 def test_options_that_do_not_hold_are_refused_in_one_line(options: dict[str, Any], says: str) -> None:
@@ -448,9 +646,21 @@ def test_options_that_do_not_hold_are_refused_in_one_line(options: dict[str, Any
     line(caught.value, "pipeline.caption.engine.options", says)
 
 
-def test_an_address_with_a_password_is_refused_without_repeating_it() -> None:
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("http://me:s3cret@host/v1", {}),
+        ("me:s3cret@host/v1", {}),
+        ("http://host/v1?key=s3cret", {}),
+        ("http://host/v1#s3cret", {}),
+        ("http://host/v1", {"api_key": "s3cret"}),
+        ("http://host/v1", {"api_key_env": "sk-s3cret"}),
+    ],
+)
+def test_a_secret_among_the_options_is_refused_without_repeating_it(url: str, options: dict[str, Any]) -> None:
     with pytest.raises(EngineError, match="api_key_env") as caught:
-        engines.load(spec("http://me:s3cret@host/v1"))
+        engines.load(spec(url, **options))
+    line(caught.value, "pipeline.caption.engine.options")
     assert "s3cret" not in str(caught.value)
 
 

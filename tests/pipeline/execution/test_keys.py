@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from c2vl_manifests.manifest import read_shard
+from c2vl_pipeline.execution.keys import former_inputs
 from c2vl_pipeline.workspace import load, shard_path
 from support.cli import Cli
 from support.factory import start
@@ -90,3 +91,13 @@ def test_a_corrected_file_that_keeps_its_time_is_found_and_one_that_is_gone_cost
     files[6].unlink()
     run(cli, work, "skeletons")
     assert [n for n, count in enumerate(attempts(work, "skeletons")) if count > 1] == [5]
+
+
+@pytest.mark.parametrize("key", ["../secret", "/secret", "..", "a/../../secret", "a\0b", ""])
+def test_inputs_are_looked_up_by_hashes_and_never_by_paths(tmp_path: Path, key: str) -> None:
+    folder = tmp_path / "w" / "crops"
+    for path in (folder / "secret.json", folder / "inputs" / "abc1.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('{"inputs": {"password": 1}}')
+    assert former_inputs(folder, "abc1") == {"password": 1}
+    assert former_inputs(folder, key.replace("/secret", f"{folder}/secret") if key[:1] == "/" else key) is None

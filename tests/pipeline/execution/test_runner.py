@@ -30,6 +30,7 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.maintenance.status import survey
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
 from c2vl_pipeline.workspace import shard_path
+from support.cli import Cli, refused
 from support.factory import STAGES, run_all, start, states
 
 
@@ -462,3 +463,41 @@ def test_a_lock_that_fails_otherwise_is_no_other_run(
     with pytest.raises(OSError, match=os.strerror(number)) as caught:
         runner.run_stage(skeletons.STAGE, begun, recipe)
     assert (caught.value.errno, caught.value.filename) == (number, str(begun / "skeletons" / ".lock"))
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "hard link"])
+def test_a_lock_that_is_a_file_of_others_is_not_written_to(
+    begun: Path, recipe: Recipe, tmp_path: Path, cli: Cli, kind: str
+) -> None:
+    precious, lock = tmp_path / "thesis.tex", begun / "skeletons" / ".lock"
+    precious.write_text("years of work")
+    lock.parent.mkdir()
+    if kind == "pipe":
+        os.mkfifo(lock)
+    else:
+        (lock.symlink_to if kind == "link" else lock.hardlink_to)(precious)
+    said = cli("c2vl-pipeline", "skeletons", "--work", begun, "--workers", "0")
+    assert precious.read_text() == "years of work"
+    if kind == "hard link":  # of a copy of the folder made by links, for one
+        assert said.code == 0
+    else:
+        refused(said, str(lock), "expected a file of its own; remove it")
+        lock.unlink()
+        assert runner.run_stage(skeletons.STAGE, begun, recipe).complete
+
+
+@pytest.mark.parametrize("leftover", [".shard-00000.hang", ".shard-00000.done", ".x.tmp", "shard-00099.parquet"])
+def test_what_is_removed_from_a_stage_is_a_link_and_never_its_target(
+    begun: Path, recipe: Recipe, tmp_path: Path, leftover: str
+) -> None:
+    others = tmp_path / "of others"
+    others.mkdir()
+    for name in ("file", ".y.tmp"):
+        (others / name).write_text("kept")
+    folder = begun / "skeletons"
+    folder.mkdir()
+    (folder / leftover).symlink_to(others / "file")
+    (folder / "more").symlink_to(others)
+    assert runner.run_stage(skeletons.STAGE, begun, recipe).complete
+    assert not os.path.lexists(folder / leftover)
+    assert {path.name: path.read_text() for path in others.iterdir()} == {"file": "kept", ".y.tmp": "kept"}

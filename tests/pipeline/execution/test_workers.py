@@ -420,5 +420,29 @@ def test_a_worker_killed_while_it_starts_costs_another_start_and_never_a_traceba
         started.client(tmp_path)
 
 
+def test_dask_writes_into_a_hidden_folder_of_the_work_folder_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temporary, others, work = tmp_path / "tmp", tmp_path / "of others", tmp_path / "w"
+    for folder in (temporary / "dask-scratch-space", work / ".dask-left", others):
+        folder.mkdir(parents=True)
+    (others / "file").write_text("kept")
+    (work / ".dask-left" / "link").symlink_to(others)
+    (work / ".dask-link").symlink_to(others)
+    for name in ("global.lock", "purge.lock"):
+        (temporary / "dask-scratch-space" / name).symlink_to(others / "file")
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    with Workers(1) as first, Workers(1) as second:
+        first.client(work)
+        (used,) = (path for path in work.iterdir() if path.is_dir() and not path.is_symlink())
+        assert (used.stat().st_mode & 0o777, list(used.rglob("worker-*")) != []) == (0o700, True)
+        second.client(work)  # of another stage
+        assert used.is_dir()
+    assert [path.name for path in work.iterdir()] == [".dask-link"]
+    assert (others / "file").read_text() == "kept"
+    assert len(list((temporary / "dask-scratch-space").iterdir())) == 2
+
+
 def _never(**_: Any) -> Any:
     raise RuntimeError("Nanny failed to start.")

@@ -198,7 +198,7 @@ def test_a_stage_that_was_never_made_is_missing_whether_or_not_its_checkpoint_is
 ) -> None:
     work = Path(shutil.copytree(encoded[0], tmp_path / "w"))
     shutil.rmtree(work / "embeddings")
-    assert state(work, "embeddings", encoded[1]) == "missing"
+    assert state(work, "embeddings", encoded[1]) == "to do"
 
 
 def test_an_engine_that_does_not_exist_is_an_error_all_the_same(own: Path) -> None:
@@ -235,7 +235,7 @@ def test_status_exits_with_1_while_something_is_to_do(cli, copied):
     assert (found.code, state_of(found, "crops"), found.err) == (1, "unfinished", "")
     shutil.rmtree(copied / "crops")
     found = cli("c2vl-pipeline", "status", "--work", copied, "--json")
-    assert (found.code, state_of(found, "crops")) == (1, "missing")
+    assert (found.code, state_of(found, "crops")) == (1, "to do")
 
 
 def test_status_under_another_recipe_calls_a_stage_stale(cli, copied):
@@ -254,17 +254,17 @@ def begun(raw: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_the_survey_tells_missing_unfinished_complete_and_stale(begun: Path, recipe: Recipe) -> None:
-    assert set(states(begun, recipe).values()) == {"missing"}
+def test_the_survey_tells_to_do_unfinished_complete_and_stale(begun: Path, recipe: Recipe) -> None:
+    assert set(states(begun, recipe).values()) == {"to do"}
     run_all(begun, recipe, STAGES[:1])
     runner.run_stage(crop.STAGE, begun, recipe, limit=4)
     found = {s.stage: s for s in survey(begun, recipe)}
     assert [found[s].state for s in ("skeletons", "crops", "captions", "embeddings", "packed")] == [
-        "complete", "unfinished", "missing", "missing", "missing",
+        "complete", "unfinished", "to do", "to do", "to do",
     ]  # fmt: skip
     crops = found["crops"]
     assert (crops.shards_done, crops.shards, crops.rows, crops.expected_rows) == (1, 8, 16, 128)
-    assert crops.counts() == "ok 16"
+    assert (crops.not_ok(), crops.bytes) == ("", (begun / "crops" / "shard-00000.parquet").stat().st_size)
     assert asdict(found["skeletons"])["statuses"] == {"ok": 32}
     run_all(begun, recipe)
     pack.run(begun, recipe)

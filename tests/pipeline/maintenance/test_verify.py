@@ -290,3 +290,11 @@ def test_nothing_is_mended_under_another_configuration_than_the_rest_was_made_un
     assert path.read_bytes() == kept
     repair(own, recipe)
     assert verify.verify(own) == []
+
+
+def test_a_repair_file_of_others_names_stages_only(own: Path) -> None:
+    names = {"crops": [1], "../elsewhere": [0], "/etc": [0], "packed": [0]}
+    (own / verify.REPAIR_FILE).write_text(json.dumps(names))
+    shard_path(own, "crops", 1).with_suffix(".json").unlink()
+    assert {damage.path for damage in verify.verify(own)} >= {str(shard_path(own, "crops", 1))}
+    assert {damage.stage for damage in verify.verify(own)} == {"crops"}

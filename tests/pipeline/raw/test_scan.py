@@ -220,3 +220,31 @@ def test_an_archive_comes_with_the_command_that_unpacks_it(name: str, command: s
 @pytest.mark.parametrize("name", ["a.part2.rar", "a.002", "a.z02", "a.tar.gz.ab", "a.avi", "a.aa", "001"])
 def test_later_parts_and_other_files_are_no_archives(name: str) -> None:
     assert not is_archive(name)
+
+
+@pytest.mark.parametrize("place", ["", "nturgb+d_rgb", "disk"])
+@pytest.mark.parametrize("above", ["/", "..", "../.."])
+def test_a_link_to_a_folder_around_the_data_is_named_and_not_walked(
+    whole: Path, tmp_path: Path, config: PipelineConfig, place: str, above: str
+) -> None:
+    disk = tmp_path / "elsewhere" / "mounted" / "disk"
+    disk.mkdir(parents=True)
+    (disk.parent / "S001C001P001R001A001.skeleton").write_text("of somebody else")
+    (whole / "disk").symlink_to(disk)
+    target = Path("/") if above == "/" else ((whole / place).resolve() / above).resolve()
+    if target.is_relative_to(whole.resolve()):
+        target = whole.resolve().parent
+    (whole / place / "up").symlink_to(target)
+    _, found = indexed("synthetic", whole, tmp_path / "w", config)
+    name = str(Path(place, "up"))
+    assert found.notes() == [f"1 links to folders that hold the data folder, not followed ({name})"]
+
+
+def test_a_folder_on_another_disk_is_read_through_its_link(whole: Path, tmp_path: Path, config: PipelineConfig) -> None:
+    expected = {row["sample_id"] for row in rows(indexed("synthetic", whole, tmp_path / "w", config)[0]).values()}
+    moved = (whole / "nturgb+d_rgb").rename(tmp_path / "disk2")
+    (whole / "nturgb+d_rgb").symlink_to(moved)
+    (moved / "back").symlink_to(moved)  # a link to itself is walked once, as before
+    index, found = indexed("synthetic", whole, tmp_path / "w2", config)
+    assert found.errors() == []
+    assert {s for s, row in rows(index).items() if row["video"]} == expected

@@ -114,7 +114,7 @@ def test_answers_in_the_journal_are_not_asked_for_again(
         (lambda data: data[:300] + bytes([data[300] ^ 1]) + data[301:], 1),
         (lambda data: data.replace(b"person", b"persan", 1), 1),
         (lambda data: data + b"00000000 \n00000000\n", 0),
-        (lambda data: b"\x00" * 50 + data, 0),
+        (lambda data: b"\x00" * 50 + data, 1),
         (lambda data: b"", 40),
     ],
     ids=["torn", "half a line more", "a bit", "a letter", "empty lines that fit", "zeros before", "all gone"],

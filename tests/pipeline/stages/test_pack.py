@@ -155,6 +155,19 @@ def test_packing_twice_leaves_every_file_alone(copy: Path, recipe: Recipe) -> No
     assert times(copy / "packed") == before
 
 
+def test_packing_again_takes_the_places_of_this_machine_out_of_the_facts_and_leaves_the_arrays(
+    copy: Path, recipe: Recipe
+) -> None:
+    path = copy / "packed" / FILE
+    before, facts = times(copy / "packed"), json.loads(path.read_text())
+    facts["engines"]["embeddings"]["model"] = "/home/someone/clip"
+    facts |= {"recipe": "/home/someone/own.toml", "overrides": ["captioner.base_url=http://someone.lab:8000/v1"]}
+    path.write_text(json.dumps(facts))
+    assert pack.run(copy, recipe).engines["embeddings"]["model"] == "…/clip"
+    assert "someone" not in path.read_text("utf-8")
+    assert {name: at for name, at in times(copy / "packed").items() if at != before[name]}.keys() == {FILE}
+
+
 def test_a_folder_of_an_older_format_is_packed_again(copy: Path, recipe: Recipe) -> None:
     path, whole = copy / "packed" / FILE, arrays(copy / "packed")
     facts = json.loads(path.read_text())

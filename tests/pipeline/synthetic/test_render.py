@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from c2vl_pipeline.synthetic.dataset import generate
+from c2vl_pipeline.synthetic.render import replacing
 from support.synthetic import TINY, film, read
 
 
@@ -23,3 +24,12 @@ def test_the_drawn_person_is_where_the_joints_are(tmp_path: Path) -> None:
     assert columns.min() > pixels[:, 0].min() - 25
     assert columns.max() < pixels[:, 0].max() + 25
     assert rows.min() > pixels[:, 1].min() - 25
+
+
+def test_a_link_under_the_temporary_name_is_not_written_through(tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("kept")
+    (tmp_path / "x.partial").symlink_to(theirs)
+    with replacing(tmp_path / "x", "x.partial") as partial:
+        partial.write_text("ours")
+    assert (theirs.read_text(), (tmp_path / "x").read_text(), (tmp_path / "x").is_symlink()) == ("kept", "ours", False)

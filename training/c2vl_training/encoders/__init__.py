@@ -9,12 +9,16 @@ import copy
 import difflib
 import importlib
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.utils.flop_counter import FlopCounterMode
 
-from c2vl_manifests.errors import ConfigError
+from c2vl_manifests.errors import ConfigError, memory_ran_out
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import EncoderConfig
 from c2vl_training.encoders.base import Blocks, EmptyBodies, Encoder, PerBodyEncoder
@@ -33,6 +37,10 @@ ENCODERS = {
 }
 """Name of an encoder -> `module:class`. The class takes a layout and, by name, those arguments of `build` that it uses;
 one that is None is not passed, so that its default is the published value."""
+
+
+MOST_PARAMETERS = 1 << 30
+"""Of an encoder: 4 GB; the largest published one here has 17 million."""
 
 
 def build(
@@ -95,8 +103,32 @@ def build(
             f"encoder {name!r} has no {knob} (given: {knobs[knob]!r}); leave it out of the recipe, "
             f"or reset it by --set 'training.encoder={{name=\"{name}\"}}'"
         )
-    encoder: Encoder = make(layout, **{k: v for k, v in knobs.items() if k in known and v is not None})
+    with _bounded(name):
+        encoder: Encoder = make(layout, **{k: v for k, v in knobs.items() if k in known and v is not None})
     return encoder
+
+
+@contextmanager
+def _bounded(name: str) -> Iterator[None]:
+    """Raise ConfigError for an encoder of too many parameters before memory is filled with them."""
+    size = 0
+
+    def count_parameters(module: nn.Module, key: str, parameter: nn.Parameter | None) -> None:
+        nonlocal size
+        size += 0 if parameter is None else parameter.numel()
+        if size > MOST_PARAMETERS:
+            raise ConfigError(f"encoder {name!r} has {size:,} parameters or more{remedy}")
+
+    remedy = f"; expected up to {MOST_PARAMETERS:,}: give fewer channels, a smaller width or a shorter kernel"
+    hook = register_module_parameter_registration_hook(count_parameters)
+    try:
+        yield
+    except RuntimeError as error:
+        if not memory_ran_out(error):
+            raise
+        raise ConfigError(f"encoder {name!r} takes more memory than there is{remedy}") from error
+    finally:
+        hook.remove()
 
 
 def build_encoder(config: EncoderConfig, layout: Layout, bodies: int) -> Encoder:
