@@ -6,6 +6,7 @@ of its own. The resolved recipe is saved as JSON with every artefact made from i
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -22,6 +23,9 @@ QUESTION = (
 
 Aspect = Literal["pad", "center_crop", "squash"]
 
+
+_SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
+"""Names of options that hold what must not be kept."""
 
 Size = Annotated[int, Field(ge=1, le=65_536)]
 """Channels or units of a layer; `encoders.build` bounds the parameters of all layers."""
@@ -302,6 +306,11 @@ class Recipe(Settings):
             spec: EngineSpec = getattr(self.pipeline, stage).engine
             if spec.role != role:
                 raise ValueError(f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}")
+            if secret := next(filter(_SECRET.search, spec.options), None):
+                raise ValueError(
+                    f"pipeline.{stage}.engine.options.{secret} would be stored in manifests; set the key in an environment "
+                    "variable, which options.api_key_env names"
+                )
         return self
 
     def fingerprint(self) -> str:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
 from c2vl_manifests.targets import TABLE_VII, Cosine, Partition, targets_name
 
@@ -46,6 +47,14 @@ def test_every_engine_preset_is_a_valid_choice_for_its_role(name: str) -> None:
     stage = {"detector": "crop", "captioner": "caption", "encoder": "embed"}[spec.role]
     recipe = load_recipe("debug", [f"pipeline.{stage}.engine={name}"])
     assert getattr(recipe.pipeline, stage).engine == spec
+
+
+@pytest.mark.parametrize("option", ["api_key", "apikey", "hub_token", "client_secret", "Password"])
+def test_a_key_among_the_options_of_an_engine_is_refused_and_not_printed(option: str) -> None:
+    with pytest.raises(ConfigError, match=f"{option} would be stored in manifests") as refused:
+        load_recipe("debug", [f"captioner.{option}=sk-0123456789"])
+    assert "sk-0123" not in str(refused.value)
+    assert load_recipe("debug", ["captioner.api_key_env=MY_KEY", "captioner.max_new_tokens=9"])
 
 
 def test_recipes_are_frozen() -> None:

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from c2vl_evaluation.paper.experiments import Experiments, TableCell
 
 
+_MANY = 20
+"""Trainings for which a smaller way is offered."""
+
+
 def paper(
     work: Annotated[
         Path, typer.Option("--work", help="Folder whose subfolders are work folders with packed datasets.")
@@ -61,7 +65,7 @@ def paper(
         complete = True
     finally:
         # after Ctrl-C or a fault nothing is drawn: the user waits for the prompt
-        path = write(experiments, all_cells, fresh=complete)
+        path = write(experiments, all_cells, chosen if only else (), fresh=complete)
     say(f"tables and figures: {link(path)} (and .md, .tex, .csv)")
     _show(experiments, [name for name in chosen if name.startswith("table") or name == "figure6"], all_cells)
     if experiments.failed:
@@ -106,6 +110,8 @@ def _show_workload(experiments: Experiments, work: Workload) -> None:
         f"Not possible: {impossible}." if impossible else None,
     )
     say(f"{work.trainings} trainings and {work.evaluations} evaluations to do: {work.time()}")
+    if work.trainings > _MANY:
+        say("for less, name tables by --only table7, or take the small recipe by --recipe small")
 
 
 def _show(experiments: Experiments, names: list[str], cells: list[TableCell]) -> None:

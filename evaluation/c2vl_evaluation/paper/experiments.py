@@ -21,7 +21,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.metrics import no_encoder_scores
 from c2vl_evaluation.paper.spec import Column, RowSpec, Variant, printed_tables, rows_of, tables_and_figures
 from c2vl_evaluation.protocols import PROTOCOLS
-from c2vl_evaluation.results import Protocol, Result, Score
+from c2vl_evaluation.results import Evaluated, Protocol, Result
 from c2vl_manifests.errors import C2VLError, ConfigError, StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import fingerprint
@@ -32,9 +32,6 @@ from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Run
-
-NO_ENCODER = ("majority class", "chance")
-"""Baselines that need no encoder."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,7 @@ class Experiments:
     _recipes: dict[str, Recipe] = field(default_factory=dict)
     _results: dict[str, tuple[Result, ...]] = field(default_factory=dict)
     _impossible: dict[Column, str] = field(default_factory=dict)
-    _no_encoder: dict[Column, dict[str, Score] | str] = field(default_factory=dict)
+    _no_encoder: dict[Column, Evaluated | str] = field(default_factory=dict)
 
     def recipe_of(self, name: str) -> Recipe:
         """Return the recipe of a dataset."""
@@ -203,8 +200,8 @@ class Experiments:
                 return
             yield evaluation
 
-    def no_encoder_scores(self, column: Column) -> dict[str, Score] | str:
-        """Return the score of each of `NO_ENCODER` on the data of a column, or the reason why there is none.
+    def no_encoder_scores(self, column: Column) -> Evaluated | str:
+        """Return the size of a column's benchmark and its scores without an encoder, or why there are none.
 
         All labels of the training split are counted, even if encoders learn from a share of them.
         """
@@ -213,12 +210,11 @@ class Experiments:
             self._no_encoder[on] = self.why_impossible(on) or self._count_labels(on)
         return self._no_encoder[on]
 
-    def _count_labels(self, on: Column) -> dict[str, Score] | str:
+    def _count_labels(self, on: Column) -> Evaluated | str:
         try:
-            scores = no_encoder_scores(self.datasets[on.dataset], on.benchmark)
+            return no_encoder_scores(self.datasets[on.dataset], on.benchmark)
         except C2VLError as error:
             return str(error)
-        return dict(zip(NO_ENCODER, (scores.majority, scores.chance), strict=True))
 
     def why_impossible(self, column: Column) -> str:
         """Return the reason why a column cannot be filled; empty if it can."""

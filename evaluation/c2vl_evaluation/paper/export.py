@@ -20,12 +20,15 @@ from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import portable, render, shorten_paths
 
 
-def write(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool = True) -> Path:
+def write(
+    experiments: Experiments, cells: Sequence[TableCell], asked: Sequence[str] = (), *, fresh: bool = True
+) -> Path:
     """Write all four files and return the path of the HTML page.
 
     Args:
         experiments: for the stored results and the output folder.
         cells: cells of all tables and figures.
+        asked: names of tables and figures that the page begins with; the others are folded. All unless given.
         fresh: draw figures that were not drawn before; each takes seconds.
     """
     of: dict[str, list[TableCell]] = {}
@@ -36,7 +39,7 @@ def write(experiments: Experiments, cells: Sequence[TableCell], *, fresh: bool =
     note = unshown_note(experiments, cells)
     for name, text in (
         ("paper.csv", as_csv(tables)), ("paper.md", as_markdown(tables, note)), ("paper.tex", as_latex(tables)),
-        ("paper.html", as_html(tables, figures, _datasets(experiments), note)),
+        ("paper.html", as_html(tables, figures, _datasets(experiments), note, asked)),
     ):  # fmt: skip
         commit_text(experiments.out / name, text)
     return experiments.out / "paper.html"
@@ -61,7 +64,7 @@ def _figures(experiments: Experiments, of: dict[str, list[TableCell]], fresh: bo
                 for panel in paper_figures.draw(experiments, cells, fresh=fresh)
             ]
             caption = paper_figures.caption(cells)
-            figures.append({"spec": spec, "column": column, "caption": caption, "panels": panels})
+            figures.append({"name": name, "spec": spec, "column": column, "caption": caption, "panels": panels})
     return figures
 
 
@@ -83,6 +86,9 @@ def _datasets(experiments: Experiments) -> list[dict[str, Any]]:
         )  # fmt: skip
     return facts
 
+
+_FEW_CLIPS = 2000
+"""Test clips of a set below which the page says their number: one clip is then a twentieth of a point or more."""
 
 _CSV = (
     "table", "row", "paper_row", "role", "derived_from_joints", "dataset", "to", "benchmark", "share",
@@ -126,13 +132,13 @@ def _mean_and_std(values: Sequence[float]) -> tuple[str, str]:
 
 
 def plain(role: str, cell: FilledCell) -> str:
-    """Return a cell as text: `84.4` of a peer, `61.2 (paper 84.4, −23.2)` or `61.2 (paper -)` of a computed one."""
-    printed = "-" if cell.paper is None else f"{cell.paper:.1f}"
+    """Return a cell as text: `84.4` of a peer, `61.2 (paper 84.4, −23.2)` of a computed one; empty without a number."""
+    printed = "" if cell.paper is None else f"{cell.paper:.1f}"
     if role == "peer":
         return printed
     if not cell.ours:
-        return f"(paper {printed})" if cell.paper is not None else ""
-    if cell.paper is None and role != "pretrained":
+        return f"(paper {printed})" if printed else ""
+    if not printed:
         return cell.marked_text
     difference = f", {cell.signed_difference}" if cell.signed_difference else ""
     return f"{cell.marked_text} (paper {printed}{difference})"
@@ -234,9 +240,15 @@ def _tex_cell(role: str, cell: FilledCell) -> str:
 
 
 def as_html(
-    tables: Sequence[FilledTable], figures: Sequence[dict[str, Any]], datasets: Sequence[dict[str, Any]], note: str = ""
+    tables: Sequence[FilledTable],
+    figures: Sequence[dict[str, Any]],
+    datasets: Sequence[dict[str, Any]],
+    note: str = "",
+    asked: Sequence[str] = (),
 ) -> str:
-    """Return one self-contained page."""
+    """Return one self-contained page, which begins with the tables and figures that were asked for."""
+    tables = sorted(tables, key=lambda table: bool(asked) and table.name not in asked)
+    figures = sorted(figures, key=lambda figure: bool(asked) and figure["name"] not in asked)
     cells = [cell for table in tables for row in table.rows if row.trained for cell in row.cells]
     compared = [cell for cell in cells if cell.difference is not None]
     return render(
@@ -246,6 +258,8 @@ def as_html(
         figures=figures,
         datasets=datasets,
         note=note,
+        asked=asked,
+        few_clips=_FEW_CLIPS,
         measure_names=MEASURES,
         derived=DERIVED,
         reasons=_reasons,

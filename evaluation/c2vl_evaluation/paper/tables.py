@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from c2vl_evaluation.paper.compute import reason
-from c2vl_evaluation.paper.experiments import NO_ENCODER, Experiments, TableCell
+from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.spec import Column, PrintedRow, tables_and_figures
-from c2vl_evaluation.results import Result, summarise
+from c2vl_evaluation.results import Evaluated, Result, Score, summarise
 
 MARK = "†"
 DERIVED = "Pre-trained on captions derived from the joints that the encoder sees: they add no outside knowledge."
@@ -143,6 +143,8 @@ class FilledTable:
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[FilledRow, ...]
+    clips: tuple[int, ...] = ()
+    """Number of test clips of each column; 0 where its data are not here."""
 
     @property
     def heading(self) -> str:
@@ -202,10 +204,12 @@ def fill(experiments: Experiments, name: str, cells: Sequence[TableCell]) -> Fil
         if not row.repeats:
             filled = tuple(_fill(experiments, of.get(column), None) for column in columns)
             rows.append(FilledRow(row.label, "", row.role, filled))
-    for baseline in NO_ENCODER:
-        filled = tuple(_fill_baseline(experiments, column, baseline) for column in columns)
+    known = [experiments.no_encoder_scores(column) for column in columns]
+    for baseline, score in _NO_ENCODER.items():
+        filled = tuple(_fill_baseline(baseline, score, of_column) for of_column in known)
         rows.append(FilledRow(baseline, "", "baseline", filled))
-    return FilledTable(name, spec.number, spec.title, spec.caption, columns, tuple(rows))
+    clips = tuple(0 if isinstance(of_column, str) else of_column.test for of_column in known)
+    return FilledTable(name, spec.number, spec.title, spec.caption, columns, tuple(rows), clips)
 
 
 def _cited(printed: PrintedRow) -> str:
@@ -234,9 +238,15 @@ def _fill(experiments: Experiments, cell: TableCell | None, paper: float | None)
     return FilledCell(paper, scored, why, part, derived(cell))
 
 
-def _fill_baseline(experiments: Experiments, column: Column, name: str) -> FilledCell:
+_NO_ENCODER: dict[str, Callable[[Evaluated], Score]] = {
+    "majority class": lambda known: known.majority,
+    "chance": lambda known: known.chance,
+}
+"""Baselines that need no encoder."""
+
+
+def _fill_baseline(name: str, score: Callable[[Evaluated], Score], known: Evaluated | str) -> FilledCell:
     """Fill a cell with a score that needs no encoder, known before anything is trained."""
-    scores = experiments.no_encoder_scores(column)
-    if isinstance(scores, str):
-        return FilledCell(why=scores)
-    return FilledCell(results=(Result(protocol="linear", setting=name, last=scores[name]),))
+    if isinstance(known, str):
+        return FilledCell(why=known)
+    return FilledCell(results=(Result(protocol="linear", setting=name, last=score(known)),))

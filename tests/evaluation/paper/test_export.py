@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 
 from c2vl_evaluation.paper import export as paper_write
 from c2vl_evaluation.paper.experiments import Experiments, TableCell
-from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown
+from c2vl_evaluation.paper.export import as_csv, as_html, as_latex, as_markdown, plain
 from c2vl_evaluation.paper.spec import tables_and_figures
+from c2vl_evaluation.paper.tables import FilledCell
 from support.paper import small_table
 
 
@@ -45,7 +47,8 @@ def test_markdown_has_as_many_cells_in_every_row() -> None:
     assert [row.split("|")[1].strip() for row in rows if "**" in row] == ["**C²VL, GCN**", "**even**"]
     assert "not shown" not in text
     assert "In `runs/`, 7 cells are elsewhere." in as_markdown([small_table()], "7 cells are elsewhere").splitlines()
-    assert "61.5 (paper -)" in text
+    assert "61.5" in text
+    assert "(paper -)" not in text
 
 
 def test_latex_is_balanced_and_escaped() -> None:
@@ -134,3 +137,24 @@ def test_numbers_in_the_files_are_those_of_the_findings(finished: Experiments) -
 def _only(cell: TableCell) -> str:
     (path,) = (cell.evaluations[0].runs[0].out / "evaluations").glob("linear-*.json")
     return path.name
+
+
+def test_what_was_asked_for_comes_first_and_the_rest_is_folded() -> None:
+    table = small_table()
+    other = replace(table, name="table3", title="other")
+    page = as_html([other, table], [], [], asked=["table9"])
+    assert re.findall(r'<details id="(table\d)"( open)?>', page) == [("table9", " open"), ("table3", "")]
+    assert re.findall(r'<details id="(table\d)"( open)?>', as_html([other, table], [], [])) == [
+        ("table3", " open"), ("table9", " open"),
+    ]  # fmt: skip
+
+
+def test_few_test_clips_are_said_above_the_numbers() -> None:
+    page = as_html([replace(small_table(), clips=(430, 16_487))], [], [])
+    assert "430 test clips" in page
+    assert "16,487" not in page
+
+
+def test_a_cell_without_any_number_is_blank() -> None:
+    assert plain("peer", FilledCell(None)) == plain("pretrained", FilledCell(None)) == ""
+    assert plain("peer", FilledCell(84.4)) == "84.4"
