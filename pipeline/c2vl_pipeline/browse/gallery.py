@@ -29,7 +29,7 @@ PICTURES = 8_000
 LARGE = 100
 """Samples up to which crops are kept large enough to be worth enlarging."""
 MOVING = 1_000
-"""Samples up to which skeletons are drawn."""
+"""Samples up to which skeletons and boxes are drawn."""
 BATCH = 100
 """Samples whose rows are in memory at a time."""
 
@@ -99,6 +99,7 @@ def gallery(
         cards=cards,
         choices=_choices(cards),
         words=frequent(caption["text"] for card in cards for caption in card["captions"])[:40],
+        plain=len(cards) > MOVING,
         every=_every(len(cards), cards[0]["slots"]),
         notes=reader.notes,
         stages=stages,
@@ -195,13 +196,13 @@ def _card(
 ) -> dict[str, Any]:
     kept = rows["crops"][:: _every(shown, len(rows["crops"]))]
     crops = crop_cards(kept, html.THUMBNAIL if shown <= LARGE else html.THUMBNAIL * 5 // 8)
-    framed = [row for row in rows["crops"] if row["box"] and row["frame_width"]]
+    framed = [row for row in rows["crops"] if row["box"] and row["frame_width"] and shown <= MOVING]
     skeleton = rows["skeletons"][0] if rows["skeletons"] else None
     texts = [row["caption"] for row in rows["captions"] if row["caption"]]
     outcomes = [(stage, row["status"]) for stage in rows for row in rows[stage]]
     outcomes += [("crops", "unreadable") for crop in crops if crop["status"] == "unreadable"]
     bad = sorted({f"{stage}:{status}" for stage, status in outcomes if status != Status.OK})
-    drawn = skeleton is not None and skeleton["status"] == Status.OK and "joints" in skeleton
+    joints = stored_joints(skeleton, index.layout) if skeleton and skeleton.get("joints") else None
     return {
         "sample": sample,
         "name": class_name(index, sample["label"]),
@@ -214,8 +215,8 @@ def _card(
         ),
         "captions": caption_lines(rows["captions"], rows["embeddings"]),
         "skeleton": skeleton,
-        "bodies": moving(stored_joints(skeleton, index.layout), index.layout, 16) if drawn else [],
-        "seconds": skeleton["frames"] / (index.dataset.fps or 30) if drawn else 0,
+        "bodies": moving(joints, index.layout, 16) if joints is not None and len(joints) else [],
+        "seconds": len(joints) / (index.dataset.fps or 30) if joints is not None else 0,
         "frame": (framed[0]["frame_width"], framed[0]["frame_height"]) if framed else None,
         "boxes": [row["box"] for row in framed],
         "status": bad or [str(Status.OK)],

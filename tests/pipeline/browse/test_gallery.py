@@ -61,8 +61,9 @@ def test_of_very_many_samples_every_nth_crop_is_shown(odd, tmp_path, monkeypatch
     made = gallery.gallery(odd, tmp_path / "g.html", limit=20)
     page = assert_self_contained(made.path)
     assert {f["data-slot"] for f in page.of("figure")} == {"0", "2"}  # 4 slots, room for 2
-    assert "only every 2nd crop" in page.text
-    assert not page.of("animate")
+    assert "Only every 2nd crop" in page.text
+    assert "Skeletons and boxes are left out" in page.text
+    assert not page.of("animate") + page.of("rect")
 
 
 def test_a_gallery_without_stages_says_so(work, tmp_path):
