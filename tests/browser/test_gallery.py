@@ -102,6 +102,8 @@ def test_a_text_that_is_found_opens_the_captions_that_hold_it(shown: Browser) ->
     assert shown.run(folded) == 0
     choose(shown, 0, "person")
     assert shown.run(folded) > 0
+    shown.run("document.querySelector('.card:last-child').scrollIntoView();")  # one that was not filled before
+    assert shown.until("return document.querySelector('.card:last-child .more[open]');")
     choose(shown, 0, "")
     assert shown.run(folded) == 0
 

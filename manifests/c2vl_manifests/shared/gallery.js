@@ -20,7 +20,9 @@ document.addEventListener("click", async ({ target }) => {
 // Thousands of pictures take seconds to load: the inside of a card is inert (`noscript`) until it comes near the screen.
 const fill = (card) => {
   const inert = card.querySelector(":scope > noscript");
-  if (inert) inert.replaceWith(...new DOMParser().parseFromString(inert.textContent, "text/html").body.childNodes);
+  if (!inert) return;
+  inert.replaceWith(...new DOMParser().parseFromString(inert.textContent, "text/html").body.childNodes);
+  for (const more of all(".more", card)) more.open = Boolean(document.querySelector(".bar input")?.value);
 };
 const sight = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) {
