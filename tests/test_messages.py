@@ -40,6 +40,7 @@ REFUSED = (
     "c2vl-pipeline status --work nowhere",
     "c2vl-pipeline verify --work nowhere",
     "c2vl-pipeline inspect --work {work} --out {new}/p.html --class nothing",
+    "c2vl-pipeline inspect --work {work} --out {new}/p.html --class drink --text wavng",
     "c2vl-pipeline explain nobody --work {work}",
     "c2vl-pipeline audit --work nowhere",
     f"{PROMPTS.removesuffix('debug')}tiny",

@@ -1,14 +1,17 @@
-"""Self-contained HTML pages: templates, pictures as data URIs, nothing that tells folders and hosts of this machine.
+"""Self-contained HTML pages: templates, one script, pictures as data URIs, nothing that tells folders and hosts.
 
-Every value is escaped: text from data never becomes markup.
+Every value is escaped: text from data never becomes markup. Templates of all packages may use the parts in `shared/`:
+`{% import "shared/card.html.j2" as card %}` with `{% include "shared/card.css" %}` in the page's style.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
@@ -18,12 +21,31 @@ if TYPE_CHECKING:
     import jinja2
 
 
+def _read(package: str, name: str) -> str:
+    return files(package).joinpath(name).read_text("utf-8")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script of our own that stands in a page, and the source by which the page's policy admits it and no other."""
+
+    text: str
+    source: str
+
+
+@cache
+def gallery_script() -> Script:
+    """Return the script of the bar, the viewer and the copy buttons; a template writes it with `| safe`."""
+    text = _read(__package__, "shared/gallery.js")
+    return Script(text, f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
+
+
 @cache
 def _environment(package: str) -> jinja2.Environment:
     import jinja2
 
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: files(package).joinpath(name).read_text("utf-8")),
+        loader=jinja2.FunctionLoader(lambda name: _read(__package__ if name.startswith("shared/") else package, name)),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

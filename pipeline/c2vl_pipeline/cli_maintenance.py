@@ -212,13 +212,13 @@ def inspect_command(
     camera: Annotated[str | None, typer.Option(help="Camera of the index, or the number of a view.")] = None,
     shard: int | None = None,
     text: Annotated[str | None, typer.Option(help="A caption holds it, in any case.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Show at most this many samples.")] = 48,
-    seed: Annotated[int | None, typer.Option(min=0, help="Show random ones, not the first.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many samples.")] = 48,
+    seed: Annotated[int | None, typer.Option(min=0, help="Show random ones, not a slice of all kinds.")] = None,
 ) -> None:
     """Write an offline gallery of any slice: crops, captions, and what became of them."""
-    from c2vl_pipeline.browse import gallery
+    from c2vl_pipeline.browse import gallery, selection
 
-    filters = gallery.Filters(
+    filters = selection.Filters(
         status=status,
         samples=tuple(sample or ()),
         label=label,

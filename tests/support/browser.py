@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 from selenium.common.exceptions import TimeoutException
-from selenium.webdriver import Chrome, ChromeOptions, ChromeService
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.support.ui import WebDriverWait
 
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--no-first-run",
@@ -29,17 +30,34 @@ class Browser:
     def _cdp(self, command: str, **params: Any) -> Any:
         return self._driver.execute_cdp_cmd(command, params)
 
-    def show(self, page: Path, width: int, scheme: str = "light") -> None:
-        """Open a page as a screen of a width shows it in a light or dark scheme."""
+    def show(self, page: Path, width: int, scheme: str = "light", *, motion: str = "no-preference") -> None:
+        """Open a page as a screen of a width shows it in a light or dark scheme, with or without motion."""
         self._cdp(
             "Emulation.setDeviceMetricsOverride", width=width, height=844, deviceScaleFactor=1, mobile=width < 600
         )
-        self._cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+        wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
+        self._cdp("Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in wishes.items()])
         self._driver.get(page.as_uri())
 
     def run(self, script: str) -> Any:
         """Run a function's body in the page."""
         return self._driver.execute_script(script)
+
+    def until(self, script: str) -> Any:
+        """Run a function's body until what it returns is true."""
+        return WebDriverWait(self._driver, 20).until(lambda driver: driver.execute_script(script))
+
+    def press(self, *keys: str) -> None:
+        """Type into what has the focus."""
+        ActionChains(self._driver).send_keys(*keys).perform()
+
+    def click(self, selector: str) -> None:
+        """Click on the first match with the mouse."""
+        self._driver.find_element("css selector", selector).click()
+
+    def without_scripts(self, off: bool) -> None:
+        """Forbid or allow scripts of pages that are opened from now on."""
+        self._cdp("Emulation.setScriptExecutionDisabled", value=off)
 
     def picture(self) -> bytes:
         """Take a PNG of the whole page; a busy machine may need a second try."""

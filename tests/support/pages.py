@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -42,7 +44,10 @@ class Page(HTMLParser):
 
 def assert_self_contained(path: Path) -> Page:
     page = Page(path)
-    assert {t for t, _ in page.tags} & {"script", "iframe", "link", "object", "embed", "base", "form"} == set()
+    assert len(page.of("script")) == 1
+    own = page.text.split("<script>")[1].split("</script>")[0]
+    source = f"script-src 'sha256-{base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()}'"
+    assert {t for t, _ in page.tags} & {"iframe", "link", "object", "embed", "base", "form"} == set()
     for _, attributes in page.tags:
         for name, value in attributes.items():
             assert not name.startswith("on")
@@ -51,7 +56,8 @@ def assert_self_contained(path: Path) -> Page:
                 assert value.startswith("data:image/jpeg;base64,")
     assert "url(" not in page.text
     assert "@import" not in page.text
-    assert any("default-src 'none'" in (m.get("content") or "") for m in page.of("meta"))
+    (policy,) = (m["content"] for m in page.of("meta") if m.get("http-equiv") == "Content-Security-Policy")
+    assert policy.split("; ") == ["default-src 'none'", "img-src data:", "style-src 'unsafe-inline'", source]
     return page
 
 

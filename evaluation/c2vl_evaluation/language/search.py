@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from c2vl_evaluation.context import EvalContext
@@ -16,15 +14,10 @@ from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
-from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.motion import moving
 from c2vl_manifests.pages import render
 from c2vl_manifests.tables import read_rows
-
-KEYS = 24
-"""Poses of an animation; joints move on straight lines between them."""
-_SIDE = 4
-"""Units of the drawing per unit of `html.poses`, so that coordinates are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -90,44 +83,6 @@ def search(
     return SearchResult(text, split, hits, len(rows), float(similarity.mean()), float(similarity.std()), notes)
 
 
-@dataclass(frozen=True)
-class Body:
-    """One person of a clip as SVG paths within a square of 400 units."""
-
-    still: list[str]
-    """Four poses, for print and for readers who prefer no motion."""
-    poses: str
-    """All poses, as the `values` of `animate`."""
-    shown: str
-    """1 or 0 per pose: absent bodies are hidden."""
-
-
-def draw(joints: npt.NDArray[Any], layout: Layout) -> list[Body]:
-    """Draw the bodies of a clip from the front at one scale, without those that are never seen. Shape: (T, M, V, C)."""
-    from c2vl_pipeline.browse.html import poses
-
-    frames = np.linspace(0, len(joints) - 1, min(len(joints), KEYS)).round().astype(int)
-    drawn, bodies = poses(joints[frames], layout), []
-    for body in range(joints.shape[1]):
-        paths = [
-            "".join(
-                f"M{_SIDE * x0:.0f} {_SIDE * y0:.0f}L{_SIDE * x1:.0f} {_SIDE * y1:.0f}"
-                for m, x0, y0, x1, y1 in pose.bones if m == body
-            )
-            for pose in drawn
-        ]  # fmt: skip
-        seen = [bool(path) for path in paths]
-        if not any(seen):
-            continue
-        last = paths[seen.index(True)]
-        for n, path in enumerate(paths):  # all values of an animation need the same number of lines
-            last = paths[n] = path or last
-        four = np.unique(np.linspace(0, len(paths) - 1, 4).round().astype(int))
-        still = [paths[n] for n in four if seen[n]]
-        bodies.append(Body(still, ";".join(paths), ";".join("1" if one else "0" for one in seen)))
-    return bodies
-
-
 def write_page(result: SearchResult, context: EvalContext, out: Path) -> Path:
     """Write a search result as one HTML file with small animations, which needs no network and no script.
 
@@ -143,7 +98,7 @@ def write_page(result: SearchResult, context: EvalContext, out: Path) -> Path:
     for hit in result.hits:
         planes = packed.joints[packed.offsets[hit.row] : packed.offsets[hit.row + 1]]
         joints = np.asarray(planes).transpose(0, 2, 3, 1)
-        bodies, seconds = draw(joints, packed.layout), max(len(joints) / fps, 0.5)
+        bodies, seconds = moving(joints, packed.layout), max(len(joints) / fps, 0.5)
         own = captions.get(hit.sample_id, [])
         cards.append({"hit": hit, "captions": own, "bodies": bodies, "seconds": seconds})
     page = render(

@@ -1,6 +1,6 @@
 """Offline pages of the pipeline: templates, and stored values turned into what a template can draw.
 
-A page is one file that loads nothing and runs no script.
+A page is one file that loads nothing and runs one script of our own, without which it reads as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,9 @@ from PIL import Image
 
 from c2vl_manifests import pages
 from c2vl_manifests.errors import DataError, disk_error
-from c2vl_manifests.joints import missing_joints
-from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_text
 
-THUMBNAIL = 160
+THUMBNAIL = 320
 """Longer side of a small picture, pixels; bounds the size of a page."""
 
 
@@ -34,7 +31,8 @@ def render(template: str, out: Path, **context: Any) -> Path:
     Raises:
         DataError: the page cannot be written there.
     """
-    text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, **context)
+    script = pages.gallery_script()
+    text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, script=script, **context)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         commit_text(out, text)
@@ -79,9 +77,9 @@ _FILTERS: dict[str, Callable[..., Any]] = {
 }
 
 
-def thumbnail(jpeg: bytes | None) -> str | None:
+def thumbnail(jpeg: bytes | None, side: int = THUMBNAIL) -> str | None:
     """Return a stored JPEG as a small data URI; None if it cannot be decoded."""
-    return pages.jpeg_data_uri(jpeg, (THUMBNAIL, THUMBNAIL))
+    return pages.jpeg_data_uri(jpeg, (side, side))
 
 
 def picture(image: npt.NDArray[np.uint8], side: int) -> str:
@@ -131,39 +129,3 @@ class Quantiles:
             return None
         least, median, p95, most = (float(q) for q in np.quantile(array, (0, 0.5, 0.95, 1)))
         return cls(float(array.mean()), least, median, p95, most)
-
-
-@dataclass(frozen=True)
-class StickFigure:
-    """Bones and joints of the bodies in one frame, within a square of 100 units, for an SVG."""
-
-    bones: list[tuple[float, ...]]
-    """(body, x0, y0, x1, y1)."""
-    joints: list[tuple[int, float, float]]
-    """(body, x, y)."""
-
-
-def poses(joints: npt.NDArray[np.float32], layout: Layout) -> list[StickFigure]:
-    """Project frames of one clip, (n, M, V, C), to the front plane at one scale; absent bodies are left out.
-
-    Bones of missing joints have no length, so that all figures of a body have the same number of lines.
-    """
-    shown = joints[..., :2].astype(np.float64)
-    present = np.asarray(joints.any(axis=(2, 3)), np.bool_)
-    if not present.any():
-        return [StickFigure([], []) for _ in joints]
-    there = present[..., None] & ~missing_joints(joints, layout)
-    seen = shown[there]
-    low, high = seen.min(axis=0), seen.max(axis=0)
-    scale = 90 / max(float((high - low).max()), 1e-6)
-    middle = (low + high) / 2
-    at = np.round((shown - middle) * scale * (1, -1) + 50, 1)
-    figures = []
-    for points, drawn in zip(at, there, strict=True):
-        bodies = [int(m) for m in np.flatnonzero(drawn.any(axis=1))]
-        bones = []
-        for m, (a, b) in product(bodies, layout.bones):
-            known = [j for j in (a, b) if drawn[m, j]] or [int(np.argmax(drawn[m]))]
-            bones.append((m, *map(float, points[m, known[0]]), *map(float, points[m, known[-1]])))
-        figures.append(StickFigure(bones, [(m, float(x), float(y)) for m in bodies for x, y in points[m][drawn[m]]]))
-    return figures

@@ -24,13 +24,15 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
     read_stage_manifest,
 )
+from c2vl_manifests.motion import Body, StickFigure
 from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
-from c2vl_pipeline.browse.gallery import class_name, unknown_sample
+from c2vl_pipeline.browse.gallery import caption_lines, class_name, crop_cards
 from c2vl_pipeline.browse.reader import Row, RowReader
-from c2vl_pipeline.browse.trace_rows import similarity, skeleton_facts, slot_facts
+from c2vl_pipeline.browse.selection import unknown_sample
+from c2vl_pipeline.browse.trace_rows import judgement, similarity, skeleton_facts, slot_facts
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
 from c2vl_pipeline.stages import STAGES
@@ -47,19 +49,25 @@ class Trace:
 
     index: Workspace
     facts: dict[str, Any]
-    """Plain values: sample, index, raw, slots, similarity, skeleton, stages, notes."""
+    """Plain values: judgement, sample, index, raw, slots, similarity, skeleton, stages, notes."""
     frames: dict[int, str] = field(default_factory=dict)
     """Slot -> decoded frame as a data URI."""
-    crops: dict[int, str] = field(default_factory=dict)
+    crops: list[dict[str, Any]] = field(default_factory=list)
+    """Crops as a strip shows them."""
+    captions: list[dict[str, Any]] = field(default_factory=list)
+    """Each different caption once."""
+    bodies: list[Body] = field(default_factory=list)
+    """The clip as a moving skeleton."""
     projected: dict[int, list[list[float]]] = field(default_factory=dict)
     """Slot -> joints in pixels of the frame, if the dataset records them."""
-    poses: dict[int, html.StickFigure] = field(default_factory=dict)
+    poses: dict[int, StickFigure] = field(default_factory=dict)
 
 
 def write(result: Trace, out: Path) -> Path:
     """Write the page of a trace; return its path."""
     facts = result.facts | {name: portable(result.facts[name]) for name in ("index", "stages")}
-    return html.render("explain.html.j2", out, trace=result, verdict=verdict(facts["stages"]), **facts)
+    seconds = facts["skeleton"]["frames"] / (result.index.dataset.fps or 30) if result.bodies else 0
+    return html.render("explain.html.j2", out, trace=result, seconds=seconds, verdict=verdict(facts["stages"]), **facts)
 
 
 def verdict(stages: list[dict[str, Any]]) -> str:
@@ -99,9 +107,9 @@ def trace(work: Path, sample_id: str) -> Trace:
     rows = {stage: reader.rows(stage, [number]).get(number, []) for stage in STAGES}
     planned = _planned(index, sample, rows["crops"])
     raw = _raw(index, sample)
-    body, poses = skeleton_facts(index, rows["skeletons"], planned)
-    crops = {r["slot"]: uri for r in rows["crops"] if (uri := html.thumbnail(r["jpeg"]))}
-    result = Trace(index, {}, crops=crops, poses=poses)
+    body, poses, bodies = skeleton_facts(index, rows["skeletons"], planned)
+    crops, captions = crop_cards(rows["crops"]), caption_lines(rows["captions"], rows["embeddings"])
+    result = Trace(index, {}, crops=crops, captions=captions, bodies=bodies, poses=poses)
     decoded = _decode(index, sample, planned, result)
     if "frame_size" in decoded:
         result.projected.update(_projected(index, sample, planned, decoded["frame_size"][1]))
@@ -116,6 +124,7 @@ def trace(work: Path, sample_id: str) -> Trace:
         entry["reasons"] = counted(one for one in outcomes if one[0] != Status.OK)
     _match_files(stages, raw)
     result.facts.update(
+        judgement=judgement(slots, result.projected),
         sample={
             **{k: v for k, v in sample.items() if k != "splits"},
             "class": class_name(index, sample["label"]),
@@ -303,37 +312,17 @@ def _match_files(stages: list[dict[str, Any]], raw: dict[str, Any]) -> None:
 
 
 def outline(facts: dict[str, Any]) -> list[str]:
-    """Return the facts of a trace in a few lines of plain text."""
-    sample, slots = facts["sample"], facts["slots"]
-    splits = ", ".join(f"{k} {v}" for k, v in sample["splits"].items()) or "no split"
-    lines = [
-        f"{sample['sample_id']}: {sample['class'] or 'no class'}; row {sample['row']:,}, shard {sample['shard']}; {splits}"
-    ]
-    for what, entry in facts["raw"].items():
-        if entry is None:
-            lines.append(f"{what}: none")
-        elif entry["sha256"] is None:
-            lines.append(f"{what}: {entry['file']}: {entry['problem']}")
-        else:
-            lines.append(f"{what}: {entry['file']}, {entry['bytes']:,} bytes, sha256 {entry['sha256']}")
-    frames = [f"{s['frame']}" + (f" ({s['seconds']:.2f} s)" if s["seconds"] is not None else "") for s in slots]
-    shown = any(s["frame"] is not None for s in slots)
-    lines.append(f"frames: {', '.join(frames) if shown else 'none planned, for no video can be read'}")
+    """Return the judgement on a sample and everything that is wrong with it, in a few lines of plain text."""
+    sample = facts["sample"]
+    lines = [f"{sample['sample_id']} ({sample['class'] or 'no class'}): {facts['judgement']}"]
+    if not (said := verdict(facts["stages"])).endswith("every shard is as committed."):
+        lines.append(said)
+    for entry in filter(None, facts["raw"].values()):
+        if problem := entry.get("problem") or entry.get("decode_problem"):
+            lines.append(f"{entry['file']}: {problem}")
     for stage in facts["stages"]:
-        lines.append(_stage_line(stage))
         lines += [
-            f"  {count} row{'s' if count > 1 else ''} {status}: {text}" for status, text, count in stage["reasons"]
+            f"{stage['stage']}: {count} row{'s' if count > 1 else ''} {status}: {text}"
+            for status, text, count in stage["reasons"]
         ]
-    captions = [(slot["slot"], slot["caption"]) for slot in slots if slot["caption"] is not None]
-    lines += [f"{slot:>2}: {caption['text'] or caption['status']}" for slot, caption in captions]
     return [*lines, *facts["notes"]]
-
-
-def _stage_line(stage: dict[str, Any]) -> str:
-    if stage["state"] != "made":
-        return f"{stage['stage']}: {stage['state']}"
-    engine = stage.get("engine") or {}
-    model = " ".join(str(engine[k]) for k in ("backend", "model", "revision") if engine.get(k))
-    agrees = {"bytes": "file as committed", "rows": "other bytes, same rows", "no": "NOT as committed"}
-    by = f" by {model}" if model else ""
-    return f"{stage['stage']}: {stage['file']}{by}, key {stage['key']}, {agrees[stage['agrees']]}"

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from c2vl_manifests.motion import Body, StickFigure, moving, poses
 from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.browse import html
+from c2vl_pipeline.browse.audit_crops import INSIDE, inside
 from c2vl_pipeline.browse.reader import Row
 from c2vl_pipeline.workspace import Workspace, stored_joints
 
@@ -69,6 +70,26 @@ def slot_facts(slot: int, frame: int | None, fps: float | None, stored: dict[str
     return facts
 
 
+def judgement(slots: list[dict[str, Any]], projected: dict[int, list[list[float]]]) -> str:
+    """Return what became of a sample's frames in one line."""
+    crops = [slot for slot in slots if slot["crop"]]
+    if not crops:
+        planned = any(slot["frame"] is not None for slot in slots)
+        return "no crops yet" if planned else "no frame planned, for no video can be read"
+    parts = [f"{sum(slot['crop']['status'] == Status.OK for slot in crops)} of {len(crops)} frames ok"]
+    if texts := [slot["caption"]["text"] for slot in slots if slot["caption"] and slot["caption"]["text"]]:
+        parts.append(f"{len(set(texts))} captions differ" if len(set(texts)) > 1 else f"{len(texts)} equal captions")
+    held = []
+    for slot in crops:
+        box, points = slot["crop"]["box"], projected.get(slot["slot"])
+        if box and points:
+            _, within, _ = inside(np.array(points, np.float32), box, tuple(slot["crop"]["frame_size"]))
+            held += [within.mean() >= INSIDE] if len(within) else []
+    if held:
+        parts.append(f"box holds the joints in {sum(held)} of {len(held)}")
+    return ", ".join(parts)
+
+
 def _jpeg(data: bytes | None) -> dict[str, Any]:
     if not data:
         return {"jpeg_bytes": 0, "jpeg_sha256": None, "jpeg_size": None}
@@ -115,16 +136,16 @@ def similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
 
 def skeleton_facts(
     index: Workspace, rows: list[Row], planned: Sequence[int | None]
-) -> tuple[dict[str, Any] | None, dict[int, html.StickFigure]]:
-    """Return facts about the stored joints, and for each slot a stick figure of the stored frame nearest to it."""
+) -> tuple[dict[str, Any] | None, dict[int, StickFigure], list[Body]]:
+    """Return facts about the stored joints, for each slot the stored frame nearest to it, drawn, and the whole clip."""
     if not rows:
-        return None, {}
+        return None, {}, []
     row = rows[0]
     facts = _outcome(row) | {k: row[k] for k in ("frames", "frames_in_file", "bodies")}
     frames = np.asarray(row["frame_index"])
     facts |= {"layout": index.layout.name, "shape": None, "nearest": [None] * len(planned)}
     if row["status"] != Status.OK or not len(frames):
-        return facts, {}
+        return facts, {}, []
     joints = stored_joints(row, index.layout)
     nearest = [None if f is None else int(np.argmin(np.abs(frames - f))) for f in planned]
     facts |= {
@@ -133,5 +154,5 @@ def skeleton_facts(
         "nearest": [None if at is None else int(frames[at]) for at in nearest],
     }
     slots = [slot for slot, at in enumerate(nearest) if at is not None]
-    drawn = html.poses(joints[[at for at in nearest if at is not None]], index.layout)
-    return facts, dict(zip(slots, drawn, strict=True))
+    drawn = poses(joints[[at for at in nearest if at is not None]], index.layout)
+    return facts, dict(zip(slots, drawn, strict=True)), moving(joints, index.layout)

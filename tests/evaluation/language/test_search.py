@@ -16,7 +16,6 @@ from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.inference import load_joint_embedding
 from support.cli import Cli, refused
 from support.evaluation import another, manifest
-from support.packed import STICK, moving
 
 # ---------------------------------------------------------------------------------------------- search
 
@@ -52,36 +51,6 @@ def test_a_search_that_cannot_be_made_is_refused(subject):
 
 
 # ------------------------------------------------------------------------------------------------ page
-
-
-def points(path: str) -> list[tuple[int, int]]:
-    return [(int(x), int(y)) for x, y in re.findall(r"(-?\d+) (-?\d+)", path)]
-
-
-def test_poses_of_an_animation_have_equal_lines_and_follow_the_joints():
-    joints = moving()[1][:, [0, 0]].copy()
-    joints[:, 1, :, 0] += 1
-    joints[: len(joints) // 2, 1] = 0  # the second person comes in later
-    first, second = search.draw(joints, STICK)
-    at = np.linspace(0, len(joints) - 1, min(len(joints), search.KEYS)).round().astype(int)
-    assert set(first.shown.split(";")) == {"1"}
-    assert second.shown == ";".join("1" if joints[t, 1].any() else "0" for t in at)
-    for body, person in ((first, 0), (second, 1)):
-        poses = body.poses.split(";")
-        assert len(poses) == len(at)
-        assert len({len(points(p)) for p in poses}) == 1  # what does not match is not interpolated
-        assert {len(points(p)) for p in poses} == {2 * len(STICK.bones)}
-        for t, pose in zip(at, poses, strict=True):
-            if not joints[t, person].any():
-                continue
-            drawn = np.array(points(pose)).reshape(-1, 2, 2)
-            real = np.array([[joints[t, person, a, :2], joints[t, person, b, :2]] for a, b in STICK.bones])
-            moved = (drawn - drawn[0, 0]) * [1, -1]  # upwards is up
-            scale = 360 / np.ptp(joints[joints.any(axis=(2, 3))][..., :2].reshape(-1, 2), axis=0).max()
-            np.testing.assert_allclose(moved, (real - real[0, 0]) * scale, atol=3)
-        assert all(0 <= v <= 400 for p in poses for xy in points(p) for v in xy)
-        assert 1 <= len(body.still) <= 4
-    assert search.draw(np.zeros((4, 2, 5, 3), np.float32), STICK) == []
 
 
 class Tags(HTMLParser):

@@ -2,66 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import shutil
-from pathlib import Path
 
-import pyarrow as pa
-import pytest
-
-from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import audit, gallery, trace
-from c2vl_pipeline.browse.gallery import Filters
+from c2vl_pipeline.browse.selection import Filters
 from c2vl_pipeline.workspace import load, shard_path
 from support.pages import assert_self_contained
-
-
-def names(work: Path, **filters) -> list[str]:
-    index = load(work)
-    ids = index.table["sample_id"].to_pylist()
-    return [ids[n] for n in gallery.select(index, Filters(**filters))]
-
-
-def test_filters_select_what_a_scan_of_all_rows_selects(odd):
-    index = load(odd)
-    rows = index.table.to_pylist()
-    ids = [r["sample_id"] for r in rows]
-    assert names(odd) == ids
-    assert names(odd, label=index.classes[2].upper()) == [r["sample_id"] for r in rows if r["label"] == 2]
-    assert names(odd, label="2") == names(odd, label=index.classes[2])
-    assert names(odd, subject=3, camera="2") == [r["sample_id"] for r in rows if r["subject"] == 3 and r["view"] == 2]
-    assert names(odd, split="xsub:test") == [r["sample_id"] for r in rows if ("xsub", "test") in r["splits"]]
-    assert names(odd, samples=(ids[3], "*A002")) == [i for i in ids if i == ids[3] or i.endswith("A002")]
-    captions = read_shard(shard_path(odd, "captions", 0)).to_pylist()
-    start, stop = index.shard_ranges[0]
-    for text in ("SITTING", "<script>", "no such words"):
-        wanted = {c["sample_id"] for c in captions if text.lower() in (c["caption"] or "").lower()}
-        assert [n for n in names(odd, text=text) if n in ids[start:stop]] == [i for i in ids[start:stop] if i in wanted]
-
-
-def test_statuses_select_the_samples_that_hold_them(odd):
-    ids = load(odd).table["sample_id"].to_pylist()
-    slots = len(read_shard(shard_path(odd, "crops", 0)).filter(pa.compute.field("sample_id") == ids[0]))
-    assert names(odd, status="no_person") == [ids[17 // slots]]
-    assert names(odd, status="failed") == names(odd, status="captions:failed") == [ids[29 // slots]]
-    assert names(odd, status="crops:failed") == []
-    assert names(odd, status="not-ok") == sorted({ids[17 // slots], ids[29 // slots]}, key=ids.index)
-
-
-@pytest.mark.parametrize(
-    ("filters", "words"),
-    [
-        ({"status": "no_persn"}, "unknown status 'no_persn'; did you mean 'no_person'?"),
-        ({"status": "crop:failed"}, "did you mean 'crops'"),
-        ({"split": "xsub:tset"}, "did you mean 'xsub:test'"),
-        ({"shard": 99}, "unknown shard '99'"),
-        ({"samples": ("S001C001P001R001A0O1",)}, "did you mean S001C001P001R001A001"),
-    ],
-)
-def test_unknown_filters_name_the_near_ones(odd, filters, words):
-    with pytest.raises(ConfigError, match=re.escape(words)):
-        names(odd, **filters)
 
 
 def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
@@ -76,10 +23,47 @@ def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
     assert first == again != other
 
 
-def test_an_empty_selection_is_a_page_too(odd, tmp_path):
-    made = gallery.gallery(odd, tmp_path / "g.html", Filters(text="no such words"))
-    assert (made.matched, made.shown) == (0, 0)
-    assert "No sample matches." in assert_self_contained(made.path).text
+def test_a_card_shows_motion_crops_and_different_captions_once(odd, tmp_path):
+    index = load(odd)
+    first = index.table["sample_id"][0].as_py()
+    page = assert_self_contained(gallery.gallery(odd, tmp_path / "g.html", Filters(samples=(first,))).path)
+    rows = [r for r in read_shard(shard_path(odd, "captions", 0)).to_pylist() if r["sample_id"] == first]
+    assert len(page.of("img")) == len(rows) + 1  # and the viewer's
+    assert [f["data-slot"] for f in page.of("figure")] == [str(r["slot"]) for r in rows]
+    assert page.of("animate")
+    slots = [li["data-slots"].split() for li in page.of("li")]
+    assert len(page.of("summary")) == 1 + (len(slots) > 2)  # statuses of all rows, and the captions between
+    assert sorted(slot for some in slots for slot in some) == sorted(str(r["slot"]) for r in rows)
+    assert slots[0][0] == "0"
+    (card,) = page.of("article")
+    assert set(card["data-text"].split("\n")) == {r["caption"] for r in rows}
+    assert f"c2vl-pipeline explain {first} --work {odd.name}" in [b.get("data-copy") for b in page.of("button")]
+
+
+def test_facts_of_a_card_are_those_of_its_rows(odd, tmp_path):
+    page = assert_self_contained(gallery.gallery(odd, tmp_path / "g.html", limit=1000).path)
+    cards = dict(zip(load(odd).table["sample_id"].to_pylist(), page.of("article"), strict=True))
+    crops = read_shard(shard_path(odd, "crops", 0)).to_pylist()
+    captions = read_shard(shard_path(odd, "captions", 0)).to_pylist()
+    for sample in {r["sample_id"] for r in crops}:
+        own, said = ([r for r in rows if r["sample_id"] == sample] for rows in (crops, captions))
+        bad = [f"crops:{r['status']}" for r in own if r["status"] != "ok"]
+        bad += [f"captions:{r['status']}" for r in said if r["status"] != "ok"]
+        texts = [r["caption"] for r in said if r["caption"]]
+        assert cards[sample]["data-status"] == ("\n".join(sorted(bad)) or "ok")
+        assert float(cards[sample]["data-score"]) == min(r["score"] for r in own if r["score"] is not None)
+        assert int(cards[sample]["data-repeats"]) == len(texts) - len(set(texts))
+
+
+def test_of_very_many_samples_every_nth_crop_is_shown(odd, tmp_path, monkeypatch):
+    monkeypatch.setattr(gallery, "PICTURES", 40)
+    monkeypatch.setattr(gallery, "MOVING", 10)
+    made = gallery.gallery(odd, tmp_path / "g.html", limit=20)
+    page = assert_self_contained(made.path)
+    assert {f["data-slot"] for f in page.of("figure")} == {"0", "2"}  # 4 slots, room for 2
+    assert "Only every 2nd crop" in page.text
+    assert "Skeletons and boxes are left out" in page.text
+    assert not page.of("animate") + page.of("rect")
 
 
 def test_a_gallery_without_stages_says_so(work, tmp_path):

@@ -55,7 +55,7 @@ def test_page_names_hold_no_path():
     ("words", "told"),
     [
         (("inspect",), "samples that match"),
-        (("explain",), "skeletons"),
+        (("explain",), "frames ok"),
         (("audit",), "crops"),
         (("explain", "--json"), '"page"'),
     ],

@@ -12,10 +12,10 @@ import pytest
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_pipeline.browse import html, trace
+from c2vl_pipeline.browse import trace
+from c2vl_pipeline.browse.trace_rows import judgement
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import index, skeletons
@@ -71,7 +71,7 @@ def test_explain_sees_a_rewritten_shard_and_a_lost_video(work, raw, tmp_path):
     assert {s["stage"]: s["agrees"] for s in found.facts["stages"]}["captions"] == "rows"
     assert found.facts["raw"]["video"]["sha256"] is None
     assert found.frames == {}
-    assert found.crops
+    assert any(crop["image"] for crop in found.crops)
     assert_self_contained(trace.write(found, tmp_path / "e.html"))
 
 
@@ -91,20 +91,8 @@ def test_a_sample_without_a_video_has_no_frames(tmp_path, shape):
     found = trace.trace(tmp_path / "w", "a")
     text = "\n".join(trace.outline(found.facts))
     assert "None" not in text
-    assert "frames: none planned, for no video can be read" in text
+    assert "no frame planned, for no video can be read" in text
     assert_self_contained(trace.write(found, tmp_path / "e.html"))
-
-
-def test_missing_joints_are_not_drawn():
-    joints = np.random.default_rng(0).normal(size=(4, 2, 25, 3)).astype(np.float32)
-    joints[0, 0, KINECT_V2.anchor] = 0
-    whole = html.poses(joints, KINECT_V2)
-    joints[1:3, 0, 7] = joints[2, 1] = 0
-    drawn = html.poses(joints, KINECT_V2)
-    assert [len(f.joints) for f in drawn] == [50, 49, 24, 50]
-    assert [len(f.bones) for f in drawn] == [48, 48, 24, 48]  # as many lines in every pose of a body
-    assert [sum(b[1:3] == b[3:] for b in f.bones) for f in drawn] == [0, 2, 2, 0]
-    assert drawn[3] == whole[3]
 
 
 def test_an_unknown_sample_names_the_near_ones(work):
@@ -120,3 +108,38 @@ def test_frames_of_a_miscounted_video_are_those_that_exist(tmp_path):
     found = trace.trace(tmp_path / "w", "a")
     assert [slot["frame"] for slot in found.facts["slots"]] == plan_frames(0, 42, 4)
     assert found.frames.keys() == {0, 1, 2, 3}
+
+
+def test_the_judgement_counts_frames_captions_and_boxes(odd):
+    index = load(odd)
+    ids = index.table["sample_id"].to_pylist()
+    stored = {name: read_shard(shard_path(odd, name, 0)).to_pylist() for name in ("crops", "captions")}
+    for sample in (ids[0], stored["crops"][17]["sample_id"]):
+        found = trace.trace(odd, sample)
+        ok = [r["status"] == "ok" for r in stored["crops"] if r["sample_id"] == sample]
+        said = {r["caption"] for r in stored["captions"] if r["sample_id"] == sample}
+        parts = found.facts["judgement"].split(", ")
+        assert parts[0] == f"{sum(ok)} of {len(ok)} frames ok"
+        assert parts[1] == (f"{len(said)} captions differ" if len(said) > 1 else f"{len(ok)} equal captions")
+        assert parts[2] == f"box holds the joints in {sum(ok)} of {sum(ok)}"  # made from the same joints
+
+
+def test_the_judgement_sees_a_box_beside_the_person(odd):
+    found = trace.trace(odd, load(odd).table["sample_id"][0].as_py())
+    found.facts["slots"][1]["crop"]["box"] = [0, 0, 2, 2]
+    count = len(found.facts["slots"])
+    assert judgement(found.facts["slots"], found.projected).endswith(f"in {count - 1} of {count}")
+
+
+def test_the_terminal_prints_the_judgement_and_the_path_only(work, cli, tmp_path):
+    sample = load(work).table["sample_id"][3].as_py()
+    said = cli("c2vl-pipeline", "explain", sample, "--work", work, "--out", tmp_path / "e.html")
+    told, path = said.out.splitlines()
+    assert "4 of 4 frames ok" in told
+    assert path.endswith("e.html")
+    page = assert_self_contained(tmp_path / "e.html")
+    order = [
+        page.text.index(t) for t in ("4 of 4 frames ok", "<animate", 'class="strip"', "Frame by frame", "sha256 of")
+    ]
+    assert order == sorted(order)
+    assert all("open" not in d for d in page.of("details"))

@@ -1,0 +1,116 @@
+"use strict";
+// The page reads without this script. Texts of the data are only read, compared and set as text, never as markup.
+const all = (selector, root = document) => [...root.querySelectorAll(selector)];
+document.documentElement.classList.add("live");
+
+// Copy buttons. Where a page may not write to the clipboard, a prompt holds the text, selected.
+document.addEventListener("click", async ({ target }) => {
+  const button = target.closest("button[data-copy]");
+  if (!button) return;
+  try {
+    await navigator.clipboard.writeText(button.dataset.copy);
+    const name = button.textContent;
+    button.textContent = "copied";
+    setTimeout(() => { button.textContent = name; }, 1200);
+  } catch {
+    prompt("Copy:", button.dataset.copy);
+  }
+});
+
+// Thousands of pictures take seconds to load: the inside of a card is inert (`noscript`) until it comes near the screen.
+const fill = (card) => {
+  const inert = card.querySelector(":scope > noscript");
+  if (!inert) return;
+  inert.replaceWith(...new DOMParser().parseFromString(inert.textContent, "text/html").body.childNodes);
+  for (const more of all(".more", card)) more.open = Boolean(document.querySelector(".bar input")?.value);
+};
+const sight = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) fill(target);
+    for (const drawing of all("svg.moving", target)) isIntersecting ? drawing.unpauseAnimations() : drawing.pauseAnimations();
+  }
+}, { rootMargin: "600px" });
+for (const card of all(".card")) sight.observe(card);
+addEventListener("beforeprint", () => all(".card:not([hidden])").forEach(fill));
+
+// The bar: which cards are shown, in which order.
+const bar = document.querySelector(".bar");
+if (bar) {
+  const list = document.querySelector(".cards");
+  const [text, label, status, split, order, motion] = all("input, select", bar);
+  const cards = all(".card", list).map((card, place) => ({
+    card, place, held: `${card.querySelector("h3").textContent}\n${card.dataset.text}`.toLowerCase(),
+    label: Number(card.dataset.label), score: Number(card.dataset.score), repeats: -Number(card.dataset.repeats),
+    status: card.dataset.status.split("\n"), split: card.dataset.split.split("\n"),
+  }));
+  const filter = (event) => {
+    const words = text.value.trim().toLowerCase();
+    let shown = 0;
+    for (const one of cards) {
+      const fits = (!words || one.held.includes(words)) && (!label.value || one.label === Number(label.value)) &&
+        (!status.value || one.status.includes(status.value)) && (!split.value || one.split.includes(split.value));
+      if (one.card.hidden === fits) one.card.hidden = !fits;
+      shown += fits;
+    }
+    if (event?.target === text) for (const more of all(".card:not([hidden]) .more", list)) more.open = Boolean(words);
+    bar.querySelector("output").textContent = `${shown.toLocaleString("en")} of ${cards.length.toLocaleString("en")} shown`;
+    document.querySelector(".nothing").hidden = shown > 0;
+  };
+  bar.addEventListener("input", filter);
+  order.addEventListener("change", () => {
+    const by = order.value;
+    list.replaceChildren();  // all at once: taken out one by one, ten thousand cards need half a minute
+    list.append(...cards.sort((a, b) => a[by] - b[by] || a.place - b.place).map((one) => one.card));
+  });
+  motion.addEventListener("change", () => document.documentElement.classList.toggle("rest", !motion.checked));
+  bar.hidden = false;
+  filter();
+}
+
+// The viewer: left and right lead through the frames of a sample, up and down to other samples.
+const viewer = document.querySelector("dialog.viewer");
+if (viewer) {
+  let at = null;
+  const [title, picture, facts, caption] = all(".title, .picture, .facts, .caption", viewer);
+  const show = (figure) => {
+    if (!figure) return;
+    at = figure;
+    const card = figure.closest(".card"), image = figure.querySelector("img");
+    const said = card.querySelector(`.says [data-slots~="${Number(figure.dataset.slot)}"]`);
+    picture.hidden = !image;
+    if (image) picture.src = image.src;
+    picture.alt = image ? image.alt : "";
+    title.textContent = card.querySelector("h3").textContent;
+    facts.textContent = figure.querySelector("figcaption").textContent;
+    caption.textContent = said ? said.lastElementChild.textContent : "";
+    if (!viewer.open) viewer.showModal();
+  };
+  const frame = (step) => {
+    const frames = all("figure", at.parentElement);
+    show(frames[frames.indexOf(at) + step]);
+  };
+  const sample = (step) => {
+    const cards = all(".card:not([hidden])"), card = cards[cards.indexOf(at.closest(".card")) + step];
+    if (card) fill(card);
+    show(card?.querySelector(".strip figure"));
+  };
+  const steps = { ArrowLeft: () => frame(-1), ArrowRight: () => frame(1), ArrowUp: () => sample(-1), ArrowDown: () => sample(1) };
+  document.addEventListener("click", ({ target }) => {
+    if (target.closest(".strip img")) show(target.closest("figure"));
+    if (target === viewer || target.closest("dialog .close")) viewer.close();
+    if (viewer.open) steps[target.closest("button")?.dataset.step]?.();
+  });
+  document.addEventListener("keydown", (event) => {
+    if (viewer.open && steps[event.key]) {
+      event.preventDefault();
+      steps[event.key]();
+    } else if (event.key === "Enter" && event.target.matches(".strip")) {
+      event.preventDefault();  // or the same key presses the viewer's first button
+      show(event.target.firstElementChild);
+    }
+  });
+  viewer.addEventListener("close", () => {
+    at.scrollIntoView({ block: "nearest", inline: "nearest" });
+    at.parentElement.focus({ preventScroll: true });
+  });
+}
