@@ -132,7 +132,7 @@ def compare(
             + f": correct in {run_a} only {100 * one.only_a:.1f} %, in {run_b} only {100 * one.only_b:.1f} %"
         )
         for word, d in (("top-1", one.top1), ("balanced", one.balanced)):
-            clear = "" if d.low <= 0 <= d.high else ", beyond chance in the choice of test samples"
+            clear = ", more than the choice of test samples explains" if d.clear else ", within noise"
             say(
                 f"  {word}: {100 * d.a:.2f} % against {100 * d.b:.2f} %, {100 * (d.a - d.b):+.2f} points (95 "
                 f"%: {100 * d.low:+.2f} to {100 * d.high:+.2f}){clear}"
@@ -148,14 +148,16 @@ def predict(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Classify skeleton files: the five most probable classes of each."""
+    """Classify skeleton files: the most probable classes of each, and how far their probabilities can be trusted."""
     from c2vl_evaluation import prediction
+    from c2vl_evaluation.report.console import show_predictions
     from c2vl_manifests.errors import C2VLError, DataError
 
     (context,) = _contexts([run], data, benchmark, recipe, set_)
     failed: list[C2VLError] = []
-    for answer in prediction.predict_files(context, files, failed):
-        say(f"{answer.file} ({answer.frames} frames): " + ", ".join(f"{n} {p:.3f}" for n, p in answer.top))
+    answers = prediction.predict_files(context, files, failed)
+    if answers:
+        show_predictions(answers, prediction.calibration(context))
     if failed:
         raise DataError("; ".join(map(str, failed)))
 
@@ -180,6 +182,8 @@ def zeroshot(
     contexts = _contexts(run, data, benchmark, recipe, set_)
     found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder)) for one in contexts]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
+    if note := zeroshot.words_note(contexts[0], descriptions):
+        say(note)
 
 
 @app.command()

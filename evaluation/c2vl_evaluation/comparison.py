@@ -6,6 +6,7 @@ test samples for these two runs; it does not cover what other seeds would give.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from c2vl_evaluation.results import Protocol
 from c2vl_manifests.errors import CheckpointError, DataError
 
 Floats = npt.NDArray[np.float64]
+Pair = tuple[cache.Predictions, cache.Predictions]
+"""Answers of two runs to the same test samples."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class Difference:
     b: float
     low: float
     high: float
+
+    @property
+    def clear(self) -> bool:
+        """True if the interval excludes zero: more than the choice of test samples explains."""
+        return not self.low <= 0 <= self.high
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def compare(one: Path, other: Path, protocol: Protocol = "linear", resamples: in
             f"{one} and {other} have no {protocol} result of the same data, benchmark and configuration; run "
             f"`c2vl-eval run {protocol}` on both"
         )
-    settings: dict[str, list[tuple[cache.Predictions, cache.Predictions]]] = {}
+    settings: dict[str, list[Pair]] = {}
     for name in common:
         a, b = first.found[name], second.found[name]
         assert a.predictions is not None
@@ -129,15 +137,19 @@ def _check_stale(one: Path, first: cache.Stored, other: Path, second: cache.Stor
         )
 
 
-def _compared(
-    protocol: Protocol, setting: str, pairs: list[tuple[cache.Predictions, cache.Predictions]], resamples: int
-) -> Comparison:
+def paired(pairs: Sequence[Pair], resamples: int = 10_000) -> tuple[Difference, Difference]:
+    """Return the differences of top-1 and of balanced accuracy of two runs (or several seeds of two) in pairs."""
     labels = pairs[0][0].labels
     a, b = (
         np.asarray(np.mean([pair[side].answers == labels for pair in pairs], axis=0, dtype=np.float64))
         for side in (0, 1)
     )
-    top1, balanced = bootstrap(a, b, labels, resamples)
+    return bootstrap(a, b, labels, resamples)
+
+
+def _compared(protocol: Protocol, setting: str, pairs: Sequence[Pair], resamples: int) -> Comparison:
+    labels = pairs[0][0].labels
+    top1, balanced = paired(pairs, resamples)
     alone = [
         float(np.mean([(p.answers == labels) & (q.answers != labels) for p, q in order]))
         for order in (pairs, [(q, p) for p, q in pairs])

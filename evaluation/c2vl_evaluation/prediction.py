@@ -24,6 +24,8 @@ from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
 
 TOP = 5
+SURE = 0.9
+"""Probability from which an answer reads as certain."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,49 @@ class Answer:
     file: Path
     frames: int
     top: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How far probabilities can be trusted: the layer's answers to the test split, of known truth."""
+
+    benchmark: str
+    clips: int
+    probability: float
+    """Mean probability of the answers."""
+    right: float
+    """Share of them that is right."""
+    sure: int
+    """Clips answered with a probability of at least `SURE`."""
+    sure_right: float
+
+    def words(self) -> str:
+        """Return it as sentences."""
+        gap = self.probability - self.right
+        # two standard errors of a share
+        noise = 2 * (self.right * (1 - self.right) / self.clips) ** 0.5
+        word = "calibrated within noise" if abs(gap) <= noise else "overconfident" if gap > 0 else "underconfident"
+        said = (
+            f"On the {self.clips:,} test clips of {self.benchmark} probabilities are {word}: {100 * self.probability:.0f} % "
+            f"on average, {100 * self.right:.0f} % right."
+        )
+        if self.sure:
+            said += f" Of {self.sure:,} answered with {SURE} or more, {100 * self.sure_right:.0f} % are right."
+        return said
+
+
+def calibration(context: EvalContext) -> Calibration | None:
+    """Return the calibration of the layer on the test split; None if its answers are not stored."""
+    try:
+        found = linear.stored_predictions(context)
+    except (C2VLError, OSError):
+        return None
+    top = softmax(found.scores).max(axis=1)
+    right, sure = found.answers == found.labels, top >= SURE
+    share = float(right[sure].mean()) if sure.any() else 0.0
+    return Calibration(
+        context.benchmark, len(right), float(top.mean()), float(right.mean()), int(sure.sum()), share
+    )  # fmt: skip
 
 
 def predict(

@@ -14,6 +14,7 @@ from c2vl_evaluation.cache import softmax
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import encoder_for
 from c2vl_evaluation.protocols import linear
+from c2vl_evaluation.report.console import show_predictions
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.stages import pack
@@ -135,7 +136,8 @@ def test_good_files_are_answered_beside_bad_ones(cli: Cli, subject, work, raw, t
     files = [(good, tmp_path / "bad.json")[n] for n in order]
     found = cli("c2vl-eval", "predict", *files, "--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
     assert found.code == 1
-    assert f"{good} (" in found.out
+    assert f"{good.stem} " in found.out
+    assert "On the" in found.out
     assert "bad.json: .json is not a skeleton file" in found.err
     failed = []
     (answer,) = prediction.predict_files(subject, [tmp_path / "a.npy", good, tmp_path / "b.npy"], failed)
@@ -175,11 +177,52 @@ def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):
         prediction.predict_files(subject, [next(raw.rglob("*.skeleton"))])
 
 
-def test_predict_prints_five_classes_with_probabilities(cli: Cli, subject, work, raw):
+def test_predict_prints_a_table_of_the_three_most_probable_classes(cli: Cli, subject, work, raw):
     file = next(raw.rglob("*.skeleton"))
     words = ("--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
     found = cli("c2vl-eval", "predict", file, *words)
     assert found.code == 0, found.err
     (answer,) = prediction.predict_files(subject, [file])
-    assert f"{file} ({answer.frames} frames): {answer.top[0][0]} {answer.top[0][1]:.3f}, " in found.out
+    (line,) = [line for line in found.out.splitlines() if file.stem in line]
+    cells = [cell.strip() for cell in line.strip("│ ").split("│")]
+    first, *others = [(name, f"{p:.3f}") for name, p in answer.top[:3]]
+    assert cells == [file.stem, str(answer.frames), *first, ", ".join(f"{name} {p}" for name, p in others)]
     refused(cli("c2vl-eval", "predict", "nowhere.skeleton", *words), "nowhere.skeleton does not exist")
+
+
+def test_calibration_is_that_of_the_answers_to_the_test_split(subject):
+    protocol = evaluated(linear, subject).predictions
+    known = prediction.calibration(subject)
+    top = softmax(protocol.scores).max(axis=1)
+    right = protocol.answers == protocol.labels
+    assert (known.clips, known.sure) == (len(right), int((top >= prediction.SURE).sum()))
+    assert known.probability == pytest.approx(top.mean())
+    assert known.right == pytest.approx(right.mean())
+
+
+def test_calibration_is_unknown_without_stored_answers(subject, tmp_path, capsys):
+    folder = Path(shutil.copytree(subject.run, tmp_path / "run", ignore=lambda *_: {"evaluations"}))
+    assert prediction.calibration(EvalContext(folder, subject.packed, "xsub", subject.recipe, 0)) is None
+    show_predictions([prediction.Answer(tmp_path / "a.npy", 9, [("wave", 1.0), ("clap", 1e-9)])], None)
+    shown = capsys.readouterr().out
+    assert "calibrated is unknown" in shown
+    assert "> 0.999" in shown
+    assert "< 0.001" in shown
+    assert "1.000" not in shown
+
+
+@pytest.mark.parametrize(
+    ("probability", "right", "word"),
+    [(0.9, 0.6, "overconfident"), (0.5, 0.8, "underconfident"), (0.62, 0.6, "calibrated within noise")],
+)
+def test_calibration_is_worded_by_its_gap(probability, right, word):
+    said = prediction.Calibration("xsub", 100, probability, right, 20, 0.75).words()
+    assert f"On the 100 test clips of xsub probabilities are {word}" in said
+    assert "Of 20 answered with 0.9 or more, 75 % are right." in said
+
+
+def test_files_of_one_name_are_told_apart(capsys):
+    files = [Path("a/x.npy"), Path("b/x.npy"), Path("b/y.npy")]
+    show_predictions([prediction.Answer(file, 9, [("wave", 0.7), ("clap", 0.3)]) for file in files], None)
+    shown = capsys.readouterr().out
+    assert all(f" {name} " in shown for name in ("a/x.npy", "b/x.npy", "y"))

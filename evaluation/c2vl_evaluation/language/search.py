@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.language import caption_words
 from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
@@ -79,7 +80,11 @@ def search(
         Hit(name, class_name(classes, int(labels[n])), float(similarity[n]), int(rows[n]))
         for name, n in zip(packed.sample_ids(rows[order]), order, strict=True)
     ]
-    notes = shared.notes() + (["The text is longer than the encoder reads; its end was ignored."] if truncated else [])
+    known = caption_words.vocabulary(packed.folder.parent / "captions", [text])
+    words = caption_words.hint(caption_words.unknown_words([text], known), known)
+    notes = [*([words] if words else []), *shared.notes()]
+    if truncated:
+        notes.append("The text is longer than the encoder reads; its end was ignored.")
     return SearchResult(text, split, hits, len(rows), float(similarity.mean()), float(similarity.std()), notes)
 
 

@@ -13,6 +13,7 @@ vectors, normalised again, before the projector.
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +28,7 @@ from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import cached, table_of
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, labels_of
+from c2vl_evaluation.language import caption_words
 from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import ConfigError, DataError, one_line
@@ -34,6 +36,8 @@ from c2vl_manifests.reading import from_json, from_toml, read_text
 from c2vl_training.dataset import PackedDataset
 
 PERMUTATIONS = 199
+SIGNIFICANT = 0.05
+"""Share of permutations that may do as well as the true names before they count as distinguishable."""
 
 
 def class_texts(packed: PackedDataset, classes: int, path: Path | None = None) -> tuple[tuple[str, ...], ...]:
@@ -96,7 +100,7 @@ def class_means(vectors: Array, counts: Sequence[int]) -> Array:
 
 
 class Control(BaseModel, frozen=True, extra="forbid"):
-    """Score of the same clips with permuted class texts.
+    """Score of the same clips with permuted class texts: a paired test of whether the names matter.
 
     All permutations are equally likely, the true one included, so the mean is chance up to luck, and the standard
     deviation measures the luck.
@@ -125,9 +129,20 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     majority: Score | None
     """None if training samples have no labels, which are not needed."""
     classes: int
+    answered: int
+    """Number of classes that any clip was answered with."""
     test: int
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    def verdict(self) -> str:
+        """Return how many classes were ever answered, and whether the names matter at all."""
+        said = f"{self.answered} of {self.classes} classes were ever answered"
+        if self.shuffled.p <= SIGNIFICANT:
+            return f"{said}; better than permuted names (p = {self.shuffled.p:.3f})"
+        few = math.factorial(self.classes) * SIGNIFICANT < 1
+        why = f"; {self.classes} classes have too few orders to tell" if few else ""
+        return f"{said}; not distinguishable from permuted names (p = {self.shuffled.p:.3f}{why})"
 
 
 def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Path | None = None) -> ZeroShot:
@@ -169,6 +184,7 @@ def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Pa
             chance=metrics.chance(classes),
             majority=_majority(context, labels, classes),
             classes=classes,
+            answered=len(np.unique(values.argmax(axis=1))),
             test=len(rows),
             notes=tuple(notes),
         )
@@ -176,6 +192,20 @@ def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Pa
         return result, table_of(predictions, packed.manifest.classes, shared.temperature)
 
     return cached(shared.key("zeroshot", texts=texts), ZeroShot, compute)
+
+
+def words_note(context: EvalContext, descriptions: Path | None = None) -> str:
+    """Return a note on class texts in words that no caption of the data holds; empty if there are none."""
+    packed = context.packed
+    labels = packed.labels()[packed.select(context.benchmark, "test").rows]
+    texts = class_texts(packed, metrics.class_count(packed, labels), descriptions)
+    known = caption_words.vocabulary(packed.folder.parent / "captions", [text for of in texts for text in of])
+    strange = [unknown for of in texts if (unknown := caption_words.unknown_words(of, known))]
+    if not strange:
+        return ""
+    hint = caption_words.hint(list(dict.fromkeys(word for of in strange for word in of)), known)
+    remedy = "; describe them in words of the captions by --descriptions FILE" if descriptions is None else ""
+    return f"{hint} {len(strange)} of {len(texts)} classes are named in such words{remedy}."
 
 
 def control(values: Array, labels: Labels, draws: int = PERMUTATIONS) -> tuple[Score, Control]:

@@ -240,7 +240,7 @@ def _scatter(cell: TableCell) -> Panel:
     shown = np.isin(test.labels, list(names))
     layout = figures.project(test.values[shown], test.labels[shown])
     all_names = [names.get(label, "") for label in range(max(names) + 1)]
-    return Panel(cell.row.label, figures.scatter(layout, all_names))
+    return Panel(cell.row.label, figures.scatter(layout, all_names, one.packed.sample_ids(test.rows[shown])))
 
 
 def _confusion(cell: TableCell) -> Panel:

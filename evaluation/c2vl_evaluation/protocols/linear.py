@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import FOLDER, CacheKey, Cell, ResultWithPredictions
+from c2vl_evaluation.cache import FOLDER, CacheKey, Cell, Predictions, ResultWithPredictions, predictions_of
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Features
 from c2vl_evaluation.results import Protocol, Result, Score
@@ -223,3 +223,12 @@ def head_of(context: EvalContext) -> tuple[Heads, Standard]:
         return found.head, found.by
     by = Standard(tensors["centre"].numpy(), tensors["scale"].numpy())
     return Heads(tensors["weight"][None], tensors["bias"][None]), by
+
+
+def stored_predictions(context: EvalContext) -> Predictions:
+    """Return the stored answers of a run's head to the test split.
+
+    Raises:
+        DataError: they are gone, damaged, or of other weights.
+    """
+    return predictions_of(context.run, _key(context).text)

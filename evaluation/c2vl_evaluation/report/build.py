@@ -6,9 +6,12 @@ shard), the page gives the reason in its place.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.report import classes as report_classes
 from c2vl_evaluation.report import figures, samples, sections
+from c2vl_evaluation.report.mistakes import Mistake, mistakes
 from c2vl_evaluation.report.verdict import verdict
 from c2vl_evaluation.results import FILE, Table
 from c2vl_manifests.errors import C2VLError, DataError
@@ -30,6 +34,8 @@ from c2vl_manifests.pages import render, shorten_paths
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_log import read_histograms, read_metrics
 
+_SCRIPT = files("c2vl_evaluation.report").joinpath("sort.js").read_text("utf-8")
+"""Sorts tables; the page's policy admits it by its hash, and no other."""
 _COMPARED = ("floor", "shuffled", "ceiling")
 _READABLE = 0.85
 """Scale below which the names of a matrix, 10 pixels high, cannot be read."""
@@ -48,6 +54,7 @@ class MainRun:
     sample_ids: Sequence[str]
     answers: Mapping[str, Sequence[npt.NDArray[np.int64]]] = field(default_factory=dict)
     """Name of a row -> answers of its seeds, (N,) each; rows without stored answers are absent."""
+    mistakes: Sequence[Mistake] = ()
 
 
 @dataclass(frozen=True)
@@ -163,11 +170,11 @@ def _all_figures(table: Table, main: MainRun | str | None, folder: Path) -> list
         drawn.append(Figure(titles[0], f"Not drawn: {shorten_paths(str(error))}."))
     else:
         how = (
-            f"Look for compact classes; distances between groups mean little. {run.name}, seed {run.seed}: "
+            f"Look for compact classes; distances between groups mean little. Point at a dot for its clip. {run.name}, seed {run.seed}: "
             f"{len(layout.points):,} test samples of the {len(layout.classes)} most frequent of {len(names)} "
             f"classes; unit-length features, perplexity {layout.perplexity:.3g}, t-SNE seed {layout.seed}."
         )
-        drawn.append(_drawn(titles[0], how, lambda: figures.scatter(layout, names)))
+        drawn.append(_drawn(titles[0], how, lambda: figures.scatter(layout, names, main.sample_ids)))
     drawn.append(_class_figure(table, main, names))
     counts = figures.confusion_counts(main.labels, main.predictions, len(names))
     how = (
@@ -236,8 +243,9 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
         packed = PackedDataset(work)
         if data_read(packed, table.benchmark) != table.data_fingerprint:
             return "the packed data have changed since the table was made"
-        test = extract(folder / row.run, packed, table.benchmark, "test")
+        test, train = (extract(folder / row.run, packed, table.benchmark, split) for split in ("test", "train"))
         main = cache.predictions_of(folder / row.run, row.result("linear").key)
+        shown = mistakes(packed, main, test, train)
     except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
     answers: dict[str, list[npt.NDArray[np.int64]]] = {}
@@ -248,7 +256,7 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
             continue
         if predictions.sample_ids == main.sample_ids:
             answers.setdefault(other.name, []).append(predictions.answers)
-    return MainRun(test.values, test.labels, main.answers, main.sample_ids, answers)
+    return MainRun(test.values, test.labels, main.answers, main.sample_ids, answers, shown)
 
 
 def class_table(table: Table, main: MainRun, names: Sequence[str]) -> dict[str, Any]:
@@ -297,7 +305,11 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         "c2vl_evaluation.report",
         "report.html.j2",
         table=table,
-        verdict=verdict(table),
+        verdict=verdict(table, out.parent),
+        kinds=sections.KINDS,
+        roles=sections.MEANINGS,
+        script=_SCRIPT,
+        script_source=f"'sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}'",
         lines=lines,
         derived=any(line["derived"] for line in lines),
         groups=groups,
@@ -310,6 +322,7 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         engines={role: shorten_paths(engine) for role, engine in table.engines.items()},
         gallery=samples.read(work, table.classes) if work is not None else None,
         figures=_all_figures(table, main, out.parent),
+        mistakes=main.mistakes if isinstance(main, MainRun) else (),
         per_class=class_table(table, main, _names(table, main)) if isinstance(main, MainRun) else None,
         stages=sections.stages(table, work),
         total=sum(table.stage_seconds.values()),

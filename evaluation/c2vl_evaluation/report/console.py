@@ -11,6 +11,7 @@ from c2vl_manifests.cli_common import say, show_table
 if TYPE_CHECKING:
     from c2vl_evaluation.language.retrieval import Recall, Retrieval
     from c2vl_evaluation.language.zeroshot import ZeroShot
+    from c2vl_evaluation.prediction import Answer, Calibration
 
 _ROLES = {"floor": " (floor)", "ceiling": " (ceiling)", "shuffled": " (control)", "baseline": " (baseline)"}
 _CONTROLS: dict[Role, str] = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
@@ -87,20 +88,21 @@ def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> No
     rows: list[list[str]] = []
     for name, role, one in found:
         label = f"{name}{_ROLES.get(role, '')}"
-        rows.append([label, *_score_cells(one.last), f"{one.shuffled.p:.3f}"])
-        drawn = _score_cells(one.shuffled.mean, one.shuffled.std)
-        rows.append([f"{label}, class texts permuted", *drawn, ""])
+        rows.append([label, *_score_cells(one.last)])
+        rows.append(["  names permuted", *_score_cells(one.shuffled.mean, one.shuffled.std)])
     if one.majority is not None:
-        rows.append(["majority class", *_score_cells(one.majority), ""])
-    rows.append(["chance", *_score_cells(one.chance), ""])
+        rows.append(["majority class", *_score_cells(one.majority)])
+    rows.append(["chance", *_score_cells(one.chance)])
     words = f"{one.texts} descriptions" if one.described else "the names of the classes"
     show_table(
         f"{title}: zero-shot by {words}, %, {one.test:,} test clips, {one.classes} classes",
-        ["", "top-1", "top-5", "balanced", "p"],
+        ["", "top-1", "top-5", "balanced"],
         rows,
-        f"Permuted: mean ± standard deviation of {one.shuffled.draws} random permutations; p: share of "
-        "permutations, the true naming included, that reach its top-1.",
+        f"Permuted: the same clips, mean ± standard deviation of {one.shuffled.draws} random permutations; p: share "
+        "of permutations, the true naming included, that reach its top-1.",
     )
+    for name, _, one in found:
+        say(f"{name}: {one.verdict()}")
     _say_notes([one.notes for _, _, one in found])
 
 
@@ -128,6 +130,23 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
         f"{one.draws} permutations of the captions between clips.",
     )
     _say_notes([one.notes for _, _, one in found])
+
+
+def show_predictions(answers: Sequence[Answer], known: Calibration | None) -> None:
+    """Print the classes of skeleton files, and how far their probabilities can be trusted."""
+    rows, named = [], [answer.file.stem for answer in answers]
+    for answer in answers:
+        (name, probability), *others = answer.top
+        file = answer.file.stem if named.count(answer.file.stem) == 1 else str(answer.file)
+        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others[:2])
+        rows.append([file, str(answer.frames), name, _probability(probability), rest])
+    show_table("Recognised actions", ["file", "frames", "class", "prob.", "next"], rows)
+    say(known.words() if known else "How well these probabilities are calibrated is unknown: no stored test answers.")
+
+
+def _probability(value: float) -> str:
+    """Return a probability; a softmax never gives 0 or 1."""
+    return "> 0.999" if value >= 0.9995 else "< 0.001" if value < 0.0005 else f"{value:.3f}"
 
 
 def _say_notes(notes: Sequence[Sequence[str]]) -> None:

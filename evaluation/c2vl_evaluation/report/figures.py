@@ -5,6 +5,7 @@ With more series than colours, the dash or the marker changes too.
 
 from __future__ import annotations
 
+import re
 import statistics
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,7 @@ Counted = Sequence[Mapping[str, Sequence[int]]]
 SHOWN = 10  # classes of a t-SNE
 _DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
 _MARKERS = ("o", "^")
+_POINT = "point-"
 _PAIRS = (("negative", COLOURS[1], "other prompts"), ("positive", COLOURS[0], "own prompt"))
 _ENDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("first epoch", {"linewidth": 1, "linestyle": (0, (2, 2))}),
@@ -226,6 +228,8 @@ class Projection:
     """Shape: (n, 2)."""
     labels: npt.NDArray[np.int64]
     """Shape: (n,)."""
+    rows: npt.NDArray[np.int64]
+    """Place of each point among the samples, (n,)."""
     classes: tuple[int, ...]
     """Shown classes, the most frequent first."""
     perplexity: float
@@ -258,11 +262,11 @@ def project(
     layout = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     with threadpool_limits(1):  # sums in a fixed order; more threads gain little with so few points
         points = np.asarray(layout.fit_transform(picked), np.float32)
-    return Projection(points, labels[at], tuple(int(c) for c in chosen), perplexity, seed)
+    return Projection(points, labels[at], at, tuple(int(c) for c in chosen), perplexity, seed)
 
 
-def scatter(projection: Projection, names: Sequence[str]) -> str:
-    """Draw a projection: a colour and marker per class."""
+def scatter(projection: Projection, names: Sequence[str], sample_ids: Sequence[str]) -> str:
+    """Draw a projection: a colour and marker per class; each point has a tooltip with its class and clip."""
 
     def paint(figure: Figure) -> None:
         ax = figure.subplots()
@@ -270,8 +274,10 @@ def scatter(projection: Projection, names: Sequence[str]) -> str:
         size = 14 if len(projection.points) < 500 else 7
         for i, label in enumerate(projection.classes):
             colour, marker = COLOURS[i % len(COLOURS)], _MARKERS[i // len(COLOURS) % len(_MARKERS)]
-            x, y = projection.points[projection.labels == label].T
-            ax.scatter(x, y, s=size, marker=marker, color=colour, alpha=0.8, linewidths=0)
+            own = np.flatnonzero(projection.labels == label)
+            x, y = projection.points[own].T
+            dots = ax.scatter(x, y, s=size, marker=marker, color=colour, alpha=0.8, linewidths=0)
+            dots.set_urls([f"{_POINT}{n}" for n in own])  # a link is the one mark that matplotlib sets at each point
             style = {"color": colour, "marker": marker, "linestyle": "", "markersize": 4.5}
             entries.append((short(names[label], 32), style))
         ax.set(xticks=[], yticks=[], aspect="equal")
@@ -280,7 +286,14 @@ def scatter(projection: Projection, names: Sequence[str]) -> str:
 
     across, up = np.ptp(projection.points, axis=0)
     height = WIDTH * float(np.clip(up / max(across, 1e-9), 0.35, 1))  # no empty band above and below
-    return svg("t-SNE of test features", height + 0.2 + 0.17 * -(-len(projection.classes) // 2), paint)
+    drawn = svg("t-SNE of test features", height + 0.2 + 0.17 * -(-len(projection.classes) // 2), paint)
+
+    def titled(found: re.Match[str]) -> str:
+        n = int(found[1])
+        title = f"{names[projection.labels[n]]}, {sample_ids[projection.rows[n]]}"
+        return f"<g>{found[2]}<title>{escape(title)}</title></g>"
+
+    return re.sub(rf'<a [^>]*"{_POINT}(\d+)"[^>]*>(.*?)</a>', titled, drawn, flags=re.DOTALL)
 
 
 def _name_lines(ax: Axes, lines: Sequence[tuple[str, float]]) -> None:

@@ -6,6 +6,7 @@ Reads the files of runs and stages. A file that is absent or damaged leaves an e
 from __future__ import annotations
 
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from pydantic import BaseModel, NonNegativeFloat, ValidationError
 
 from c2vl_evaluation.cache import FOLDER
 from c2vl_evaluation.protocols.ensemble import STREAMS
-from c2vl_evaluation.results import ALWAYS, Line, Protocol, Role, Score, Table, grouped
+from c2vl_evaluation.results import ALWAYS, Line, Protocol, Role, Score, Table, TableRow, grouped
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest
@@ -23,6 +24,7 @@ from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.reading import read_bytes, read_json
 from c2vl_manifests.recipe import EncoderConfig
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_training.run_log import read_metrics
 
 ROLES: dict[Role, str] = {
     "pretrained": "pre-trained",
@@ -31,7 +33,16 @@ ROLES: dict[Role, str] = {
     "shuffled": "control",
     "baseline": "baseline",
 }
+MEANINGS: dict[Role, str] = {
+    "pretrained": "trained on prompts, without labels",
+    "floor": "the encoder as initialised",
+    "ceiling": "the same encoder trained with labels",
+    "shuffled": "each skeleton paired with the prompts of another sample",
+    "baseline": "the encoder's input, without an encoder",
+}
 KINDS: dict[Protocol, str] = {"knn": "kNN", "linear": "linear"}
+SHARED = 3
+"""Epochs of one run take equally long; the slowest this many times the fastest means that other programs ran too."""
 Facts = dict[str, Any]
 
 
@@ -54,17 +65,13 @@ def line(of: Line) -> dict[str, Any]:
         "name": of.name, "role": of.role, "spoken": ROLES[of.role], "seeds": of.runs, "knowledge": of.knowledge,
         "derived": of.derived, "linear_best": kinds["linear"].best,
         **{kind: summary.top1 for kind, summary in kinds.items()},
-        **{f"{kind}_more": _more(summary.top5, summary.balanced) for kind, summary in kinds.items()},
+        "more": [cell for summary in kinds.values() for cell in (summary.top5, summary.balanced)],
     }  # fmt: skip
 
 
-def _more(top5: str, balanced: str) -> list[str]:
-    return [*([] if top5 == "n/a" else [f"top-5 {top5}"]), f"balanced {balanced}"]
-
-
 def floor(score: Score) -> list[str]:
-    """Return top-5 and balanced accuracy of answers that need no encoder."""
-    return _more("n/a" if score.top5 is None else f"{100 * score.top5:.1f}", f"{100 * score.balanced:.1f}")
+    """Return top-5 and balanced accuracy of answers that need no encoder, as often as `line` has them."""
+    return ["n/a" if score.top5 is None else f"{100 * score.top5:.1f}", f"{100 * score.balanced:.1f}"] * len(KINDS)
 
 
 def protocols(table: Table) -> list[dict[str, Any]]:
@@ -112,6 +119,20 @@ def _stage(work: Path | None, stage: str) -> StageManifest | None:
         return None
 
 
+def epoch_seconds(run: Path) -> list[float]:
+    """Return the seconds of a run's epochs; empty if its log is gone or damaged."""
+    try:
+        logged = [line["seconds"] for line in read_metrics(run)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return [float(s) for s in logged if isinstance(s, int | float) and not isinstance(s, bool) and 0 < s < float("inf")]
+
+
+def _paced(row: TableRow, epochs: list[float]) -> float:
+    """Return the training time at the pace of the median epoch: what other programs took is not counted."""
+    return statistics.median(epochs) * row.epochs if epochs else row.seconds
+
+
 def training(table: Table, folder: Path) -> list[dict[str, Any]]:
     """Return the cost of training of every line, mean over seeds, and the size of its encoder."""
     lines = []
@@ -120,7 +141,10 @@ def training(table: Table, folder: Path) -> list[dict[str, Any]]:
         if not rows:
             continue
         facts = [facts_of(folder / row.run) for row in rows]
-        seconds = sum(row.seconds for row in rows) / len(rows)
+        logs = [epoch_seconds(folder / row.run) for row in rows]
+        seconds = statistics.mean(map(_paced, rows, logs))
+        # the first epoch also loads and warms up
+        uneven = [log for log in logs if len(log) > 2 and max(log[1:]) >= SHARED * min(log[1:])]
         clips = sum(row.samples * row.epochs for row in rows) / len(rows)
         parameters = facts[0].get("parameters")
         lines.append(
@@ -128,6 +152,8 @@ def training(table: Table, folder: Path) -> list[dict[str, Any]]:
                 "name": name, "seeds": len(rows), "epochs": rows[0].epochs, "seconds": seconds,
                 "speed": clips / seconds if seconds > 0 and clips else None,
                 "parameters": parameters if isinstance(parameters, int) else None, "macs": macs(facts[0]),
+                "measured": statistics.mean(row.seconds for row in rows),
+                "shared": (min(min(log[1:]) for log in uneven), max(max(log[1:]) for log in uneven)) if uneven else None,
                 "device": ", ".join(dict.fromkeys(d for f in facts if (d := _device(f)))),
             }
         )  # fmt: skip

@@ -1,83 +1,174 @@
-"""The report's verdict: a sentence computed from the rows of a table."""
+"""The report's verdict: what the paired intervals of a table allow to say, and the intervals themselves.
+
+A difference whose interval holds zero is called "within noise", and nothing is concluded from it. Intervals cover the
+choice of test clips (`comparison.paired`); with several seeds a difference must exceed their spread as well.
+"""
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from c2vl_evaluation import cache
+from c2vl_evaluation.comparison import Difference, Pair, paired
 from c2vl_evaluation.report.sections import KINDS
-from c2vl_evaluation.results import Protocol, Table, TableRow, mean_std
+from c2vl_evaluation.results import Protocol, Role, Table, TableRow, mean_std
+from c2vl_manifests.errors import C2VLError
+
+_RESAMPLES = 2000
+"""Ends of an interval then vary by about 2 % of its width; a report makes six."""
 
 
-def verdict(table: Table) -> str:
-    """Return a comparison of the main row with the floor, shuffled pairs and raw joints."""
-    baseline = [row for row in table.rows if row.role == "baseline"]
-    if not baseline:
-        return _against_floor(table)
-    reached = " and ".join(f"{100 * baseline[0].top1(k):.1f} % {kind}" for k, kind in KINDS.items())
-    return f"{_against_floor(table)} The raw joints, without any encoder, reach {reached}."
+@dataclass(frozen=True)
+class Gap:
+    """Difference of two rows of a table in points: the main row minus another."""
+
+    points: float
+    interval: Difference | None
+    """None if the answers behind the numbers are gone or of different clips."""
+    beyond_seeds: bool = True
+    """False if the spread over seeds explains it; True of a single seed, of which nothing is known."""
+
+    @property
+    def clear(self) -> bool:
+        """True if noise does not explain the difference."""
+        return self.interval is not None and self.interval.clear and self.beyond_seeds
+
+    def words(self) -> str:
+        """Return it as a cell of a table: `+1.6 (−4.7 to +7.8), within noise`."""
+        if self.interval is None:
+            return f"{_signed(self.points)}, noise unknown"
+        span = f"{_signed(100 * self.interval.low)} to {_signed(100 * self.interval.high)}"
+        return f"{_signed(self.points)} ({span}){'' if self.clear else ', within noise'}"
 
 
-def _against_floor(table: Table) -> str:
-    main = table.of(table.main_row().name)
-    name, role = main[0].name, main[0].role
-    reached = " and ".join(f"{mean_std([r.top1(k) for r in main])} % {kind}" for k, kind in KINDS.items())
-    if role != "pretrained":
-        return f"No pre-trained encoder is in this table; {name} reaches {reached}."
-    floor = [row for row in table.rows if row.role == "floor"]
+Gaps = Mapping[Protocol, Gap]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judgement in one or two sentences, with the differences that it rests on."""
+
+    text: str
+    gaps: Mapping[str, Gaps] = field(default_factory=dict)
+    """Name of another row -> the main row minus it, by protocol."""
+    seeds: int = 1
+
+
+def verdict(table: Table, folder: Path) -> Verdict:
+    """Judge the main row of a table against the floor and shuffled pairs.
+
+    Args:
+        table: the table.
+        folder: of the table, for the stored answers of its runs.
+    """
+    main = table.main_row()
+    name, reached = main.name, _reached(table, main.name)
+    if main.role != "pretrained":
+        return Verdict(f"No pre-trained encoder is in this table; {name} reaches {reached}.{_raw(table)}")
+    floor, shuffled = (_first(table, role) for role in ("floor", "shuffled"))
+    gaps = {other: _gaps(table, folder, name, other) for other in (floor, shuffled) if other}
     if not floor:
-        return f"{name} reaches {reached}; without a random encoder in the table, the gain of pre-training is unknown."
-    gains = _differences(main, floor)
-    word = "over" if min(gains.values()) > 0 else "against"
-    gained = f"{name} {_gained(gains)} {word} {floor[0].name} ({_noise(main, floor)})"
-    shuffled = [row for row in table.rows if row.role == "shuffled"]
-    if not shuffled:
-        return f"{gained}; without shuffled pairs in the table, the effect of the pairing is unknown."
-    control = _differences(shuffled, floor)
-    points = " and ".join(f"{value:+.1f}".replace("-", "−") for value in control.values())
-    return f"{gained}; with {shuffled[0].name} it is {points}, {_because(gains, control)}."
+        text = f"{name} reaches {reached}; without a random encoder in the table, the gain of pre-training is unknown."
+    else:
+        text = _against(name, floor, gaps[floor])
+        if all(gap.interval for pair in gaps.values() for gap in pair.values()):
+            text += f" {_pairing(gaps[floor], gaps.get(shuffled), shuffled)}"
+    return Verdict(text + _raw(table), gaps, len(table.of(name)))
 
 
-def _differences(rows: Sequence[TableRow], other: Sequence[TableRow]) -> dict[Protocol, float]:
-    """Return the differences of the means in points, by protocol."""
-
-    def mean(of: Sequence[TableRow], kind: Protocol) -> float:
-        return 100 * statistics.mean([row.top1(kind) for row in of])
-
-    return {kind: mean(rows, kind) - mean(other, kind) for kind in KINDS}
+def _first(table: Table, role: Role) -> str:
+    return next((row.name for row in table.rows if row.role == role), "")
 
 
-def _gained(gains: Mapping[Protocol, float]) -> str:
-    parts: list[str] = []
-    last = ""
-    for kind, value in gains.items():
-        verb = "gains" if value > 0 else "loses"
-        parts.append(f"{verb if verb != last else ''} {abs(value):.1f} points {KINDS[kind]}".strip())
-        last = verb
-    return " and ".join(parts)
+def _reached(table: Table, name: str) -> str:
+    rows = table.of(name)
+    return " and ".join(f"{mean_std([row.top1(k) for row in rows])} % {kind}" for k, kind in KINDS.items())
 
 
-def _because(gains: Mapping[Protocol, float], control: Mapping[Protocol, float]) -> str:
-    """Return whether the gain depends on the pairing: whether shuffled pairs reach less than half of it."""
-    rising = [kind for kind, value in gains.items() if value >= 0.05]
-    paired = [kind for kind in rising if control[kind] < gains[kind] / 2]
+def _raw(table: Table) -> str:
+    raw = _first(table, "baseline")
+    return f" The raw joints, without any encoder, reach {_reached(table, raw)}." if raw else ""
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "−")
+
+
+# -------------------------------------------------------------------------------------------- differences
+
+
+def _gaps(table: Table, folder: Path, name: str, other: str) -> dict[Protocol, Gap]:
+    main, others = ({row.seed: row for row in table.of(one)} for one in (name, other))
+    found = {}
+    for kind in KINDS:
+        values = [[row.top1(kind) for row in rows.values()] for rows in (main, others)]
+        pairs = [_pair(folder, main[seed], others[seed], kind) for seed in main.keys() & others.keys()]
+        known = [pair for pair in pairs if pair is not None]
+        interval = paired(known, _RESAMPLES)[0] if known and len(known) == len(main) else None
+        points = 100 * (statistics.mean(values[0]) - statistics.mean(values[1]))
+        found[kind] = Gap(points, interval, _beyond_seeds(points, values))
+    return found
+
+
+def _pair(folder: Path, one: TableRow, other: TableRow, kind: Protocol) -> Pair | None:
+    """Return the stored answers of two runs; None if they are gone, or of different clips."""
+    try:
+        first, second = (cache.predictions_of(folder / row.run, row.result(kind).key) for row in (one, other))
+    except (C2VLError, OSError):
+        return None
+    return (first, second) if first.sample_ids == second.sample_ids else None
+
+
+def _beyond_seeds(points: float, values: list[list[float]]) -> bool:
+    """Return True if a difference exceeds two standard errors over seeds, or if there is one seed only."""
+    if min(map(len, values)) < 2:
+        return True
+    squared = sum(statistics.variance(side) / len(side) for side in values)
+    return abs(points) > 200 * math.sqrt(squared)
+
+
+# -------------------------------------------------------------------------------------------- sentences
+
+
+def _against(name: str, floor: str, gaps: Gaps) -> str:
+    """Return what pre-training gains or loses over the floor."""
+    clear = {kind: gap for kind, gap in gaps.items() if gap.clear}
+    said: list[str] = []
+    for kind, gap in clear.items():
+        verb = "gains" if gap.points > 0 else "loses"
+        same = any(part.startswith(verb) for part in said)
+        said.append(f"{'' if same else verb + ' '}{abs(gap.points):.1f} points {KINDS[kind]}")
+    unknown = [kind for kind, gap in gaps.items() if gap.interval is None]
+    noisy = [KINDS[kind] for kind in gaps if kind not in clear and kind not in unknown]
+    if unknown:
+        numbers = " and ".join(f"{_signed(gaps[kind].points)} points {KINDS[kind]}" for kind in unknown)
+        return (
+            f"{name} against {floor}: {numbers}; whether that exceeds noise is unknown, because the answers behind "
+            "these numbers are gone."
+        )
+    if not clear:
+        return f"{name} differs from {floor} within noise: no effect of pre-training is shown."
+    over = "over" if all(gap.points > 0 for gap in clear.values()) else "against"
+    rest = f"; {' and '.join(noisy)} is within noise" if noisy else ""
+    return f"{name} {' and '.join(said)} {over} {floor}{rest}."
+
+
+def _pairing(gains: Gaps, control: Gaps | None, shuffled: str) -> str:
+    """Return what shuffled pairs say about a gain."""
+    if control is None:
+        return "Without shuffled pairs in the table, the effect of the pairing is unknown."
+    rising = [kind for kind, gap in gains.items() if gap.clear and gap.points > 0]
     if not rising:
-        return "so there is no gain to explain"
-    if not paired:
-        return "so most of the gain does not need the right pairing"
-    which = "" if paired == list(gains) else f" {KINDS[paired[0]]}"
-    return f"so most of the{which} gain comes from pairing each skeleton with its own prompts"
-
-
-def _noise(main: Sequence[TableRow], floor: Sequence[TableRow]) -> str:
-    """Return whether the differences exceed the spread over seeds."""
-    seeds = min(len(main), len(floor))
-    if seeds < 2:
-        return "one seed, so the spread over seeds is unknown"
-    clear = []
-    for kind, difference in _differences(main, floor).items():
-        spread = [statistics.variance([row.top1(kind) for row in rows]) for rows in (main, floor)]
-        error = 100 * (spread[0] / len(main) + spread[1] / len(floor)) ** 0.5
-        clear += [KINDS[kind]] if abs(difference) > 2 * error else []
-    which = "both" if len(clear) == len(KINDS) else f"only {clear[0]}" if clear else "neither"
-    return f"{seeds} seeds, {which} beyond two standard errors"
+        return "Without a gain, nothing follows about the pairing."
+    owed = [f"{control[k].points:.1f} points {KINDS[k]}" for k in rising if control[k].clear and control[k].points > 0]
+    noisy = [KINDS[kind] for kind in rising if not control[kind].clear]
+    parts = [f"Pairing each skeleton with its own prompts is worth {' and '.join(owed)}"] if owed else []
+    if noisy:
+        parts.append(
+            f"{shuffled} differ from it within noise ({', '.join(noisy)}), so nothing follows about the pairing"
+        )
+    return f"{'; '.join(parts)}." if parts else f"{shuffled} gain more, so the gain is not owed to the pairing."

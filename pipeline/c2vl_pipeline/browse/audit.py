@@ -22,6 +22,7 @@ from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, 
 from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus
 from c2vl_pipeline.browse.gallery import class_name
 from c2vl_pipeline.browse.html import Quantiles
+from c2vl_pipeline.browse.judgement import Judgement, judge_captions, judge_crops
 from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.readers.captions import read_captions
 from c2vl_pipeline.workspace import Workspace, load
@@ -66,34 +67,36 @@ class Audit:
     released: ReleasedFigures | None
     why: dict[str, str]
     notes: list[str]
+    work: Path
+    judgements: list[Judgement] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, without pictures."""
-        values = asdict(self)
+        """Return plain values, without pictures; each reason with the command that shows it."""
+        values = asdict(self) | {"work": str(self.work)}
+        values["judgements"] = [
+            {"sentence": j.words(), "reasons": [{"text": r.text, "show": r.command(self.work)} for r in j.reasons]}
+            for j in self.judgements
+        ]
         for worst in (values["joints"] or {}).get("worst", ()):
             del worst["image"], worst["joints"]
         return values
 
     def summary(self) -> list[str]:
-        """Return the main figures, one line per section."""
+        """Return the judgements, each with the commands that show its reasons, and the agreement with released captions."""
         lines = []
-        if self.crops:
-            share = self.crops.statuses.get("ok", 0) / self.crops.rows
-            lines.append(f"crops: {html.percent(share)} % of {self.crops.rows:,} rows ok")
-            if self.joints:
-                lines[-1] += (
-                    f"; {html.percent(self.joints.passed)} % of {self.joints.frames:,} checked crops hold {100 * INSIDE:.0f} % of the joints"
-                )
-        if self.captions and self.captions.wording:
-            w = self.captions.wording
-            lines.append(
-                f"captions: {w.captions:,}, {html.percent(w.repeats)} % repeats, {w.vocabulary:,} different words"
-            )
-        if self.released:
-            w, both = self.released.wording, self.released.agreement
-            against = f"; F1 with ours {both.f1:.3f}" if both else ""
-            lines.append(f"released: {w.captions:,}, {html.percent(w.repeats)} % repeats{against}")
-        return lines
+        for judgement in self.judgements:
+            lines.append(judgement.words())
+            for reason in judgement.reasons:
+                lines += [f"  {reason.text}:", f"    {reason.command(self.work)}"]
+        return [*lines, *self.compared()]
+
+    def compared(self) -> list[str]:
+        """Return the agreement with released captions as a sentence; none if no file was given."""
+        if not self.released:
+            return []
+        w, both = self.released.wording, self.released.agreement
+        against = f"; F1 with ours {both.f1:.3f}" if both else ""
+        return [f"released: {w.captions:,} captions, {html.percent(w.repeats)} % repeats{against}"]
 
 
 def write(audit: Audit, out: Path) -> Path:
@@ -123,6 +126,10 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     crops = crop_figures(reader)
     joints = joint_figures(index, reader, check, seed, why) if crops else None
     corpus, captions = _captions(index, reader)
+    judgements = [judge_crops(crops, joints)] if crops else []
+    if corpus and captions and captions.wording:
+        labels, ids = index.table["label"].to_numpy(), index.table["sample_id"].to_pylist()
+        judgements.append(judge_captions(corpus, captions.wording, captions.statuses, labels, index.classes, ids))
     return Audit(
         dataset=index.dataset.title,
         samples=index.table.num_rows,
@@ -132,6 +139,8 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
         released=_released(index, corpus, theirs, released.name, seed) if released and theirs else None,
         why=why,
         notes=list(reader.notes),
+        work=work,
+        judgements=judgements,
     )
 
 

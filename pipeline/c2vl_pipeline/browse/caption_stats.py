@@ -36,12 +36,13 @@ _SKIP = frozenset({
     "green", "yellow", "brown", "pink", "purple", "orange", "grey", "gray", "silver", "wooden",
     "pair", "piece", "of",
 })  # fmt: skip
-_STOP = frozenset({
+STOP_WORDS = frozenset({
     "in", "with", "while", "and", "or", "on", "up", "to", "near", "of", "that", "which", "over",
     "at", "from", "for", "as", "is", "are", "by", "against", "around", "between", "behind", "above",
-    "below", "under", "front", "into", "like", "but", "who", "the", "a", "his", "her", "their",
+    "below", "under", "front", "into", "like", "but", "who", "the", "a", "an", "his", "her", "their",
     "out", "down", "not", "it", "so", "if",
 })  # fmt: skip
+"""Words that end the name of a held thing, and say nothing about an action on their own."""
 _NOTHING = frozenset({"anything", "nothing", "something", "still", "it", "them"})
 
 
@@ -70,7 +71,7 @@ def held(text: str) -> str:
         for word in words(match["what"]):
             if not phrase and word in _SKIP:
                 continue
-            if word in _STOP or len(phrase) == 3:
+            if word in STOP_WORDS or len(phrase) == 3:
                 break
             phrase.append(word)
         if phrase and phrase[0] not in _NOTHING:

@@ -41,6 +41,15 @@ def test_the_nearest_clips_of_a_text_come_first(subject, split):
     assert found.mean == pytest.approx(np.mean(list(cosines.values())), abs=1e-5)
 
 
+def test_words_that_no_caption_holds_are_said_with_some_that_captions_hold(subject, tmp_path):
+    other = another(subject, tmp_path, lambda _: None)
+    folder = other.packed.folder.parent / "captions"
+    folder.mkdir()
+    pq.write_table(pa.table({"sample_id": ["s00"], "caption": ["they kick"]}), folder / "shard-00000.parquet")
+    assert search.search(other, "a kick wave", 2).notes[0].startswith("No caption holds 'wave', so the run was not")
+    assert not any("No caption" in note for note in search.search(other, "they kick", 2).notes)
+
+
 def test_a_search_that_cannot_be_made_is_refused(subject):
     with pytest.raises(DataError, match="the text is empty"):
         search.search(subject, "  ")

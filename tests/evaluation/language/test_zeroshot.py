@@ -8,12 +8,14 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from c2vl_evaluation import cache, metrics
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import shared_space, text_encoder, zeroshot
+from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
 from c2vl_training import checkpoint
@@ -294,7 +296,9 @@ def test_the_table_shows_controls_beside_every_run(cli: Cli, subject, tmp_path):
     text = " ".join(found.out.split())
     for said in (
         "zero-shot by the names of the classes, %, 4 test clips, 3 classes",
-        "main, class texts permuted",
+        "names permuted",
+        "main: ",
+        "classes were ever answered",
         "shuffled (control)",
         "majority class",
         "chance",
@@ -303,6 +307,43 @@ def test_the_table_shows_controls_beside_every_run(cli: Cli, subject, tmp_path):
         assert said in text
     refused(cli("c2vl-eval", "zeroshot", *words, "--descriptions", "no.toml"), "no.toml does not exist")
     refused(cli("c2vl-eval", "zeroshot", *words[:4], "--run", tmp_path), "does not exist; give the folder of a")
+
+
+def verdict_of(p: float, classes: int = 8, answered: int = 3) -> str:
+    score = Score(top1=0.2, top5=None, balanced=0.2)
+    shuffled = zeroshot.Control(draws=199, mean=score, std=score, p=p)
+    return zeroshot.ZeroShot(
+        through="language", texts=classes, described=False, temperature=0.1, last=score, shuffled=shuffled,
+        chance=score, majority=None, classes=classes, answered=answered, test=4,
+    ).verdict()  # fmt: skip
+
+
+def test_names_that_permuted_ones_equal_are_said_to_be_indistinguishable():
+    assert verdict_of(0.045) == "3 of 8 classes were ever answered; better than permuted names (p = 0.045)"
+    assert verdict_of(0.06).endswith("not distinguishable from permuted names (p = 0.060)")
+    assert "3 classes have too few orders to tell" in verdict_of(0.2, classes=3)
+
+
+def test_an_encoder_without_any_sense_of_names_is_rarely_called_better():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(6), 10)
+    clear = [
+        zeroshot.control(rng.normal(size=(6, 6))[labels].astype(np.float32), labels)[1].p <= zeroshot.SIGNIFICANT
+        for _ in range(60)
+    ]
+    assert sum(clear) <= 9  # 3 expected
+    assert zeroshot.control(np.eye(6, dtype=np.float32)[labels], labels)[1].p <= zeroshot.SIGNIFICANT
+
+
+def test_classes_named_in_words_that_no_caption_holds_are_said(subject, tmp_path):
+    assert zeroshot.words_note(subject) == ""  # no captions to look at
+    other = another(subject, tmp_path, lambda _: None)
+    folder = other.packed.folder.parent / "captions"
+    folder.mkdir()
+    pq.write_table(pa.table({"caption": ["they kick the ball", "they wave"]}), folder / "shard-00000.parquet")
+    note = zeroshot.words_note(other)
+    assert note.startswith("No caption holds 'sit', so the run was not trained on it. Captions hold: they, kick")
+    assert "1 of 3 classes are named in such words; describe them in words of the captions by --desc" in note
 
 
 def test_descriptions_nested_without_end_are_one_line(tmp_path: Path) -> None:

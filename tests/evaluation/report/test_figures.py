@@ -72,7 +72,7 @@ DRAWINGS = {
     "many names": lambda: figures.training_curves(curves([f"name {i}" for i in range(17)], 1)),
     "similarity": lambda: figures.similarity_curves(curves()),
     "confusion": lambda: figures.confusion_matrix(matrix(), NAMES),
-    "scatter": lambda: figures.scatter(figures.project(*features()), NAMES),
+    "scatter": lambda: figures.scatter(figures.project(*features()), NAMES, [f"clip <{n}>" for n in range(60)]),
     "bars": lambda: figures.accuracy_bars(table(*ROWS)),
 }
 
@@ -237,6 +237,15 @@ def test_bars_are_as_long_as_their_numbers_in_both_panels(knn, linear):
     room = [float(r.get("x")) + float(r.get("width")) for clip in root.iter(f"{SVG}clipPath") for r in clip]
     assert lengths[0] / lengths[1] == pytest.approx(knn / linear, rel=0.01)
     assert max(max(xs) for xs in across) < min(room)
+
+
+def test_each_point_of_a_projection_names_its_clip():
+    layout = figures.project(*features())
+    root = ET.fromstring(DRAWINGS["scatter"]())
+    titles = [node.text for node in root.iter(f"{SVG}title")]
+    expected = [f"{NAMES[c]}, clip <{n}>" for c in layout.classes for n in layout.rows[layout.labels == c]]
+    assert titles == expected
+    assert len(titles) == 60
 
 
 def test_class_names_are_not_read_as_formulas():

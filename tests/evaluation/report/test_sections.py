@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
-from c2vl_evaluation.report import build
+from c2vl_evaluation.report import build, sections
 from c2vl_evaluation.results import Line, Result, grouped, mean_std
-from support.report import both, found, read, with_findings
+from support.report import both, found, read, table, with_findings
 
 
 def test_draws_and_seeds_are_one_cell_and_what_is_not_there_says_why(tmp_path: Path) -> None:
@@ -73,11 +74,10 @@ def test_an_evaluation_that_failed_is_its_own_lines(tmp_path: Path) -> None:
     assert text.count("n/a: failed: the loss became NaN") == len({row.name for row in rows})
 
 
-def test_top5_and_balanced_stand_under_their_accuracy(tmp_path: Path) -> None:
+def test_top5_and_balanced_stand_beside_each_other_in_the_details(tmp_path: Path) -> None:
     text = read(build.build(with_findings(), tmp_path / "r.html")).text
-    assert "top-5 91.3 ± 0.0 balanced 68.7 ± 0.0" in text
-    assert "balanced 58.7 ± 0.0" in text
-    assert "balanced 33.3" in text
+    assert "n/a 58.7 ± 0.0 91.3 ± 0.0 68.7 ± 0.0" in text
+    assert "Chance n/a 33.3 n/a 33.3" in text
 
 
 def test_settings_keep_their_order() -> None:
@@ -87,3 +87,25 @@ def test_settings_keep_their_order() -> None:
         ("semi", "b"), ("semi", "a"), ("knn", ""), ("linear", ""),
     ]  # fmt: skip
     assert groups[0].cells["one"].top1 == mean_std([0.1, 0.3])
+
+
+def write_epochs(folder: Path, run: str, seconds: list[float]) -> None:
+    (folder / run).mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps({"epoch": n, "loss": 1.0, "seconds": value}) for n, value in enumerate(seconds)]
+    (folder / run / "metrics.jsonl").write_text("\n".join(lines))
+
+
+def test_a_training_with_uneven_epochs_is_flagged_and_timed_by_its_median_epoch(tmp_path: Path) -> None:
+    results = table(seeds=1)
+    by_name = {row.name: row for row in results.rows}
+    write_epochs(tmp_path, by_name["hard"].run, [2.0, 2.0, 2.0, 7.0])
+    write_epochs(tmp_path, by_name["supervised"].run, [90.0, 2.0, 2.5, 3.0])  # a slow start alone is no sign
+    cost = {line["name"]: line for line in sections.training(results, tmp_path)}
+    assert cost["hard"]["shared"] == (2.0, 7.0)
+    assert cost["hard"]["seconds"] == 2.0 * by_name["hard"].epochs
+    assert cost["hard"]["measured"] == by_name["hard"].seconds
+    assert cost["supervised"]["shared"] is None
+    assert cost["shuffled pairs"]["seconds"] == by_name["shuffled pairs"].seconds  # no log
+    text = read(build.build(results, tmp_path / "r.html")).text
+    assert text.count("machine was shared") == 1
+    assert "epochs took 2.0 s to 7.0 s" in text or "epochs took 2 s to 7 s" in text
