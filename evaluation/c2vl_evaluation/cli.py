@@ -112,6 +112,8 @@ def run_command(
             label = context.run.name if names.count(context.run.name) == 1 else str(context.run)
             lines.append(Line(label, context.role(), results, context.uses_joint_captions()))
     show_protocol(protocol, lines, no_encoder_scores(contexts[0].packed, contexts[0].benchmark))
+    on = contexts[0].benchmark
+    say_next(["c2vl-eval", "benchmark", "--data", data, "--benchmark", on, "--out", Path("runs", f"table-{on}")])
 
 
 @app.command()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, say, say_json, say_next, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, link, say, say_json, say_next, show_table
 from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
 
 if TYPE_CHECKING:
@@ -234,7 +234,8 @@ def inspect_command(
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 
-    say(str(gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, tell=tell).path))
+    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, tell=tell)
+    say(f"page: {link(made.path)}")
 
 
 def explain_command(
@@ -250,7 +251,7 @@ def explain_command(
     path = out or work / trace.page_name(sample_id)
     if as_json:
         say_json({**traced.facts, "page": str(path)})
-    for line in () if as_json else [*trace.outline(traced.facts), str(path)]:
+    for line in () if as_json else [*trace.outline(traced.facts), f"page: {link(path)}"]:
         say(line)
     trace.write(traced, path)
 
@@ -272,6 +273,7 @@ def audit_command(
     path = out or work / "audit.html"
     if as_json:
         say_json({**measured.as_dict(), "page": str(path)})
-    for line in () if as_json else [*measured.summary(), *(f"note: {note}" for note in measured.notes), str(path)]:
+    notes = [f"note: {note}" for note in measured.notes]
+    for line in () if as_json else [*measured.summary(), *notes, f"page: {link(path)}"]:
         say(line)
     audit.write(measured, path)
