@@ -54,6 +54,11 @@ def regular(name: str, flags: int) -> int:
     raise DataError(f"{name}: {what}, expected a file of its own; remove it, then run the same command again")
 
 
+def check_regular(path: Path) -> None:
+    """Raise DataError if a file that a library is about to open is a pipe, a socket or a device."""
+    os.close(regular(str(path), os.O_RDONLY))
+
+
 def open_own(path: Path, mode: str, buffering: int = -1) -> IO[Any]:
     """Open a file to change it in place, if it is a regular file and no link.
 

@@ -12,7 +12,6 @@ Errors are those of damaged files: OSError and pyarrow's ArrowException.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -23,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from c2vl_manifests.files import regular
+from c2vl_manifests.files import check_regular
 
 MOST_UNPACKED, _RATIO = 1 << 30, 16
 """A table may unpack to this many bytes, or to this many times the size of its file."""
@@ -183,7 +182,7 @@ class Table:
 def open_table(source: Path | bytes) -> Iterator[Table]:
     """Open a Parquet file, or the content of one; checksums of pages are verified."""
     if isinstance(source, Path):
-        os.close(regular(str(source), os.O_RDONLY))
+        check_regular(source)
     with pa.OSFile(str(source)) if isinstance(source, Path) else pa.BufferReader(source) as file:
         yield Table(file)
 

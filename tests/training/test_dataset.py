@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +18,7 @@ from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
-from support.packed import LENGTHS, STICK, T, random_joints, write_packed
+from support.packed import LENGTHS, STICK, T, random_joints, sticks, write_packed
 
 CPU = torch.device("cpu")
 DEVICES = [
@@ -247,3 +249,16 @@ def test_nothing_usable_gives_the_first_reason(tmp_path):
         match="no usable test samples in xsub; the first was left out because of missing_skeleton: no skeleton",
     ):
         packed.select("xsub", "test")
+
+
+@pytest.mark.parametrize(
+    "name", ["packed.json", "index.parquet", "offsets.npy", "joints.npy", "labels.npy", "vision.npy"]
+)
+def test_a_pipe_in_place_of_a_file_of_a_packed_set_is_one_line_and_does_not_wait(tmp_path: Path, name: str) -> None:
+    packed = sticks(tmp_path / "packed")
+    (packed / name).unlink()
+    os.mkfifo(packed / name)
+    with pytest.raises((DataError, StageError), match=name):
+        data = PackedDataset(packed)
+        data.labels()
+        data.knowledge("vision")
