@@ -251,9 +251,7 @@ def test_nothing_usable_gives_the_first_reason(tmp_path):
         packed.select("xsub", "test")
 
 
-@pytest.mark.parametrize(
-    "name", ["packed.json", "index.parquet", "offsets.npy", "joints.npy", "labels.npy", "vision.npy"]
-)
+@pytest.mark.parametrize("name", ["index.parquet", "offsets.npy", "joints.npy", "labels.npy", "vision.npy"])
 def test_a_pipe_in_place_of_a_file_of_a_packed_set_is_one_line_and_does_not_wait(tmp_path: Path, name: str) -> None:
     packed = sticks(tmp_path / "packed")
     (packed / name).unlink()
