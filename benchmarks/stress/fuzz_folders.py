@@ -70,7 +70,7 @@ COMMANDS: dict[str, tuple[int, str, float]] = {
     "verify --work works/w --raw --json": (0, "works raw", 3),
     "verify --work works/w --repair --workers 0": (0, "works", 4),
     "inspect --work works/w": (0, "works packed", 6),
-    "inspect --work works/w --status not-ok --text person --split xsub:test": (0, "works", 2),
+    "inspect --work works/w --status ok --text person --split xsub:test": (0, "works", 2),
     f"explain {SAMPLE} --work works/w": (0, "works packed raw", 6),
     f"explain {SAMPLE} --work works/w --json": (0, "works", 2),
     "audit --work works/w --check 2 --released extra/captions.json": (0, "works extra", 4),

@@ -117,7 +117,7 @@ def nothing(index: Workspace, filters: Filters, reader: RowReader) -> ConfigErro
     text = f"no sample matches {filters.words()}"
     if len(alone) > 1:
         text += f"; alone, {', '.join(f'{name} gives {len(select(index, f, reader)):,}' for name, f in alone.items())}"
-    if filters.text is not None:
+    if filters.text is not None and not len(select(index, Filters(text=filters.text), reader)):
         known = frequent(_captions(reader))
         near = [w for word in words(filters.text) for w in difflib.get_close_matches(word, known, n=2)]
         if near:
