@@ -20,6 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
+from c2vl_manifests.errors import one_line
 from c2vl_manifests.files import regular
 
 MOST_FILE = 8 << 30
@@ -34,8 +35,10 @@ MOST_DEPTH = 64
 """Lists and tables within each other; recipes and manifests have fewer than ten."""
 _MOST_HEADER = 1 << 16
 
-_DOTTED = re.compile(r"(?<![\w\"'.-])(?:[\w\"'-]+[ \t]*\.[ \t]*){1000}")
+_DOTTED = re.compile(r"""(?<![\w"'.-])(?:(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){1000}""")
 """A key of too many parts, for which tomllib needs minutes."""
+_LONG_NUMBER = re.compile(r"0[xob][\da-fA-F_]{1000}")
+"""A whole number that Python reads and refuses to write."""
 
 
 class TooLargeError(ValueError):
@@ -95,6 +98,8 @@ def from_toml(text: str) -> dict[str, Any]:
     try:
         if _DOTTED.search(text):
             raise RecursionError
+        if _LONG_NUMBER.search(text):
+            raise ValueError("a whole number of more than 1000 digits")
         table: dict[str, Any] = shallow(tomllib.loads(text))
         return table
     except RecursionError:
@@ -151,10 +156,26 @@ def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     head = stream.read(4 if wide else 2)
     check_size(length := int.from_bytes(head, "little"), _MOST_HEADER, "a header of ")
     read = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
-    shape, columns_first, dtype = read(io.BytesIO(head + stream.read(length)))
+    try:
+        shape, columns_first, dtype = read(io.BytesIO(head + stream.read(length)))
+    except (
+        Exception
+    ) as error:  # it is parsed as Python's literals: RecursionError, MemoryError, SyntaxError, TypeError …
+        raise ValueError(f"a header that is none ({one_line(error)})") from error
     if min(shape, default=0) < 0:
         raise ValueError(f"shape {shape}")
-    return shape, columns_first, dtype
+    return tuple(map(int, shape)), columns_first, dtype  # of truth values too
+
+
+def map_array(path: Path) -> npt.NDArray[Any]:
+    """Return the array of an `.npy` file, of any size but 0, which stays on disk until it is used."""
+    with open(path, "rb", opener=regular) as file:
+        shape, columns_first, dtype = _array_header(file)
+        if dtype.hasobject:
+            raise ValueError("Python objects, which are never loaded")
+        if math.prod(shape) * dtype.itemsize > (size := os.fstat(file.fileno()).st_size):
+            raise ValueError(f"{size:,} bytes for an array {shape} of {dtype}")
+        return np.memmap(file, dtype, "r", file.tell(), shape, "F" if columns_first else "C")
 
 
 def _array(stream: IO[bytes], size: int, most: int) -> npt.NDArray[Any] | None:

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import dedent
 
@@ -102,6 +103,34 @@ def test_objects_are_not_loaded(tmp_path: Path):
 def test_a_header_alone_takes_no_memory(tmp_path: Path, content: bytes, words: str):
     (tmp_path / "a.npy").write_bytes(content)
     assert words in outcome(ARRAY, tmp_path / "a.npy", space_gb=6)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header("(" + "1+" * 4400 + "1,)") + bytes(64),
+        header("(" + "-" * 9000 + "1,)") + bytes(64),
+        header("(100, 100)") + bytes(64),
+        header("(2,)", "'|O'") + bytes(64),
+        b"PK\x05\x06" + bytes(18),
+        b"",
+    ],
+)
+@pytest.mark.parametrize("read", [reading.read_array, reading.map_array])
+def test_what_is_no_array_is_an_error_of_values(tmp_path: Path, content: bytes, read: Callable[[Path], object]):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(ValueError, match=r"."):
+        read(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_mapped_arrays_are_those_that_numpy_reads(tmp_path: Path, turned: bool):
+    array = np.arange(24, dtype="<f4").reshape(2, 3, 4)
+    np.save(tmp_path / "a.npy", np.asfortranarray(array) if turned else array)
+    found = reading.map_array(tmp_path / "a.npy")
+    assert isinstance(found, np.memmap)
+    assert not found.flags.writeable
+    np.testing.assert_array_equal(found, array)
 
 
 def repeated(head: bytes, block: bytes, times: int) -> bytes:
@@ -269,12 +298,19 @@ def test_json_of_usual_depth_is_read():
         "a = " + "{a = " * 5000 + "1" + "}" * 5000,
         ".".join(["a"] * 100_000) + " = 1",
         "[" + ".".join(["a"] * 100_000) + "]",
+        ".".join(['"a b"', "'c!'", r'"d\" e"', '""'] * 25_000) + " = 1",
         "a = " + "[" * 70 + "]" * 70,
     ],
 )
 def test_deep_toml_is_refused(text: str):
     with pytest.raises(ValueError, match="nested more than"):
         reading.from_toml(text)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000, "0b" + "1_" * 50_000 + "1"])
+def test_toml_holds_no_number_that_cannot_be_written(number: str):
+    with pytest.raises(ValueError, match="digits"):
+        reading.from_toml(f"a = {number}")
 
 
 def test_text_of_many_dots_is_no_key():

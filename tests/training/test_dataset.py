@@ -39,15 +39,14 @@ def test_on_a_cpu_the_mapped_file_itself_is_read(tmp_path):
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.EINVAL, errno.ENOSYS])
 def test_a_file_system_that_maps_no_files_is_read_into_memory(tmp_path, monkeypatch, number):
     folder = write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK))
-    mapped, load = PackedDataset(folder), np.load
+    mapped = PackedDataset(folder)
 
-    def refuse(path, mmap_mode=None):
-        if mmap_mode:
-            raise OSError(number, "No such device")
-        return load(path)
+    def refuse(*_):
+        raise OSError(number, "No such device")
 
-    monkeypatch.setattr(np, "load", refuse)
+    monkeypatch.setattr(np, "memmap", refuse)
     packed = PackedDataset(folder)
+    monkeypatch.undo()
     assert not isinstance(packed.joints, np.memmap)
     assert np.array_equal(packed.joints, mapped.joints)
 
@@ -122,6 +121,25 @@ def test_an_array_whose_header_does_not_end_is_refused(tmp_path):
     folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
     path = folder / "offsets.npy"
     path.write_bytes(path.read_bytes().replace(b"(3,)", b"(3,("))
+    with pytest.raises(DataError, match=r"offsets\.npy: cannot be read .*; run `c2vl-pipeline pack` again"):
+        PackedDataset(folder)
+
+
+@pytest.mark.parametrize("name", ["offsets.npy", "joints.npy"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_pipe_or_device_in_place_of_an_array_is_refused(tmp_path, name, make):
+    folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(DataError, match=rf"{name}: a pipe, socket, device or folder"):
+        PackedDataset(folder)
+
+
+@pytest.mark.parametrize("shape", [b"(" + b"-" * 9000 + b"1,)", b"(" + b"1+" * 4400 + b"1,)"])
+def test_an_array_whose_header_no_parser_takes_is_refused(tmp_path, shape):
+    folder = write_packed(tmp_path / "packed", random_joints((5, 6), 1, STICK))
+    text = b"{'descr': '<i8', 'fortran_order': False, 'shape': " + shape + b"}\n"
+    (folder / "offsets.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(99))
     with pytest.raises(DataError, match=r"offsets\.npy: cannot be read .*; run `c2vl-pipeline pack` again"):
         PackedDataset(folder)
 

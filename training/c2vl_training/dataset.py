@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,7 @@ from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
-from c2vl_manifests.reading import read_array
+from c2vl_manifests.reading import map_array, read_array
 from c2vl_manifests.recipe import InputConfig
 from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_table
@@ -50,8 +49,7 @@ def _on_disk(path: Path) -> npt.NDArray[Any]:
     """Return an array that stays on disk until it is used; in memory where the file system maps no files."""
     check_regular(path)
     try:
-        array: npt.NDArray[Any] = np.load(path, mmap_mode="r")
-        return array
+        return map_array(path)
     except OSError as error:
         if error.errno not in NO_SUCH_CALL | {errno.ENODEV}:
             raise
@@ -117,7 +115,7 @@ class PackedDataset:
         path = self.folder / name
         try:
             array = _on_disk(path) if 0 not in shape else read_array(path)
-        except (OSError, ValueError, EOFError, TokenError) as error:
+        except (OSError, ValueError) as error:
             if passing(error):
                 raise
             raise DataError(f"{path}: cannot be read ({error}); run `c2vl-pipeline pack` again") from error

@@ -116,7 +116,10 @@ class _Http(openai.DefaultHttpxClient):
         read = stream.read
 
         def read_in_time(size: int, timeout: float | None = None) -> bytes:
-            part: bytes = read(size, max(self._request.ends - time.monotonic(), 0.001))
+            left = self._request.ends - time.monotonic()
+            if left <= 0:  # no time-out ends a read that finds bytes; a closed one is an error that the SDK knows
+                stream.close()
+            part: bytes = read(size, max(left, 0.001))
             return part
 
         stream.read = read_in_time

@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from c2vl_manifests.errors import DataError, disk_error
+from c2vl_manifests.files import regular
 from c2vl_pipeline.readers.base import USUAL, File, Scan, is_system_file, leads_nowhere
 
 _ARCHIVES = (".rar", ".7z", ".tar", ".tgz", ".tbz2", ".txz", ".gz", ".bz2", ".xz", ".zst")
@@ -250,12 +251,12 @@ def list_zip(path: Path, deep: bool) -> tuple[list[str], str | None]:
     """Return the names in a zip archive and its damage or None; `deep` verifies all checksums."""
     names: list[str] = []
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open(path, "rb", opener=regular) as file, zipfile.ZipFile(file) as archive:
             names = archive.namelist()
             bad = archive.testzip() if deep else None
         return names, f"{bad} does not match its checksum" if bad is not None else None
     except Exception as error:  # zipfile, zlib and lzma raise a dozen kinds on damaged files
-        return names, " ".join(str(error).split()) or type(error).__name__
+        return names, " ".join(str(error).split()).removeprefix(f"{path}: ") or type(error).__name__
 
 
 def is_archive(name: str) -> bool:

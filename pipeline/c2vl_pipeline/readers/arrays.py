@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.files import regular
 from c2vl_manifests.layouts import KINECT_V2, LAYOUTS, Layout
 from c2vl_manifests.reading import TooLargeError, read_arrays
 from c2vl_manifests.recipe import SkeletonsConfig
@@ -92,7 +93,7 @@ def _numbers(path: Path) -> dict[str, npt.NDArray[np.number]]:
     """Return the arrays of numbers of a `.npy` or `.npz` file by name, at least one."""
     if path.suffix.lower() not in _ARRAYS:
         raise DataError(f"{path}: {_kinds(path)}")
-    with path.open("rb") as file:
+    with open(path, "rb", opener=regular) as file:
         head = file.read(6)
     if head != b"\x93NUMPY" and head[:2] != b"PK":
         raise _DamagedError(f"{path}: not a numpy array, it begins with {head!r}; save it again with np.save")

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.files import regular
 from c2vl_manifests.reading import read_arrays
 from c2vl_pipeline.readers.base import File, Match, Reader, Row, Scan, anchored, expect_ids, is_hidden
 
@@ -44,7 +45,7 @@ def read_clip(path: Path, start: int, end: int) -> npt.NDArray[np.float32]:
 
 @lru_cache(maxsize=1)
 def _arrays(path: str, _changed: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64], list[str]]:
-    with open(path, "rb") as content:
+    with open(path, "rb", opener=regular) as content:
         if not content.read(64).strip(b"\0"):
             raise DataError(f"{path}: begins with NUL bytes, as after a full disk or a crash; copy it again")
     try:

@@ -14,6 +14,7 @@ import numpy as np
 
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.files import regular
 from c2vl_manifests.layouts import KINECT_V2, Layout
 from c2vl_manifests.reading import TooLargeError, read_bytes
 from c2vl_manifests.recipe import SkeletonsConfig
@@ -173,7 +174,7 @@ def read_pku(path: Path, start: int, end: int, config: SkeletonsConfig, row: Row
         OSError: the file cannot be opened.
     """
     rows, lines = [], 0
-    with path.open(encoding="ascii", errors="replace") as handle:
+    with open(path, encoding="ascii", errors="replace", opener=regular) as handle:
         for number, text in enumerate(iter(partial(handle.readline, _LONGEST_LINE), "")):
             if number >= end:
                 break
@@ -258,7 +259,7 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
             of_file.setdefault(row["skeleton"], []).append(row)
     for relative, mine in of_file.items():
         with suppress(OSError), (root / relative).open("rb") as file:
-            lines = sum(1 for _ in file)
+            lines = sum(1 for _ in iter(partial(file.readline, _LONGEST_LINE), b""))
             start, end = max(r["start_frame"] for r in mine), max(r["end_frame"] for r in mine)
             if lines < end and (reason := _cut_off(root / relative, mine[0], lines, start, end)):
                 truncated.append(f"{relative}: {reason}")

@@ -48,6 +48,8 @@ class Reply:
     """Say nothing until the test is over."""
     drips: bytes | None = None
     """Send this at once, then one letter after the other until the test is over."""
+    floods: tuple[bytes, bytes] | None = None
+    """Send the first, then the second again and again without a pause until nobody listens."""
 
 
 def completion(text: Any, tokens: int | None = 5, finish: str = "stop") -> Reply:
@@ -130,6 +132,13 @@ class Server:
                         self.wfile.write(b"HTTP/1.1 %d OK\r\n" % reply.status + reply.drips)
                         while not server.over.wait(0.1):
                             self.wfile.write(b"a")
+                    return
+                if reply.floods is not None:
+                    self.close_connection = True
+                    with suppress(OSError):
+                        self.wfile.write(reply.floods[0])
+                        while not server.over.is_set():
+                            self.wfile.write(reply.floods[1])
                     return
                 body = reply.body or b""
                 self.send_response(reply.status)
@@ -595,6 +604,20 @@ def test_a_server_that_drips_is_out_of_time(server: Server, drips: bytes, status
     server.listing = slow
     with pytest.raises(EngineError, match="does not list its models"):
         engines.weights_id(spec(server, None, timeout=1, retries=0))
+
+
+@pytest.mark.parametrize(
+    "floods",
+    [
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n", b"1;" + b"x" * 50_000 + b"\r\n \r\n"),
+    ],
+)
+def test_a_server_that_never_pauses_is_out_of_time(server: Server, floods: tuple[bytes, bytes]) -> None:
+    server.answer = lambda request, _: Reply(floods=floods) if shade(request) == 100 else completion("ok")
+    answers = engine(server, timeout=1, retries=1).caption(crops(20, 100), "?")
+    assert texts(answers) == ["ok", "UnansweredError"]
+    assert server.times[100] == 2  # it was asked again
 
 
 @pytest.mark.parametrize("names", [[7], [None], [{"a": 1}], ["x", 7], 5, {"a": 1}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from c2vl_manifests.recipe import PipelineConfig
-from c2vl_pipeline.raw.scan import check_ends, is_archive, missing_bytes, scan_folder, unpack_command
+from c2vl_pipeline.raw.scan import check_ends, is_archive, list_zip, missing_bytes, scan_folder, unpack_command
 from support.indexing import doubtful, indexed, rows
 from support.video import cut, faststart, film, matroska
 
@@ -248,3 +249,11 @@ def test_a_folder_on_another_disk_is_read_through_its_link(whole: Path, tmp_path
     index, found = indexed("synthetic", whole, tmp_path / "w2", config)
     assert found.errors() == []
     assert {s for s, row in rows(index).items() if row["video"]} == expected
+
+
+def test_a_pipe_with_the_name_of_an_archive_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.zip")
+    names, damage = list_zip(tmp_path / "a.zip", deep=True)
+    assert not names
+    assert damage is not None
+    assert "a pipe, socket, device or folder" in damage

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -508,3 +509,10 @@ def test_ranges_are_looked_at_row_by_row(tmp_path: Path) -> None:
 def test_an_absent_own_file_stays_an_absent_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_array(tmp_path / "none.npy", STICK, 2)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz"])
+def test_a_pipe_in_place_of_an_array_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(DataError, match="a pipe, socket, device or folder"):
+        read_array(tmp_path / name, KINECT_V2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +181,11 @@ def test_a_file_of_nul_bytes_is_called_so(tmp_path: Path, recipe: Recipe) -> Non
     (tmp_path / "raw" / "m.npz").write_bytes(bytes(5000))
     with pytest.raises(DataError, match=r"m\.npz: begins with NUL bytes.*copy it again"):
         indexed(tmp_path / "raw", tmp_path / "w", recipe, only_present=True)
+
+
+def test_a_pipe_in_place_of_the_file_is_named_and_not_waited_for(tmp_path: Path, recipe: Recipe) -> None:
+    (tmp_path / "raw").mkdir()
+    write(tmp_path / "raw" / "m.npz")
+    os.mkfifo(tmp_path / "raw" / "other.npz")
+    _, findings = indexed(tmp_path / "raw", tmp_path / "work", recipe, only_present=True)
+    assert any(note.startswith("other.npz: a pipe, socket, device or folder") for note in findings.unexpected)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers.pku import read_pku
+from c2vl_pipeline.readers.pku import READER, read_pku
 from support.video import film
 
 CONFIG = SkeletonsConfig()
@@ -139,3 +142,24 @@ def test_pku_damage_is_refused_with_file_and_line(tmp_path: Path, walk: np.ndarr
     path.write_text("\n".join([*lines[:5], "x " + lines[5], *lines[6:]]))
     with pytest.raises(DataError, match=rf"^{path}:6: 'x .*expected 150 numbers"):
         read_pku(path, 0, 12, CONFIG)
+
+
+def test_a_line_without_end_is_counted_in_parts(tmp_path: Path) -> None:
+    raw = tmp_path / "a.txt"
+    with raw.open("wb") as file:
+        file.write(b"1 ")
+        file.truncate(4 << 30)
+    row = {"skeleton": "a.txt", "skeleton_bytes": 1, "problem": None, "start_frame": 0, "end_frame": 9}
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), hard))
+    try:
+        assert READER.look(tmp_path, [row], KINECT_V2, True) == ([], [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_pipe_in_place_of_joints_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.txt")
+    with pytest.raises(DataError, match="a pipe, socket, device or folder"):
+        read_pku(tmp_path / "a.txt", 0, 9, SkeletonsConfig())
