@@ -98,7 +98,10 @@ def application(help_text: str) -> typer.Typer:
     @app.callback(help=help_text)
     def shared(
         version: Annotated[
-            bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+            bool,
+            typer.Option(
+                "--version", callback=_print_version, is_eager=True, show_default=False, help="Print the version."
+            ),
         ] = False,
     ) -> None:
         pass

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from c2vl_manifests.cli_common import link
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.packed import read_packed_manifest
 from c2vl_manifests.recipe import Recipe
@@ -57,9 +58,9 @@ def test_synthetic_videos_become_a_table_with_controls_and_a_report(work: Path, 
         assert all(0 <= result["last"]["top1"] <= 1 for result in row["results"])
     for row in results["rows"]:
         assert row["name"] in text
-    assert "derived from joints" in text
+    assert "Derived from joints" in text
     report = out / "report.html"
-    assert f"report: {report}" in text
+    assert f"report: {link(report)}" in text
     assert report.stat().st_size > 20_000
 
 

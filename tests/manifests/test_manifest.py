@@ -345,7 +345,7 @@ def test_any_other_refusal_names_the_file_that_was_to_be(
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.ENOTCONN, errno.EACCES])
-@pytest.mark.parametrize("target", [(Path, "read_bytes"), (pq, "read_metadata")], ids=["manifest", "footer"])
+@pytest.mark.parametrize("target", [(protocol, "read_json"), (pq, "read_metadata")], ids=["manifest", "footer"])
 def test_a_shard_that_cannot_be_reached_is_not_made_again(
     path: Path, table: pa.Table, monkeypatch: pytest.MonkeyPatch, number: int, target: tuple[Any, str]
 ) -> None:

@@ -77,7 +77,7 @@ from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Note, Progress
 EVIL = {evil!r} + "[/b] :warning:"
 app = application("")
-@app.command()
+@app.command("go")
 def run(how: str) -> None:
     warnings.warn(EVIL)
     say(EVIL + "\\nerror: forged")
@@ -118,7 +118,7 @@ def on_a_terminal(*words: str, term: str | None) -> str:
 
 
 @pytest.mark.parametrize("term", ["xterm-256color", "dumb", None])
-@pytest.mark.parametrize("words", [("error",), ("bug",), (f"--x{EVIL}",)], ids=["error", "bug", "usage"])
+@pytest.mark.parametrize("words", [("go", "error"), ("go", "bug"), ("go", f"--x{EVIL}")], ids=["error", "bug", "usage"])
 def test_a_terminal_gets_only_the_sequences_of_the_program(term, words):
     got = on_a_terminal(*words, term=term)
     for code in CODES:
@@ -126,7 +126,7 @@ def test_a_terminal_gets_only_the_sequences_of_the_program(term, words):
         assert f"\x1b{code}" not in got
     for control in "\x07\x08\x7f\x9b\u202e\u2066\u200f\u061c\u2028":
         assert control not in got
-    if words == ("error",):
+    if words == ("go", "error"):
         assert "\nerror: forged" not in got
         assert "[/b] :warning:" in got
         assert "MarkupError" not in got

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -121,6 +120,6 @@ def test_weights_that_cannot_be_reached_are_not_called_damaged(data, tmp_path, m
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), "encoder.safetensors")
 
     monkeypatch.setattr(checkpoint, "safe_open", refuse)
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(checkpoint, "read_bytes", refuse)
     with pytest.raises(OSError, match="Stale"):
         checkpoint.load(tmp_path / "run" / checkpoint.ENCODER)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_evaluation.language import search, text_encoder
-from c2vl_manifests.cli_common import show_table
+from c2vl_manifests.cli_common import link, show_table
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.inference import load_joint_embedding
 from support.cli import Cli, refused
@@ -145,7 +145,7 @@ def test_the_commands_print_tables_and_draw(cli: Cli, subject, tmp_path):
     for hit in hits:
         assert hit.sample_id in text
         assert f"{hit.cosine:.3f}" in text
-    assert f"page: {out}" in found.out
+    assert f"page: {link(out)}" in found.out
     assert out.read_text("utf-8").count("<li>") == 2
     refused(cli("c2vl-eval", "search", " ", *words, "--out", tmp_path / "no.html"), "the text is empty")
     assert not (tmp_path / "no.html").exists()

@@ -549,7 +549,7 @@ def test_a_missing_package_names_the_extra(absent: str, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"options": {"treshold": 0.3}}, "pipeline.crop.engine.options.treshold = 0.3"),
+        ({"options": {"treshold": 0.3}}, "pipeline.crop.engine.options.treshold is not an option"),
         ({"options": {"config": 3}}, "pipeline.crop.engine.options.config = 3"),
         ({"dtype": "bfloat16"}, "expected float32, or take the `hf` engine"),
         ({"device": "cuda:63"}, "pipeline.crop.engine.device = 'cuda:63': torch cannot use it ("),

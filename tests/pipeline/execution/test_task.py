@@ -163,7 +163,9 @@ def test_labels_and_splits_cost_nothing(own: tuple[Path, Path], recipe: Recipe) 
     assert manifest is not None
     table = pq.read_table(path)
     labels = pq.read_table(path).column("label")
-    table = table.set_column(table.schema.get_field_index("label"), "label", labels.take([*range(31, -1, -1)]))
+    table = table.set_column(
+        table.schema.get_field_index("label"), table.schema.field("label"), labels.take([*range(31, -1, -1)])
+    )
     protocol.commit_table(path, table, key=manifest.key, row_group=64, extra=manifest.extra)
     before = times(work)
     road(work, recipe)

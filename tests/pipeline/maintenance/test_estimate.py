@@ -137,16 +137,18 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
         "c2vl-pipeline", "prompts", "--dry-run", "--work", begun, "--seconds", "1", "--workers", "1"
     ).told
     assert (code, err) == (0, "")
-    assert out[0].strip() == f"{begun}: 32 samples"
+    assert out[0].startswith("32 samples: about ")
+    assert " GB free" in out[0]
+    assert out[1].strip() == f"{begun}: 32 samples"
     assert any("skeletons" in line and " 32 " in line for line in out)
     table = cli("c2vl-pipeline", "status", "--work", begun).told[1]
-    assert "planned" in table[2]
+    assert any("left, as measured by `prompts --dry-run`" in line for line in table)
     made = estimate.read(begun)
     assert made is not None
     slow = made.stages[0].model_copy(update={"sample_seconds": 100.0})
     (begun / "plan.json").write_text(made.model_copy(update={"stages": (slow, *made.stages[1:])}).model_dump_json())
     runner.run_stage(skeletons.STAGE, begun, recipe, limit=8)
-    (line,) = [line for line in cli("c2vl-pipeline", "status", "--work", begun).told[1] if "skeletons" in line]
+    (line,) = [line for line in cli("c2vl-pipeline", "status", "--work", begun).told[1] if "│ skeletons" in line]
     assert "800 s" in line, "what the eight samples that are done were foreseen to take"
     disk = namedtuple("disk", "total used free")
     monkeypatch.setattr("c2vl_pipeline.maintenance.estimate.shutil.disk_usage", lambda path: disk(10**6, 10**6, 1000))

@@ -144,7 +144,7 @@ def test_the_command_says_reasons_and_json_has_them(cli: Cli, own: Path) -> None
     assert not any("margin" in line for line in out)
     code, out, _ = cli("c2vl-pipeline", *words, "--why").told
     assert code == 1
-    assert out[-1] == "crops: 4 shards: config.margin: 0.1 -> 0.2"
+    assert out[-2:] == ["crops: 4 shards: config.margin: 0.1 -> 0.2", f"next: c2vl-pipeline crop --work {own}"]
     code, out, _ = cli("c2vl-pipeline", *words, "--json").told
     entries = {e["stage"]: e for e in json.loads("\n".join(out))}
     assert (code, entries["crops"]["why"]) == (1, {"config.margin: 0.1 -> 0.2": 4})

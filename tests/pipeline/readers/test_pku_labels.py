@@ -193,4 +193,6 @@ def test_two_label_files_of_one_recording_must_agree(pku: Path, tmp_path: Path, 
     assert "labels the same recording; keep one of them" in text
     other.write_bytes(b"1,2,9,2\n" * 200_000)
     shutil.rmtree(first.parent)
-    assert "1,600,000 bytes; a label file has a few hundred" in refused("pku-mmd-2", pku, config)
+    assert "1,600,000 bytes; expected up to 1,048,576; a label file has a few hundred" in refused(
+        "pku-mmd-2", pku, config
+    )

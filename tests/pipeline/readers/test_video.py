@@ -192,4 +192,4 @@ def test_jpegs_keep_shape_and_channel_order_and_garbage_is_refused() -> None:
     np.testing.assert_allclose(back, image, atol=4)
     with pytest.raises(DataError) as caught:
         decode_jpeg(b"no jpeg")
-    assert str(caught.value) == "a stored crop of 7 bytes is not a JPEG; run the crop stage again"
+    assert str(caught.value) == "a stored crop of 7 bytes is not a JPEG, or too large; run the crop stage again"
