@@ -65,8 +65,8 @@ def extract(
         }
     )
     cache = run / "features" / f"{benchmark}-{split}.safetensors"
-    values = _cached(cache, key)
-    if values is None or len(values) != len(selection.rows):
+    values = _cached(cache, key, (len(selection.rows), encoder.module.dim))
+    if values is None:
         clips = Clips(packed, selection.rows, encoder.input, where)
         values = encode(encoder.module, clips, batch_size).float().numpy()
         check_finite(values, f"{run}: of its {split} features of {benchmark}")
@@ -149,7 +149,7 @@ def raw_joints(packed: PackedDataset, benchmark: str, split: str, config: InputC
     return Features(values, packed.labels()[selection.rows], selection.rows, len(selection.left_out))
 
 
-def _cached(path: Path, key: str) -> Array | None:
+def _cached(path: Path, key: str, shape: tuple[int, int]) -> Array | None:
     if not path.is_file():
         return None
     try:
@@ -157,6 +157,7 @@ def _cached(path: Path, key: str) -> Array | None:
             if (handle.metadata() or {}).get("key") != key:
                 return None
             values: Array = handle.get_tensor("features")
-            return values if np.isfinite(values).all() else None
-    except (SafetensorError, OSError):
+            whole = values.shape == shape and values.dtype == np.float32 and np.isfinite(values).all()
+            return values if whole else None
+    except (SafetensorError, OSError, TypeError):  # TypeError: of a type that numpy lacks
         return None  # damaged: computed again

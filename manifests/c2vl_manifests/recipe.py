@@ -311,6 +311,12 @@ class Recipe(Settings):
                     f"pipeline.{stage}.engine.options.{secret} would be stored in manifests; set the key in an environment "
                     "variable, which options.api_key_env names"
                 )
+            address, variable = (str(spec.options.get(name, "")) for name in ("base_url", "api_key_env"))
+            if set("@?#") & set(address) or not re.fullmatch(r"\w*", variable):
+                raise ValueError(
+                    f"pipeline.{stage}.engine.options holds a user name, password, query or fragment in base_url, or in "
+                    "api_key_env what names no environment variable; leave it out: manifests would store a key"
+                )
         return self
 
     def fingerprint(self) -> str:

@@ -116,14 +116,25 @@ def test_an_encoder_that_diverged_is_refused_and_nothing_is_kept(data, floor, va
     assert not (floor / "evaluations").exists()
 
 
-def test_cached_features_that_are_not_finite_are_made_again(data, floor):
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: torch.full_like(values, np.nan),
+        lambda values: torch.tensor(1.0),
+        lambda values: values[:, None],
+        lambda values: values[:, :1].contiguous(),
+        torch.Tensor.bfloat16,
+        torch.Tensor.int,
+    ],
+)
+def test_cached_features_that_are_none_are_made_again(data, floor, change):
     from safetensors import safe_open
-    from safetensors.numpy import save_file
+    from safetensors.torch import save_file
 
     first = extract(floor, data, "xsub", "train").values
     with safe_open(cache(floor), framework="np") as handle:
         told = handle.metadata()
-    save_file({"features": np.full_like(first, np.nan)}, cache(floor), told)
+    save_file({"features": change(torch.from_numpy(first.copy()))}, cache(floor), told)
     np.testing.assert_array_equal(extract(floor, data, "xsub", "train").values, first)
 
 

@@ -57,6 +57,15 @@ def test_a_key_among_the_options_of_an_engine_is_refused_and_not_printed(option:
     assert load_recipe("debug", ["captioner.api_key_env=MY_KEY", "captioner.max_new_tokens=9"])
 
 
+@pytest.mark.parametrize(
+    "option", ["base_url=http://a/v1?key={}", "base_url=http://u:{}@a/v1", "base_url=http://a/v1#{}", "api_key_env={}"]
+)
+def test_a_key_in_an_address_or_for_a_name_is_refused_before_a_manifest_holds_it(option: str) -> None:
+    with pytest.raises(ConfigError, match="manifests would store a key") as refused:
+        load_recipe("debug", [f"captioner.{option.format('sk-0123456789')}"])
+    assert "sk-0123" not in str(refused.value)
+
+
 def test_recipes_are_frozen() -> None:
     recipe = load_recipe("debug")
     with pytest.raises(ValidationError, match="frozen"):
