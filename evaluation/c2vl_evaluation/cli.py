@@ -15,9 +15,9 @@ from c2vl_manifests.cli_common import (
     SetOption,
     application,
     link,
+    next_steps,
     optional,
     say,
-    say_next,
     show_table,
 )
 from c2vl_manifests.cli_common import main as run_app
@@ -113,7 +113,7 @@ def run_command(
             lines.append(Line(label, context.role(), results, context.uses_joint_captions()))
     show_protocol(protocol, lines, no_encoder_scores(contexts[0].packed, contexts[0].benchmark))
     on = contexts[0].benchmark
-    say_next(["c2vl-eval", "benchmark", "--data", data, "--benchmark", on, "--out", Path("runs", f"table-{on}")])
+    say(next_steps(["c2vl-eval", "benchmark", "--data", data, "--benchmark", on, "--out", Path("runs", f"table-{on}")]))
 
 
 @app.command()
@@ -344,7 +344,7 @@ def _show_and_write(table: Table, packed: PackedDataset, out: Path) -> None:
     commands: list[list[str | Path]] = [["tensorboard", "--logdir", out]]
     if row.knowledge in {"language", "both"}:
         commands.insert(0, ["c2vl-eval", "search", table.classes[0], "--run", out / row.run, "--data", work])
-    say_next(*commands)
+    say(next_steps(*commands))
 
 
 app.command()(paper)

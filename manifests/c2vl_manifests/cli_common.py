@@ -281,10 +281,10 @@ def link(path: Path) -> str:
     return path.resolve().as_uri()
 
 
-def say_next(*commands: Sequence[str | Path]) -> None:
-    """Print the commands to run next, as the shell takes them."""
-    for word, command in zip(["next", *["then"] * len(commands)], commands, strict=False):
-        say(f"{word}: {shlex.join(map(str, command))}")
+def next_steps(*commands: Sequence[str | Path]) -> str:
+    """Return the commands to run next, as the shell takes them: `next: a; then: b`."""
+    words = ["next", *["then"] * len(commands)]
+    return "; ".join(f"{word}: {shlex.join(map(str, command))}" for word, command in zip(words, commands, strict=False))
 
 
 def say(text: str) -> None:

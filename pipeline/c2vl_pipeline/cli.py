@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, say, say_next, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, next_steps, say, show_table
 from c2vl_manifests.cli_common import main as run_app
 from c2vl_pipeline import cli_maintenance
 from c2vl_pipeline.cli_options import (
@@ -67,8 +67,8 @@ def synth_command(
             workers=(workers or usable_cores()) if can_start_processes(emit) else 1,
             emit=emit,
         )
-    say(f"{made.clips} clips in {out}")
-    say_next(["c2vl-pipeline", "prompts", "--dataset=synthetic", "--data", out, "--work", f"{out}-work"])
+    following = next_steps(["c2vl-pipeline", "prompts", "--dataset=synthetic", "--data", out, "--work", f"{out}-work"])
+    say(f"{made.clips} clips in {out}; {following}")
 
 
 @app.command("index")
@@ -88,7 +88,7 @@ def index_command(
 ) -> None:
     """Compare the raw folder with what the dataset should hold; write one row per sample."""
     _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, deep, set_)
-    say_next(["c2vl-pipeline", "prompts", "--work", work])
+    say(next_steps(["c2vl-pipeline", "prompts", "--work", work]))
 
 
 def _index(
@@ -185,11 +185,10 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
 
         stage = next(stage for stage in STAGES.values() if stage.command == name)
         resolved = recipe_of(work, recipe, set_, engine, name)
-        with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
-            complete = runner.run(stage, limit=limit)
         commands = [*(stage.command for stage in STAGES.values()), "pack"]
-        if complete:
-            say_next(["c2vl-pipeline", commands[commands.index(name) + 1], "--work", work])
+        following = next_steps(["c2vl-pipeline", commands[commands.index(name) + 1], "--work", work])
+        with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
+            runner.run(stage, limit=limit, following=f"; {following}")
 
     signature = inspect.signature(command, eval_str=True)
     options = [option for option in signature.parameters.values() if has_engine or option.name != "engine"]
@@ -225,12 +224,11 @@ def _pack(work: Path, recipe: Recipe, layout: str | None = None, place: str = ""
 
     with Reporter() as emit:
         manifest = pack.run(work, recipe, emit, layout)
+    folder = pack.folder_of(work, layout)
+    following = next_steps(["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", folder])
     say(
         f"{place}packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies "
-        f"of {manifest.joint_layout().joints} joints in {pack.folder_of(work, layout)}"
-    )
-    say_next(
-        ["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", pack.folder_of(work, layout)]
+        f"of {manifest.joint_layout().joints} joints in {folder}; {following}"
     )
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, link, say, say_json, say_next, show_table
+from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, link, next_steps, say, say_json, show_table
 from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def status_command(
     if to_do := next((e.stage for e in stages if e.state != "complete"), None):
         if not as_json:
             command = {**{stage.name: stage.command for stage in STAGES.values()}, "packed": "pack"}[to_do]
-            say_next(["c2vl-pipeline", command, "--work", work])
+            say(next_steps(["c2vl-pipeline", command, "--work", work]))
         raise typer.Exit(1)
 
 

@@ -147,8 +147,9 @@ class StageRunner:
         redo: Redo | None = None,
         limit: int | None = None,
         place: str = "",
-    ) -> bool:
-        """Run one stage and print the counts of its rows behind `place`. Return True if it is complete."""
+        following: str = "",
+    ) -> None:
+        """Run one stage and print the counts of its rows, `place` before them and, if all are made, `following` behind."""
         from c2vl_pipeline.execution.runner import run_stage
 
         with Reporter(place) as emit:
@@ -166,8 +167,9 @@ class StageRunner:
             )
         counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
         state = "all accounted for" if manifest.complete else "unfinished"
-        say(f"{place}{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}")
-        return manifest.complete
+        say(
+            f"{place}{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}{following if manifest.complete else ''}"
+        )
 
     def _workers_for(self, stage: Stage, emit: Emit) -> Workers | None:
         """Return the processes for a stage; those of the stage before if as many are wanted."""

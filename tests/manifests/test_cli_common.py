@@ -97,7 +97,7 @@ def test_a_missing_option_is_named(cli, words, option):
 def test_progress_is_lines_of_json_where_no_terminal_is(cli, data, tmp_path):
     found = cli(*pretrain(data, tmp_path / "run"))
     assert found.code == 0, found.err
-    *lines, result, following = found.out.splitlines()
+    *lines, result = found.out.splitlines()
     events = [json.loads(line) for line in lines]
     progress = [e for e in events if e["event"] == "progress"]
     assert [(e["task"], e["done"], e["total"], e["unit"]) for e in (progress[0], progress[-1])] == [
@@ -106,7 +106,7 @@ def test_progress_is_lines_of_json_where_no_terminal_is(cli, data, tmp_path):
     ]
     assert progress[-1]["loss"] > 0
     assert "4 epochs over 12 samples (0 left out)" in result
-    assert following == f"next: c2vl-eval run knn --run {tmp_path / 'run'} --data {data}"
+    assert f"; next: c2vl-eval run knn --run {tmp_path / 'run'} --data {data}" in result
     assert "\x1b" not in found.out
 
 
@@ -342,12 +342,11 @@ def test_nothing_is_left_out_of_a_table_in_a_pipe(monkeypatch, capsys):
     assert "y" * 30 in capsys.readouterr().out
 
 
-def test_commands_to_run_next_are_words_of_the_shell(capsys, tmp_path):
+def test_commands_to_run_next_are_words_of_the_shell(tmp_path):
     odd = tmp_path / "my work; it's"
-    cli_common.say_next(["c2vl-pipeline", "inspect", "--work", odd], ["c2vl-train", "pretrain"], ["last"])
-    first, second, third = capsys.readouterr().out.splitlines()
+    said = cli_common.next_steps(["c2vl-pipeline", "inspect", "--work", odd], ["c2vl-train", "pretrain"], ["last"])
+    first = said.removesuffix("; then: c2vl-train pretrain; then: last")
     assert shlex.split(first.removeprefix("next: ")) == ["c2vl-pipeline", "inspect", "--work", str(odd)]
-    assert (second, third) == ("then: c2vl-train pretrain", "then: last")
     assert cli_common.link(odd).startswith("file:///")
     assert " " not in cli_common.link(odd)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +96,11 @@ def test_onnx_is_an_extra_and_not_needed_to_train():
     text = (ROOT / "pyproject.toml").read_text("utf-8")
     core = text[text.index("dependencies = [") : text.index("[project.optional-dependencies]")]
     assert "onnx" not in core
+
+
+def test_a_check_by_onnxruntime_leaves_nothing_in_the_home_folder(tmp_path):
+    program = "from c2vl_training.export import _difference; import sys\n"
+    program += "try: _difference(b'', None, None)\nexcept Exception: pass\nassert 'onnxruntime' in sys.modules"
+    done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "HOME": str(tmp_path)}, check=False)
+    assert done.returncode == 0
+    assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]

@@ -16,10 +16,10 @@ from c2vl_manifests.cli_common import (
     Reporter,
     SetOption,
     application,
+    next_steps,
     optional,
     say,
     say_json,
-    say_next,
 )
 from c2vl_manifests.cli_common import main as run_app
 
@@ -91,9 +91,9 @@ def _command(kind: Kind) -> Callable[..., None]:
             if rank == 0:
                 say(
                     f"{run.describe()}: {result.epochs} epochs over {result.samples:,} samples "
-                    f"({result.left_out} left out) in {result.seconds:,.0f} s"
+                    f"({result.left_out} left out) in {result.seconds:,.0f} s; "
+                    + next_steps(["c2vl-eval", "run", "knn", "--run", run.out, "--data", data])
                 )
-                say_next(["c2vl-eval", "run", "knn", "--run", run.out, "--data", data])
 
     return command
 

@@ -24,7 +24,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import NO_SUCH_CALL, ConfigError, DataError, naming, passing
-from c2vl_manifests.files import check_regular
 from c2vl_manifests.joints import missing_joints
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import fingerprint
@@ -47,7 +46,6 @@ CLASS_NUMBERS = "class_numbers"
 
 def _on_disk(path: Path) -> npt.NDArray[Any]:
     """Return an array that stays on disk until it is used; in memory where the file system maps no files."""
-    check_regular(path)
     try:
         return map_array(path)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import warnings
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -130,6 +131,8 @@ def _difference(data: bytes, clips: Tensor, expected: Tensor) -> float:
     """Return the relative difference to onnxruntime's features; NaN if it is not installed."""
     if find_spec("onnxruntime") is None:
         return float("nan")
+    # it would keep a number of this machine in the home folder and report its use
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
