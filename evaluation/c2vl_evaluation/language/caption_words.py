@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.manifest import read_shard
 
 _OFFERED = 8
 """Words of the captions that a hint offers."""
@@ -32,8 +33,8 @@ def vocabulary(captions: Path, texts: Sequence[str] = ()) -> Counter[str]:
     read = 0
     for path in sorted(captions.glob("shard-*.parquet")):
         try:
-            different = pq.read_table(path, columns=["caption"])["caption"].unique().drop_null()
-        except (OSError, pa.ArrowException, KeyError):
+            different = read_shard(path, ["caption"])["caption"].unique().drop_null()
+        except (OSError, DataError):
             continue
         counts = pc.utf8_split_whitespace(pc.utf8_lower(different)).flatten().value_counts()
         new = {entry["values"]: entry["counts"] for entry in counts.to_pylist()}

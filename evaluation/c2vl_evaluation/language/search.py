@@ -18,6 +18,7 @@ from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.motion import moving
 from c2vl_manifests.pages import render
+from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_rows
 
 
@@ -117,10 +118,13 @@ def write_page(result: SearchResult, context: EvalContext, out: Path) -> Path:
 def _captions(folder: Path, ids: list[str], count: int = 2) -> dict[str, list[str]]:
     """Return the most frequent captions of some samples; unreadable shards are skipped."""
     captions: dict[str, Counter[str]] = {}
+    columns = ["sample_id", "caption"]
     for path in sorted(folder.glob("shard-*.parquet")):
         try:
-            rows = read_rows(path, ids, ["sample_id", "caption"])
-        except (OSError, pa.ArrowException):
+            rows = read_rows(path, ids, columns)
+        except (OSError, pa.ArrowException, KeyError):
+            continue
+        if misfit(rows, columns):
             continue
         for row in rows.to_pylist():
             if row["caption"]:

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_evaluation.language import search, text_encoder
+from c2vl_evaluation.language.caption_words import vocabulary
 from c2vl_manifests.cli_common import link, show_table
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.inference import load_joint_embedding
@@ -155,3 +156,10 @@ def test_brackets_in_titles_and_searches_are_plain_text(capsys: pytest.CaptureFi
     show_table("wave [/foo]", ["[/a]", "b"], [["[red]", "1"]], caption="[/z]")
     shown = capsys.readouterr().out
     assert all(text in shown for text in ("wave [/foo]", "[/a]", "[red]", "[/z]"))
+
+
+@pytest.mark.parametrize("columns", [{"other": [1]}, {"sample_id": ["a"], "caption": [3]}, {"caption": ["x"]}])
+def test_shards_of_another_stage_give_no_captions_and_no_words(tmp_path, columns):
+    pq.write_table(pa.table(columns), tmp_path / "shard-00000.parquet")
+    assert search._captions(tmp_path, ["a"]) == {}
+    assert set(vocabulary(tmp_path)) <= {"x"}
