@@ -195,7 +195,8 @@ class Server:
         for path in paths:
             if isinstance(path, (str, bytes)):
                 whole = os.path.abspath(os.fsdecode(path))
-                inside = (f"{self.case}/", f"{self.scratch}/tmp/", f"{self.scratch}/home/", "/dev/null", "/dev/shm/")
+                own = (self.case, *(self.scratch / name for name in ("tmp", "home", "modules")))
+                inside = (*map(str, own), "/dev/null", "/dev/shm/")
                 if not whole.startswith(inside):
                     os.write(2, f"\noutside: {event} {whole}\n".encode())
 

@@ -54,13 +54,13 @@ def test_some_folders_keep_every_promise(tmp_path: Path) -> None:
     """Cases are drawn as in the recorded run; a kind that is found here is an error of a command."""
     summary = tmp_path / "summary.json"
     result = subprocess.run(
-        [sys.executable, fuzz_folders.__file__, "--cases", "40", "--seed", "7", "--scratch", tmp_path,
+        [sys.executable, fuzz_folders.__file__, "--cases", "12", "--seed", "7", "--scratch", tmp_path,
          "--findings", tmp_path / "findings.jsonl", "--json", summary],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, (result.stdout, result.stderr)
     record = json.loads(summary.read_text())
-    assert record["folders"] == 40
-    assert record["commands"] >= 40
+    assert record["folders"] == 12
+    assert record["commands"] >= 12
     assert record["kinds"] == {}
     assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
