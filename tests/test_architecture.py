@@ -143,7 +143,7 @@ def test_manifests_import_none_of_the_others():
 
 
 def test_manifests_need_the_standard_library_numpy_pyarrow_and_pydantic_only():
-    ends = {("c2vl_manifests.cli_common", "typer"), ("c2vl_manifests.cli_common", "rich")}
+    ends = {("c2vl_manifests.cli_common", "typer"), ("c2vl_manifests.cli_output", "rich")}
     ends |= {("c2vl_manifests.pages", "jinja2"), ("c2vl_manifests.pages", "PIL")}
     foreign = {
         (dotted(path, part), found.top)
@@ -363,7 +363,7 @@ def test_only_the_module_that_makes_controls_visible_prints():
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
         if isinstance(node, ast.Call) and re.fullmatch(PRINTERS, ast.unparse(node.func))
     }
-    assert printers == {"c2vl_manifests.cli_common"}
+    assert printers == {"c2vl_manifests.cli_output"}
 
 
 @pytest.mark.parametrize(("part", "path"), MODULES, ids=[dotted(path, part) for part, path in MODULES])

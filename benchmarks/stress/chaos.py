@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from c2vl_manifests.cli_common import Reporter, say, show_table
+from c2vl_manifests.cli_output import Reporter, say, show_table
 from c2vl_manifests.errors import C2VLError, StageError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text, read_shard_manifest, read_stage_manifest

@@ -45,7 +45,7 @@ from typing import Any
 
 import numpy as np
 
-from c2vl_manifests.cli_common import show_table
+from c2vl_manifests.cli_output import show_table
 from c2vl_manifests.errors import one_line
 from mutations import mutate
 

@@ -8,19 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from c2vl_evaluation.paper.cli import paper
-from c2vl_manifests.cli_common import (
-    PackedOption,
-    RecipeOption,
-    Reporter,
-    SetOption,
-    application,
-    link,
-    next_steps,
-    optional,
-    say,
-    show_table,
-)
+from c2vl_manifests.cli_common import PackedOption, RecipeOption, SetOption, application, optional
 from c2vl_manifests.cli_common import main as run_app
+from c2vl_manifests.cli_output import Reporter, link, next_steps, say, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, application, next_steps, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, SetOption, application
 from c2vl_manifests.cli_common import main as run_app
+from c2vl_manifests.cli_output import Reporter, next_steps, say, show_table
 from c2vl_pipeline import cli_maintenance
 from c2vl_pipeline.cli_options import (
     DATA,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, link, next_steps, say, say_json, show_table
+from c2vl_manifests.cli_common import RecipeOption, SetOption
+from c2vl_manifests.cli_output import Reporter, link, next_steps, say, say_json, show_table
 from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
 
 if TYPE_CHECKING:

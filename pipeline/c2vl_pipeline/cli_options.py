@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import c2vl_manifests
-from c2vl_manifests.cli_common import Reporter, say
+from c2vl_manifests.cli_output import Reporter, say
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.events import Note
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from c2vl_manifests.cli_common import link
+from c2vl_manifests.cli_output import link
 from c2vl_manifests.manifest import read_stage_manifest
 from c2vl_manifests.packed import read_packed_manifest
 from c2vl_manifests.recipe import Recipe

@@ -6,8 +6,6 @@ import builtins
 import errno
 import json
 import os
-import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -20,7 +18,6 @@ import pytest
 import typer
 
 from c2vl_manifests import cli_common
-from c2vl_manifests.events import Progress
 from c2vl_training import checkpoint
 from c2vl_training.trainer import train
 from support.cli import PARTS, pretrain, refused, sets
@@ -292,77 +289,9 @@ def test_a_machine_that_fails_is_one_line_with_a_remedy(monkeypatch, capsys, err
     assert remedy in told
 
 
-@pytest.mark.parametrize("columns", [20, 40, 60, 80])
-def test_no_word_of_a_table_is_cut_on_a_narrow_terminal(monkeypatch, capsys, columns):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
-    rows = [
-        ["skeletons", "complete", "2/2", "missing_skeleton 12, ok 4"],
-        ["embeddings", "unfinished", "17/20", "ok 64"],
-        ["/a/very/long/path/that/goes/on/and/on", "x", "y", "z"],
-    ]
-    cli_common.show_table("w", ["stage", "state", "shards", "statuses"], rows)
-    told = capsys.readouterr().out
-    for word in ("skeletons", "complete", "embeddings", "unfinished", "17/20", "missing_skeleton", "statuses"):
-        assert word in told
-
-
 @pytest.mark.parametrize("command", PARTS)
 def test_every_program_says_its_version_and_whole_summaries(cli, command):
     assert cli(command, "--version").out == f"c2vl {version('c2vl')}\n"
     page = cli(command, "--help").out
     assert "--version" in page
     assert "..." not in page.partition("Commands:")[2]
-
-
-def _table(monkeypatch, capsys, columns: int, spare: tuple[str, ...]) -> str:
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("NO_COLOR", "1")
-    rows = [["crops", "17/20", "no_person 12", "14 s"], ["captions", "3/20", "", "1,204 s"]]
-    cli_common.show_table("work", ["stage", "shards", "not ok", "time"], rows, "Below.", spare=spare)
-    return capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("columns", "left"), [(80, ""), (42, ""), (36, "time"), (26, "time, shards"), (12, "time, shards")]
-)
-def test_columns_give_way_until_a_row_is_one_line(monkeypatch, capsys, columns, left):
-    shown = _table(monkeypatch, capsys, columns, ("time", "shards"))
-    assert ("Left out" in " ".join(shown.split())) == bool(left)
-    for column in ("shards", "time"):
-        assert (column in shown.partition("Left")[0]) == (column not in left)
-    if columns > 20:
-        assert sum("crops" in line and "no_person 12" in line for line in shown.splitlines()) == 1
-
-
-def test_nothing_is_left_out_of_a_table_in_a_pipe(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "20")
-    cli_common.show_table("t", ["a", "b"], [["x" * 30, "y" * 30]], spare=["b"])
-    assert "y" * 30 in capsys.readouterr().out
-
-
-def test_commands_to_run_next_are_words_of_the_shell(tmp_path):
-    odd = tmp_path / "my work; it's"
-    said = cli_common.next_steps(["c2vl-pipeline", "inspect", "--work", odd], ["c2vl-train", "pretrain"], ["last"])
-    first = said.removesuffix("; then: c2vl-train pretrain; then: last")
-    assert shlex.split(first.removeprefix("next: ")) == ["c2vl-pipeline", "inspect", "--work", str(odd)]
-    assert cli_common.link(odd).startswith("file:///")
-    assert " " not in cli_common.link(odd)
-
-
-@pytest.mark.parametrize("columns", [60, 80, 120])
-def test_a_progress_bar_keeps_its_figures_and_cuts_the_name(monkeypatch, capsys, columns):
-    monkeypatch.setenv("COLUMNS", str(columns))
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    with cli_common.Reporter("stage 3 of 6: ") as emit:
-        emit(Progress("a-run-with-a-very-long-name-in-a-folder", 7, 114480, info={"no_person": 12, "loss": 3.25}))
-    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
-    lines = [line for line in re.split(r"[\r\n]+", shown) if "stage" in line]
-    assert lines
-    for line in lines:
-        assert len(line) <= columns
-        assert "7/114480" in line
-        assert "-:--:--" in line

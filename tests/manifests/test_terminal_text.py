@@ -13,7 +13,7 @@ import unicodedata
 import pytest
 
 from c2vl_manifests import cli_common
-from c2vl_manifests.cli_common import Reporter, say, say_json, show_table, visible
+from c2vl_manifests.cli_output import Reporter, say, say_json, show_table, visible
 from c2vl_manifests.events import Note, Progress
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\x9b1A\x7f\r\b\u202e\u2066\u200f\u061c\u2028\udce9"
@@ -72,7 +72,8 @@ def test_json_is_read_back_as_the_value_it_was(capsys):
 
 PROGRAM = """
 import warnings
-from c2vl_manifests.cli_common import Reporter, application, main, say, say_json, show_table
+from c2vl_manifests.cli_common import application, main
+from c2vl_manifests.cli_output import Reporter, say, say_json, show_table
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Note, Progress
 EVIL = {evil!r} + "[/b] :warning:"

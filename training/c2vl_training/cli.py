@@ -10,18 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import (
-    PackedOption,
-    RecipeOption,
-    Reporter,
-    SetOption,
-    application,
-    next_steps,
-    optional,
-    say,
-    say_json,
-)
+from c2vl_manifests.cli_common import PackedOption, RecipeOption, SetOption, application, optional
 from c2vl_manifests.cli_common import main as run_app
+from c2vl_manifests.cli_output import Reporter, next_steps, say, say_json
 
 if TYPE_CHECKING:
     from c2vl_training.run_folder import Kind, Run

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from c2vl_manifests.cli_common import RecipeOption, Reporter, SetOption, link, optional, say, show_table
+from c2vl_manifests.cli_common import RecipeOption, SetOption, optional
+from c2vl_manifests.cli_output import Reporter, link, say, show_table
 
 if TYPE_CHECKING:
     from c2vl_evaluation.paper.compute import Workload

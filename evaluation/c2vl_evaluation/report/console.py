@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from c2vl_evaluation.results import ALWAYS, Evaluated, Line, Role, Score, Summary, Table, grouped
-from c2vl_manifests.cli_common import say, show_table
+from c2vl_manifests.cli_output import say, show_table
 
 if TYPE_CHECKING:
     from c2vl_evaluation.language.retrieval import Recall, Retrieval

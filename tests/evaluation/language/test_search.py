@@ -12,7 +12,7 @@ import pytest
 
 from c2vl_evaluation.language import search, text_encoder
 from c2vl_evaluation.language.caption_words import vocabulary
-from c2vl_manifests.cli_common import link, show_table
+from c2vl_manifests.cli_output import link, show_table
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_training.inference import load_joint_embedding
 from support.cli import Cli, refused
