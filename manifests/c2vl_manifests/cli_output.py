@@ -71,7 +71,9 @@ def say_error(text: str, colour: str = "\033[31m") -> None:
 def show_table(
     title: str, columns: list[str], rows: list[list[str]], caption: str | None = None, spare: Sequence[str] = ()
 ) -> None:
-    """Print a table; all columns but the first are right-aligned. On a narrow terminal it is as wide as its words.
+    """Print a table without its empty columns; all but the first are right-aligned.
+
+    On a narrow terminal it is as wide as its words.
 
     Args:
         title: stands above.
@@ -86,6 +88,9 @@ def show_table(
     from rich.text import Text
 
     title, columns, rows = visible(title), [*map(visible, columns)], [[*map(visible, row)] for row in rows]
+    filled = [n for n in range(len(columns)) if n == 0 or not rows or any(row[n] for row in rows)]
+    columns, *rows = ([cells[n] for n in filled] for cells in (columns, *rows))
+    spare = [column for column in spare if column in columns]
     console = Console()
     room = console.width if console.is_terminal else 140  # a pipe or a log file has no width
     left_out: list[str] = []
@@ -140,7 +145,7 @@ def say(text: str) -> None:
 
 
 def say_json(value: Any, indent: int | None = 1) -> None:
-    """Print a value as JSON; controls are escapes of JSON, so that whoever reads it gets the value as it is."""
+    """Print a value as JSON with control characters as JSON's own escapes: a reader gets the same value back."""
     whole = "utf" in (sys.stdout.encoding or "").lower()
     text = json.dumps(value, indent=indent, ensure_ascii=not whole)
     _print(_HIDDEN.sub(lambda at: at[0] if at[0] == "\n" else f"\\u{ord(at[0]):04x}", text))
@@ -220,7 +225,7 @@ class Reporter:
             from rich.progress import Progress as RichProgress
             from rich.table import Column
 
-            # figures stay whole; on a narrow terminal the name is cut, then what stands beside the bar
+            # on a narrow terminal the name and the text behind the bar are shortened, the figures never
             self._bars = RichProgress(
                 TextColumn(
                     "{task.description}",

@@ -34,9 +34,9 @@ class Script:
 
 
 @cache
-def gallery_script() -> Script:
-    """Return the script of the bar, the viewer and the copy buttons; a template writes it with `| safe`."""
-    text = _read(__package__, "shared/gallery.js")
+def script(package: str, name: str) -> Script:
+    """Return a script of a package's folder; a template writes its text with `| safe`."""
+    text = _read(package, name)
     return Script(text, f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
 
 

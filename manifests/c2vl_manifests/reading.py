@@ -158,9 +158,8 @@ def _array_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[An
     read = np.lib.format.read_array_header_2_0 if wide else np.lib.format.read_array_header_1_0
     try:
         shape, columns_first, dtype = read(io.BytesIO(head + stream.read(length)))
-    except (
-        Exception
-    ) as error:  # it is parsed as Python's literals: RecursionError, MemoryError, SyntaxError, TypeError …
+    # it is parsed as literals of Python: RecursionError, MemoryError, SyntaxError, TypeError and others
+    except Exception as error:
         raise ValueError(f"a header that is none ({one_line(error)})") from error
     if min(shape, default=0) < 0:
         raise ValueError(f"shape {shape}")

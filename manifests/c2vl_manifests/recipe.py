@@ -306,6 +306,13 @@ class Recipe(Settings):
             spec: EngineSpec = getattr(self.pipeline, stage).engine
             if spec.role != role:
                 raise ValueError(f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_secrets(self) -> Recipe:
+        """Refuse keys among the options of engines: every manifest would store them."""
+        for stage in ("crop", "caption", "embed"):
+            spec: EngineSpec = getattr(self.pipeline, stage).engine
             if secret := next(filter(_SECRET.search, spec.options), None):
                 raise ValueError(
                     f"pipeline.{stage}.engine.options.{secret} would be stored in manifests; set the key in an environment "

@@ -73,7 +73,7 @@ class Table:
         return pa.Table.from_batches(batches, self.schema if names == self.schema.names else None)
 
     def batches(self, most_rows: int) -> Iterator[pa.RecordBatch]:
-        """Yield all rows in order, up to so many at once."""
+        """Yield all rows in order, in batches of up to `most_rows`."""
         groups = list(range(self.metadata.num_row_groups))
         return self._batches(None, groups, self._longest(None, groups), most_rows)
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from c2vl_pipeline.workspace import Workspace
     from c2vl_pipeline.workspace import load as load_workspace
 
+# of pictures that OpenCV decodes; OpenCV reads it once, when it is imported
 os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 27))
-"""Of pictures that OpenCV decodes, and of frames of videos; OpenCV reads it once, when it is imported."""
 
 __all__ = ["STAGES", "Workspace", "load_workspace", "read_skeleton", "run_stage"]
 

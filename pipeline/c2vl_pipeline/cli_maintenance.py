@@ -55,11 +55,13 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
     """Print the stages of a work folder, with what `prompts --dry-run` expected if it was asked."""
     import shutil
 
+    from c2vl_manifests.datasets import load_dataset
     from c2vl_manifests.events import duration
+    from c2vl_manifests.manifest import read_shard_manifest
     from c2vl_pipeline.maintenance import estimate
-    from c2vl_pipeline.workspace import load
 
-    index, planned = load(work), estimate.read(work)
+    index, planned = read_shard_manifest(work / "samples.parquet"), estimate.read(work)
+    assert index is not None  # surveyed
     plans = {s.stage: s for s in planned.stages} if planned else {}
     rows, left = [], 0.0
     for e in stages:
@@ -69,17 +71,16 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
         cells = [e.stage, e.state, f"{e.shards_done}/{e.shards}", f"{e.rows:,}/{e.expected_rows:,}", e.not_ok()]
         rows.append([*cells, f"{e.seconds:,.0f} s", f"{expected:,.0f} s" if expected else ""])
     columns = ["stage", "state", "shards", "rows", "not ok", "work time", "planned"]
-    used = [n for n in range(len(columns)) if any(row[n] for row in rows)]
     size, free = sum(e.bytes for e in stages) / 1e9, shutil.disk_usage(work).free / 1e9
     caption = f"{size:,.2f} GB written, {free:,.0f} GB free."
     if left:
         caption += f" About {duration(left)} left, as measured by `prompts --dry-run`."
     show_table(
-        f"{work}: {index.dataset.title}, {index.table.num_rows:,} samples, recipe {recipe}",
-        [columns[n] for n in used],
-        [[row[n] for n in used] for row in rows],
+        f"{work}: {load_dataset(index.extra['dataset']).title}, {index.rows:,} samples, recipe {recipe}",
+        columns,
+        rows,
         caption,
-        spare=[column for column in ("planned", "work time", "shards") if columns.index(column) in used],
+        spare=["planned", "work time", "shards"],
     )
 
 

@@ -78,3 +78,12 @@ def test_a_progress_bar_keeps_its_figures_and_cuts_the_name(monkeypatch, capsys,
         assert len(line) <= columns
         assert "7/114480" in line
         assert "-:--:--" in line
+
+
+def test_a_column_that_is_empty_in_all_rows_is_not_shown(capsys):
+    cli_output.show_table("t", ["", "full", "never", "some"], [["", "1", "", ""], ["", "2", "", "x"]], spare=["never"])
+    shown = capsys.readouterr().out
+    assert "never" not in shown
+    assert all(word in shown for word in ("full", "some", "x"))
+    cli_output.show_table("t", ["a", "b"], [])
+    assert "b" in capsys.readouterr().out

@@ -59,7 +59,7 @@ def test_what_is_no_file_of_its_own_is_not_written_to(
 @pytest.mark.parametrize(
     "plant", [*PLANTED.values(), lambda path, target: path.hardlink_to(target)], ids=[*PLANTED, "a hard link"]
 )
-def test_what_is_written_anew_replaces_whatever_has_its_name(
+def test_a_new_file_replaces_a_link_or_pipe_of_its_name(
     tmp_path: Path, target: Path, plant: Callable[[Path, Path], object]
 ) -> None:
     path = tmp_path / "mark"

@@ -16,10 +16,11 @@ from c2vl_evaluation.metrics import class_name
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.motion import moving
+from c2vl_manifests.motion import Body, moving
 from c2vl_manifests.pages import render
 from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_rows
+from c2vl_training.dataset import PackedDataset
 
 
 @dataclass(frozen=True)
@@ -89,27 +90,35 @@ def search(
     return SearchResult(text, split, hits, len(rows), float(similarity.mean()), float(similarity.std()), notes)
 
 
+def frame_rate(packed: PackedDataset) -> float:
+    """Return the frames per second of the recordings; 30 where the dataset's description is not here or has none."""
+    try:
+        return load_dataset(packed.manifest.dataset).fps or 30
+    except C2VLError:
+        return 30
+
+
+def moving_clip(packed: PackedDataset, row: int) -> tuple[list[Body], float]:
+    """Return the people of a packed clip as moving drawings, and the seconds that it takes."""
+    joints = np.asarray(packed.joints[packed.offsets[row] : packed.offsets[row + 1]]).transpose(0, 2, 3, 1)
+    return moving(joints, packed.layout), max(len(joints) / frame_rate(packed), 0.5)
+
+
 def write_page(result: SearchResult, context: EvalContext, out: Path) -> Path:
     """Write a search result as one HTML file with small animations, which needs no network and no script.
 
     The page shows the captions of each clip if the work folder around the packed data still has them.
     """
     packed = context.packed
-    try:
-        fps = load_dataset(packed.manifest.dataset).fps or 30
-    except C2VLError:  # a custom description that is not available here
-        fps = 30
     captions = _captions(packed.folder.parent / "captions", [hit.sample_id for hit in result.hits])
     cards = []
     for hit in result.hits:
-        planes = packed.joints[packed.offsets[hit.row] : packed.offsets[hit.row + 1]]
-        joints = np.asarray(planes).transpose(0, 2, 3, 1)
-        bodies, seconds = moving(joints, packed.layout), max(len(joints) / fps, 0.5)
+        bodies, seconds = moving_clip(packed, hit.row)
         own = captions.get(hit.sample_id, [])
         cards.append({"hit": hit, "captions": own, "bodies": bodies, "seconds": seconds})
     page = render(
         "c2vl_evaluation.language", "search.html.j2", result=result, cards=cards, manifest=packed.manifest,
-        benchmark=context.benchmark, run=context.run.resolve().name, fps=fps,
+        benchmark=context.benchmark, run=context.run.resolve().name, fps=frame_rate(packed),
     )  # fmt: skip
     commit_text(out, page)
     return out

@@ -6,12 +6,9 @@ shard), the page gives the reason in its place.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +27,10 @@ from c2vl_evaluation.results import FILE, Table
 from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.events import duration
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.pages import render, shorten_paths
+from c2vl_manifests.pages import render, script, shorten_paths
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_log import read_histograms, read_metrics
 
-_SCRIPT = files("c2vl_evaluation.report").joinpath("sort.js").read_text("utf-8")
-"""Sorts tables; the page's policy admits it by its hash, and no other."""
 _COMPARED = ("floor", "shuffled", "ceiling")
 _READABLE = 0.85
 """Scale below which the names of a matrix, 10 pixels high, cannot be read."""
@@ -308,8 +303,7 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         verdict=verdict(table, out.parent),
         kinds=sections.KINDS,
         roles=sections.MEANINGS,
-        script=_SCRIPT,
-        script_source=f"'sha256-{base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()}'",
+        script=script("c2vl_evaluation.report", "sort.js"),
         lines=lines,
         derived=any(line["derived"] for line in lines),
         groups=groups,

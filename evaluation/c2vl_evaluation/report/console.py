@@ -60,8 +60,6 @@ def show_protocol(title: str, lines: Sequence[Line], place: Evaluated) -> None:
     for name, score in (("majority class", place.majority), ("chance", place.chance)):
         rows.append([name, *_score_cells(score), "", "", "", ""])
     columns = ["", "top-1", "top-5", "balanced", "best epoch", "labels", "runs", "why n/a"]
-    # without empty columns: the best epoch of kNN, reasons if nothing failed
-    used = [n for n in range(len(columns)) if n == 0 or any(row[n] for row in rows)]
     roles = {line.role for line in lines}
     absent = [word for role, word in _CONTROLS.items() if role not in roles]
     caption = _ORACLE + (_DERIVED if any(line.derived for line in lines) else "")
@@ -69,10 +67,10 @@ def show_protocol(title: str, lines: Sequence[Line], place: Evaluated) -> None:
         caption += f" Missing controls: {', '.join(absent)}."
     show_table(
         f"{place.title}, {place.benchmark}: {title}, %, {place.train:,} train / {place.test:,} test",
-        [columns[n] for n in used],
-        [[row[n] for n in used] for row in rows],
+        columns,
+        rows,
         caption,
-        spare=[columns[n] for n in (4, 2, 3) if n in used],
+        spare=["best epoch", "top-5", "balanced"],
     )
 
 

@@ -10,10 +10,9 @@ import numpy.typing as npt
 
 from c2vl_evaluation.cache import Predictions, softmax
 from c2vl_evaluation.features import Features
+from c2vl_evaluation.language.search import moving_clip
 from c2vl_evaluation.metrics import class_name
-from c2vl_manifests.datasets import load_dataset
-from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.motion import Body, moving
+from c2vl_manifests.motion import Body
 from c2vl_training.dataset import PackedDataset
 
 SHOWN = 6
@@ -89,10 +88,5 @@ def _unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def _clip(packed: PackedDataset, row: int) -> Clip:
-    try:
-        fps = load_dataset(packed.manifest.dataset).fps or 30
-    except C2VLError:  # a custom description that is not available here
-        fps = 30
-    joints = np.asarray(packed.joints[packed.offsets[row] : packed.offsets[row + 1]]).transpose(0, 2, 3, 1)
     name = class_name(packed.manifest.classes, int(packed.labels()[row]))
-    return Clip(packed.sample_ids([row])[0], name, moving(joints, packed.layout), max(len(joints) / fps, 0.5))
+    return Clip(packed.sample_ids([row])[0], name, *moving_clip(packed, row))

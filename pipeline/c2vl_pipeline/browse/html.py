@@ -31,7 +31,7 @@ def render(template: str, out: Path, **context: Any) -> Path:
     Raises:
         DataError: the page cannot be written there.
     """
-    script = pages.gallery_script()
+    script = pages.script("c2vl_manifests", "shared/gallery.js")
     text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, script=script, **context)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

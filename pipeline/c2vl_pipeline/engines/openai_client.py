@@ -1,4 +1,4 @@
-"""The connection to a model server: whatever it sends is bounded in size and time, and holds no key.
+"""The connection to a model server: bounds for the size and time of an answer, `***` in place of the key.
 
 All that a server says passes through `_Http.send`: answers, lists of models and errors.
 """

@@ -34,7 +34,7 @@ from c2vl_pipeline.readers.video import encode_jpeg, limit_side
 LONGEST_PAUSE = 8.0
 
 LONGEST_TOKEN = 64
-"""Characters for each token that was asked for, above which a text is no answer; English has 4 to 5."""
+"""Most characters of an answer for each token asked for. English text has 4 to 5 per token."""
 
 LONGEST_NAME = 256
 """Characters of a model's name."""
@@ -228,7 +228,7 @@ class Served(Captioner):
                             future.set_exception(error)
 
         for _ in range(min(self._options.concurrency, len(images))):
-            # daemons, unlike the threads of an executor: a command that is told to end does not wait for the server
+            # daemon threads: Python waits at its end for the threads of an executor, so for the slowest answer
             threading.Thread(target=work, daemon=True).start()
         try:
             wait(futures, return_when=FIRST_EXCEPTION)

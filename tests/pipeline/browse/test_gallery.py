@@ -62,7 +62,7 @@ def test_of_very_many_samples_every_nth_crop_is_shown(odd, tmp_path, monkeypatch
     page = assert_self_contained(made.path)
     assert {f["data-slot"] for f in page.of("figure")} == {"0", "2"}  # 4 slots, room for 2
     assert "Only every 2nd crop" in page.text
-    assert "Skeletons and boxes are left out" in page.text
+    assert "skeletons and boxes are not drawn" in page.text
     assert not page.of("animate") + page.of("rect")
 
 
