@@ -131,6 +131,7 @@ class Server:
             (scratch / name).mkdir()
         (self.canary / "file").write_text("not yours\n")
         os.environ |= {"HOME": str(scratch / "home"), "TMPDIR": str(scratch / "tmp"), "COLUMNS": "140", "MPLCONFIGDIR": str(scratch / "home")}  # fmt: skip
+        os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)  # torch sets it in a process and so hands it to this one
         tempfile.tempdir = None
         sys.dont_write_bytecode = True
 

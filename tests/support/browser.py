@@ -38,6 +38,7 @@ class Browser:
         wishes = {"prefers-color-scheme": scheme, "prefers-reduced-motion": motion}
         self._cdp("Emulation.setEmulatedMedia", features=[{"name": k, "value": v} for k, v in wishes.items()])
         self._driver.get(page.as_uri())
+        self.until("return document.readyState === 'complete'")  # on a busy machine a reload returns while it parses
 
     def run(self, script: str) -> Any:
         """Run a function's body in the page."""
