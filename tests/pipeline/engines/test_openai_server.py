@@ -79,7 +79,7 @@ def shade(request: dict[str, Any]) -> int:
 def pixels(request: dict[str, Any]) -> Any:
     url = request["messages"][0]["content"][0]["image_url"]["url"]
     head, _, data = url.partition(",")
-    assert head == "data:image/jpeg;base64"
+    assert head in {"data:image/jpeg;base64", "data:image/png;base64"}
     return decode_jpeg(base64.b64decode(data))
 
 
@@ -224,6 +224,13 @@ def test_sent_pixels_are_the_crop_up_to_jpeg(server: Server) -> None:
     received = pixels(server.asked[0][0])
     assert received.shape == image.shape
     assert np.abs(received.astype(int) - image).mean() < 3
+
+
+def test_a_png_has_the_pixels_of_the_crop(server: Server) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    engine(server, image_format="png").caption([Crop(image, "a", 0)], "?")
+    assert np.array_equal(pixels(server.asked[0][0]), image)
+    assert engines.key_facts(spec(server, image_format="png")) != engines.key_facts(spec(server))
 
 
 def test_large_crops_are_reduced_only_on_request(server: Server) -> None:
@@ -711,7 +718,7 @@ def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
 def test_describe_says_that_the_weights_are_the_servers_word(server: Server) -> None:
     said = engine(server, max_new_tokens=9).describe()
     assert "cannot be verified" in said["weights"]
-    assert said["options"] == {"max_new_tokens": 9, "jpeg_quality": 95, "max_side": None}
+    assert said["options"] == {"max_new_tokens": 9, "image_format": "jpeg", "jpeg_quality": 95, "max_side": None}
     assert said["base_url"] == server.url
 
 
