@@ -240,6 +240,8 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
             return "the packed data have changed since the table was made"
         test, train = (extract(folder / row.run, packed, table.benchmark, split) for split in ("test", "train"))
         main = cache.predictions_of(folder / row.run, row.result("linear").key)
+        if not np.array_equal(main.labels, test.labels):
+            return "the stored answers are to other samples than the test split has; evaluate the run again"
         shown = mistakes(packed, main, test, train)
     except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
