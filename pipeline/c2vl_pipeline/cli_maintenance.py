@@ -56,7 +56,7 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
     import shutil
 
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_manifests.events import duration
+    from c2vl_manifests.events import duration, gigabytes
     from c2vl_manifests.manifest import read_shard_manifest
     from c2vl_pipeline.maintenance import estimate
 
@@ -71,8 +71,8 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
         cells = [e.stage, e.state, f"{e.shards_done}/{e.shards}", f"{e.rows:,}/{e.expected_rows:,}", e.not_ok()]
         rows.append([*cells, f"{e.seconds:,.0f} s", f"{expected:,.0f} s" if expected else ""])
     columns = ["stage", "state", "shards", "rows", "not ok", "work time", "planned"]
-    size, free = sum(e.bytes for e in stages) / 1e9, shutil.disk_usage(work).free / 1e9
-    caption = f"{size:,.2f} GB written, {free:,.0f} GB free."
+    size, free = sum(e.bytes for e in stages), shutil.disk_usage(work).free
+    caption = f"{gigabytes(size)} written, {gigabytes(free, 0)} free."
     if left:
         caption += f" About {duration(left)} left, as measured by `prompts --dry-run`."
     show_table(
@@ -86,7 +86,7 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
 
 def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
     """Probe the stages on a few samples and print the time, GPU-hours and disk that the rest will take."""
-    from c2vl_manifests.events import duration
+    from c2vl_manifests.events import duration, gigabytes
     from c2vl_pipeline.maintenance.estimate import estimate
 
     with Reporter() as emit:
@@ -103,7 +103,7 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
                 f"{s.workers}",
                 duration(s.seconds),
                 f"{s.gpu_hours:,.1f}",
-                f"{s.bytes / 1e9:,.2f} GB",
+                gigabytes(s.bytes),
             ]
             for s in made.stages
         ]
@@ -111,9 +111,10 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
         total = duration(sum(s.seconds for s in made.stages))
         gpu = f" on {max(s.workers for s in made.stages if s.on_gpu)} GPUs" if hours else ""
         say(
-            f"{made.all_samples:,} samples: about {total}{gpu}, {size:,.2f} GB to write; {made.free_bytes / 1e9:,.0f} GB free"
+            f"{made.all_samples:,} samples: about {total}{gpu}, {gigabytes(size)} to write; "
+            f"{gigabytes(made.free_bytes, 0)} free"
         )
-        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", f"{size / 1e9:,.2f} GB"])
+        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", gigabytes(size)])
         show_table(
             f"{work}: {made.all_samples:,} samples",
             ["stage", "to do", "probed", "per sample", "workers", "wall time", "GPU-hours", "disk"],

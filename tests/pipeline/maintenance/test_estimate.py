@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -138,7 +139,7 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     ).told
     assert (code, err) == (0, "")
     assert out[0].startswith("32 samples: about ")
-    assert " GB free" in out[0]
+    assert re.search(r", 0\.0\d GB to write; \d+ GB free", out[0])
     assert out[1].strip() == f"{begun}: 32 samples"
     assert any("skeletons" in line and " 32 " in line for line in out)
     table = cli("c2vl-pipeline", "status", "--work", begun).told[1]
