@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
-from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
+from c2vl_manifests.errors import ConfigError, DataError, StageError, naming, one_line, passing
 from c2vl_manifests.files import OUTSIDE
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
@@ -163,6 +163,20 @@ def shard_path(work: Path, stage: str, number: int) -> Path:
 
 
 def stored_joints(row: dict[str, Any], layout: Layout) -> Array:
-    """Return the joints of a row of the skeletons stage, (T, M, V, C)."""
-    shape = (row["frames"], -1 if row["frames"] else 1, layout.joints, layout.dims)
-    return np.frombuffer(row["joints"], np.float32).reshape(shape)
+    """Return the joints of a row of the skeletons stage, (T, M, V, C).
+
+    Raises:
+        DataError: the row holds another number of bytes.
+    """
+    return _stored(row, "joints", (layout.joints, layout.dims))
+
+
+def _stored(row: dict[str, Any], column: str, joints: tuple[int, int]) -> Array:
+    shape = (row["frames"], -1 if row["frames"] else 1, *joints)
+    try:
+        return np.frombuffer(row[column], np.float32).reshape(shape)
+    except ValueError as error:
+        raise DataError(
+            f"the {column} of {row['sample_id']} have {len(row[column]):,} bytes, which are no {row['frames']:,} frames of "
+            f"{joints[0]} joints; delete that shard of skeletons/ and run `c2vl-pipeline prompts` again"
+        ) from error
