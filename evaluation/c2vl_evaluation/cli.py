@@ -162,6 +162,9 @@ def zeroshot(
         Path | None,
         optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
     ] = None,
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="the cosines to each class over all test clips, without labels.")
+    ] = False,
     encoder: EncoderOption = None,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
@@ -172,7 +175,7 @@ def zeroshot(
     from c2vl_evaluation.report.console import show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder)) for one in contexts]
+    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder, standardise)) for one in contexts]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
     if note := zeroshot.words_note(contexts[0], descriptions):
         say(note)

@@ -92,6 +92,7 @@ def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> No
         rows.append(["majority class", *_score_cells(one.majority)])
     rows.append(["chance", *_score_cells(one.chance)])
     words = f"{one.texts} descriptions" if one.described else "the names of the classes"
+    words += ", cosines standardised per class" if one.standardised else ""
     show_table(
         f"{title}: zero-shot by {words}, %, {one.test:,} test clips, {one.classes} classes",
         ["", "top-1", "top-5", "balanced"],

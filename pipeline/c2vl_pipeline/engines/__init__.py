@@ -220,6 +220,9 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ("captioner", "posecode"): Backend("c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"),
     ("encoder", "hf"): Backend("c2vl_pipeline.engines.hf:Clip", _MODEL, joint_space=True, own_process=True),
     ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
+    ("encoder", "sentences"): Backend(
+        "c2vl_pipeline.engines.sentences:Sentences", ("onnxruntime", "tokenizers"), "sentences"
+    ),
 }
 _STAGES = {"detector": "crop", "captioner": "caption", "encoder": "embed"}
 
