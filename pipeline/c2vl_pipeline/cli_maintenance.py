@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunn
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
+    from c2vl_pipeline.maintenance.requirements import Requirement
     from c2vl_pipeline.maintenance.status import StageStatus
 
 
@@ -84,15 +86,42 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
     )
 
 
+def _show_requirements(recipe: Recipe, needs: Sequence[Requirement]) -> None:
+    """Print which packages and weights the engines of a recipe load, and from where."""
+    from c2vl_manifests.events import gigabytes
+
+    held = {
+        place: [one for one in needs if one.weights and one.weights.place == place]
+        for place in ("here", "hub", "absent")
+    }
+    sizes = {place: sum((one.weights and one.weights.bytes) or 0 for one in ones) for place, ones in held.items()}
+    for one in needs:
+        words = f"{one.role} {one.engine}"
+        if one.weights:
+            size = f"{gigabytes(one.weights.bytes)} " if one.weights.bytes else ""
+            words += f" {one.model}: {size}{one.weights.note}"
+        names = [f"{name} (not installed)" if name in one.missing else name for name in one.packages]
+        say(words + (f"; needs {', '.join(names)}" if names else ""))
+    said = [f"{gigabytes(sizes['here'])} on this machine"] if held["here"] else []
+    said += [f"{gigabytes(sizes['hub'])} to be downloaded"] if held["hub"] else []
+    said += [f"those of the {', '.join(one.role for one in held['absent'])} are not here"] if held["absent"] else []
+    say(f"recipe {recipe.name}: {'weights: ' + '; '.join(said) if said else 'no weights to load'}")
+
+
 def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
-    """Probe the stages on a few samples and print the time, GPU-hours and disk that the rest will take."""
+    """Print what the engines need; probe the stages on a few samples, and print time, GPU-hours and disk of the rest."""
     from c2vl_manifests.events import duration, gigabytes
     from c2vl_pipeline.maintenance.estimate import estimate
+    from c2vl_pipeline.maintenance.requirements import requirements
+    from c2vl_pipeline.workspace import load
 
+    needs = requirements(load(work), recipe)
+    if not as_json:
+        _show_requirements(recipe, needs)
     with Reporter() as emit:
         made = estimate(work, recipe, seconds=seconds, workers=workers, emit=emit)
     if as_json:
-        say_json(made.model_dump(mode="json"))
+        say_json(made.model_dump(mode="json") | {"engines": [one.model_dump(mode="json") for one in needs]})
     else:
         rows = [
             [
