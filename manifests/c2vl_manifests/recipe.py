@@ -154,7 +154,7 @@ class PretrainConfig(Settings):
     """Cross-modal pre-training (Section III-D). Other readings, and ideas beyond the paper, are off by default."""
 
     LATER = (
-        *("pooling_weights", "equal_prompts", "skeleton_heads", "directions"),
+        *("normalise", "pooling_weights", "equal_prompts", "skeleton_heads", "directions"),
         *("negatives", "views", "view_weight", "view_temperature"),
     )
 
@@ -166,6 +166,8 @@ class PretrainConfig(Settings):
     """Standardise each dimension of the knowledge vectors on the training split (for engines other than CLIP)."""
     pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = "true"
     """`shuffled` pairs each skeleton with another sample's knowledge: a control that should not help."""
+    normalise: Literal["before_pooling", "after_pooling"] = "before_pooling"
+    """Whether the 16 vectors are brought to length 1 before they are averaged, or their mean alone is."""
     pooling_weights: Literal["equal", "idf"] = "equal"
     """`idf` weights each of the 16 vectors by how few training samples have it, so that near-constant captions lose
     weight; with `random` pooling it is drawn by that weight."""
@@ -202,6 +204,8 @@ class PretrainConfig(Settings):
             raise ValueError(f"teacher = {self.teacher!r} has no soft target to make of targets = {kind!r}; use 'self'")
         if self.view_weight > 0 and self.views == 1:
             raise ValueError(f"view_weight = {self.view_weight} needs a second view, not views = 1; set views = 2")
+        if (self.normalise, self.pooling) == ("after_pooling", "random"):
+            raise ValueError("normalise = 'after_pooling' needs vectors that are averaged, not pooling = 'random'")
         if self.directions == "mean" and kind == "sigmoid":
             raise ValueError("directions = 'mean' has no meaning for targets = 'sigmoid', one sum over all pairs")
         if self.skeleton_heads == "per_kind" and self.knowledge != "both":

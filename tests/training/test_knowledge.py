@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import PretrainConfig
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.knowledge import Knowledge, idf_weights
@@ -45,6 +46,26 @@ def test_mean_pooling_matches_a_loop_over_usable_slots(spoken):
     for place, n in enumerate(rows):
         wanted = unit(sum(unit(vectors[n, s]) for s in range(SLOTS) if ok[n, s]))
         np.testing.assert_allclose(found[place].numpy(), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "ordered"])
+def test_lengths_weigh_where_only_the_mean_is_normalised(spoken, pooling):
+    packed, vectors, ok = spoken
+    found = knowledge(packed, range(7), pooling=pooling, normalise="after_pooling").epoch(torch.Generator())
+    quarters = [(0, 1, 2), (3, 4, 5), (6, 7), (8, 9)] if pooling == "ordered" else [tuple(range(SLOTS))]
+    for n in range(7):
+        whole = unit(sum(vectors[n, s] for s in range(SLOTS) if ok[n, s]))
+        parts = [[vectors[n, s] for s in slots if ok[n, s]] for slots in quarters]
+        wanted = np.concatenate([unit(sum(part)) if part else whole for part in parts]) / math.sqrt(len(parts))
+        np.testing.assert_allclose(found[n].numpy(), wanted, atol=1e-5)
+
+
+def test_lengths_that_were_not_kept_are_missed(tmp_path):
+    unit_vectors = np.random.default_rng(0).normal(size=(7, SLOTS, DIM))
+    unit_vectors /= np.linalg.norm(unit_vectors, axis=2, keepdims=True)
+    folder = write_packed(tmp_path / "packed", random_joints([5] * 7, 1, STICK), vision=unit_vectors)
+    with pytest.raises(DataError, match=r"needs the lengths of the vision vectors, and all in .* have length 1"):
+        knowledge(PackedDataset(folder), range(7), normalise="after_pooling")
 
 
 def test_ordered_pooling_is_the_means_of_four_quarters_side_by_side(spoken):

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import PretrainConfig
 from c2vl_training.dataset import PackedDataset, Rows
 
@@ -49,6 +50,12 @@ class Knowledge:
     one. `mean` averages unit vectors; `random` takes one per sample and epoch; `ordered` concatenates the means of
     four consecutive quarters, which keeps the order in time. All vectors of a sample weigh the same; `idf` weighs them
     by `idf_weights`, and `random` draws by these weights.
+
+    *Reading:* "averaged" may mean the vectors as CLIP gives them (`normalise = after_pooling`), of which long ones, up to
+    1.8 times as long as others, weigh more. It needs data that hold the lengths.
+
+    Raises:
+        DataError: lengths are asked for, and all stored vectors have length 1.
     """
 
     QUARTERS = 4
@@ -56,7 +63,14 @@ class Knowledge:
     def __init__(self, packed: PackedDataset, rows: Rows, kind: str, config: PretrainConfig) -> None:
         vectors, usable = packed.knowledge(kind)
         self._ok = np.asarray(usable[rows])
-        self._vectors = _unit(np.where(self._ok[..., None], vectors[rows], 0).astype(np.float32))
+        self._vectors = np.where(self._ok[..., None], vectors[rows], 0).astype(np.float32)
+        if config.normalise == "before_pooling":
+            self._vectors = _unit(self._vectors)
+        elif np.allclose(np.linalg.norm(self._vectors[self._ok], axis=-1), 1, atol=0.01):
+            raise DataError(
+                f"normalise = 'after_pooling' needs the lengths of the {kind} vectors, and all in {packed.folder} have "
+                "length 1: the encoder that made them normalises; use 'before_pooling'"
+            )
         self._pooling = config.pooling
         self._weights = None if config.pooling_weights == "equal" else idf_weights(self._vectors, self._ok)
         self._fixed = None if config.pooling == "random" else self._pool()
