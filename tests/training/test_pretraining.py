@@ -186,26 +186,30 @@ class Steps:
                     parameter.mul_(1.01).add_(0.01)
 
 
+@pytest.mark.parametrize("views", [1, 2])
 def test_a_memory_gives_each_samples_embeddings_of_the_epoch_before_and_at_first_hard_targets(
-    data, tmp_path, monkeypatch
+    data, tmp_path, monkeypatch, views
 ):
-    steps = Steps(monkeypatch, data, tmp_path, "teacher=memory", "targets={kind='inter',inter_hard=0.2}")
+    settings = ("teacher=memory", "targets={kind='inter',inter_hard=0.2}", f"views={views}")
+    steps = Steps(monkeypatch, data, tmp_path, *settings)
     kept: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
     for epoch in range(3):
         seen: dict[int, dict[str, tuple[Tensor, Tensor]]] = {}
         for places, output in steps.epoch(epoch):
-            (sides,) = steps.calls
-            for kind, side in sides.items():
-                assert side.teacher is not None
-                assert side.known is not None
-                assert side.known.tolist() == [int(place) in kept for place in places]
-                for row, place in enumerate(places.tolist()):
-                    seen.setdefault(place, {})[kind] = (side.S[row].detach().clone(), side.V[row].detach().clone())
-                    for given, was in zip(side.teacher, kept.get(place, {}).get(kind, ()), strict=False):
+            calls = [*steps.calls]
+            assert len(calls) == views
+            for row, place in enumerate(places.tolist()):
+                seen[place] = {kind: (side.S[row].detach(), side.V[row].detach()) for kind, side in calls[0].items()}
+                for kind, side in (item for sides in calls for item in sides.items()):
+                    assert side.teacher is not None
+                    assert side.known is not None
+                    assert bool(side.known[row]) == (place in kept)
+                    for given, was in zip(side.teacher, kept[place][kind] if place in kept else (), strict=False):
                         assert torch.equal(given[row], was)
             if epoch == 0:
-                hard = {kind: side._replace(teacher=None, known=None) for kind, side in sides.items()}
-                torch.testing.assert_close(output.loss, objective.loss(hard, targets=Hard(), alpha=1.0).total)
+                hard = [{k: side._replace(teacher=None, known=None) for k, side in sides.items()} for sides in calls]
+                losses = [objective.loss(sides, targets=Hard(), alpha=1.0).total for sides in hard]
+                torch.testing.assert_close(output.loss, sum(losses) / views)
         kept |= seen
     assert steps.method.teacher is not None
     assert sum(t.numel() for t in steps.method.teacher.buffers()) == 12 * (3 * 8 + 1)
