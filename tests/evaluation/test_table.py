@@ -119,7 +119,7 @@ def test_the_study_in_this_repository_can_be_run():
     lines = benchmark.entries(
         MANIFEST, "paper", ["training.pretrain.knowledge=vision"], (), load_variants(ROOT / "benchmarks" / "study.toml")
     )
-    assert len(lines) == 11 + 3
+    assert len(lines) == 13 + 3
 
 
 def test_an_unknown_target_names_the_known_ones():
