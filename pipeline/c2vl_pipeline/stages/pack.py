@@ -270,7 +270,7 @@ def _errors(index: Workspace, number: int, vectors: pa.Table) -> list[str | None
 
 def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], emit: Emit) -> dict[str, int]:
     """Write the vectors of both kinds of knowledge and set each row's counts of usable ones; return the widths."""
-    first = pq.read_schema(shard_path(index.work, "embeddings", 0))
+    first = read_shard(shard_path(index.work, "embeddings", 0), ["vision", "language"]).schema
     widths = {kind: int(first.field(kind).type.list_size) for kind in ("vision", "language")}
     arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}
     good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}
