@@ -15,7 +15,7 @@ from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunn
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
-    from c2vl_pipeline.maintenance.requirements import Requirement
+    from c2vl_pipeline.engines.requirements import Requirement
     from c2vl_pipeline.maintenance.status import StageStatus
 
 
@@ -111,11 +111,13 @@ def _show_requirements(recipe: Recipe, needs: Sequence[Requirement]) -> None:
 def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
     """Print what the engines need; probe the stages on a few samples, and print time, GPU-hours and disk of the rest."""
     from c2vl_manifests.events import duration, gigabytes
+    from c2vl_pipeline.engines.requirements import requirements
     from c2vl_pipeline.maintenance.estimate import estimate
-    from c2vl_pipeline.maintenance.requirements import requirements
+    from c2vl_pipeline.stages import STAGES
     from c2vl_pipeline.workspace import load
 
-    needs = requirements(load(work), recipe)
+    index = load(work)
+    needs = requirements([stage.engine(recipe, index) for stage in STAGES.values() if stage.engine])
     if not as_json:
         _show_requirements(recipe, needs)
     with Reporter() as emit:

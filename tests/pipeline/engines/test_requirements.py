@@ -12,13 +12,16 @@ import pytest
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Backend
-from c2vl_pipeline.maintenance.requirements import Requirement, requirements
+from c2vl_pipeline.engines.requirements import Requirement, requirements
+from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.workspace import load
 from support.cli import Cli
 
 
 def needs(work: Path, recipe: str, *sets: str) -> dict[str, Requirement]:
-    return {one.role: one for one in requirements(load(work), load_recipe(recipe, list(sets)))}
+    chosen = load_recipe(recipe, list(sets))
+    specs = [stage.engine(chosen, load(work)) for stage in STAGES.values() if stage.engine]
+    return {one.role: one for one in requirements(specs)}
 
 
 def test_engines_without_weights_need_none(work: Path) -> None:

@@ -1,8 +1,8 @@
-"""What the engines of a recipe need before they run: packages, and weights with their size and place."""
+"""What engines need before they run: packages, and weights with their size and place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -10,10 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline.engines import backend
-from c2vl_pipeline.stages import STAGES
-from c2vl_pipeline.workspace import Workspace
 
 HUB_TIMEOUT = 5.0
 """Seconds until the hub must answer."""
@@ -48,9 +45,8 @@ class Requirement(BaseModel):
     """None for an engine without weights."""
 
 
-def requirements(index: Workspace, recipe: Recipe) -> list[Requirement]:
-    """Return the needs of the engines that a recipe runs on a work folder; no engine is loaded."""
-    specs = [stage.engine(recipe, index) for stage in STAGES.values() if stage.engine]
+def requirements(specs: Sequence[EngineSpec]) -> list[Requirement]:
+    """Return the needs of engines; none is loaded."""
     return [
         Requirement(
             role=spec.role,
