@@ -51,15 +51,25 @@ class Filters:
     text: str | None = None
     """Text that a caption contains (any case)."""
 
+    def given(self) -> list[tuple[str, str, tuple[object, ...]]]:
+        """Return field, option of `inspect` and values of every filter that is given."""
+        options = {"label": "class", "samples": "sample"}
+        return [
+            (name, options.get(name, name), value if isinstance(value, tuple) else (value,))
+            for name, value in vars(self).items()
+            if value not in (None, ())
+        ]
+
     def each(self) -> dict[str, Filters]:
         """Return every given filter alone, by its words: option and value."""
-        options = {"label": "class", "samples": "sample"}
-        alone = {}
-        for name, value in vars(self).items():
-            if value not in (None, ()):
-                shown = value if isinstance(value, str | int) else ", ".join(value)
-                alone[f"{options.get(name, name)} {shown}"] = Filters(**{name: value})
-        return alone
+        return {
+            f"{option} {', '.join(map(str, values))}": Filters(**{name: getattr(self, name)})
+            for name, option, values in self.given()
+        }
+
+    def options(self) -> list[str]:
+        """Return the words of a command that give these filters to `inspect`."""
+        return [word for _, option, values in self.given() for one in values for word in (f"--{option}", str(one))]
 
     def words(self) -> str:
         """Return the filters in one line."""

@@ -40,7 +40,7 @@ if (bar) {
   const [text, label, status, split, order, motion] = all("input, select", bar);
   const cards = all(".card", list).map((card, place) => ({
     card, place, held: `${card.querySelector("h3").textContent}\n${card.dataset.text}`.toLowerCase(),
-    label: Number(card.dataset.label), score: Number(card.dataset.score), repeats: -Number(card.dataset.repeats),
+    label: Number(card.dataset.label), score: Number(card.dataset.score), poor: -Number(card.dataset.poor),
     status: card.dataset.status.split("\n"), split: card.dataset.split.split("\n"),
   }));
   const filter = (event) => {
@@ -68,8 +68,8 @@ if (bar) {
 }
 
 // The viewer: left and right lead through the frames of a sample, up and down to other samples.
-const viewer = document.querySelector("dialog.viewer");
-if (viewer) {
+{
+  const viewer = document.querySelector("dialog.viewer");
   let at = null;
   const [title, picture, facts, caption] = all(".title, .picture, .facts, .caption", viewer);
   const show = (figure) => {
@@ -90,7 +90,8 @@ if (viewer) {
     show(frames[frames.indexOf(at) + step]);
   };
   const sample = (step) => {
-    const cards = all(".card:not([hidden])"), card = cards[cards.indexOf(at.closest(".card")) + step];
+    const cards = all(".card").filter((card) => card.checkVisibility());
+    const card = cards[cards.indexOf(at.closest(".card")) + step];
     if (card) fill(card);
     show(card?.querySelector(".strip figure"));
   };
@@ -112,5 +113,28 @@ if (viewer) {
   viewer.addEventListener("close", () => {
     at.scrollIntoView({ block: "nearest", inline: "nearest" });
     at.parentElement.focus({ preventScroll: true });
+  });
+}
+
+// Tables: a press on the head of a column sorts the rows by it.
+for (const table of all("table.sortable")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const value = (row, at) => {
+    const text = row.cells[at].textContent.trim(), number = parseFloat(text.replace("−", "-").replaceAll(",", ""));
+    return isNaN(number) || isNaN(parseInt(text.replace(/^[−+]/, ""))) ? text : number;
+  };
+  heads.forEach((head, at) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const numbers = head.classList.contains("n"), before = head.getAttribute("aria-sort");
+      const up = before ? before === "descending" : !numbers;
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+      body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1) * compare(value(a, at), value(b, at))));
+    });
   });
 }
