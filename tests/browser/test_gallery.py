@@ -79,16 +79,16 @@ def test_text_class_status_and_split_filter_the_cards_and_count_them(shown: Brow
     assert "No sample here matches. Captions say" in shown.run("return document.querySelector('.nothing').innerText;")
 
 
-def test_cards_are_ordered_by_score_repeats_and_class(shown: Browser, scored: Path) -> None:
+def test_cards_are_ordered_by_score_captions_and_class(shown: Browser, scored: Path) -> None:
     facts = "return [...document.querySelectorAll('.card')].map(c => Number(c.dataset.%s));"
     index = shown.run(SHOWN)
     choose(shown, 4, "score")
     scores = shown.run(facts % "score")
     assert scores == sorted(scores) != sorted(scores, reverse=True)
-    choose(shown, 4, "repeats")
-    repeats = shown.run(facts % "repeats")
-    assert repeats == sorted(repeats, reverse=True)
-    assert repeats[0] == 3
+    choose(shown, 4, "poor")
+    poor = shown.run(facts % "poor")
+    assert poor == sorted(poor, reverse=True)
+    assert poor[0] == 3
     choose(shown, 4, "label")
     labels = shown.run(facts % "label")
     assert labels == sorted(labels)
@@ -192,6 +192,10 @@ def test_the_page_reads_without_script(chrome: Browser, page: Path) -> None:
     for off in (True, False):
         chrome.without_scripts(off)
         chrome.show(page, 1200)
+        chrome.until(
+            "const seen = [...document.querySelectorAll('.strip img')].slice(0, 8);"
+            "return seen.length == 8 && seen.every(image => image.complete);"
+        )
         image = np.asarray(Image.open(io.BytesIO(chrome.picture())).convert("L"))[:1200]
         heights.append((np.abs(image.astype(int) - 255) > 60).sum())
     assert heights[0] > 0.8 * heights[1]  # crops, skeletons and captions are all there

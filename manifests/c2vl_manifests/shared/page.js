@@ -3,6 +3,13 @@
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 document.documentElement.classList.add("live");
 
+// A link to what is folded opens it.
+const unfold = () => {
+  for (let e = document.getElementById(location.hash.slice(1)); e; e = e.parentElement) if (e.matches("details")) e.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
+
 // Copy buttons. Where a page may not write to the clipboard, a prompt holds the text, selected.
 document.addEventListener("click", async ({ target }) => {
   const button = target.closest("button[data-copy]");
@@ -17,7 +24,8 @@ document.addEventListener("click", async ({ target }) => {
   }
 });
 
-// Thousands of pictures take seconds to load: the inside of a card is inert (`noscript`) until it comes near the screen.
+// The inside of a card is inert (`noscript`). Thousands of pictures take seconds to load, so in a gallery it stays so until
+// it comes near the screen.
 const fill = (card) => {
   const inert = card.querySelector(":scope > noscript");
   if (!inert) return;
@@ -30,7 +38,10 @@ const sight = new IntersectionObserver((entries) => {
     for (const drawing of all("svg.moving", target)) isIntersecting ? drawing.unpauseAnimations() : drawing.pauseAnimations();
   }
 }, { rootMargin: "600px" });
-for (const card of all(".card")) sight.observe(card);
+for (const card of all(".card")) {
+  sight.observe(card);
+  if (!card.closest(".cards")) fill(card);
+}
 addEventListener("beforeprint", () => all(".card:not([hidden])").forEach(fill));
 
 // The bar: which cards are shown, in which order.
