@@ -13,7 +13,7 @@ from PIL import Image
 from selenium.webdriver.common.keys import Keys
 
 from c2vl_manifests.schema import CROPS
-from c2vl_pipeline.browse import gallery, trace
+from c2vl_pipeline.browse import gallery
 from c2vl_pipeline.workspace import load
 from support.browser import Browser
 from support.pages import HOSTILE, rewrite
@@ -165,12 +165,7 @@ def test_motion_plays_only_where_it_is_seen_and_wished(chrome: Browser, page: Pa
     assert chrome.run(seen) == ["none", "block"]
 
 
-@pytest.mark.parametrize("kind", ["inspect", "explain"])
-def test_hostile_captions_run_nothing_and_load_nothing(chrome: Browser, scored: Path, page: Path, kind: str) -> None:
-    if kind == "explain":
-        page = trace.write(
-            trace.trace(scored, load(scored).table["sample_id"][0].as_py()), page.with_name("explain.html")
-        )
+def test_hostile_captions_run_nothing_and_load_nothing(chrome: Browser, page: Path) -> None:
     chrome.complaints()
     chrome.show(page, 390)
     chrome.until("return document.querySelectorAll('.card .strip img').length > 3;")

@@ -9,6 +9,7 @@ import numpy as np
 
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import cards
+from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.browse.selection import Filters
 from c2vl_pipeline.workspace import load, shard_path
 from support.pages import rewrite
@@ -54,9 +55,9 @@ def test_captions_that_are_missing_cut_or_repeated_are_counted(copied):
         for row in rows[:4]:
             row["truncated"] = True
 
-    (before,) = cards.cards(load(copied), cards.RowReader(load(copied)), [0])
+    (before,) = cards.cards(load(copied), RowReader(load(copied)), [0])
     repeated = 4 - len({caption["text"] for caption in before.captions})
     assert before.poor == repeated
     rewrite(copied, "embeddings", read_shard(shard_path(copied, "embeddings", 0)).schema, cut)
-    (after,) = cards.cards(load(copied), cards.RowReader(load(copied)), np.array([0]))
+    (after,) = cards.cards(load(copied), RowReader(load(copied)), np.array([0]))
     assert after.poor == 4
