@@ -216,6 +216,10 @@ def inspect_command(
     text: Annotated[str | None, typer.Option(help="A caption holds it, in any case.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many samples.")] = 48,
     seed: Annotated[int | None, typer.Option(min=0, help="Show random ones, not a slice of all kinds.")] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Show the first by captions (most missing, cut or repeated) or score (lowest), not a slice."),
+    ] = None,
 ) -> None:
     """Write an offline gallery of any slice: crops, captions, and what became of them."""
     from c2vl_pipeline.browse import gallery, selection
@@ -236,7 +240,7 @@ def inspect_command(
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 
-    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, tell=tell)
+    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, order=order, tell=tell)
     say(f"page: {link(made.path)}")
 
 

@@ -85,7 +85,7 @@ def test_cards_are_ordered_by_score_captions_and_class(shown: Browser, scored: P
     choose(shown, 4, "score")
     scores = shown.run(facts % "score")
     assert scores == sorted(scores) != sorted(scores, reverse=True)
-    choose(shown, 4, "poor")
+    choose(shown, 4, "captions")
     poor = shown.run(facts % "poor")
     assert poor == sorted(poor, reverse=True)
     assert poor[0] == 3

@@ -40,7 +40,9 @@ def vocabulary(captions: Path, texts: Sequence[str] = ()) -> Counter[str]:
         if found and texts and not lacking:
             break
         if lacking and read >= _ENOUGH:
-            column = column.filter(pc.match_substring_regex(column, "|".join(map(re.escape, lacking)), ignore_case=True))
+            column = column.filter(
+                pc.match_substring_regex(column, "|".join(map(re.escape, lacking)), ignore_case=True)
+            )
         different = column.unique().drop_null()
         counts = pc.utf8_split_whitespace(pc.utf8_lower(different)).flatten().value_counts()
         new = {entry["values"]: entry["counts"] for entry in counts.to_pylist()}

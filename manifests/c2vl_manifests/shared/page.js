@@ -51,7 +51,7 @@ if (bar) {
   const [text, label, status, split, order, motion] = all("input, select", bar);
   const cards = all(".card", list).map((card, place) => ({
     card, place, held: `${card.querySelector("h3").textContent}\n${card.dataset.text}`.toLowerCase(),
-    label: Number(card.dataset.label), score: Number(card.dataset.score), poor: -Number(card.dataset.poor),
+    label: Number(card.dataset.label), score: Number(card.dataset.score), captions: -Number(card.dataset.poor),
     status: card.dataset.status.split("\n"), split: card.dataset.split.split("\n"),
   }));
   const filter = (event) => {

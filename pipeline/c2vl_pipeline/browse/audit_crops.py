@@ -51,6 +51,14 @@ class Worst:
     joints: list[tuple[float, float, bool]]
     """(x, y, inside)."""
 
+    @property
+    def view(self) -> list[float]:
+        """The part of the frame that a drawing shows, around box and joints: x, y, width, height."""
+        points = np.array([self.box[:2], self.box[2:], *((x, y) for x, y, _ in self.joints)])
+        low, high = points.min(axis=0), points.max(axis=0)
+        margin = 0.1 * float((high - low).max())
+        return [round(float(value), 1) for value in (*(low - margin), *(high - low + 2 * margin))]
+
 
 @dataclass(frozen=True)
 class JointFigures:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from c2vl_manifests.errors import ConfigError
 from c2vl_pipeline.browse import cards, html
 from c2vl_pipeline.browse.cards import Card
 from c2vl_pipeline.browse.reader import RowReader
-from c2vl_pipeline.browse.selection import ALL, Filters, Numbers, frequent, nothing, select, spread
+from c2vl_pipeline.browse.selection import ALL, ORDERS, Filters, Numbers, frequent, nothing, select, spread, worst_first
 from c2vl_pipeline.stages import STAGES, failures
 from c2vl_pipeline.workspace import Workspace, load
 
@@ -39,6 +40,7 @@ def gallery(
     *,
     limit: int = 48,
     seed: int | None = None,
+    order: str | None = None,
     tell: Callable[[Gallery], None] = lambda made: None,
 ) -> Gallery:
     """Write a gallery of the samples that pass the filters.
@@ -49,18 +51,23 @@ def gallery(
         filters: conditions on the samples.
         limit: show at most `limit` samples, spread over classes, subjects and cameras.
         seed: show random samples instead.
+        order: show the first of one of `selection.ORDERS` instead.
         tell: receives the result before the page is written.
 
     Raises:
         StageError: there is no index.
-        ConfigError: no sample passes, or a filter names something that this work folder lacks.
+        ConfigError: no sample passes, a filter names something that this work folder lacks, or both `seed` and `order`.
     """
     index = load(work)
     reader = RowReader(index)
     matched = select(index, filters, reader)
     if not len(matched):
         raise nothing(index, filters, reader)
-    if seed is not None and len(matched) > limit:
+    if order is not None:
+        if seed is not None:
+            raise ConfigError("--seed and --order exclude each other; give one of them")
+        chosen = worst_first(index, reader, matched, order)[:limit]
+    elif seed is not None and len(matched) > limit:
         chosen = np.sort(np.random.default_rng(seed).choice(matched, limit, replace=False))
     else:
         chosen = spread(index.table, matched, limit)
@@ -77,9 +84,10 @@ def gallery(
         "inspect.html.j2",
         out,
         index=index,
-        selection=filters.words(),
+        selection=filters.words() if filters != ALL else "",
         made=made,
-        chosen=_chosen(index, chosen, seed) if len(matched) > limit else "",
+        chosen=_chosen(index, chosen, seed, order, len(matched) > limit),
+        orders=ORDERS,
         cards=shown,
         choices=_choices(shown),
         words=frequent(caption["text"] for card in shown for caption in card.captions)[:40],
@@ -91,7 +99,11 @@ def gallery(
     return made
 
 
-def _chosen(index: Workspace, chosen: Numbers, seed: int | None) -> str:
+def _chosen(index: Workspace, chosen: Numbers, seed: int | None, order: str | None, fewer: bool) -> str:
+    if order is not None:
+        return ORDERS[order]
+    if not fewer:
+        return ""
     if seed is not None:
         return f"chosen at random, seed {seed}"
     shown = index.table.take(pa.array(chosen))
@@ -99,7 +111,7 @@ def _chosen(index: Workspace, chosen: Numbers, seed: int | None) -> str:
         f"{len(shown[column].unique().drop_null())} {plural}"
         for column, plural in (("label", "classes"), ("subject", "subjects"), ("camera", "cameras"))
     )
-    return f"a slice spread over {kinds}; --limit shows more"
+    return f"a slice spread over {kinds}; --limit or --order shows others"
 
 
 def _choices(shown: list[Card]) -> dict[str, list[tuple[Any, str, int]]]:

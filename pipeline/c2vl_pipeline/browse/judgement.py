@@ -100,7 +100,7 @@ def judge_crops(crops: CropFigures, joints: JointFigures | None) -> Judgement:
     """Judge crops by their statuses and by the joints that they hold."""
     reasons = _lost(crops.statuses, "crops")
     if joints and joints.passed < 1 - MISSED:
-        text = f"{_share(1 - joints.passed)} checked crops hold less than {100 * INSIDE:.0f} % of the joints"
+        text = f"{_share(1 - joints.passed)} of the checked crops hold less than {100 * INSIDE:.0f} % of the joints"
         reasons.append(Reason(text, _samples([w.sample_id for w in joints.worst[:EXAMPLES]])))
     note = (
         "not checked against joints"
@@ -158,5 +158,5 @@ def judge_captions(
     still = ~np.isin(labels, [n for n, name in enumerate(names) if _MOVING & set(words(name))])
     torn = contradicting(corpus) & still
     if still.any() and torn.sum() > TORN * still.sum():
-        shown(f"{_share(float(torn.sum() / still.sum()))} samples both standing and sitting", torn)
+        shown(f"{_share(float(torn.sum() / still.sum()))} of the samples both standing and sitting", torn)
     return Judgement("captions", reasons)

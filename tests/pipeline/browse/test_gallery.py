@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
+from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.manifest import read_shard
 from c2vl_pipeline.browse import audit, cards, gallery, trace
 from c2vl_pipeline.browse.selection import Filters
@@ -17,10 +20,18 @@ def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
     total = load(odd).table.num_rows
     assert (made.matched, made.shown, made.total) == (total, 3, total)
     assert len(page.of("article")) == 3
-    assert f"3 of {total} matching samples" in page.text
+    assert f"3 of {total} samples" in page.text
     random = [gallery.gallery(odd, tmp_path / f"{s}.html", limit=3, seed=s).path for s in (1, 1, 2)]
     first, again, other = (p.read_text("utf-8") for p in random)
     assert first == again != other
+    every, three = (
+        [int(card["data-poor"]) for card in assert_self_contained(path).of("article")]
+        for path in (gallery.gallery(odd, tmp_path / f"{n}.html", limit=n, order="captions").path for n in (1000, 3))
+    )
+    assert every == sorted(every, reverse=True)
+    assert three == every[:3]
+    with pytest.raises(ConfigError, match="--seed and --order exclude each other; give one of them"):
+        gallery.gallery(odd, tmp_path / "no.html", seed=1, order="score")
 
 
 def test_a_card_shows_motion_crops_and_different_captions_once(odd, tmp_path):

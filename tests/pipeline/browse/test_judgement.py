@@ -42,7 +42,11 @@ def test_good_captions_are_fine():
         (lambda n, s: f"one holds a cup {'x' * (n % 5)}" if s < 9 else rich(n, s), "repeat an earlier one", IDS),
         (lambda n, s: rich(n, s).replace("holds", "sees"), "no object although one class holds one", IDS[1::3]),
         (lambda n, s: rich(n, s) + " word" * (90 if n == 7 else 0), "10 longer than CLIP reads (77 tokens)", ["s7"]),
-        (lambda n, s: f"{rich(n, s)} {('standing', 'sitting')[s % 2]}", "samples both standing and sitting", IDS),
+        (
+            lambda n, s: f"{rich(n, s)} {('standing', 'sitting')[s % 2]}",
+            "of the samples both standing and sitting",
+            IDS,
+        ),
     ],
     ids=["repeats", "objects", "cut", "torn"],
 )
@@ -84,7 +88,7 @@ def test_crops_are_judged_by_lost_rows_and_joints():
     assert crops({"ok": 99}, derived=True).words() == "crops fine (boxes made from the joints themselves)"
     found = crops({"ok": 80, "no_person": 20}, 0.5)
     assert found.words().startswith(
-        "crops poor: 20.0 % of rows no_person, one in two checked crops hold less than 90 %"
+        "crops poor: 20.0 % of rows no_person, one in two of the checked crops hold less than 90 %"
     )
     assert found.reasons[1].shown_by == Filters(samples=("s0", "s1", "s2"))
 
