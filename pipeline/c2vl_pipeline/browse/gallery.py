@@ -111,7 +111,7 @@ def _chosen(index: Workspace, chosen: Numbers, seed: int | None, order: str | No
         f"{len(shown[column].unique().drop_null())} {plural}"
         for column, plural in (("label", "classes"), ("subject", "subjects"), ("camera", "cameras"))
     )
-    return f"a slice spread over {kinds}; --limit or --order shows others"
+    return f"a slice spread over {kinds}"
 
 
 def _choices(shown: list[Card]) -> dict[str, list[tuple[Any, str, int]]]:
