@@ -76,7 +76,7 @@ def test_the_page_escapes_what_others_wrote_and_asks_for_nothing(subject, tmp_pa
     assert escape(f"wave {HOSTILE}") in page.text
     assert any(hit.name == HOSTILE for hit in found.hits)
     for place, hit in enumerate(found.hits, 1):
-        assert f"{place} · cosine {hit.cosine:.3f}" in page.text
+        assert f"{place} · cosine {hit.cosine:.3f}".replace("-", "−") in page.text
     assert str(tmp_path) not in page.text
 
 
