@@ -212,7 +212,9 @@ def inspect_command(
     split: Annotated[str | None, typer.Option(help="Such as xsub:test.")] = None,
     subject: Annotated[int | None, typer.Option(help="Number of a person.")] = None,
     camera: Annotated[str | None, typer.Option(help="Camera of the index, or the number of a view.")] = None,
-    shard: Annotated[int | None, typer.Option(help="Number of a shard, the file of a stage that holds samples.")] = None,
+    shard: Annotated[
+        int | None, typer.Option(help="Number of a shard, the file of a stage that holds samples.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="A caption holds it, in any case.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many samples.")] = 48,
     seed: Annotated[int | None, typer.Option(min=0, help="Show random ones, not a slice of all kinds.")] = None,
@@ -236,7 +238,8 @@ def inspect_command(
     )
 
     def tell(made: gallery.Gallery) -> None:
-        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}")
+        first = f", {selection.ORDERS[order]}" if order else ""
+        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}{first}")
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 
