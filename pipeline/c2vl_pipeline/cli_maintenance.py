@@ -107,13 +107,13 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
             ]
             for s in made.stages
         ]
-        hours, size = sum(s.gpu_hours for s in made.stages), sum(s.bytes for s in made.stages) / 1e9
+        hours, size = sum(s.gpu_hours for s in made.stages), sum(s.bytes for s in made.stages)
         total = duration(sum(s.seconds for s in made.stages))
         gpu = f" on {max(s.workers for s in made.stages if s.on_gpu)} GPUs" if hours else ""
         say(
             f"{made.all_samples:,} samples: about {total}{gpu}, {size:,.2f} GB to write; {made.free_bytes / 1e9:,.0f} GB free"
         )
-        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", f"{size:,.2f} GB"])
+        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", f"{size / 1e9:,.2f} GB"])
         show_table(
             f"{work}: {made.all_samples:,} samples",
             ["stage", "to do", "probed", "per sample", "workers", "wall time", "GPU-hours", "disk"],

@@ -138,7 +138,6 @@ def test_the_command_plans_and_status_sets_it_beside_the_work_time(
     ).told
     assert (code, err) == (0, "")
     assert out[0].startswith("32 samples: about ")
-    assert "s, 0.00 GB to write; " in out[0]
     assert " GB free" in out[0]
     assert out[1].strip() == f"{begun}: 32 samples"
     assert any("skeletons" in line and " 32 " in line for line in out)
