@@ -206,7 +206,7 @@ def test_folders_of_the_pipeline_import_only_those_below_them():
 
 
 EVALUATION = (
-    "results", "features", "metrics", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
+    "results", "features", "metrics", "clips", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
     "report", "paper",
 )  # fmt: skip
 """Modules and folders of `c2vl_evaluation`: each imports only those before it; the command line may import all."""

@@ -242,12 +242,18 @@ def inspect_command(
     sample: Annotated[list[str] | None, typer.Option(help="Id, or a pattern with * and ?; may be repeated.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")] = None,
     split: Annotated[str | None, typer.Option(help="Such as xsub:test.")] = None,
-    subject: int | None = None,
+    subject: Annotated[int | None, typer.Option(help="Number of a person.")] = None,
     camera: Annotated[str | None, typer.Option(help="Camera of the index, or the number of a view.")] = None,
-    shard: int | None = None,
+    shard: Annotated[
+        int | None, typer.Option(help="Number of a shard, the file of a stage that holds samples.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="A caption holds it, in any case.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many samples.")] = 48,
     seed: Annotated[int | None, typer.Option(min=0, help="Show random ones, not a slice of all kinds.")] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Show the first by captions (most missing, cut or repeated) or score (lowest), not a slice."),
+    ] = None,
 ) -> None:
     """Write an offline gallery of any slice: crops, captions, and what became of them."""
     from c2vl_pipeline.browse import gallery, selection
@@ -264,11 +270,12 @@ def inspect_command(
     )
 
     def tell(made: gallery.Gallery) -> None:
-        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}")
+        first = f", {selection.ORDERS[order]}" if order else ""
+        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}{first}")
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 
-    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, tell=tell)
+    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, order=order, tell=tell)
     say(f"page: {link(made.path)}")
 
 

@@ -107,7 +107,9 @@ class SharedSpace:
                 "text; the results rest on the encoder's common space of texts and images."
             )
         elif packed.manifest.derived_from_joints("language"):
-            notes.append("The captions of this data are derived from joints: no evidence for language.")
+            notes.append(
+                "The captions of this data are derived from joints, which the encoder itself sees: no evidence for language."
+            )
         trained, here = self.space.facts.get("embeddings", {}), text_encoder.engine_of(packed)
         if portable(_identity(trained)) != portable(_identity(here)):
             notes.append(

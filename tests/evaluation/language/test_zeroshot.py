@@ -319,7 +319,7 @@ def test_the_table_shows_controls_beside_every_run(cli: Cli, subject, tmp_path):
         "shuffled (control)",
         "majority class",
         "chance",
-        "derived from joints: no evidence for language",
+        "derived from joints, which the encoder itself sees: no evidence for language",
     ):
         assert said in text
     refused(cli("c2vl-eval", "zeroshot", *words, "--descriptions", "no.toml"), "no.toml does not exist")
