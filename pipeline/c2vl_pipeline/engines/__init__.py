@@ -29,6 +29,8 @@ from c2vl_manifests.layouts import Layout
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
+THINK = ("<think>", "</think>")
+"""Marks around what a model says to itself before it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,8 @@ class Crop:
     """For engines that read joints."""
     frames: int | None = None
     """Slots per sample in this run, if known."""
+    later: tuple[Image, ...] = ()
+    """The sample's other crops in order of time, where one answer is about all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +207,7 @@ _JOINTS = frozenset({"joints"})
 _MODEL = ("torch", "transformers")
 
 BACKENDS: dict[tuple[str, str], Backend] = {
-    ("detector", "hf"): Backend("c2vl_pipeline.engines.hf:GroundingDino", _MODEL, own_process=True),
+    ("detector", "hf"): Backend("c2vl_pipeline.engines.hf_detector:HfDetector", _MODEL, own_process=True),
     ("detector", "skeleton"): Backend(
         "c2vl_pipeline.engines.heuristic:SkeletonDetector", reads=_JOINTS, derived_from="joints"
     ),
@@ -211,14 +215,16 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ("detector", "groundingdino-py"): Backend(
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
     ),
-    ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf:Llava", _MODEL, own_process=True),
+    ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf_captioner:HfCaptioner", _MODEL, own_process=True),
     ("captioner", "llava"): Backend("c2vl_pipeline.engines.llava:OriginalLlava", ("torch",), own_process=True),
     ("captioner", "openai"): Backend(
         "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", own_process=True
     ),
     ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=frozenset()),
     ("captioner", "posecode"): Backend("c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"),
-    ("encoder", "hf"): Backend("c2vl_pipeline.engines.hf:Clip", _MODEL, joint_space=True, own_process=True),
+    ("encoder", "hf"): Backend(
+        "c2vl_pipeline.engines.hf_encoder:HfEncoder", _MODEL, joint_space=True, own_process=True
+    ),
     ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
 }
 _STAGES = {"detector": "crop", "captioner": "caption", "encoder": "embed"}

@@ -9,13 +9,15 @@ processors, so that vectors do not depend on whether torchvision happens to be i
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import huggingface_hub
 import torch
@@ -33,18 +35,18 @@ HUB_TIMEOUT = 5.0
 """Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
 
 _tf: Any = transformers  # its annotations are partial
-_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
+_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "qformer_tokenizer/*.json")
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
 
 
-class _Options(Options):
-    """`EngineSpec.options` that every role has."""
+class BaseOptions(Options):
+    """`EngineSpec.options` of every engine with weights."""
 
     allow_unexpected_weights: bool = False
 
 
-class DetectorOptions(_Options):
-    """`EngineSpec.options` of a Grounding DINO detector."""
+class DetectorOptions(BaseOptions):
+    """`EngineSpec.options` of a detector."""
 
     threshold: float = Field(default=0.35, ge=0, le=1)
     text_threshold: float = Field(default=0.25, ge=0, le=1)
@@ -52,32 +54,81 @@ class DetectorOptions(_Options):
     longest_edge: int | None = Field(default=None, ge=32)
 
 
-class _CaptionerOptions(_Options):
-    max_new_tokens: int = Field(default=64, ge=1)
+class HfOptions(BaseOptions):
+    """`EngineSpec.options` of every `hf` engine."""
+
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    """Implementation of attention; default: the library's choice."""
+    quantisation: Literal["8bit", "4bit"] | None = None
+    """Bits of a weight of linear layers, by the package bitsandbytes; default: all of `dtype`."""
+    compile: bool = False
+    """Compile the model: slower to start, faster afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """Requirements of one role on its checkpoint, and names for messages."""
+    """Requirements of one role on its checkpoint."""
 
-    name: str
-    model_type: str
-    classes: tuple[str, str]
-    """Classes of transformers: model, processor."""
-    options: type[_Options]
+    loaders: tuple[str, ...]
+    """Auto classes of transformers, the first that knows the architecture loads it."""
+    lacks: str
+    """What is wrong with a model that none of them loads."""
     example: str
+    methods: tuple[str, ...] = ()
+    """Methods that its class must have."""
 
 
-_DINO = ("GroundingDinoForObjectDetection", "GroundingDinoProcessor")
-_LLAVA = ("LlavaForConditionalGeneration", "LlavaProcessor")
-_CLIP = ("CLIPModel", "CLIPProcessor")
-# fmt: off
+CLOSED_SET = "AutoModelForObjectDetection"
 NEEDS = {
-    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
-    "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "llava-hf/llava-1.5-7b-hf"),
-    "encoder": _Need("CLIP", "clip", _CLIP, _Options, "openai/clip-vit-large-patch14-336"),
+    "detector": _Need(
+        ("AutoModelForZeroShotObjectDetection", CLOSED_SET), "detects no objects", "IDEA-Research/grounding-dino-tiny"
+    ),
+    "captioner": _Need(("AutoModelForImageTextToText",), "writes no text about images", "llava-hf/llava-1.5-7b-hf"),
+    "encoder": _Need(
+        ("AutoModel",),
+        "encodes nothing",
+        "openai/clip-vit-large-patch14-336",
+        ("get_image_features", "get_text_features"),
+    ),
 }
-# fmt: on
+
+_INSTALL = {
+    "sentencepiece": "`pip install -e '.[models]'`",
+    "num2words": "`pip install -e '.[models]'`",
+    "torchvision": "`pip install torchvision`, in the build that fits the installed torch",
+    "timm": "`pip install timm`",
+}
+"""Package that transformers asks for only where a checkpoint needs it -> how to install it."""
+
+
+def _loader(spec: EngineSpec, config: Mapping[str, Any]) -> str:
+    """Return the name of the Auto class that loads a checkpoint in its role.
+
+    Raises:
+        EngineError: One line that names what the architecture lacks for the role.
+    """
+    need, model_type = NEEDS[spec.role], config.get("model_type")
+    holds = f"holds a {model_type!r} model"
+    try:
+        kind = _tf.CONFIG_MAPPING[model_type]
+    except KeyError:
+        saved = config.get("transformers_version", "an unknown version")
+        raise _refusal(
+            spec,
+            f"{holds}, which transformers {_tf.__version__} does not know (its files are of {saved}); install a newer one",
+        ) from None
+    for loader in need.loaders:
+        mapping = getattr(_tf, loader)._model_mapping
+        if kind not in mapping:
+            continue
+        found = mapping[kind]
+        lacking = [name for name in need.methods if not hasattr(found[0] if isinstance(found, tuple) else found, name)]
+        if lacking:
+            raise _refusal(spec, f"{holds}, which has no {' and no '.join(lacking)}")
+        return loader
+    blind = spec.role == "captioner" and kind in _tf.MODEL_FOR_CAUSAL_LM_MAPPING
+    lacks = "has no image input" if blind else need.lacks
+    raise _refusal(spec, f"{holds}, which {lacks} (expected one for {' or '.join(need.loaders)})")
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -108,10 +159,9 @@ def quiet() -> Iterator[None]:
 
 
 def _refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:
-    need = NEEDS[spec.role]
     return EngineError(
-        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {problem}; get one "
-        f"with `hf download {hub_id or need.example} --local-dir /path/to/folder` on a machine with "
+        f"{spec.role} checkpoint {spec.model!r}: {problem}; get one "
+        f"with `hf download {hub_id or NEEDS[spec.role].example} --local-dir /path/to/folder` on a machine with "
         f"network and point to it with `--set {setting(spec)}.model=/path/to/folder`"
     )
 
@@ -130,19 +180,20 @@ def locate(spec: EngineSpec) -> Path:
         if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.is_file():
             raise _refusal(spec, "no such folder")
         folder = _find_on_hub(spec, model)
-    try:
-        model_type = read_json(folder / "config.json").get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise _refusal(
-            spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
-        ) from error
-    expected = NEEDS[spec.role].model_type
-    if model_type != expected:
-        raise _refusal(spec, f"holds a {model_type!r} model, expected {expected!r}")
+    _loader(spec, _config(spec, folder))
     missing = [file.name for file in _weight_files(folder) if not file.is_file()]
     if missing:
         raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json")
     return folder
+
+
+def _config(spec: EngineSpec, folder: Path) -> Mapping[str, Any]:
+    try:
+        return dict(read_json(folder / "config.json"))
+    except (OSError, ValueError, TypeError) as error:
+        raise _refusal(
+            spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
+        ) from error
 
 
 def _find_on_hub(spec: EngineSpec, model: str) -> Path:
@@ -195,7 +246,7 @@ class Weights:
         EngineError: One line, for an unknown option or an unusable device.
     """
 
-    def __init__(self, spec: EngineSpec, form: type[_Options]) -> None:
+    def __init__(self, spec: EngineSpec, form: type[BaseOptions]) -> None:
         self.spec, self.options = spec, checked_options(spec, form).model_dump()
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -229,7 +280,8 @@ class Weights:
             if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
                 hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
                 raise refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
-        return model.eval().to(self.device)
+        model = model.eval()
+        return model if getattr(model, "is_quantized", False) else model.to(self.device)
 
     def parts(self, n: int) -> Iterator[slice]:
         """Return slices that cut n items into batches."""
@@ -248,41 +300,119 @@ class Weights:
         }
 
 
+class _NoVideo(dict[str, Any]):  # a processor writes its parts as JSON
+    """Stands where a processor wants a video processor, which needs torchvision and is never asked: crops are images."""
+
+    model_input_names: ClassVar[list[str]] = []
+    num_frames = fps = None
+
+    @classmethod
+    def from_pretrained(cls, *folder: Any, **options: Any) -> _NoVideo:
+        return cls()
+
+
+@contextmanager
+def _without_video() -> Iterator[None]:
+    """Let processors be loaded without their video processor, whether or not torchvision is installed."""
+    module: Any = importlib.import_module("transformers.models.auto.video_processing_auto")
+    mixin = _tf.ProcessorMixin
+    loader, check = module.AutoVideoProcessor, mixin.check_argument_for_proper_class
+
+    def checked(self: Any, name: str, argument: Any) -> Any:
+        return None if isinstance(argument, _NoVideo) else check(self, name, argument)
+
+    module.AutoVideoProcessor, mixin.check_argument_for_proper_class = _NoVideo, checked
+    try:
+        yield
+    finally:
+        module.AutoVideoProcessor, mixin.check_argument_for_proper_class = loader, check
+
+
 class Checkpoint(Weights):
     """One loaded checkpoint: model in eval mode on its device, processor, validated options.
 
+    `processor` is None for a closed-set detector, which reads no text.
+
+    Args:
+        spec: of a role in `NEEDS`.
+        form: the options of its engine.
+
     Raises:
         EngineError: One line, for an unknown option, an unusable device, and a checkpoint that is absent,
-            damaged, of another architecture, or does not fill the model exactly.
+            damaged, of another role, needs a package that is absent, or does not fill the model exactly.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self.need = NEEDS[spec.role]
-        super().__init__(spec, self.need.options)
+    def __init__(self, spec: EngineSpec, form: type[HfOptions]) -> None:
+        super().__init__(spec, form)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.folder = locate(spec)
-        self.model, self.processor = self._load()
+        self.loader = _loader(spec, _config(spec, self.folder))
+        self.model, self.processor, self.image_processor = self._load()
 
-    def _load(self) -> tuple[Any, Any]:
-        model_class, processor_class = (getattr(_tf, name) for name in self.need.classes)
+    def _load(self) -> tuple[Any, Any, Any]:
+        processor, local = None, {"local_files_only": True}
         try:
-            with quiet():
-                model, report = model_class.from_pretrained(
+            with quiet(), _without_video():
+                if self.loader != CLOSED_SET:
+                    processor = _tf.AutoProcessor.from_pretrained(self.folder, **local)
+                images = _tf.AutoImageProcessor.from_pretrained(self.folder, backend="pil", **local)
+                model, report = getattr(_tf, self.loader).from_pretrained(
                     self.folder,
                     dtype=self.dtype,
-                    local_files_only=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # rejected below, by name
+                    **local,
+                    **self._choices(),
                 )
-                processor = processor_class.from_pretrained(self.folder, local_files_only=True)
-                processor.image_processor = _tf.AutoImageProcessor.from_pretrained(
-                    self.folder, local_files_only=True, backend="pil"
-                )
+        except EngineError:
+            raise
         except Exception as error:  # safetensors, pickle, json and tokenizers each raise other types
-            raise _refusal(
-                self.spec, f"damaged or incomplete, cannot be loaded ({one_line(error, named=True)})"
-            ) from error
-        return self.placed(model, report, _BUFFERS, _refusal), processor
+            raise self._not_loaded(error) from error
+        if processor is not None:
+            processor.image_processor = images
+        return self.placed(model, report, _BUFFERS, _refusal), processor, images
+
+    def _choices(self) -> dict[str, Any]:
+        """Return what the options add to `from_pretrained`."""
+        attention, bits = self.options["attention"], self.options["quantisation"]
+        chosen: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+        if bits:
+            for package in ("bitsandbytes", "accelerate"):
+                if find_spec(package) is None:
+                    raise EngineError(
+                        f"{setting(self.spec)}.options.quantisation = {bits!r} needs the package {package}, which is not "
+                        "installed; `pip install bitsandbytes accelerate`, or leave the option out"
+                    )
+            config = _tf.BitsAndBytesConfig(**{f"load_in_{bits}": True})
+            chosen |= {"quantization_config": config, "device_map": {"": self.device}}
+        return chosen
+
+    def _not_loaded(self, error: Exception) -> EngineError:
+        text, why = str(error), one_line(error, named=True)
+        if self.options["attention"] and "attention" in text.lower():
+            return EngineError(
+                f"{setting(self.spec)}.options.attention = {self.options['attention']!r}: this model cannot use it "
+                f"here ({why}); leave the option out for the library's choice"
+            )
+        told = text.lower()
+        if "token" in told and any(self.folder.glob("*.model")) and not (self.folder / "tokenizer.json").is_file():
+            told += "sentencepiece"  # the library names another package
+        if absent := [name for name in _INSTALL if name in told and find_spec(name) is None]:
+            return EngineError(
+                f"{self.spec.role} checkpoint {self.spec.model!r} needs the package {absent[0]}, which is not installed "
+                f"({why}); {_INSTALL[absent[0]]}"
+            )
+        return _refusal(self.spec, f"damaged or incomplete, cannot be loaded ({why})")
+
+    def refusal(self, problem: str) -> EngineError:
+        """Return the one-line error that this checkpoint does not do for its role."""
+        return _refusal(self.spec, f"holds a {self.model.config.model_type!r} model, {problem}")
+
+    def compile(self) -> None:
+        """Compile the parts of the model if the options ask for it."""
+        if self.options["compile"]:
+            for part in self.model.children():
+                part.compile()
 
     def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
         """Move a processor's output to the device; floating tensors take the model's dtype."""
@@ -291,4 +421,4 @@ class Checkpoint(Weights):
 
     def describe(self) -> dict[str, Any]:
         """Return the facts about this checkpoint that the stage's manifest records."""
-        return self._describe(revision(self.folder), "transformers")
+        return self._describe(revision(self.folder), "transformers") | {"architecture": type(self.model).__name__}
