@@ -159,6 +159,10 @@ class Captioner(Engine, Protocol):
             EngineError: One line, if the engine and not a crop is at fault: it stops the stage.
         """
 
+    def complete(self, prompts: Sequence[str]) -> Sequence[Caption | Exception]:
+        """Return one answer per prompt without any image, of engines whose `Backend.prompts` has `text`."""
+        raise NotImplementedError
+
 
 class Encoder(Engine, Protocol):
     """Encodes crops and captions; vectors are float32 and L2-normalised."""
@@ -198,6 +202,8 @@ class Backend:
     """`joints`: its output is a function of the joints, the input of the skeleton encoder."""
     joint_space: bool = False
     """Whether its text and image vectors share one space."""
+    prompts: frozenset[str] = frozenset({"frame"})
+    """What a captioner is asked about: one `frame`, a `clip` of several in one prompt, `text` alone."""
     own_process: bool = False
     """Whether it runs in one process per GPU instead of one per core, and gets frames in batches: it holds a model,
     or keeps a server busy from a single process."""
@@ -205,6 +211,7 @@ class Backend:
 
 _JOINTS = frozenset({"joints"})
 _MODEL = ("torch", "transformers")
+_ANY_PROMPT = frozenset({"frame", "clip", "text"})
 
 BACKENDS: dict[tuple[str, str], Backend] = {
     ("detector", "hf"): Backend("c2vl_pipeline.engines.hf_detector:HfDetector", _MODEL, own_process=True),
@@ -215,10 +222,12 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ("detector", "groundingdino-py"): Backend(
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
     ),
-    ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf_captioner:HfCaptioner", _MODEL, own_process=True),
+    ("captioner", "hf"): Backend(
+        "c2vl_pipeline.engines.hf_captioner:HfCaptioner", _MODEL, prompts=_ANY_PROMPT, own_process=True
+    ),
     ("captioner", "llava"): Backend("c2vl_pipeline.engines.llava:OriginalLlava", ("torch",), own_process=True),
     ("captioner", "openai"): Backend(
-        "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", own_process=True
+        "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", prompts=_ANY_PROMPT, own_process=True
     ),
     ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=frozenset()),
     ("captioner", "posecode"): Backend("c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"),

@@ -107,9 +107,21 @@ class HfCaptioner(Captioner):
         """
         return self.answer([(crop.image, *crop.later) for crop in crops], [question] * len(crops))
 
+    def complete(self, prompts: Sequence[str]) -> list[Caption]:
+        """Answer each prompt without any image.
+
+        Raises:
+            EngineError: One line, for a prompt that is too long, or a model that always wants an image.
+        """
+        if self._placed:
+            raise EngineError(
+                f"{self._at.spec.model!r} answers about images only; empty pipeline.caption.rewrite, or choose another captioner"
+            )
+        return self.answer([()] * len(prompts), prompts)
+
     @torch.inference_mode()
     def answer(self, clips: Sequence[Sequence[Image]], questions: Sequence[str]) -> list[Caption]:
-        """Answer one question about each clip of one or more images; shorter prompts are padded on the left."""
+        """Answer one question about each clip, all with images or all without; shorter prompts are padded on the left."""
         captions: list[Caption] = []
         for part in self._at.parts(len(clips)):
             inputs = self.encode(clips[part], questions[part])
@@ -127,9 +139,10 @@ class HfCaptioner(Captioner):
                 f"{self._at.spec.model!r} takes one image in a prompt; "
                 "ask about each by `--set 'pipeline.caption.view = \"frame\"'`, or choose another captioner"
             )
+        images = [clip[0] for clip in clips] if self._placed else [list(clip) for clip in clips]
         prompts = [self.prompt(question, len(clip)) for clip, question in zip(clips, questions, strict=True)]
         batch = self._at.processor(
-            images=[clip[0] for clip in clips] if self._placed else [list(clip) for clip in clips],
+            images=images if any(clips) else None,
             text=prompts,
             padding=True,
             input_data_format="channels_last",

@@ -134,10 +134,18 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         )
 
 
+_YOUNG = frozenset({"view", "also_ask", "thinking", "rewrite"})
+
+
 def config_of(part: CaptionConfig | EmbedConfig) -> dict[str, Any]:
-    """Return the configuration of a stage that shapes crops: its part of a recipe, and the colour that `pad` fills in."""
+    """Return the configuration of a stage that shapes crops: its part of a recipe, and the colour that `pad` fills in.
+
+    Settings younger than the first keys are left out at their defaults, under which the rows are those of before.
+    """
     pad = {"padding": list(FILL)} if part.aspect == "pad" else {}
-    return part.model_dump(mode="json", exclude={"engine"}) | pad
+    settings = part.model_dump(mode="json", exclude={"engine"})
+    fields = type(part).model_fields
+    return {n: v for n, v in settings.items() if n not in _YOUNG or getattr(part, n) != fields[n].default} | pad
 
 
 def hang_mark(folder: Path, number: int) -> Path:

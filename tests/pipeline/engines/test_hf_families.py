@@ -153,6 +153,22 @@ def test_a_clip_is_one_prompt_with_all_its_images(folder: Any, name: str) -> Non
     assert not torch.equal(*pixels)
 
 
+@pytest.mark.parametrize("name", IMAGES_IN_A_PROMPT)
+def test_a_prompt_without_an_image_is_answered(folder: Any, name: str) -> None:
+    prompts = ["Is he sitting or standing?", "what", "She is holding a phone in both hands and trying to raise it"]
+    many, one = (
+        engine("captioner", folder(name), batch_size=size, options={"max_new_tokens": 6}).complete(prompts)
+        for size in (3, 1)
+    )
+    assert many == one
+    assert len({caption.text for caption in one}) > 1
+
+
+def test_a_model_that_always_wants_an_image_rewrites_nothing_in_one_line(folder: Any) -> None:
+    with pytest.raises(EngineError, match=r"answers about images only; empty pipeline\.caption\.rewrite"):
+        engine("captioner", folder("blip2")).complete(["Shorten: he sits"])
+
+
 @pytest.mark.parametrize("name", ["blip2", "instructblip"])
 def test_several_images_for_a_model_that_takes_one_are_one_line(folder: Any, name: str) -> None:
     with pytest.raises(EngineError, match=r"takes one image in a prompt; .*pipeline\.caption\.view = \"frame\""):
