@@ -31,6 +31,9 @@ from c2vl_pipeline.workspace import stored_joints
 _REWRITTEN = -1
 """Slot in the journal of the sentence that the second pass makes of a sample."""
 
+_UNITS = {"frame": "images", "clip": "clips"}
+"""What is asked about, for the engine's speed."""
+
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
 
 
@@ -148,7 +151,7 @@ def _ask(shard: ShardContext, journal: Journal, requests: list[_Request]) -> Non
         by_question = [_checked(shard, shard.engine.caption(crops, question)) for question in questions]
         return [_joined(answers) for answers in zip(*by_question, strict=True)]
 
-    _answer(shard, journal, [(request.key, request.rows, request) for request in requests], call, "images")
+    _answer(shard, journal, [(request.key, request.rows, request) for request in requests], call, _UNITS[config.view])
 
 
 def _rewrite(shard: ShardContext, journal: Journal, rows: list[Row]) -> None:

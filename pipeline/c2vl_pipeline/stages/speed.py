@@ -32,10 +32,13 @@ def summed(parts: Iterable[Speed]) -> dict[str, dict[str, float]]:
 
 def rates(speed: Speed) -> dict[str, float]:
     """Return what one process makes in a second: `images/s`, and `tokens/s` of answers."""
-    found: dict[str, float] = {}
-    for unit, counts in speed.items():
-        if counts["seconds"] > 0:
-            found[f"{unit}/s"] = float(f"{counts['made'] / counts['seconds']:.3g}")
-            if counts["tokens"]:
-                found["tokens/s"] = float(f"{counts['tokens'] / counts['seconds']:.3g}")
+
+    def rate(count: float, seconds: float) -> float:
+        return float(f"{count / seconds:.3g}")
+
+    timed = {unit: counts for unit, counts in speed.items() if counts["seconds"] > 0}
+    found = {f"{unit}/s": rate(counts["made"], counts["seconds"]) for unit, counts in timed.items()}
+    if said := [counts for counts in timed.values() if counts["tokens"]]:
+        tokens, seconds = (sum(counts[name] for counts in said) for name in ("tokens", "seconds"))
+        found["tokens/s"] = rate(tokens, seconds)
     return found
