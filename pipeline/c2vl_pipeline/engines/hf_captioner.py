@@ -1,7 +1,7 @@
 """The `hf` captioners: any model of transformers 5 that answers in text about images, by `from_pretrained`.
 
-The question is written by the checkpoint's own chat template. Checkpoints are found, checked and loaded by
-`c2vl_pipeline.engines.hf_checkpoint`.
+The question is written by the checkpoint's own chat template. Checkpoints are found by
+`c2vl_pipeline.engines.hf_hub` and loaded by `hf_checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pydantic import Field
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import THINK, Caption, Captioner, Crop, Image
-from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions, weights_id
+from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions
+from c2vl_pipeline.engines.hf_hub import weights_id
 
 
 class _Options(HfOptions):

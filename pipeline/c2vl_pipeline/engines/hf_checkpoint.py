@@ -1,41 +1,30 @@
-"""Common parts of engines with weights; find, check and load a transformers checkpoint for one role.
+"""Common parts of engines with weights; load a transformers checkpoint for one role.
 
-A checkpoint is a local folder or a hub id; a hub id is resolved to its folder in the cache first, so that
-what is loaded is what `describe` records. A checkpoint loads whole or not at all: a missing file, another
-architecture or an unused weight raises EngineError in one line. Images always go through transformers' PIL
-processors, so that vectors do not depend on whether torchvision happens to be installed.
+A checkpoint loads whole or not at all: a missing file, another role or an unused weight raises EngineError in one
+line. Images always go through transformers' PIL processors, so that vectors do not depend on whether torchvision
+happens to be installed. `c2vl_pipeline.engines.hf_hub` finds checkpoints.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub import errors as hub_errors
 from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_manifests.manifest import remembered_sha256
-from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import Options, checked_options, setting
-
-HUB_TIMEOUT = 5.0
-"""Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
+from c2vl_pipeline.engines.hf_hub import CLOSED_SET, config_of, loader_of, locate, refusal, revision
 
 _tf: Any = transformers  # its annotations are partial
-_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "qformer_tokenizer/*.json")
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
 
 
@@ -65,33 +54,6 @@ class HfOptions(BaseOptions):
     """Compile the model: slower to start, faster afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Need:
-    """Requirements of one role on its checkpoint."""
-
-    loaders: tuple[str, ...]
-    """Auto classes of transformers, the first that knows the architecture loads it."""
-    lacks: str
-    """What is wrong with a model that none of them loads."""
-    example: str
-    methods: tuple[str, ...] = ()
-    """Methods that its class must have."""
-
-
-CLOSED_SET = "AutoModelForObjectDetection"
-NEEDS = {
-    "detector": _Need(
-        ("AutoModelForZeroShotObjectDetection", CLOSED_SET), "detects no objects", "IDEA-Research/grounding-dino-tiny"
-    ),
-    "captioner": _Need(("AutoModelForImageTextToText",), "writes no text about images", "llava-hf/llava-1.5-7b-hf"),
-    "encoder": _Need(
-        ("AutoModel",),
-        "encodes nothing",
-        "openai/clip-vit-large-patch14-336",
-        ("get_image_features", "get_text_features"),
-    ),
-}
-
 _INSTALL = {
     "sentencepiece": "`pip install -e '.[models]'`",
     "num2words": "`pip install -e '.[models]'`",
@@ -99,48 +61,6 @@ _INSTALL = {
     "timm": "`pip install timm`",
 }
 """Package that transformers asks for only where a checkpoint needs it -> how to install it."""
-
-
-def _loader(spec: EngineSpec, config: Mapping[str, Any]) -> str:
-    """Return the name of the Auto class that loads a checkpoint in its role.
-
-    Raises:
-        EngineError: One line that names what the architecture lacks for the role.
-    """
-    need, model_type = NEEDS[spec.role], config.get("model_type")
-    holds = f"holds a {model_type!r} model"
-    try:
-        kind = _tf.CONFIG_MAPPING[model_type]
-    except KeyError:
-        saved = config.get("transformers_version", "an unknown version")
-        raise _refusal(
-            spec,
-            f"{holds}, which transformers {_tf.__version__} does not know (its files are of {saved}); install a newer one",
-        ) from None
-    for loader in need.loaders:
-        mapping = getattr(_tf, loader)._model_mapping
-        if kind not in mapping:
-            continue
-        found = mapping[kind]
-        lacking = [name for name in need.methods if not hasattr(found[0] if isinstance(found, tuple) else found, name)]
-        if lacking:
-            raise _refusal(spec, f"{holds}, which has no {' and no '.join(lacking)}")
-        return loader
-    blind = spec.role == "captioner" and kind in _tf.MODEL_FOR_CAUSAL_LM_MAPPING
-    lacks = "has no image input" if blind else need.lacks
-    raise _refusal(spec, f"{holds}, which {lacks} (expected one for {' or '.join(need.loaders)})")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files `from_pretrained` would read, whether or not they exist."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if index.is_file() and not (folder / single).is_file():
-            names = set(read_json(index)["weight_map"].values())
-            return [folder / name for name in sorted(names)]
-        if (folder / single).is_file():
-            return [folder / single]
-    return [folder / "model.safetensors"]
 
 
 @contextmanager
@@ -156,87 +76,6 @@ def quiet() -> Iterator[None]:
         log.set_verbosity(level)
         if bars:
             log.enable_progress_bar()
-
-
-def _refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:
-    return EngineError(
-        f"{spec.role} checkpoint {spec.model!r}: {problem}; get one "
-        f"with `hf download {hub_id or NEEDS[spec.role].example} --local-dir /path/to/folder` on a machine with "
-        f"network and point to it with `--set {setting(spec)}.model=/path/to/folder`"
-    )
-
-
-def locate(spec: EngineSpec) -> Path:
-    """Return the local folder of a checkpoint, with its weight files and the right architecture.
-
-    Raises:
-        EngineError: One line, for a checkpoint that is absent or of another architecture.
-    """
-    model = spec.model or ""
-    folder = Path(model).expanduser()
-    if not model:
-        raise _refusal(spec, "expected a hub id or a local folder")
-    if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.is_file():
-            raise _refusal(spec, "no such folder")
-        folder = _find_on_hub(spec, model)
-    _loader(spec, _config(spec, folder))
-    missing = [file.name for file in _weight_files(folder) if not file.is_file()]
-    if missing:
-        raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json")
-    return folder
-
-
-def _config(spec: EngineSpec, folder: Path) -> Mapping[str, Any]:
-    try:
-        return dict(read_json(folder / "config.json"))
-    except (OSError, ValueError, TypeError) as error:
-        raise _refusal(
-            spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
-        ) from error
-
-
-def _find_on_hub(spec: EngineSpec, model: str) -> Path:
-    """Return the folder in the hub's cache; download it if it is incomplete; without a network fail within seconds."""
-    revision, why = spec.revision, "HF_HUB_OFFLINE forbids asking the hub"
-    fetch = huggingface_hub.snapshot_download
-    try:
-        cached = Path(fetch(model, revision=revision, local_files_only=True, allow_patterns="config.json"))
-        if all(file.is_file() for file in (cached / "config.json", *_weight_files(cached))):
-            return cached
-    except (OSError, ValueError):  # not in the cache; no valid hub id
-        pass
-    try:
-        if not huggingface_hub.is_offline_mode():
-            info = huggingface_hub.HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
-            safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or [])
-            patterns = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
-            return Path(fetch(model, revision=revision, allow_patterns=patterns))
-    except hub_errors.RevisionNotFoundError:
-        why = f"the hub has no revision {revision!r} of it"
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
-        why = "the hub has no such model (or it is private or gated: `hf auth login`)"
-    except Exception as error:  # any error of the network stack has the same remedy
-        why = f"the hub does not answer ({one_line(error, named=True)})"
-    hub_id = f"{model} --revision {revision}" if revision else model
-    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", hub_id)
-
-
-def revision(folder: Path) -> str:
-    """Return the commit of a hub snapshot, else SHA-256 over names and bytes of the files that are loaded."""
-    if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
-        return folder.name
-    small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}
-    files = sorted(small.union(_weight_files(folder)))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + bytes.fromhex(remembered_sha256(path)))
-    return f"sha256:{digest.hexdigest()}"
-
-
-def weights_id(spec: EngineSpec) -> dict[str, Any]:
-    """Return the revision that a spec resolves to, without loading the model."""
-    return {"revision_resolved": revision(locate(spec))}
 
 
 class Weights:
@@ -346,7 +185,7 @@ class Checkpoint(Weights):
         super().__init__(spec, form)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.folder = locate(spec)
-        self.loader = _loader(spec, _config(spec, self.folder))
+        self.loader = loader_of(spec, config_of(spec, self.folder))
         self.model, self.processor, self.image_processor = self._load()
 
     def _load(self) -> tuple[Any, Any, Any]:
@@ -370,7 +209,7 @@ class Checkpoint(Weights):
             raise self._not_loaded(error) from error
         if processor is not None:
             processor.image_processor = images
-        return self.placed(model, report, _BUFFERS, _refusal), processor, images
+        return self.placed(model, report, _BUFFERS, refusal), processor, images
 
     def _choices(self) -> dict[str, Any]:
         """Return what the options add to `from_pretrained`."""
@@ -402,11 +241,11 @@ class Checkpoint(Weights):
                 f"{self.spec.role} checkpoint {self.spec.model!r} needs the package {absent[0]}, which is not installed "
                 f"({why}); {_INSTALL[absent[0]]}"
             )
-        return _refusal(self.spec, f"damaged or incomplete, cannot be loaded ({why})")
+        return refusal(self.spec, f"damaged or incomplete, cannot be loaded ({why})")
 
     def refusal(self, problem: str) -> EngineError:
         """Return the one-line error that this checkpoint does not do for its role."""
-        return _refusal(self.spec, f"holds a {self.model.config.model_type!r} model, {problem}")
+        return refusal(self.spec, f"holds a {self.model.config.model_type!r} model, {problem}")
 
     def compile(self) -> None:
         """Compile the parts of the model if the options ask for it."""

@@ -2,7 +2,7 @@
 
 The checkpoint's processor says which of three forms a detector has: it grounds phrases (`text_threshold`, as Grounding
 DINO), it takes a list of labels (as OWLv2), or it has its own labels and reads no text (as D-FINE). Checkpoints are
-found, checked and loaded by `c2vl_pipeline.engines.hf_checkpoint`.
+found by `c2vl_pipeline.engines.hf_hub` and loaded by `hf_checkpoint`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Box, Detector, Frame, Image, grounding, setting
-from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, DetectorOptions, HfOptions, weights_id
+from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, DetectorOptions, HfOptions
+from c2vl_pipeline.engines.hf_hub import weights_id
 
 _EDGES = ("shortest_edge", "longest_edge")
 

@@ -1,6 +1,6 @@
 """The `hf` encoders: any model of transformers 5 that maps images and texts into one space, by `from_pretrained`.
 
-Checkpoints are found, checked and loaded by `c2vl_pipeline.engines.hf_checkpoint`.
+Checkpoints are found by `c2vl_pipeline.engines.hf_hub` and loaded by `hf_checkpoint`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import one_line
 from c2vl_pipeline.engines import Array, Encoder, Image, TextVectors
-from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions, weights_id
+from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions
+from c2vl_pipeline.engines.hf_hub import weights_id
 
 _ALIKE = 0.999
 """Cosine above which two vectors of one text are equal but for rounding, in any dtype."""

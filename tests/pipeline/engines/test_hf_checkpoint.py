@@ -15,7 +15,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import hf_checkpoint
+from c2vl_pipeline.engines import hf_hub
 from c2vl_pipeline.engines.hf_encoder import HfEncoder
 from support.hf import ROLES, message
 
@@ -58,8 +58,8 @@ def test_missing_checkpoint_says_which_and_how_to_get_it_at_once(no_network: Pat
 
 
 def test_a_hub_that_accepts_and_never_answers_costs_seconds(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hf_checkpoint.HUB_TIMEOUT <= 5
-    monkeypatch.setattr(hf_checkpoint, "HUB_TIMEOUT", 0.5)
+    assert hf_hub.HUB_TIMEOUT <= 5
+    monkeypatch.setattr(hf_hub, "HUB_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()

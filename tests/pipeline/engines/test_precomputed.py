@@ -81,7 +81,7 @@ def test_samples_may_have_unequal_numbers_of_captions_and_none_is_lost(tmp_path:
         naive = [next(i for i in range(n) if i / n <= middle < (i + 1) / n) for middle in middles]
         assert [answer.text for answer in answers] == [f"{i} of {n}" for i in naive]
         assert set(naive) == set(range(n))
-    with pytest.raises(EngineError, match="0 to 16 captions per sample, this run 12 frames; set pipeline.frames=16"):
+    with pytest.raises(EngineError, match=r"0 to 16 captions per sample, this run 12 frames; set pipeline\.frames=16"):
         ask(path, (names[16], 0), frames=12)
 
 
