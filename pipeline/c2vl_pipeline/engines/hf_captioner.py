@@ -14,7 +14,7 @@ import transformers
 from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError
+from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import THINK, Caption, Captioner, Crop, Image
 from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions
 from c2vl_pipeline.engines.hf_hub import weights_id
@@ -46,10 +46,11 @@ class HfCaptioner(Captioner):
         if not (processor.chat_template or self._placed or self._vicuna):
             raise self._at.refusal("but no chat template; expected chat_template.jinja next to config.json")
         self._complete(processor, model.config)
+        written = self._written()
         # a template that opens the thinking itself leaves that to be closed in the answer
-        self._thinks = THINK[0] if self.prompt("").rstrip().endswith(THINK[0]) else ""
+        self._thinks = THINK[0] if written.rstrip().endswith(THINK[0]) else ""
         bos = tokenizer.bos_token_id
-        if llama and bos is not None and bos not in tokenizer("")["input_ids"] and not self._opened(self.prompt("")):
+        if llama and bos is not None and bos not in tokenizer("")["input_ids"] and not self._opened(written):
             tokenizer.add_bos_token = True  # Vicuna was trained with one; not every tokenizer file states it
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
@@ -94,6 +95,17 @@ class HfCaptioner(Captioner):
         turn = {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": question}]}
         rendered: str = self._at.processor.apply_chat_template([turn], add_generation_prompt=True)
         return rendered
+
+    def _written(self) -> str:
+        """Return a prompt without a question; raise EngineError if the chat template cannot write one with an image."""
+        try:
+            written = self.prompt("")
+            lacks = "places no image" if not self._placed and written == self.prompt("", 0) else ""
+        except Exception as error:  # a template raises whatever its author meant to
+            lacks = f"cannot write a question about an image ({one_line(error, named=True)})"
+        if lacks:
+            raise self._at.refusal(f"whose chat template {lacks}")
+        return written
 
     def _opened(self, prompt: str) -> bool:
         """Return whether a prompt begins with the opening token, which a tokenizer would add again."""

@@ -357,6 +357,20 @@ def test_a_checkpoint_without_a_chat_template_is_refused(folder: Any, tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for m in messages %}{{ m['content'][-1]['text'] }}{% endfor %}", "whose chat template places no image; "),
+        ("{{ raise_exception('text only') }}", "whose chat template cannot write a question about an image ("),
+        ("{{ 'a' + messages }}", "whose chat template cannot write a question about an image ("),
+    ],
+)
+def test_a_chat_template_for_text_only_is_refused(folder: Any, tmp_path: Path, template: str, says: str) -> None:
+    plain = shutil.copytree(folder("qwen3_vl"), tmp_path / "plain")
+    (plain / "chat_template.jinja").write_text(template)
+    assert says in message("captioner", plain)
+
+
+@pytest.mark.parametrize(
     ("package", "said", "remedy"),
     [
         ("sentencepiece", "SiglipTokenizer requires the SentencePiece library", "`pip install -e '.[models]'`"),
