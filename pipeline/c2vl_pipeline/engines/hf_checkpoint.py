@@ -208,6 +208,8 @@ class Checkpoint(Weights):
         except Exception as error:  # safetensors, pickle, json and tokenizers each raise other types
             raise self._not_loaded(error) from error
         if processor is not None:
+            if not hasattr(processor, "tokenizer"):
+                raise refusal(self.spec, "has no processor that reads both text and images")
             processor.image_processor = images
         return self.placed(model, report, _BUFFERS, refusal), processor, images
 
@@ -240,6 +242,10 @@ class Checkpoint(Weights):
             return EngineError(
                 f"{self.spec.role} checkpoint {self.spec.model!r} needs the package {absent[0]}, which is not installed "
                 f"({why}); {_INSTALL[absent[0]]}"
+            )
+        if isinstance(error, ImportError):  # of weights that are stored quantised, for example
+            return EngineError(
+                f"{self.spec.role} checkpoint {self.spec.model!r} needs a package that is not installed ({why}); install it"
             )
         return refusal(self.spec, f"damaged or incomplete, cannot be loaded ({why})")
 

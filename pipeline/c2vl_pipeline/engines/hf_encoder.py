@@ -37,10 +37,10 @@ class HfEncoder(Encoder):
         self._at = Checkpoint(spec, HfOptions)
         self._at.compile()
         self._tokenizer = self._at.processor.tokenizer
-        text = self._at.model.config.get_text_config()
-        self._limit = min(self._tokenizer.model_max_length, text.max_position_embeddings)
         self._padding: bool | str = True
         try:
+            text = self._at.model.config.get_text_config()
+            self._limit = min(self._tokenizer.model_max_length, text.max_position_embeddings)
             alone, beside = self._text_vectors(["a"])[0], self._text_vectors(["a", "a man " * 8])[0]
             self.image_dim = self._image_vectors([np.full((64, 64, 3), 127, np.uint8)]).shape[1]
         except Exception as error:  # models whose methods take or return something else

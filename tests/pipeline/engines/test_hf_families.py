@@ -396,6 +396,22 @@ def test_a_missing_package_is_named_with_what_installs_it(
     assert "damaged" not in text
 
 
+def test_any_other_missing_package_is_not_called_damage(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise ImportError("Loading a GPTQ quantized model requires gptqmodel")
+
+    monkeypatch.setattr(_tf.AutoModelForImageTextToText, "from_pretrained", absent)
+    assert message("captioner", folder("qwen3_vl")).endswith(
+        "needs a package that is not installed (ImportError: Loading a GPTQ quantized model requires gptqmodel); install it"
+    )
+
+
+def test_a_checkpoint_without_a_processor_of_both_is_refused(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = _tf.AutoTokenizer.from_pretrained(folder("qwen3_vl"))
+    monkeypatch.setattr(_tf.AutoProcessor, "from_pretrained", lambda *_, **__: tokenizer)
+    assert "has no processor that reads both text and images" in message("captioner", folder("qwen3_vl"))
+
+
 def test_a_sentencepiece_vocabulary_without_its_package_is_not_called_damaged(
     folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
