@@ -203,12 +203,14 @@ class Backend:
     joint_space: bool = False
     """Whether its text and image vectors share one space."""
     prompts: frozenset[str] = frozenset({"frame"})
-    """What a captioner is asked about: one `frame`, a `clip` of several in one prompt, `text` alone."""
+    """What a captioner can be asked about: one `frame`, a `clip` of several in one prompt, `text` alone; empty: it does
+    not read the question."""
     own_process: bool = False
     """Whether it runs in one process per GPU instead of one per core, and gets frames in batches: it holds a model,
     or keeps a server busy from a single process."""
 
 
+_NONE = frozenset[str]()
 _JOINTS = frozenset({"joints"})
 _MODEL = ("torch", "transformers")
 _ANY_PROMPT = frozenset({"frame", "clip", "text"})
@@ -229,8 +231,10 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ("captioner", "openai"): Backend(
         "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", prompts=_ANY_PROMPT, own_process=True
     ),
-    ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=frozenset()),
-    ("captioner", "posecode"): Backend("c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"),
+    ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=_NONE, prompts=_NONE),
+    ("captioner", "posecode"): Backend(
+        "c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints", prompts=_NONE
+    ),
     ("encoder", "hf"): Backend(
         "c2vl_pipeline.engines.hf_encoder:HfEncoder", _MODEL, joint_space=True, own_process=True
     ),

@@ -100,11 +100,16 @@ def _check_prompts(shard: ShardContext) -> None:
     """Raise EngineError if the captioner is not made for what the recipe asks of it."""
     assert shard.spec is not None
     config, able = shard.recipe.pipeline.caption, engines.backend(shard.spec).prompts
-    for setting, value, prompt in (("view", config.view, config.view), ("rewrite", config.rewrite, "text")):
-        if value and prompt not in able:
+    asked = {
+        "view": (config.view == "clip", "clip", "several images in one prompt"),
+        "also_ask": (config.also_ask, "frame", "questions"),
+        "rewrite": (config.rewrite, "text", "prompts without an image"),
+    }
+    for setting, (wanted, prompt, what) in asked.items():
+        if wanted and prompt not in able:
             raise EngineError(
-                f"pipeline.caption.{setting} = {value!r}: the captioner engine {shard.spec.backend!r} takes no prompt of "
-                f"this kind ({prompt}); leave the setting out, or choose another captioner"
+                f"pipeline.caption.{setting} is set, and the captioner engine {shard.spec.backend!r} does not take {what}; "
+                "leave the setting out, or choose another captioner"
             )
 
 

@@ -141,6 +141,27 @@ def test_prompts_of_different_lengths_are_padded_on_the_left(folder: Any, name: 
 
 
 @pytest.mark.parametrize("name", IMAGES_IN_A_PROMPT)
+def test_an_answer_equals_a_naive_greedy_loop(folder: Any, name: str) -> None:
+    """Without cache, padding and `generate`: the whole prompt again for every token."""
+    captioner = engine("captioner", folder(name), options={"max_new_tokens": 8})
+    model, tokenizer = captioner._at.model, captioner._at.processor.tokenizer
+    image = picture(100, 130, 7)
+    inputs, tokens = captioner.encode([[image]], [QUESTION]), []
+    with torch.inference_mode():
+        while len(tokens) < 8:
+            token = int(model(**inputs, use_cache=False).logits[0, -1].argmax())
+            if token == tokenizer.eos_token_id:
+                break
+            tokens.append(token)
+            for key, more in (("input_ids", token), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+                if key in inputs:
+                    inputs[key] = torch.cat([inputs[key], torch.tensor([[more]], dtype=inputs[key].dtype)], 1)
+    beside = [Crop(picture(260, 90, 8), "a", 1), Crop(image, "a", 0)]
+    answer = captioner.caption(beside, QUESTION)[1]
+    assert (answer.text, answer.tokens) == (tokenizer.decode(tokens).strip(), len(tokens))
+
+
+@pytest.mark.parametrize("name", IMAGES_IN_A_PROMPT)
 def test_a_clip_is_one_prompt_with_all_its_images(folder: Any, name: str) -> None:
     clips = [[picture(100, 120, 3 * s + i) for i in range(2 + s)] for s in range(3)]
     many, one = (answers(folder(name), clips, size) for size in (3, 1))
@@ -302,6 +323,8 @@ def test_a_quantised_captioner_answers(folder: Any) -> None:
 
 @pytest.mark.slow
 def test_a_compiled_encoder_gives_the_same_vectors(folder: Any) -> None:
+    if shutil.which("c++") is None:
+        pytest.skip("needs a C++ compiler")
     image = [picture(90, 90, 0)]
     compiled = engine("encoder", folder("siglip"), options={"compile": True})
     np.testing.assert_allclose(

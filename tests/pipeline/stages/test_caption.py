@@ -429,10 +429,19 @@ def test_a_second_pass_that_stops_loses_neither_answers_nor_sentences(
 
 
 @pytest.mark.parametrize(
-    ("setting", "kind"), [("view=clip", "view = 'clip'"), ("rewrite=Shorten:", "rewrite = 'Shorten:'")]
+    ("setting", "lacks"),
+    [
+        (
+            "view=clip",
+            "view is set, and the captioner engine 'posecode' does not take several images in one prompt; leave",
+        ),
+        ("also_ask=['Why?']", "also_ask is set, and the captioner engine 'posecode' does not take questions; leave"),
+        (
+            "rewrite=Shorten:",
+            "rewrite is set, and the captioner engine 'posecode' does not take prompts without an image;",
+        ),
+    ],
 )
-def test_a_captioner_that_is_not_made_for_it_is_one_line(work: Path, setting: str, kind: str) -> None:
-    with pytest.raises(
-        EngineError, match=f"pipeline.caption.{kind}: the captioner engine 'posecode' takes no prompt of"
-    ):
+def test_a_captioner_that_is_not_made_for_it_is_one_line(work: Path, setting: str, lacks: str) -> None:
+    with pytest.raises(EngineError, match=f"pipeline.caption.{lacks}"):
         runner.run_stage(caption.STAGE, work, load_recipe("debug", [f"pipeline.caption.{setting}"]))
