@@ -62,6 +62,14 @@ class CaptionConfig(Settings):
     question: str = QUESTION
     aspect: Aspect = "pad"
     """How a crop is made square for the model; LLaVA-1.5 was trained with `pad`."""
+    view: Literal["frame", "clip"] = "frame"
+    """`frame`: one answer about each crop, as in the paper; `clip`: one about all crops of a sample, in one prompt."""
+    also_ask: Annotated[tuple[str, ...], Listed] = ()
+    """Further questions; the caption is the answers to all, one after the other."""
+    thinking: Literal["keep", "remove"] = "keep"
+    """`remove` takes what a model says to itself (`<think>…</think>`) out of its answers."""
+    rewrite: str = ""
+    """Instruction of a second pass: the captioner makes one sentence out of all captions of a sample; empty: none."""
 
 
 class EmbedConfig(Settings):

@@ -48,6 +48,10 @@ _NOT_THERE = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "Unsuppo
 _AGAIN = "finished rows stay: run `c2vl-pipeline caption` again"
 
 
+_Prompt = tuple[tuple[Image, ...], str]
+"""Images, and the question about them."""
+
+
 class RefusedError(Exception):
     """The server answers and rejects this crop."""
 
@@ -200,36 +204,40 @@ class Served(Captioner):
         Raises:
             EngineError: One line, when the server and not a crop is at fault.
         """
-        images = [crop.image for crop in crops]
-        answers = self._ask_all(images, question)
+        prompts = [((crop.image, *crop.later), question) for crop in crops]
+        answers = self._ask_all(prompts)
         if not answers or not all(isinstance(answer, Exception) for answer in answers):
             return answers
-        (plain,) = self._ask_all([np.full_like(images[0], 127)], question)
+        (plain,) = self._ask_all([((np.full_like(crops[0].image, 127),), question)])
         if isinstance(plain, Exception):
             raise EngineError(
                 f"the captioner's server at {self._options.base_url} answered none of {len(answers)} crops, nor a "
                 f"plain grey picture ({type(plain).__name__}: {plain}); expected answers from a model that sees "
                 f"pictures, and that serves the name {self._model!r} (pipeline.caption.engine.model); {_AGAIN}"
             )
-        return self._ask_all(images, question)
+        return self._ask_all(prompts)
 
-    def _ask_all(self, images: Sequence[Image], question: str) -> list[Caption | Exception]:
-        futures: list[Future[Caption | Exception]] = [Future() for _ in images]
-        waiting: SimpleQueue[tuple[Future[Caption | Exception], Image]] = SimpleQueue()
-        for pair in zip(futures, images, strict=True):
+    def complete(self, prompts: Sequence[str]) -> list[Caption | Exception]:
+        """Answer each prompt without any image; the error in its place where one has no answer."""
+        return self._ask_all([((), prompt) for prompt in prompts])
+
+    def _ask_all(self, prompts: Sequence[_Prompt]) -> list[Caption | Exception]:
+        futures: list[Future[Caption | Exception]] = [Future() for _ in prompts]
+        waiting: SimpleQueue[tuple[Future[Caption | Exception], _Prompt]] = SimpleQueue()
+        for pair in zip(futures, prompts, strict=True):
             waiting.put(pair)
 
         def work() -> None:
             with suppress(Empty):
                 while True:
-                    future, image = waiting.get_nowait()
+                    future, prompt = waiting.get_nowait()
                     if future.set_running_or_notify_cancel():
                         try:
-                            future.set_result(self._ask(image, question))
+                            future.set_result(self._ask(*prompt))
                         except BaseException as error:
                             future.set_exception(error)
 
-        for _ in range(min(self._options.concurrency, len(images))):
+        for _ in range(min(self._options.concurrency, len(prompts))):
             # daemon threads: Python waits at its end for the threads of an executor, so for the slowest answer
             threading.Thread(target=work, daemon=True).start()
         try:
@@ -242,10 +250,10 @@ class Served(Captioner):
             for future in futures:
                 future.cancel()
 
-    def _ask(self, image: Image, question: str) -> Caption | Exception:
+    def _ask(self, images: tuple[Image, ...], question: str) -> Caption | Exception:
         """Return the answer, or the error of its row; raise EngineError if the server is at fault."""
-        content = [
-            {"type": "image_url", "image_url": {"url": self.data_url(image)}},
+        content: list[dict[str, Any]] = [
+            *({"type": "image_url", "image_url": {"url": self.data_url(image)}} for image in images),
             {"type": "text", "text": question},
         ]
         body: dict[str, Any] = {

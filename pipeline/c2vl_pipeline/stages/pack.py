@@ -44,6 +44,7 @@ from c2vl_manifests.schema import PACKED_INDEX, Status
 from c2vl_pipeline.readers.base import to_origin
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import check_shards
+from c2vl_pipeline.stages.speed import SPEED
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
 
 Joints = np.ndarray[Any, Any]
@@ -133,7 +134,11 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     slots = stages["embeddings"].rows // len(rows) or recipe.pipeline.frames
     widths = _pack_vectors(index, folder, slots, rows, emit)
     _pack_index(index, folder, rows)
-    engine_stages = [name for name, stage in STAGES.items() if stage.engine is not None]
+    engines = {
+        name: stages[name].inputs["engine"] | {k: v for k, v in stages[name].provenance.items() if k != SPEED}
+        for name, stage in STAGES.items()
+        if stage.engine is not None
+    }
     manifest = PackedManifest(
         dataset=index.dataset.name,
         title=index.dataset.title,
@@ -148,7 +153,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         language_dim=widths["language"],
         second_body=stages["skeletons"].inputs["config"]["second_body"],
         gaps=gaps,
-        **_made_with(index, {name: stages[name].inputs["engine"] | stages[name].provenance for name in engine_stages}),
+        **_made_with(index, engines),
     )
     commit_text(folder / FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest

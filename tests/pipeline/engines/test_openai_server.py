@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ def refusal(status: int, message: str = "no", **headers: str) -> Reply:
 
 
 def shade(request: dict[str, Any]) -> int:
-    """The nearest of SHADES to the picture of a request; 127 for the plain grey one."""
+    """The nearest of SHADES to the first picture of a request; 127 for the plain grey one, 0 for none."""
+    if request["messages"][0]["content"][0]["type"] == "text":
+        return 0
     mean = float(pixels(request).mean())
     return min((*SHADES, 127), key=lambda s: abs(s - mean))
 
@@ -231,6 +233,26 @@ def test_a_png_has_the_pixels_of_the_crop(server: Server) -> None:
     engine(server, image_format="png").caption([Crop(image, "a", 0)], "?")
     assert np.array_equal(pixels(server.asked[0][0]), image)
     assert engines.key_facts(spec(server, image_format="png")) != engines.key_facts(spec(server))
+
+
+def test_a_clip_is_one_request_with_its_pictures_in_order(server: Server) -> None:
+    first, *later = crops(20, 140, 60)
+    answers = engine(server).caption([replace(first, later=tuple(crop.image for crop in later)), first], "What?")
+    assert texts(answers) == ["shade 20", "shade 20"]
+    (request,) = [request for request, _ in server.asked if len(request["messages"][0]["content"]) == 4]
+    parts = request["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url"] * 3 + ["text"]
+    seen = [decode_jpeg(base64.b64decode(part["image_url"]["url"].partition(",")[2])).mean() for part in parts[:3]]
+    assert seen == pytest.approx([20, 140, 60], abs=2)
+
+
+def test_a_prompt_without_a_picture_is_answered_and_one_that_is_refused_costs_its_row(server: Server) -> None:
+    def answer(request: dict[str, Any], _: int) -> Reply:
+        text = request["messages"][0]["content"][0]["text"]
+        return refusal(400) if text == "bad" else completion(f"said {text}")
+
+    server.answer = answer
+    assert texts(engine(server).complete(["a", "bad", "b"])) == ["said a", "RefusedError", "said b"]
 
 
 def test_large_crops_are_reduced_only_on_request(server: Server) -> None:
