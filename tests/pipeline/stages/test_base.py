@@ -10,7 +10,6 @@ import pytest
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_pipeline.engines import Caption
-from c2vl_pipeline.stages import base
 from c2vl_pipeline.stages.base import FITS, in_batches
 from c2vl_pipeline.stages.speed import SPEED, rates, summed
 
@@ -70,7 +69,7 @@ def test_an_item_that_does_not_fit_alone_costs_its_row():
 
 def test_the_speed_of_an_engine_with_a_model_is_recorded_by_unit(monkeypatch):
     clock = iter([0.0, 2.0, 10.0, 12.0, 20.0, 21.0])
-    monkeypatch.setattr(base.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr("c2vl_pipeline.stages.base.time.monotonic", lambda: next(clock))
     spec = EngineSpec(role="captioner", backend="hf")
     shard = SimpleNamespace(provenance={}, spec=spec, engine=None)
     answers = list(in_batches([1, 2, 3], 2, lambda batch: [Caption("he sits", 5)] * len(batch), shard))

@@ -27,6 +27,7 @@ from c2vl_pipeline.engines import Caption, Captioner
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
+from c2vl_pipeline.stages.journal import Journal
 from c2vl_pipeline.workspace import shard_path
 
 DESCRIBE = PoseCode.caption
@@ -141,15 +142,15 @@ def test_no_flipped_bit_changes_an_answer() -> None:
 
     text = json.dumps(["S001C001P001R001A001", 3, "A person é waves.", 4]).encode()
     line = b"%08x %s\n" % (zlib.crc32(text), text)
-    whole = dict(caption.Journal._read(line))
+    whole = dict(Journal._read(line))
     assert whole == {("S001C001P001R001A001", 3): Caption("A person é waves.", 4)}
     for at in range(len(line) - 1):
         for bit in range(8):
             data = bytearray(line)
             data[at] ^= 1 << bit
-            assert dict(caption.Journal._read(bytes(data))) in ({}, whole)
+            assert dict(Journal._read(bytes(data))) in ({}, whole)
     for end in range(len(line) - 1):
-        assert dict(caption.Journal._read(line[:end])) == {}
+        assert dict(Journal._read(line[:end])) == {}
 
 
 def test_the_journal_of_another_key_is_not_used_and_goes(
