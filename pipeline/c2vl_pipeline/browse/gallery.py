@@ -21,7 +21,7 @@ from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.reader import Row, RowReader
 from c2vl_pipeline.browse.selection import ALL, Filters, Numbers, frequent, nothing, select, spread
-from c2vl_pipeline.stages import STAGES, failures
+from c2vl_pipeline.stages import STAGES, failures, stages_of
 from c2vl_pipeline.workspace import Workspace, load, stored_joints
 
 PICTURES = 8_000
@@ -83,7 +83,7 @@ def gallery(
     cards = _cards(index, reader, numbers)
     reasons = [
         f"{count:,} row{'s' if count > 1 else ''} of {name} {status}: {text}"
-        for name, stage in STAGES.items()
+        for name, stage in stages_of(index).items()
         for status, text, count in failures.reasons(index, stage, matched)[:3]
     ]
     stages = _stages(reader)

@@ -24,7 +24,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import StageKeys, changed_since, changes, engine_facts, former_inputs, stage_keys
-from c2vl_pipeline.stages import STAGES, failures
+from c2vl_pipeline.stages import STAGES, failures, stages_of
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.stages.pack import content_key
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -59,7 +59,7 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
         StageError: no index exists.
     """
     index = load(work)
-    return [*(_stage_status(stage, index, recipe) for stage in STAGES.values()), _packed_status(index)]
+    return [*(_stage_status(stage, index, recipe) for stage in stages_of(index).values()), _packed_status(index)]
 
 
 def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus:
@@ -158,7 +158,7 @@ def failure_lines(work: Path) -> list[str]:
     index = load(work)
     return [
         f"{stage.name}: {count:,} row{'s' if count > 1 else ''} {status}: {text}"
-        for stage in STAGES.values()
+        for stage in stages_of(index).values()
         for status, text, count in failures.reasons(index, stage)[:3]
     ]
 
