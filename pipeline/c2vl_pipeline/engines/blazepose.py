@@ -11,7 +11,6 @@ Source: Bazarevsky et al., *BlazePose: On-device Real-time Body Pose tracking* (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import cv2
@@ -20,23 +19,24 @@ import numpy.typing as npt
 from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.errors import one_line
 from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.manifest import remembered_sha256
-from c2vl_pipeline.engines import Array, Box, Frame, Image, Options, Person, PoseEstimator, checked_options, setting
+from c2vl_pipeline.engines import Array, Box, Frame, Image, Options, Person, PoseEstimator, checked_options
+from c2vl_pipeline.engines.tflite import located, refusal
 
 _SIDE = 256
 _LANDMARKS = 33
 _OUTPUTS = {"Identity": 39 * 5, "Identity_1": 1, "Identity_4": 39 * 3}
 """Outputs that are read -> their number of values."""
-_MOST_BYTES = 1 << 28
+_FILES = "pose_landmark_lite.tflite, pose_landmark_full.tflite or pose_landmark_heavy.tflite"
 
 
 class _BlazePose(Options):
     dims: Literal[2, 3] = 3
     """2: landmarks in the image; 3: landmarks in metres."""
     threshold: float = Field(default=0.5, ge=0, le=1)
-    """Smallest probability that a person is in a box."""
+    """Smallest probability that a person is in the square, at every look."""
     grow: float = Field(default=1.25, ge=1, le=4)
     """Side of the square that the network sees, in longer sides of the box."""
     passes: int = Field(default=2, ge=1, le=4)
@@ -54,14 +54,15 @@ class BlazePose(PoseEstimator):
 
     def __init__(self, spec: EngineSpec) -> None:
         self._options = checked_options(spec, _BlazePose)
-        self._path = _located(spec)
+        self._path = located(spec, _FILES)
         self._sha256 = remembered_sha256(self._path)
         try:
             # from memory: OpenCV neither names the file nor the fault, and a path may hold any letter
             self._net = cv2.dnn.readNetFromTFLite(np.fromfile(self._path, np.uint8))
             self._run(np.zeros((_SIDE, _SIDE, 3), np.uint8))
         except (cv2.error, ValueError, OSError) as error:
-            raise _refusal(spec, f"not BlazePose's landmark network, or cut off ({_fault(error)})") from error
+            problem = f"not BlazePose's landmark network, or cut off ({_fault(error)})"
+            raise refusal(spec, problem, _FILES) from error
 
     @staticmethod
     def layout(spec: EngineSpec) -> Layout:
@@ -71,7 +72,7 @@ class BlazePose(PoseEstimator):
     @staticmethod
     def weights_id(spec: EngineSpec) -> dict[str, Any]:
         """Return the hash of the file."""
-        return {"sha256": remembered_sha256(_located(spec))}
+        return {"sha256": remembered_sha256(located(spec, _FILES))}
 
     def estimate(self, frames: Sequence[Frame], boxes: Sequence[Sequence[Box]]) -> list[list[Person]]:
         """Return the people of each frame, at most one per box."""
@@ -86,7 +87,7 @@ class BlazePose(PoseEstimator):
         angle, person = 0.0, None
         for _ in range(self._options.passes):
             if not 2 <= side <= 16 * max(image.shape):
-                break
+                return None
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             axes = turn * side / _SIDE
             corner = centre - axes @ (_SIDE / 2, _SIDE / 2)
@@ -99,7 +100,7 @@ class BlazePose(PoseEstimator):
             )
             landmarks, probability, world = self._run(np.asarray(square, np.uint8))
             if probability < self._options.threshold:
-                break
+                return None
             places = landmarks[:, :2] @ axes.T + corner
             scores = 1 / (1 + np.exp(-landmarks[:_LANDMARKS, 4:]))
             pixels = np.hstack([places[:_LANDMARKS], scores]).astype(np.float32)
@@ -128,25 +129,6 @@ class BlazePose(PoseEstimator):
         """Return the facts that the stage's manifest records."""
         facts = {"backend": "blazepose", "model": self._path.name, "sha256": self._sha256}
         return facts | self._options.model_dump()
-
-
-def _located(spec: EngineSpec) -> Path:
-    """Return the file of the weights; raise EngineError where there is none."""
-    if not spec.model:
-        raise _refusal(spec, "no file is named")
-    path = Path(spec.model).expanduser()
-    if not path.is_file():
-        raise _refusal(spec, "no such file")
-    if not 0 < path.stat().st_size <= _MOST_BYTES:
-        raise _refusal(spec, f"{path.stat().st_size:,} bytes, expected some megabytes")
-    return path
-
-
-def _refusal(spec: EngineSpec, problem: str) -> EngineError:
-    return EngineError(
-        f"{setting(spec)}.model = {spec.model!r}: {problem}; expected pose_landmark_lite, _full or _heavy.tflite: "
-        f"`make weights` fetches them, `--set {setting(spec)}.model=FILE` names one"
-    )
 
 
 def _fault(error: Exception) -> str:

@@ -10,21 +10,22 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from itertools import count, groupby, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from c2vl_manifests.datasets import resolve_detector
+from c2vl_manifests.datasets import Dataset, resolve_detector
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import DataError, EngineError, StageError
+from c2vl_manifests.errors import DataError, EngineError, StageError, one_line
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import PoseConfig, Recipe
 from c2vl_manifests.schema import POSES, Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import Box, Frame, Image, Person
+from c2vl_pipeline.engines import Box, Frame, Image, Person, background
 from c2vl_pipeline.raw.scan import missing_bytes
 from c2vl_pipeline.readers.base import NEARLY, Array, Assembled, anchored
 from c2vl_pipeline.readers.video import Video
@@ -177,6 +178,53 @@ def assemble(
     return replace(made, frame_index=made.frame_index + np.int32(start)), pixels[made.frame_index]
 
 
+def read_video(path: Path, config: PoseConfig, dataset: Dataset, bodies: int) -> tuple[Assembled, Layout]:
+    """Return the skeleton of the people in a video, as the stage makes it, and its layout.
+
+    Args:
+        path: the video.
+        config: with the estimator.
+        dataset: whose description says what the recipe leaves open.
+        bodies: people to keep.
+
+    Raises:
+        DataError: the video cannot be decoded, or an engine fails on a frame.
+        EngineError: an engine cannot be loaded.
+        OSError: the file cannot be opened.
+    """
+    spec = resolved(config.engine, dataset)
+    scene = cache(partial(background.scene_of, path))
+
+    def frame(image: Image) -> Frame:
+        return Frame(image, path.stem, 0, background=partial(scene, image.shape[:2]))
+
+    with Video(path) as video:
+        seen = Watcher(spec, config, frame).watch(video, [(0, None)])
+    if failed := next(iter(seen.failed.values()), None):
+        raise DataError(
+            f"{path}: {spec.backend!r} failed on {len(seen.failed):,} frames ({one_line(failed, named=True)})"
+        )
+    layout = engines.layout_of(spec)
+    mirrored = dataset.mirrored if config.mirrored is None else config.mirrored
+    return assemble(seen, (0, None), layout, bodies, mirrored, config.joint_score)[0], layout
+
+
+def resolved(spec: EngineSpec, dataset: Dataset) -> EngineSpec:
+    """Return the spec of a pose estimator with the detector that it means for a dataset.
+
+    Raises:
+        EngineError: the detector finds people by the joints that are wanted.
+    """
+    assert spec.detector is not None
+    detector = resolve_detector(spec.detector, dataset)
+    if "pixels" not in engines.backend(detector).reads:
+        raise EngineError(
+            f"pipeline.pose.engine.detector: {detector.backend!r} finds people by their joints, which are to be found; "
+            "expected a detector that reads pixels: `--set pipeline.pose.engine.detector=motion` or one with weights"
+        )
+    return spec.model_copy(update={"detector": detector})
+
+
 # ------------------------------------------------------------------------------------------------ the stage
 
 
@@ -192,10 +240,7 @@ def estimator_of(recipe: Recipe, index: Workspace) -> EngineSpec:
             f"the index of {index.work} takes joints from the videos, and this recipe names no pipeline.pose.engine; give "
             "the recipe of the index, or run `c2vl-pipeline index` again with this one"
         )
-    spec = recipe.pipeline.pose.engine
-    assert spec.detector is not None
-    spec = spec.model_copy(update={"detector": resolve_detector(spec.detector, index.dataset)})
-    check_detector(spec)
+    spec = resolved(recipe.pipeline.pose.engine, index.dataset)
     layout = engines.layout_of(spec)
     if (layout.names, layout.dims) != (index.layout.names, index.layout.dims):
         raise StageError(
@@ -203,16 +248,6 @@ def estimator_of(recipe: Recipe, index: Workspace) -> EngineSpec:
             f"{spec.backend!r} gives {layout.name} in {layout.dims}D; run `c2vl-pipeline index` again with this estimator"
         )
     return spec
-
-
-def check_detector(spec: EngineSpec) -> None:
-    """Raise EngineError if the detector of a pose estimator finds people by the joints that are wanted."""
-    assert spec.detector is not None
-    if "pixels" not in engines.backend(spec.detector).reads:
-        raise EngineError(
-            f"pipeline.pose.engine.detector: {spec.detector.backend!r} finds people by their joints, which are to be found; "
-            "expected a detector that reads pixels: `--set pipeline.pose.engine.detector=motion` or one with weights"
-        )
 
 
 def _empty(sample: Row) -> Row:
