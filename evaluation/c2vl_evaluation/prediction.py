@@ -22,6 +22,7 @@ from c2vl_evaluation.protocols import linear
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
+from c2vl_manifests.recipe_loading import engine_names, engine_preset
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
@@ -184,8 +185,9 @@ def _watched(path: Path, context: EvalContext) -> tuple[Assembled, Layout]:
 
     manifest, pose = context.packed.manifest, context.recipe.pipeline.pose
     if pose is None:
+        known = [name for name in engine_names() if engine_preset(name)["role"] == "pose"]
         raise ConfigError(
             f"{path} is a video, and recipe {context.recipe.name!r} of the data names no pose estimator; add "
-            "`--set pipeline.pose.engine=NAME`: blazepose (with `make weights`) or hf-vitpose-base"
+            f"`--set pipeline.pose.engine=NAME`, of {', '.join(known)}"
         )
     return read_video(path, pose, load_dataset(manifest.dataset), manifest.bodies)

@@ -325,34 +325,37 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _roles(self) -> Recipe:
-        for stage, spec in self._engines():
-            if spec.role != ENGINE_STAGES[stage]:
-                raise ValueError(
-                    f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {ENGINE_STAGES[stage]}"
-                )
+        for stage, role in ENGINE_STAGES.items():
+            part = getattr(self.pipeline, stage)
+            if part is not None and part.engine.role != role:
+                needs = f"this stage needs a {role}{' estimator' if role == 'pose' else ''}"
+                raise ValueError(f"pipeline.{stage}.engine has the role {part.engine.role!r}; {needs}")
         return self
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Recipe:
         """Refuse keys among the options of engines: every manifest would store them."""
-        for stage, spec in self._engines():
+        for place, spec in self._engines():
             if secret := next(filter(_SECRET.search, spec.options), None):
                 raise ValueError(
-                    f"pipeline.{stage}.engine.options.{secret} would be stored in manifests; set the key in an environment "
+                    f"{place}.options.{secret} would be stored in manifests; set the key in an environment "
                     "variable, which options.api_key_env names"
                 )
             address, variable = (str(spec.options.get(name, "")) for name in ("base_url", "api_key_env"))
             if set("@?#") & set(address) or not re.fullmatch(r"\w*", variable):
                 raise ValueError(
-                    f"pipeline.{stage}.engine.options holds a user name, password, query or fragment in base_url, or in "
+                    f"{place}.options holds a user name, password, query or fragment in base_url, or in "
                     "api_key_env what names no environment variable; leave it out: manifests would store a key"
                 )
         return self
 
     def _engines(self) -> Iterator[tuple[str, EngineSpec]]:
+        """Yield every engine with the setting that holds it."""
         for stage in ENGINE_STAGES:
             if (part := getattr(self.pipeline, stage)) is not None:
-                yield stage, part.engine
+                yield f"pipeline.{stage}.engine", part.engine
+                if part.engine.detector is not None:
+                    yield f"pipeline.{stage}.engine.detector", part.engine.detector
 
     def fingerprint(self) -> str:
         """Return a hash of the resolved recipe."""

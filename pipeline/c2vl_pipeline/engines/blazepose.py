@@ -36,8 +36,8 @@ class _BlazePose(Options):
     dims: Literal[2, 3] = 3
     """2: landmarks in the image; 3: landmarks in metres."""
     threshold: float = Field(default=0.5, ge=0, le=1)
-    """Smallest probability that a person is in the square, at every look."""
-    grow: float = Field(default=1.25, ge=1, le=4)
+    """Smallest probability, at the first look, that a person is in the square; a later look that doubts it is not used."""
+    grow: float = Field(default=1.5, ge=1, le=4)
     """Side of the square that the network sees, in longer sides of the box."""
     passes: int = Field(default=2, ge=1, le=4)
     """Looks at each person: every further one through the square around the joints of the one before."""
@@ -87,7 +87,7 @@ class BlazePose(PoseEstimator):
         angle, person = 0.0, None
         for _ in range(self._options.passes):
             if not 2 <= side <= 16 * max(image.shape):
-                return None
+                break
             turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
             axes = turn * side / _SIDE
             corner = centre - axes @ (_SIDE / 2, _SIDE / 2)
@@ -100,7 +100,7 @@ class BlazePose(PoseEstimator):
             )
             landmarks, probability, world = self._run(np.asarray(square, np.uint8))
             if probability < self._options.threshold:
-                return None
+                break
             places = landmarks[:, :2] @ axes.T + corner
             scores = 1 / (1 + np.exp(-landmarks[:_LANDMARKS, 4:]))
             pixels = np.hstack([places[:_LANDMARKS], scores]).astype(np.float32)
