@@ -122,7 +122,6 @@ def _without_skeletons(match: Match, rows: list[Row]) -> None:
     match.missing_skeletons.clear()
     match.missing_stems.pop("skeleton", None)
     match.absent.pop("skeleton", None)
-    match.unexpected = []  # skeleton files among them
 
 
 def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:

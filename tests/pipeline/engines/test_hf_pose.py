@@ -10,11 +10,16 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, VitPoseForPoseEstimation
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
+from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame
-from support.pose import tiny_vitpose
+from c2vl_pipeline.execution import runner
+from c2vl_pipeline.stages import index, pose
+from support.factory import rows
+from support.pose import film, tiny_vitpose
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (120, 160, 3), dtype=np.uint8)
 BOXES = [Box(10, 10, 60, 110, 0.9), Box(70, 5, 150, 90, 0.8), Box(20.5, 30.25, 40, 70, 0.7)]
@@ -74,6 +79,27 @@ def test_the_layout_is_that_of_coco(folder: Path) -> None:
 def test_experts_of_vitpose_plus_are_those_of_coco(tmp_path: Path) -> None:
     ((person,),) = build(tiny_vitpose(tmp_path / "plus", experts=3)).estimate([Frame(IMAGE, "a", 0)], [BOXES[:1]])
     assert np.isfinite(person.pixels).all()
+
+
+def test_the_stage_finds_people_by_one_checkpoint_and_their_joints_by_another(
+    folder: Path, folders: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "own").mkdir()
+    film(tmp_path / "own" / "x.avi", [[(20, 30)], [(60, 20)], [(90, 60)]])
+    (tmp_path / "own" / "samples.csv").write_text("sample_id,video\na,x.avi\n")
+    chosen = [
+        "pipeline.pose.engine=hf-vitpose-base", f"pose.model={folder}", f"pose.detector.model={folders['detector']}",
+        "pose.detector.dtype=float32", "pose.detector.options.threshold=0.05", "pose.detector.options.text_threshold=0.0",
+        "pipeline.pose.joint_score=0.0",
+    ]  # fmt: skip
+    recipe = load_recipe("debug", chosen)
+    made, _ = index.build(load_dataset("generic"), tmp_path / "own", tmp_path / "w", recipe.pipeline, recipe="debug")
+    manifest = runner.run_stage(pose.STAGE, tmp_path / "w", recipe, max_failures=1.0)
+    (row,) = rows(tmp_path / "w", "skeletons")
+    assert (row["status"], row["frames"], made.layout.name) == ("ok", 3, "coco_17")
+    assert manifest.provenance["detector"]["backend"] == manifest.provenance["backend"] == "hf"
+    keyed = manifest.inputs["engine"]
+    assert keyed["revision_resolved"] != keyed["detector"]["revision_resolved"]
 
 
 def test_a_checkpoint_of_another_role_is_one_line(folders: dict[str, Path]) -> None:
