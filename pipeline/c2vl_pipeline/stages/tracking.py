@@ -25,6 +25,9 @@ _SAME = 0.1
 _FAR = 1.3
 """Cost from which on a person is another one: boxes that do not overlap, and joints 0.3 diagonals away."""
 
+_BRIEF = 10
+"""A track with less than this part of the longest one's frames is taken for a mistake of the detector."""
+
 PATIENCE = 15
 """Frames for which somebody may be out of view and still continue the track."""
 
@@ -115,7 +118,7 @@ def track(frames: Iterable[tuple[int, Sequence[Person]]]) -> list[Track]:
 def chosen(tracks: Sequence[Track], areas: dict[int, float], bodies: int) -> list[dict[int, Person]]:
     """Return the people to keep, at most `bodies`, each as frame number -> person; the main one first.
 
-    Tracks are taken in order of their weight (`Track.weight`). One joins the first person with whom it shares no frame;
+    Brief ones are dropped; the others are taken in order of their weight (`Track.weight`). One joins the first person with whom it shares no frame;
     one that overlaps all of them is dropped.
 
     *Reading:* as in published loaders of NTU RGB+D, a body that comes after another has gone continues it.
@@ -126,7 +129,9 @@ def chosen(tracks: Sequence[Track], areas: dict[int, float], bodies: int) -> lis
         bodies: most people.
     """
     slots: list[dict[int, Person]] = []
-    for one in sorted(tracks, key=lambda each: -each.weight(areas)):
+    least = max((len(one.people) for one in tracks), default=0) / _BRIEF
+    lasting = [one for one in tracks if len(one.people) >= least]
+    for one in sorted(lasting, key=lambda each: -each.weight(areas)):
         place = next((slot for slot in slots if slot.keys().isdisjoint(one.people)), None)
         if place is not None:
             place.update(one.people)

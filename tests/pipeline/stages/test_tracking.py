@@ -81,6 +81,14 @@ def test_who_comes_after_another_has_gone_takes_that_place() -> None:
     assert sorted(one) == [*range(10), *range(40, 60)]
 
 
+def test_who_is_there_for_a_moment_only_is_nobody() -> None:
+    frames = [(n, [person(100), *([person(400)] if n < 2 else [])]) for n in range(30)]
+    assert len(chosen(track(frames), areas(30), 2)) == 1
+    frames = [(n, [person(100), *([person(400)] if n < 3 else [])]) for n in range(30)]
+    assert len(chosen(track(frames), areas(30), 2)) == 2
+    assert len(chosen(track(frames[:3]), areas(3), 2)) == 2
+
+
 def test_nobody_is_kept_of_nobody() -> None:
     assert track([(0, []), (1, [])]) == []
     assert chosen([], {}, 2) == []
