@@ -56,6 +56,7 @@ class BlazePose(PoseEstimator):
         self._options = checked_options(spec, _BlazePose)
         self._path = located(spec, _FILES)
         self._sha256 = remembered_sha256(self._path)
+        level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # it would print the fault too
         try:
             # from memory: OpenCV neither names the file nor the fault, and a path may hold any letter
             self._net = cv2.dnn.readNetFromTFLite(np.fromfile(self._path, np.uint8))
@@ -63,6 +64,8 @@ class BlazePose(PoseEstimator):
         except (cv2.error, ValueError, OSError) as error:
             problem = f"not BlazePose's landmark network, or cut off ({_fault(error)})"
             raise refusal(spec, problem, _FILES) from error
+        finally:
+            cv2.utils.logging.setLogLevel(level)
 
     @staticmethod
     def layout(spec: EngineSpec) -> Layout:
@@ -133,4 +136,4 @@ class BlazePose(PoseEstimator):
 
 def _fault(error: Exception) -> str:
     """Return what OpenCV says of a file, without the place in its own sources."""
-    return one_line(error).rpartition("error: ")[2][:120]
+    return one_line(error, limit=400).rpartition("error: ")[2][:120]

@@ -106,11 +106,17 @@ def _engine(stage: Stage, index: Workspace, recipe: Recipe, written: StageManife
         return engine_facts(stage, index, recipe)
     except EngineError:
         spec = stage.engine(recipe, index) if stage.engine else None
-        if spec is None or spec.backend not in engines.backends(spec.role):
+        if spec is None or any(one.backend not in engines.backends(one.role) for one in (spec, spec.detector) if one):
             raise
         declared = engines.declared_facts(spec)
         old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
-        return old if declared.items() <= old.items() else declared
+        return old if _agrees(declared, old) else declared
+
+
+def _agrees(declared: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Return whether facts on record hold all that a spec declares, of a pose estimator's detector too."""
+    own, detector = ({k: v for k, v in declared.items() if k != "detector"}, declared.get("detector"))
+    return own.items() <= old.items() and (detector is None or _agrees(detector, old.get("detector") or {}))
 
 
 # ------------------------------------------------------------------------------------------------ reasons

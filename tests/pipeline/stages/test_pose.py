@@ -331,6 +331,14 @@ def keys(work: Path, recipe: Recipe) -> dict[str, Any]:
     return stage_inputs(pose.STAGE, load(work), recipe, engine_facts(pose.STAGE, load(work), recipe))
 
 
+def test_poses_are_complete_where_the_weights_are_not(made: tuple[Path, Recipe], model: Path) -> None:
+    work, recipe = made
+    model.unlink()
+    assert {entry.state for entry in survey(work, recipe)} == {"complete"}
+    for other in ("pose.threshold=0.9", "pose.detector.options.threshold=9"):
+        assert survey(work, recipe_of(model, other))[0].state == "stale"
+
+
 def test_a_recipe_without_pose_is_what_it_was() -> None:
     for name in ("paper", "small", "heuristic", "debug"):
         plain = load_recipe(name)
