@@ -119,12 +119,12 @@ def stepper(encoder: nn.Module, batches: Iterator[tuple[Tensor, Tensor]], half: 
     def step() -> None:
         clips, rows = next(batches)
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            S = model.skeletons(clips)
-            vision, language = model.knowledge("vision", V[rows]), model.knowledge("language", L[rows])
-            scales = [model.scales[kind]() for kind in ("vision", "language")]
-            loss = objective.loss(
-                S, vision, language, targets=targets, alpha=0.5, scale_v=scales[0], scale_l=scales[1]
-            ).total  # fmt: skip
+            S = model.skeletons(clips, ("vision", "language"))
+            sides = {
+                kind: objective.Side(S, model.knowledge(kind, of[rows]), model.scales[kind]())
+                for kind, of in (("vision", V), ("language", L))
+            }
+            loss = objective.loss(sides, targets=targets, alpha=0.5).total
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()

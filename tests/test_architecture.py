@@ -131,7 +131,7 @@ class K:
 def test_the_reader_found_the_whole_house():
     names = {dotted(path, part) for part, path in MODULES}
     assert {f"{part}.cli" for part in PARTS if part != "c2vl_manifests"} <= names
-    assert {"c2vl_pipeline.engines.hf", "c2vl_training.encoders.stgcn", "c2vl_manifests.cli_common"} <= names
+    assert {"c2vl_pipeline.engines.hf_captioner", "c2vl_training.encoders.stgcn", "c2vl_manifests.cli_common"} <= names
     assert offenders("c2vl_training", "c2vl_manifests")  # allowed, and seen
 
 
@@ -206,7 +206,7 @@ def test_folders_of_the_pipeline_import_only_those_below_them():
 
 
 EVALUATION = (
-    "results", "features", "metrics", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
+    "results", "features", "metrics", "clips", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
     "report", "paper",
 )  # fmt: skip
 """Modules and folders of `c2vl_evaluation`: each imports only those before it; the command line may import all."""

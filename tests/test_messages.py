@@ -65,6 +65,7 @@ REFUSED = (
     "c2vl-eval retrieval --run {floor} --data {sticks} --recipe debug",
     "c2vl-eval predict {empty} --run {floor} --data {sticks} --recipe debug",
     "c2vl-eval benchmark --data {sticks} --benchmark xsub --out {new} --recipe debug --targets soft",
+    "c2vl-eval benchmark --data {sticks} --benchmark xsub --out {new} --recipe debug --variants nowhere.toml",
     "c2vl-eval benchmark --data {sticks} --benchmark xsub --out {new} --recipe debug --protocol guess",
     "c2vl-eval report --out {empty} --data {sticks}",
     "c2vl-eval paper --work {empty} --out {new}",

@@ -314,8 +314,11 @@ def load(path: Path) -> Predictions:
             table.column(name).null_count for name in ("sample_id", "label", "answer", "scores")
         ):
             raise ValueError("a column is of another type or lacks values")
+        ids = table.column("sample_id").to_pylist()
+        if len(set(ids)) < len(ids):
+            raise ValueError("a sample has two answers")
         return Predictions(
-            table.column("sample_id").to_pylist(),
+            ids,
             table.column("label").to_numpy().astype(np.int64),
             table.column("answer").to_numpy().astype(np.int64),
             flat.reshape(table.num_rows, -1),

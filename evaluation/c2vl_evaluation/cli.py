@@ -162,6 +162,9 @@ def zeroshot(
         Path | None,
         optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
     ] = None,
+    standardise: Annotated[
+        bool, typer.Option("--standardise", help="the cosines to each class over all test clips, without labels.")
+    ] = False,
     encoder: EncoderOption = None,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
@@ -172,7 +175,7 @@ def zeroshot(
     from c2vl_evaluation.report.console import show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder)) for one in contexts]
+    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder, standardise)) for one in contexts]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
     if note := zeroshot.words_note(contexts[0], descriptions):
         say(note)
@@ -241,6 +244,10 @@ def benchmark(
         list[str] | None,
         optional("--targets", "A value of Table VII, e.g. hard or partition(cosine); may be repeated."),
     ] = None,
+    variants: Annotated[
+        Path | None,
+        optional("--variants", 'TOML file, a line for each variant: "name" = ["training.pretrain.views=2", …].'),
+    ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Number of runs per line: seeds 0, 1, …")] = 1,
     protocol: Annotated[
         list[str] | None,
@@ -257,15 +264,16 @@ def benchmark(
 ) -> None:
     """Pre-train, run the controls (random, supervised, shuffled pairs), evaluate all, write table and report.
 
-    The same command with a further --protocol, --target or --targets, or more --seeds, adds to the table;
+    The same command with a further --protocol, --target, --targets or variant, or more --seeds, adds to the table;
     finished runs and results are reused.
     """
     from c2vl_evaluation.table import entries, run_table
     from c2vl_manifests.errors import C2VLError
+    from c2vl_manifests.recipe_loading import load_variants
     from c2vl_training.dataset import PackedDataset
 
     packed = PackedDataset(data)
-    lines = entries(packed.manifest, recipe, set_ or (), targets or ())
+    lines = entries(packed.manifest, recipe, set_ or (), targets or (), load_variants(variants) if variants else {})
     where = _target(target, target_benchmark)
     with Reporter() as emit:
         table = run_table(packed, benchmark, lines, range(seeds), out, emit, _chosen(protocol or ()), where)

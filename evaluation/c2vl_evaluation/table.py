@@ -7,10 +7,11 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from c2vl_evaluation import metrics
@@ -72,18 +73,26 @@ def _saved_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def entries(
-    manifest: PackedManifest, recipe: str | None, overrides: Sequence[str], targets: Sequence[str]
+    manifest: PackedManifest,
+    recipe: str | None,
+    overrides: Sequence[str],
+    targets: Sequence[str],
+    variants: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> list[Entry]:
-    """Return the lines of a table: each `targets` value (by default the recipe's own) and three controls.
+    """Return the lines of a table: each `targets` value, each variant (by default the recipe as it is), three controls.
 
     Args:
         manifest: of the packed data.
         recipe: see `resolve_recipe`.
         overrides: see `resolve_recipe`.
         targets: values of `training.pretrain.targets`.
+        variants: name -> further overrides.
+
+    Raises:
+        ConfigError: a variant has the name or the settings of another line.
     """
     base = resolve_recipe(manifest, recipe, overrides)
-    chosen = targets or [targets_name(base.training.pretrain.targets)]
+    chosen = targets or ([] if variants else [targets_name(base.training.pretrain.targets)])
     lines: list[Entry] = []
     for name in chosen:
         # the recipe's own value keeps the recipe's other settings (beta, temperature of the targets, ...)
@@ -94,15 +103,25 @@ def entries(
         # a number keeps partition(0.3) and partition(0.7) apart
         label = name if any(c.isdigit() for c in name) else targets_name(one.training.pretrain.targets)
         lines.append(Entry(label, "pretrained", "pretrain", one))
+    for name, further in variants.items():
+        one = resolve_recipe(manifest, recipe, [*overrides, *further])
+        if twin := next((entry.name for entry in lines if entry.recipe == one), None):
+            raise ConfigError(f"the variant {name!r} has the settings of {twin!r}; change or remove one of them")
+        lines.append(Entry(name, "pretrained", "pretrain", one))
     control = lines[0].recipe
     pretrain = control.training.pretrain.model_copy(update={"pairs": "shuffled"})
     shuffled = control.model_copy(update={"training": control.training.model_copy(update={"pretrain": pretrain})})
-    return [
-        *lines,
+    lines += [
         Entry("random encoder", "floor", "random", base),
         Entry("supervised", "ceiling", "supervised", base),
         Entry("shuffled pairs", "shuffled", "pretrain", shuffled, lines[0].name),
     ]
+    folders: dict[str, str] = {}
+    for line in lines:
+        if other := folders.get(_slug(line.name)):
+            raise ConfigError(f"the lines {other!r} and {line.name!r} would share a folder of runs; rename a variant")
+        folders[_slug(line.name)] = line.name
+    return lines
 
 
 def run_table(

@@ -71,7 +71,7 @@ def say_error(text: str, colour: str = "\033[31m") -> None:
 def show_table(
     title: str, columns: list[str], rows: list[list[str]], caption: str | None = None, spare: Sequence[str] = ()
 ) -> None:
-    """Print a table without its empty columns; all but the first are right-aligned.
+    """Print a table without its empty columns; columns with figures are right-aligned.
 
     On a narrow terminal it is as wide as its words.
 
@@ -112,8 +112,9 @@ def show_table(
         min(max((len(word) for text in texts for word in text.split()), default=1), _WORD)
         for texts in zip(columns, *rows, strict=True)
     ]
-    for number, (column, width) in enumerate(zip(columns, widths, strict=True)):
-        table.add_column(Text(column), justify="left" if number == 0 else "right", overflow="fold", min_width=width)
+    for number, (column, width, *cells) in enumerate(zip(columns, widths, *rows, strict=True)):
+        figures = number > 0 and any(re.match(r"[<>+−-]? ?\d", cell) for cell in cells)
+        table.add_column(Text(column), justify="right" if figures else "left", overflow="fold", min_width=width)
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     console = Console(width=max(room, sum(widths) + _LINES * len(widths) + 1))

@@ -46,5 +46,10 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
+def gigabytes(size: float, digits: int = 2) -> str:
+    """Return a number of bytes in GB: `0.04 GB`, `1,250.00 GB`."""
+    return f"{size / 1e9:,.{digits}f} GB"
+
+
 def silent(event: Event) -> None:
     """Ignore an event: the default of every function that takes an `Emit`."""

@@ -1,7 +1,7 @@
 """Self-contained HTML pages: templates, one script, pictures as data URIs, nothing that tells folders and hosts.
 
-Every value is escaped: text from data never becomes markup. Templates of all packages may use the parts in `shared/`:
-`{% import "shared/card.html.j2" as card %}` with `{% include "shared/card.css" %}` in the page's style.
+Every value is escaped: text from data never becomes markup. A template extends the shell, `shared/page.html.j2`, which
+holds the look and the script; `shared/card.html.j2` draws a sample as a card.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import io
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import PurePath
@@ -25,19 +24,12 @@ def _read(package: str, name: str) -> str:
     return files(package).joinpath(name).read_text("utf-8")
 
 
-@dataclass(frozen=True)
-class Script:
-    """A script of our own that stands in a page, and the source by which the page's policy admits it and no other."""
-
-    text: str
-    source: str
-
-
 @cache
-def script(package: str, name: str) -> Script:
-    """Return a script of a package's folder; a template writes its text with `| safe`."""
-    text = _read(package, name)
-    return Script(text, f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
+def _script() -> dict[str, str]:
+    """Return the script of every page, and the source by which a page's policy admits it and no other."""
+    text = _read(__package__, "shared/page.js")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return {"text": text, "source": f"'sha256-{digest}'"}
 
 
 @cache
@@ -69,7 +61,7 @@ def render(
     """
     environment = _environment(package)
     environment.filters.update(filters or {})
-    return environment.get_template(template).render(**context)
+    return environment.get_template(template).render(script=_script(), **context)
 
 
 def shorten_paths(text: str | None) -> str:

@@ -28,7 +28,11 @@ MOST_FILE = 8 << 30
 MOST_UNPACKED = 2 << 30
 """Bytes that a compressed file unpacks to: an hour of two people at 60 Hz, 133 joints in float64, takes 1.4 GB."""
 MOST_TEXT = 64 << 20
-"""Bytes of a JSON or TOML file, but captions."""
+"""Bytes of a JSON file, but captions."""
+MOST_TOML = 8 << 20
+"""Bytes of a TOML file, which the standard library reads in seconds."""
+MOST_ARRAYS = 10_000
+"""Files of an `.npz`, whose headers are read in seconds."""
 MOST_VALUES = 1 << 25
 """Values of a JSON text; each takes up to 72 bytes in memory. All captions of NTU RGB+D 120 are 1.8 million."""
 MOST_DEPTH = 64
@@ -95,6 +99,7 @@ def read_json(path: Path) -> Any:
 
 def from_toml(text: str) -> dict[str, Any]:
     """Return the table of a TOML text."""
+    check_size(len(text), MOST_TOML)
     try:
         if _DOTTED.search(text):
             raise RecursionError
@@ -134,6 +139,8 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any] | None]:
             return {"": _array(file, size, MOST_FILE)}
         found, left = {}, MOST_UNPACKED
         with zipfile.ZipFile(file) as archive:
+            if (count := len(archive.infolist())) > MOST_ARRAYS:
+                raise TooLargeError(f"{count:,} files; expected up to {MOST_ARRAYS:,}")
             for entry in archive.infolist():
                 with archive.open(entry) as member:
                     array = _array(member, entry.file_size, left)

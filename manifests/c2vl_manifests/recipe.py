@@ -83,6 +83,14 @@ class CaptionConfig(Settings):
     question: str = QUESTION
     aspect: Aspect = "pad"
     """How a crop is made square for the model; LLaVA-1.5 was trained with `pad`."""
+    view: Literal["frame", "clip"] = "frame"
+    """`frame`: one answer about each crop, as in the paper; `clip`: one about all crops of a sample, in one prompt."""
+    also_ask: Annotated[tuple[str, ...], Listed] = ()
+    """Further questions; the caption is the answers to all, one after the other."""
+    thinking: Literal["keep", "remove"] = "keep"
+    """`remove` takes what a model says to itself (`<think>…</think>`) out of its answers."""
+    rewrite: str = ""
+    """Instruction of a second pass: the captioner makes one sentence out of all captions of a sample; empty: none."""
 
 
 class EmbedConfig(Settings):
@@ -174,7 +182,12 @@ class InputConfig(Settings):
 
 
 class PretrainConfig(Settings):
-    """Cross-modal pre-training (Section III-D)."""
+    """Cross-modal pre-training (Section III-D). Other readings, and ideas beyond the paper, are off by default."""
+
+    LATER = (
+        *("normalise", "pooling_weights", "equal_prompts", "skeleton_heads", "directions"),
+        *("negatives", "views", "view_weight", "view_temperature"),
+    )
 
     knowledge: Literal["vision", "language", "both"] = "both"
     pooling: Literal["mean", "random", "ordered"] = "mean"
@@ -184,14 +197,51 @@ class PretrainConfig(Settings):
     """Standardise each dimension of the knowledge vectors on the training split (for engines other than CLIP)."""
     pairs: Annotated[Literal["true", "shuffled"], BeforeValidator(lambda v: "true" if v is True else v)] = "true"
     """`shuffled` pairs each skeleton with another sample's knowledge: a control that should not help."""
+    normalise: Literal["before_pooling", "after_pooling"] = "before_pooling"
+    """Whether the 16 vectors are brought to length 1 before they are averaged, or their mean alone is."""
+    pooling_weights: Literal["equal", "idf"] = "equal"
+    """`idf` weights each of the 16 vectors by how few training samples have it, so that near-constant captions lose
+    weight; with `random` pooling it is drawn by that weight."""
     projector_dim: int = Field(default=512, ge=1, le=65_536)
+    skeleton_heads: Literal["shared", "per_kind"] = "shared"
+    """`per_kind`: one skeleton projector toward vision and another toward language."""
     targets: Targets = Partition()
-    teacher: Literal["self", "previous_epoch", "ema"] = "self"
+    teacher: Literal["self", "previous_epoch", "ema", "memory"] = "self"
+    """Source of soft targets: present outputs (`self`); the model as the epoch began; a moving average of it; or what
+    each sample's own embeddings were in the previous epoch (`memory`), without a second network."""
     ema: float = Field(default=0.99, gt=0, lt=1)
+    equal_prompts: Literal["negatives", "ignored", "positives"] = "negatives"
+    """What other samples of a batch are that have the very same prompt."""
+    negatives: Literal["batch", "all"] = "batch"
+    """`all`: a skeleton is contrasted with the prompts of all training samples."""
+    directions: Literal["sum", "mean"] = "sum"
+    """Whether the losses of the two directions, skeleton to knowledge and back, are added or averaged."""
+    views: int = Field(default=1, ge=1, le=2)
+    """Augmented views of each skeleton in a step; two double its cost."""
+    view_weight: float = Field(default=0.0, ge=0)
+    """Weight of the contrast between the two views, beside the cross-modal loss."""
+    view_temperature: float = Field(default=0.1, ge=0.01, le=1)
+    """tau of that contrast."""
     temperature: Temperature = Temperature()
     optimiser: Optimiser = Optimiser()
     epochs: int = Field(default=150, ge=1, le=1_000_000)
     batch_size: int = Field(default=400, ge=2)
+
+    @model_validator(mode="after")
+    def _agree(self) -> PretrainConfig:
+        """Refuse settings that contradict each other."""
+        kind = self.targets.kind
+        if (self.teacher, kind) == ("memory", "hard") or (kind == "sigmoid" and self.teacher != "self"):
+            raise ValueError(f"teacher = {self.teacher!r} has no soft target to make of targets = {kind!r}; use 'self'")
+        if self.view_weight > 0 and self.views == 1:
+            raise ValueError(f"view_weight = {self.view_weight} needs a second view, not views = 1; set views = 2")
+        if (self.normalise, self.pooling) == ("after_pooling", "random"):
+            raise ValueError("normalise = 'after_pooling' needs vectors that are averaged, not pooling = 'random'")
+        if self.directions == "mean" and kind == "sigmoid":
+            raise ValueError("directions = 'mean' has no meaning for targets = 'sigmoid', one sum over all pairs")
+        if self.skeleton_heads == "per_kind" and self.knowledge != "both":
+            raise ValueError(f"skeleton_heads = 'per_kind' is 'shared' where knowledge = {self.knowledge!r} alone")
+        return self
 
 
 class SupervisedConfig(Settings):

@@ -200,6 +200,8 @@ def _explain(error: ValidationError, source: str) -> str:
     message = str(first["msg"]).removeprefix("Value error, ")
     if not location:
         return f"recipe {source}: {message}"
+    if isinstance(first["input"], Mapping):  # the message names the values that do not agree
+        return f"recipe {source}: {place}: {message}"
     return f"recipe {source}: {place} = {repr(first['input'])[:200]}: {message}"
 
 
@@ -224,3 +226,24 @@ def load_recipe(name: str, overrides: Iterable[str] = ()) -> Recipe:
         return Recipe.model_validate(table)
     except ValidationError as error:
         raise ConfigError(_explain(error, name)) from error
+
+
+def load_variants(path: Path) -> dict[str, tuple[str, ...]]:
+    """Read the variants of a study: TOML lines `"name" = ["section.key=value", …]`, in their order.
+
+    Raises:
+        ConfigError: the file is absent, not TOML, empty, or of another form.
+    """
+    if not path.is_file():
+        raise ConfigError(f'{path} does not exist; give a TOML file with lines "name" = ["section.key=value", …]')
+    try:
+        text = read_text(path)
+    except ValueError as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from error
+    table = _read_toml(text, str(path))
+    for name, overrides in table.items():
+        if not (isinstance(overrides, list) and all(isinstance(one, str) for one in overrides)):
+            raise ConfigError(f'{path}: {name!r} is not of the form "name" = ["section.key=value", …]')
+    if not table:
+        raise ConfigError(f'{path}: no variant; write a line "name" = ["section.key=value", …] for each')
+    return {name: tuple(overrides) for name, overrides in table.items()}

@@ -2,10 +2,8 @@
 
 A dictionary of one long value makes gigabytes of a small file, and the footer's sizes are what its writer says. So the
 headers of all pages are read first, which the decoder obeys; they bound what is unpacked and the length of any value.
-Where values may be repeated, as few rows are decoded at once as memory allows.
-
-Not bounded: a page of values encoded by prefix, which pyarrow decodes at once; and, in files of many small groups of
-rows, pages larger than the footer says.
+Where values may be repeated, as few rows are decoded at once as memory allows. Pages whose values repeat the beginning
+of the one before are refused: pyarrow decodes such a page at once, to any size.
 
 Errors are those of damaged files: OSError and pyarrow's ArrowException.
 """
@@ -28,7 +26,9 @@ MOST_UNPACKED, _RATIO = 1 << 30, 16
 """A table may unpack to this many bytes, or to this many times the size of its file."""
 _AT_ONCE = 128 << 20
 """Bytes of repeated values that are decoded at once."""
-_MOST_ROWS, _MOST_HEADERS = 1 << 16, 256
+_MOST_ROWS = 1 << 16
+_MOST_PAGES = 1 << 17
+"""Pages whose headers are read, in some seconds. A shard of crops has a thousand."""
 
 _MOST_FOOTER, _DEEPEST = 32 << 20, 8
 _DICTIONARY_PAGE, _SECOND_FORM, _DELTA_BYTE_ARRAY = 2, 3, 7
@@ -56,21 +56,10 @@ class Table:
         names = self.schema.names if columns is None else list(columns)
         facts = [self.metadata.row_group(group) for group in groups]
         self._check(sum(group.total_byte_size for group in facts))
-        if len(groups) * len(names) > _MOST_HEADERS:
-            return self._by_groups(names, groups, max(group.total_byte_size for group in facts))
         longest = self._longest(names, groups)
         if sum(group.num_rows for group in facts) * max(longest.values(), default=0) <= _AT_ONCE:
             return self._file.read_row_groups(groups, names)
         return pa.Table.from_batches(self._batches(names, groups, longest, _MOST_ROWS)).combine_chunks()
-
-    def _by_groups(self, names: Sequence[str], groups: list[int], largest: int) -> pa.Table:
-        """Return columns of many small groups of rows, whose headers would take as long to read as they do."""
-        batches, total = [], 0
-        for batch in self._file.iter_batches(max(_AT_ONCE // max(largest, 1), 1), groups, list(names)):
-            total += batch.nbytes
-            self._check(total)
-            batches.append(batch)
-        return pa.Table.from_batches(batches, self.schema if names == self.schema.names else None)
 
     def batches(self, most_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield all rows in order, in batches of up to `most_rows`."""
@@ -110,7 +99,7 @@ class Table:
 
         Under "" is the one of columns that cannot be read as dictionaries.
         """
-        total, longest = 0, dict[str, int]()
+        total, pages, longest = 0, 0, dict[str, int]()
         leaves = [self.metadata.schema.column(number) for number in range(self.metadata.num_columns)]
         chosen = [
             (number, leaf.path, leaf.max_repetition_level > 0, leaf.physical_type.endswith("BYTE_ARRAY"))
@@ -123,15 +112,15 @@ class Table:
                 raise pa.ArrowInvalid(f"a group of rows has {len(chunks)} columns, expected {len(leaves)}")
             for number, path, nested, text in chosen:
                 try:
-                    size, values, value, by_prefix = self._pages(chunks[number][3])
+                    size, values, value, count = self._pages(chunks[number][3], _MOST_PAGES - pages)
                 except (AttributeError, KeyError, TypeError) as error:  # numbers where tables should be
                     raise pa.ArrowInvalid("the footer or the header of a page is damaged") from error
-                total += size + 8 * values
+                total, pages = total + size + 8 * values, pages + count
                 self._check(total)
                 if text and value:
                     if nested:  # a single row may hold them all
                         self._check(values * value)
-                    place = "" if nested or by_prefix else path
+                    place = "" if nested else path
                     longest[place] = max(longest.get(place, 0), value)
         return longest
 
@@ -148,27 +137,30 @@ class Table:
         except (IndexError, KeyError, TypeError) as error:
             raise pa.ArrowInvalid("the footer is damaged") from error
 
-    def _pages(self, chunk: dict[int, Any]) -> tuple[int, int, int, bool]:
-        """Return the bytes of a column's pages, its number of values, a bound of those that may be repeated, and if by prefix.
+    def _pages(self, chunk: dict[int, Any], left: int) -> tuple[int, int, int, int]:
+        """Return the bytes of a column's pages, its number of values, a bound of those that may be repeated, and its pages.
 
         Fields are those of Parquet's ColumnMetaData and PageHeader.
         """
         most, packed, at, dictionary = (chunk.get(n, 0) for n in (5, 7, 9, 11))
         at = dictionary if 0 < dictionary < at else at
-        end, size, values, longest, by_prefix = at + packed, 0, 0, 0, False
+        end, size, values, longest, pages = at + packed, 0, 0, 0, 0
         while at < end and values < most:
             header, length = self._header(at)
             kind, unpacked, packed = (header.get(n, 0) for n in (1, 2, 3))
             facts = header.get(_FACTS.get(kind, 0), {})
             if min(unpacked, packed, facts.get(1, 0)) < 0:
                 raise pa.ArrowInvalid("a page has a negative size")
+            if facts.get(4 if kind == _SECOND_FORM else 2) == _DELTA_BYTE_ARRAY:
+                raise pa.ArrowInvalid("a column is packed as DELTA_BYTE_ARRAY; expected plain values or dictionaries")
+            if (pages := pages + 1) > left:
+                raise pa.ArrowInvalid(f"more than {_MOST_PAGES:,} pages")
             at, size = at + length + packed, size + unpacked
-            values += 0 if kind == _DICTIONARY_PAGE else facts.get(1, 0)
             if kind == _DICTIONARY_PAGE:
                 longest = max(longest, unpacked)
-            elif facts.get(4 if kind == _SECOND_FORM else 2) == _DELTA_BYTE_ARRAY:
-                longest, by_prefix = max(longest, unpacked), True
-        return size, values, longest, by_prefix
+            else:
+                values += facts.get(1, 0)
+        return size, values, longest, pages
 
     def _header(self, at: int) -> tuple[dict[int, Any], int]:
         """Return the fields of a page's header and its length."""

@@ -1,4 +1,4 @@
-"""Targets of the contrastive loss as settings: the rows of the paper's Table VII, by name or as a table.
+"""Targets of the contrastive loss as settings: the rows of the paper's Table VII, by name or as a table, and SigLIP's.
 
 `partition(cosine)` is the paper's objective. `c2vl_training.objective` computes what is chosen here.
 """
@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_serializer
 
 MOST_NUMBER = (1 << 31) - 1
 """Of whole numbers, which libraries count in 32 bits."""
@@ -25,7 +26,16 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
 
+    LATER: ClassVar[tuple[str, ...]] = ()
+    """Fields added to a model that has results: not dumped at their default, so that keys and checkpoints stay valid."""
+
     _numbers = field_validator("*")(_countable)
+
+    @model_serializer(mode="wrap")
+    def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unused = {name for name in self.LATER if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in dump(self).items() if name not in unused}
 
 
 Listed = Strict(strict=False)
@@ -70,8 +80,13 @@ class Intra(_Soft):
 
 
 class _Inter(_Soft):
+    LATER = ("inter_hard_schedule",)
+
     inter_hard: float = Field(default=0.0, ge=0, le=1)
     """Share of the identity matrix mixed into Q; 0 in the paper."""
+    inter_hard_schedule: Literal["constant", "linear"] = "constant"
+    """`linear`: the soft share grows by equal steps from epoch to epoch and ends at 1 - `inter_hard`. With 0.2 it is the
+    schedule of the self-distillation that the paper cites (PS-KD, ICCV 2021: alpha_t = 0.8 t / T)."""
     average: bool = False
     """Divide Q's sum by its number of terms; the paper does not."""
 
@@ -98,15 +113,27 @@ class Partition(_Inter):
     alpha: Alpha = Cosine()
 
 
+class Sigmoid(Settings):
+    """SigLIP's loss in place of InfoNCE: each pair of a batch is judged on its own (not of the paper)."""
+
+    kind: Literal["sigmoid"] = "sigmoid"
+    bias: float = -10.0
+    """Initial value of the learnable bias of all logits."""
+
+
+AnyTargets = Hard | Intra | Inter | Blend | Partition | Sigmoid
+
+
 def targets_from_name(value: Any) -> Any:
-    """Accept Table VII's rows by name: `hard`, `blend(cosine)`, `partition(0.5)`."""
+    """Accept targets by name: `hard`, `blend(cosine)`, `partition(0.5)`, `sigmoid`."""
     if not isinstance(value, str):
         return value
     match = re.fullmatch(
-        r"(hard|intra|inter|blend|partition)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?", value.strip()
+        r"(hard|intra|inter|blend|partition|sigmoid)(?:\((?:alpha=)?(cosine|constant|[0-9]*\.?[0-9]+)\))?",
+        value.strip(),
     )
-    if match is None or (match[2] and match[1] in {"hard", "intra", "inter"}):
-        raise ValueError(f"{value!r} is not one of {', '.join(TABLE_VII)}")
+    if match is None or (match[2] and match[1] not in {"blend", "partition"}):
+        raise ValueError(f"{value!r} is not one of {', '.join(TABLE_VII)}, sigmoid")
     if match[2] is None:
         return {"kind": match[1]}
     if match[2] in {"cosine", "constant"}:
@@ -114,15 +141,13 @@ def targets_from_name(value: Any) -> Any:
     return {"kind": match[1], "alpha": {"schedule": "constant", "value": float(match[2])}}
 
 
-Targets = Annotated[
-    Annotated[Hard | Intra | Inter | Blend | Partition, Field(discriminator="kind")], BeforeValidator(targets_from_name)
-]
+Targets = Annotated[Annotated[AnyTargets, Field(discriminator="kind")], BeforeValidator(targets_from_name)]
 
 TABLE_VII = ("hard", "intra", "inter", "blend(constant)", "partition(constant)", "blend(cosine)", "partition(cosine)")
 """The rows of the paper's Table VII as values of `training.targets`."""
 
 
-def targets_name(targets: Hard | Intra | Inter | Blend | Partition) -> str:
+def targets_name(targets: AnyTargets) -> str:
     """Return the short name of a `targets` value, e.g. `partition(cosine)`."""
     if isinstance(targets, (Blend, Partition)):
         return f"{targets.kind}({targets.alpha.schedule})"

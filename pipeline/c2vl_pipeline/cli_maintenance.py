@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunn
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
+    from c2vl_pipeline.engines.requirements import Requirement
     from c2vl_pipeline.maintenance.status import StageStatus
 
 
@@ -59,7 +61,7 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
     import shutil
 
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_manifests.events import duration
+    from c2vl_manifests.events import duration, gigabytes
     from c2vl_manifests.manifest import read_shard_manifest
     from c2vl_pipeline.maintenance import estimate
 
@@ -74,8 +76,8 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
         cells = [e.stage, e.state, f"{e.shards_done}/{e.shards}", f"{e.rows:,}/{e.expected_rows:,}", e.not_ok()]
         rows.append([*cells, f"{e.seconds:,.0f} s", f"{expected:,.0f} s" if expected else ""])
     columns = ["stage", "state", "shards", "rows", "not ok", "work time", "planned"]
-    size, free = sum(e.bytes for e in stages) / 1e9, shutil.disk_usage(work).free / 1e9
-    caption = f"{size:,.2f} GB written, {free:,.0f} GB free."
+    size, free = sum(e.bytes for e in stages), shutil.disk_usage(work).free
+    caption = f"{gigabytes(size)} written, {gigabytes(free, 0)} free."
     if left:
         caption += f" About {duration(left)} left, as measured by `prompts --dry-run`."
     show_table(
@@ -87,15 +89,45 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
     )
 
 
-def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
-    """Probe the stages on a few samples and print the time, GPU-hours and disk that the rest will take."""
-    from c2vl_manifests.events import duration
-    from c2vl_pipeline.maintenance.estimate import estimate
+def _show_requirements(recipe: Recipe, needs: Sequence[Requirement]) -> None:
+    """Print which packages and weights the engines of a recipe load, and from where."""
+    from c2vl_manifests.events import gigabytes
 
+    held = {
+        place: [one for one in needs if one.weights and one.weights.place == place]
+        for place in ("here", "hub", "absent")
+    }
+    sizes = {place: sum((one.weights and one.weights.bytes) or 0 for one in ones) for place, ones in held.items()}
+    for one in needs:
+        words = f"{one.role} {one.engine}"
+        if one.weights:
+            size = f"{gigabytes(one.weights.bytes)} " if one.weights.bytes else ""
+            words += f" {one.model}: {size}{one.weights.note}"
+        names = [f"{name} (not installed)" if name in one.missing else name for name in one.packages]
+        say(words + (f"; needs {', '.join(names)}" if names else ""))
+    said = [f"{gigabytes(sizes['here'])} on this machine"] if held["here"] else []
+    said += [f"{gigabytes(sizes['hub'])} to be downloaded"] if held["hub"] else []
+    said += [f"those of the {', '.join(one.role for one in held['absent'])} are not here"] if held["absent"] else []
+    say(f"recipe {recipe.name}: {'weights: ' + '; '.join(said) if said else 'no weights to load'}")
+
+
+def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
+    """Print what the engines need; probe the stages on a few samples, and print time, GPU-hours and disk of the rest."""
+    from c2vl_manifests.events import duration, gigabytes
+    from c2vl_pipeline.engines.requirements import requirements
+    from c2vl_pipeline.maintenance.estimate import estimate
+    from c2vl_pipeline.stages import stages_of
+    from c2vl_pipeline.workspace import load
+
+    index = load(work)
+    specs = [stage.engine(recipe, index) for stage in stages_of(index).values() if stage.engine]
+    needs = requirements([one for spec in specs for one in (spec, spec.detector) if one is not None])
+    if not as_json:
+        _show_requirements(recipe, needs)
     with Reporter() as emit:
         made = estimate(work, recipe, seconds=seconds, workers=workers, emit=emit)
     if as_json:
-        say_json(made.model_dump(mode="json"))
+        say_json(made.model_dump(mode="json") | {"engines": [one.model_dump(mode="json") for one in needs]})
     else:
         rows = [
             [
@@ -106,7 +138,7 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
                 f"{s.workers}",
                 duration(s.seconds),
                 f"{s.gpu_hours:,.1f}",
-                f"{s.bytes / 1e9:,.2f} GB",
+                gigabytes(s.bytes),
             ]
             for s in made.stages
         ]
@@ -114,9 +146,10 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
         total = duration(sum(s.seconds for s in made.stages))
         gpu = f" on {max(s.workers for s in made.stages if s.on_gpu)} GPUs" if hours else ""
         say(
-            f"{made.all_samples:,} samples: about {total}{gpu}, {size:,.2f} GB to write; {made.free_bytes / 1e9:,.0f} GB free"
+            f"{made.all_samples:,} samples: about {total}{gpu}, {gigabytes(size)} to write; "
+            f"{gigabytes(made.free_bytes, 0)} free"
         )
-        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", f"{size / 1e9:,.2f} GB"])
+        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", gigabytes(size)])
         show_table(
             f"{work}: {made.all_samples:,} samples",
             ["stage", "to do", "probed", "per sample", "workers", "wall time", "GPU-hours", "disk"],
@@ -214,12 +247,18 @@ def inspect_command(
     sample: Annotated[list[str] | None, typer.Option(help="Id, or a pattern with * and ?; may be repeated.")] = None,
     label: Annotated[str | None, typer.Option("--class", help="Name of a class, or its 0-based number.")] = None,
     split: Annotated[str | None, typer.Option(help="Such as xsub:test.")] = None,
-    subject: int | None = None,
+    subject: Annotated[int | None, typer.Option(help="Number of a person.")] = None,
     camera: Annotated[str | None, typer.Option(help="Camera of the index, or the number of a view.")] = None,
-    shard: int | None = None,
+    shard: Annotated[
+        int | None, typer.Option(help="Number of a shard, the file of a stage that holds samples.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="A caption holds it, in any case.")] = None,
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="Show at most this many samples.")] = 48,
     seed: Annotated[int | None, typer.Option(min=0, help="Show random ones, not a slice of all kinds.")] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(help="Show the first by captions (most missing, cut or repeated) or score (lowest), not a slice."),
+    ] = None,
 ) -> None:
     """Write an offline gallery of any slice: crops, captions, and what became of them."""
     from c2vl_pipeline.browse import gallery, selection
@@ -236,11 +275,12 @@ def inspect_command(
     )
 
     def tell(made: gallery.Gallery) -> None:
-        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}")
+        first = f", {selection.ORDERS[order]}" if order else ""
+        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}{first}")
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 
-    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, tell=tell)
+    made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, order=order, tell=tell)
     say(f"page: {link(made.path)}")
 
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.datasets import SPLITS, Dataset, load_dataset
-from c2vl_manifests.errors import ConfigError, StageError, naming, one_line, passing
+from c2vl_manifests.errors import ConfigError, DataError, StageError, naming, one_line, passing
 from c2vl_manifests.files import OUTSIDE
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
@@ -168,15 +168,28 @@ def shard_path(work: Path, stage: str, number: int) -> Path:
 
 
 def stored_joints(row: dict[str, Any], layout: Layout) -> Array:
-    """Return the joints of a row of the skeletons stage, (T, M, V, C)."""
-    shape = (row["frames"], -1 if row["frames"] else 1, layout.joints, layout.dims)
-    return np.frombuffer(row["joints"], np.float32).reshape(shape)
+    """Return the joints of a row of the skeletons stage, (T, M, V, C).
+
+    Raises:
+        DataError: the row holds another number of bytes.
+    """
+    return _stored(row, "joints", (layout.joints, layout.dims))
 
 
 def stored_pixels(row: dict[str, Any], layout: Layout) -> Projection:
     """Return where the joints of a row of skeletons from videos are in its frames: (M, V, 2) pixels, NaN where missing."""
-    shape = (row["frames"], -1 if row["frames"] else 1, layout.joints, 3)
-    pixels = np.frombuffer(row["pixels"], np.float32).reshape(shape)
+    pixels = _stored(row, "pixels", (layout.joints, 3))
     places = np.where(pixels[..., 2:] > 0, pixels[..., :2], np.float32(np.nan))
     at = {number: n for n, number in enumerate(row["frame_index"])}
     return lambda frame, height: places[at[frame]] if frame in at else None
+
+
+def _stored(row: dict[str, Any], column: str, joints: tuple[int, int]) -> Array:
+    shape = (row["frames"], -1 if row["frames"] else 1, *joints)
+    try:
+        return np.frombuffer(row[column], np.float32).reshape(shape)
+    except ValueError as error:
+        raise DataError(
+            f"the {column} of {row['sample_id']} have {len(row[column]):,} bytes, which are no {row['frames']:,} frames of "
+            f"{joints[0]} joints; delete that shard of skeletons/ and run `c2vl-pipeline prompts` again"
+        ) from error

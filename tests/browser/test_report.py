@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from c2vl_evaluation.clips import clip_cards
 from c2vl_evaluation.report import build
+from c2vl_evaluation.report.mistakes import Mistake
 from c2vl_evaluation.results import Table
+from c2vl_training.dataset import PackedDataset
 from support.browser import Browser
-from support.report import table, with_findings, work_folder, write_runs
+from support.pages import HOSTILE
+from support.report import table, with_findings, write_runs
 
 pytestmark = pytest.mark.browser
 EVIL = '<script>document.title = "taken"</script>"><img src=https://evil.example/x.png onerror=alert(1)>'
@@ -46,8 +51,8 @@ def answered(results: Table) -> build.MainRun:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole report: all sections, one row that failed, captions and names of the worst kind."""
+def page(odd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole report: all sections, rows that failed, captions and names of the worst kind."""
     folder = tmp_path_factory.mktemp("page")
     results = page_results()
     write_runs(results, folder)
@@ -56,9 +61,9 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / row.run / "run.json").write_text(
             json.dumps(facts | {"parameters": 3_078_000, "fingerprint": "f" * 32})
         )
-    bad = {(17, 2): ("crops", "no_person", "nobody above 0.3 in /home/someone/secret/video.avi")}
-    work = work_folder(folder / "work", bad=bad, caption=f"{{id}} {EVIL}")
-    return build.build(results, folder / "report.html", work=work, main=answered(results))
+    packed = PackedDataset(odd)
+    shown = [Mistake(*clip_cards(packed, [n]), EVIL, 0.5, 3, 9, *clip_cards(packed, [n + 1]), 0.9) for n in range(3)]
+    return build.build(results, folder / "report.html", work=odd, main=replace(answered(results), mistakes=shown))
 
 
 UNFOLD = "for (const d of document.querySelectorAll('details')) d.open = true;"
@@ -67,7 +72,7 @@ OVERFLOWING = (
     + """
 const found = [];
 for (const e of document.body.querySelectorAll('*')) {
-  if (e.closest('.scroll, pre, svg')) continue;
+  if (e.closest('.scroll, .strip, pre, svg')) continue;
   const box = e.getBoundingClientRect();
   if (box.right > innerWidth + 1 || box.left < -1) found.push(e.tagName + '.' + e.className + ' ' + box.right);
 }
@@ -168,17 +173,20 @@ def test_a_page_of_hostile_names_runs_nothing_and_loads_nothing(chrome: Browser,
         UNFOLD
         + """
 const loads = performance.getEntriesByType('resource').map(r => r.name).filter(n => !n.startsWith('data:'));
-const broken = [...document.images].filter(i => !i.src.startsWith('data:') || !i.complete || !i.naturalWidth);
-return {title: document.title, loads, broken: broken.length, images: document.images.length,
+for (const image of document.images) image.loading = 'eager';
+const images = [...document.images].filter(i => !i.matches('dialog *'));
+await Promise.allSettled(images.map(i => i.decode()));
+const broken = images.filter(i => !i.src.startsWith('data:') || !i.naturalWidth);
+return {title: document.title, loads, broken: broken.length, images: images.length,
         scripts: document.scripts.length, handlers: document.querySelectorAll('[onerror]').length,
         text: document.body.innerText};
 """
     )
     assert state["title"].startswith(EVIL)
     assert state["loads"] == []
-    assert state["images"] == 47  # of one sample's four crops one is not there
+    assert state["images"] > 47  # of 18 cards' four crops
     assert (state["broken"], state["scripts"], state["handlers"]) == (0, 1, 0)  # the page's own
-    assert f"s000 {EVIL}" in state["text"]
+    assert HOSTILE in state["text"]
     assert chrome.complaints() == []
 
 

@@ -248,6 +248,15 @@ def test_answers_with_columns_of_another_type_are_one_line(subject, name, values
         cache.load(path)
 
 
+def test_two_answers_to_a_sample_are_one_line(subject):
+    counting(subject)
+    (path,) = files(subject, "parquet")
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table]), path)
+    with pytest.raises(DataError, match=r"damaged \(a sample has two answers\); delete it and evaluate"):
+        cache.load(path)
+
+
 def test_a_truncated_folder_is_one_line(subject):
     counting(subject)
     (path,) = files(subject, "parquet")

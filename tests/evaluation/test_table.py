@@ -18,12 +18,15 @@ from c2vl_evaluation.features import extract, raw_joints
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_evaluation.results import Score, Table, load
 from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.recipe_loading import load_variants
 from c2vl_training import trainer
 from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.methods import Supervised
 from c2vl_training.run_folder import read_result
-from support.evaluation import evaluated, table_lines
+from support import ROOT
+from support.evaluation import LINEAR, MANIFEST, evaluated, table_lines
 from support.packed import COUNT, sticks
+from support.training import BASE
 
 
 def test_every_table_has_its_three_controls():
@@ -70,6 +73,53 @@ def test_a_value_named_as_the_recipes_own_keeps_the_recipes_numbers():
     targets = same.recipe.training.pretrain.targets
     assert (targets.beta, targets.average) == (0.4, True)
     assert other.recipe.training.pretrain.targets.beta == 0.2
+
+
+def variants_of(tmp_path, text, *targets):
+    path = tmp_path / "study.toml"
+    path.write_text(text, "utf-8")
+    return benchmark.entries(MANIFEST, "debug", [*BASE, *LINEAR], targets, load_variants(path))
+
+
+def test_variants_are_lines_that_differ_from_the_recipe_by_their_own_settings(tmp_path):
+    text = """
+"InfoNCE" = ["training.pretrain.targets=hard"]
+"two views, ü" = ["training.pretrain.targets=hard", "training.pretrain.views=2"]
+"""
+    found = variants_of(tmp_path, text)
+    assert [line.name for line in found if line.role == "pretrained"] == ["InfoNCE", "two views, ü"]
+    plain, two, *_, shuffled = found
+    dumps = [line.recipe.model_dump(mode="json") for line in (plain, two)]
+    assert dumps[1]["training"]["pretrain"].pop("views") == 2
+    assert dumps[0] == dumps[1]
+    assert shuffled.control_of == "InfoNCE"
+    names = [line.name for line in variants_of(tmp_path, text, "intra") if line.role == "pretrained"]
+    assert names == ["intra", "InfoNCE", "two views, ü"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"a" = []\n"b" = ["training.pretrain.views=1"]', r"the variant 'b' has the settings of 'a'"),
+        ('"a b" = []\n"a-b" = ["training.pretrain.views=2"]', r"'a b' and 'a-b' would share a folder of runs"),
+        ('"Supervised" = []', r"'Supervised' and 'supervised' would share a folder"),
+        ('"a" = ["training.pretrain.view=2"]', r"unknown key 'training.pretrain.view'; did you mean 'views'\?"),
+        ('"a" = "training.pretrain.views=2"', r"study.toml: 'a' is not of the form \"name\" = \["),
+        ("", r"study.toml: no variant"),
+        ('"a" = [', r"study.toml: not TOML"),
+    ],
+)
+def test_variants_that_cannot_be_lines_are_refused_in_one_line(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=said) as refused:
+        variants_of(tmp_path, text)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_study_in_this_repository_can_be_run():
+    lines = benchmark.entries(
+        MANIFEST, "paper", ["training.pretrain.knowledge=vision"], (), load_variants(ROOT / "benchmarks" / "study.toml")
+    )
+    assert len(lines) == 13 + 3
 
 
 def test_an_unknown_target_names_the_known_ones():

@@ -6,6 +6,7 @@ import json
 import struct
 import subprocess
 import sys
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -233,18 +234,38 @@ def test_a_dictionary_of_one_long_value_is_not_written_out(tmp_path: Path, group
     assert line == "DataError: a:1: a cell of 1,048,576 letters; expected up to 131,072"
 
 
-def test_pages_are_believed_and_not_the_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+def test_values_packed_by_their_beginnings_are_refused(tmp_path: Path, version: str):
+    """A page of them is decoded at once, whatever the size of a batch."""
+    words = pa.table({"sample_id": ["x" * (1 << 16)] * 1000})
+    options = {"use_dictionary": False, "column_encoding": {"sample_id": "DELTA_BYTE_ARRAY"}}
+    pq.write_table(words, tmp_path / "a.parquet", data_page_version=version, store_schema=False, **options)
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    line = outcome("from c2vl_manifests.tables import read_table; read_table(a)", tmp_path / "a.parquet")
+    assert line == "ArrowInvalid: a column is packed as DELTA_BYTE_ARRAY; expected plain values or dictionaries"
+
+
+def test_more_pages_than_can_be_looked_at_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq.write_table(pa.table({"sample_id": [f"s{n}" for n in range(90)]}), tmp_path / "a.parquet", row_group_size=9)
+    tables.read_table(tmp_path / "a.parquet")
+    monkeypatch.setattr(tables, "_MOST_PAGES", 19)  # ten groups with a dictionary and a page of values each
+    with pytest.raises(pa.ArrowInvalid, match="more than 19 pages"):
+        tables.read_table(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("groups", [1, 300])
+def test_pages_are_believed_and_not_the_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: int):
     monkeypatch.setattr(tables, "MOST_UNPACKED", 1 << 20)
     path = tmp_path / "a.parquet"
-    table_of_one_value(path, 2 << 20, 2)
+    table_of_one_value(path, 2 << 20, 2 * groups, row_group_size=2)
     content, size = path.read_bytes(), pq.read_metadata(path).row_group(0).total_byte_size
     at = len(content) - 8
     start = at - int.from_bytes(content[at : at + 4], "little")
     written = _zigzag(size)
-    assert content.count(written, start) == 2  # of the column and of its group
+    assert content.count(written, start) == 2 * groups  # of the column and of its group
     path.write_bytes(content[:start] + content[start:].replace(written, _zigzag(1000, len(written))))
     assert pq.read_metadata(path).row_group(0).total_byte_size == 1000
-    with pytest.raises(pa.ArrowInvalid, match="unpacks to more than 1,048,576 bytes"):
+    with pytest.raises(pa.ArrowInvalid, match=r"unpacks to more than 1,[01]"):
         tables.read_table(path)
 
 
@@ -266,7 +287,7 @@ def test_tables_are_those_that_pyarrow_reads(tmp_path: Path):
             "vector": pa.array([[1.0, 2.0]] * 9000, pa.list_(pa.float16(), 2)),
         }
     )
-    for size in (9000, 9):  # few groups with headers that are read, and many without
+    for size in (9000, 9):
         pq.write_table(table, tmp_path / "a.parquet", row_group_size=size, use_dictionary=["words", "sample_id"])
         assert tables.read_table(tmp_path / "a.parquet").equals(table)
         assert tables.read_table(tmp_path / "a.parquet", ["words"]).equals(table.select(["words"]))
@@ -316,6 +337,19 @@ def test_toml_holds_no_number_that_cannot_be_written(number: str):
 def test_text_of_many_dots_is_no_key():
     text = "a = '" + "one. two. " * 400 + "... 1.2.3'"
     assert reading.from_toml(text)["a"].startswith("one.")
+
+
+def test_long_toml_is_refused():
+    with pytest.raises(TooLargeError, match="8,388,609 bytes; expected up to 8,388,608"):
+        reading.from_toml("#" * (reading.MOST_TOML + 1))
+
+
+def test_an_archive_of_too_many_files_is_refused(tmp_path: Path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for number in range(reading.MOST_ARRAYS + 1):
+            archive.writestr(f"{number}.npy", b"")
+    with pytest.raises(TooLargeError, match="10,001 files; expected up to 10,000"):
+        reading.read_arrays(tmp_path / "a.npz")
 
 
 def test_a_sparse_file_is_not_read(tmp_path: Path):

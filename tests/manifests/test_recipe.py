@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import ENGINE_STAGES, Recipe
+from c2vl_manifests.recipe import ENGINE_STAGES, PretrainConfig, Recipe
 from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
 from c2vl_manifests.targets import TABLE_VII, Cosine, Partition, targets_name
 
@@ -148,3 +148,42 @@ def test_what_a_recipe_does_not_use_is_not_in_it() -> None:
     assert "detector" not in plain["pipeline"]["crop"]["engine"]
     assert video["pipeline"]["pose"]["engine"]["detector"]["backend"] == "blazepose"
     assert Recipe.model_validate_json(load_recipe("video-only").model_dump_json()) == load_recipe("video-only")
+
+
+# ------------------------------------------------------------------------------------- readings and ideas
+
+
+def test_settings_at_the_papers_value_do_not_show_in_keys() -> None:
+    """Otherwise each new setting would make a run of every earlier one."""
+    for model in (PretrainConfig, Partition):
+        dumped = model().model_dump(mode="json")
+        assert not {*model.LATER} & {*dumped}
+        assert {*model.LATER} | {*dumped} == {*model.model_fields}
+        assert model.model_validate(dumped) == model()
+    changed = PretrainConfig(views=2, targets=Partition(inter_hard_schedule="linear"))
+    assert PretrainConfig.model_validate_json(changed.model_dump_json()) == changed
+    assert changed.model_dump()["views"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "first", "second"),
+    [
+        (("targets=hard", "teacher=memory"), "teacher = 'memory'", "targets = 'hard'"),
+        (("targets=sigmoid", "teacher=ema"), "teacher = 'ema'", "targets = 'sigmoid'"),
+        (("targets=sigmoid", "directions=mean"), "directions = 'mean'", "targets = 'sigmoid'"),
+        (("normalise=after_pooling", "pooling=random"), "normalise = 'after_pooling'", "pooling = 'random'"),
+        (("view_weight=0.5",), "view_weight = 0.5", "views = 1"),
+        (("skeleton_heads=per_kind", "knowledge=vision"), "skeleton_heads = 'per_kind'", "knowledge = 'vision'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_in_one_line_with_both(
+    settings: tuple[str, ...], first: str, second: str
+) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_recipe("paper", [f"training.pretrain.{one}" for one in settings])
+    text = str(refused.value)
+    assert text.startswith("recipe paper: training.pretrain: ")
+    assert first in text
+    assert second in text
+    assert "\n" not in text
+    assert len(text) < 160

@@ -136,11 +136,13 @@ def test_a_value_within_named_targets_can_be_overridden() -> None:
     assert targets == Blend(beta=0.4, alpha=Cosine(start=0.7))
 
 
-@pytest.mark.parametrize("text", ["blendd", "hard(cosine)", "blend(1.2.3)", "partition()", "inter(0.3)"])
+@pytest.mark.parametrize(
+    "text", ["blendd", "hard(cosine)", "blend(1.2.3)", "partition()", "inter(0.3)", "sigmoid(0.3)"]
+)
 def test_unknown_targets_list_all_rows(text: str) -> None:
     assert (
         complaint("debug", f"{TARGETS}={text}")
-        == f"recipe debug: {TARGETS} = {text!r}: {text!r} is not one of {', '.join(TABLE_VII)}"
+        == f"recipe debug: {TARGETS} = {text!r}: {text!r} is not one of {', '.join(TABLE_VII)}, sigmoid"
     )
 
 

@@ -1,4 +1,4 @@
-"""The work folder: an index made by others names files below its raw folder only."""
+"""The work folder: what others made of it is checked where it is read."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from c2vl_manifests.errors import StageError
+from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.manifest import commit_table
-from c2vl_pipeline.workspace import load
+from c2vl_pipeline.workspace import load, stored_joints
 from support.cli import Cli, refused
 
 OUTSIDE = ["/etc/hostname", "../raw of others/x.avi", "nturgb+d_rgb/../../x.avi", "..", "a\0b"]
@@ -62,3 +63,13 @@ def test_a_table_with_the_names_of_an_index_and_other_types_is_none(work: Path, 
     commit_table(folder / "samples.parquet", table, key="k", row_group=65536, extra=index.manifest.extra)
     with pytest.raises(StageError, match="is not an index"):
         load(folder)
+
+
+@pytest.mark.parametrize("size", [7, 8 * 25 * 3 * 4 - 4])
+def test_joints_of_another_size_than_their_frames_are_one_line(size: int) -> None:
+    row = {"sample_id": "a", "frames": 8, "joints": b"x" * size}
+    with pytest.raises(
+        DataError, match=rf"the joints of a have {size:,} bytes, which are no 8 frames of 25 joints"
+    ) as caught:
+        stored_joints(row, KINECT_V2)
+    assert "\n" not in str(caught.value)

@@ -9,12 +9,14 @@ import pytest
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import hf
+from c2vl_pipeline.engines.hf_captioner import HfCaptioner
+from c2vl_pipeline.engines.hf_detector import HfDetector
+from c2vl_pipeline.engines.hf_encoder import HfEncoder
 
 ROLES = {
-    "detector": ("groundingdino", hf.GroundingDino, "pipeline.crop.engine", "IDEA-Research/grounding-dino-tiny"),
-    "captioner": ("llava", hf.Llava, "pipeline.caption.engine", "llava-hf/llava-1.5-7b-hf"),
-    "encoder": ("clip", hf.Clip, "pipeline.embed.engine", "openai/clip-vit-large-patch14-336"),
+    "detector": ("groundingdino", HfDetector, "pipeline.crop.engine", "IDEA-Research/grounding-dino-tiny"),
+    "captioner": ("llava", HfCaptioner, "pipeline.caption.engine", "llava-hf/llava-1.5-7b-hf"),
+    "encoder": ("clip", HfEncoder, "pipeline.embed.engine", "openai/clip-vit-large-patch14-336"),
 }
 
 

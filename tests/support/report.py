@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
 from c2vl_evaluation.report import build
 from c2vl_evaluation.results import Result, Score, Table, TableRow, Target
-from c2vl_manifests.schema import CAPTIONS, CROPS, SAMPLES
 
 CLASSES = ("wave", "clap", "sit <down>")
 BASE = {
@@ -25,7 +19,7 @@ BASE = {
     ("supervised", "ceiling"): (0.8, 0.9),
     ("shuffled pairs", "shuffled"): (0.51, 0.62),
 }
-VOID = {"meta", "link", "img", "br", "hr", "input", "rect", "path", "use"}
+VOID = {"meta", "link", "img", "br", "hr", "input"}
 
 
 def score(top1, top5=None, balanced=1 / 3):
@@ -69,41 +63,6 @@ def main_run(count=60):
     features = rng.normal(size=(count, 6)).astype(np.float32) + labels[:, None]
     predictions = np.where(np.arange(count) % 7 == 0, 1, labels)
     return build.MainRun(features, labels, predictions, [f"s{i}" for i in range(count)])
-
-
-@functools.cache
-def jpeg(height=300):
-    file = io.BytesIO()
-    Image.new("RGB", (height // 2, height), (200, 60, 20)).save(file, "JPEG")
-    return file.getvalue()
-
-
-def work_folder(folder, samples=30, slots=6, bad=None, caption="{id} slot {slot}", shards=2):
-    """Write shards like the factory's; `bad` maps (sample, slot) to (stage, status, error)."""
-    bad = bad or {}
-    for stage, schema in (("crops", CROPS), ("captions", CAPTIONS)):
-        (folder / stage).mkdir(parents=True)
-        for shard in range(shards):
-            rows = []
-            for n in range(shard * samples // shards, (shard + 1) * samples // shards):
-                for slot in range(slots):
-                    at, status, error = bad.get((n, slot), (stage, "ok", None))
-                    status, error = (status, error) if at == stage else ("ok", None)
-                    row = dict.fromkeys(schema.names) | {
-                        "sample_id": f"s{n:03d}", "slot": slot, "status": status, "error": error, "attempts": 1,
-                    }  # fmt: skip
-                    fill = {"people": 1, "jpeg": jpeg()} if stage == "crops" else {"caption": caption, "tokens": 4}
-                    if "caption" in fill:
-                        fill["caption"] = caption.format(id=f"s{n:03d}", slot=slot)
-                    rows.append(row | (fill if status == "ok" else {"people": 0} if stage == "crops" else {}))
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), folder / stage / f"shard-{shard:05d}.parquet")
-    known = [
-        dict.fromkeys(SAMPLES.names)
-        | {"sample_id": f"s{n:03d}", "label": n % 4 - 1, "camera": "c", "known_missing": False, "splits": []}
-        for n in range(samples)
-    ]
-    pq.write_table(pa.Table.from_pylist(known, schema=SAMPLES), folder / "samples.parquet")
-    return folder
 
 
 def write_runs(results, folder):

@@ -67,6 +67,12 @@ SETTINGS = {
         "training.pretrain.temperature.mode=learnable",
         "training.pretrain.teacher=ema",
     ),
+    "two views, heads of their own, all negatives": (
+        *("pretrain", "training.pretrain.views=2", "training.pretrain.view_weight=0.5"),
+        *("training.pretrain.skeleton_heads=per_kind", "training.pretrain.negatives=all"),
+        *("training.pretrain.equal_prompts=positives", "training.pretrain.directions=mean"),
+    ),
+    "sigmoid": ("pretrain", "training.pretrain.targets=sigmoid", "training.pretrain.negatives=all"),
     "empty bodies computed": ("pretrain", "training.encoder.empty_bodies=compute"),
     "empty bodies computed once": ("pretrain", "training.encoder.empty_bodies=exact_skip"),
     "empty bodies left out": ("pretrain", "training.encoder.empty_bodies=leave_out"),
@@ -104,7 +110,10 @@ def test_two_processes_with_200_give_loss_and_gradients_of_one_with_400(
 
 @pytest.mark.slow
 def test_a_run_of_two_processes_ends_with_the_weights_of_one(data, tmp_path):
-    more = ("training.precision=float64", "training.pretrain.batch_size=100", "training.pretrain.epochs=2")
+    more = (
+        *("training.precision=float64", "training.pretrain.batch_size=100", "training.pretrain.epochs=2"),
+        "training.pretrain.teacher=memory",  # which the second epoch reads
+    )
     out = tmp_path / "two"
     command = [*TORCHRUN, *port(), "--no-python", str(BIN / "c2vl-train"), "pretrain", "--data", str(data)]
     command += ["--benchmark", "xsub", "--out", str(out), "--recipe", "debug", *words_of(*BASE, *more)]
@@ -112,8 +121,10 @@ def test_a_run_of_two_processes_ends_with_the_weights_of_one(data, tmp_path):
     assert found.returncode == 0, found.stderr
     assert found.stdout.count("next: c2vl-eval") == 1  # one of them reports
     train(run(data, tmp_path / "one", *more))
-    one, two = tensors(tmp_path / "one"), tensors(out)
-    assert all(torch.allclose(one[n], two[n], rtol=1e-9, atol=1e-11) for n in one)
+    for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT):
+        one, two = tensors(tmp_path / "one", name), tensors(out, name)
+        assert all(torch.allclose(one[n], two[n], rtol=1e-9, atol=1e-11) for n in one)
+    assert 400 <= two["teacher.known"].sum() <= COUNT
     assert [x["epoch"] for x in read_metrics(out)] == [0, 1]
     facts = json.loads((out / "run.json").read_text())
     assert facts["processes"] == 2

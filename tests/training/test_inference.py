@@ -36,6 +36,19 @@ def test_the_space_embeds_as_the_run_did(data, tmp_path, pooling):
     assert torch.allclose(space.clips(clips).norm(dim=1), torch.ones(3))
 
 
+def test_clips_meet_texts_through_the_head_of_language(data, tmp_path):
+    made = run(data, tmp_path / "run", "training.pretrain.skeleton_heads=per_kind")
+    train(made)
+    space = load_joint_embedding(tmp_path / "run")
+    clips = Clips(PackedDataset(data), np.arange(3), space.input, CPU).test(torch.arange(3))
+    kept = checkpoint.load(tmp_path / "run" / checkpoint.CHECKPOINT)[0]
+    features = checkpoint.load_encoder(tmp_path / "run").module(clips)
+    for kind in ("vision", "language"):
+        wanted = features @ kept[f"model.skeleton.{kind}.weight"].T + kept[f"model.skeleton.{kind}.bias"]
+        wanted /= wanted.norm(dim=1, keepdim=True)
+        assert torch.allclose(space.clips(clips), wanted, atol=1e-5) == (kind == "language")
+
+
 def test_a_caption_lies_where_a_sample_that_says_nothing_else_lay(tmp_path):
     one = np.random.default_rng(5).normal(size=(16, 1, 5))
     folder = sticks(tmp_path / "packed", language=np.repeat(one, 4, axis=1))

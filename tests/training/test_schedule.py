@@ -8,8 +8,8 @@ import math
 import pytest
 
 from c2vl_manifests.recipe import Optimiser
-from c2vl_manifests.targets import Constant, Cosine
-from c2vl_training.schedule import alpha, learning_rate
+from c2vl_manifests.targets import Constant, Cosine, Hard, Inter, Partition
+from c2vl_training.schedule import alpha, hard_share, learning_rate, of_epoch
 
 
 @pytest.mark.parametrize("epochs", [2, 3, 7, 150])
@@ -32,6 +32,20 @@ def test_alpha_of_a_run_of_one_epoch_is_the_start_and_after_the_last_epoch_the_e
 
 def test_constant_alpha_is_its_value_throughout():
     assert {alpha(Constant(value=0.4), epoch, 20) for epoch in range(20)} == {0.4}
+
+
+def test_a_linear_soft_share_is_ps_kds():
+    targets = Inter(inter_hard=0.2, inter_hard_schedule="linear")
+    assert [1 - hard_share(targets, t - 1, 8) for t in range(1, 9)] == pytest.approx([0.8 * t / 8 for t in range(1, 9)])
+    assert hard_share(targets, 20, 8) == hard_share(targets, 7, 8)
+    assert {hard_share(Inter(inter_hard=0.2), epoch, 8) for epoch in range(8)} == {0.2}
+
+
+def test_targets_of_an_epoch_have_its_numbers():
+    targets, share = of_epoch(Partition(inter_hard=0.5, inter_hard_schedule="linear"), 0, 4)
+    assert (targets.inter_hard, share) == (pytest.approx(0.875), 0.9)
+    assert of_epoch(Partition(), 3, 4) == (Partition(), 0.1)
+    assert of_epoch(Hard(), 3, 4) == (Hard(), 1.0)
 
 
 def test_learning_rate_of_the_paper():

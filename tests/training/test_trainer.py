@@ -34,6 +34,15 @@ SETTINGS = {
     "self": (),
     "ema": ("training.pretrain.teacher=ema", "training.pretrain.ema=0.8"),
     "previous_epoch": ("training.pretrain.teacher=previous_epoch",),
+    "memory": ("training.pretrain.teacher=memory", "training.pretrain.targets={kind='inter',inter_hard=0.2}"),
+    "all that is not the paper's": (
+        *("training.pretrain.teacher=memory", "training.pretrain.views=2", "training.pretrain.view_weight=0.5"),
+        *("training.pretrain.negatives=all", "training.pretrain.equal_prompts=ignored"),
+        *("training.pretrain.skeleton_heads=per_kind", "training.pretrain.directions=mean"),
+        *("training.pretrain.pooling=random", "training.pretrain.pooling_weights=idf"),
+        "training.pretrain.targets={kind='partition',inter_hard=0.2,inter_hard_schedule='linear'}",
+    ),
+    "sigmoid": ("training.pretrain.targets=sigmoid", "training.pretrain.negatives=all"),
     "random frames": ("training.pretrain.pooling=random", "training.pretrain.standardise=true"),
     "dropout": ("training.encoder.dropout=0.3",),
     "free temperature": ("training.pretrain.temperature.mode=learnable",),
@@ -101,7 +110,7 @@ def test_a_run_broken_within_an_epoch_repeats_that_epoch(data, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("teacher", ["self", "previous_epoch", "ema"])
+@pytest.mark.parametrize("teacher", ["self", "previous_epoch", "ema", "memory"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_within_an_epoch_saves_the_step_and_resumes_bitwise(data, tmp_path, monkeypatch, number, teacher):
     more = (*EVERYTHING, f"training.pretrain.teacher={teacher}", "training.pretrain.batch_size=3")
@@ -174,7 +183,7 @@ def test_another_seed_ends_with_other_weights(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_process_killed_again_and_again_ends_with_bitwise_the_same_weights(data, tmp_path):
-    more = ("training.pretrain.epochs=60", "training.checkpoint_every=3", "training.pretrain.teacher=ema")
+    more = ("training.pretrain.epochs=60", "training.checkpoint_every=3", "training.pretrain.teacher=memory")
     out = tmp_path / "killed"
     command = [str(Path(sys.executable).parent / "c2vl-train"), "pretrain", "--data", str(data)]
     command += ["--benchmark", "xsub", "--out", str(out), "--recipe", "debug"]

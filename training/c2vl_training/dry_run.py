@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from c2vl_manifests.errors import ConfigError
 from c2vl_training import distributed, trainer
 from c2vl_training.dataset import Clips
-from c2vl_training.methods import Method, Pretraining
+from c2vl_training.methods import Method
+from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Run
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -85,15 +85,28 @@ class JointEmbedding:
     scale: dict[str, Tensor]
     facts: dict[str, Any]
 
+    @property
+    def texts_through(self) -> Literal["language", "vision"]:
+        """Kind of knowledge whose projectors texts and clips are compared through."""
+        return "language" if "language" in self.centre else "vision"
+
     @torch.inference_mode()
+    def features(self, features: Tensor) -> Tensor:
+        """Embed features of the encoder toward texts. Shape: (N, F) -> (N, D)."""
+        return F.normalize(self.model.head(self.texts_through)(features), dim=1)
+
     def clips(self, clips: Tensor) -> Tensor:
-        """Embed clips. Shape: (N, C, T, V, M) -> (N, D)."""
-        return self.model.skeletons(clips)
+        """Embed clips toward texts. Shape: (N, C, T, V, M) -> (N, D)."""
+        with torch.inference_mode():
+            return self.features(self.model.encoder(clips))
 
     def skeleton(self, joints: npt.NDArray[Any]) -> Tensor:
         """Embed one skeleton, see `clip_of`. Shape: (T, M, V, C) -> (D,)."""
-        device = self.model.skeleton.weight.device
-        return self.clips(clip_of(joints, self.layout, self.bodies, self.input).to(device))[0]
+        return self.clips(clip_of(joints, self.layout, self.bodies, self.input).to(self._device))[0]
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.head(self.texts_through).weight.device
 
     @torch.inference_mode()
     def knowledge(self, kind: str, vectors: npt.NDArray[Any] | Tensor) -> Tensor:
@@ -115,7 +128,7 @@ class JointEmbedding:
         projector = self.model.projectors[kind]
         if x.shape[-1] != projector.in_features:
             raise DataError(f"{kind} vectors of {vectors.shape[-1]} numbers; this run was trained on another encoder's")
-        x = x.to(self.model.skeleton.weight.device)
+        x = x.to(self._device)
         return self.model.knowledge(kind, (x - self.centre[kind]) / self.scale[kind])
 
 

@@ -7,50 +7,88 @@ and only their projectors are here. Vision and language have one logit scale eac
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.recipe import PretrainConfig, Temperature
+from c2vl_manifests.targets import Sigmoid
 from c2vl_training.encoders import Encoder
+
+
+class Embedded(NamedTuple):
+    """What one call of `CrossModal` returns."""
+
+    batch: Tensor
+    """Skeletons of each view, then the prompts of each kind, side by side. Shape (B, D (views heads + kinds))."""
+    scales: dict[str, Tensor]
+    """1 / tau of each kind."""
+    biases: dict[str, Tensor]
+    """Of each kind; only for the sigmoid loss."""
+    others: dict[str, Tensor]
+    """Prompts of all samples, by kind. Shape (N, D) each."""
 
 
 class CrossModal(nn.Module):
     """Skeleton encoder and one projector per modality.
 
+    *Reading:* one skeleton projector serves both kinds of knowledge; `per_kind` gives each its own, as in later code of
+    the first author.
+
     Args:
         encoder: the skeleton encoder.
         knowledge: kind -> width of its vectors; kinds are `vision` and `language`.
-        config: projector width and temperature.
+        config: projectors, temperature, and whether logits have a bias.
     """
 
     def __init__(self, encoder: Encoder, knowledge: Mapping[str, int], config: PretrainConfig) -> None:
         super().__init__()
+        width = config.projector_dim
         self.encoder = encoder
-        self.skeleton = nn.Linear(encoder.dim, config.projector_dim)
-        self.projectors = nn.ModuleDict({kind: nn.Linear(dim, config.projector_dim) for kind, dim in knowledge.items()})
+        self.skeleton: nn.Module = (
+            nn.Linear(encoder.dim, width)
+            if config.skeleton_heads == "shared"
+            else nn.ModuleDict({kind: nn.Linear(encoder.dim, width) for kind in knowledge})
+        )
+        self.projectors = nn.ModuleDict({kind: nn.Linear(dim, width) for kind, dim in knowledge.items()})
         self.scales = nn.ModuleDict({kind: LogitScale(config.temperature) for kind in knowledge})
+        targets = config.targets
+        biases = {kind: torch.tensor(targets.bias) for kind in knowledge} if isinstance(targets, Sigmoid) else {}
+        self.biases = nn.ParameterDict(biases)
 
-    def forward(self, clips: Tensor, vectors: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    def head(self, kind: str) -> nn.Linear:
+        """Return the skeleton projector toward a kind of knowledge."""
+        return cast("nn.Linear", self.skeleton[kind] if isinstance(self.skeleton, nn.ModuleDict) else self.skeleton)
+
+    def forward(self, clips: Tensor, vectors: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> Embedded:
         """Embed a batch of all modalities at once: the one call that is distributed over processes.
 
         Args:
-            clips: Shape (B, C, T, V, M).
+            clips: views of the same samples, one after the other. Shape (views B, C, T, V, M).
             vectors: kind -> its vectors. Shape (B, K) each.
-
-        Returns:
-            Embeddings (B, D (1 + kinds)), skeletons first, then the kinds in the order of `vectors`; and 1 / tau
-            of each kind.
+            others: kind -> vectors of all samples, for negatives beyond the batch. Shape (N, K) each.
         """
-        embedded = [self.skeletons(clips), *(self.knowledge(kind, of) for kind, of in vectors.items())]
-        return torch.cat(embedded, dim=1), {kind: self.scales[kind]() for kind in vectors}
+        views = len(clips) // len(next(iter(vectors.values())))
+        skeletons = self.skeletons(clips, vectors).chunk(views)
+        embedded = [*skeletons, *(self.knowledge(kind, of) for kind, of in vectors.items())]
+        return Embedded(
+            torch.cat(embedded, dim=1),
+            {kind: self.scales[kind]() for kind in vectors},
+            dict(self.biases.items()),
+            {kind: self.knowledge(kind, of) for kind, of in others.items()},
+        )
 
-    def skeletons(self, clips: Tensor) -> Tensor:
-        """Embed clips. Shape: (B, C, T, V, M) -> (B, D), L2-normalised float32 (float64 of a float64 model)."""
-        return _unit(self.skeleton(self.encoder(clips)))
+    def skeletons(self, clips: Tensor, kinds: Iterable[str]) -> Tensor:
+        """Embed clips, by each head that `kinds` need, side by side.
+
+        Shape: (B, C, T, V, M) -> (B, D heads), each D L2-normalised float32 (float64 of a float64 model)
+        """
+        features = self.encoder(clips)
+        heads = dict.fromkeys(self.head(kind) for kind in kinds)  # each once
+        return torch.cat([_unit(head(features)) for head in heads], dim=1)
 
     def knowledge(self, kind: str, vectors: Tensor) -> Tensor:
         """Embed vision or language vectors. Shape: (B, K) -> (B, D), L2-normalised as the skeletons are."""

@@ -1,4 +1,4 @@
-"""The training objective, Eq. 1-13 of the paper: one pure function per equation.
+"""The training objective, Eq. 1-13 of the paper: one pure function per equation. What the paper lacks is in `beyond`.
 
 Notation as in the paper: S, V, L are the L2-normalised embeddings of a batch of skeletons, vision prompts
 and language prompts. Shape of each: (B, D). In every (B, B) matrix rows are queries and columns are keys, so
@@ -8,19 +8,53 @@ a row of a target says for one query how probable each key should be. Nothing he
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.targets import Hard, Inter, Intra, Targets
+from c2vl_manifests.targets import Hard, Inter, Intra, Sigmoid, Targets
+from c2vl_training.beyond import hard_where_unknown, pair_target, scores, sigmoid_loss, without
 
 Scalar: TypeAlias = float | Tensor
 """A number, or a tensor of no dimensions through which gradients may flow."""
 
-Embeddings: TypeAlias = tuple[Tensor, Tensor | None, Tensor | None]
-"""(S, V, L) of one batch; None where that knowledge is not used."""
+Directions: TypeAlias = Literal["sum", "mean"]
+"""Whether the losses from skeleton to knowledge and back are added or averaged."""
+
+
+class Prompts(NamedTuple):
+    """What is known of the prompts of one batch besides their embeddings; the paper uses nothing of it."""
+
+    same: Tensor | None = None
+    """Samples with the same prompt, themselves included, if they are no negatives. Shape (B, B), bool."""
+    positive: bool = False
+    """Samples with the same prompt are positives; otherwise they are left out."""
+    others: Tensor | None = None
+    """Embedded prompts of further samples: negatives of skeletons. Shape (N, D)."""
+    others_hidden: Tensor | None = None
+    """Which of `others` a skeleton does not meet: those of the batch and those equal to its own. Shape (B, N), bool."""
+    bias: Scalar = 0.0
+    """Of `sigmoid` alone."""
+
+
+class Side(NamedTuple):
+    """Skeletons and one knowledge, embedded: what Eq. 12 (vision) or Eq. 13 (language) aligns."""
+
+    S: Tensor
+    """Skeletons. Shape (B, D)."""
+    V: Tensor
+    """Their vision or language prompts. Shape (B, D)."""
+    scale: Scalar
+    """1 / tau."""
+    teacher: tuple[Tensor, Tensor] | None = None
+    """S and V from which targets are made; None for the student's own."""
+    known: Tensor | None = None
+    """Samples that the teacher knows; None for all. Shape (B,), bool."""
+    prompts: Prompts = Prompts()
 
 
 # --- softmax and cross-entropy -----------------------------------------------------------------------------
@@ -43,27 +77,27 @@ def cross_entropy(P: Tensor, scores: Tensor, tau: Scalar) -> Tensor:
 
     Args:
         P: target, rows that sum to one. Shape (R, B).
-        scores: similarities before division by `tau`. Shape (R, B).
+        scores: similarities before division by `tau`. Shape (R, B), or wider: keys beyond the batch are negatives.
         tau: temperature.
 
     Returns:
         A tensor of no dimensions.
     """
-    return -(P * torch.log_softmax(scores / tau, dim=-1)).sum() / max(len(scores), 1)
+    return -(P * torch.log_softmax(scores / tau, dim=-1)[:, : P.shape[1]]).sum() / max(len(scores), 1)
 
 
 # --- targets -----------------------------------------------------------------------------------------------
 
 
-def intra_target(X: Tensor, tau: Scalar, beta: float = 0.2) -> Tensor:
+def intra_target(X: Tensor, tau: Scalar, beta: float = 0.2, pairs: Tensor | None = None) -> Tensor:
     """Intra-modal self-similarity target beta rho(X X^T) + (1 - beta) I.
 
     With X = V it is P^{v2s} (Eq. 4), with L P^{l2s} (Eq. 5), with S both P^{s2v} and P^{s2l} (Eq. 6): a
-    target comes from the modality of its own queries.
+    target comes from the modality of its own queries. `pairs` (B, B) may stand for I, see `beyond.pair_target`.
 
     Shape: (B, D) -> (B, B)
     """
-    return beta * row_softmax(X @ X.T, tau) + (1.0 - beta) * _identity(X)
+    return beta * row_softmax(X @ X.T, tau) + (1.0 - beta) * (_identity(X) if pairs is None else pairs)
 
 
 def inter_scores(S: Tensor, V: Tensor) -> Tensor:
@@ -87,22 +121,26 @@ def inter_scores(S: Tensor, V: Tensor) -> Tensor:
     return S @ V.T + sound[:, None] + sound[None, :]
 
 
-def inter_target(S: Tensor, V: Tensor, tau: Scalar, *, hard: float = 0.0, average: bool = False) -> Tensor:
+def inter_target(
+    S: Tensor, V: Tensor, tau: Scalar, *, hard: float = 0.0, average: bool = False, pairs: Tensor | None = None
+) -> Tensor:
     """Inter-modal cross-consistency target Q^{v2s} = rho(`inter_scores`) (Eq. 7; 8-10 by its arguments).
 
     Args:
         S: embeddings of the keys, whose predictions are swapped in. Shape (B, D).
         V: embeddings of the queries. Shape (B, D).
         tau: temperature.
-        hard: share of the identity mixed in; 0 is the paper.
+        hard: share of the identity mixed in; 0 is the paper. *Reading:* both works that the paper builds on here keep
+            one, 0.2 or more in PS-KD.
         average: divide the sum by its three terms, back to the range of one similarity; False is the paper.
+        pairs: in place of the identity, see `beyond.pair_target`. Shape (B, B).
 
     Returns:
         Shape (B, B).
     """
-    scores = inter_scores(S, V)
-    soft = row_softmax(scores / 3.0 if average else scores, tau)
-    return (1.0 - hard) * soft + hard * _identity(S) if hard else soft
+    terms = inter_scores(S, V)
+    soft = row_softmax(terms / 3.0 if average else terms, tau)
+    return (1.0 - hard) * soft + hard * (_identity(S) if pairs is None else pairs) if hard else soft
 
 
 # --- the loss ----------------------------------------------------------------------------------------------
@@ -121,17 +159,7 @@ class LossParts(NamedTuple):
     """Mean similarity of pairs and of non-pairs: `vision/positive`, `language/negative`, ..."""
 
 
-def loss(
-    S: Tensor,
-    V: Tensor | None,
-    L: Tensor | None,
-    *,
-    targets: Targets,
-    alpha: float,
-    scale_v: Scalar,
-    scale_l: Scalar,
-    teacher: Embeddings | None = None,
-) -> LossParts:
+def loss(sides: Mapping[str, Side], *, targets: Targets, alpha: float, directions: Directions = "sum") -> LossParts:
     """Align skeletons with vision and language: L^{sv} + L^{sl} (Eq. 11), each by `alignment` (Eq. 12-13).
 
     Computed in float32 (float64 if S is), also under autocast. Targets carry no gradient.
@@ -140,56 +168,51 @@ def loss(
     architecture, at no cost in memory: the teacher is the student, and targets come from its present
     outputs. Embeddings of another teacher (an earlier epoch, a moving average) may be given instead.
 
+    *Reading:* skeletons have one projector, so S is the same on both sides. Where each knowledge has a skeleton
+    projector of its own, as in later code of the first author, the sides have an S each.
+
     Args:
-        S: skeleton embeddings. Shape (B, D).
-        V: vision embeddings, or None to leave vision out. Shape (B, D).
-        L: language embeddings, or None to leave language out. Shape (B, D).
+        sides: by kind of knowledge, `vision`, `language` or both.
         targets: what supervises; the rows of Table VII are its kinds.
-        alpha: weight of P, and for `partition` its share of the rows; ignored by `hard`, `intra` and `inter`.
-        scale_v: 1 / tau between skeleton and vision.
-        scale_l: 1 / tau between skeleton and language.
-        teacher: (S, V, L) from which targets are made; None for the student's own.
+        alpha: weight of P, and for `partition` its share of the rows; ignored by the other kinds but `blend`.
+        directions: see `alignment`.
 
     Raises:
-        ConfigError: neither V nor L is given, the teacher lacks one of them, or alpha is not in [0, 1].
+        ConfigError: there is no side, or alpha is not in [0, 1].
 
     Examples:
         >>> from c2vl_manifests.targets import Partition
         >>> S, V = torch.nn.functional.normalize(torch.randn(2, 8, 4), dim=-1)
-        >>> parts = loss(S, V, None, targets=Partition(), alpha=0.9, scale_v=1 / 0.07, scale_l=1.0)
+        >>> parts = loss({"vision": Side(S, V, scale=1 / 0.07)}, targets=Partition(), alpha=0.9)
         >>> sorted(parts.parts)  # 7 rows have intra targets, 1 row has inter targets
         ['s2v/inter', 's2v/intra', 'v2s/inter', 'v2s/intra']
     """
-    if V is None and L is None:
+    if not sides:
         raise ConfigError("no knowledge to align with; give vision embeddings, language embeddings or both")
     if not 0.0 <= alpha <= 1.0:
         raise ConfigError(f"alpha = {alpha} is not a share; give a number from 0 to 1")
-    guide_S, guide_V, guide_L = (S, V, L) if teacher is None else teacher
-    sides = (("vision", "v", V, guide_V, scale_v), ("language", "l", L, guide_L, scale_l))
     parts: dict[str, Tensor] = {}
     similarity: dict[str, Tensor] = {}
-    with torch.autocast(device_type=S.device.type, enabled=False):
-        S, guide_S = _exact(S), _exact(guide_S)
-        total = S.new_zeros(())
-        for name, letter, K, guide_K, scale in sides:
-            if K is None:
-                continue
-            if guide_K is None:
-                raise ConfigError(f"the teacher has no {name} embeddings but the student does; give both or neither")
-            knowledge, tau = _exact(K), 1.0 / scale
-            side, entropies = alignment(
-                S, knowledge, tau, targets=targets, alpha=alpha, teacher=(guide_S, _exact(guide_K))
-            )
-            total = total + side
+    total: Tensor | None = None
+    for name, given in sides.items():
+        with torch.autocast(device_type=given.S.device.type, enabled=False):
+            side = _exact_side(given)
+            total = side.S.new_zeros(()) if total is None else total
+            if isinstance(targets, Sigmoid):
+                value, entropies = pairwise(side)
+            else:
+                value, entropies = alignment(side, targets=targets, alpha=alpha, directions=directions)
+            total = total + value
             for key, entropy in entropies.items():
-                parts[key.replace("v", letter, 1)] = entropy.detach()
+                parts[key.replace("v", name[0], 1)] = entropy.detach()
             with torch.no_grad():
-                similarity[f"{name}/positive"], similarity[f"{name}/negative"] = mean_similarity(S, knowledge)
+                similarity[f"{name}/positive"], similarity[f"{name}/negative"] = mean_similarity(side.S, side.V)
+    assert total is not None
     return LossParts(total, parts, similarity)
 
 
 def alignment(
-    S: Tensor, V: Tensor, tau: Scalar, *, targets: Targets, alpha: float, teacher: tuple[Tensor, Tensor]
+    side: Side, *, targets: Targets, alpha: float, directions: Directions = "sum"
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Soft alignment of skeletons with one knowledge: Eq. 12 for vision, Eq. 13 with L for V.
 
@@ -201,17 +224,19 @@ def alignment(
     contribution of one row does not depend on alpha while both subsets have rows; an empty subset
     contributes 0.
 
+    *Reading:* a bracket is printed as a sum. CLIP, and later code of the first author, average the two directions,
+    which halves the loss against weight decay: `directions`.
+
     Args:
-        S: skeleton embeddings. Shape (B, D).
-        V: embeddings of the knowledge. Shape (B, D).
-        tau: the student's temperature.
+        side: the embeddings.
         targets: what supervises.
         alpha: weight and share of P.
-        teacher: (S, V) from which targets are made; gradients do not reach it.
+        directions: `sum` or `mean` of the two terms of a bracket.
 
     Returns:
         The weighted sum, and every cross-entropy by direction and target (`s2v/intra`, `v2s/inter`, ...).
     """
+    S, V, tau, prompts = side.S, side.V, 1.0 / side.scale, side.prompts
     B = len(S)
     split = math.floor(alpha * B + 1e-9)  # 0.29 * 100 is 28.999999999999996
     everything = slice(0, B)
@@ -225,37 +250,61 @@ def alignment(
     total = S.new_zeros(())
     entropies: dict[str, Tensor] = {}
     for name, weight, rows in brackets[targets.kind]:
-        P_s2v, P_v2s = target_pair(name, *teacher, tau, targets)
-        entropies[f"s2v/{name}"] = cross_entropy(P_s2v[rows], S[rows] @ V.T, tau)
-        entropies[f"v2s/{name}"] = cross_entropy(P_v2s[rows], V[rows] @ S.T, tau)
+        P_s2v, P_v2s = target_pair(name, side, targets)
+        hidden = None if prompts.same is None or prompts.positive else _repeats(prompts.same)[rows]
+        further = None if prompts.others_hidden is None else prompts.others_hidden[rows]
+        s2v = scores(S[rows], V, hidden, prompts.others, further)
+        entropies[f"s2v/{name}"] = cross_entropy(P_s2v[rows], s2v, tau)
+        entropies[f"v2s/{name}"] = cross_entropy(P_v2s[rows], scores(V[rows], S, hidden), tau)
         total = total + weight * (entropies[f"s2v/{name}"] + entropies[f"v2s/{name}"])
-    return total, entropies
+    return total if directions == "sum" else total / 2.0, entropies
+
+
+def pairwise(side: Side) -> tuple[Tensor, dict[str, Tensor]]:
+    """Align skeletons with one knowledge by SigLIP's loss, see `beyond.sigmoid_loss`; returns as `alignment` does."""
+    prompts = side.prompts
+    pairs = _identity(side.S).bool()
+    same = pairs if prompts.same is None else prompts.same
+    hidden = pairs & False if prompts.same is None or prompts.positive else _repeats(same)
+    if prompts.others is not None:
+        assert prompts.others_hidden is not None
+        same = F.pad(same, (0, len(prompts.others)))
+        hidden = torch.cat([hidden, prompts.others_hidden], dim=1)
+    logits = scores(side.S, side.V, None, prompts.others) * side.scale + prompts.bias
+    value = sigmoid_loss(logits, same, hidden)
+    return value, {"s2v/sigmoid": value}
 
 
 @torch.no_grad()
-def target_pair(name: str, S: Tensor, V: Tensor, tau: Scalar, targets: Targets) -> tuple[Tensor, Tensor]:
+def target_pair(name: str, side: Side, targets: Targets) -> tuple[Tensor, Tensor]:
     """Build one kind of target in both directions, without gradient.
 
     Args:
         name: `hard` (I), `intra` (Eq. 4-6) or `inter` (Eq. 7-10).
-        S: the teacher's skeleton embeddings. Shape (B, D).
-        V: the teacher's embeddings of the knowledge. Shape (B, D).
-        tau: the student's temperature, used unless `targets` has one of its own.
+        side: the embeddings; its tau is used unless `targets` has one of its own.
         targets: the numbers of the targets.
 
     Returns:
         The target of skeleton queries and that of knowledge queries. Shape (B, B) each.
     """
-    if isinstance(targets, Hard):
-        return _identity(S), _identity(S)
-    own = tau if targets.temperature is None else targets.temperature
+    S, V = side.teacher or (side.S, side.V)
+    same, positive = side.prompts.same, side.prompts.positive
+    pairs = pair_target(same, S.dtype) if same is not None and positive else _identity(S)
+    if isinstance(targets, Hard | Sigmoid):
+        return pairs, pairs
+    tau = 1.0 / side.scale if targets.temperature is None else targets.temperature
     if name == "intra":
         assert not isinstance(targets, Inter)
-        return intra_target(S, own, targets.beta), intra_target(V, own, targets.beta)
-    assert not isinstance(targets, Intra)
-    Q_s2v = inter_target(V, S, own, hard=targets.inter_hard, average=targets.average)
-    Q_v2s = inter_target(S, V, own, hard=targets.inter_hard, average=targets.average)
-    return Q_s2v, Q_v2s
+        found = [intra_target(X, tau, targets.beta, pairs) for X in (S, V)]
+    else:
+        assert not isinstance(targets, Intra)
+        hard, average = targets.inter_hard, targets.average
+        found = [inter_target(K, X, tau, hard=hard, average=average, pairs=pairs) for X, K in ((S, V), (V, S))]
+    if side.known is not None:
+        found = [hard_where_unknown(P, side.known, pairs) for P in found]
+    if same is not None and not positive:
+        found = [without(P, _repeats(same)) for P in found]
+    return found[0], found[1]
 
 
 def mean_similarity(S: Tensor, V: Tensor) -> tuple[Tensor, Tensor]:
@@ -273,6 +322,19 @@ def _identity(X: Tensor) -> Tensor:
     return torch.eye(len(X), dtype=X.dtype, device=X.device)
 
 
+def _repeats(same: Tensor) -> Tensor:
+    """Return the other samples with the same prompt. Shape: (B, B), bool -> (B, B), bool."""
+    return same & ~torch.eye(len(same), dtype=torch.bool, device=same.device)
+
+
 def _exact(X: Tensor) -> Tensor:
     """Lift half precision to float32, leave float64."""
     return X if X.dtype == torch.float64 else X.float()
+
+
+def _exact_side(side: Side) -> Side:
+    """Lift all embeddings of a side."""
+    teacher = side.teacher and (_exact(side.teacher[0]), _exact(side.teacher[1]))
+    others = side.prompts.others
+    prompts = side.prompts._replace(others=None if others is None else _exact(others))
+    return side._replace(S=_exact(side.S), V=_exact(side.V), teacher=teacher, prompts=prompts)

@@ -26,7 +26,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.targets import targets_name
 from c2vl_training import checkpoint, distributed
 from c2vl_training.dataset import CLASS_NUMBERS, PackedDataset, Rows, Selection
-from c2vl_training.methods import kinds_of
+from c2vl_training.pretraining import kinds_of
 from c2vl_training.run_log import Metrics
 
 Kind = Literal["pretrain", "supervised", "random"]

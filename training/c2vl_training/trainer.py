@@ -31,7 +31,8 @@ from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection
 from c2vl_training.encoders import Encoder, build_encoder
 from c2vl_training.memory import memory_errors
-from c2vl_training.methods import Method, Pretraining, StepOutput, Supervised
+from c2vl_training.methods import Method, StepOutput, Supervised
+from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Result, Run
 from c2vl_training.run_log import Counts, Metrics, RunLog, add
 from c2vl_training.seeding import generator_of, key_of
@@ -283,31 +284,33 @@ def _epoch(
 
 def begin_epoch(
     method: Method, clips: Clips, seed: int, epoch: int, resumed: bool = False
-) -> tuple[Tensor, AugmentationDraws]:
-    """Return the order of the clips (N,) and the augmentation of an epoch, and prepare the method for it."""
+) -> tuple[Tensor, list[AugmentationDraws]]:
+    """Return the order of the clips (N,) and the augmentation of each view in an epoch, and prepare the method for it."""
     generator = generator_of(seed, epoch)
     order = torch.randperm(len(clips), generator=generator)
-    draws = draw(len(clips), clips.config, generator)
+    draws = [draw(len(clips), clips.config, generator) for _ in range(method.views)]
     method.begin_epoch(epoch, generator, resumed)
     method.model.train()
     return order, draws
 
 
 def forward(
-    method: Method, clips: Clips, draws: AugmentationDraws, places: Tensor, epoch: int, precision: str
+    method: Method, clips: Clips, draws: list[AugmentationDraws], places: Tensor, epoch: int, precision: str
 ) -> StepOutput:
     """Compute the loss of one batch, of which this rank encodes its part.
 
     Args:
         method: what is trained.
         clips: all clips of the split.
-        draws: augmentation of the epoch.
+        draws: augmentation of the epoch, for each view.
         places: the whole batch. Shape (B,), on the CPU.
         epoch: counted from 0.
         precision: of the recipe.
     """
     device, local = clips.device, distributed.local_rows(places)
-    batch = clips.train(local.to(device), draws.take(local)) if method.augment else clips.test(local.to(device))
+    at = local.to(device)
+    views = [clips.train(at, view.take(local)) for view in draws] if method.augment else [clips.test(at)]
+    batch = views[0] if len(views) == 1 else torch.cat(views)
     if precision == "float64":
         batch = batch.double()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):

@@ -15,7 +15,7 @@ from c2vl_manifests.manifest import read_shard
 _OFFERED = 8
 """Words of the captions that a hint offers."""
 _ENOUGH = 20_000
-"""Captions whose words are worth offering; of a large set more are read only to look for words that these lack."""
+"""Captions whose words are worth offering; beyond them only captions that may hold a word of the texts are counted."""
 _ENDING = re.compile("(ing|ed|es|s|e)$")
 
 
@@ -24,7 +24,7 @@ def vocabulary(captions: Path, texts: Sequence[str] = ()) -> Counter[str]:
 
     Args:
         captions: folder of the stage.
-        texts: reading ends once enough captions are read and hold all words of these.
+        texts: reading ends once the captions hold all words of these.
     """
     from c2vl_pipeline.browse.caption_stats import words
 
@@ -33,17 +33,23 @@ def vocabulary(captions: Path, texts: Sequence[str] = ()) -> Counter[str]:
     read = 0
     for path in sorted(captions.glob("shard-*.parquet")):
         try:
-            different = read_shard(path, ["caption"])["caption"].unique().drop_null()
+            column = read_shard(path, ["caption"])["caption"]
         except (OSError, DataError):
             continue
+        lacking = unknown_words(texts, found)
+        if found and texts and not lacking:
+            break
+        if lacking and read >= _ENOUGH:
+            column = column.filter(
+                pc.match_substring_regex(column, "|".join(map(re.escape, lacking)), ignore_case=True)
+            )
+        different = column.unique().drop_null()
         counts = pc.utf8_split_whitespace(pc.utf8_lower(different)).flatten().value_counts()
         new = {entry["values"]: entry["counts"] for entry in counts.to_pylist()}
         fresh = (piece for piece in new if piece not in pieces)
         found.update(dict.fromkeys((word for piece in fresh for word in words(piece)), 0))
         pieces.update(new)
         read += len(different)
-        if texts and read >= _ENOUGH and not unknown_words(texts, found):
-            break
     for piece, count in pieces.items():
         for word in words(piece):
             found[word] += count

@@ -142,8 +142,12 @@ def _queries(shared: SharedSpace, rows: Labels, caption: str) -> tuple[Tensor, n
         off = np.abs(np.arange(ok.shape[1]) - (ok.shape[1] - 1) / 2)
         one = values[np.arange(len(rows)), np.where(ok, off, np.inf).argmin(axis=1)]
         return shared.project(np.asarray(one, np.float32)), one
-    # the run's own centre and scale, not those of the test split
-    changes = {"standardise": False, "pooling": "mean" if space.pooling == "random" else space.pooling}
+    # the run's own centre and scale, not those of the test split, and no weights counted in it
+    changes = {
+        "standardise": False,
+        "pooling_weights": "equal",
+        "pooling": "mean" if space.pooling == "random" else space.pooling,
+    }
     config = PretrainConfig.model_validate(space.facts["config"]).model_copy(update=changes)
     pooled = Knowledge(packed, rows, "language", config).epoch(torch.Generator())
     if pooled.shape[1] != space.model.projectors[kind].in_features:

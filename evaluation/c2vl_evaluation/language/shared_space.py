@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from c2vl_evaluation.cache import CacheKey
 from c2vl_evaluation.context import EvalContext
@@ -65,8 +64,7 @@ class SharedSpace:
             encoder = encoder_for(context.run, packed, device_of(device))
             clips = Clips(packed, rows, encoder.input, device_of(device))
             features = encode(encoder.module, clips).float()
-        with torch.inference_mode():
-            vectors = F.normalize(self.space.model.skeleton(features), dim=1)
+        vectors = self.space.features(features)
         if (broken := int((~vectors.isfinite()).any(dim=1).sum())) > 0:
             raise DataError(
                 f"{broken} of {len(rows)} {split} clips have NaN or infinite embeddings: the encoder diverged; "
@@ -109,7 +107,9 @@ class SharedSpace:
                 "text; the results rest on the encoder's common space of texts and images."
             )
         elif packed.manifest.derived_from_joints("language"):
-            notes.append("The captions of this data are derived from joints: no evidence for language.")
+            notes.append(
+                "The captions of this data are derived from joints, which the encoder itself sees: no evidence for language."
+            )
         trained, here = self.space.facts.get("embeddings", {}), text_encoder.engine_of(packed)
         if portable(_identity(trained)) != portable(_identity(here)):
             notes.append(
@@ -151,7 +151,7 @@ def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace
             "images into different spaces, so texts cannot be compared with clips; pre-train with "
             "`--set training.pretrain.knowledge=both`"
         )
-    return SharedSpace(context, space, "language" if "language" in space.centre else "vision", encoder)
+    return SharedSpace(context, space, space.texts_through, encoder)
 
 
 def cosines(queries: Tensor, gallery: Tensor) -> Tensor:

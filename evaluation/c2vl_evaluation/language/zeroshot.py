@@ -8,6 +8,9 @@ used for the score only. Clips of these classes were part of the pre-training, w
 vectors, normalised again, before the projector.
 
 `probability` is a softmax of cosines divided by the run's own temperature, learned or fixed, as in its training.
+
+`standardise` gives the cosines to each class zero mean and unit deviation over the test clips: a class whose text lies near
+all clips no longer wins most of them. It needs no label, and all test clips at once.
 """
 
 from __future__ import annotations
@@ -121,6 +124,8 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     texts: int
     described: bool
     """Class texts are from a file, not the names of the classes."""
+    standardised: bool = False
+    """Scores are standardised cosines."""
     temperature: float
     """Divides cosines before the softmax of the stored probabilities; ranks do not depend on it."""
     last: Score
@@ -145,13 +150,16 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
         return f"{said}; not distinguishable from permuted names (p = {self.shuffled.p:.3f}{why})"
 
 
-def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Path | None = None) -> ZeroShot:
+def evaluate(
+    context: EvalContext, descriptions: Path | None = None, encoder: Path | None = None, standardise: bool = False
+) -> ZeroShot:
     """Evaluate a run on the test split, or return the stored result.
 
     Args:
         context: a finished pre-training, and the data that it is evaluated on.
         descriptions: file of class descriptions; the names of the classes unless given.
         encoder: folder of the text encoder's checkpoint, if it was moved.
+        standardise: the cosines to each class over the test clips.
 
     Raises:
         CheckpointError: the run is not a finished pre-training.
@@ -170,6 +178,9 @@ def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Pa
         targets = shared.project(class_means(vectors, [len(of) for of in texts]))
         clips, rows = shared.clips("test")
         values = cosines(clips, targets).numpy().astype(np.float32)
+        temperature = shared.temperature
+        if standardise:
+            values, temperature = standardised(values), 1.0
         last, shuffled = control(values, labels)
         notes = shared.notes()
         if truncated:
@@ -178,7 +189,8 @@ def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Pa
             through=shared.through,
             texts=len(vectors),
             described=descriptions is not None,
-            temperature=shared.temperature,
+            standardised=standardise,
+            temperature=temperature,
             last=last,
             shuffled=shuffled,
             chance=metrics.chance(classes),
@@ -189,9 +201,19 @@ def evaluate(context: EvalContext, descriptions: Path | None = None, encoder: Pa
             notes=tuple(notes),
         )
         predictions = context.predictions(rows, values)
-        return result, table_of(predictions, packed.manifest.classes, shared.temperature)
+        return result, table_of(predictions, packed.manifest.classes, temperature)
 
-    return cached(shared.key("zeroshot", texts=texts), ZeroShot, compute)
+    facts = {"texts": texts} | ({"standardise": True} if standardise else {})
+    return cached(shared.key("zeroshot", **facts), ZeroShot, compute)
+
+
+def standardised(values: Array) -> Array:
+    """Return cosines with zero mean and unit deviation per class; a class at the same cosine to all clips gets zeros.
+
+    Shape: (N, C) -> the same.
+    """
+    deviations = values - values.mean(axis=0, dtype=np.float64)
+    return np.asarray(deviations / np.maximum(deviations.std(axis=0), 1e-12), np.float32)
 
 
 def words_note(context: EvalContext, descriptions: Path | None = None) -> str:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,20 +20,25 @@ from c2vl_evaluation import cache
 from c2vl_evaluation.features import extract
 from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.report import classes as report_classes
-from c2vl_evaluation.report import figures, samples, sections
+from c2vl_evaluation.report import figures, sections
 from c2vl_evaluation.report.mistakes import Mistake, mistakes
 from c2vl_evaluation.report.verdict import verdict
 from c2vl_evaluation.results import FILE, Table
 from c2vl_manifests.errors import C2VLError, DataError
 from c2vl_manifests.events import duration
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.pages import render, script, shorten_paths
+from c2vl_manifests.pages import render, shorten_paths
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_log import read_histograms, read_metrics
+
+if TYPE_CHECKING:
+    from c2vl_pipeline.browse.cards import Card
 
 _COMPARED = ("floor", "shuffled", "ceiling")
 _READABLE = 0.85
 """Scale below which the names of a matrix, 10 pixels high, cannot be read."""
+_SAMPLES = 12
+"""Samples whose prompts are shown."""
 
 
 @dataclass(frozen=True)
@@ -240,6 +245,8 @@ def main_run(table: Table, work: Path, folder: Path) -> MainRun | str:
             return "the packed data have changed since the table was made"
         test, train = (extract(folder / row.run, packed, table.benchmark, split) for split in ("test", "train"))
         main = cache.predictions_of(folder / row.run, row.result("linear").key)
+        if not np.array_equal(main.labels, test.labels):
+            return "the stored answers are to other samples than the test split has; evaluate the run again"
         shown = mistakes(packed, main, test, train)
     except (C2VLError, OSError, ValueError, KeyError, TypeError) as error:
         return str(error) or type(error).__name__
@@ -286,7 +293,7 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
     Args:
         table: the table with its controls.
         out: the HTML file, in the folder of the table.
-        work: folder with `crops/` and `captions/` for the gallery of prompts.
+        work: the work folder, for samples with their prompts.
         main: from `main_run`.
 
     Raises:
@@ -296,6 +303,7 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
     lines = [sections.line(line) for line in table.lines()]
     groups = sections.protocols(table)
     shown = {name for each in groups for name in each["group"].cells}
+    prompts, notes = _prompts(work)
     text = render(
         "c2vl_evaluation.report",
         "report.html.j2",
@@ -303,7 +311,6 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         verdict=verdict(table, out.parent),
         kinds=sections.KINDS,
         roles=sections.MEANINGS,
-        script=script("c2vl_evaluation.report", "sort.js"),
         lines=lines,
         derived=any(line["derived"] for line in lines),
         groups=groups,
@@ -314,7 +321,8 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         duration=duration,
         size=sections.size,
         engines={role: shorten_paths(engine) for role, engine in table.engines.items()},
-        gallery=samples.read(work, table.classes) if work is not None else None,
+        prompts=prompts,
+        notes=[shorten_paths(note) for note in notes],
         figures=_all_figures(table, main, out.parent),
         mistakes=main.mistakes if isinstance(main, MainRun) else (),
         per_class=class_table(table, main, _names(table, main)) if isinstance(main, MainRun) else None,
@@ -327,6 +335,18 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
     out.parent.mkdir(parents=True, exist_ok=True)
     commit_text(out, text)
     return out
+
+
+def _prompts(work: Path | None) -> tuple[list[Card], list[str]]:
+    """Return the cards of some samples, and notes on what cannot be shown."""
+    from c2vl_pipeline.browse.cards import few
+
+    if work is None:
+        return [], ["No work folder was given: no crops and captions to show."]
+    try:
+        return few(work, _SAMPLES)
+    except C2VLError as error:
+        return [], [f"No crops and captions to show: {error}."]
 
 
 def _need_rows(table: Table, folder: Path) -> None:

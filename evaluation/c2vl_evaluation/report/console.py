@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _ROLES = {"floor": " (floor)", "ceiling": " (ceiling)", "shuffled": " (control)", "baseline": " (baseline)"}
 _CONTROLS: dict[Role, str] = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
 _ORACLE = "The best epoch is chosen on the test split (an oracle)."
-_DERIVED = " † Derived from joints: captions made by rule from the encoder's own input."
+_DERIVED = "† Derived from joints: captions made by rule from the encoder's own input."
 
 
 def _label(line: Line) -> str:
@@ -38,7 +38,7 @@ def show_results(table: Table) -> None:
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
         f"kNN and linear: top-1; bal.: balanced. {_ORACLE}"
-        + (_DERIVED if any(line.derived for line in table.lines()) else ""),
+        + (f" {_DERIVED}" if any(line.derived for line in table.lines()) else ""),
         spare=["training", "best epoch", "top-5", "top-5", "bal.", "bal.", "seeds"],
     )
     for protocol in dict.fromkeys(r.protocol for row in table.rows for r in row.results):
@@ -62,14 +62,14 @@ def show_protocol(title: str, lines: Sequence[Line], place: Evaluated) -> None:
     columns = ["", "top-1", "top-5", "balanced", "best epoch", "labels", "runs", "why n/a"]
     roles = {line.role for line in lines}
     absent = [word for role, word in _CONTROLS.items() if role not in roles]
-    caption = _ORACLE + (_DERIVED if any(line.derived for line in lines) else "")
-    if absent:
-        caption += f" Missing controls: {', '.join(absent)}."
+    said = [_ORACLE] if any(row[4] not in {"", "n/a"} for row in rows) else []
+    said += [_DERIVED] if any(line.derived for line in lines) else []
+    said += [f"Missing controls: {', '.join(absent)}."] if absent else []
     show_table(
         f"{place.title}, {place.benchmark}: {title}, %, {place.train:,} train / {place.test:,} test",
         columns,
         rows,
-        caption,
+        " ".join(said),
         spare=["best epoch", "top-5", "balanced"],
     )
 
@@ -92,6 +92,7 @@ def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> No
         rows.append(["majority class", *_score_cells(one.majority)])
     rows.append(["chance", *_score_cells(one.chance)])
     words = f"{one.texts} descriptions" if one.described else "the names of the classes"
+    words += ", cosines standardised per class" if one.standardised else ""
     show_table(
         f"{title}: zero-shot by {words}, %, {one.test:,} test clips, {one.classes} classes",
         ["", "top-1", "top-5", "balanced"],
@@ -108,14 +109,13 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     """Print retrieval results of runs, with ceiling and chance."""
     rows: list[list[str]] = []
     for name, role, one in found:
-        label = f"{name}{_ROLES.get(role, '')}"
+        rows.append([f"{name}{_ROLES.get(role, '')}", "", "", "", ""])
         for side, what in ((one.clip, "the clip itself"), (one.same_class, "any clip of its class")):
             if side is None:
                 continue
-            rows.append([f"{label}: {what}", *_recall_cells(side.last)])
-            drawn = _recall_cells(side.shuffled, side.shuffled_std)
-            rows.append([f"{label}: {what}, captions permuted", *drawn])
-    rows.append(["ceiling: the clip itself, as captions repeat", *_recall_cells(one.ceiling)])
+            rows.append([f"  {what}", *_recall_cells(side.last)])
+            rows.append(["    captions permuted", *_recall_cells(side.shuffled, side.shuffled_std)])
+    rows.append(["ceiling: the clip itself", *_recall_cells(one.ceiling)])
     rows.append(["chance: the clip itself", *_recall_cells(one.clip.chance)])
     if one.same_class is not None:
         rows.append(["chance: any clip of its class", *_recall_cells(one.same_class.chance)])
@@ -124,7 +124,7 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
         f"{one.gallery:,} test clips",
         ["", "R@1, %", "R@5, %", "R@10, %", "median rank"],
         rows,
-        "Of clips with equal cosine, the wanted one is ranked last. Permuted: mean ± standard deviation of "
+        "Of clips with equal cosine, the wanted one is ranked last. Ceiling: what repeated captions leave possible. Permuted: mean ± standard deviation of "
         f"{one.draws} permutations of the captions between clips.",
     )
     _say_notes([one.notes for _, _, one in found])

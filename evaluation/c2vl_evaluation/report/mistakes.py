@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from c2vl_evaluation.cache import Predictions, softmax
+from c2vl_evaluation.clips import clip_cards
 from c2vl_evaluation.features import Features
-from c2vl_evaluation.language.search import moving_clip
 from c2vl_evaluation.metrics import class_name
-from c2vl_manifests.motion import Body
 from c2vl_training.dataset import PackedDataset
+
+if TYPE_CHECKING:
+    from c2vl_pipeline.browse.cards import Card
 
 SHOWN = 6
 """Confusions that are shown, the most frequent first: one clip of each."""
 
 
 @dataclass(frozen=True)
-class Clip:
-    """One clip as a moving skeleton."""
-
-    sample_id: str
-    name: str
-    """Of its class."""
-    bodies: Sequence[Body]
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Mistake:
     """One wrong answer."""
 
-    clip: Clip
+    clip: Card
     answer: str
     probability: float
     count: int
     """Wrong answers of this kind, clips of `clip.name` taken for `answer`."""
     of: int
     """Test clips of the class."""
-    nearest: Clip
+    nearest: Card
     """The training clip whose features have the highest cosine with the clip's."""
     cosine: float
 
@@ -69,15 +60,17 @@ def mistakes(packed: PackedDataset, found: Predictions, test: Features, train: F
     names, sure = packed.manifest.classes, softmax(found.scores)
     chosen = worst(found)
     similarity = _unit(test.values[chosen]) @ _unit(train.values).T
+    nearest = similarity.argmax(axis=1)
+    cards = clip_cards(packed, [*test.rows[chosen].tolist(), *train.rows[nearest].tolist()])
     shown = []
-    for n, row in zip(chosen, similarity, strict=True):
-        at, truth, answer = int(row.argmax()), int(found.labels[n]), int(found.answers[n])
+    for place, n in enumerate(chosen):
+        truth, answer = int(found.labels[n]), int(found.answers[n])
         same = found.labels == truth
         shown.append(
             Mistake(
-                clip=_clip(packed, int(test.rows[n])), answer=class_name(names, answer),
-                probability=float(sure[n, answer]), count=int((same & (found.answers == answer)).sum()),
-                of=int(same.sum()), nearest=_clip(packed, int(train.rows[at])), cosine=float(row[at]),
+                clip=cards[place], answer=class_name(names, answer), probability=float(sure[n, answer]),
+                count=int((same & (found.answers == answer)).sum()), of=int(same.sum()),
+                nearest=cards[place + len(chosen)], cosine=float(similarity[place, nearest[place]]),
             )
         )  # fmt: skip
     return shown
@@ -85,8 +78,3 @@ def mistakes(packed: PackedDataset, found: Predictions, test: Features, train: F
 
 def _unit(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12), np.float32)
-
-
-def _clip(packed: PackedDataset, row: int) -> Clip:
-    name = class_name(packed.manifest.classes, int(packed.labels()[row]))
-    return Clip(packed.sample_ids([row])[0], name, *moving_clip(packed, row))

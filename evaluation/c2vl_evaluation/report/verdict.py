@@ -19,7 +19,7 @@ from c2vl_evaluation.results import Protocol, Role, Table, TableRow, mean_std
 from c2vl_manifests.errors import C2VLError
 
 _RESAMPLES = 2000
-"""Ends of an interval then vary by about 2 % of its width; a report makes six."""
+"""Ends of an interval then vary by about 2 % of its width; a report makes two for each row but the first."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Verdict:
 
 
 def verdict(table: Table, folder: Path) -> Verdict:
-    """Judge the main row of a table against the floor and shuffled pairs.
+    """Judge the main row of a table against the floor and shuffled pairs, and compare it with other pre-trained rows.
 
     Args:
         table: the table.
@@ -71,12 +71,14 @@ def verdict(table: Table, folder: Path) -> Verdict:
         return Verdict(f"No pre-trained encoder is in this table; {name} reaches {reached}.{_raw(table)}")
     floor, shuffled = (_first(table, role) for role in ("floor", "shuffled"))
     gaps = {other: _gaps(table, folder, name, other) for other in (floor, shuffled) if other}
+    peers = [line.name for line in table.lines() if line.role == "pretrained" and line.name != name]
     if not floor:
         text = f"{name} reaches {reached}; without a random encoder in the table, the gain of pre-training is unknown."
     else:
         text = _against(name, floor, gaps[floor])
         if all(gap.interval for pair in gaps.values() for gap in pair.values()):
             text += f" {_pairing(gaps[floor], gaps.get(shuffled), shuffled)}"
+    gaps |= {other: _gaps(table, folder, name, other) for other in peers}
     return Verdict(text + _raw(table), gaps, len(table.of(name)))
 
 

@@ -17,13 +17,13 @@ import pyarrow.compute as pc
 
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.browse import caption_stats, html
+from c2vl_pipeline.browse import caption_stats, cards, html
 from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, crop_figures, joint_figures
 from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus
-from c2vl_pipeline.browse.gallery import class_name
 from c2vl_pipeline.browse.html import Quantiles
-from c2vl_pipeline.browse.judgement import Judgement, judge_captions, judge_crops
+from c2vl_pipeline.browse.judgement import EXAMPLES, Judgement, Reason, judge_captions, judge_crops
 from c2vl_pipeline.browse.reader import RowReader
+from c2vl_pipeline.browse.selection import select
 from c2vl_pipeline.readers.captions import read_captions
 from c2vl_pipeline.workspace import Workspace, load
 
@@ -71,14 +71,14 @@ class Audit:
     judgements: list[Judgement] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return plain values, without pictures; each reason with the command that shows it."""
+        """Return plain values, without drawings; each reason with the command that shows it."""
         values = asdict(self) | {"work": str(self.work)}
         values["judgements"] = [
-            {"sentence": j.words(), "reasons": [{"text": r.text, "show": r.command(self.work)} for r in j.reasons]}
+            {"sentence": j.words(), "reasons": [{"text": r.text, "show": self.command(r)} for r in j.reasons]}
             for j in self.judgements
         ]
         for worst in (values["joints"] or {}).get("worst", ()):
-            del worst["image"], worst["joints"]
+            del worst["joints"]
         return values
 
     def summary(self) -> list[str]:
@@ -87,8 +87,12 @@ class Audit:
         for judgement in self.judgements:
             lines.append(judgement.words())
             for reason in judgement.reasons:
-                lines += [f"  {reason.text}:", f"    {reason.command(self.work)}"]
+                lines += [f"  {reason.text}:", f"    {self.command(reason)}"]
         return [*lines, *self.compared()]
+
+    def command(self, reason: Reason, *, page: bool = False) -> str:
+        """Return the command that shows a reason."""
+        return cards.command(self.work, "inspect", *reason.shown_by.options(), page=page)
 
     def compared(self) -> list[str]:
         """Return the agreement with released captions as a sentence; none if no file was given."""
@@ -101,7 +105,18 @@ class Audit:
 
 def write(audit: Audit, out: Path) -> Path:
     """Write the page and, next to it, the figures as JSON; return the page's path."""
-    html.render("audit.html.j2", out, audit=audit, inside=INSIDE)
+    index = load(audit.work)
+    reader = RowReader(index)
+    shown = [
+        (j.what, r, cards.cards(index, reader, select(index, r.shown_by, reader)[:EXAMPLES].tolist()))
+        for j in audit.judgements
+        for r in j.reasons
+    ]
+    worst = audit.joints.worst if audit.joints else []
+    held = cards.of_ids(audit.work, [w.sample_id for w in worst])
+    html.render(
+        "audit.html.j2", out, audit=audit, inside=INSIDE, shown=shown, worst=[(w, held[w.sample_id]) for w in worst]
+    )
     commit_text(out.with_suffix(".json"), json.dumps(audit.as_dict(), indent=1, ensure_ascii=False) + "\n")
     return out
 
@@ -175,7 +190,7 @@ def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, Capti
     corpus = Corpus(list(numbers), codes)
     tokens, truncated = _tokens(reader)
     labels = index.table["label"].to_numpy()
-    names = {i: class_name(index, i) for i in range(len(index.classes))}
+    names = {i: cards.class_name(index, i) for i in range(len(index.classes))}
     return corpus, CaptionFigures(
         statuses=dict(statuses.most_common()),
         empty=empty,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,6 @@ import pyarrow.compute as pc
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.schema import Status
-from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.html import Histogram, Quantiles
 from c2vl_pipeline.browse.reader import RowReader, projection_of
 from c2vl_pipeline.readers import reader_of
@@ -52,7 +50,14 @@ class Worst:
     frame: tuple[int, int]
     joints: list[tuple[float, float, bool]]
     """(x, y, inside)."""
-    image: str | None
+
+    @property
+    def view(self) -> list[float]:
+        """The part of the frame that a drawing shows, around box and joints: x, y, width, height."""
+        points = np.array([self.box[:2], self.box[2:], *((x, y) for x, y, _ in self.joints)])
+        low, high = points.min(axis=0), points.max(axis=0)
+        margin = 0.1 * float((high - low).max())
+        return [round(float(value), 1) for value in (*(low - margin), *(high - low + 2 * margin))]
 
 
 @dataclass(frozen=True)
@@ -169,7 +174,7 @@ def joint_figures(
             if not len(points):
                 continue
             drawn = [(float(x), float(y), bool(h)) for (x, y), h in zip(points.round(1), held, strict=True)]
-            compared.append(Worst(row["sample_id"], row["slot"], float(held.mean()), row["box"], frame, drawn, None))
+            compared.append(Worst(row["sample_id"], row["slot"], float(held.mean()), row["box"], frame, drawn))
         shares += [w.share for w in compared]
         if compared and (lowest := min(compared, key=lambda w: w.share)).share < 1:
             worst = sorted([*worst, (lowest.share, number, lowest)], key=lambda w: w[:2])[:_WORST]
@@ -190,12 +195,5 @@ def joint_figures(
             manifest.extra.get("provenance", {}).get("derived_from") == "joints"
             for _, manifest in reader.shards("crops")
         ),
-        worst=list(_pictures(reader, worst)),
+        worst=[entry for *_, entry in worst],
     )
-
-
-def _pictures(reader: RowReader, worst: list[tuple[float, int, Worst]]) -> Iterator[Worst]:
-    rows = reader.rows("crops", [number for _, number, _ in worst], ["slot", "jpeg"])
-    for _, number, entry in worst:
-        jpeg = next((r["jpeg"] for r in rows.get(number, []) if r["slot"] == entry.slot), None)
-        yield replace(entry, image=html.thumbnail(jpeg))

@@ -91,10 +91,12 @@ class Corpus:
 
     @classmethod
     def of(cls, samples: Sequence[Sequence[str | None]]) -> Corpus:
-        """Intern the captions of samples with equally many slots."""
+        """Intern the captions of samples; those with fewer than others have none in the last slots."""
         numbers: dict[str, int] = {}
-        codes = [[-1 if t is None else numbers.setdefault(t, len(numbers)) for t in row] for row in samples]
-        return cls(list(numbers), np.array(codes, np.int32).reshape(len(samples), -1))
+        codes = np.full((len(samples), max(map(len, samples), default=0)), -1, np.int32)
+        for sample, row in enumerate(samples):
+            codes[sample, : len(row)] = [-1 if t is None else numbers.setdefault(t, len(numbers)) for t in row]
+        return cls(list(numbers), codes)
 
     @property
     def flat(self) -> Codes:

@@ -31,8 +31,7 @@ def render(template: str, out: Path, **context: Any) -> Path:
     Raises:
         DataError: the page cannot be written there.
     """
-    script = pages.script("c2vl_manifests", "shared/gallery.js")
-    text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, script=script, **context)
+    text = pages.render("c2vl_pipeline.browse.templates", template, _FILTERS, **context)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         commit_text(out, text)

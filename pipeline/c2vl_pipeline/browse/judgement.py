@@ -5,11 +5,9 @@ Thresholds are rules of thumb, each with its reason below; they word a sentence 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,7 @@ from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures
 from c2vl_pipeline.browse.caption_stats import CONTEXT, CaptionStats, Corpus, contradicting, held, least_tokens, words
 from c2vl_pipeline.browse.html import percent
+from c2vl_pipeline.browse.selection import Filters
 
 LOST = 0.01
 """Share of rows without a crop or caption: NTU itself lacks half a percent of its skeletons, so twice that is much."""
@@ -53,13 +52,8 @@ class Reason:
     """One thing that is not as it should be."""
 
     text: str
-    options: list[str]
-    """Options of `c2vl-pipeline inspect` that show it."""
-
-    def command(self, work: Path, *, page: bool = False) -> str:
-        """Return the command that shows it; pages travel, so there an absolute folder is named by its last part."""
-        folder = work.name if page and work.is_absolute() else str(work)
-        return shlex.join(["c2vl-pipeline", "inspect", "--work", folder, *self.options])
+    shown_by: Filters
+    """Samples that show it."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +78,10 @@ def _share(value: float) -> str:
     return f"{names[near.numerator]} in {names[near.denominator]}" if 0 < near < 1 else f"{percent(value)} %"
 
 
-def _samples(ids: Sequence[str]) -> list[str]:
-    """Return options that show some of the samples, spread over all; `?` matches what a terminal would obey."""
+def _samples(ids: Sequence[str]) -> Filters:
+    """Return some of the samples, spread over all; `?` matches what a terminal would obey."""
     spread = sorted({round(n) for n in np.linspace(0, len(ids) - 1, EXAMPLES)}) if len(ids) else []
-    return [word for n in spread for word in ("--sample", _plain(ids[n]))]
+    return Filters(samples=tuple(_plain(ids[n]) for n in spread))
 
 
 def _plain(text: str) -> str:
@@ -99,14 +93,14 @@ def _lost(statuses: dict[str, int], what: str) -> list[Reason]:
     if not bad or sum(bad.values()) <= LOST * rows:
         return []
     status, count = max(bad.items(), key=lambda item: item[1])
-    return [Reason(f"{percent(count / rows)} % of rows {status}", ["--status", f"{what}:{status}"])]
+    return [Reason(f"{percent(count / rows)} % of rows {status}", Filters(status=f"{what}:{status}"))]
 
 
 def judge_crops(crops: CropFigures, joints: JointFigures | None) -> Judgement:
     """Judge crops by their statuses and by the joints that they hold."""
     reasons = _lost(crops.statuses, "crops")
     if joints and joints.passed < 1 - MISSED:
-        text = f"{_share(1 - joints.passed)} checked crops hold less than {100 * INSIDE:.0f} % of the joints"
+        text = f"{_share(1 - joints.passed)} of the checked crops hold less than {100 * INSIDE:.0f} % of the joints"
         reasons.append(Reason(text, _samples([w.sample_id for w in joints.worst[:EXAMPLES]])))
     note = (
         "not checked against joints"
@@ -164,5 +158,5 @@ def judge_captions(
     still = ~np.isin(labels, [n for n, name in enumerate(names) if _MOVING & set(words(name))])
     torn = contradicting(corpus) & still
     if still.any() and torn.sum() > TORN * still.sum():
-        shown(f"{_share(float(torn.sum() / still.sum()))} samples both standing and sitting", torn)
+        shown(f"{_share(float(torn.sum() / still.sum()))} of the samples both standing and sitting", torn)
     return Judgement("captions", reasons)

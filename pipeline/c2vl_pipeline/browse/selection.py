@@ -51,15 +51,25 @@ class Filters:
     text: str | None = None
     """Text that a caption contains (any case)."""
 
+    def given(self) -> list[tuple[str, str, tuple[object, ...]]]:
+        """Return field, option of `inspect` and values of every filter that is given."""
+        options = {"label": "class", "samples": "sample"}
+        return [
+            (name, options.get(name, name), value if isinstance(value, tuple) else (value,))
+            for name, value in vars(self).items()
+            if value not in (None, ())
+        ]
+
     def each(self) -> dict[str, Filters]:
         """Return every given filter alone, by its words: option and value."""
-        options = {"label": "class", "samples": "sample"}
-        alone = {}
-        for name, value in vars(self).items():
-            if value not in (None, ()):
-                shown = value if isinstance(value, str | int) else ", ".join(value)
-                alone[f"{options.get(name, name)} {shown}"] = Filters(**{name: value})
-        return alone
+        return {
+            f"{option} {', '.join(map(str, values))}": Filters(**{name: getattr(self, name)})
+            for name, option, values in self.given()
+        }
+
+    def options(self) -> list[str]:
+        """Return the words of a command that give these filters to `inspect`."""
+        return [word for _, option, values in self.given() for one in values for word in (f"--{option}", str(one))]
 
     def words(self) -> str:
         """Return the filters in one line."""
@@ -165,6 +175,43 @@ def spread(table: pa.Table, matched: Numbers, limit: int) -> Numbers:
         if len(own) > 1:
             turns.append(np.delete(own, at))
     return np.sort(matched[chosen])
+
+
+ORDERS = {"captions": "worst captions first", "score": "lowest score first"}
+"""Orders in which a gallery may show samples, by name."""
+
+
+def worst_first(index: Workspace, reader: RowReader, matched: Numbers, order: str) -> Numbers:
+    """Return samples in one of `ORDERS`: by captions missing, cut or repeated, or by the lowest score of their crops.
+
+    Raises:
+        ConfigError: an unknown order.
+    """
+    if order not in ORDERS:
+        raise _unknown("order", order, ORDERS)
+    stage, columns = ("captions", ["status", "caption"]) if order == "captions" else ("crops", ["score"])
+    fault = np.full(index.table.num_rows, -np.inf)
+    shards = {reader.shard_of(int(n)) for n in matched}
+    for shard, _ in reader.shards(stage):
+        table = reader.columns(stage, shard, columns) if shard in shards else None
+        if table is None:
+            continue
+        start, stop = index.shard_ranges[shard]
+        if order == "score":
+            scores = pc.fill_null(table["score"], np.inf).to_numpy().reshape(stop - start, -1)
+            fault[start:stop] = -scores.min(axis=1)
+            continue
+        said = pc.if_else(pc.equal(table["status"], str(Status.OK)), table["caption"], None)
+        codes = (
+            pc.fill_null(said.combine_chunks().dictionary_encode().indices, -1).to_numpy(zero_copy_only=False).copy()
+        )
+        cut = reader.columns("embeddings", shard, ["truncated"]) if reader.path("embeddings", shard).is_file() else None
+        if cut is not None and cut.num_rows == len(codes):
+            codes[_bools(cut["truncated"])] = -1
+        codes = np.sort(codes.reshape(stop - start, -1), axis=1)
+        different = (codes >= 0) & (np.diff(codes, axis=1, prepend=-2) != 0)
+        fault[start:stop] = (~different).sum(axis=1)
+    return matched[np.argsort(-fault[matched], kind="stable")]
 
 
 def _bools(values: Any) -> Mask:

@@ -24,12 +24,12 @@ from c2vl_manifests.manifest import (
     read_shard_manifest,
     read_stage_manifest,
 )
-from c2vl_manifests.motion import Body, StickFigure
+from c2vl_manifests.motion import StickFigure
 from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
-from c2vl_pipeline.browse.gallery import caption_lines, class_name, crop_cards
+from c2vl_pipeline.browse.cards import Card, card
 from c2vl_pipeline.browse.reader import Row, RowReader, projection_of
 from c2vl_pipeline.browse.selection import unknown_sample
 from c2vl_pipeline.browse.trace_rows import judgement, similarity, skeleton_facts, slot_facts
@@ -47,16 +47,11 @@ class Trace:
     """Everything known about one sample."""
 
     index: Workspace
+    card: Card
     facts: dict[str, Any]
     """Plain values: judgement, sample, index, raw, slots, similarity, skeleton, stages, notes."""
     frames: dict[int, str] = field(default_factory=dict)
     """Slot -> decoded frame as a data URI."""
-    crops: list[dict[str, Any]] = field(default_factory=list)
-    """Crops as a strip shows them."""
-    captions: list[dict[str, Any]] = field(default_factory=list)
-    """Each different caption once."""
-    bodies: list[Body] = field(default_factory=list)
-    """The clip as a moving skeleton."""
     projected: dict[int, list[list[float]]] = field(default_factory=dict)
     """Slot -> joints in pixels of the frame, if the dataset records them."""
     poses: dict[int, StickFigure] = field(default_factory=dict)
@@ -65,8 +60,7 @@ class Trace:
 def write(result: Trace, out: Path) -> Path:
     """Write the page of a trace; return its path."""
     facts = result.facts | {name: portable(result.facts[name]) for name in ("index", "stages")}
-    seconds = facts["skeleton"]["frames"] / (result.index.dataset.fps or 30) if result.bodies else 0
-    return html.render("explain.html.j2", out, trace=result, seconds=seconds, verdict=verdict(facts["stages"]), **facts)
+    return html.render("explain.html.j2", out, trace=result, verdict=verdict(facts["stages"]), **facts)
 
 
 def verdict(stages: list[dict[str, Any]]) -> str:
@@ -106,9 +100,9 @@ def trace(work: Path, sample_id: str) -> Trace:
     rows = {stage: reader.rows(stage, [number]).get(number, []) for stage in STAGES}
     planned = _planned(index, sample, rows["crops"])
     raw = _raw(index, sample)
-    body, poses, bodies = skeleton_facts(index, rows["skeletons"], planned)
-    crops, captions = crop_cards(rows["crops"]), caption_lines(rows["captions"], rows["embeddings"])
-    result = Trace(index, {}, crops=crops, captions=captions, bodies=bodies, poses=poses)
+    body, poses = skeleton_facts(index, rows["skeletons"], planned)
+    shard = reader.shard_of(number)
+    result = Trace(index, card(index, sample, rows, shard), {}, poses=poses)
     decoded = _decode(index, sample, planned, result)
     if "frame_size" in decoded:
         result.projected.update(_projected(index, sample, rows["skeletons"], planned, decoded["frame_size"][1]))
@@ -116,7 +110,6 @@ def trace(work: Path, sample_id: str) -> Trace:
         raw["video"] |= decoded
     fps = decoded.get("fps") or index.dataset.fps or None
     slots = [slot_facts(slot, frame, fps, rows) for slot, frame in enumerate(planned)]
-    shard = reader.shard_of(number)
     stages = [_stage(index, reader, stage, shard, sample) for stage in STAGES]
     for entry in stages:
         outcomes = [(row["status"], row["error_class"], row["error"]) for row in rows[entry["stage"]]]
@@ -126,7 +119,7 @@ def trace(work: Path, sample_id: str) -> Trace:
         judgement=judgement(slots, result.projected),
         sample={
             **{k: v for k, v in sample.items() if k != "splits"},
-            "class": class_name(index, sample["label"]),
+            "class": result.card.name,
             "splits": dict(sample["splits"]),
             "row": number,
             "shard": shard,

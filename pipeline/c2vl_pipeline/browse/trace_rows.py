@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from c2vl_manifests.motion import Body, StickFigure, moving, poses
+from c2vl_manifests.motion import StickFigure, poses
 from c2vl_manifests.pages import shorten_paths
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse.audit_crops import INSIDE, inside
@@ -136,16 +136,16 @@ def similarity(rows: list[Row], what: str) -> dict[str, Any] | None:
 
 def skeleton_facts(
     index: Workspace, rows: list[Row], planned: Sequence[int | None]
-) -> tuple[dict[str, Any] | None, dict[int, StickFigure], list[Body]]:
-    """Return facts about the stored joints, for each slot the stored frame nearest to it, drawn, and the whole clip."""
+) -> tuple[dict[str, Any] | None, dict[int, StickFigure]]:
+    """Return facts about the stored joints, and for each slot the stored frame nearest to it, drawn."""
     if not rows:
-        return None, {}, []
+        return None, {}
     row = rows[0]
     facts = _outcome(row) | {k: row[k] for k in ("frames", "frames_in_file", "bodies")}
     frames = np.asarray(row["frame_index"])
     facts |= {"layout": index.layout.name, "shape": None, "nearest": [None] * len(planned)}
     if row["status"] != Status.OK or not len(frames):
-        return facts, {}, []
+        return facts, {}
     joints = stored_joints(row, index.layout)
     nearest = [None if f is None else int(np.argmin(np.abs(frames - f))) for f in planned]
     facts |= {
@@ -155,4 +155,4 @@ def skeleton_facts(
     }
     slots = [slot for slot, at in enumerate(nearest) if at is not None]
     drawn = poses(joints[[at for at in nearest if at is not None]], index.layout)
-    return facts, dict(zip(slots, drawn, strict=True)), moving(joints, index.layout)
+    return facts, dict(zip(slots, drawn, strict=True))

@@ -30,6 +30,8 @@ from c2vl_manifests.recipe import ENGINE_STAGES
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
+THINK = ("<think>", "</think>")
+"""Marks around what a model says to itself before it answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +92,8 @@ class Crop:
     """For engines that read joints."""
     frames: int | None = None
     """Slots per sample in this run, if known."""
+    later: tuple[Image, ...] = ()
+    """The sample's other crops in order of time, where one answer is about all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +185,10 @@ class Captioner(Engine, Protocol):
             EngineError: One line, if the engine and not a crop is at fault: it stops the stage.
         """
 
+    def complete(self, prompts: Sequence[str]) -> Sequence[Caption | Exception]:
+        """Return one answer per prompt without any image, of engines whose `Backend.prompts` has `text`."""
+        raise NotImplementedError
+
 
 class Encoder(Engine, Protocol):
     """Encodes crops and captions; vectors are float32 and L2-normalised."""
@@ -220,16 +228,21 @@ class Backend:
     """`joints`: its output is a function of the joints, the input of the skeleton encoder."""
     joint_space: bool = False
     """Whether its text and image vectors share one space."""
+    prompts: frozenset[str] = frozenset({"frame"})
+    """What a captioner can be asked about: one `frame`, a `clip` of several in one prompt, `text` alone; empty: it does
+    not read the question."""
     own_process: bool = False
     """Whether it runs in one process per GPU instead of one per core, and gets frames in batches: it holds a model,
     or keeps a server busy from a single process."""
 
 
+_NONE = frozenset[str]()
 _JOINTS = frozenset({"joints"})
 _MODEL = ("torch", "transformers")
+_ANY_PROMPT = frozenset({"frame", "clip", "text"})
 
 BACKENDS: dict[tuple[str, str], Backend] = {
-    ("detector", "hf"): Backend("c2vl_pipeline.engines.hf:GroundingDino", _MODEL, own_process=True),
+    ("detector", "hf"): Backend("c2vl_pipeline.engines.hf_detector:HfDetector", _MODEL, own_process=True),
     ("detector", "skeleton"): Backend(
         "c2vl_pipeline.engines.heuristic:SkeletonDetector", reads=_JOINTS, derived_from="joints"
     ),
@@ -242,15 +255,24 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ),
     ("pose", "hf"): Backend("c2vl_pipeline.engines.hf_pose:VitPose", _MODEL, own_process=True),
     ("pose", "blazepose"): Backend("c2vl_pipeline.engines.blazepose:BlazePose"),
-    ("captioner", "hf"): Backend("c2vl_pipeline.engines.hf:Llava", _MODEL, own_process=True),
+    ("captioner", "hf"): Backend(
+        "c2vl_pipeline.engines.hf_captioner:HfCaptioner", _MODEL, prompts=_ANY_PROMPT, own_process=True
+    ),
     ("captioner", "llava"): Backend("c2vl_pipeline.engines.llava:OriginalLlava", ("torch",), own_process=True),
     ("captioner", "openai"): Backend(
-        "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", own_process=True
+        "c2vl_pipeline.engines.openai_server:Served", ("openai",), "openai", prompts=_ANY_PROMPT, own_process=True
     ),
-    ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=frozenset()),
-    ("captioner", "posecode"): Backend("c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints"),
-    ("encoder", "hf"): Backend("c2vl_pipeline.engines.hf:Clip", _MODEL, joint_space=True, own_process=True),
+    ("captioner", "precomputed"): Backend("c2vl_pipeline.engines.precomputed:Precomputed", reads=_NONE, prompts=_NONE),
+    ("captioner", "posecode"): Backend(
+        "c2vl_pipeline.engines.posecode:PoseCode", reads=_JOINTS, derived_from="joints", prompts=_NONE
+    ),
+    ("encoder", "hf"): Backend(
+        "c2vl_pipeline.engines.hf_encoder:HfEncoder", _MODEL, joint_space=True, own_process=True
+    ),
     ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
+    ("encoder", "sentences"): Backend(
+        "c2vl_pipeline.engines.sentences:Sentences", ("onnxruntime", "tokenizers"), "sentences"
+    ),
 }
 _STAGES = {role: stage for stage, role in ENGINE_STAGES.items()}
 

@@ -1,50 +1,41 @@
-"""Common parts of engines with weights; find, check and load a transformers checkpoint for one role.
+"""Common parts of engines with weights; load a transformers checkpoint for one role.
 
-A checkpoint is a local folder or a hub id; a hub id is resolved to its folder in the cache first, so that
-what is loaded is what `describe` records. A checkpoint loads whole or not at all: a missing file, another
-architecture or an unused weight raises EngineError in one line. Images always go through transformers' PIL
-processors, so that vectors do not depend on whether torchvision happens to be installed.
+A checkpoint loads whole or not at all: a missing file, another role or an unused weight raises EngineError in one
+line. Images always go through transformers' PIL processors, so that vectors do not depend on whether torchvision
+happens to be installed. `c2vl_pipeline.engines.hf_hub` finds checkpoints.
 """
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from importlib.util import find_spec
+from typing import Any, ClassVar, Literal
 
-import huggingface_hub
 import torch
 import transformers
-from huggingface_hub import errors as hub_errors
 from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_manifests.manifest import remembered_sha256
-from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import Options, checked_options, setting
-
-HUB_TIMEOUT = 5.0
-"""Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
+from c2vl_pipeline.engines.hf_hub import WITHOUT_TEXT, config_of, loader_of, locate, refusal, revision
 
 _tf: Any = transformers  # its annotations are partial
-_SMALL_FILES = ("*.json", "*.txt", "*.jinja", "tokenizer.model")
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
 
 
-class _Options(Options):
-    """`EngineSpec.options` that every role has."""
+class BaseOptions(Options):
+    """`EngineSpec.options` of every engine with weights."""
 
     allow_unexpected_weights: bool = False
 
 
-class DetectorOptions(_Options):
-    """`EngineSpec.options` of a Grounding DINO detector."""
+class DetectorOptions(BaseOptions):
+    """`EngineSpec.options` of a detector."""
 
     threshold: float = Field(default=0.35, ge=0, le=1)
     text_threshold: float = Field(default=0.25, ge=0, le=1)
@@ -52,44 +43,24 @@ class DetectorOptions(_Options):
     longest_edge: int | None = Field(default=None, ge=32)
 
 
-class _CaptionerOptions(_Options):
-    max_new_tokens: int = Field(default=64, ge=1)
+class HfOptions(BaseOptions):
+    """`EngineSpec.options` of every `hf` engine."""
+
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flex_attention"] | None = None
+    """Implementation of attention; default: the library's choice."""
+    quantisation: Literal["8bit", "4bit"] | None = None
+    """Bits of a weight of linear layers, by the package bitsandbytes; default: all of `dtype`."""
+    compile: bool = False
+    """Compile the model: slower to start, faster afterwards."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Need:
-    """Requirements of one role on its checkpoint, and names for messages."""
-
-    name: str
-    model_type: str
-    classes: tuple[str, str]
-    """Classes of transformers: model, processor."""
-    options: type[_Options]
-    example: str
-
-
-_DINO = ("GroundingDinoForObjectDetection", "GroundingDinoProcessor")
-_LLAVA = ("LlavaForConditionalGeneration", "LlavaProcessor")
-_CLIP = ("CLIPModel", "CLIPProcessor")
-# fmt: off
-NEEDS = {
-    "detector": _Need("Grounding DINO", "grounding-dino", _DINO, DetectorOptions, "IDEA-Research/grounding-dino-tiny"),
-    "captioner": _Need("LLaVA", "llava", _LLAVA, _CaptionerOptions, "llava-hf/llava-1.5-7b-hf"),
-    "encoder": _Need("CLIP", "clip", _CLIP, _Options, "openai/clip-vit-large-patch14-336"),
+_INSTALL = {
+    "sentencepiece": "`pip install -e '.[models]'`",
+    "num2words": "`pip install -e '.[models]'`",
+    "torchvision": "`pip install torchvision`, in the build that fits the installed torch",
+    "timm": "`pip install timm`",
 }
-# fmt: on
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files `from_pretrained` would read, whether or not they exist."""
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if index.is_file() and not (folder / single).is_file():
-            names = set(read_json(index)["weight_map"].values())
-            return [folder / name for name in sorted(names)]
-        if (folder / single).is_file():
-            return [folder / single]
-    return [folder / "model.safetensors"]
+"""Package that transformers asks for only where a checkpoint needs it -> how to install it."""
 
 
 @contextmanager
@@ -107,87 +78,6 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def _refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:
-    need = NEEDS[spec.role]
-    return EngineError(
-        f"{spec.role} checkpoint {spec.model!r} ({need.name}): {problem}; get one "
-        f"with `hf download {hub_id or need.example} --local-dir /path/to/folder` on a machine with "
-        f"network and point to it with `--set {setting(spec)}.model=/path/to/folder`"
-    )
-
-
-def locate(spec: EngineSpec) -> Path:
-    """Return the local folder of a checkpoint, with its weight files and the right architecture.
-
-    Raises:
-        EngineError: One line, for a checkpoint that is absent or of another architecture.
-    """
-    model = spec.model or ""
-    folder = Path(model).expanduser()
-    if not model:
-        raise _refusal(spec, "expected a hub id or a local folder")
-    if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.is_file():
-            raise _refusal(spec, "no such folder")
-        folder = _find_on_hub(spec, model)
-    try:
-        model_type = read_json(folder / "config.json").get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise _refusal(
-            spec, f"not a checkpoint, its config.json cannot be read ({one_line(error, named=True)})"
-        ) from error
-    expected = NEEDS[spec.role].model_type
-    if model_type != expected:
-        raise _refusal(spec, f"holds a {model_type!r} model, expected {expected!r}")
-    missing = [file.name for file in _weight_files(folder) if not file.is_file()]
-    if missing:
-        raise _refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json")
-    return folder
-
-
-def _find_on_hub(spec: EngineSpec, model: str) -> Path:
-    """Return the folder in the hub's cache; download it if it is incomplete; without a network fail within seconds."""
-    revision, why = spec.revision, "HF_HUB_OFFLINE forbids asking the hub"
-    fetch = huggingface_hub.snapshot_download
-    try:
-        cached = Path(fetch(model, revision=revision, local_files_only=True, allow_patterns="config.json"))
-        if all(file.is_file() for file in (cached / "config.json", *_weight_files(cached))):
-            return cached
-    except (OSError, ValueError):  # not in the cache; no valid hub id
-        pass
-    try:
-        if not huggingface_hub.is_offline_mode():
-            info = huggingface_hub.HfApi().model_info(model, revision=revision, timeout=HUB_TIMEOUT)
-            safe = any(file.rfilename.endswith(".safetensors") for file in info.siblings or [])
-            patterns = [*_SMALL_FILES, "*.safetensors" if safe else "*.bin"]
-            return Path(fetch(model, revision=revision, allow_patterns=patterns))
-    except hub_errors.RevisionNotFoundError:
-        why = f"the hub has no revision {revision!r} of it"
-    except (hub_errors.RepositoryNotFoundError, hub_errors.HFValidationError):
-        why = "the hub has no such model (or it is private or gated: `hf auth login`)"
-    except Exception as error:  # any error of the network stack has the same remedy
-        why = f"the hub does not answer ({one_line(error, named=True)})"
-    hub_id = f"{model} --revision {revision}" if revision else model
-    raise _refusal(spec, f"neither a folder nor complete in the hub cache, and {why}", hub_id)
-
-
-def revision(folder: Path) -> str:
-    """Return the commit of a hub snapshot, else SHA-256 over names and bytes of the files that are loaded."""
-    if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
-        return folder.name
-    small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}
-    files = sorted(small.union(_weight_files(folder)))
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + bytes.fromhex(remembered_sha256(path)))
-    return f"sha256:{digest.hexdigest()}"
-
-
-def weights_id(spec: EngineSpec) -> dict[str, Any]:
-    """Return the revision that a spec resolves to, without loading the model."""
-    return {"revision_resolved": revision(locate(spec))}
-
-
 class Weights:
     """Base of an engine's weights: validated options, the device, batches.
 
@@ -195,7 +85,7 @@ class Weights:
         EngineError: One line, for an unknown option or an unusable device.
     """
 
-    def __init__(self, spec: EngineSpec, form: type[_Options]) -> None:
+    def __init__(self, spec: EngineSpec, form: type[BaseOptions]) -> None:
         self.spec, self.options = spec, checked_options(spec, form).model_dump()
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -229,7 +119,8 @@ class Weights:
             if names and not (kind == "unexpected" and self.options["allow_unexpected_weights"]):
                 hint = " (or set options.allow_unexpected_weights = true)" if kind == "unexpected" else ""
                 raise refusal(self.spec, f"{len(names)} {kind} weights, expected none{hint}: {names[0]}")
-        return model.eval().to(self.device)
+        model = model.eval()
+        return model if getattr(model, "is_quantized", False) else model.to(self.device)
 
     def parts(self, n: int) -> Iterator[slice]:
         """Return slices that cut n items into batches."""
@@ -248,41 +139,125 @@ class Weights:
         }
 
 
+class _NoVideo(dict[str, Any]):  # a processor writes its parts as JSON
+    """Stands where a processor wants a video processor, which needs torchvision and is never asked: crops are images."""
+
+    model_input_names: ClassVar[list[str]] = []
+    num_frames = fps = None
+
+    @classmethod
+    def from_pretrained(cls, *folder: Any, **options: Any) -> _NoVideo:
+        return cls()
+
+
+@contextmanager
+def _without_video() -> Iterator[None]:
+    """Let processors be loaded without their video processor, whether or not torchvision is installed."""
+    module: Any = importlib.import_module("transformers.models.auto.video_processing_auto")
+    mixin = _tf.ProcessorMixin
+    loader, check = module.AutoVideoProcessor, mixin.check_argument_for_proper_class
+
+    def checked(self: Any, name: str, argument: Any) -> Any:
+        return None if isinstance(argument, _NoVideo) else check(self, name, argument)
+
+    module.AutoVideoProcessor, mixin.check_argument_for_proper_class = _NoVideo, checked
+    try:
+        yield
+    finally:
+        module.AutoVideoProcessor, mixin.check_argument_for_proper_class = loader, check
+
+
 class Checkpoint(Weights):
     """One loaded checkpoint: model in eval mode on its device, processor, validated options.
 
+    `processor` is None for closed-set detectors and pose estimators, which read no text.
+
+    Args:
+        spec: of a role in `NEEDS`.
+        form: the options of its engine.
+
     Raises:
         EngineError: One line, for an unknown option, an unusable device, and a checkpoint that is absent,
-            damaged, of another architecture, or does not fill the model exactly.
+            damaged, of another role, needs a package that is absent, or does not fill the model exactly.
     """
 
-    def __init__(self, spec: EngineSpec) -> None:
-        self.need = NEEDS[spec.role]
-        super().__init__(spec, self.need.options)
+    def __init__(self, spec: EngineSpec, form: type[HfOptions]) -> None:
+        super().__init__(spec, form)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         self.folder = locate(spec)
-        self.model, self.processor = self._load()
+        self.loader = loader_of(spec, config_of(spec, self.folder))
+        self.model, self.processor, self.image_processor = self._load()
 
-    def _load(self) -> tuple[Any, Any]:
-        model_class, processor_class = (getattr(_tf, name) for name in self.need.classes)
+    def _load(self) -> tuple[Any, Any, Any]:
+        processor, local = None, {"local_files_only": True}
         try:
-            with quiet():
-                model, report = model_class.from_pretrained(
+            with quiet(), _without_video():
+                if self.loader not in WITHOUT_TEXT:
+                    processor = _tf.AutoProcessor.from_pretrained(self.folder, **local)
+                images = _tf.AutoImageProcessor.from_pretrained(self.folder, backend="pil", **local)
+                model, report = getattr(_tf, self.loader).from_pretrained(
                     self.folder,
                     dtype=self.dtype,
-                    local_files_only=True,
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # rejected below, by name
+                    **local,
+                    **self._choices(),
                 )
-                processor = processor_class.from_pretrained(self.folder, local_files_only=True)
-                processor.image_processor = _tf.AutoImageProcessor.from_pretrained(
-                    self.folder, local_files_only=True, backend="pil"
-                )
+        except EngineError:
+            raise
         except Exception as error:  # safetensors, pickle, json and tokenizers each raise other types
-            raise _refusal(
-                self.spec, f"damaged or incomplete, cannot be loaded ({one_line(error, named=True)})"
-            ) from error
-        return self.placed(model, report, _BUFFERS, _refusal), processor
+            raise self._not_loaded(error) from error
+        if processor is not None:
+            if not hasattr(processor, "tokenizer"):
+                raise refusal(self.spec, "has no processor that reads both text and images")
+            processor.image_processor = images
+        return self.placed(model, report, _BUFFERS, refusal), processor, images
+
+    def _choices(self) -> dict[str, Any]:
+        """Return what the options add to `from_pretrained`."""
+        attention, bits = self.options["attention"], self.options["quantisation"]
+        chosen: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+        if bits:
+            for package in ("bitsandbytes", "accelerate"):
+                if find_spec(package) is None:
+                    raise EngineError(
+                        f"{setting(self.spec)}.options.quantisation = {bits!r} needs the package {package}, which is not "
+                        "installed; `pip install bitsandbytes accelerate`, or leave the option out"
+                    )
+            config = _tf.BitsAndBytesConfig(**{f"load_in_{bits}": True})
+            chosen |= {"quantization_config": config, "device_map": {"": self.device}}
+        return chosen
+
+    def _not_loaded(self, error: Exception) -> EngineError:
+        text, why = str(error), one_line(error, named=True)
+        if self.options["attention"] and "attention" in text.lower():
+            return EngineError(
+                f"{setting(self.spec)}.options.attention = {self.options['attention']!r}: this model cannot use it "
+                f"here ({why}); leave the option out for the library's choice"
+            )
+        told = text.lower()
+        if "token" in told and any(self.folder.glob("*.model")) and not (self.folder / "tokenizer.json").is_file():
+            told += "sentencepiece"  # the library names another package
+        if absent := [name for name in _INSTALL if name in told and find_spec(name) is None]:
+            return EngineError(
+                f"{self.spec.role} checkpoint {self.spec.model!r} needs the package {absent[0]}, which is not installed "
+                f"({why}); {_INSTALL[absent[0]]}"
+            )
+        if isinstance(error, ImportError):  # of weights that are stored quantised, for example
+            return EngineError(
+                f"{self.spec.role} checkpoint {self.spec.model!r} needs a package that is not installed ({why}); install it"
+            )
+        return refusal(self.spec, f"damaged or incomplete, cannot be loaded ({why})")
+
+    def refusal(self, problem: str) -> EngineError:
+        """Return the one-line error that this checkpoint does not do for its role."""
+        return refusal(self.spec, f"holds a {self.model.config.model_type!r} model, {problem}")
+
+    def compile(self) -> None:
+        """Compile the parts of the model if the options ask for it."""
+        if self.options["compile"]:
+            for part in self.model.children():
+                part.compile()
 
     def inputs(self, batch: Any) -> dict[str, torch.Tensor]:
         """Move a processor's output to the device; floating tensors take the model's dtype."""
@@ -291,4 +266,4 @@ class Checkpoint(Weights):
 
     def describe(self) -> dict[str, Any]:
         """Return the facts about this checkpoint that the stage's manifest records."""
-        return self._describe(revision(self.folder), "transformers")
+        return self._describe(revision(self.folder), "transformers") | {"architecture": type(self.model).__name__}

@@ -15,10 +15,8 @@ import torch
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_pipeline.engines import Box, Frame, Person, PoseEstimator
-from c2vl_pipeline.engines.hf_checkpoint import NEEDS, Checkpoint, _Need, _Options, weights_id
-
-_CLASSES = ("AutoModelForPoseEstimation", "AutoImageProcessor")
-NEEDS["pose"] = _Need("ViTPose", "vitpose", _CLASSES, _Options, "usyd-community/vitpose-base-simple")
+from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions
+from c2vl_pipeline.engines.hf_hub import weights_id
 
 
 class VitPose(PoseEstimator):
@@ -34,8 +32,9 @@ class VitPose(PoseEstimator):
     weights_id = staticmethod(weights_id)
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._at = Checkpoint(spec)
-        self._images = self._at.processor.image_processor
+        self._at = Checkpoint(spec, HfOptions)
+        self._at.compile()
+        self._images = self._at.image_processor
         experts = getattr(self._at.model.config.backbone_config, "num_experts", 1)
         self._experts = {"dataset_index": 0} if experts > 1 else {}
         """ViTPose+ has an expert per data set; 0 is COCO."""

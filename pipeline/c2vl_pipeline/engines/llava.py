@@ -112,7 +112,7 @@ class OriginalLlava(Captioner):
     @staticmethod
     def weights_id(spec: EngineSpec) -> dict[str, Any]:
         """Return the revision that a spec resolves to, without the package and without loading the model."""
-        from c2vl_pipeline.engines.hf_checkpoint import revision
+        from c2vl_pipeline.engines.hf_hub import revision
 
         return {"revision_resolved": revision(_folder(spec))}
 

@@ -1,6 +1,6 @@
 """`openai`: LLaVA behind any server that speaks OpenAI's chat completions (vLLM, SGLang, llama.cpp).
 
-One request per crop, many at once; the crop is sent as the data URL of a JPEG. The SDK repeats requests that fail
+One request per crop, many at once; the crop is sent as the data URL of a picture. The SDK repeats requests that fail
 for a passing reason (429, 5xx, time-outs, broken connections) with growing pauses, or after the pause that the server
 asks for. Remaining errors are of two kinds. A crop that the server rejects, or does not answer while it answers others,
 costs one row. A server that is unreachable, rejects the key, does not serve the model or answers nothing at all stops
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -29,7 +29,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, Options, checked_options
 from c2vl_pipeline.engines.openai_client import RedirectedError, UnusableError, connect
-from c2vl_pipeline.readers.video import encode_jpeg, limit_side
+from c2vl_pipeline.readers.video import encode_jpeg, encode_png, limit_side
 
 LONGEST_PAUSE = 8.0
 
@@ -48,6 +48,10 @@ _NOT_THERE = frozenset({"ConnectError", "ConnectTimeout", "ProxyError", "Unsuppo
 _AGAIN = "finished rows stay: run `c2vl-pipeline caption` again"
 
 
+_Prompt = tuple[tuple[Image, ...], str]
+"""Images, and the question about them."""
+
+
 class RefusedError(Exception):
     """The server answers and rejects this crop."""
 
@@ -63,6 +67,7 @@ class _Options(Options):
     timeout: float = Field(default=120, gt=0)
     retries: int = Field(default=6, ge=0)
     max_new_tokens: int = Field(default=64, ge=1)
+    image_format: Literal["jpeg", "png"] = "jpeg"
     jpeg_quality: int = Field(default=95, ge=1, le=100)
     max_side: int | None = Field(default=None, ge=32)
 
@@ -164,8 +169,9 @@ class Served(Captioner):
 
     Options: `base_url` (required, e.g. http://localhost:8000/v1), `api_key_env` (the environment variable that
     contains the key, which is never stored), `concurrency` (16 simultaneous requests per worker),
-    `timeout` (120 seconds for a whole answer), `retries` (6), `max_new_tokens` (64), `jpeg_quality` (95) and `max_side`
-    (pixels; a larger crop is reduced, None sends it as it is).
+    `timeout` (120 seconds for a whole answer), `retries` (6), `max_new_tokens` (64), `image_format` (`jpeg`, or `png`,
+    which is larger and loses nothing: the server then sees the pixels that the `hf` engine sees), `jpeg_quality` (95)
+    and `max_side` (pixels; a larger crop is reduced, None sends it as it is).
 
     Raises:
         EngineError: One line, for an invalid option or a server that is at fault.
@@ -198,36 +204,40 @@ class Served(Captioner):
         Raises:
             EngineError: One line, when the server and not a crop is at fault.
         """
-        images = [crop.image for crop in crops]
-        answers = self._ask_all(images, question)
+        prompts = [((crop.image, *crop.later), question) for crop in crops]
+        answers = self._ask_all(prompts)
         if not answers or not all(isinstance(answer, Exception) for answer in answers):
             return answers
-        (plain,) = self._ask_all([np.full_like(images[0], 127)], question)
+        (plain,) = self._ask_all([((np.full_like(crops[0].image, 127),), question)])
         if isinstance(plain, Exception):
             raise EngineError(
                 f"the captioner's server at {self._options.base_url} answered none of {len(answers)} crops, nor a "
                 f"plain grey picture ({type(plain).__name__}: {plain}); expected answers from a model that sees "
                 f"pictures, and that serves the name {self._model!r} (pipeline.caption.engine.model); {_AGAIN}"
             )
-        return self._ask_all(images, question)
+        return self._ask_all(prompts)
 
-    def _ask_all(self, images: Sequence[Image], question: str) -> list[Caption | Exception]:
-        futures: list[Future[Caption | Exception]] = [Future() for _ in images]
-        waiting: SimpleQueue[tuple[Future[Caption | Exception], Image]] = SimpleQueue()
-        for pair in zip(futures, images, strict=True):
+    def complete(self, prompts: Sequence[str]) -> list[Caption | Exception]:
+        """Answer each prompt without any image; the error in its place where one has no answer."""
+        return self._ask_all([((), prompt) for prompt in prompts])
+
+    def _ask_all(self, prompts: Sequence[_Prompt]) -> list[Caption | Exception]:
+        futures: list[Future[Caption | Exception]] = [Future() for _ in prompts]
+        waiting: SimpleQueue[tuple[Future[Caption | Exception], _Prompt]] = SimpleQueue()
+        for pair in zip(futures, prompts, strict=True):
             waiting.put(pair)
 
         def work() -> None:
             with suppress(Empty):
                 while True:
-                    future, image = waiting.get_nowait()
+                    future, prompt = waiting.get_nowait()
                     if future.set_running_or_notify_cancel():
                         try:
-                            future.set_result(self._ask(image, question))
+                            future.set_result(self._ask(*prompt))
                         except BaseException as error:
                             future.set_exception(error)
 
-        for _ in range(min(self._options.concurrency, len(images))):
+        for _ in range(min(self._options.concurrency, len(prompts))):
             # daemon threads: Python waits at its end for the threads of an executor, so for the slowest answer
             threading.Thread(target=work, daemon=True).start()
         try:
@@ -240,10 +250,10 @@ class Served(Captioner):
             for future in futures:
                 future.cancel()
 
-    def _ask(self, image: Image, question: str) -> Caption | Exception:
+    def _ask(self, images: tuple[Image, ...], question: str) -> Caption | Exception:
         """Return the answer, or the error of its row; raise EngineError if the server is at fault."""
-        content = [
-            {"type": "image_url", "image_url": {"url": self.data_url(image)}},
+        content: list[dict[str, Any]] = [
+            *({"type": "image_url", "image_url": {"url": self.data_url(image)}} for image in images),
             {"type": "text", "text": question},
         ]
         body: dict[str, Any] = {
@@ -270,10 +280,11 @@ class Served(Captioner):
         return UnansweredError(f"the answer is not a chat completion ({_named(malformed)})")
 
     def data_url(self, image: Image) -> str:
-        """Return pixels (H, W, 3) as the JPEG data URL that is sent."""
-        most = self._options.max_side or max(image.shape[:2])
-        jpeg = encode_jpeg(limit_side(image, most), self._options.jpeg_quality)
-        return f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode('ascii')}"
+        """Return pixels (H, W, 3) as the data URL that is sent."""
+        options = self._options
+        image = limit_side(image, options.max_side or max(image.shape[:2]))
+        data = encode_png(image) if options.image_format == "png" else encode_jpeg(image, options.jpeg_quality)
+        return f"data:image/{options.image_format};base64,{base64.b64encode(data).decode('ascii')}"
 
     def describe(self) -> Mapping[str, Any]:
         """Return model, server and options, and that the weights are not verified, for the stage's manifest."""

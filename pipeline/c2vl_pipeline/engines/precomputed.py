@@ -30,8 +30,10 @@ def _shape(sample_id: str) -> str:
 class Precomputed(Captioner):
     """Answers by sample and slot from a caption file. Option: `path` (required).
 
-    Reading: the i-th caption of a sample is that of its i-th planned frame. The authors do not state
-    their frames; 16 equal segments are this project's reading of the paper.
+    Reading: the captions of a sample are of equal segments of it, in order of time, and a planned frame has the caption
+    of the segment that it lies in: the i-th frame the i-th caption, where there are as many. The authors do not state
+    their frames; 16 equal segments are this project's reading of the paper. A sample with fewer captions than others
+    has some of them at several frames; a run has as many frames as the sample with most captions, so none is lost.
 
     Raises:
         EngineError: One line, for a file that is absent or of another form.
@@ -51,13 +53,13 @@ class Precomputed(Captioner):
         self._captions = read_captions(self._path)
         self._content_id = self.weights_id(spec)
         first = next(iter(self._captions))
-        self._first, self._frames = first, len(self._captions[first])
+        self._first, self._frames = first, max(map(len, self._captions.values()))
         self._shapes = {_shape(sample_id) for sample_id in self._captions}
 
     def caption(self, crops: Sequence[Crop], question: str) -> list[Caption | Exception]:
         """Return the file's captions; the question is not asked, and tokens are words.
 
-        A sample that the file lacks has a LookupError in its place.
+        A sample of which the file has no caption has a LookupError in its place.
 
         Raises:
             EngineError: One line, for another number of frames per sample than the file has, or another dataset.
@@ -67,14 +69,14 @@ class Precomputed(Captioner):
     def _answer(self, crop: Crop) -> Caption | Exception:
         if crop.frames not in {None, self._frames} or crop.slot >= self._frames:
             raise EngineError(
-                f"caption file {self._path} has {self._frames} captions per sample, this run {crop.frames} frames; "
+                f"caption file {self._path} has {self._counts()} captions per sample, this run {crop.frames} frames; "
                 f"set pipeline.frames={self._frames} from the index on, or choose another captioner"
             )
         captions = self._captions.get(crop.sample_id)
-        if captions is not None:
-            text = captions[crop.slot].strip()
+        if captions:
+            text = captions[(2 * crop.slot + 1) * len(captions) // (2 * self._frames)].strip()
             return Caption(text, len(text.split()))
-        if _shape(crop.sample_id) not in self._shapes:
+        if captions is None and _shape(crop.sample_id) not in self._shapes:
             raise EngineError(
                 f"caption file {self._path} is of another dataset: its samples are called like {self._first!r}, these "
                 f"like {crop.sample_id!r}; give this dataset's file in pipeline.caption.engine.options.path"
@@ -83,6 +85,10 @@ class Precomputed(Captioner):
             f"the caption file {self._path.name} has no captions of this sample "
             f"(it has {len(self._captions):,} samples)"
         )
+
+    def _counts(self) -> str:
+        fewest = min(map(len, self._captions.values()))
+        return str(self._frames) if fewest == self._frames else f"{fewest} to {self._frames}"
 
     def describe(self) -> Mapping[str, Any]:
         """Return file, hash and size, for the stage's manifest."""

@@ -40,8 +40,9 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes, former_inputs, inputs_path, stage_keys
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
-from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark
+from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
 from c2vl_pipeline.stages.failures import may_have_failed, too_many_failures, total_failure
+from c2vl_pipeline.stages.speed import SPEED, Speed, rates, summed
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
@@ -114,16 +115,17 @@ def run_stage(
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
         write_stage_manifest(folder, _summary(keys, keys.done))
         done, statuses, failed, told = dict(keys.done), Counter[str](), False, False
+        speed: Speed = {}
         finished = keys.done.keys() - set(due)
         if finished:
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
-        emit(_progress(stage, index, finished, {}))
+        emit(_progress(stage, index, finished, {}, {}))
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
         with _watching(
-            lambda: _in_the_making(folder, finished),
-            lambda: emit(_progress(stage, index, set(finished), dict(statuses))),
+            lambda: in_the_making(folder, finished)[0],
+            lambda: emit(_progress(stage, index, set(finished), dict(statuses), speed)),
         ):
             for number, manifest in _execute(tasks, index, folder, workers, emit):
                 done[number] = manifest
@@ -132,7 +134,8 @@ def run_stage(
                 if not told and (fits := manifest.extra.get("provenance", {}).get(FITS)):
                     told = True
                     emit(Note(_smaller(stage, fits), "warning"))
-                emit(_progress(stage, index, finished, statuses))
+                speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
+                emit(_progress(stage, index, finished, statuses, speed))
                 failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
                 if failed:
                     break
@@ -358,21 +361,14 @@ def _watching(count: Callable[[], int], show: Callable[[], None]) -> Iterator[No
         thread.join()
 
 
-def _progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int]) -> Progress:
-    """Return how many samples are made, in part in unfinished shards, and the statuses of this run that are not ok."""
-    done = sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
-    done += _in_the_making(index.work / stage.name, finished)
-    bad = {status: count for status, count in statuses.items() if status != Status.OK}
-    return Progress(stage.name, done, index.table.num_rows, info=bad)
-
-
-def _in_the_making(folder: Path, finished: set[int]) -> int:
-    """Return how many samples are made of shards that are not finished, as their processes note it."""
-    done = 0
-    for mark in folder.glob(".shard-*.done"):
-        with suppress(OSError, ValueError):  # removed meanwhile, or half written
-            done += int(mark.read_text()) if int(mark.stem.removeprefix(".shard-")) not in finished else 0
-    return done
+def _progress(
+    stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int], speed: Speed
+) -> Progress:
+    """Return how many samples are made, in part in unfinished shards, and of this run: statuses but ok, and speed."""
+    made, speeds = in_the_making(index.work / stage.name, finished)
+    done = made + sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
+    bad: dict[str, float | int | str] = {status: count for status, count in statuses.items() if status != Status.OK}
+    return Progress(stage.name, done, index.table.num_rows, info=bad | rates(summed([speed, *speeds])))
 
 
 def _smaller(stage: Stage, fits: int) -> str:
@@ -390,7 +386,13 @@ def _summary(keys: StageKeys, done: Mapping[int, ShardManifest]) -> StageManifes
     for manifest in done.values():
         statuses.update(manifest.statuses)
         for name, fact in manifest.extra.get("provenance", {}).items():
-            provenance[name] = {**provenance.get(name, {}), **fact} if isinstance(fact, dict) else fact
+            earlier = provenance.get(name, {})
+            if name == SPEED:
+                provenance[name] = summed([earlier, fact])
+            else:
+                provenance[name] = {**earlier, **fact} if isinstance(fact, dict) else fact
+    for unit, counts in provenance.get(SPEED, {}).items():
+        counts.update(rates({unit: counts}))
     complete = len(done) == len(keys.keys)
     libraries = {name: _version(name) for name in ("c2vl", "numpy", "pyarrow", "opencv-python")}
     return keys.manifest.model_copy(

@@ -33,7 +33,7 @@ def caption_json(path: Path) -> bytes:
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Return the captions of each sample, equally many for all.
+    """Return the captions of each sample, in order of time; samples may have different numbers of them, or none.
 
     Raises:
         EngineError: One line, for a file that cannot be read or has another form.
@@ -45,14 +45,9 @@ def read_captions(path: Path) -> dict[str, list[str]]:
         raise EngineError(f"caption file {path} is not JSON ({error}); {expected}") from error
     if not isinstance(table, dict) or not table:
         raise EngineError(f"caption file {path} holds no table of samples; {expected}")
-    frames = None
     for sample_id, captions in table.items():
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise EngineError(f"caption file {path}: {sample_id!r} has no list of texts; {expected}")
-        frames = len(captions) if frames is None else frames
-        if len(captions) != frames or not frames:
-            raise EngineError(
-                f"caption file {path}: {sample_id!r} has {len(captions)} captions, the first sample {frames}; "
-                "expected as many for each"
-            )
+    if not any(table.values()):
+        raise EngineError(f"caption file {path} has no caption of any of its {len(table):,} samples; {expected}")
     return table

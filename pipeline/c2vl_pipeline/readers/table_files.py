@@ -47,6 +47,8 @@ def _absence(root: Path, name: str, kind: str, scan: Scan) -> str:
     try:
         if path.is_dir():
             return "is a folder; name a file"
+        if path.exists() and not path.is_file():
+            return "is a pipe or a device; name a file"
         while path != root and not path.exists():
             if leads_nowhere(path):
                 what = "is" if path == root / name else f"is below {path.relative_to(root)},"

@@ -223,10 +223,18 @@ def limit_side(image: Image, most: int) -> Image:
 
 def encode_jpeg(image: Image, quality: int, *, bgr: bool = False) -> bytes:
     """Encode RGB (or BGR) pixels as JPEG."""
-    pixels = image if bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
-    ok, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return _encoded(image if bgr else cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ".jpg", cv2.IMWRITE_JPEG_QUALITY, quality)
+
+
+def encode_png(image: Image) -> bytes:
+    """Encode RGB pixels as PNG, which loses nothing."""
+    return _encoded(cv2.cvtColor(image, cv2.COLOR_RGB2BGR), ".png")
+
+
+def _encoded(bgr: npt.NDArray[Any], suffix: str, *settings: int) -> bytes:
+    ok, data = cv2.imencode(suffix, bgr, settings)
     if not ok:
-        raise DataError(f"OpenCV could not encode a crop of shape {image.shape}")
+        raise DataError(f"OpenCV could not encode a crop of shape {bgr.shape}")
     return bytes(data.tobytes())
 
 

@@ -6,6 +6,8 @@ their description, the shard they are given, the status columns of a row, batche
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,10 +22,13 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import C2VLError, DataError, StageError, memory_ran_out
 from c2vl_manifests.files import open_own
 from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
+from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import CaptionConfig, EmbedConfig, Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.readers.video import FILL
+from c2vl_pipeline.stages import speed
+from c2vl_pipeline.stages.speed import SPEED, Speed
 from c2vl_pipeline.workspace import Workspace, shard_path
 
 Row = dict[str, Any]
@@ -98,9 +103,9 @@ class ShardContext:
         return engines.load(self.spec)
 
     def note_done(self, samples: int) -> None:
-        """Note how many samples of this shard are made, for the progress that is shown while it is in the making."""
+        """Note how many samples of this shard are made and how fast, for the progress shown while it is in the making."""
         with suppress(OSError), open_own(done_mark(self.folder, self.number), "w") as mark:
-            mark.write(str(samples))
+            mark.write(json.dumps({"samples": samples, SPEED: self.provenance.get(SPEED, {})}))
 
     def upstream(self, stage: str) -> pa.Table:
         """Read the rows of these samples from the same shard of an earlier stage."""
@@ -129,10 +134,18 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         )
 
 
+_YOUNG = frozenset({"view", "also_ask", "thinking", "rewrite"})
+
+
 def config_of(part: CaptionConfig | EmbedConfig) -> dict[str, Any]:
-    """Return the configuration of a stage that shapes crops: its part of a recipe, and the colour that `pad` fills in."""
+    """Return the configuration of a stage that shapes crops: its part of a recipe, and the colour that `pad` fills in.
+
+    Settings younger than the first keys are left out at their defaults, under which the rows are those of before.
+    """
     pad = {"padding": list(FILL)} if part.aspect == "pad" else {}
-    return part.model_dump(mode="json", exclude={"engine"}) | pad
+    settings = part.model_dump(mode="json", exclude={"engine"})
+    fields = type(part).model_fields
+    return {n: v for n, v in settings.items() if n not in _YOUNG or getattr(part, n) != fields[n].default} | pad
 
 
 def hang_mark(folder: Path, number: int) -> Path:
@@ -143,6 +156,18 @@ def hang_mark(folder: Path, number: int) -> Path:
 def done_mark(folder: Path, number: int) -> Path:
     """Return the path at which the process that makes a shard notes how many samples of it are made."""
     return folder / f".shard-{number:05d}.done"
+
+
+def in_the_making(folder: Path, finished: set[int]) -> tuple[int, list[Speed]]:
+    """Return how many samples are made of shards that are not finished, and how fast, as their processes note it."""
+    done, speeds = 0, list[Speed]()
+    for path in folder.glob(".shard-*.done"):
+        with suppress(OSError, ValueError, KeyError, TypeError):  # removed meanwhile, or half written
+            if int(path.stem.removeprefix(".shard-")) not in finished:
+                mark = read_json(path)
+                done += int(mark["samples"])
+                speeds.append(mark[SPEED])
+    return done, speeds
 
 
 def row_status(
@@ -192,19 +217,31 @@ def blank_rows(schema: pa.Schema, sample_id: str, slots: int | None, status: Map
 
 
 def in_batches(
-    items: list[Any], size: int, call: Callable[[list[Any]], list[Any]], shard: ShardContext | None = None
+    items: list[Any],
+    size: int,
+    call: Callable[[list[Any]], list[Any]],
+    shard: ShardContext | None = None,
+    unit: str = "images",
 ) -> Iterator[tuple[Any, Any]]:
     """Yield (item, result or exception) of a batched engine call, isolating the items that break it.
 
     A batch that raises is tried again one item at a time, so a bad item costs one row; one that does not fit the
     memory of the device in halves, which `shard` records. C2VLError, a full disk and exhausted memory of the computer
-    do not concern one row and are raised.
+    do not concern one row and are raised. Of an engine that holds a model, `shard` records how many of `unit` it made
+    and how long that took.
     """
+    timed = bool(items) and shard is not None and shard.spec is not None and engines.wants_own_process(shard.spec)
+    if timed and shard is not None:
+        _ = shard.engine  # loading it is not what it makes
     start = 0
     while start < len(items):
         batch = items[start : start + size]
         try:
-            answered = list(zip(batch, call(batch), strict=True))
+            began = time.monotonic()
+            answers = call(batch)
+            if timed and shard is not None:
+                speed.add(shard.provenance, unit, answers, time.monotonic() - began)
+            answered = list(zip(batch, answers, strict=True))
         except (C2VLError, OSError, MemoryError):
             raise
         except Exception as error:

@@ -2,31 +2,37 @@
 
 The table is committed by `execution/task.py`, as in every stage. Answers are expensive (a second of a GPU each), so
 each batch is appended to a journal next to the shard: a killed captioner loses at most one batch.
+
+Beyond the paper, one answer may be about all crops of a sample (`view`), a caption may be the answers to several
+questions (`also_ask`), and a second pass may make one sentence of all captions of a sample (`rewrite`): each of its
+rows then has this sentence as `caption` and what was said first as `answer`.
 """
 
 from __future__ import annotations
 
-import json
-import time
-import uuid
-import zlib
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from io import BufferedWriter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from c2vl_manifests.errors import naming
-from c2vl_manifests.manifest import sync
-from c2vl_manifests.reading import MOST_FILE, from_json, read_bytes
+from c2vl_manifests.errors import EngineError
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import CAPTIONS, Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import Caption, Crop, Pose
+from c2vl_pipeline.engines import THINK, Caption, Crop, Pose
 from c2vl_pipeline.readers.video import decode_jpeg, plan_frames, shape_image
 from c2vl_pipeline.stages.base import Row, ShardContext, Stage, config_of, failure, in_batches, row_status
+from c2vl_pipeline.stages.journal import Journal
 from c2vl_pipeline.workspace import stored_joints
+
+_REWRITTEN = -1
+"""Slot in the journal of the sentence that the second pass makes of a sample."""
+
+_UNITS = {"frame": "images", "clip": "clips"}
+"""What is asked about, for the engine's speed."""
 
 _NOTHING = np.zeros((0, 0, 3), np.uint8)
 
@@ -47,91 +53,74 @@ def _frame(crop: Row, body: Row, frames: int) -> int:
     return int(valid[plan_frames(0, len(valid), frames)[crop["slot"]]])
 
 
+Answer = Caption | Exception
+
+
+class UnfinishedThinkingError(Exception):
+    """A model was still thinking when its tokens ran out."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A stored crop that waits for its answer; decoded with its batch, since a shard's pixels would fill the memory."""
+    """Stored crops that wait for one answer; decoded with their batch, since a shard's pixels would fill the memory."""
 
-    jpeg: bytes | None
+    rows: list[Row]
+    """That the answer is for: of one crop, or of all of a sample."""
+    jpegs: list[bytes | None]
     """None for a captioner that reads no pixels."""
     sample_id: str
     slot: int
     pose: Pose | None
 
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.sample_id, self.slot
+
     def crop(self, aspect: str, frames: int) -> Crop:
-        image = _NOTHING if self.jpeg is None else shape_image(decode_jpeg(self.jpeg), aspect)
-        return Crop(image, self.sample_id, self.slot, self.pose, frames)
-
-
-class Journal:
-    """Answers of an unfinished shard, one per line with a checksum; torn or damaged lines are ignored.
-
-    Each process writes a new file and reads those of all: `.shard-00012-<key>-<random>.journal`. They are removed when
-    the shard is committed, and by a later run under another key.
-    """
-
-    SYNC_EVERY = 5.0
-    """Seconds between two syncs to disk: what a power cut loses; a killed process loses nothing that was written."""
-
-    def __init__(self, shard: ShardContext) -> None:
-        stem = f".shard-{shard.number:05d}-{shard.key[:12]}-"
-        self.answers: dict[tuple[str, int], Caption] = {}
-        for path in sorted(shard.folder.glob(f"{stem}*.journal")):
-            self.answers |= dict(self._read(read_bytes(path, MOST_FILE)))
-        self._path = shard.folder / f"{stem}{uuid.uuid4().hex[:12]}.journal"
-        self._file: BufferedWriter | None = None
-        self._synced = time.monotonic()
-
-    @staticmethod
-    def _read(data: bytes) -> Iterable[tuple[tuple[str, int], Caption]]:
-        for line in data.split(b"\n"):
-            checksum, _, text = line.partition(b" ")
-            if not text or checksum != b"%08x" % zlib.crc32(text):
-                continue
-            try:
-                sample_id, slot, answer, tokens = from_json(text)
-                answered = (str(sample_id), int(slot)), Caption(str(answer), tokens)
-            except (ValueError, TypeError):
-                continue
-            yield answered
-
-    def write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
-        """Append the answers of one batch."""
-        with naming(self._path):
-            self._write(answered)
-
-    def _write(self, answered: Iterable[tuple[Crop, Caption]]) -> None:
-        if self._file is None:
-            self._file = self._path.open("xb")
-        for crop, answer in answered:
-            text = json.dumps([crop.sample_id, crop.slot, answer.text, answer.tokens]).encode()
-            self._file.write(b"%08x %s\n" % (zlib.crc32(text), text))
-        self._file.flush()
-        if time.monotonic() - self._synced > self.SYNC_EVERY:
-            sync(self._file.fileno())
-            self._synced = time.monotonic()
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self._file is not None:
-            self._file.close()
+        images = [_NOTHING if jpeg is None else shape_image(decode_jpeg(jpeg), aspect) for jpeg in self.jpegs]
+        return Crop(images[0], self.sample_id, self.slot, self.pose, frames, tuple(images[1:]))
 
 
 def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot)."""
-    with Journal(shard) as journal:
-        return _process(shard, journal)
-
-
-def _process(shard: ShardContext, journal: Journal) -> pa.Table:
-    assert shard.spec is not None
     config = shard.recipe.pipeline.caption
-    reads = engines.backend(shard.spec).reads
+    _check_prompts(shard)
+    with Journal(shard) as journal:
+        rows, requests = _requests(shard)
+        _ask(shard, journal, requests)
+        if config.rewrite:
+            _rewrite(shard, journal, rows)
+    return pa.Table.from_pylist(rows, schema=CAPTIONS.append(_ANSWER) if config.rewrite else CAPTIONS)
+
+
+_ANSWER = pa.field("answer", pa.string())
+
+
+def _check_prompts(shard: ShardContext) -> None:
+    """Raise EngineError if the captioner is not made for what the recipe asks of it."""
+    assert shard.spec is not None
+    config, able = shard.recipe.pipeline.caption, engines.backend(shard.spec).prompts
+    asked = {
+        "view": (config.view == "clip", "clip", "several images in one prompt"),
+        "also_ask": (config.also_ask, "frame", "questions"),
+        "rewrite": (config.rewrite, "text", "prompts without an image"),
+    }
+    for setting, (wanted, prompt, what) in asked.items():
+        if wanted and prompt not in able:
+            raise EngineError(
+                f"pipeline.caption.{setting} is set, and the captioner engine {shard.spec.backend!r} does not take {what}; "
+                "leave the setting out, or choose another captioner"
+            )
+
+
+def _requests(shard: ShardContext) -> tuple[list[Row], list[_Request]]:
+    """Return a row for every (sample, slot), and what is asked to fill those that lack no input."""
+    assert shard.spec is not None
+    reads, clip = engines.backend(shard.spec).reads, shard.recipe.pipeline.caption.view == "clip"
     bodies = shard.upstream("skeletons").to_pylist() if "joints" in reads else []
     skeletons = {row["sample_id"]: row for row in bodies}
     rows: list[Row] = []
-    requests: list[tuple[Row, _Request]] = []
+    requests: list[_Request] = []
     for crop in shard.upstream("crops").to_pylist():
         row: Row = {"sample_id": crop["sample_id"], "slot": crop["slot"], "caption": None, "tokens": None}
         rows.append(row)
@@ -148,36 +137,127 @@ def _process(shard: ShardContext, journal: Journal) -> pa.Table:
         if crop["status"] != Status.OK and needs_crop:
             row |= row_status(Status(crop["status"]), crop["error_class"], crop["error"])
             continue
-        known = journal.answers.get((crop["sample_id"], crop["slot"]))
-        if known is not None:
-            _fill(row, known)
-            continue
         jpeg = crop["jpeg"] if "pixels" in reads else None
-        requests.append((row, _Request(jpeg, crop["sample_id"], crop["slot"], pose)))
+        if clip and requests and requests[-1].sample_id == crop["sample_id"]:
+            requests[-1].rows.append(row)
+            requests[-1].jpegs.append(jpeg)
+        else:
+            requests.append(_Request([row], [jpeg], crop["sample_id"], crop["slot"], pose))
+    return rows, requests
 
-    def call(batch: list[tuple[Row, _Request]]) -> list[Caption | Exception]:
-        crops = [c.crop(config.aspect, shard.recipe.pipeline.frames) for _, c in batch]
-        answers: list[Caption | Exception] = shard.engine.caption(crops, config.question)
+
+def _ask(shard: ShardContext, journal: Journal, requests: list[_Request]) -> None:
+    """Ask every question about every request and fill its rows."""
+    config, frames = shard.recipe.pipeline.caption, shard.recipe.pipeline.frames
+
+    def call(batch: list[_Request]) -> list[Answer]:
+        crops = [request.crop(config.aspect, frames) for request in batch]
+        questions = (config.question, *config.also_ask)
+        by_question = [_checked(shard, shard.engine.caption(crops, question)) for question in questions]
+        return [_joined(answers) for answers in zip(*by_question, strict=True)]
+
+    _answer(shard, journal, [(request.key, request.rows, request) for request in requests], call, _UNITS[config.view])
+
+
+def _rewrite(shard: ShardContext, journal: Journal, rows: list[Row]) -> None:
+    """Make one sentence of the captions of each sample: the caption of all its rows that have one."""
+    samples: dict[str, list[Row]] = {}
+    for row in rows:
+        row["answer"] = row["caption"]
+        if row["status"] == Status.OK:
+            samples.setdefault(row["sample_id"], []).append(row)
+
+    def prompt(said: list[Row]) -> str:
+        lines = [f"{n}. {row['caption']}" for n, row in enumerate(said, 1)]
+        return "\n".join([shard.recipe.pipeline.caption.rewrite, *lines])
+
+    def call(batch: list[str]) -> list[Answer]:
+        return _checked(shard, shard.engine.complete(batch))
+
+    todo = [((sample, _REWRITTEN), said, prompt(said)) for sample, said in samples.items()]
+    for row in (row for said in samples.values() for row in said):
+        row["caption"] = None  # without its sentence a row has failed
+    _answer(shard, journal, todo, call, "texts")
+
+
+def _answer(
+    shard: ShardContext,
+    journal: Journal,
+    todo: list[tuple[tuple[str, int], list[Row], Any]],
+    call: Callable[[list[Any]], list[Answer]],
+    unit: str,
+) -> None:
+    """Fill rows with the answers to prompts, in batches: those that the journal knows, then those that are asked for.
+
+    Args:
+        shard: that the rows are of.
+        journal: of the shard.
+        todo: key in the journal, rows to fill, prompt.
+        call: answers a batch of prompts.
+        unit: of what is asked about, for the engine's speed.
+    """
+    assert shard.spec is not None
+    waiting = []
+    for key, rows, prompt in todo:
+        if (known := journal.answers.get(key)) is not None:
+            _fill(rows, known)
+        else:
+            waiting.append((key, rows, prompt))
+
+    def journaled(batch: list[Any]) -> list[Answer]:
+        answers = call([prompt for _, _, prompt in batch])
         # strict: with one too few, an answer would be stored for the wrong crop
-        answered = list(zip(crops, answers, strict=True))
-        journal.write((c, a) for c, a in answered if isinstance(a, Caption) and a.text.strip())
+        answered = list(zip((key for key, _, _ in batch), answers, strict=True))
+        journal.write((key, a) for key, a in answered if isinstance(a, Caption) and a.text.strip())
         return answers
 
-    for number, ((row, _), answer) in enumerate(in_batches(requests, shard.spec.batch_size, call, shard), 1):
-        _fill(row, answer)
+    batches = in_batches(waiting, shard.spec.batch_size, journaled, shard, unit)
+    for number, ((_, rows, _), answer) in enumerate(batches, 1):
+        _fill(rows, answer)
         if number % shard.spec.batch_size == 0:
-            shard.note_done(len(shard.samples) * number // len(requests))
-    return pa.Table.from_pylist(rows, schema=CAPTIONS)
+            shard.note_done(len(shard.samples) * number // len(waiting))
 
 
-def _fill(row: Row, answer: Caption | Exception) -> None:
-    """Write an answer, or the reason why none exists, into its row."""
-    if isinstance(answer, Exception):
-        row.update(failure(answer, attempts=2))
-    elif not answer.text.strip():
-        row.update(row_status(Status.FAILED, "empty", "the captioner returned an empty answer"))
-    else:
-        row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
+def _checked(shard: ShardContext, answers: Sequence[Answer]) -> list[Answer]:
+    """Return answers without thinking, if the recipe wants it out."""
+    if shard.recipe.pipeline.caption.thinking == "keep":
+        return list(answers)
+    return [without_thinking(answer) if isinstance(answer, Caption) else answer for answer in answers]
+
+
+def without_thinking(answer: Caption) -> Answer:
+    """Return an answer without what stands between the marks of thinking; an error if it does not end."""
+    opened, closed = map(re.escape, THINK)
+    text = re.sub(f"{opened}.*?{closed}", "", answer.text, flags=re.DOTALL)
+    text = text.rpartition(THINK[1])[2]  # a server may leave out the mark that its template opens with
+    if THINK[0] in text:
+        return UnfinishedThinkingError(
+            f"the captioner was still thinking after {answer.tokens} tokens; raise max_new_tokens of its engine"
+        )
+    return Caption(text.strip(), answer.tokens)
+
+
+def _joined(answers: Sequence[Answer]) -> Answer:
+    """Return the answers to all questions as one, or the error of the first that has none."""
+    if len(answers) == 1:
+        return answers[0]
+    said: list[Caption] = []
+    for answer in answers:
+        if not isinstance(answer, Caption):
+            return answer
+        said.append(answer)
+    return Caption(" ".join(one.text.strip() for one in said), sum(one.tokens for one in said))
+
+
+def _fill(rows: list[Row], answer: Answer) -> None:
+    """Write an answer, or the reason why none exists, into its rows."""
+    for row in rows:
+        if isinstance(answer, Exception):
+            row.update(failure(answer, attempts=2))
+        elif not answer.text.strip():
+            row.update(row_status(Status.FAILED, "empty", "the captioner returned an empty answer"))
+        else:
+            row.update(row_status(Status.OK), caption=answer.text.strip(), tokens=answer.tokens)
 
 
 def _upstream(recipe: Recipe) -> tuple[str, ...]:

@@ -50,7 +50,7 @@ def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
         texts = shard.engine.encode_texts(batch)
         return list(zip(texts.vectors, texts.tokens, texts.truncated, strict=True))
 
-    for text, answer in in_batches(list(where), shard.spec.batch_size, call, shard):
+    for text, answer in in_batches(list(where), shard.spec.batch_size, call, shard, "texts"):
         vector = answer if isinstance(answer, Exception) else answer[0]
         for i in where[text]:
             _store(vectors, rows[i], "language_status", i, vector)

@@ -44,6 +44,7 @@ from c2vl_manifests.schema import PACKED_INDEX, Status
 from c2vl_pipeline.readers.base import to_origin
 from c2vl_pipeline.stages import STAGES, stages_of
 from c2vl_pipeline.stages.base import check_shards
+from c2vl_pipeline.stages.speed import SPEED
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
 
 Joints = np.ndarray[Any, Any]
@@ -133,7 +134,11 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     slots = stages["embeddings"].rows // len(rows) or recipe.pipeline.frames
     widths = _pack_vectors(index, folder, slots, rows, emit)
     _pack_index(index, folder, rows)
-    engine_stages = [name for name, stage in stages_of(index).items() if stage.engine is not None]
+    engines = {
+        name: stages[name].inputs["engine"] | {k: v for k, v in stages[name].provenance.items() if k != SPEED}
+        for name, stage in stages_of(index).items()
+        if stage.engine is not None
+    }
     manifest = PackedManifest(
         dataset=index.dataset.name,
         title=index.dataset.title,
@@ -148,7 +153,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         language_dim=widths["language"],
         second_body=stages["skeletons"].inputs["config"].get("second_body", "zeros"),
         gaps=gaps,
-        **_made_with(index, {name: stages[name].inputs["engine"] | stages[name].provenance for name in engine_stages}),
+        **_made_with(index, engines),
     )
     commit_text(folder / FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest
@@ -270,7 +275,7 @@ def _errors(index: Workspace, number: int, vectors: pa.Table) -> list[str | None
 
 def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], emit: Emit) -> dict[str, int]:
     """Write the vectors of both kinds of knowledge and set each row's counts of usable ones; return the widths."""
-    first = pq.read_schema(shard_path(index.work, "embeddings", 0))
+    first = read_shard(shard_path(index.work, "embeddings", 0), ["vision", "language"]).schema
     widths = {kind: int(first.field(kind).type.list_size) for kind in ("vision", "language")}
     arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}
     good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}

@@ -22,15 +22,24 @@ def test_the_vocabulary_is_of_all_readable_shards_without_punctuation(tmp_path):
     assert vocabulary(tmp_path / "none") == {}
 
 
-def test_reading_ends_once_enough_captions_hold_all_words_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(caption_words, "_ENOUGH", 2)
+def test_reading_ends_once_the_captions_hold_all_words_asked_for(tmp_path):
     for number, caption in enumerate(["one", "two", "three", "four"]):
         shard(tmp_path / "c", number, [caption])
-    assert set(vocabulary(tmp_path / "c", ["One"])) == {"one", "two"}
+    assert set(vocabulary(tmp_path / "c", ["One"])) == {"one"}
     assert set(vocabulary(tmp_path / "c", ["three"])) == {"one", "two", "three"}
     assert (
         set(vocabulary(tmp_path / "c", ["none"])) == set(vocabulary(tmp_path / "c")) == {"one", "two", "three", "four"}
     )
+
+
+def test_beyond_enough_captions_only_those_that_may_hold_a_word_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(caption_words, "_ENOUGH", 2)
+    for number, caption in enumerate(["one", "a.two", "three", "The Man’s four", "five"]):
+        shard(tmp_path / "c", number, [caption])
+    known = vocabulary(tmp_path / "c", ["one man’s five"])
+    assert unknown_words(["one man’s five"], known) == []
+    assert set(known) == {"one", "a", "two", "the", "man’s", "four", "five"}  # and not what says nothing of them
+    assert unknown_words(["a.two three"], vocabulary(tmp_path / "c", ["a.two three six"])) == []
 
 
 def test_words_that_captions_lack_are_named_once_without_function_words(tmp_path):

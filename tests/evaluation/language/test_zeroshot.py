@@ -66,6 +66,23 @@ def test_every_clip_gets_the_class_whose_name_is_nearest(subject):
     assert kept.labels.tolist() == labels.tolist()
 
 
+def test_standardised_cosines_favour_no_class(subject):
+    values = naive(subject, [["wave"], ["sit down"], ["kick"]])
+    plain, found = zeroshot.evaluate(subject), zeroshot.evaluate(subject, standardise=True)
+    labels = subject.packed.labels()[subject.packed.select("xsub", "test").rows]
+    wanted = (values - values.mean(axis=0)) / values.std(axis=0)
+    assert found.last.top1 == pytest.approx((wanted.argmax(axis=1) == labels).mean())
+    assert (plain.standardised, found.standardised, found.temperature) == (False, True, 1.0)
+    kept = [cache.load(path) for path in (subject.run / cache.FOLDER).glob("zeroshot-*.parquet")]
+    assert len(kept) == 2
+    assert any(np.allclose(one.scores, wanted, atol=1e-4) for one in kept)
+
+
+def test_a_class_at_one_cosine_to_all_clips_has_no_say():
+    values = np.array([[0.5, 0.1], [0.5, 0.3]], np.float32)
+    assert np.allclose(zeroshot.standardised(values), [[0, -1], [0, 1]])
+
+
 @pytest.mark.parametrize("mode", ["fixed", "learnable", "raw"])
 def test_probabilities_are_those_of_the_temperature_that_the_run_was_trained_with(data, tmp_path, mode):
     sets = (f"training.pretrain.temperature.mode={mode}", "training.pretrain.temperature.tau=0.2")
@@ -302,7 +319,7 @@ def test_the_table_shows_controls_beside_every_run(cli: Cli, subject, tmp_path):
         "shuffled (control)",
         "majority class",
         "chance",
-        "derived from joints: no evidence for language",
+        "derived from joints, which the encoder itself sees: no evidence for language",
     ):
         assert said in text
     refused(cli("c2vl-eval", "zeroshot", *words, "--descriptions", "no.toml"), "no.toml does not exist")

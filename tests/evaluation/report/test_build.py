@@ -10,23 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_evaluation.report import build, samples
+from c2vl_evaluation.report import build
 from c2vl_evaluation.results import mean_std
-from support.report import Page, main_run, read, table, work_folder, write_runs
+from support.pages import HOSTILE
+from support.report import Page, main_run, read, table, write_runs
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory):
+def full(odd, tmp_path_factory):
     folder = tmp_path_factory.mktemp("full")
     results = table()
     write_runs(results, folder)
-    bad = {(17, 2): ("crops", "no_person", "nobody above 0.3 in /home/someone/secret/video.avi")}
-    work = work_folder(folder / "work", bad=bad)
-    path = build.build(results, folder / "report.html", work=work, main=main_run())
+    path = build.build(results, folder / "report.html", work=odd, main=main_run())
     return results, folder, path
 
 
-def test_page_is_small_and_loads_nothing(full):
+def test_page_is_small_and_loads_nothing(full, odd):
     _, folder, path = full
     html = path.read_text("utf-8")
     page = Page(html)
@@ -40,7 +39,7 @@ def test_page_is_small_and_loads_nothing(full):
     assert not re.search(r"url\((?!#)", html)
     assert "default-src 'none'" in html
     assert str(folder) not in html
-    assert "/home/someone" not in html
+    assert str(odd) not in html
 
 
 def test_page_minds_phones_and_dark_rooms(full):
@@ -51,9 +50,9 @@ def test_page_minds_phones_and_dark_rooms(full):
 
 
 @pytest.mark.slow
-def test_equal_input_writes_equal_bytes(full, tmp_path):
+def test_equal_input_writes_equal_bytes(full, odd):
     results, folder, path = full
-    again = build.build(results, folder / "again.html", work=folder / "work", main=main_run())
+    again = build.build(results, folder / "again.html", work=odd, main=main_run())
     assert again.read_bytes() == path.read_bytes()
 
 
@@ -86,7 +85,7 @@ def test_page_without_derived_rows_does_not_speak_of_them(tmp_path):
 
 def test_all_figures_are_drawn_with_captions(full):
     page = read(full[2])
-    assert page.count("svg") == 7
+    assert sum(attrs.get("class") is None for tag, attrs in page.tags if tag == "svg") == 7
     for word in (
         "metrics.jsonl",
         "perplexity 19.7",
@@ -104,31 +103,29 @@ def test_most_frequent_mistakes_are_named_with_a_sample(full):
     )
 
 
-def test_gallery_shows_crops_and_captions(full):
-    page = read(full[2])
-    images = [attrs for tag, attrs in page.tags if tag == "img"]
-    assert page.count("article") == samples.SAMPLES
-    assert len(images) == samples.SAMPLES * samples.SLOTS - 1
-    for word in ("s000 slot 0", "s029 slot 5", "no_person", "nobody above 0.3 in …/video.avi"):
-        assert word in page.text
+def test_prompts_are_shown_as_cards_one_of_them_not_ok(full):
+    cards = [attrs for tag, attrs in read(full[2]).tags if tag == "article"]
+    assert len(cards) == build._SAMPLES
+    assert {"crops:no_person", "captions:failed"} & {
+        status for card in cards for status in card["data-status"].split("\n")
+    }
 
 
-def test_captions_and_names_are_escaped(tmp_path):
+def test_captions_and_names_are_escaped(odd, tmp_path):
     evil = '<script>alert(1)</script>"><img src=https://evil.example/x.png>'
-    work = work_folder(tmp_path / "w", samples=3, caption=evil)
     results = table({(evil, "pretrained"): (0.5, 0.5)}, title=evil, classes=(evil, "b", "c"), engines={evil: evil})
     write_runs(results.model_copy(update={"rows": ()}), tmp_path)
-    path = build.build(results, tmp_path / "r.html", work=work, main=main_run())
+    path = build.build(results, tmp_path / "r.html", work=odd, main=main_run())
     page = read(path)
     assert page.count("script") == 1  # the page's own
     assert all(link.startswith(("#", "data:")) for link in page.links)
     assert evil in page.text
+    assert HOSTILE in page.text
 
 
 def test_empty_work_folder_is_said(tmp_path):
     text = read(build.build(table(), tmp_path / "r.html", work=tmp_path / "nowhere")).text
-    assert "The work folder holds no readable crops." in text
-    assert "The work folder holds no readable captions." in text
+    assert "No crops and captions to show: …/nowhere holds no index; run" in text
 
 
 def test_table_alone_makes_a_page_that_says_what_is_missing(tmp_path):

@@ -193,6 +193,17 @@ def test_answers_that_are_gone_or_of_other_weights_are_said_to_be(made, copy):
     assert build.main_run(made[2], made[0], copy) == said
 
 
+def test_answers_to_other_samples_are_said_to_be(made, copy, monkeypatch):
+    whole = cache.predictions_of
+
+    def shorter(run, key):
+        found = whole(run, key)
+        return cache.Predictions(found.sample_ids[1:], found.labels[1:], found.answers[1:], found.scores[1:])
+
+    monkeypatch.setattr(cache, "predictions_of", shorter)
+    assert "stored answers are to other samples" in build.main_run(made[2], made[0], copy)
+
+
 def test_answers_of_other_settings_and_benchmarks_are_not_taken_for_the_tables(made, copy):
     whole = build.main_run(made[2], made[0], copy)
     for benchmark, more in (("xsub-val", []), ("xsub", ["evaluation.linear.epochs=2"])):

@@ -78,10 +78,29 @@ def test_a_difference_smaller_than_the_spread_over_seeds_is_noise(said, monkeypa
     rows = [
         row.model_copy(update={"results": both(row.top1("knn") + 0.4 * row.seed, row.top1("linear"))})
         for row in table({key: (0.5, 0.6) if key[1] != "pretrained" else (0.6, 0.8) for key in BASE}, 2).rows
+        if row.name != "hard"
     ]
     wide = verdict(table(seeds=2).model_copy(update={"rows": tuple(rows)}), tmp_path)
     assert not wide.gaps["random encoder"]["knn"].beyond_seeds
     assert wide.gaps["random encoder"]["linear"].beyond_seeds
+
+
+def test_the_main_row_is_compared_with_other_pretrained_rows_but_not_judged_by_them(monkeypatch, tmp_path):
+    rows = table().rows
+    answers = np.arange(600) % 3
+
+    def stored(run, key):
+        row = next(r for r in rows if run == tmp_path / r.run)
+        right = np.random.default_rng(len(row.name) + row.seed).permutation(600) < 600 * row.top1("knn")
+        return Predictions(list(map(str, range(600))), answers, np.where(right, answers, 3), np.zeros((600, 4)))
+
+    monkeypatch.setattr(cache, "predictions_of", stored)
+    found = verdict(table(), tmp_path)
+    assert list(found.gaps) == ["random encoder", "shuffled pairs", "hard"]
+    assert found.gaps["hard"]["knn"].points == pytest.approx(2.0)
+    assert found.gaps["hard"]["knn"].interval.low < 0.02 < found.gaps["hard"]["knn"].interval.high
+    alone = verdict(table().model_copy(update={"rows": tuple(r for r in rows if r.name != "hard")}), tmp_path)
+    assert found.text == alone.text
 
 
 def test_numbers_without_stored_answers_are_not_judged(monkeypatch, tmp_path):

@@ -70,6 +70,14 @@ def test_samples_that_say_the_same_or_contradict_themselves_are_counted():
     assert w.contradicting == pytest.approx(2 / 4)
 
 
+def test_samples_may_have_unequal_numbers_of_captions():
+    corpus = Corpus.of([["a", "b", "a"], [], ["b"]])
+    assert corpus.codes.tolist() == [[0, 1, 0], [-1, -1, -1], [1, -1, -1]]
+    found = caption_stats.describe(corpus)
+    assert found is not None
+    assert (found.captions, found.unique) == (4, 2)
+
+
 def test_lift_is_the_share_in_the_class_over_the_share_in_all():
     corpus = Corpus.of([["holding a cup"] * 4, ["holding a book", "holding a book", "x", "holding a cup"]])
     first, second = caption_stats.by_class(corpus, np.array([0, 1]), {0: "drink", 1: "read"})

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shutil
 
+import pytest
+
+from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.manifest import read_shard
-from c2vl_pipeline.browse import audit, gallery, trace
+from c2vl_pipeline.browse import audit, cards, gallery, trace
 from c2vl_pipeline.browse.selection import Filters
 from c2vl_pipeline.workspace import load, shard_path
 from support.pages import assert_self_contained
@@ -17,10 +20,18 @@ def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
     total = load(odd).table.num_rows
     assert (made.matched, made.shown, made.total) == (total, 3, total)
     assert len(page.of("article")) == 3
-    assert f"3 of {total} matching samples" in page.text
+    assert f"3 of {total} samples" in page.text
     random = [gallery.gallery(odd, tmp_path / f"{s}.html", limit=3, seed=s).path for s in (1, 1, 2)]
     first, again, other = (p.read_text("utf-8") for p in random)
     assert first == again != other
+    every, three = (
+        [int(card["data-poor"]) for card in assert_self_contained(path).of("article")]
+        for path in (gallery.gallery(odd, tmp_path / f"{n}.html", limit=n, order="captions").path for n in (1000, 3))
+    )
+    assert every == sorted(every, reverse=True)
+    assert three == every[:3]
+    with pytest.raises(ConfigError, match="--seed and --order exclude each other; give one of them"):
+        gallery.gallery(odd, tmp_path / "no.html", seed=1, order="score")
 
 
 def test_a_card_shows_motion_crops_and_different_captions_once(odd, tmp_path):
@@ -42,7 +53,7 @@ def test_a_card_shows_motion_crops_and_different_captions_once(odd, tmp_path):
 
 def test_facts_of_a_card_are_those_of_its_rows(odd, tmp_path):
     page = assert_self_contained(gallery.gallery(odd, tmp_path / "g.html", limit=1000).path)
-    cards = dict(zip(load(odd).table["sample_id"].to_pylist(), page.of("article"), strict=True))
+    shown = dict(zip(load(odd).table["sample_id"].to_pylist(), page.of("article"), strict=True))
     crops = read_shard(shard_path(odd, "crops", 0)).to_pylist()
     captions = read_shard(shard_path(odd, "captions", 0)).to_pylist()
     for sample in {r["sample_id"] for r in crops}:
@@ -50,14 +61,14 @@ def test_facts_of_a_card_are_those_of_its_rows(odd, tmp_path):
         bad = [f"crops:{r['status']}" for r in own if r["status"] != "ok"]
         bad += [f"captions:{r['status']}" for r in said if r["status"] != "ok"]
         texts = [r["caption"] for r in said if r["caption"]]
-        assert cards[sample]["data-status"] == ("\n".join(sorted(bad)) or "ok")
-        assert float(cards[sample]["data-score"]) == min(r["score"] for r in own if r["score"] is not None)
-        assert int(cards[sample]["data-repeats"]) == len(texts) - len(set(texts))
+        assert shown[sample]["data-status"] == ("\n".join(sorted(bad)) or "ok")
+        assert float(shown[sample]["data-score"]) == min(r["score"] for r in own if r["score"] is not None)
+        assert int(shown[sample]["data-poor"]) == len(said) - len(set(texts))  # missing or repeated; none is cut
 
 
 def test_of_very_many_samples_every_nth_crop_is_shown(odd, tmp_path, monkeypatch):
-    monkeypatch.setattr(gallery, "PICTURES", 40)
-    monkeypatch.setattr(gallery, "MOVING", 10)
+    monkeypatch.setattr(cards, "PICTURES", 40)
+    monkeypatch.setattr(cards, "MOVING", 10)
     made = gallery.gallery(odd, tmp_path / "g.html", limit=20)
     page = assert_self_contained(made.path)
     assert {f["data-slot"] for f in page.of("figure")} == {"0", "2"}  # 4 slots, room for 2

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,9 @@ import pytest
 
 from c2vl_pipeline.browse.audit_crops import CropFigures, JointFigures, Worst
 from c2vl_pipeline.browse.caption_stats import Corpus, describe
+from c2vl_pipeline.browse.cards import command
 from c2vl_pipeline.browse.judgement import ENOUGH, Judgement, judge_captions, judge_crops
+from c2vl_pipeline.browse.selection import Filters
 
 NAMES = ("jump", "drink water", "sit down")
 IDS = [f"s{n}" for n in range(60)]
@@ -41,7 +42,11 @@ def test_good_captions_are_fine():
         (lambda n, s: f"one holds a cup {'x' * (n % 5)}" if s < 9 else rich(n, s), "repeat an earlier one", IDS),
         (lambda n, s: rich(n, s).replace("holds", "sees"), "no object although one class holds one", IDS[1::3]),
         (lambda n, s: rich(n, s) + " word" * (90 if n == 7 else 0), "10 longer than CLIP reads (77 tokens)", ["s7"]),
-        (lambda n, s: f"{rich(n, s)} {('standing', 'sitting')[s % 2]}", "samples both standing and sitting", IDS),
+        (
+            lambda n, s: f"{rich(n, s)} {('standing', 'sitting')[s % 2]}",
+            "of the samples both standing and sitting",
+            IDS,
+        ),
     ],
     ids=["repeats", "objects", "cut", "torn"],
 )
@@ -49,8 +54,8 @@ def test_one_fault_is_fair_and_shown_by_samples_that_have_it(text, said, shown):
     found = judged(text)
     assert [r.text for r in found.reasons if said in r.text], found.words()
     (reason,) = [r for r in found.reasons if said in r.text]
-    samples = reason.options[1::2]
-    assert set(reason.options[::2]) == {"--sample"}
+    samples = reason.shown_by.samples
+    assert reason.shown_by == Filters(samples=samples)
     assert samples
     assert set(samples) <= set(shown)
 
@@ -68,12 +73,12 @@ def test_few_words_on_many_captions_are_poor_with_what_comes_of_it():
 
 def test_lost_rows_are_named_by_their_status():
     (reason,) = judged(statuses={"ok": 580, "failed": 20}).reasons
-    assert (reason.text, reason.options) == ("3.3 % of rows failed", ["--status", "captions:failed"])
+    assert (reason.text, reason.shown_by) == ("3.3 % of rows failed", Filters(status="captions:failed"))
     assert judged(statuses={"ok": 595, "failed": 5}).reasons == []
 
 
 def crops(statuses, passed=1.0, derived=False) -> Judgement:
-    worst = [Worst(f"s{n}", 0, 0.1, [0, 0, 1, 1], (9, 9), [], None) for n in range(12)]
+    worst = [Worst(f"s{n}", 0, 0.1, [0, 0, 1, 1], (9, 9), []) for n in range(12)]
     joints = JointFigures(9, 9, 0, 99, 0.9, passed, None, 0.0, 0, derived, worst)
     return judge_crops(CropFigures(sum(statuses.values()), statuses, None, None, None, None, None, {}), joints)
 
@@ -83,18 +88,9 @@ def test_crops_are_judged_by_lost_rows_and_joints():
     assert crops({"ok": 99}, derived=True).words() == "crops fine (boxes made from the joints themselves)"
     found = crops({"ok": 80, "no_person": 20}, 0.5)
     assert found.words().startswith(
-        "crops poor: 20.0 % of rows no_person, one in two checked crops hold less than 90 %"
+        "crops poor: 20.0 % of rows no_person, one in two of the checked crops hold less than 90 %"
     )
-    assert found.reasons[1].options == shlex.split("--sample s0 --sample s1 --sample s2")
-
-
-def test_commands_are_words_of_a_shell_and_pages_name_no_folder():
-    (reason,) = judged(lambda n, s: rich(n, s).replace("holds", "sees")).reasons
-    work = Path("/home/some one/it's work")
-    words = shlex.split(reason.command(work))
-    assert words[:4] == ["c2vl-pipeline", "inspect", "--work", str(work)]
-    assert shlex.split(reason.command(work, page=True))[3] == "it's work"
-    assert "/home" not in reason.command(work, page=True)
+    assert found.reasons[1].shown_by == Filters(samples=("s0", "s1", "s2"))
 
 
 def test_control_characters_of_ids_become_the_sign_that_matches_any():
@@ -102,6 +98,6 @@ def test_control_characters_of_ids_become_the_sign_that_matches_any():
     stats = describe(corpus)
     assert stats is not None
     found = judge_captions(corpus, stats, {"ok": 600}, LABELS, NAMES, [EVIL] * 60)
-    commands = [reason.command(Path("w")) for reason in found.reasons]
+    commands = [command(Path("w"), "inspect", *reason.shown_by.options()) for reason in found.reasons]
     assert commands
     assert all(command.isprintable() and "'x?[31m; rm?'" in command for command in commands)

@@ -12,9 +12,11 @@ import pytest
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.manifest import read_shard
-from c2vl_pipeline.browse import selection
+from c2vl_pipeline.browse import cards, selection
+from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.workspace import load, shard_path
 from support.cli import refused
+from support.pages import rewrite
 
 
 def names(work: Path, **filters) -> list[str]:
@@ -102,3 +104,28 @@ def test_an_empty_match_says_which_words_and_how_many_each_filter_gives(odd, cli
 def test_the_words_of_most_captions_come_first():
     said = ["a person waves", "the person is seated", "the person waves; waves", "so it is"]
     assert selection.frequent(said) == ["person", "waves", "seated"]
+
+
+def test_the_worst_come_first_as_their_cards_count_them(copied, odd):
+    def cut(rows):
+        for row in rows[:4]:
+            row["truncated"] = True
+
+    rewrite(copied, "embeddings", read_shard(shard_path(copied, "embeddings", 0)).schema, cut)
+    for folder in (copied, odd):
+        index = load(folder)
+        reader = RowReader(index)
+        every = np.arange(index.table.num_rows)
+        made = cards.cards(index, reader, every.tolist())
+        worst = sorted(every, key=lambda n: -made[n].poor)
+        assert selection.worst_first(index, reader, every, "captions").tolist() == worst
+        assert selection.worst_first(index, reader, every[3:9], "captions").tolist() == [n for n in worst if 3 <= n < 9]
+        least = sorted(every, key=lambda n: made[n].score)
+        assert selection.worst_first(index, reader, every, "score").tolist() == least
+    assert made[worst[0]].poor > made[worst[-1]].poor
+    shard_path(copied, "captions", 1).unlink()
+    start, stop = load(copied).shard_ranges[1]
+    order = selection.worst_first(load(copied), RowReader(load(copied)), every, "captions").tolist()
+    assert order[start - stop :] == list(range(start, stop))  # nothing is known of them
+    with pytest.raises(ConfigError, match="unknown order 'caption'; did you mean 'captions'"):
+        selection.worst_first(load(odd), RowReader(load(odd)), every, "caption")

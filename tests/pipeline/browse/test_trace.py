@@ -71,7 +71,7 @@ def test_explain_sees_a_rewritten_shard_and_a_lost_video(work, raw, tmp_path):
     assert {s["stage"]: s["agrees"] for s in found.facts["stages"]}["captions"] == "rows"
     assert found.facts["raw"]["video"]["sha256"] is None
     assert found.frames == {}
-    assert any(crop["image"] for crop in found.crops)
+    assert any(crop["image"] for crop in found.card.crops)
     assert_self_contained(trace.write(found, tmp_path / "e.html"))
 
 

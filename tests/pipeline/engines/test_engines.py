@@ -14,7 +14,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines.groundingdino import GroundingDinoPy
 from c2vl_pipeline.engines.heuristic import Classical, MotionDetector, SkeletonDetector
-from c2vl_pipeline.engines.hf import Clip
+from c2vl_pipeline.engines.hf_encoder import HfEncoder
 from c2vl_pipeline.engines.openai_server import Served
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.engines.precomputed import Precomputed
@@ -28,7 +28,7 @@ SPECS = [
     pytest.param("captioner", "posecode", None, {}, PoseCode, id="posecode"),
     pytest.param("captioner", "precomputed", None, {"path": "captions.json"}, Precomputed, id="precomputed"),
     pytest.param("captioner", "openai", "served", {"base_url": URL}, Served, id="openai"),
-    pytest.param("encoder", "hf", "clip", {}, Clip, id="hf"),
+    pytest.param("encoder", "hf", "clip", {}, HfEncoder, id="hf"),
     pytest.param("detector", "groundingdino-py", "a.pth", {}, GroundingDinoPy, id="groundingdino-py"),
 ]
 
@@ -89,7 +89,7 @@ def test_rows_of_former_code_are_stale_and_say_why(work: Path, monkeypatch: pyte
 def test_where_the_weights_are_absent_the_revision_is_still_said(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = of("encoder", "hf", "/nowhere/clip", {})
     before = engines.declared_facts(spec)
-    monkeypatch.setattr(Clip, "REVISION", 2)
+    monkeypatch.setattr(HfEncoder, "REVISION", 2)
     with pytest.raises(EngineError, match="no such folder"):
         engines.key_facts(spec)
     assert engines.declared_facts(spec) == before | {"revision_of_code": 2}

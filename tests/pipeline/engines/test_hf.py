@@ -14,7 +14,10 @@ from PIL import Image as Pil
 from safetensors.torch import load_file, save_file
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import Crop, Frame, grounding, hf, load
+from c2vl_pipeline.engines import Crop, Frame, grounding, load
+from c2vl_pipeline.engines.hf_captioner import HfCaptioner
+from c2vl_pipeline.engines.hf_detector import HfDetector
+from c2vl_pipeline.engines.hf_encoder import HfEncoder
 from support import checkpoints
 from support.hf import ROLES, message
 
@@ -41,18 +44,18 @@ def frame(height: int, width: int, seed: int) -> Frame:
 
 
 @pytest.fixture(scope="module")
-def detectors(build: Callable[..., Any]) -> tuple[hf.GroundingDino, hf.GroundingDino]:
+def detectors(build: Callable[..., Any]) -> tuple[HfDetector, HfDetector]:
     return build("detector", batch_size=4), build("detector", batch_size=1)
 
 
 @pytest.fixture(scope="module")
-def captioners(build: Callable[..., Any]) -> tuple[hf.Llava, hf.Llava]:
+def captioners(build: Callable[..., Any]) -> tuple[HfCaptioner, HfCaptioner]:
     short = {"max_new_tokens": 16}
     return build("captioner", batch_size=4, options=short), build("captioner", batch_size=1, options=short)
 
 
 @pytest.fixture(scope="module")
-def encoders(build: Callable[..., Any]) -> tuple[hf.Clip, hf.Clip]:
+def encoders(build: Callable[..., Any]) -> tuple[HfEncoder, HfEncoder]:
     return build("encoder", batch_size=4), build("encoder", batch_size=1)
 
 
@@ -151,11 +154,13 @@ def test_captions_in_batches_equal_one_by_one(captioners: Any) -> None:
 def test_prompts_of_different_lengths_are_padded_on_the_left(captioners: Any) -> None:
     images = [crop(s).image for s in range(4)]
     questions = ["Is she standing?", QUESTION, "What is he holding in his hand?", "man"]
-    mask = captioners[0].encode(images, questions)["attention_mask"]
+    mask = captioners[0].encode([[one] for one in images], questions)["attention_mask"]
     lengths = mask.sum(1).tolist()
     assert len(set(lengths)) == 4
     assert all(row[-length:].all() and not row[:-length].any() for row, length in zip(mask, lengths, strict=True))
-    assert captioners[0].answer(images, questions) == captioners[1].answer(images, questions)
+    assert captioners[0].answer([[one] for one in images], questions) == captioners[1].answer(
+        [[one] for one in images], questions
+    )
 
 
 def test_llama_always_gets_its_opening_token(
@@ -165,7 +170,7 @@ def test_llama_always_gets_its_opening_token(
     stored = json.loads((folder / "tokenizer.json").read_text())
     (folder / "tokenizer.json").write_text(json.dumps(stored | {"post_processor": None}))
     engine = build("captioner", model=str(folder))
-    one = [crop(0).image], [QUESTION]
+    one = [[crop(0).image]], [QUESTION]
     assert engine.encode(*one)["input_ids"].tolist() == captioners[0].encode(*one)["input_ids"].tolist()
 
 
@@ -175,7 +180,7 @@ def test_prompt_holds_the_question_verbatim_and_576_image_tokens(
 ) -> None:
     engine = build("captioner", model=str(checkpoints.tiny_llava(tmp_path, chat_template)))
     assert engine.prompt(QUESTION) == f"USER: <image>\n{QUESTION} ASSISTANT:"
-    ids = engine.encode([crop(0).image], [QUESTION])["input_ids"][0].tolist()
+    ids = engine.encode([[crop(0).image]], [QUESTION])["input_ids"][0].tolist()
     tokenizer = engine._at.processor.tokenizer
     assert ids[0] == tokenizer.bos_token_id
     assert ids.count(tokenizer.bos_token_id) == 1
@@ -201,7 +206,7 @@ def test_pixels_equal_a_hand_written_336_pixel_reference(captioners: Any, encode
     image = picture(400, 700, 5)
     wide = np.asarray(Pil.fromarray(image).resize((588, 336), Pil.Resampling.BICUBIC))
     expected = ((wide[:, 126 : 126 + 336] / 255 - MEAN) / STD).transpose(2, 0, 1)
-    llava = captioners[0].encode([image], [QUESTION])["pixel_values"][0].numpy()
+    llava = captioners[0].encode([[image]], [QUESTION])["pixel_values"][0].numpy()
     process = encoders[0]._at.processor.image_processor
     clip = process([image], input_data_format="channels_last", return_tensors="np")["pixel_values"][0]
     for pixels in (llava, clip):
@@ -290,7 +295,7 @@ def test_half_precision_runs_and_stays_near(build: Callable[..., Any], role: str
 
 def test_load_finds_the_hf_engines(folders: dict[str, Path]) -> None:
     spec = EngineSpec(role="encoder", backend="hf", model=str(folders["encoder"]))
-    assert isinstance(load(spec), hf.Clip)
+    assert isinstance(load(spec), HfEncoder)
     assert load(spec) is load(spec)
 
 

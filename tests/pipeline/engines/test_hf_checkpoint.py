@@ -15,7 +15,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_pipeline.engines import hf, hf_checkpoint
+from c2vl_pipeline.engines import hf_hub
+from c2vl_pipeline.engines.hf_encoder import HfEncoder
 from support.hf import ROLES, message
 
 
@@ -36,7 +37,7 @@ def test_a_hub_id_in_the_cache_is_loaded_without_network_and_recorded_by_commit(
     shutil.copytree(folders["encoder"], repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
-    engine = hf.Clip(EngineSpec(role="encoder", backend="hf", model="someone/tiny-clip"))
+    engine = HfEncoder(EngineSpec(role="encoder", backend="hf", model="someone/tiny-clip"))
     assert engine.describe()["revision_resolved"] == commit
     assert engine.describe()["model"] == "someone/tiny-clip"
 
@@ -50,15 +51,15 @@ def test_missing_checkpoint_says_which_and_how_to_get_it_at_once(no_network: Pat
     start = time.monotonic()
     text = message(role, example)
     assert time.monotonic() - start < 3
-    assert text.startswith(f"{role} checkpoint '{example}' (")
+    assert text.startswith(f"{role} checkpoint '{example}': ")
     assert "neither a folder nor complete in the hub cache, and the hub does not answer (ConnectError" in text
     assert f"`hf download {example} --local-dir /path/to/folder` on a machine with network" in text
     assert text.endswith(f"`--set {setting}.model=/path/to/folder`")
 
 
 def test_a_hub_that_accepts_and_never_answers_costs_seconds(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hf_checkpoint.HUB_TIMEOUT <= 5
-    monkeypatch.setattr(hf_checkpoint, "HUB_TIMEOUT", 0.5)
+    assert hf_hub.HUB_TIMEOUT <= 5
+    monkeypatch.setattr(hf_hub, "HUB_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         start = time.monotonic()
@@ -74,14 +75,14 @@ def test_offline_mode_asks_nobody_and_names_the_revision(no_network: Path, monke
 
 
 def test_no_model_at_all_is_one_line() -> None:
-    assert "detector checkpoint None (Grounding DINO): expected a hub id or a local folder" in message("detector", None)
+    assert "detector checkpoint None: expected a hub id or a local folder" in message("detector", None)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/llava", "./nowhere", "a/b/c"])
 def test_a_wrong_local_path_never_reaches_the_hub(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("asked the hub"))
     text = message("captioner", path)
-    assert text.startswith(f"captioner checkpoint '{path}' (LLaVA): no such folder; get one with `hf download llava-hf")
+    assert text.startswith(f"captioner checkpoint '{path}': no such folder; get one with `hf download llava-hf")
 
 
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -93,12 +94,22 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("role", "given", "words"),
     [
-        ("captioner", "encoder", "holds a 'clip' model, expected 'llava'"),
-        ("encoder", "captioner", "holds a 'llava' model, expected 'clip'"),
-        ("detector", "encoder", "holds a 'clip' model, expected 'grounding-dino'"),
+        (
+            "captioner",
+            "encoder",
+            "holds a 'clip' model, which writes no text about images (expected one for AutoModelForI",
+        ),
+        ("captioner", "detector", "holds a 'grounding-dino' model, which writes no text about images"),
+        ("encoder", "captioner", "holds a 'llava' model, which has no get_text_features; "),
+        ("encoder", "detector", "which has no get_image_features and no get_text_features"),
+        (
+            "detector",
+            "encoder",
+            "holds a 'clip' model, which detects no objects (expected one for AutoModelForZeroShot",
+        ),
     ],
 )
-def test_another_architecture_is_refused(folders: dict[str, Path], role: str, given: str, words: str) -> None:
+def test_a_checkpoint_of_another_role_is_refused(folders: dict[str, Path], role: str, given: str, words: str) -> None:
     text = message(role, folders[given])
     assert words in text
     assert ROLES[role][3] in text

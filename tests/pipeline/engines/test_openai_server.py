@@ -11,7 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,9 @@ def refusal(status: int, message: str = "no", **headers: str) -> Reply:
 
 
 def shade(request: dict[str, Any]) -> int:
-    """The nearest of SHADES to the picture of a request; 127 for the plain grey one."""
+    """The nearest of SHADES to the first picture of a request; 127 for the plain grey one, 0 for none."""
+    if request["messages"][0]["content"][0]["type"] == "text":
+        return 0
     mean = float(pixels(request).mean())
     return min((*SHADES, 127), key=lambda s: abs(s - mean))
 
@@ -79,7 +81,7 @@ def shade(request: dict[str, Any]) -> int:
 def pixels(request: dict[str, Any]) -> Any:
     url = request["messages"][0]["content"][0]["image_url"]["url"]
     head, _, data = url.partition(",")
-    assert head == "data:image/jpeg;base64"
+    assert head in {"data:image/jpeg;base64", "data:image/png;base64"}
     return decode_jpeg(base64.b64decode(data))
 
 
@@ -224,6 +226,33 @@ def test_sent_pixels_are_the_crop_up_to_jpeg(server: Server) -> None:
     received = pixels(server.asked[0][0])
     assert received.shape == image.shape
     assert np.abs(received.astype(int) - image).mean() < 3
+
+
+def test_a_png_has_the_pixels_of_the_crop(server: Server) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    engine(server, image_format="png").caption([Crop(image, "a", 0)], "?")
+    assert np.array_equal(pixels(server.asked[0][0]), image)
+    assert engines.key_facts(spec(server, image_format="png")) != engines.key_facts(spec(server))
+
+
+def test_a_clip_is_one_request_with_its_pictures_in_order(server: Server) -> None:
+    first, *later = crops(20, 140, 60)
+    answers = engine(server).caption([replace(first, later=tuple(crop.image for crop in later)), first], "What?")
+    assert texts(answers) == ["shade 20", "shade 20"]
+    (request,) = [request for request, _ in server.asked if len(request["messages"][0]["content"]) == 4]
+    parts = request["messages"][0]["content"]
+    assert [part["type"] for part in parts] == ["image_url"] * 3 + ["text"]
+    seen = [decode_jpeg(base64.b64decode(part["image_url"]["url"].partition(",")[2])).mean() for part in parts[:3]]
+    assert seen == pytest.approx([20, 140, 60], abs=2)
+
+
+def test_a_prompt_without_a_picture_is_answered_and_one_that_is_refused_costs_its_row(server: Server) -> None:
+    def answer(request: dict[str, Any], _: int) -> Reply:
+        text = request["messages"][0]["content"][0]["text"]
+        return refusal(400) if text == "bad" else completion(f"said {text}")
+
+    server.answer = answer
+    assert texts(engine(server).complete(["a", "bad", "b"])) == ["said a", "RefusedError", "said b"]
 
 
 def test_large_crops_are_reduced_only_on_request(server: Server) -> None:
@@ -711,7 +740,7 @@ def test_without_a_name_the_only_model_is_taken(server: Server) -> None:
 def test_describe_says_that_the_weights_are_the_servers_word(server: Server) -> None:
     said = engine(server, max_new_tokens=9).describe()
     assert "cannot be verified" in said["weights"]
-    assert said["options"] == {"max_new_tokens": 9, "jpeg_quality": 95, "max_side": None}
+    assert said["options"] == {"max_new_tokens": 9, "image_format": "jpeg", "jpeg_quality": 95, "max_side": None}
     assert said["base_url"] == server.url
 
 

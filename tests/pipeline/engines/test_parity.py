@@ -20,7 +20,9 @@ from c2vl_manifests.manifest import read_shard
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines, workspace
-from c2vl_pipeline.engines import Crop, hf
+from c2vl_pipeline.engines import Crop
+from c2vl_pipeline.engines.hf_captioner import HfCaptioner
+from c2vl_pipeline.engines.hf_encoder import HfEncoder
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.readers.video import Video, decode_jpeg, encode_jpeg, shape_image
 from c2vl_pipeline.stages import embed
@@ -69,13 +71,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def clip(folders: dict[str, Path]) -> hf.Clip:
-    return hf.Clip(EngineSpec(role="encoder", backend="hf", model=str(folders["clip"]), batch_size=4))
+def clip(folders: dict[str, Path]) -> HfEncoder:
+    return HfEncoder(EngineSpec(role="encoder", backend="hf", model=str(folders["clip"]), batch_size=4))
 
 
 @pytest.fixture(scope="module")
-def llava(folders: dict[str, Path]) -> hf.Llava:
-    return hf.Llava(EngineSpec(role="captioner", backend="hf", model=str(folders["llava"]), batch_size=4))
+def llava(folders: dict[str, Path]) -> HfCaptioner:
+    return HfCaptioner(EngineSpec(role="captioner", backend="hf", model=str(folders["llava"]), batch_size=4))
 
 
 def seen_by(engine: Any, call: str, images: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
@@ -206,7 +208,7 @@ def embedded(
     return here, str(request.param)
 
 
-def test_what_is_embedded_is_the_stored_jpeg(embedded: tuple[Path, str], clip: hf.Clip, recipe: Recipe) -> None:
+def test_what_is_embedded_is_the_stored_jpeg(embedded: tuple[Path, str], clip: HfEncoder, recipe: Recipe) -> None:
     work, aspect = embedded
     crops = read_shard(shard_path(work, "crops", 0)).to_pylist()
     stored = read_shard(shard_path(work, "embeddings", 0)).to_pylist()

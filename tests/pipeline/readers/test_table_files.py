@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import unicodedata
 import zipfile
 from pathlib import Path
@@ -61,6 +62,7 @@ def test_the_line_names_the_path_and_the_near_file_and_no_download(folder: Path,
         ("video", "disk/day 1/a.avi", "is below disk, a link to ../unmounted, which does not exist"),
         ("skeleton", "joints/bob", "is a folder; name a file"),
         ("video", "clips/", "is a folder; name a file"),
+        ("video", "clips/pipe.avi", "is a pipe or a device; name a file"),
         ("video", "clips/wave_01.mp4", "does not exist in {root}"),
         ("skeleton", "joints/take 1.npy", "does not exist in {root}"),
         ("video", "clips/Take 1.mkv", "does not exist; is clips/ Take 1.avi meant?"),
@@ -74,6 +76,7 @@ def test_the_line_names_the_path_and_the_near_file_and_no_download(folder: Path,
 def test_why_a_path_names_no_file(folder: Path, config: PipelineConfig, kind: str, name: str, why: str) -> None:
     (folder / "joints" / "link.npy").symlink_to("/gone/x.npy")
     (folder / "disk").symlink_to("../unmounted")
+    os.mkfifo(folder / "clips" / "pipe.avi")
     for other in ("sit (1).npy", "Copy of run.npy", "hop - Kopie (2).npy", ".jump.npy.icloud", "bow.npy.part"):
         (folder / "joints" / other).write_bytes(b"x")
     (folder / "samples.csv").write_text(f"sample_id,{kind}\na,{name}\n")

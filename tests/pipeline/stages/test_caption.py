@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -10,20 +11,23 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 
 from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_manifests.manifest import StageManifest, read_shard, read_stage_manifest
+from c2vl_manifests.manifest import StageManifest, commit_table, read_shard, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
-from c2vl_pipeline import workspace
-from c2vl_pipeline.engines import Caption
+from c2vl_pipeline import engines, workspace
+from c2vl_pipeline.engines import Caption, Captioner
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import runner
-from c2vl_pipeline.stages import caption, crop, index, skeletons
+from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
+from c2vl_pipeline.stages.journal import Journal
 from c2vl_pipeline.workspace import shard_path
 
 DESCRIBE = PoseCode.caption
@@ -138,15 +142,15 @@ def test_no_flipped_bit_changes_an_answer() -> None:
 
     text = json.dumps(["S001C001P001R001A001", 3, "A person é waves.", 4]).encode()
     line = b"%08x %s\n" % (zlib.crc32(text), text)
-    whole = dict(caption.Journal._read(line))
+    whole = dict(Journal._read(line))
     assert whole == {("S001C001P001R001A001", 3): Caption("A person é waves.", 4)}
     for at in range(len(line) - 1):
         for bit in range(8):
             data = bytearray(line)
             data[at] ^= 1 << bit
-            assert dict(caption.Journal._read(bytes(data))) in ({}, whole)
+            assert dict(Journal._read(bytes(data))) in ({}, whole)
     for end in range(len(line) - 1):
-        assert dict(caption.Journal._read(line[:end])) == {}
+        assert dict(Journal._read(line[:end])) == {}
 
 
 def test_the_journal_of_another_key_is_not_used_and_goes(
@@ -283,3 +287,162 @@ def test_a_killed_captioner_loses_one_batch(
     assert journals(work) == []
     assert read_stage_manifest(work / "captions") == manifest
     assert read_shard(shard_path(work, "captions", 0)).num_rows == 128
+
+
+# --- beyond the paper: clips, further questions, thinking, a second pass --------------------
+
+
+class Told(Captioner):
+    """Says what it was asked; a thinking one thinks first."""
+
+    asked: ClassVar[list[Any]] = []
+
+    def __init__(self, spec: EngineSpec) -> None: ...
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+    def caption(self, crops: Sequence[Any], question: str) -> list[Caption | Exception]:
+        self.asked.extend((c.sample_id, c.slot, 1 + len(c.later), question) for c in crops)
+        return [Caption(f"<think>hm\n</think> {question} {c.sample_id} {c.slot}", 5) for c in crops]
+
+    def complete(self, prompts: Sequence[str]) -> list[Caption | Exception]:
+        self.asked.extend(prompts)
+        return [Caption(f"one of {prompt.count(chr(10))}", 2) for prompt in prompts]
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    entry = engines.Backend(f"{__name__}:Told", prompts=frozenset({"frame", "clip", "text"}))
+    monkeypatch.setitem(engines.BACKENDS, ("captioner", "told"), entry)
+    monkeypatch.setattr(Told, "asked", [])
+    engines.clear()
+    return Told.asked
+
+
+def captions(work: Path, *settings: str) -> list[dict[str, Any]]:
+    spec = 'pipeline.caption.engine={role="captioner", backend="told", batch_size=8}'
+    recipe = load_recipe("debug", [spec, *(f"pipeline.caption.{setting}" for setting in settings)])
+    runner.run_stage(caption.STAGE, work, recipe)
+    return read_shard(shard_path(work, "captions", 0)).to_pylist()
+
+
+def test_younger_settings_at_their_defaults_are_no_part_of_a_key(work: Path, recipe: Recipe) -> None:
+    config = caption.STAGE.config(recipe)
+    assert config.keys() == {"question", "aspect", "padding"}
+    for setting, value in (("view", "clip"), ("also_ask", ["Why?"]), ("thinking", "remove"), ("rewrite", "Shorten:")):
+        other = load_recipe("debug", [f"pipeline.caption.{setting}={json.dumps(value)}"])
+        assert caption.STAGE.config(other) == config | {setting: value}
+
+
+def test_a_clip_is_asked_about_once_and_its_answer_is_that_of_all_its_crops(work: Path, told: list[Any]) -> None:
+    rows = captions(work, "view=clip", "question=What?", "thinking=remove")
+    assert len(told) == 32
+    assert {images for _, _, images, _ in told} == {4}
+    assert [row["caption"] for row in rows] == [f"What? {row['sample_id']} 0" for row in rows]
+    assert [row["slot"] for row in rows] == [0, 1, 2, 3] * 32
+    vectors = runner.run_stage(embed.STAGE, work, load_recipe("debug"))
+    assert vectors.statuses == {"ok": 128}
+
+
+def test_a_clip_without_some_crops_is_asked_about_the_others(work: Path, told: list[Any]) -> None:
+    path = shard_path(work, "crops", 0)
+    table = read_shard(path)
+    lost = [n % 4 == 0 for n in range(table.num_rows)]
+    for name, value in (("status", "no_person"), ("jpeg", None)):
+        at = table.schema.get_field_index(name)
+        column = pa.array(
+            [value if gone else kept for gone, kept in zip(lost, table[name].to_pylist(), strict=True)],
+            table.schema.field(name).type,
+        )
+        table = table.set_column(at, table.schema.field(name), column)
+    manifest = read_shard_manifest(path)
+    assert manifest is not None
+    commit_table(path, table, key=manifest.key, row_group=8, extra=manifest.extra)
+    rows = captions(work, "view=clip", "question=What?")
+    assert {(slot, images) for _, slot, images, _ in told} == {(1, 3)}
+    assert [row["status"] for row in rows] == ["no_person", "ok", "ok", "ok"] * 32
+
+
+def test_a_caption_is_the_answers_to_all_questions(work: Path, told: list[Any]) -> None:
+    rows = captions(work, "question=A", "also_ask=['B', 'C']", "thinking=remove")
+    for row in rows:
+        assert row["caption"] == " ".join(f"{question} {row['sample_id']} {row['slot']}" for question in "ABC")
+        assert row["tokens"] == 15
+    assert len(told) == 3 * 128
+
+
+def test_thinking_stays_unless_the_recipe_removes_it(work: Path, told: list[Any]) -> None:
+    assert all(row["caption"].startswith("<think>hm") for row in captions(work, "question=A"))
+    assert all(row["caption"].startswith("A ") for row in captions(work, "question=A", "thinking=remove"))
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("He sits.", "He sits."),
+        ("<think>He may sit.</think>He sits.", "He sits."),
+        ("<think>a</think> He <think>b\nc</think>sits.", "He sits."),
+        ("He may sit.\n</think>\n\nHe sits.", "He sits."),
+        ("<think>a</think>", ""),
+        ("<think>He may", None),
+        ("<think>a</think> He <think>sits", None),
+        ("", ""),
+    ],
+)
+def test_what_a_model_thinks_is_no_answer_and_unfinished_thinking_is_none(text: str, left: str | None) -> None:
+    answer = caption.without_thinking(Caption(text, 7))
+    if left is None:
+        assert isinstance(answer, caption.UnfinishedThinkingError)
+        assert str(answer) == "the captioner was still thinking after 7 tokens; raise max_new_tokens of its engine"
+    else:
+        assert answer == Caption(left, 7)
+
+
+def test_a_second_pass_makes_one_sentence_of_a_sample_and_keeps_what_was_said(work: Path, told: list[Any]) -> None:
+    rows = captions(work, "question=A", "rewrite=Say it in one sentence:", "thinking=remove")
+    assert {row["caption"] for row in rows} == {"one of 4"}
+    assert [row["answer"] for row in rows] == [f"A {row['sample_id']} {row['slot']}" for row in rows]
+    prompts = [one for one in told if isinstance(one, str)]
+    assert len(prompts) == 32
+    first = [row["answer"] for row in rows[:4]]
+    assert prompts[0] == "\n".join(["Say it in one sentence:", *(f"{n}. {text}" for n, text in enumerate(first, 1))])
+
+
+def test_a_second_pass_that_stops_loses_neither_answers_nor_sentences(
+    work: Path, told: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete, calls = Told.complete, [0]
+
+    def stops(engine: Any, prompts: Sequence[str]) -> Any:
+        calls[0] += 1
+        if calls[0] == 2:
+            raise EngineError("stopped")
+        return complete(engine, prompts)
+
+    monkeypatch.setattr(Told, "complete", stops)
+    with pytest.raises(EngineError, match="stopped"):
+        captions(work, "question=A", "rewrite=Shorten:")
+    told.clear()
+    rows = captions(work, "question=A", "rewrite=Shorten:")
+    assert len(told) == 24  # 8 sentences were in the journal, and all answers
+    assert all(row["caption"].startswith("one of ") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("setting", "lacks"),
+    [
+        (
+            "view=clip",
+            "view is set, and the captioner engine 'posecode' does not take several images in one prompt; leave",
+        ),
+        ("also_ask=['Why?']", "also_ask is set, and the captioner engine 'posecode' does not take questions; leave"),
+        (
+            "rewrite=Shorten:",
+            "rewrite is set, and the captioner engine 'posecode' does not take prompts without an image;",
+        ),
+    ],
+)
+def test_a_captioner_that_is_not_made_for_it_is_one_line(work: Path, setting: str, lacks: str) -> None:
+    with pytest.raises(EngineError, match=f"pipeline.caption.{lacks}"):
+        runner.run_stage(caption.STAGE, work, load_recipe("debug", [f"pipeline.caption.{setting}"]))

@@ -367,6 +367,15 @@ def test_a_flipped_bit_in_a_shard_is_refused(tmp_path: Path) -> None:
         pack.run(work, recipe)
 
 
+def test_another_stage_in_place_of_the_vectors_is_refused(copy: Path, recipe: Recipe) -> None:
+    (copy / "packed" / FILE).unlink()
+    shutil.rmtree(copy / "embeddings")
+    shutil.copytree(copy / "captions", copy / "embeddings")
+    with pytest.raises((DataError, StageError)) as caught:
+        pack.run(copy, recipe)
+    assert "\n" not in str(caught.value)
+
+
 def test_nan_joints_are_refused_naming_the_sample(copy: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / "packed" / FILE).unlink()
     stored = stored_joints

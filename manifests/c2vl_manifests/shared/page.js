@@ -3,6 +3,13 @@
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 document.documentElement.classList.add("live");
 
+// A link to what is folded opens it.
+const unfold = () => {
+  for (let e = document.getElementById(location.hash.slice(1)); e; e = e.parentElement) if (e.matches("details")) e.open = true;
+};
+addEventListener("hashchange", unfold);
+unfold();
+
 // Copy buttons. Where a page may not write to the clipboard, a prompt holds the text, selected.
 document.addEventListener("click", async ({ target }) => {
   const button = target.closest("button[data-copy]");
@@ -17,7 +24,8 @@ document.addEventListener("click", async ({ target }) => {
   }
 });
 
-// Thousands of pictures take seconds to load: the inside of a card is inert (`noscript`) until it comes near the screen.
+// The inside of a card is inert (`noscript`). Thousands of pictures take seconds to load, so in a gallery it stays so until
+// it comes near the screen.
 const fill = (card) => {
   const inert = card.querySelector(":scope > noscript");
   if (!inert) return;
@@ -30,7 +38,10 @@ const sight = new IntersectionObserver((entries) => {
     for (const drawing of all("svg.moving", target)) isIntersecting ? drawing.unpauseAnimations() : drawing.pauseAnimations();
   }
 }, { rootMargin: "600px" });
-for (const card of all(".card")) sight.observe(card);
+for (const card of all(".card")) {
+  sight.observe(card);
+  if (!card.closest(".cards")) fill(card);
+}
 addEventListener("beforeprint", () => all(".card:not([hidden])").forEach(fill));
 
 // The bar: which cards are shown, in which order.
@@ -40,7 +51,7 @@ if (bar) {
   const [text, label, status, split, order, motion] = all("input, select", bar);
   const cards = all(".card", list).map((card, place) => ({
     card, place, held: `${card.querySelector("h3").textContent}\n${card.dataset.text}`.toLowerCase(),
-    label: Number(card.dataset.label), score: Number(card.dataset.score), repeats: -Number(card.dataset.repeats),
+    label: Number(card.dataset.label), score: Number(card.dataset.score), captions: -Number(card.dataset.poor),
     status: card.dataset.status.split("\n"), split: card.dataset.split.split("\n"),
   }));
   const filter = (event) => {
@@ -68,8 +79,8 @@ if (bar) {
 }
 
 // The viewer: left and right lead through the frames of a sample, up and down to other samples.
-const viewer = document.querySelector("dialog.viewer");
-if (viewer) {
+{
+  const viewer = document.querySelector("dialog.viewer");
   let at = null;
   const [title, picture, facts, caption] = all(".title, .picture, .facts, .caption", viewer);
   const show = (figure) => {
@@ -90,7 +101,8 @@ if (viewer) {
     show(frames[frames.indexOf(at) + step]);
   };
   const sample = (step) => {
-    const cards = all(".card:not([hidden])"), card = cards[cards.indexOf(at.closest(".card")) + step];
+    const cards = all(".card").filter((card) => card.checkVisibility());
+    const card = cards[cards.indexOf(at.closest(".card")) + step];
     if (card) fill(card);
     show(card?.querySelector(".strip figure"));
   };
@@ -112,5 +124,28 @@ if (viewer) {
   viewer.addEventListener("close", () => {
     at.scrollIntoView({ block: "nearest", inline: "nearest" });
     at.parentElement.focus({ preventScroll: true });
+  });
+}
+
+// Tables: a press on the head of a column sorts the rows by it.
+for (const table of all("table.sortable")) {
+  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
+  const value = (row, at) => {
+    const text = row.cells[at].textContent.trim(), number = parseFloat(text.replace("−", "-").replaceAll(",", ""));
+    return isNaN(number) || isNaN(parseInt(text.replace(/^[−+]/, ""))) ? text : number;
+  };
+  heads.forEach((head, at) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const numbers = head.classList.contains("n"), before = head.getAttribute("aria-sort");
+      const up = before ? before === "descending" : !numbers;
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", up ? "ascending" : "descending");
+      const compare = (a, b) => (typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+      body.append(...[...body.rows].sort((a, b) => (up ? 1 : -1) * compare(value(a, at), value(b, at))));
+    });
   });
 }
