@@ -32,13 +32,13 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignment,$(SET),--set $(call quoted,$(assignment)))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo look prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
+.PHONY: help weights demo look prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|msr-action3d|synthetic|generic   BENCHMARK=xsub|xview|xset"
-	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|heuristic|debug|file.toml"
+	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|small|heuristic|video-only|debug|file.toml"
 	@echo "  SET='training.pretrain.epochs=30 pipeline.frames=8': values of the recipe   ARGS: further options of prompts"
 
 $(CORE): pyproject.toml constraints.txt
@@ -51,6 +51,9 @@ $(CORE): pyproject.toml constraints.txt
 $(DEV): $(CORE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch "$@"
+
+weights: $(CORE) ## Fetch BlazePose's weights into weights/; prints licence and source: [ARGS=pose_landmark_heavy.tflite]
+	@$(BIN)/c2vl-pipeline weights $(ARGS)
 
 demo: $(CORE) ## Synthetic videos to an evaluated encoder and a report
 	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/demo-raw)

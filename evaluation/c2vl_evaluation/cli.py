@@ -133,14 +133,14 @@ def compare(
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="Skeleton files: .skeleton, .mat, .npy or .npz.")],
+    files: Annotated[list[Path], typer.Argument(help="Skeleton files (.skeleton, .mat, .npy, .npz) or videos.")],
     run: RunOption,
     data: PackedOption,
     benchmark: BenchmarkOption = None,
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Classify skeleton files: the most probable classes of each, and how far their probabilities can be trusted."""
+    """Classify skeleton files and videos: the most probable classes of each, and how far their probabilities can be trusted."""
     from c2vl_evaluation import prediction
     from c2vl_evaluation.report.console import show_predictions
     from c2vl_manifests.errors import C2VLError, DataError

@@ -1,6 +1,7 @@
-"""Recognition of skeleton files by a frozen encoder and the layer of the linear protocol.
+"""Recognition of skeleton files and videos by a frozen encoder and the layer of the linear protocol.
 
-Only skeletons are needed, as in the paper after pre-training: no crops, captions or CLIP.
+Only skeletons are needed, as in the paper after pre-training: no crops, captions or CLIP. Those of a video are made by the
+pose estimator of the recipe.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,11 +19,16 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
+from c2vl_manifests.recipe_loading import engine_names, engine_preset
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
+
+if TYPE_CHECKING:
+    from c2vl_pipeline.readers.base import Assembled
 
 TOP = 5
 SURE = 0.9
@@ -89,20 +96,20 @@ def predict(
     recipe: str | None = None,
     overrides: Sequence[str] = (),
 ) -> list[Answer]:
-    """Recognise the actions in skeleton files, see `EvalContext.open` and `predict_files`."""
+    """Recognise the actions in files, see `EvalContext.open` and `predict_files`."""
     return predict_files(EvalContext.open(run, data, benchmark, recipe, overrides), files)
 
 
 def predict_files(context: EvalContext, files: Sequence[Path], failed: list[C2VLError] | None = None) -> list[Answer]:
-    """Recognise the actions in skeleton files.
+    """Recognise the actions in skeleton files and videos.
 
-    Files are read by the suffixes that `c2vl_pipeline.readers` knows; joints of another layout than the
+    Files are read by the suffixes that `c2vl_pipeline.readers` knows, and in videos people are looked for; joints of another layout than the
     encoder's are mapped to it if possible. The layer is trained first if the linear protocol did not run on
     this encoder.
 
     Args:
         context: a finished run with its data.
-        files: skeleton files.
+        files: skeleton files and videos.
         failed: receives the errors of files that cannot be read or mapped, which then have no answer; None raises the
             first.
 
@@ -146,15 +153,19 @@ def predict_files(context: EvalContext, files: Sequence[Path], failed: list[C2VL
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     """Return the joints of a file in a layout. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers import read_skeleton
+    from c2vl_pipeline.readers.base import USUAL
     from c2vl_pipeline.stages.pack import mapped
 
     manifest = context.packed.manifest
     second = {"second_body": manifest.second_body}
     config = context.recipe.pipeline.skeletons.model_copy(update=second)
     try:
-        assembled, source = read_skeleton(path, layout, manifest.bodies, config)
+        if path.suffix.lower() in USUAL["video"]:
+            assembled, source = _watched(path, context)
+        else:
+            assembled, source = read_skeleton(path, layout, manifest.bodies, config)
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; give a skeleton file") from error
+        raise DataError(f"{path} does not exist; give a skeleton file or a video") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path and its permissions") from error
     joints = assembled.joints
@@ -166,3 +177,17 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from error
     return np.asarray(joints, np.float32)
+
+
+def _watched(path: Path, context: EvalContext) -> tuple[Assembled, Layout]:
+    """Return the joints of the people in a video, and their layout."""
+    from c2vl_pipeline.stages.pose import read_video
+
+    manifest, pose = context.packed.manifest, context.recipe.pipeline.pose
+    if pose is None:
+        known = [name for name in engine_names() if engine_preset(name)["role"] == "pose"]
+        raise ConfigError(
+            f"{path} is a video, and recipe {context.recipe.name!r} of the data names no pose estimator; add "
+            f"`--set pipeline.pose.engine=NAME`, of {', '.join(known)}"
+        )
+    return read_video(path, pose, load_dataset(manifest.dataset), manifest.bodies)

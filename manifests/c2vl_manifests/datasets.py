@@ -126,6 +126,8 @@ class Dataset(_Table):
     skeleton_suffixes: tuple[str, ...]
     default_recipe: str
     detector: Detector
+    mirrored: bool = False
+    """The videos show the scene as a mirror does, so that a pose estimator takes left for right."""
     detector_in_image: Detector | None = None
     """The one to use instead if all joints turn out to be in the images of the videos."""
     classes: tuple[str, ...] = ()

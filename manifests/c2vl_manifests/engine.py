@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Role = Literal["detector", "captioner", "encoder"]
+Role = Literal["detector", "pose", "captioner", "encoder"]
 
 
 class EngineSpec(BaseModel):
@@ -29,6 +29,17 @@ class EngineSpec(BaseModel):
     batch_size: int = Field(default=8, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
     """Options of this back-end only; each engine declares and validates its own."""
+    detector: EngineSpec | None = Field(default=None, exclude_if=lambda detector: detector is None)
+    """Of a pose estimator: the detector that finds the people; None for every other role."""
+
+    @model_validator(mode="after")
+    def _has_its_detector(self) -> EngineSpec:
+        if (self.role == "pose") != (self.detector is not None):
+            needs = "needs a detector" if self.role == "pose" else "takes no detector"
+            raise ValueError(f"the {self.role} engine {self.backend!r} {needs}")
+        if self.detector is not None and self.detector.role != "detector":
+            raise ValueError(f"detector has the role {self.detector.role!r}; expected a detector")
+        return self
 
     def key(self) -> str:
         """Return canonical JSON: equal specs have equal keys."""

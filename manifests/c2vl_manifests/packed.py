@@ -40,7 +40,7 @@ class PackedManifest(BaseModel):
     vision_dim: int
     language_dim: int
     engines: dict[str, dict[str, Any]]
-    """Engine of crops, captions and embeddings, as in their stage manifests."""
+    """Engine of crops, captions and embeddings, and of skeletons from videos, as in their stage manifests."""
     second_body: str
     gaps: bool
     """True if single joints of bodies may be missing somewhere (`missing_joints`)."""

@@ -7,6 +7,7 @@ of its own. The resolved recipe is saved as JSON with every artefact made from i
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -24,6 +25,9 @@ QUESTION = (
 Aspect = Literal["pad", "center_crop", "squash"]
 
 
+ENGINE_STAGES = {"pose": "pose", "crop": "detector", "caption": "captioner", "embed": "encoder"}
+"""Stages that have an engine -> its role."""
+
 _SECRET = re.compile(r"(^|_)(api_?key|token|secret|password)$", re.IGNORECASE)
 """Names of options that hold what must not be kept."""
 
@@ -38,6 +42,23 @@ class SkeletonsConfig(Settings):
     """Second body of a one-person clip: the public scripts for NTU 60 and NTU 120 differ."""
     max_frames: int = Field(default=300, ge=1)
     pku_norm: Literal["aimclr", "first_frame_joint2", "none"] = "first_frame_joint2"
+
+
+class PoseConfig(Settings):
+    """Skeletons from videos instead of skeleton files."""
+
+    engine: EngineSpec
+    """The pose estimator, with its `detector`."""
+    query: str = "person"
+    detect_every: int = Field(default=1, ge=1)
+    """Frames from one run of the detector to the next; between them people are looked for where their joints were."""
+    joint_score: float = Field(default=0.3, ge=0, le=1)
+    """A joint whose score is lower is missing."""
+    mirrored: bool | None = None
+    """True for videos that show the scene as a mirror does, as those of a Kinect do; None: what the dataset's
+    description says."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds allowed for opening a video, or for reading on to the next frame, before the file is skipped."""
 
 
 class CropConfig(Settings):
@@ -86,6 +107,8 @@ class PipelineConfig(Settings):
     """Frames per sample: the centres of this many equal segments. The authors published 16 captions per sample."""
     shard_samples: int = Field(default=512, ge=1)
     skeletons: SkeletonsConfig = SkeletonsConfig()
+    pose: PoseConfig | None = Field(default=None, exclude_if=lambda pose: pose is None)
+    """None: joints are read from skeleton files."""
     crop: CropConfig
     caption: CaptionConfig
     embed: EmbedConfig
@@ -352,29 +375,37 @@ class Recipe(Settings):
 
     @model_validator(mode="after")
     def _roles(self) -> Recipe:
-        for stage, role in (("crop", "detector"), ("caption", "captioner"), ("embed", "encoder")):
-            spec: EngineSpec = getattr(self.pipeline, stage).engine
-            if spec.role != role:
-                raise ValueError(f"pipeline.{stage}.engine has the role {spec.role!r}; this stage needs a {role}")
+        for stage, role in ENGINE_STAGES.items():
+            part = getattr(self.pipeline, stage)
+            if part is not None and part.engine.role != role:
+                needs = f"this stage needs a {role}{' estimator' if role == 'pose' else ''}"
+                raise ValueError(f"pipeline.{stage}.engine has the role {part.engine.role!r}; {needs}")
         return self
 
     @model_validator(mode="after")
     def _no_secrets(self) -> Recipe:
         """Refuse keys among the options of engines: every manifest would store them."""
-        for stage in ("crop", "caption", "embed"):
-            spec: EngineSpec = getattr(self.pipeline, stage).engine
+        for place, spec in self._engines():
             if secret := next(filter(_SECRET.search, spec.options), None):
                 raise ValueError(
-                    f"pipeline.{stage}.engine.options.{secret} would be stored in manifests; set the key in an environment "
+                    f"{place}.options.{secret} would be stored in manifests; set the key in an environment "
                     "variable, which options.api_key_env names"
                 )
             address, variable = (str(spec.options.get(name, "")) for name in ("base_url", "api_key_env"))
             if set("@?#") & set(address) or not re.fullmatch(r"\w*", variable):
                 raise ValueError(
-                    f"pipeline.{stage}.engine.options holds a user name, password, query or fragment in base_url, or in "
+                    f"{place}.options holds a user name, password, query or fragment in base_url, or in "
                     "api_key_env what names no environment variable; leave it out: manifests would store a key"
                 )
         return self
+
+    def _engines(self) -> Iterator[tuple[str, EngineSpec]]:
+        """Yield every engine with the setting that holds it."""
+        for stage in ENGINE_STAGES:
+            if (part := getattr(self.pipeline, stage)) is not None:
+                yield f"pipeline.{stage}.engine", part.engine
+                if part.engine.detector is not None:
+                    yield f"pipeline.{stage}.engine.detector", part.engine.detector
 
     def fingerprint(self) -> str:
         """Return a hash of the resolved recipe."""

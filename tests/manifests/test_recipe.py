@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import PretrainConfig
+from c2vl_manifests.recipe import ENGINE_STAGES, PretrainConfig, Recipe
 from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
 from c2vl_manifests.targets import TABLE_VII, Cosine, Partition, targets_name
 
@@ -26,8 +26,8 @@ def test_every_built_in_recipe_loads_and_is_called_by_its_name(name: str) -> Non
     assert load_recipe(name).name == name
 
 
-def test_the_built_in_recipes_are_the_four_that_help_names() -> None:
-    assert recipe_names() == ["debug", "heuristic", "paper", "small"]
+def test_the_built_in_recipes_are_those_that_help_names() -> None:
+    assert recipe_names() == ["debug", "heuristic", "paper", "small", "video-only"]
 
 
 def test_the_paper_recipe_holds_the_published_numbers() -> None:
@@ -45,7 +45,7 @@ def test_the_paper_recipe_holds_the_published_numbers() -> None:
 @pytest.mark.parametrize("name", engine_names())
 def test_every_engine_preset_is_a_valid_choice_for_its_role(name: str) -> None:
     spec = EngineSpec.model_validate(engine_preset(name))
-    stage = {"detector": "crop", "captioner": "caption", "encoder": "embed"}[spec.role]
+    stage = {role: stage for stage, role in ENGINE_STAGES.items()}[spec.role]
     recipe = load_recipe("debug", [f"pipeline.{stage}.engine={name}"])
     assert getattr(recipe.pipeline, stage).engine == spec
 
@@ -55,6 +55,8 @@ def test_a_key_among_the_options_of_an_engine_is_refused_and_not_printed(option:
     with pytest.raises(ConfigError, match=f"{option} would be stored in manifests") as refused:
         load_recipe("debug", [f"captioner.{option}=sk-0123456789"])
     assert "sk-0123" not in str(refused.value)
+    with pytest.raises(ConfigError, match=rf"pose\.engine\.detector\.options\.{option} would be stored in manifests"):
+        load_recipe("video-only", [f"pose.detector.options.{option}=sk-0123456789"])
     assert load_recipe("debug", ["captioner.api_key_env=MY_KEY", "captioner.max_new_tokens=9"])
 
 
@@ -125,6 +127,27 @@ def test_a_fingerprint_changes_with_a_value_and_only_then() -> None:
     }
     assert len(changed) == 5
     assert plain not in changed
+
+
+def test_a_pose_estimator_has_a_detector_and_nothing_else_has() -> None:
+    with pytest.raises(ConfigError, match=r"the pose engine 'x' needs a detector"):
+        load_recipe("debug", ["pipeline.pose.engine.role=pose", "pipeline.pose.engine.backend=x"])
+    with pytest.raises(ConfigError, match=r"the detector engine 'motion' takes no detector"):
+        load_recipe("debug", ["pipeline.crop.engine=motion", "pipeline.crop.engine.detector=motion"])
+    with pytest.raises(ConfigError, match=r"detector has the role 'encoder'; expected a detector"):
+        load_recipe("video-only", ["pose.detector=classical"])
+    with pytest.raises(
+        ConfigError, match=r"pipeline\.pose\.engine has the role 'detector'; this stage needs a pose estimator"
+    ):
+        load_recipe("debug", ["pipeline.pose.engine=motion"])
+
+
+def test_what_a_recipe_does_not_use_is_not_in_it() -> None:
+    plain, video = load_recipe("heuristic").model_dump(mode="json"), load_recipe("video-only").model_dump(mode="json")
+    assert "pose" not in plain["pipeline"]
+    assert "detector" not in plain["pipeline"]["crop"]["engine"]
+    assert video["pipeline"]["pose"]["engine"]["detector"]["backend"] == "blazepose"
+    assert Recipe.model_validate_json(load_recipe("video-only").model_dump_json()) == load_recipe("video-only")
 
 
 # ------------------------------------------------------------------------------------- readings and ideas

@@ -8,7 +8,7 @@ import pytest
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_manifests.recipe_loading import engine_names, load_recipe
 from c2vl_manifests.targets import TABLE_VII, Blend, Cosine, targets_name
 
 TARGETS = "training.pretrain.targets"
@@ -150,14 +150,14 @@ def test_unknown_targets_list_all_rows(text: str) -> None:
 
 
 def test_an_unknown_recipe_names_all_and_the_nearest() -> None:
-    expected = "use one of debug, heuristic, paper, small or the path of a TOML file"
+    expected = "use one of debug, heuristic, paper, small, video-only or the path of a TOML file"
     assert complaint("papr") == f"unknown recipe 'papr'; {expected}; did you mean 'paper'?"
     assert complaint("zzz") == f"unknown recipe 'zzz'; {expected}"
 
 
 def test_an_unknown_engine_names_all_and_the_nearest() -> None:
     text = complaint("debug", "pipeline.crop.engine=skelton")
-    assert text.startswith("unknown engine 'skelton'; use one of classical, groundingdino-py-swint, heuristic, ")
+    assert text.startswith(f"unknown engine 'skelton'; use one of {', '.join(engine_names()[:5])}, ")
     assert text.endswith("; did you mean 'skeleton'?")
 
 

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse.html import Histogram, Quantiles
-from c2vl_pipeline.browse.reader import RowReader
+from c2vl_pipeline.browse.reader import RowReader, projection_of
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.workspace import Workspace
 
@@ -137,27 +137,26 @@ def joint_figures(
     index: Workspace, reader: RowReader, check: int, seed: int, why: dict[str, str]
 ) -> JointFigures | None:
     """Compare the crops of at most `check` samples with their joints in pixels; None, with a reason in `why`."""
-    project = reader_of(index.dataset).project
-    if project is None:
+    if not index.joints_from_videos and reader_of(index.dataset).project is None:
         why["joints"] = (
             f"{index.dataset.title} records no joints in pixels of its videos, so its crops cannot be checked against them."
         )
         return None
-    complete = np.flatnonzero(
-        np.asarray(pc.and_(pc.is_valid(index.table["skeleton"]), pc.is_valid(index.table["video"])))
-    )
+    source = "video" if index.joints_from_videos else "skeleton"
+    complete = np.flatnonzero(np.asarray(pc.and_(pc.is_valid(index.table[source]), pc.is_valid(index.table["video"]))))
     chosen = complete
     if len(complete) > check:
         chosen = np.sort(np.random.default_rng(seed).choice(complete, check, replace=False))
     columns = ["slot", "status", "frame_index", "box", "frame_width", "frame_height"]
     rows = reader.rows("crops", [int(n) for n in chosen], columns)
+    stored = reader.rows("skeletons", [int(n) for n in chosen]) if index.joints_from_videos else {}
     shares: list[float] = []
     worst: list[tuple[float, int, Worst]] = []
     unreadable = beyond = counted = looked = 0
     for number, crops in rows.items():
         try:
             sample = index.table.slice(number, 1).to_pylist()[0]
-            joints_of = project(index.root / sample["skeleton"], sample, index.layout)
+            joints_of = projection_of(index, sample, stored.get(number, []))
         except (DataError, OSError):
             unreadable += 1
             continue

@@ -16,7 +16,7 @@ from c2vl_pipeline.browse import cards, html
 from c2vl_pipeline.browse.cards import Card
 from c2vl_pipeline.browse.reader import RowReader
 from c2vl_pipeline.browse.selection import ALL, ORDERS, Filters, Numbers, frequent, nothing, select, spread, worst_first
-from c2vl_pipeline.stages import STAGES, failures
+from c2vl_pipeline.stages import STAGES, failures, stages_of
 from c2vl_pipeline.workspace import Workspace, load
 
 
@@ -74,7 +74,7 @@ def gallery(
     shown = cards.cards(index, reader, chosen.tolist())
     reasons = [
         f"{count:,} row{'s' if count > 1 else ''} of {name} {status}: {text}"
-        for name, stage in STAGES.items()
+        for name, stage in stages_of(index).items()
         for status, text, count in failures.reasons(index, stage, matched)[:3]
     ]
     stages = _stages(reader)

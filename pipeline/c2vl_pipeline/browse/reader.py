@@ -19,8 +19,10 @@ import pyarrow as pa
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest
 from c2vl_manifests.schema import COLUMNS, misfit
 from c2vl_manifests.tables import open_table, read_table
-from c2vl_pipeline.stages import STAGES
-from c2vl_pipeline.workspace import Workspace, shard_path
+from c2vl_pipeline.readers import reader_of
+from c2vl_pipeline.readers.base import Projection
+from c2vl_pipeline.stages import stages_of
+from c2vl_pipeline.workspace import Workspace, shard_path, stored_pixels
 
 Row = dict[str, Any]
 
@@ -46,6 +48,9 @@ class RowReader:
         """Return the path of a shard."""
         return shard_path(self.index.work, stage, shard)
 
+    def _command(self, stage: str) -> str:
+        return stages_of(self.index)[stage].command
+
     def shards(self, stage: str) -> Iterator[tuple[int, ShardManifest]]:
         """Yield (number, manifest) of every committed shard of a stage; reads manifests only."""
         any_made = False
@@ -55,7 +60,7 @@ class RowReader:
                 any_made = True
                 yield shard, manifest
         if not any_made:
-            self.note(f"There are no {stage} yet; `c2vl-pipeline {STAGES[stage].command}` makes them.")
+            self.note(f"There are no {stage} yet; `c2vl-pipeline {self._command(stage)}` makes them.")
 
     def columns(self, stage: str, shard: int, columns: Sequence[str]) -> pa.Table | None:
         """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
@@ -86,7 +91,7 @@ class RowReader:
             path = self.path(stage, shard)
             if not path.is_file():
                 self.note(
-                    f"Some {stage} are not made yet; `c2vl-pipeline {STAGES[stage].command}` makes the shards that are missing."
+                    f"Some {stage} are not made yet; `c2vl-pipeline {self._command(stage)}` makes the shards that are missing."
                 )
                 continue
             try:
@@ -135,7 +140,7 @@ class RowReader:
     def _misfit(self, stage: str, shard: int) -> None:
         self.note(
             f"{self.path(stage, shard).name} of {stage} holds other samples than the index names now and is skipped; "
-            f"`c2vl-pipeline {STAGES[stage].command}` makes it again."
+            f"`c2vl-pipeline {self._command(stage)}` makes it again."
         )
 
 
@@ -143,3 +148,18 @@ def _fitting(table: pa.Table, columns: Sequence[str]) -> pa.Table:
     if problem := misfit(table, columns):
         raise pa.ArrowInvalid(problem)
     return table
+
+
+def projection_of(index: Workspace, sample: Row, skeletons: Sequence[Row]) -> Projection | None:
+    """Return a sample's joints in pixels of its video, from its skeleton file or from its stored skeleton; None without.
+
+    Raises:
+        DataError: the skeleton file is malformed.
+        OSError: it cannot be opened.
+    """
+    if index.joints_from_videos:
+        return stored_pixels(skeletons[0], index.layout) if skeletons else None
+    project = reader_of(index.dataset).project
+    if project is None or not sample["skeleton"]:
+        return None
+    return project(index.root / sample["skeleton"], sample, index.layout)

@@ -30,12 +30,11 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import html
 from c2vl_pipeline.browse.cards import Card, card
-from c2vl_pipeline.browse.reader import Row, RowReader
+from c2vl_pipeline.browse.reader import Row, RowReader, projection_of
 from c2vl_pipeline.browse.selection import unknown_sample
 from c2vl_pipeline.browse.trace_rows import judgement, similarity, skeleton_facts, slot_facts
-from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.video import Video, plan_frames
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, stages_of
 from c2vl_pipeline.stages.failures import counted
 from c2vl_pipeline.workspace import Workspace, load
 
@@ -106,7 +105,7 @@ def trace(work: Path, sample_id: str) -> Trace:
     result = Trace(index, card(index, sample, rows, shard), {}, poses=poses)
     decoded = _decode(index, sample, planned, result)
     if "frame_size" in decoded:
-        result.projected.update(_projected(index, sample, planned, decoded["frame_size"][1]))
+        result.projected.update(_projected(index, sample, rows["skeletons"], planned, decoded["frame_size"][1]))
     if raw["video"]:
         raw["video"] |= decoded
     fps = decoded.get("fps") or index.dataset.fps or None
@@ -198,13 +197,13 @@ def _decode(index: Workspace, sample: Row, planned: list[int | None], result: Tr
     return facts
 
 
-def _projected(index: Workspace, sample: Row, planned: list[int | None], height: int) -> dict[int, list[list[float]]]:
-    """Return the joints in pixels of the planned frames by slot, if the dataset records them."""
-    project, points = reader_of(index.dataset).project, {}
-    if project is None or not sample["skeleton"]:
-        return {}
+def _projected(
+    index: Workspace, sample: Row, skeletons: list[Row], planned: list[int | None], height: int
+) -> dict[int, list[list[float]]]:
+    """Return the joints in pixels of the planned frames by slot, if they are known."""
+    points: dict[int, list[list[float]]] = {}
     try:
-        joints_of = project(index.root / sample["skeleton"], sample, index.layout)
+        joints_of = projection_of(index, sample, skeletons)
     except (DataError, OSError):
         return {}  # the row of the skeletons stage states the error
     for slot, number in enumerate(planned):
@@ -255,7 +254,7 @@ def _hashes(path: Path, sha256: str, content: str) -> dict[str, Any]:
 
 def _stage(index: Workspace, reader: RowReader, stage: str, shard: int, sample: Row) -> dict[str, Any]:
     """Return what made the sample's rows in a stage, and whether its shard is as committed."""
-    facts = {"stage": stage, "command": STAGES[stage].command}
+    facts = {"stage": stage, "command": stages_of(index)[stage].command}
     result: dict[str, Any] = facts | {"state": "not run", "shard": shard}
     try:
         manifest = read_stage_manifest(index.work / stage)
@@ -285,7 +284,7 @@ def _stage(index: Workspace, reader: RowReader, stage: str, shard: int, sample: 
         "seconds": committed.seconds,
         **_hashes(path, committed.sha256, committed.digest),
         "footer_problem": footer_problem(path, committed.key, committed.rows),
-        "same_samples": committed.extra.get("samples") == index.shard_keys(STAGES[stage].columns)[shard],
+        "same_samples": committed.extra.get("samples") == index.shard_keys(stages_of(index)[stage].columns)[shard],
         "upstream": committed.extra.get("upstream", []),
         "files": {k: v for k, v in committed.extra.get("files", {}).items() if k in own},
         "part": committed.extra.get("parts", {}).get(sample["sample_id"]),

@@ -1,4 +1,4 @@
-"""Engines behind three Protocols: detectors find people, captioners describe them, encoders make vectors.
+"""Engines behind four Protocols: detectors, pose estimators, captioners and encoders.
 
 `BACKENDS` is the registry: one entry per engine with every fact that code outside this folder needs, so that none
 of it knows an engine by name. `load(spec)` imports an engine when it is first asked for and keeps it until another
@@ -13,7 +13,7 @@ import contextlib
 import importlib
 import os
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import Layout
+from c2vl_manifests.recipe import ENGINE_STAGES
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
@@ -57,6 +58,18 @@ class Box:
     x1: float
     y1: float
     score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Person:
+    """The joints of one person in one frame, in the order of the estimator's layout."""
+
+    pixels: Array
+    """(V, 3): x and y in pixels of the frame, and a score in [0, 1]."""
+    score: float
+    """How sure it is that somebody is there, in [0, 1]."""
+    world: Array | None = None
+    """(V, 3) metres, for estimators of a 3D layout: x to the right of the image, y down, z away from the camera."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +161,19 @@ class Detector(Engine, Protocol):
         """Return one list of boxes per frame, best first; an empty list means that nobody is there."""
 
 
+class PoseEstimator(Engine, Protocol):
+    """Finds the joints of people whose boxes are known."""
+
+    @staticmethod
+    @abstractmethod
+    def layout(spec: EngineSpec) -> Layout:
+        """Return the layout of the joints, without loading weights."""
+
+    @abstractmethod
+    def estimate(self, frames: Sequence[Frame], boxes: Sequence[Sequence[Box]]) -> list[list[Person]]:
+        """Return the people of each frame, at most one per box; a box in which nobody is found gives none."""
+
+
 class Captioner(Engine, Protocol):
     """Answers the question about each crop."""
 
@@ -224,6 +250,11 @@ BACKENDS: dict[tuple[str, str], Backend] = {
     ("detector", "groundingdino-py"): Backend(
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
     ),
+    ("detector", "blazepose"): Backend(
+        "c2vl_pipeline.engines.blazepose_detector:BlazePoseDetector", ("ai-edge-litert",), "blazepose"
+    ),
+    ("pose", "hf"): Backend("c2vl_pipeline.engines.hf_pose:VitPose", _MODEL, own_process=True),
+    ("pose", "blazepose"): Backend("c2vl_pipeline.engines.blazepose:BlazePose"),
     ("captioner", "hf"): Backend(
         "c2vl_pipeline.engines.hf_captioner:HfCaptioner", _MODEL, prompts=_ANY_PROMPT, own_process=True
     ),
@@ -243,7 +274,7 @@ BACKENDS: dict[tuple[str, str], Backend] = {
         "c2vl_pipeline.engines.sentences:Sentences", ("onnxruntime", "tokenizers"), "sentences"
     ),
 }
-_STAGES = {"detector": "crop", "captioner": "caption", "encoder": "embed"}
+_STAGES = {role: stage for stage, role in ENGINE_STAGES.items()}
 
 
 def backends(role: str) -> list[str]:
@@ -327,7 +358,11 @@ def key_facts(spec: EngineSpec) -> dict[str, Any]:
 
     Raises EngineError in one line for an unknown engine, a missing package or a missing checkpoint.
     """
-    return declared_facts(spec) | weights_id(spec)
+    facts = declared_facts(spec) | weights_id(spec)
+    if spec.detector is None:
+        return facts
+    with _naming_the_detector():
+        return facts | {"detector": key_facts(spec.detector)}
 
 
 def declared_facts(spec: EngineSpec) -> dict[str, Any]:
@@ -336,7 +371,8 @@ def declared_facts(spec: EngineSpec) -> dict[str, Any]:
     Device, batch size and volatile options are left out. `revision_of_code` is the class's `REVISION`, left out while
     it is 1. If the engine's packages are absent, neither its revision nor its volatile options are known.
     """
-    facts = spec.model_dump(mode="json", exclude={"device", "batch_size"})
+    facts = spec.model_dump(mode="json", exclude={"device", "batch_size", "detector"})
+    facts |= {} if spec.detector is None else {"detector": declared_facts(spec.detector)}
     with contextlib.suppress(EngineError):
         engine = _class(spec)
         facts["options"] = {k: v for k, v in facts["options"].items() if k not in engine.VOLATILE_OPTIONS}
@@ -347,13 +383,15 @@ def declared_facts(spec: EngineSpec) -> dict[str, Any]:
 def provenance(spec: EngineSpec) -> dict[str, Any]:
     """Return the facts that manifests record: what the loaded engine says of itself and its registry entry."""
     entry = backend(spec)
-    facts = {"derived_from": entry.derived_from, "joint_space": entry.joint_space}
+    facts: dict[str, Any] = {"derived_from": entry.derived_from, "joint_space": entry.joint_space}
+    facts |= {} if spec.detector is None else {"detector": {**load_detector(spec).describe()}}
     return {**load(spec).describe(), **{name: fact for name, fact in facts.items() if fact}}
 
 
 def wants_own_process(spec: EngineSpec) -> bool:
     """Return True if one process per core would be too many (see `Backend.own_process`)."""
-    return (spec.role, spec.backend) in BACKENDS and backend(spec).own_process
+    own = (spec.role, spec.backend) in BACKENDS and backend(spec).own_process
+    return own or (spec.detector is not None and wants_own_process(spec.detector))
 
 
 def gpus() -> tuple[str, ...]:
@@ -367,6 +405,13 @@ def gpus() -> tuple[str, ...]:
 
 @lru_cache(maxsize=1)  # a worker serves one stage after the other: the last model makes room
 def _load(key: str) -> Any:
+    _load_detector.cache_clear()
+    spec = EngineSpec.model_validate_json(key)
+    return _class(spec)(spec)
+
+
+@lru_cache(maxsize=1)
+def _load_detector(key: str) -> Any:
     spec = EngineSpec.model_validate_json(key)
     return _class(spec)(spec)
 
@@ -379,6 +424,37 @@ def load(spec: EngineSpec) -> Any:
     return _load(spec.key())
 
 
+def load_detector(spec: EngineSpec) -> Any:
+    """Return the detector of a pose estimator's spec, built on first use and kept beside the estimator.
+
+    Raises EngineError in one line, as `load`.
+    """
+    assert spec.detector is not None
+    with _naming_the_detector():
+        return _load_detector(spec.detector.key())
+
+
+@contextlib.contextmanager
+def _naming_the_detector() -> Iterator[None]:
+    """Let errors about a pose estimator's detector name the setting of that one."""
+    try:
+        yield
+    except EngineError as error:
+        own = "pipeline.crop.engine"
+        raise EngineError(str(error).replace(own, "pipeline.pose.engine.detector")) from error
+
+
+def layout_of(spec: EngineSpec) -> Layout:
+    """Return the layout of a pose estimator's joints, without loading its weights.
+
+    Raises EngineError in one line for an unknown engine, a missing package or a wrong option.
+    """
+    estimator: Any = _class(spec)
+    layout: Layout = estimator.layout(spec)
+    return layout
+
+
 def clear() -> None:
     """Forget the loaded engine, so that its memory is freed and the next `load` builds anew."""
     _load.cache_clear()
+    _load_detector.cache_clear()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,13 @@ def scene(
     if sha256 is None or image is None:
         return None
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8), sha256
+
+
+def scene_of(video: Path, shape: Shape) -> Image | None:
+    """Return what the camera of a single video sees when nobody is there; None where it cannot be read in this shape."""
+    whole = {"video": video.name, "start_frame": None, "end_frame": None}
+    images = _frames(video.parent, whole, shape, min(FRAMES, _MEMORY // (3 * shape[0] * shape[1])), nullcontext)
+    return empty_scene(images) if images else None
 
 
 def _of_shape(memo: Path, root: Path, shape: Shape, samples: list[Row], reading: Reading) -> list[Row]:

@@ -22,7 +22,7 @@ from pydantic import Field
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import Options, checked_options, setting
-from c2vl_pipeline.engines.hf_hub import CLOSED_SET, config_of, loader_of, locate, refusal, revision
+from c2vl_pipeline.engines.hf_hub import WITHOUT_TEXT, config_of, loader_of, locate, refusal, revision
 
 _tf: Any = transformers  # its annotations are partial
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
@@ -170,7 +170,7 @@ def _without_video() -> Iterator[None]:
 class Checkpoint(Weights):
     """One loaded checkpoint: model in eval mode on its device, processor, validated options.
 
-    `processor` is None for a closed-set detector, which reads no text.
+    `processor` is None for closed-set detectors and pose estimators, which read no text.
 
     Args:
         spec: of a role in `NEEDS`.
@@ -192,7 +192,7 @@ class Checkpoint(Weights):
         processor, local = None, {"local_files_only": True}
         try:
             with quiet(), _without_video():
-                if self.loader != CLOSED_SET:
+                if self.loader not in WITHOUT_TEXT:
                     processor = _tf.AutoProcessor.from_pretrained(self.folder, **local)
                 images = _tf.AutoImageProcessor.from_pretrained(self.folder, backend="pil", **local)
                 model, report = getattr(_tf, self.loader).from_pretrained(

@@ -44,10 +44,14 @@ class _Need:
 
 
 CLOSED_SET = "AutoModelForObjectDetection"
+_POSE = "AutoModelForPoseEstimation"
+WITHOUT_TEXT = frozenset({CLOSED_SET, _POSE})
+"""Classes of models that read no text, and so have no processor of text and images."""
 NEEDS = {
     "detector": _Need(
         ("AutoModelForZeroShotObjectDetection", CLOSED_SET), "detects no objects", "IDEA-Research/grounding-dino-tiny"
     ),
+    "pose": _Need((_POSE,), "finds no joints", "usyd-community/vitpose-base-simple"),
     "captioner": _Need(("AutoModelForImageTextToText",), "writes no text about images", "llava-hf/llava-1.5-7b-hf"),
     "encoder": _Need(
         ("AutoModel",),

@@ -39,7 +39,7 @@ from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes, former_inputs, inputs_path, stage_keys
 from c2vl_pipeline.execution.task import ShardTask, run_shard
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import stages_of
 from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
 from c2vl_pipeline.stages.failures import may_have_failed, too_many_failures, total_failure
 from c2vl_pipeline.stages.speed import SPEED, Speed, rates, summed
@@ -74,7 +74,7 @@ def run_stage(
     """Run a stage: make every shard that is not committed under its present key.
 
     Args:
-        stage: one of `stages.STAGES`.
+        stage: one of `stages.stages_of` the index.
         work: folder of the index and all stages.
         recipe: resolved.
         workers: processes to make shards in; None makes them in this process, where a sample that kills its
@@ -104,7 +104,7 @@ def run_stage(
         keys = stage_keys(stage, index, recipe)
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
-            check_shards(STAGES[name], index, due, stage.command)
+            check_shards(stages_of(index)[name], index, due, stage.command)
         if not overwrite:
             _check_configuration(keys, folder, due)
             _check_samples_kept(keys, folder, index, due)
@@ -207,9 +207,20 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
             f"the raw folder {index.root} is not there; mount it, or run `c2vl-pipeline index` again with "
             f"its new place: otherwise every row would report a missing file"
         )
+    own, source = stages_of(index).get(stage.name, stage), "videos" if index.joints_from_videos else "skeleton files"
+    if own.command != stage.command:
+        raise StageError(
+            f"the index of {index.work} takes joints from the {source}: run `c2vl-pipeline {own.command} --work {index.work}`, "
+            f"or `c2vl-pipeline index` again with a recipe for {stage.command}"
+        )
+    if (recipe.pipeline.pose is not None) != index.joints_from_videos:
+        raise StageError(
+            f"the index of {index.work} takes joints from the {source}, and this recipe does not; give the recipe of the "
+            "index, or run `c2vl-pipeline index` again with this one"
+        )
     for name in stage.upstream(recipe):
         manifest = read_stage_manifest(index.work / name)
-        again = f"run `c2vl-pipeline {STAGES[name].command} --work {index.work}`"
+        again = f"run `c2vl-pipeline {stages_of(index)[name].command} --work {index.work}`"
         if manifest is None:
             raise StageError(f"{stage.command} needs the {name} of {index.work}, which do not exist; {again} first")
         if not manifest.complete and whole:

@@ -23,7 +23,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import stage_keys
 from c2vl_pipeline.execution.runner import default_workers, run_stage
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, stages_of
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
@@ -115,7 +115,7 @@ def estimate(
         # 48 samples spread over the dataset; a stage reads what the one before made from them
         count = min(48, len(usable))
         chosen = [usable[n * len(usable) // count] for n in range(count)]
-        for number, stage in enumerate(STAGES.values()):
+        for number, stage in enumerate(stages_of(index).values()):
             due[stage.name] = _due(index, recipe, stage, due)
             left = sum(b - a for n, (a, b) in enumerate(index.shard_ranges) if n in due[stage.name])
             plan = _probe(index, recipe, Path(name), stage, chosen, seconds / len(STAGES))

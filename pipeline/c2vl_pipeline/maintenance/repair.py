@@ -17,7 +17,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.execution.keys import Redo, changes, engine_facts, stage_inputs
 from c2vl_pipeline.maintenance.verify import REPAIR_FILE, Damage, written_manifest
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, stages_of
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
@@ -55,7 +55,7 @@ def plan_repair(work: Path, damages: Sequence[Damage]) -> dict[str, Repair]:
                 again = redo.setdefault(reader, {})
                 again[damage.shard] = again.get(damage.shard, frozenset()) | set(damage.samples)
     for name, numbers in shards.items():
-        _check_raw_files(index, STAGES[name], numbers)
+        _check_raw_files(index, stages_of(index)[name], numbers)
     return {
         name: Repair(frozenset(shards.get(name, ())), redo.get(name, {}))
         for name in STAGES
@@ -97,7 +97,7 @@ def repair(
             path.with_suffix(".json").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
     changed: set[int] = set()
-    for name, stage in STAGES.items():
+    for name, stage in stages_of(load(work)).items():
         part = repairs.get(name, Repair())
         only = part.shards | part.redo.keys() | {n for n in changed if _outdated(work, name, n)}
         if name in repairs or only:
@@ -124,7 +124,7 @@ def check_configuration(work: Path, recipe: Recipe, names: Iterable[str]) -> Non
         EngineError: its engine is absent.
     """
     index, names = load(work), set(names)
-    for name, stage in STAGES.items():
+    for name, stage in stages_of(index).items():
         written = written_manifest(work, stage)
         if name not in names or written is None or written.key != fingerprint(written.inputs):
             continue
@@ -193,6 +193,6 @@ def retry(work: Path, recipe: Recipe, run: Callable[[Stage, Redo], object]) -> d
     check_configuration(work, recipe, written[first:])
     tried: dict[str, int] = {}
     for name in written[first:]:
-        run(STAGES[name], failed[name])
+        run(stages_of(load(work))[name], failed[name])
         tried[name] = sum(len(ids) for ids in failed[name].values())
     return tried

@@ -24,7 +24,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import StageKeys, changed_since, changes, engine_facts, former_inputs, stage_keys
-from c2vl_pipeline.stages import STAGES, failures
+from c2vl_pipeline.stages import STAGES, failures, stages_of
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.stages.pack import content_key
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -59,7 +59,7 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
         StageError: no index exists.
     """
     index = load(work)
-    return [*(_stage_status(stage, index, recipe) for stage in STAGES.values()), _packed_status(index)]
+    return [*(_stage_status(stage, index, recipe) for stage in stages_of(index).values()), _packed_status(index)]
 
 
 def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus:
@@ -106,11 +106,17 @@ def _engine(stage: Stage, index: Workspace, recipe: Recipe, written: StageManife
         return engine_facts(stage, index, recipe)
     except EngineError:
         spec = stage.engine(recipe, index) if stage.engine else None
-        if spec is None or spec.backend not in engines.backends(spec.role):
+        if spec is None or any(one.backend not in engines.backends(one.role) for one in (spec, spec.detector) if one):
             raise
         declared = engines.declared_facts(spec)
         old: Mapping[str, Any] = (written.inputs.get("engine") if written else None) or {}
-        return old if declared.items() <= old.items() else declared
+        return old if _agrees(declared, old) else declared
+
+
+def _agrees(declared: Mapping[str, Any], old: Mapping[str, Any]) -> bool:
+    """Return whether facts on record hold all that a spec declares, of a pose estimator's detector too."""
+    own, detector = ({k: v for k, v in declared.items() if k != "detector"}, declared.get("detector"))
+    return own.items() <= old.items() and (detector is None or _agrees(detector, old.get("detector") or {}))
 
 
 # ------------------------------------------------------------------------------------------------ reasons
@@ -158,7 +164,7 @@ def failure_lines(work: Path) -> list[str]:
     index = load(work)
     return [
         f"{stage.name}: {count:,} row{'s' if count > 1 else ''} {status}: {text}"
-        for stage in STAGES.values()
+        for stage in stages_of(index).values()
         for status, text, count in failures.reasons(index, stage)[:3]
     ]
 

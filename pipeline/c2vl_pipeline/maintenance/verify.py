@@ -27,7 +27,7 @@ from c2vl_manifests.manifest import (
     read_stage_manifest,
 )
 from c2vl_manifests.reading import read_json
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, stages_of
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
@@ -71,7 +71,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
     index = load(work)
     damages = _index_damage(index)
     checks: list[Callable[[], list[Damage]]] = []
-    for stage in STAGES.values():
+    for stage in stages_of(index).values():
         damages += _stage_damage(index, stage)
         manifest = written_manifest(work, stage)
         slots = (manifest.inputs.get("frames") or 1) if manifest else None
@@ -176,7 +176,7 @@ def _row_problem(
 def _raw_damage(index: Workspace, stage: Stage, number: int) -> list[Damage]:
     manifest = read_shard_manifest(shard_path(index.work, stage.name, number))
     column = str(stage.raw)
-    readers = tuple(other.name for other in STAGES.values() if column in other.columns)
+    readers = tuple(other.name for other in stages_of(index).values() if column in other.columns)
     damages = []
     recorded = manifest.extra.get("files", {}) if manifest else {}
     rows = index.shard(number, ["sample_id", column])

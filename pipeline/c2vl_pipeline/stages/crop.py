@@ -7,8 +7,7 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing
 from functools import partial
 from itertools import groupby, product
 
@@ -16,19 +15,18 @@ import pyarrow as pa
 
 from c2vl_manifests.datasets import resolve_detector
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import CropConfig
+from c2vl_manifests.recipe import CropConfig, Recipe
 from c2vl_manifests.schema import CROPS, Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.engines import Box, Frame, Image, background
+from c2vl_pipeline.engines import Box, Frame
 from c2vl_pipeline.raw.scan import missing_bytes
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Projection
-from c2vl_pipeline.readers.video import Deadline, Guard, Video, encode_jpeg, limit_side, plan_frames
+from c2vl_pipeline.readers.video import Video, encode_jpeg, limit_side, plan_frames
 from c2vl_pipeline.stages import skeletons
-from c2vl_pipeline.stages.base import Row, ShardContext, Stage, failure, hang_mark, in_batches, row_status, unreadable
-
-_SCENES = 16
-"""Empty scenes held at once; custom videos may have one each, of 6 MB."""
+from c2vl_pipeline.stages.base import Row, ShardContext, Stage, failure, in_batches, row_status, unreadable
+from c2vl_pipeline.stages.decoding import Decoding, nothing_in_range
+from c2vl_pipeline.workspace import stored_pixels
 
 
 def union(boxes: list[Box], config: CropConfig, width: int, height: int) -> tuple[int, int, int, int]:
@@ -46,14 +44,6 @@ def _empty(sample: Row, slot: int) -> Row:
     row: Row = dict.fromkeys(CROPS.names)
     row.update(sample_id=sample["sample_id"], slot=slot, people=0)
     return row
-
-
-def _nothing_planned(sample: Row, count: int) -> Row:
-    """Return the status of a sample none of whose frames are in its video."""
-    if count == 0:
-        return row_status(Status.DECODE_ERROR, "empty", "no frame of it can be decoded; record or download it again")
-    text = f"start_frame {sample['start_frame']} is past the end of the video, which has {count} frames; correct it"
-    return row_status(Status.TRUNCATED_VIDEO, "range", text)
 
 
 def _past_the_end(row: Row, video: Video, cut: str | None) -> Row:
@@ -75,20 +65,15 @@ class _ShardCrops:
         self.slots = shard.recipe.pipeline.frames
         self.rows: dict[tuple[str, int], Row] = {}
         self.waiting: list[tuple[list[Row], Frame]] = []
-        self.scenes: dict[tuple[str, tuple[int, int]], Image | None] = {}
         assert shard.spec is not None
         reads = engines.backend(shard.spec).reads
         self.engine_name, self.reads_joints = shard.spec.backend, "joints" in reads
         # frames are then neither converted nor copied: only the crops are stored
         self.lent = "pixels" not in reads
-        self.deadline: Deadline | None = None
-        if shard.killable:
-            self.deadline = Deadline(self.config.timeout, hang_mark(shard.folder, shard.number))
-
-    def close(self) -> None:
-        """End the thread of the deadline."""
-        if self.deadline is not None:
-            self.deadline.close()
+        self.decoding = Decoding(shard, self.config.timeout)
+        self.skeletons: dict[str, Row] = {}
+        if self.reads_joints and shard.index.joints_from_videos:
+            shard.provenance["joints_from_videos"] = True
 
     def give_up(self, sample: Row, status: Row) -> None:
         for slot in range(self.slots):
@@ -96,7 +81,7 @@ class _ShardCrops:
 
     def video(self, relative: str, samples: list[Row]) -> None:
         """Read one video for all its samples."""
-        guard = self._guard(relative, samples)
+        guard = self.decoding.guard(relative, samples)
         try:
             opened = Video(self.shard.index.root / relative, guard)
         except (DataError, OSError) as error:
@@ -142,7 +127,7 @@ class _ShardCrops:
                     slot=rows[0]["slot"],
                     camera=cameras[sample_id],
                     joints=projection(number, image.shape[0]) if projection else None,
-                    background=partial(self._scene, cameras[sample_id], image.shape[:2]),
+                    background=partial(self.decoding.scene, cameras[sample_id], image.shape[:2]),
                 )
                 self.waiting.append((rows, frame))
             if len(self.waiting) >= self._batch:
@@ -171,7 +156,7 @@ class _ShardCrops:
         planned = plan_frames(sample["start_frame"] or 0, end, self.slots)
         error = self._skeleton(sample, joints_of) if planned and self.reads_joints else None
         if not planned or error is not None:
-            self.give_up(sample, error or _nothing_planned(sample, count))
+            self.give_up(sample, error or nothing_in_range(sample, count))
             return []
         return planned
 
@@ -183,11 +168,13 @@ class _ShardCrops:
 
     def _skeleton(self, sample: Row, joints_of: dict[str, Projection]) -> Row | None:
         """Read the projected joints of a sample; return the status of its rows if that fails."""
+        index = self.shard.index
+        if index.joints_from_videos:
+            return self._stored_skeleton(sample, joints_of)
         if sample["skeleton"] is None:
             return row_status(
                 Status.MISSING_SKELETON, "missing", f"the {self.engine_name} engine needs the skeleton file"
             )
-        index = self.shard.index
         project = reader_of(index.dataset).project
         try:
             made = project and project(index.root / sample["skeleton"], sample, index.layout)
@@ -202,34 +189,15 @@ class _ShardCrops:
         joints_of[sample["sample_id"]] = made
         return None
 
-    def _guard(self, relative: str, samples: list[Row]) -> Guard:
-        """Return what calls into the decoder run in: nothing, or the deadline of a process that may be killed."""
-        if self.deadline is None:
-            return nullcontext
-        return partial(self.deadline.over, relative, [s["sample_id"] for s in samples])
-
-    def _scene(self, camera: str, shape: tuple[int, int]) -> Image | None:
-        """Return the camera's empty scene, for engines that need it; its hash goes into the shard's provenance."""
-        if (camera, shape) not in self.scenes:
-            index = self.shard.index
-            samples = index.cameras[camera]
-            if len(self.scenes) >= _SCENES:
-                del self.scenes[next(iter(self.scenes))]
-            made = background.scene(self.shard.folder, index.root, camera, shape, samples, self._reading)
-            self.scenes[camera, shape] = made[0] if made else None
-            if made:
-                name = f"{camera} {shape[1]}x{shape[0]}"
-                self.shard.provenance.setdefault("backgrounds", {})[name] = made[1]
-        return self.scenes[camera, shape]
-
-    @contextmanager
-    def _reading(self, sample: Row) -> Iterator[Guard]:
-        """Read the video of a sample, of any shard, for a scene: if that kills this process, the sample is named."""
-        name, ids = sample["video"], [sample["sample_id"]]
-        if not self.shard.quarantined.isdisjoint(ids):
-            raise DataError(f"{name} killed a worker")
-        with self.deadline.suspecting(name, ids) if self.deadline else nullcontext():
-            yield self._guard(name, [sample])
+    def _stored_skeleton(self, sample: Row, joints_of: dict[str, Projection]) -> Row | None:
+        """Take the joints in pixels that the pose stage found; return the status of the rows if it found none."""
+        if not self.skeletons:
+            self.skeletons = {row["sample_id"]: row for row in self.shard.upstream("skeletons").to_pylist()}
+        row = self.skeletons[sample["sample_id"]]
+        if row["status"] != Status.OK:
+            return row_status(Status(row["status"]), row["error_class"], row["error"])
+        joints_of[sample["sample_id"]] = stored_pixels(row, self.shard.index.layout)
+        return None
 
     def detect(self) -> None:
         """Find people in the waiting frames and store their crops."""
@@ -261,7 +229,8 @@ class _ShardCrops:
 def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot)."""
     tables, made = [CROPS.empty_table()], 0
-    with closing(_ShardCrops(shard)) as crops:
+    crops = _ShardCrops(shard)
+    with closing(crops.decoding):
         for relative, of_video in groupby(shard.samples, key=lambda s: s["video"]):
             group, samples = list(of_video), []
             for sample in group:
@@ -281,13 +250,22 @@ def process(shard: ShardContext) -> pa.Table:
     return pa.concat_tables(tables)
 
 
+def _upstream(recipe: Recipe) -> tuple[str, ...]:
+    """Return what crops are made of beside the videos: joints from videos, for a detector that may read joints."""
+    if recipe.pipeline.pose is None:
+        return ()
+    spec = recipe.pipeline.crop.engine
+    reads_pixels = spec.backend in engines.backends(spec.role) and "joints" not in engines.backend(spec).reads
+    return () if reads_pixels else ("skeletons",)
+
+
 STAGE = Stage(
     name="crops",
     command="crop",
     process=process,
     columns=("sample_id", "camera", "video", "video_bytes", *skeletons.STAGE.columns[1:]),
     config=lambda recipe: recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
-    upstream=lambda recipe: (),
+    upstream=_upstream,
     row_group=128,
     per_frame=True,
     engine=lambda recipe, index: resolve_detector(

@@ -15,16 +15,17 @@ from typing import Any
 import pyarrow as pa
 
 from c2vl_manifests.datasets import Dataset
-from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import load_layout
+from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.manifest import commit_table, fingerprint, finished_shard
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
+from c2vl_pipeline import engines
 from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
 from c2vl_pipeline.raw.hints import archive_hints, looks_like
 from c2vl_pipeline.raw.scan import is_archive, scan_folder, unpack_command
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.readers.base import Expected, Row, Scan, near_path
+from c2vl_pipeline.readers.base import Expected, Match, Row, Scan, near_path
 from c2vl_pipeline.workspace import Workspace, load
 
 
@@ -51,7 +52,8 @@ def build(
         config: its `shard_samples` is the size of a shard.
         recipe: default recipe of the later stages.
         overrides: default `--set` assignments of the later stages.
-        layout: joint layout of a custom dataset, by name or TOML file; None: the dataset's.
+        layout: joint layout of a custom dataset, by name or TOML file; None: the dataset's. With `config.pose` the joints,
+            and so the layout, are those of the pose estimator, and no skeleton file is expected.
         allow_missing: continue if files are missing or damaged; the rows state what is missing.
         only_present: expect only samples with a file, for a part of a dataset.
         limit: keep the first `limit` samples.
@@ -72,11 +74,13 @@ def build(
     root = root.resolve()
     scan = scan_folder(root, (*dataset.video_suffixes, *dataset.skeleton_suffixes))
     expected = _expected(dataset, root, scan)
-    reader, joints = reader_of(dataset), load_layout(layout or dataset.layout, root)
+    reader, joints = reader_of(dataset), _layout(dataset, root, config, layout)
     match = reader.locate(dataset, root, expected.rows, scan)
+    if config.pose is not None:
+        _without_skeletons(match, expected.rows)
     findings = check(dataset, root, expected, match, scan, deep)
     rows = _chosen(expected.rows, findings, only_present, limit)
-    if reader.look is not None:
+    if reader.look is not None and config.pose is None:
         truncated, findings.oddities = reader.look(root, rows, joints, deep)
         findings.truncated += truncated
     _check_usable(dataset, root, rows, findings, refuse=not (allow_missing or only_present))
@@ -90,10 +94,34 @@ def build(
         "bodies": dataset.bodies,
         "plan": _cut(rows, config.shard_samples),
     }
-    if reader.in_image is not None and reader.in_image(root, rows, joints):
+    if config.pose is not None:
+        extra |= {"joints_from_videos": True, "joints_in_image": True}
+    elif reader.in_image is not None and reader.in_image(root, rows, joints):
         extra["joints_in_image"] = True
     _commit(work, rows, extra)
     return load(work), findings
+
+
+def _layout(dataset: Dataset, root: Path, config: PipelineConfig, given: str | None) -> Layout:
+    """Return the layout of the joints: the given one, the dataset's, or that of the pose estimator that makes them."""
+    if config.pose is None:
+        return load_layout(given or dataset.layout, root)
+    made = engines.layout_of(config.pose.engine)
+    if given is not None and (load_layout(given, root).names, load_layout(given, root).dims) != (made.names, made.dims):
+        raise ConfigError(
+            f"--layout {given}: the joints come from the videos, and {config.pose.engine.backend!r} gives {made.name}; leave "
+            "the option out, or take a recipe without pipeline.pose to read skeleton files"
+        )
+    return made
+
+
+def _without_skeletons(match: Match, rows: list[Row]) -> None:
+    """Forget the skeleton files: the joints come from the videos."""
+    for row in rows:
+        row.update(skeleton=None, skeleton_bytes=None)
+    match.missing_skeletons.clear()
+    match.missing_stems.pop("skeleton", None)
+    match.absent.pop("skeleton", None)
 
 
 def _expected(dataset: Dataset, root: Path, scan: Scan) -> Expected:

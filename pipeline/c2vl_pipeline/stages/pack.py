@@ -42,7 +42,7 @@ from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import PACKED_INDEX, Status
 from c2vl_pipeline.readers.base import to_origin
-from c2vl_pipeline.stages import STAGES
+from c2vl_pipeline.stages import STAGES, stages_of
 from c2vl_pipeline.stages.base import check_shards
 from c2vl_pipeline.stages.speed import SPEED
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
@@ -54,7 +54,7 @@ Row = dict[str, Any]
 def _complete_stages(index: Workspace) -> dict[str, StageManifest]:
     """Return the manifests of all stages; raise StageError if one is missing or unfinished."""
     manifests = {}
-    for name, stage in STAGES.items():
+    for name, stage in stages_of(index).items():
         manifest = read_stage_manifest(index.work / name)
         if manifest is None or not manifest.complete:
             state = "do not exist"
@@ -136,7 +136,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     _pack_index(index, folder, rows)
     engines = {
         name: stages[name].inputs["engine"] | {k: v for k, v in stages[name].provenance.items() if k != SPEED}
-        for name, stage in STAGES.items()
+        for name, stage in stages_of(index).items()
         if stage.engine is not None
     }
     manifest = PackedManifest(
@@ -151,7 +151,7 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         slots=slots,
         vision_dim=widths["vision"],
         language_dim=widths["language"],
-        second_body=stages["skeletons"].inputs["config"]["second_body"],
+        second_body=stages["skeletons"].inputs["config"].get("second_body", "zeros"),
         gaps=gaps,
         **_made_with(index, engines),
     )

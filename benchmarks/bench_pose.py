@@ -1,0 +1,151 @@
+"""Skeletons from videos against a Kinect's: UTD-MHAD's depth videos, which show the person on black.
+
+For each of BlazePose's networks: share of frames in which the person is found; PA-MPJPE over the 12 joints of the limbs (mean
+distance after the best rotation, shift and scale of each frame); what a frame costs, beside decoding it alone. Then colour
+videos, where BlazePose's own detector is installed: every tenth frame, drawn with `--draw`. Skipped where the data or the
+weights (`make weights`) are absent.
+
+    python benchmarks/bench_pose.py --data ../shared/data/utd_mhad --videos ../shared/data/videos --draw drawn
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.layouts import KINECT_V1, Layout
+from c2vl_manifests.recipe import PoseConfig
+from c2vl_manifests.recipe_loading import engine_preset
+from c2vl_pipeline import engines
+from c2vl_pipeline.engines import Frame
+from c2vl_pipeline.readers import read_skeleton
+from c2vl_pipeline.readers.video import Video
+from c2vl_pipeline.stages.pose import read_video
+
+Points = npt.NDArray[np.floating[Any]]
+
+LIMBS = [f"{j}_{s}" for j in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle") for s in ("left", "right")]
+
+
+def aligned_error(found: Points, truth: Points) -> float:
+    """Return the mean distance of points (n, 3) after the best similarity transform, without reflection."""
+    a, b = found - found.mean(axis=0), truth - truth.mean(axis=0)
+    u, s, vt = np.linalg.svd(a.T @ b)
+    s[-1] *= (sign := np.sign(np.linalg.det(u @ vt)))
+    u[:, -1] *= sign
+    return float(np.linalg.norm(a @ (u @ vt) * (s.sum() / max((a**2).sum(), 1e-12)) - b, axis=1).mean())
+
+
+def limbs(joints: Points, layout: Layout) -> Points:
+    return joints[:, 0, [layout.names.index(name) for name in LIMBS]]
+
+
+def config_of(model: Path, **more: Any) -> PoseConfig:
+    """Return BlazePose with the detector that UTD-MHAD's description names; joints of any score are compared."""
+    engine = engine_preset("blazepose") | {"model": str(model), "detector": engine_preset("heuristic")}
+    return PoseConfig.model_validate({"engine": engine, "joint_score": 0.0, **more})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    shared = Path(os.environ.get("C2VL_SHARED", "../shared/data"))
+    parser.add_argument("--data", type=Path, default=shared / "utd_mhad")
+    parser.add_argument("--weights", type=Path, default=Path("weights"))
+    parser.add_argument("--clips", type=int, default=8, help="spread over the whole set")
+    parser.add_argument("--mirrored", choices=("as-described", "false"), default="as-described")
+    parser.add_argument("--videos", type=Path, default=shared / "videos")
+    parser.add_argument("--draw", type=Path, help="folder for frames with boxes and joints")
+    options = parser.parse_args()
+    cv2.setNumThreads(1)
+    against_kinect(options)
+    colour(options)
+
+
+def colour(options: argparse.Namespace) -> None:
+    """Print, for each colour video, in how many frames somebody is found and what a frame costs."""
+    model, detector = (options.weights / f"pose_{name}.tflite" for name in ("landmark_full", "detection"))
+    videos = sorted(path for path in options.videos.glob("*.*") if path.suffix in {".mkv", ".mp4"})
+    if not (model.is_file() and detector.is_file() and videos and importlib.util.find_spec("ai_edge_litert")):
+        print("colour videos skipped: weights, videos or the package ai-edge-litert are absent")
+        return
+    table = engine_preset("blazepose") | {"model": str(model)}
+    spec = EngineSpec.model_validate(table | {"detector": table["detector"] | {"model": str(detector)}})
+    estimator, finder = engines.load(spec), engines.load_detector(spec)
+    for path in videos:
+        started = time.process_time()
+        with Video(path) as video:
+            total = video.drain()
+        decoding, spent, looked, found = 1000 * (time.process_time() - started) / total, 0.0, 0, 0
+        with Video(path) as video:
+            for number, image in video.frames(range(0, total, 10)):
+                started, frames = time.process_time(), [Frame(image, path.stem, 0)]
+                boxes = finder.detect(frames, "person")
+                (people,) = estimator.estimate(frames, boxes)
+                spent, looked, found = spent + time.process_time() - started, looked + 1, found + bool(people)
+                if options.draw:
+                    draw(options.draw / f"{path.stem}-{number:05d}.png", image, boxes[0], people)
+        print(
+            f"{path.name}: somebody in {found} of {looked} frames; decoding {decoding:.1f} ms, detector and estimator "
+            f"{1000 * spent / looked:.0f} ms of a processor a frame"
+        )
+
+
+def draw(path: Path, image: Any, boxes: Any, people: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
+    for box in boxes:
+        cv2.rectangle(picture, (int(box.x0), int(box.y0)), (int(box.x1), int(box.y1)), (0, 255, 255), 2)
+    for person in people:
+        for x, y, score in person.pixels:
+            cv2.circle(picture, (int(x), int(y)), 3, (0, 255, 0) if score >= 0.3 else (0, 0, 255), -1)
+    cv2.imwrite(str(path), picture)
+
+
+def against_kinect(options: argparse.Namespace) -> None:
+    """Print, for each network, how it compares with the Kinect's joints of UTD-MHAD."""
+    models = sorted(options.weights.glob("pose_landmark_*.tflite"), key=lambda path: path.stat().st_size)
+    videos = sorted((options.data / "Depth_video").glob("*_depth.mp4"))
+    if not models or not videos:
+        print(f"skipped: {options.weights} holds no pose_landmark_*.tflite, or {options.data} no Depth_video")
+        return
+    chosen = [videos[n * len(videos) // options.clips] for n in range(options.clips)]
+    dataset = load_dataset("utd-mhad")
+    started, frames = time.process_time(), 0
+    for path in chosen:
+        with Video(path) as video:
+            frames += sum(1 for _ in video.frames(range(10_000)))
+    print(
+        f"{len(chosen)} clips, {frames:,} frames; decoding alone {1000 * (time.process_time() - started) / frames:.1f} ms"
+    )
+    for model in models:
+        errors: list[float] = []
+        found, started = 0, time.process_time()
+        for path in chosen:
+            config = config_of(model, mirrored=False if options.mirrored == "false" else None)
+            made, layout = read_video(path, config, dataset, bodies=1)
+            name = path.name.removesuffix("_depth.mp4")
+            truth, _ = read_skeleton(options.data / "Skeleton" / f"{name}_skeleton.mat")
+            found += len(made.joints)
+            at = {int(n): place for place, n in enumerate(truth.frame_index)}
+            both = [(n, at[int(f)]) for n, f in enumerate(made.frame_index) if int(f) in at]
+            mine, theirs = limbs(made.joints, layout), limbs(truth.joints, KINECT_V1)
+            errors += [1000 * aligned_error(mine[n], theirs[m]) for n, m in both]
+        each = 1000 * (time.process_time() - started) / frames
+        figures = f"PA-MPJPE {np.mean(errors):.0f} mm (median {np.median(errors):.0f})" if errors else "nobody"
+        print(
+            f"{model.name}: found in {found / frames:.1%} of the frames, {figures}, {each:.0f} ms of a processor a frame"
+        )
+
+
+if __name__ == "__main__":
+    main()
