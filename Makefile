@@ -52,7 +52,7 @@ $(DEV): $(CORE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch "$@"
 
-weights: $(CORE) ## Fetch BlazePose's weights into weights/; prints licence and source: [ARGS=pose_landmark_heavy.tflite]
+weights: $(CORE) ## Fetch weights of BlazePose and MiniLM into weights/; prints licence and source: [ARGS=pose_landmark_heavy.tflite]
 	@$(BIN)/c2vl-pipeline weights $(ARGS)
 
 demo: $(CORE) ## Synthetic videos to an evaluated encoder and a report

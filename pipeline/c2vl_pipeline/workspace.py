@@ -117,7 +117,8 @@ def load(work: Path) -> Workspace:
         str(extra["recipe"]), list(extra["overrides"])
         layout = Layout.from_dict(extra["layout"])
         shard_ranges = tuple((int(a), int(b)) for a, b in extra["plan"])
-        if not all(0 <= a < b <= table.num_rows for a, b in shard_ranges):
+        bounds = [0, *(b for _, b in shard_ranges)]
+        if [a for a, _ in shard_ranges] != bounds[:-1] or bounds != sorted({*bounds}) or bounds[-1] != table.num_rows:
             raise ValueError(f"a plan of {table.num_rows:,} rows")
         if not 1 <= (bodies := int(extra["bodies"])) <= _MOST_BODIES:
             raise ValueError(f"1 to {_MOST_BODIES} bodies")

@@ -111,7 +111,7 @@ def test_the_list_has_free_licences_and_names_no_host() -> None:
         assert re.fullmatch("[0-9a-f]{64}", one.sha256)
         assert "://" not in one.model_dump_json()
     presets = [engine_preset(name) for name in engine_names()]
-    wanted = {str(preset["model"]) for preset in presets if str(preset.get("model")).endswith(".tflite")}
+    wanted = {str(preset["model"]) for preset in presets if str(preset.get("model")).startswith("weights/")}
     assert {name.removeprefix("weights/") for name in wanted} <= {one.name for one in listed() if one.by == "pip"}
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.manifest import commit_table
 from c2vl_pipeline.workspace import load, stored_joints
@@ -63,6 +63,16 @@ def test_a_table_with_the_names_of_an_index_and_other_types_is_none(work: Path, 
     commit_table(folder / "samples.parquet", table, key="k", row_group=65536, extra=index.manifest.extra)
     with pytest.raises(StageError, match="is not an index"):
         load(folder)
+
+
+@pytest.mark.parametrize("plan", [[], [[0, 32], [0, 32]], [[0, 8], [16, 32]], [[0, 40]], [[0, 8]], [[0, 0], [0, 32]]])
+def test_an_index_whose_shards_are_not_its_rows_is_refused(work: Path, tmp_path: Path, plan: list[list[int]]) -> None:
+    index = load(work)
+    assert index.table.num_rows == 32
+    extra = index.manifest.extra | {"plan": plan}
+    commit_table(tmp_path / "samples.parquet", index.table, key=index.manifest.key, row_group=65536, extra=extra)
+    with pytest.raises(ConfigError, match=r"lacks a plan of 32 rows; run `c2vl-pipeline index` again"):
+        load(tmp_path)
 
 
 @pytest.mark.parametrize("size", [7, 8 * 25 * 3 * 4 - 4])
