@@ -143,7 +143,7 @@ class Layout:
             known = LAYOUTS.get(name.removesuffix("_2d").removesuffix("_3d"))
             sources = known.sources if known and known.names == names else ()
             return cls(name, names, parents, dims, None if origin is None else int(origin), sources)
-        except (KeyError, TypeError, AttributeError, ValueError, ConfigError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, ConfigError) as error:
             raise ValueError(f"no joint layout ({one_line(error)})") from error
 
 

@@ -87,9 +87,15 @@ def from_json(text: bytes | str) -> Any:
     if values > MOST_VALUES:
         raise TooLargeError(f"{values:,} values; expected up to {MOST_VALUES:,}")
     try:
-        return shallow(json.loads(text))
+        return shallow(json.loads(text, parse_float=_finite))
     except RecursionError:
         raise ValueError(f"lists or tables are nested more than {MOST_DEPTH} times") from None
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError("a number beyond what a float holds")
+    return value
 
 
 def read_json(path: Path) -> Any:

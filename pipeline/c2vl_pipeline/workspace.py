@@ -133,7 +133,7 @@ def load(work: Path) -> Workspace:
             bodies=bodies,
             shard_ranges=shard_ranges,
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ConfigError(f"{path}: its manifest lacks {error}; run `c2vl-pipeline index` again") from error
 
 

@@ -339,6 +339,13 @@ def test_text_of_many_dots_is_no_key():
     assert reading.from_toml(text)["a"].startswith("one.")
 
 
+@pytest.mark.parametrize("text", ["1e999", '{"a": [-1e400]}'])
+def test_numbers_that_no_float_holds_are_refused(text: str):
+    with pytest.raises(ValueError, match="a number beyond what a float holds"):
+        reading.from_json(text)
+    assert reading.from_json('{"a": [1e308, NaN]}')["a"][0] == 1e308
+
+
 def test_long_toml_is_refused():
     with pytest.raises(TooLargeError, match="8,388,609 bytes; expected up to 8,388,608"):
         reading.from_toml("#" * (reading.MOST_TOML + 1))
