@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -99,6 +100,20 @@ def test_an_empty_match_says_which_words_and_how_many_each_filter_gives(odd, cli
     assert "Captions say " in said.err
     assert "person" in said.err
     assert not page.exists()
+
+
+def test_an_empty_match_says_what_could_not_be_read(copied, cli):
+    def asked() -> str:
+        said = cli("c2vl-pipeline", "inspect", "--work", copied, "--text", "standing")
+        refused(said, "no sample matches text standing.")
+        return said.err
+
+    shards = sorted((copied / "captions").glob("*.parquet"))
+    for path in shards:
+        path.write_bytes(b"PAR1")
+    assert asked().count("cannot be read and is skipped") == len(shards)
+    shutil.rmtree(copied / "captions")
+    assert "There are no captions yet; `c2vl-pipeline caption` makes them." in asked()
 
 
 def test_the_words_of_most_captions_come_first():
