@@ -11,7 +11,15 @@ import typer
 
 from c2vl_manifests.cli_common import RecipeOption, SetOption
 from c2vl_manifests.cli_output import Reporter, link, next_steps, say, say_json, show_table
-from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
+from c2vl_pipeline.cli_options import (
+    ResourceOption,
+    SchedulerOption,
+    StageRunner,
+    WorkersOption,
+    WorkOption,
+    look_and_train,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
@@ -51,6 +59,8 @@ def status_command(
             command = {**{stage.name: stage.command for stage in STAGES.values()}, "packed": "pack"}[to_do]
             say(next_steps(["c2vl-pipeline", command, "--work", work]))
         raise typer.Exit(1)
+    if not as_json:
+        say(look_and_train(work, work / "packed"))
 
 
 def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
@@ -277,6 +287,8 @@ def inspect_command(
 
     made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, order=order, tell=tell)
     say(f"page: {link(made.path)}")
+    if made.reasons and status is None:
+        say(next_steps(["c2vl-pipeline", "inspect", "--status", selection.NOT_OK, *filters.options(), "--work", work]))
 
 
 def explain_command(

@@ -107,11 +107,12 @@ def _chosen(index: Workspace, chosen: Numbers, seed: int | None, order: str | No
     if seed is not None:
         return f"chosen at random, seed {seed}"
     shown = index.table.take(pa.array(chosen))
-    kinds = ", ".join(
-        f"{len(shown[column].unique().drop_null())} {plural}"
+    counts = {
+        plural: len(shown[column].unique().drop_null())
         for column, plural in (("label", "classes"), ("subject", "subjects"), ("camera", "cameras"))
-    )
-    return f"a slice spread over {kinds}"
+    }
+    kinds = ", ".join(f"{count} {plural}" for plural, count in counts.items() if count > 1)
+    return f"a slice spread over {kinds}" if kinds else "a slice"
 
 
 def _choices(shown: list[Card]) -> dict[str, list[tuple[Any, str, int]]]:
