@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _ROLES = {"floor": " (floor)", "ceiling": " (ceiling)", "shuffled": " (control)", "baseline": " (baseline)"}
 _CONTROLS: dict[Role, str] = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
 _ORACLE = "The best epoch is chosen on the test split (an oracle)."
+_LEAST = 0.0005
+"""Probability below which a class is not worth naming."""
 _DERIVED = "† Derived from joints: captions made by rule from the encoder's own input."
 
 
@@ -136,15 +138,15 @@ def show_predictions(answers: Sequence[Answer], known: Calibration | None) -> No
     for answer in answers:
         (name, probability), *others = answer.top
         file = answer.file.stem if named.count(answer.file.stem) == 1 else str(answer.file)
-        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others[:2])
+        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others[:2] if p >= _LEAST)
         rows.append([file, str(answer.frames), name, _probability(probability), rest])
-    show_table("Recognised actions", ["file", "frames", "class", "prob.", "next"], rows)
+    show_table("Recognised actions", ["file", "frames", "class", "prob.", "next"], rows, spare=["frames", "next"])
     say(known.words() if known else "How well these probabilities are calibrated is unknown: no stored test answers.")
 
 
 def _probability(value: float) -> str:
-    """Return a probability; a softmax never gives 0 or 1."""
-    return "> 0.999" if value >= 0.9995 else "< 0.001" if value < 0.0005 else f"{value:.3f}"
+    """Return a probability; a softmax never gives 1."""
+    return "> 0.999" if value > 1 - _LEAST else f"{value:.3f}"
 
 
 def _say_notes(notes: Sequence[Sequence[str]]) -> None:
