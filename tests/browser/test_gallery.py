@@ -190,6 +190,7 @@ def test_motion_plays_only_where_it_is_seen_and_wished(chrome: Browser, page: Pa
     chrome.show(page, 1200, motion="reduce")
     chrome.until("return document.querySelector('.clip');")
     assert chrome.run(seen) == ["none", "block"]
+    assert chrome.run("return document.querySelector('.bar .check').checkVisibility();") is False  # it would do nothing
 
 
 def test_hostile_captions_run_nothing_and_load_nothing(chrome: Browser, page: Path) -> None:

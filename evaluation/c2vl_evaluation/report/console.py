@@ -112,7 +112,7 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     rows: list[list[str]] = []
     for name, role, one in found:
         rows.append([f"{name}{_ROLES.get(role, '')}", "", "", "", ""])
-        for side, what in ((one.clip, "the clip itself"), (one.same_class, "any clip of its class")):
+        for side, what in ((one.clip, "the clip itself"), (one.same_class, "any of its class")):
             if side is None:
                 continue
             rows.append([f"  {what}", *_recall_cells(side.last)])
@@ -120,7 +120,7 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     rows.append(["ceiling: the clip itself", *_recall_cells(one.ceiling)])
     rows.append(["chance: the clip itself", *_recall_cells(one.clip.chance)])
     if one.same_class is not None:
-        rows.append(["chance: any clip of its class", *_recall_cells(one.same_class.chance)])
+        rows.append(["chance: any of its class", *_recall_cells(one.same_class.chance)])
     show_table(
         f"{title}: text to motion, {one.queries:,} queries ({one.distinct:,} different) among "
         f"{one.gallery:,} test clips",
