@@ -224,7 +224,7 @@ def _pack(work: Path, recipe: Recipe, layout: str | None = None, place: str = ""
     """Pack, and say how to look at the prompts and how to train."""
     from c2vl_pipeline.stages import pack
 
-    with Reporter() as emit:
+    with Reporter(place) as emit:
         manifest = pack.run(work, recipe, emit, layout)
     folder = pack.folder_of(work, layout)
     bodies = "1 body" if manifest.bodies == 1 else f"{manifest.bodies} bodies"

@@ -280,8 +280,9 @@ def inspect_command(
     )
 
     def tell(made: gallery.Gallery) -> None:
-        first = f", {selection.ORDERS[order]}" if order else ""
-        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}{first}")
+        matched = f" that match ({filters.words()}), of {made.total:,}" if filters.words() else ""
+        chosen = f", {made.chosen}" if made.chosen else ""
+        say(f"{made.shown:,} of {made.matched:,} samples{matched}{chosen}")
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 

@@ -28,6 +28,8 @@ class Gallery:
     matched: int
     shown: int
     total: int
+    chosen: str
+    """How those shown were chosen, in words; empty if all that match are shown as listed."""
     notes: tuple[str, ...]
     reasons: tuple[str, ...]
     """Why rows of the samples that match failed: the commonest of each stage."""
@@ -78,15 +80,15 @@ def gallery(
         for status, text, count in failures.reasons(index, stage, matched)[:3]
     ]
     stages = _stages(reader)
-    made = Gallery(out, len(matched), len(shown), index.table.num_rows, tuple(reader.notes), tuple(reasons))
+    words = _chosen(index, chosen, seed, order, len(matched) > limit)
+    made = Gallery(out, len(matched), len(shown), index.table.num_rows, words, tuple(reader.notes), tuple(reasons))
     tell(made)
     html.render(
         "inspect.html.j2",
         out,
         index=index,
-        selection=filters.words() if filters != ALL else "",
+        selection=filters.words(),
         made=made,
-        chosen=_chosen(index, chosen, seed, order, len(matched) > limit),
         orders=ORDERS,
         cards=shown,
         choices=_choices(shown),

@@ -72,8 +72,8 @@ class Filters:
         return [word for _, option, values in self.given() for one in values for word in (f"--{option}", str(one))]
 
     def words(self) -> str:
-        """Return the filters in one line."""
-        return ", ".join(self.each()) or "all samples"
+        """Return the filters in one line; empty if there are none."""
+        return ", ".join(self.each())
 
 
 def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:

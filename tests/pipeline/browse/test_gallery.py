@@ -35,8 +35,9 @@ def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
 
 
 def test_a_slice_of_one_class_names_only_what_differs(odd, tmp_path):
-    page = assert_self_contained(gallery.gallery(odd, tmp_path / "g.html", Filters(label="0"), limit=3).path).text
-    assert "a slice spread over 3 subjects, 2 cameras;" in page
+    made = gallery.gallery(odd, tmp_path / "g.html", Filters(label="0"), limit=3)
+    assert made.chosen == "a slice spread over 3 subjects, 2 cameras"
+    assert f" · {made.chosen};" in assert_self_contained(made.path).text
 
 
 def test_a_card_shows_motion_crops_and_different_captions_once(odd, tmp_path):
