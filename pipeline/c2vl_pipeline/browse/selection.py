@@ -82,7 +82,7 @@ def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
     hint = (
         f"did you mean {' or '.join(repr(n) for n in near)}?"
         if near
-        else f"known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+        else f"known: {', '.join(names[:20]) or 'none'}{', …' if len(names) > 20 else ''}"
     )
     return ConfigError(f"unknown {what} {str(value)!r}; {hint}")
 

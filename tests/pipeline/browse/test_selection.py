@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,11 @@ def test_statuses_select_the_samples_that_hold_them(odd):
 def test_unknown_filters_name_the_near_ones(odd, filters, words):
     with pytest.raises(ConfigError, match=re.escape(words)):
         names(odd, **filters)
+
+
+def test_where_nothing_has_a_name_none_is_offered(odd):
+    with pytest.raises(ConfigError, match="unknown class 'drink'; known: none"):
+        selection.select(replace(load(odd), classes=()), selection.Filters(label="drink"))
 
 
 def test_a_slice_holds_all_classes_subjects_and_cameras_equally():
