@@ -163,7 +163,7 @@ def zeroshot(
         optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
     ] = None,
     standardise: Annotated[
-        bool, typer.Option("--standardise", help="the cosines to each class over all test clips, without labels.")
+        bool, typer.Option("--standardise", help="Give each class cosines of mean 0 and deviation 1 over the clips.")
     ] = False,
     encoder: EncoderOption = None,
     benchmark: BenchmarkOption = None,

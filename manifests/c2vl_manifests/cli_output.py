@@ -29,6 +29,9 @@ _JSON_EVERY = 2.0
 _LINES, _BLANKS = 3, 2
 """Characters between two columns of a table, with and without a line."""
 
+_FIGURES = 54
+"""Characters of a bar, a count up to a million, a rate and a time."""
+
 _WORD = 24
 """Characters of a word in a table up to which it is never cut; paths are longer."""
 
@@ -222,17 +225,20 @@ class Reporter:
 
     def _draw(self, event: Progress) -> None:
         if self._bars is None:
+            from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
             from rich.table import Column
 
-            # on a narrow terminal the name and the text behind the bar are shortened, the figures never
+            # on a narrow terminal the text behind the bar gives way, then the name; the figures never
+            console = Console()
+            name = max(8, min(console.width // 3, console.width - _FIGURES))
             self._bars = RichProgress(
                 TextColumn(
                     "{task.description}",
                     "bold",
                     markup=False,
-                    table_column=Column(ratio=2, no_wrap=True, overflow="ellipsis"),
+                    table_column=Column(max_width=name, no_wrap=True, overflow="ellipsis"),
                 ),
                 BarColumn(bar_width=16),
                 MofNCompleteColumn(table_column=Column(no_wrap=True)),
@@ -242,8 +248,9 @@ class Reporter:
                     "{task.fields[info]}",
                     style="dim",
                     markup=False,
-                    table_column=Column(ratio=3, no_wrap=True, overflow="ellipsis"),
+                    table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis"),
                 ),
+                console=console,
                 expand=True,
             )
             self._bars.start()

@@ -47,8 +47,9 @@ def duration(seconds: float) -> str:
 
 
 def gigabytes(size: float, digits: int = 2) -> str:
-    """Return a number of bytes in GB: `0.04 GB`, `1,250.00 GB`."""
-    return f"{size / 1e9:,.{digits}f} GB"
+    """Return a number of bytes in GB: `0.04 GB`, `1,250.00 GB`; one that only rounds to 0 is `< 0.01 GB`."""
+    least = 10.0**-digits
+    return f"{size / 1e9:,.{digits}f} GB" if not 0 < size / 1e9 < least / 2 else f"< {least:.{digits}f} GB"
 
 
 def silent(event: Event) -> None:

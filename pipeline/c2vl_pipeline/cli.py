@@ -29,6 +29,7 @@ from c2vl_pipeline.cli_options import (
     WorkersOption,
     WorkOption,
     can_start_processes,
+    look_and_train,
     recipe_for_index,
     recipe_of,
 )
@@ -224,13 +225,13 @@ def _pack(work: Path, recipe: Recipe, layout: str | None = None, place: str = ""
     """Pack, and say how to look at the prompts and how to train."""
     from c2vl_pipeline.stages import pack
 
-    with Reporter() as emit:
+    with Reporter(place) as emit:
         manifest = pack.run(work, recipe, emit, layout)
     folder = pack.folder_of(work, layout)
-    following = next_steps(["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", folder])
+    bodies = "1 body" if manifest.bodies == 1 else f"{manifest.bodies} bodies"
     say(
-        f"{place}packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {manifest.bodies} bodies "
-        f"of {manifest.joint_layout().joints} joints in {folder}; {following}"
+        f"{place}packed: {manifest.samples:,} samples, {manifest.frames:,} frames, {bodies} "
+        f"of {manifest.joint_layout().joints} joints in {folder}; {look_and_train(work, folder)}"
     )
 
 

@@ -11,7 +11,15 @@ import typer
 
 from c2vl_manifests.cli_common import RecipeOption, SetOption
 from c2vl_manifests.cli_output import Reporter, link, next_steps, say, say_json, show_table
-from c2vl_pipeline.cli_options import ResourceOption, SchedulerOption, StageRunner, WorkersOption, WorkOption, recipe_of
+from c2vl_pipeline.cli_options import (
+    ResourceOption,
+    SchedulerOption,
+    StageRunner,
+    WorkersOption,
+    WorkOption,
+    look_and_train,
+    recipe_of,
+)
 
 if TYPE_CHECKING:
     from c2vl_manifests.recipe import Recipe
@@ -54,6 +62,8 @@ def status_command(
             ]
             say(next_steps(["c2vl-pipeline", command, "--work", work]))
         raise typer.Exit(1)
+    if not as_json:
+        say(look_and_train(work, work / "packed"))
 
 
 def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
@@ -275,13 +285,16 @@ def inspect_command(
     )
 
     def tell(made: gallery.Gallery) -> None:
-        first = f", {selection.ORDERS[order]}" if order else ""
-        say(f"{made.shown:,} of {made.matched:,} samples that match ({filters.words()}), of {made.total:,}{first}")
+        matched = f" that match ({filters.words()}), of {made.total:,}" if filters.words() else ""
+        chosen = f", {made.chosen}" if made.chosen else ""
+        say(f"{made.shown:,} of {made.matched:,} samples{matched}{chosen}")
         for note in [*made.notes, *made.reasons]:
             say(f"note: {note}")
 
     made = gallery.gallery(work, out or work / "inspect.html", filters, limit=limit, seed=seed, order=order, tell=tell)
     say(f"page: {link(made.path)}")
+    if made.reasons and status is None:
+        say(next_steps(["c2vl-pipeline", "inspect", "--status", selection.NOT_OK, *filters.options(), "--work", work]))
 
 
 def explain_command(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import c2vl_manifests
-from c2vl_manifests.cli_output import Reporter, say
+from c2vl_manifests.cli_output import Reporter, next_steps, say
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.events import Note
 
@@ -185,6 +185,11 @@ class StageRunner:
             self._pool = self._stack.enter_context(Workers(count, self.scheduler, self._resources))
         self._pool.emit = emit
         return self._pool
+
+
+def look_and_train(work: Path, packed: Path) -> str:
+    """Return the commands that follow when all stages are done."""
+    return next_steps(["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", packed])
 
 
 def can_start_processes(emit: Emit) -> bool:

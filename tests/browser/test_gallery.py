@@ -129,6 +129,33 @@ def test_a_crop_is_enlarged_by_a_click_and_arrows_lead_on(shown: Browser) -> Non
     assert shown.run("return document.activeElement.className;") == "strip"
 
 
+def test_arrows_pass_over_a_sample_without_crops(shown: Browser) -> None:
+    shown.until("return document.querySelectorAll('.card .strip img').length > 11;")
+    names = shown.run(
+        "document.querySelectorAll('.card .strip')[1].remove(); return [...document.querySelectorAll('.card h3')]"
+        ".slice(0, 3).map(h => h.textContent);"
+    )
+    shown.click(".strip figure img")
+    shown.press(Keys.ARROW_DOWN)
+    assert shown.run(VIEWER)[0] == names[2]
+    shown.press(Keys.ARROW_UP)
+    assert shown.run(VIEWER)[0] == names[0]
+
+
+def test_a_class_that_turns_the_direction_of_writing_leaves_ids_as_they_are(shown: Browser) -> None:
+    shown.until("return document.querySelectorAll('.card .strip img').length > 8;")
+    shown.run("document.querySelector('.card h3').firstChild.textContent = '\\u202eclass ';")
+    shown.click(".strip figure img")
+    edges = """
+    const id = document.querySelector(arguments_), range = document.createRange(), text = id.firstChild;
+    return [0, text.length - 1].map(n => { range.setStart(text, n); range.setEnd(text, n + 1);
+      return range.getBoundingClientRect().x; });
+    """
+    for where in (".card h3 .id", ".viewer .title .id"):
+        first, last = shown.run(edges.replace("arguments_", json.dumps(where)))
+        assert first < last
+
+
 def test_the_keyboard_alone_reaches_and_enlarges_crops_with_a_visible_focus(shown: Browser) -> None:
     shown.until("return document.querySelectorAll('.card .strip img').length > 8;")
     shown.run("document.querySelector('.bar input').focus();")
@@ -163,6 +190,7 @@ def test_motion_plays_only_where_it_is_seen_and_wished(chrome: Browser, page: Pa
     chrome.show(page, 1200, motion="reduce")
     chrome.until("return document.querySelector('.clip');")
     assert chrome.run(seen) == ["none", "block"]
+    assert chrome.run("return document.querySelector('.bar .check').checkVisibility();") is False  # it would do nothing
 
 
 def test_hostile_captions_run_nothing_and_load_nothing(chrome: Browser, page: Path) -> None:

@@ -111,3 +111,8 @@ def test_a_press_on_a_head_of_the_audit_sorts_its_classes(chrome: Browser, pages
     values, order = chrome.run(SORT)
     assert len(set(values)) > 1
     assert (values, order) == (sorted(values, reverse=True), "descending")
+    cells = "return [...document.querySelectorAll('table.sortable tbody tr td:nth-child(3)')].map(cell => cell.textContent);"
+    chrome.run("document.querySelectorAll('table.sortable tbody tr td:nth-child(3)')[1].textContent = '> 99.9';")
+    chrome.run(SORT)
+    chrome.run(SORT)
+    assert chrome.run(cells)[0] == "> 99.9"

@@ -80,6 +80,16 @@ def test_a_progress_bar_keeps_its_figures_and_cuts_the_name(monkeypatch, capsys,
         assert "-:--:--" in line
 
 
+def test_a_progress_bar_without_text_behind_it_names_its_task_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    with cli_output.Reporter("stage 3 of 6: ") as emit:
+        emit(Progress("embeddings", 7, 114480))
+    assert "stage 3 of 6: embeddings " in re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+
+
 def test_a_column_that_is_empty_in_all_rows_is_not_shown(capsys):
     cli_output.show_table("t", ["", "full", "never", "some"], [["", "1", "", ""], ["", "2", "", "x"]], spare=["never"])
     shown = capsys.readouterr().out

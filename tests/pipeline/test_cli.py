@@ -93,6 +93,28 @@ def test_prompts_without_a_dataset_resumes_with_the_index_of_the_work_folder(cli
     ]
     look, train = f"c2vl-pipeline inspect --work {copied}", f"c2vl-train pretrain --data {copied / 'packed'}"
     assert lines[-1].endswith(f"; next: {look}; then: {train}")
+    code, lines, _ = cli("c2vl-pipeline", "status", "--work", copied).told
+    assert (code, lines[-1]) == (0, f"next: {look}; then: {train}")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "32 of 32 samples"),
+        (("--limit", "8"), "8 of 32 samples, a slice spread over 4 classes, 4 subjects, 2 cameras"),
+        (("--class", "0", "--order", "score"), "8 of 8 samples that match (class 0), of 32, lowest score first"),
+    ],
+)
+def test_a_gallery_says_what_it_shows(cli, odd, tmp_path, words, said):
+    assert cli("c2vl-pipeline", "inspect", "--work", odd, "--out", tmp_path / "g.html", *words).told[1][0] == said
+
+
+def test_a_gallery_with_rows_that_are_not_ok_names_the_command_that_shows_them(cli, odd, tmp_path):
+    words = ("--work", odd, "--class", "0", "--out", tmp_path / "g.html")
+    following = cli("c2vl-pipeline", "inspect", *words).told[1][-1]
+    assert following == f"next: c2vl-pipeline inspect --status not-ok --class 0 --work {odd}"
+    _, (first, *_), _ = cli(*following.removeprefix("next: ").split(), "--out", tmp_path / "g.html").told
+    assert first.startswith("1 of 1 samples that match (status not-ok, class 0)")
 
 
 def test_verify_does_not_repair_and_list_as_json_at_once(cli, copied):

@@ -102,6 +102,14 @@ def _show_unusable(experiments: Experiments) -> None:
 
 
 def _show_workload(experiments: Experiments, work: Workload) -> None:
+    """Print what is to be computed: a sentence, a smaller way where it is much, and a table."""
+    said = f"{work.trainings} trainings and {work.evaluations} evaluations to do: {work.time()}"
+    less = ["name tables by --only table7"] if len(work.tallies) > 1 else []
+    if any(
+        experiments.recipe_of(name).name == "paper" for name in experiments.datasets.keys() - experiments.unusable()
+    ):
+        less.append("take the small recipe by --recipe small")
+    say(said + (f"; for less, {' or '.join(less)}" if less and work.trainings > _MANY else ""))
     rows = [[t.table, str(t.todo), str(t.finished), str(t.impossible)] for t in work.tallies]
     impossible = "; ".join(f"{why} ({count})" for why, count in work.impossible.items())
     show_table(
@@ -110,9 +118,6 @@ def _show_workload(experiments: Experiments, work: Workload) -> None:
         rows,
         f"Not possible: {impossible}." if impossible else None,
     )
-    say(f"{work.trainings} trainings and {work.evaluations} evaluations to do: {work.time()}")
-    if work.trainings > _MANY:
-        say("for less, name tables by --only table7, or take the small recipe by --recipe small")
 
 
 def _show(experiments: Experiments, names: list[str], cells: list[TableCell]) -> None:

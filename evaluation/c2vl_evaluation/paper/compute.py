@@ -60,7 +60,7 @@ class Workload:
         if not todo:
             return "nothing to do"
         if self.unknown == todo:
-            return "time unknown: none of these kinds has finished in this folder yet"
+            return "time unknown, as none of these kinds has finished in this folder yet"
         rest = f" for {todo - self.unknown} of them, unknown for the others" if self.unknown else ""
         return f"about {duration(self.seconds)}{rest}"
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 _ROLES = {"floor": " (floor)", "ceiling": " (ceiling)", "shuffled": " (control)", "baseline": " (baseline)"}
 _CONTROLS: dict[Role, str] = {"floor": "random encoder", "ceiling": "supervised", "shuffled": "shuffled pairs"}
 _ORACLE = "The best epoch is chosen on the test split (an oracle)."
+_LEAST = 0.0005
+"""Probability below which a class is not worth naming."""
 _DERIVED = "† Derived from joints: captions made by rule from the encoder's own input."
 
 
@@ -110,7 +112,7 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     rows: list[list[str]] = []
     for name, role, one in found:
         rows.append([f"{name}{_ROLES.get(role, '')}", "", "", "", ""])
-        for side, what in ((one.clip, "the clip itself"), (one.same_class, "any clip of its class")):
+        for side, what in ((one.clip, "the clip itself"), (one.same_class, "any of its class")):
             if side is None:
                 continue
             rows.append([f"  {what}", *_recall_cells(side.last)])
@@ -118,7 +120,7 @@ def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> 
     rows.append(["ceiling: the clip itself", *_recall_cells(one.ceiling)])
     rows.append(["chance: the clip itself", *_recall_cells(one.clip.chance)])
     if one.same_class is not None:
-        rows.append(["chance: any clip of its class", *_recall_cells(one.same_class.chance)])
+        rows.append(["chance: any of its class", *_recall_cells(one.same_class.chance)])
     show_table(
         f"{title}: text to motion, {one.queries:,} queries ({one.distinct:,} different) among "
         f"{one.gallery:,} test clips",
@@ -136,15 +138,15 @@ def show_predictions(answers: Sequence[Answer], known: Calibration | None) -> No
     for answer in answers:
         (name, probability), *others = answer.top
         file = answer.file.stem if named.count(answer.file.stem) == 1 else str(answer.file)
-        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others[:2])
+        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others[:2] if p >= _LEAST)
         rows.append([file, str(answer.frames), name, _probability(probability), rest])
-    show_table("Recognised actions", ["file", "frames", "class", "prob.", "next"], rows)
+    show_table("Recognised actions", ["file", "frames", "class", "prob.", "next"], rows, spare=["frames", "next"])
     say(known.words() if known else "How well these probabilities are calibrated is unknown: no stored test answers.")
 
 
 def _probability(value: float) -> str:
-    """Return a probability; a softmax never gives 0 or 1."""
-    return "> 0.999" if value >= 0.9995 else "< 0.001" if value < 0.0005 else f"{value:.3f}"
+    """Return a probability; a softmax never gives 1."""
+    return "> 0.999" if value > 1 - _LEAST else f"{value:.3f}"
 
 
 def _say_notes(notes: Sequence[Sequence[str]]) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-// The page reads without this script. Texts of the data are only read, compared and set as text, never as markup.
+// The page reads without this script. Texts of the data are only read, compared, copied and set as text, never as markup.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 document.documentElement.classList.add("live");
 
@@ -91,7 +91,7 @@ if (bar) {
     picture.hidden = !image;
     if (image) picture.src = image.src;
     picture.alt = image ? image.alt : "";
-    title.textContent = card.querySelector("h3").textContent;
+    title.replaceChildren(...card.querySelector("h3").cloneNode(true).childNodes);
     facts.textContent = figure.querySelector("figcaption").textContent;
     caption.textContent = said ? said.lastElementChild.textContent : "";
     if (!viewer.open) viewer.showModal();
@@ -102,9 +102,12 @@ if (bar) {
   };
   const sample = (step) => {
     const cards = all(".card").filter((card) => card.checkVisibility());
-    const card = cards[cards.indexOf(at.closest(".card")) + step];
-    if (card) fill(card);
-    show(card?.querySelector(".strip figure"));
+    let place = cards.indexOf(at.closest(".card")) + step, figure = null;
+    for (; cards[place] && !figure; place += step) {  // a sample without crops is passed over
+      fill(cards[place]);
+      figure = cards[place].querySelector(".strip figure");
+    }
+    show(figure);
   };
   const steps = { ArrowLeft: () => frame(-1), ArrowRight: () => frame(1), ArrowUp: () => sample(-1), ArrowDown: () => sample(1) };
   document.addEventListener("click", ({ target }) => {
@@ -131,7 +134,7 @@ if (bar) {
 for (const table of all("table.sortable")) {
   const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
   const value = (row, at) => {
-    const text = row.cells[at].textContent.trim(), number = parseFloat(text.replace("−", "-").replaceAll(",", ""));
+    const text = row.cells[at].textContent.trim().replace(/^[<>] /, ""), number = parseFloat(text.replace("−", "-").replaceAll(",", ""));
     return isNaN(number) || isNaN(parseInt(text.replace(/^[−+]/, ""))) ? text : number;
   };
   heads.forEach((head, at) => {

@@ -142,7 +142,7 @@ def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed
     joints = joint_figures(index, reader, check, seed, why) if crops else None
     corpus, captions = _captions(index, reader)
     judgements = [judge_crops(crops, joints)] if crops else []
-    if corpus and captions and captions.wording:
+    if corpus and captions:
         labels, ids = index.table["label"].to_numpy(), index.table["sample_id"].to_pylist()
         judgements.append(judge_captions(corpus, captions.wording, captions.statuses, labels, index.classes, ids))
     return Audit(

@@ -28,6 +28,8 @@ class Gallery:
     matched: int
     shown: int
     total: int
+    chosen: str
+    """How those shown were chosen, in words; empty if all that match are shown as listed."""
     notes: tuple[str, ...]
     reasons: tuple[str, ...]
     """Why rows of the samples that match failed: the commonest of each stage."""
@@ -78,15 +80,15 @@ def gallery(
         for status, text, count in failures.reasons(index, stage, matched)[:3]
     ]
     stages = _stages(reader)
-    made = Gallery(out, len(matched), len(shown), index.table.num_rows, tuple(reader.notes), tuple(reasons))
+    words = _chosen(index, chosen, seed, order, len(matched) > limit)
+    made = Gallery(out, len(matched), len(shown), index.table.num_rows, words, tuple(reader.notes), tuple(reasons))
     tell(made)
     html.render(
         "inspect.html.j2",
         out,
         index=index,
-        selection=filters.words() if filters != ALL else "",
+        selection=filters.words(),
         made=made,
-        chosen=_chosen(index, chosen, seed, order, len(matched) > limit),
         orders=ORDERS,
         cards=shown,
         choices=_choices(shown),
@@ -107,11 +109,12 @@ def _chosen(index: Workspace, chosen: Numbers, seed: int | None, order: str | No
     if seed is not None:
         return f"chosen at random, seed {seed}"
     shown = index.table.take(pa.array(chosen))
-    kinds = ", ".join(
-        f"{len(shown[column].unique().drop_null())} {plural}"
+    counts = {
+        plural: len(shown[column].unique().drop_null())
         for column, plural in (("label", "classes"), ("subject", "subjects"), ("camera", "cameras"))
-    )
-    return f"a slice spread over {kinds}"
+    }
+    kinds = ", ".join(f"{count} {plural}" for plural, count in counts.items() if count > 1)
+    return f"a slice spread over {kinds}" if kinds else "a slice"
 
 
 def _choices(shown: list[Card]) -> dict[str, list[tuple[Any, str, int]]]:

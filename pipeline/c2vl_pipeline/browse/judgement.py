@@ -54,6 +54,8 @@ class Reason:
     text: str
     shown_by: Filters
     """Samples that show it."""
+    grave: bool = False
+    """Poor by itself."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Judgement:
 
     def words(self) -> str:
         """Return it as a sentence: `captions poor: 50 different words, two in three repeat an earlier one`."""
-        word = ("fine", "fair")[len(self.reasons)] if len(self.reasons) < 2 else "poor"
+        poor = len(self.reasons) > 1 or any(reason.grave for reason in self.reasons)
+        word = "poor" if poor else "fair" if self.reasons else "fine"
         note = f" ({self.note})" if self.note else ""
         return f"{self.what} {word}{note}" + (": " if self.reasons else "") + ", ".join(r.text for r in self.reasons)
 
@@ -93,7 +96,13 @@ def _lost(statuses: dict[str, int], what: str) -> list[Reason]:
     if not bad or sum(bad.values()) <= LOST * rows:
         return []
     status, count = max(bad.items(), key=lambda item: item[1])
-    return [Reason(f"{percent(count / rows)} % of rows {status}", Filters(status=f"{what}:{status}"))]
+    return [
+        Reason(
+            f"{percent(count / rows)} % of rows {status}",
+            Filters(status=f"{what}:{status}"),
+            sum(bad.values()) > rows / 2,
+        )
+    ]
 
 
 def judge_crops(crops: CropFigures, joints: JointFigures | None) -> Judgement:
@@ -114,7 +123,7 @@ def judge_crops(crops: CropFigures, joints: JointFigures | None) -> Judgement:
 
 def judge_captions(
     corpus: Corpus,
-    stats: CaptionStats,
+    stats: CaptionStats | None,
     statuses: dict[str, int],
     labels: npt.NDArray[np.int64],
     names: Sequence[str],
@@ -124,13 +133,15 @@ def judge_captions(
 
     Args:
         corpus: the captions.
-        stats: figures of the corpus.
+        stats: figures of the corpus; None if it is empty.
         statuses: numbers of rows by status.
         labels: class of each sample, -1 if unknown.
         names: of the classes.
         ids: of the samples.
     """
     reasons = _lost(statuses, "captions")
+    if stats is None:
+        return Judgement("captions", reasons)
 
     def shown(text: str, samples: npt.ArrayLike) -> None:
         reasons.append(Reason(text, _samples([ids[n] for n in np.flatnonzero(samples).tolist()])))

@@ -60,7 +60,7 @@ class RowReader:
                 any_made = True
                 yield shard, manifest
         if not any_made:
-            self.note(f"There are no {stage} yet; `c2vl-pipeline {self._command(stage)}` makes them.")
+            self._not_made(stage, none=True)
 
     def columns(self, stage: str, shard: int, columns: Sequence[str]) -> pa.Table | None:
         """Read columns of a whole shard; None, with a note, if it is unreadable or does not fit the index."""
@@ -90,9 +90,7 @@ class RowReader:
         for shard, group in groupby(sorted(set(numbers)), key=self.shard_of):
             path = self.path(stage, shard)
             if not path.is_file():
-                self.note(
-                    f"Some {stage} are not made yet; `c2vl-pipeline {self._command(stage)}` makes the shards that are missing."
-                )
+                self._not_made(stage, none=next(path.parent.glob("*.parquet"), None) is None)
                 continue
             try:
                 result |= self._read(path, stage, shard, list(group), columns)
@@ -133,9 +131,16 @@ class RowReader:
                 result[number] = rows
         return result
 
+    def _not_made(self, stage: str, *, none: bool) -> None:
+        what, made = (f"There are no {stage} yet", "them") if none else (f"Some {stage} are not made yet", "the rest")
+        self.note(f"{what}; `c2vl-pipeline {self._command(stage)}` makes {made}.")
+
     def _unreadable(self, stage: str, shard: int, error: Exception) -> None:
-        reason = str(error).splitlines()[0]
-        self.note(f"{self.path(stage, shard).name} of {stage} cannot be read and is skipped ({reason}).")
+        reason = str(error).splitlines()[0].rstrip(".")
+        self.note(
+            f"{self.path(stage, shard).name} of {stage} cannot be read and is skipped ({reason}); "
+            "`c2vl-pipeline verify --repair` makes it again."
+        )
 
     def _misfit(self, stage: str, shard: int) -> None:
         self.note(

@@ -72,8 +72,8 @@ class Filters:
         return [word for _, option, values in self.given() for one in values for word in (f"--{option}", str(one))]
 
     def words(self) -> str:
-        """Return the filters in one line."""
-        return ", ".join(self.each()) or "all samples"
+        """Return the filters in one line; empty if there are none."""
+        return ", ".join(self.each())
 
 
 def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
@@ -82,7 +82,7 @@ def _unknown(what: str, value: object, known: Iterable[object]) -> ConfigError:
     hint = (
         f"did you mean {' or '.join(repr(n) for n in near)}?"
         if near
-        else f"known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}"
+        else f"known: {', '.join(names[:20]) or 'none'}{', …' if len(names) > 20 else ''}"
     )
     return ConfigError(f"unknown {what} {str(value)!r}; {hint}")
 
@@ -122,18 +122,18 @@ ALL = Filters()
 
 
 def nothing(index: Workspace, filters: Filters, reader: RowReader) -> ConfigError:
-    """Return the error for filters that no sample passes: what each gives alone, and which words captions hold."""
+    """Return the error for filters that no sample passes: what each gives alone, what captions say, what was not read."""
     alone = filters.each()
-    text = f"no sample matches {filters.words()}"
+    text, captions = f"no sample matches {filters.words()}", []
     if len(alone) > 1:
         text += f"; alone, {', '.join(f'{name} gives {len(select(index, f, reader)):,}' for name, f in alone.items())}"
+    near: list[str] = []
     if filters.text is not None and not len(select(index, Filters(text=filters.text), reader)):
         known = frequent(_captions(reader))
         near = [w for word in words(filters.text) for w in difflib.get_close_matches(word, known, n=2)]
-        if near:
-            text += f"; did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?"
-        text += f" Captions say {', '.join(known[:12])}" if known else "; there are no captions yet"
-    return ConfigError(text)
+        captions = [f"Captions say {', '.join(known[:12])}."] if known else []
+    text += f"; did you mean {' or '.join(map(repr, dict.fromkeys(near)))}?" if near else "."
+    return ConfigError(" ".join([text, *captions, *reader.notes]))
 
 
 def _captions(reader: RowReader, enough: int = 100_000) -> Iterator[str]:

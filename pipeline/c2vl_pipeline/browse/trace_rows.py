@@ -75,7 +75,7 @@ def judgement(slots: list[dict[str, Any]], projected: dict[int, list[list[float]
     crops = [slot for slot in slots if slot["crop"]]
     if not crops:
         planned = any(slot["frame"] is not None for slot in slots)
-        return "no crops yet" if planned else "no frame planned, for no video can be read"
+        return "no crops" if planned else "no frame planned, for no video can be read"
     parts = [f"{sum(slot['crop']['status'] == Status.OK for slot in crops)} of {len(crops)} frames ok"]
     if texts := [slot["caption"]["text"] for slot in slots if slot["caption"] and slot["caption"]["text"]]:
         parts.append(f"{len(set(texts))} captions differ" if len(set(texts)) > 1 else f"{len(texts)} equal captions")

@@ -102,9 +102,9 @@ def test_the_commands_print_tables_and_draw(cli: Cli, subject, tmp_path):
         "main",
         "the clip itself",
         "captions permuted",
-        "any clip of its class",
+        "any of its class",
         "ceiling: the clip itself",
-        "chance: any clip of its class",
+        "chance: any of its class",
         "median rank",
     ):
         assert said in text

@@ -99,6 +99,27 @@ def test_the_command_plans_without_writing_and_refuses_unknown_tables(
     assert "--only 'table9' is unknown; expected one of table1, table2" in str(refused.exception)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "only", "less"),
+    [
+        ("debug", "table7,table1", "; for less, name tables by --only table7"),
+        (
+            "paper",
+            "table7,table1",
+            "; for less, name tables by --only table7 or take the small recipe by --recipe small",
+        ),
+        ("debug", "table7", ""),
+    ],
+)
+def test_a_long_plan_opens_with_a_sentence_that_names_ways_that_are_shorter(
+    app: typer.Typer, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, only: str, less: str
+) -> None:
+    monkeypatch.setattr(paper_cli, "_MANY", 0)
+    words = ["--work", str(work), "--out", str(tmp_path / "out"), "--recipe", recipe, "--dry-run", "--only", only]
+    first = CliRunner().invoke(app, words).output.splitlines()[0]
+    assert first.partition("finished in this folder yet")[2] == less
+
+
 def test_the_command_computes_writes_and_has_nothing_to_do_the_second_time(
     app: typer.Typer, work: Path, tmp_path: Path
 ) -> None:

@@ -28,7 +28,8 @@ def test_work_without_a_single_caption_is_audited(work, tmp_path):
     assert found.captions is not None
     assert found.captions.wording is None
     assert found.captions.classes == []
-    assert_self_contained(audit.write(found, tmp_path / "a.html"))
+    assert "captions poor: 100.0 % of rows missing_skeleton" in found.summary()
+    assert "No captions yet" not in assert_self_contained(audit.write(found, tmp_path / "a.html")).text
 
 
 def test_joints_inside_are_counted_against_the_box_and_the_frame():

@@ -46,6 +46,7 @@ def test_a_damaged_shard_leaves_its_part_out_with_a_note(copied):
     path.write_bytes(path.read_bytes()[:-100])
     made, (note,) = cards.few(copied, 32)
     assert note.startswith("shard-00000.parquet of crops cannot be read and is skipped")
+    assert note.endswith("; `c2vl-pipeline verify --repair` makes it again.")
     assert [bool(one.crops) for one in made] == [n >= 8 for n in range(32)]
     assert all(one.captions for one in made)
 

@@ -34,6 +34,12 @@ def test_a_gallery_shows_the_limit_and_counts_all(odd, tmp_path):
         gallery.gallery(odd, tmp_path / "no.html", seed=1, order="score")
 
 
+def test_a_slice_of_one_class_names_only_what_differs(odd, tmp_path):
+    made = gallery.gallery(odd, tmp_path / "g.html", Filters(label="0"), limit=3)
+    assert made.chosen == "a slice spread over 3 subjects, 2 cameras"
+    assert f" · {made.chosen};" in assert_self_contained(made.path).text
+
+
 def test_a_card_shows_motion_crops_and_different_captions_once(odd, tmp_path):
     index = load(odd)
     first = index.table["sample_id"][0].as_py()
@@ -83,7 +89,15 @@ def test_a_gallery_without_stages_says_so(work, tmp_path):
     for name in ("samples.parquet", "samples.json"):
         shutil.copy(work / name, folder / name)
     made = gallery.gallery(folder, tmp_path / "g.html")
-    assert "There are no crops yet; `c2vl-pipeline crop` makes them." in made.notes
+    assert sorted(made.notes) == [
+        f"There are no {stage} yet; `c2vl-pipeline {command}` makes them."
+        for stage, command in (
+            ("captions", "caption"),
+            ("crops", "crop"),
+            ("embeddings", "embed"),
+            ("skeletons", "skeletons"),
+        )
+    ]
     assert_self_contained(made.path)
     facts = trace.trace(folder, load(folder).table["sample_id"][0].as_py()).facts
     assert {s["state"] for s in facts["stages"]} == {"not run"}

@@ -53,12 +53,7 @@ def test_page_names_hold_no_path():
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [
-        (("inspect",), "samples that match"),
-        (("explain",), "frames ok"),
-        (("audit",), "crops"),
-        (("explain", "--json"), '"page"'),
-    ],
+    [(("inspect",), "samples"), (("explain",), "frames ok"), (("audit",), "crops"), (("explain", "--json"), '"page"')],
 )
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
 def test_a_page_that_cannot_be_written_comes_after_what_it_says(work, cli, monkeypatch, words, told, number):

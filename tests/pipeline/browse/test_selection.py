@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,11 @@ def test_unknown_filters_name_the_near_ones(odd, filters, words):
         names(odd, **filters)
 
 
+def test_where_nothing_has_a_name_none_is_offered(odd):
+    with pytest.raises(ConfigError, match="unknown class 'drink'; known: none"):
+        selection.select(replace(load(odd), classes=()), selection.Filters(label="drink"))
+
+
 def test_a_slice_holds_all_classes_subjects_and_cameras_equally():
     kinds = [
         (label, subject, camera) for label in range(6) for subject in range(4) for camera in "ab" for _ in range(5)
@@ -99,6 +106,20 @@ def test_an_empty_match_says_which_words_and_how_many_each_filter_gives(odd, cli
     assert "Captions say " in said.err
     assert "person" in said.err
     assert not page.exists()
+
+
+def test_an_empty_match_says_what_could_not_be_read(copied, cli):
+    def asked() -> str:
+        said = cli("c2vl-pipeline", "inspect", "--work", copied, "--text", "standing")
+        refused(said, "no sample matches text standing.")
+        return said.err
+
+    shards = sorted((copied / "captions").glob("*.parquet"))
+    for path in shards:
+        path.write_bytes(b"PAR1")
+    assert asked().count("cannot be read and is skipped") == len(shards)
+    shutil.rmtree(copied / "captions")
+    assert "There are no captions yet; `c2vl-pipeline caption` makes them." in asked()
 
 
 def test_the_words_of_most_captions_come_first():
