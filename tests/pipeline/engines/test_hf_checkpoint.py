@@ -89,6 +89,15 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "not a checkpoint, its config.json cannot be read (FileNotFoundError" in message("encoder", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert "1 weight files missing, expected model.safetensors next to config.json" in message("encoder", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ["clip"]}')
+    assert "holds a ['clip'] model, which transformers" in message("encoder", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<html>", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+def test_a_list_of_weight_files_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json lists no weight files (" in message("encoder", tmp_path)
 
 
 @pytest.mark.parametrize(
