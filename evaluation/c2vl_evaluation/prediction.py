@@ -103,9 +103,9 @@ def predict(
 def predict_files(context: EvalContext, files: Sequence[Path], failed: list[C2VLError] | None = None) -> list[Answer]:
     """Recognise the actions in skeleton files and videos.
 
-    Files are read by the suffixes that `c2vl_pipeline.readers` knows, and in videos people are looked for; joints of another layout than the
-    encoder's are mapped to it if possible. The layer is trained first if the linear protocol did not run on
-    this encoder.
+    Files are read by the suffixes that `c2vl_pipeline.readers` knows, and in videos people are looked for; joints of
+    another layout than the encoder's are mapped to it if possible. The layer is trained first if the linear protocol did
+    not run on this encoder.
 
     Args:
         context: a finished run with its data.

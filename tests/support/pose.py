@@ -119,13 +119,13 @@ def _model(heads: dict[str, tuple[Weights, Weights]]) -> bytes:
     return bytes(build.Output())
 
 
-def tiny_vitpose(folder: Path, experts: int = 1) -> Path:
-    """Write a random ViTPose checkpoint of 64 x 48 pixels and 17 joints; returns the folder."""
+def tiny_vitpose(folder: Path, experts: int = 1, joints: int = 17) -> Path:
+    """Write a random ViTPose checkpoint of 64 x 48 pixels; returns the folder."""
     backbone = VitPoseBackboneConfig(
         image_size=[64, 48], patch_size=[16, 16], hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, out_indices=[2], num_experts=experts, part_features=8,
     )  # fmt: skip
-    config = VitPoseConfig(backbone_config=backbone, num_labels=17, scale_factor=4, initializer_range=0.3)
+    config = VitPoseConfig(backbone_config=backbone, num_labels=joints, scale_factor=4, initializer_range=0.3)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(7)
         model = VitPoseForPoseEstimation(config)

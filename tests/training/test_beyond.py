@@ -38,6 +38,12 @@ def test_pairs_share_a_row_evenly_and_are_the_identity_without_repeats() -> None
     assert beyond.pair_target(same).tolist() == [[0.5, 0, 0.5], [0, 1, 0], [0.5, 0, 0.5]]
 
 
+def test_a_target_that_lies_on_hidden_keys_alone_is_hard() -> None:
+    P, hidden = torch.tensor([[0.0, 1, 0], [0.2, 0.5, 0.3]]), torch.tensor([[0, 1, 0], [1, 0, 0]]).bool()
+    found = beyond.without(P, hidden, torch.eye(3)[:2])
+    torch.testing.assert_close(found, torch.tensor([[1.0, 0, 0], [0, 0.625, 0.375]]))
+
+
 def test_a_teacher_that_knows_nothing_leaves_hard_targets_and_one_that_knows_all_its_own() -> None:
     P, eye = torch.softmax(unit(6, 6), dim=1), torch.eye(6, dtype=torch.float64)
     assert torch.equal(beyond.hard_where_unknown(P, torch.zeros(6).bool(), eye), eye)

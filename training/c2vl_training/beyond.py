@@ -39,13 +39,16 @@ def pair_target(same: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return same.to(dtype) / same.sum(dim=1, keepdim=True)
 
 
-def without(P: Tensor, hidden: Tensor) -> Tensor:
+def without(P: Tensor, hidden: Tensor, pairs: Tensor) -> Tensor:
     """Return a target without the keys that its queries do not meet, as rows that sum to one again.
 
-    Shape: (R, B), (R, B) bool -> (R, B)
+    A row of which nothing is left, as where a softmax at a small tau rounds all other keys to 0, is that of `pairs`.
+
+    Shape: (R, B), (R, B) bool, (R, B) -> (R, B)
     """
     kept = P.masked_fill(hidden, 0.0)
-    return kept / kept.sum(dim=1, keepdim=True)
+    left = kept.sum(dim=1, keepdim=True)
+    return torch.where(left > 0, kept / left, pairs)
 
 
 def hard_where_unknown(P: Tensor, known: Tensor, pairs: Tensor) -> Tensor:

@@ -303,7 +303,7 @@ def target_pair(name: str, side: Side, targets: Targets) -> tuple[Tensor, Tensor
     if side.known is not None:
         found = [hard_where_unknown(P, side.known, pairs) for P in found]
     if same is not None and not positive:
-        found = [without(P, _repeats(same)) for P in found]
+        found = [without(P, _repeats(same), pairs) for P in found]
     return found[0], found[1]
 
 

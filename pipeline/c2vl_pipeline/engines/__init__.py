@@ -70,6 +70,7 @@ __all__ = [
     "layout_of",
     "load",
     "load_detector",
+    "naming_the_detector",
     "provenance",
     "setting",
     "wants_own_process",
@@ -232,7 +233,7 @@ def key_facts(spec: EngineSpec) -> dict[str, Any]:
     facts = declared_facts(spec) | weights_id(spec)
     if spec.detector is None:
         return facts
-    with _naming_the_detector():
+    with naming_the_detector():
         return facts | {"detector": key_facts(spec.detector)}
 
 
@@ -301,18 +302,18 @@ def load_detector(spec: EngineSpec) -> Any:
     Raises EngineError in one line, as `load`.
     """
     assert spec.detector is not None
-    with _naming_the_detector():
+    with naming_the_detector():
         return _load_detector(spec.detector.key())
 
 
 @contextlib.contextmanager
-def _naming_the_detector() -> Iterator[None]:
-    """Let errors about a pose estimator's detector name the setting of that one."""
+def naming_the_detector() -> Iterator[None]:
+    """Let errors about a pose estimator's detector name the settings of that one."""
     try:
         yield
     except EngineError as error:
-        own = "pipeline.crop.engine"
-        raise EngineError(str(error).replace(own, "pipeline.pose.engine.detector")) from error
+        text = str(error).replace("pipeline.crop.engine", "pipeline.pose.engine.detector")
+        raise EngineError(text.replace("pipeline.crop.query", "pipeline.pose.query")) from error
 
 
 def layout_of(spec: EngineSpec) -> Layout:

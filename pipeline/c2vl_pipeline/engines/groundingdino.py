@@ -29,7 +29,7 @@ from c2vl_manifests.manifest import remembered_sha256
 from c2vl_pipeline.engines import Box, Detector, Frame, Image, grounding
 from c2vl_pipeline.engines.hf_checkpoint import DetectorOptions, Weights
 from c2vl_pipeline.engines.hf_checkpoint import quiet as quiet_transformers
-from c2vl_pipeline.engines.hf_hub import HUB_TIMEOUT
+from c2vl_pipeline.engines.requirements import HUB_TIMEOUT
 
 _tf: Any = transformers  # its annotations are partial
 _SETTING = "pipeline.crop.engine"

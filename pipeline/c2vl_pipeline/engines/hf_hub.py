@@ -22,9 +22,7 @@ from c2vl_manifests.errors import EngineError, one_line
 from c2vl_manifests.manifest import remembered_sha256
 from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import setting
-
-HUB_TIMEOUT = 5.0
-"""Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
+from c2vl_pipeline.engines.requirements import HUB_TIMEOUT
 
 _tf: Any = transformers  # its annotations are partial
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "qformer_tokenizer/*.json")
@@ -72,7 +70,7 @@ def loader_of(spec: EngineSpec, config: Mapping[str, Any]) -> str:
     holds = f"holds a {model_type!r} model"
     try:
         kind = _tf.CONFIG_MAPPING[model_type]
-    except KeyError:
+    except (KeyError, TypeError):
         saved = config.get("transformers_version", "an unknown version")
         raise refusal(
             spec,
@@ -93,12 +91,19 @@ def loader_of(spec: EngineSpec, config: Mapping[str, Any]) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files `from_pretrained` would read, whether or not they exist."""
+    """Return the weight files `from_pretrained` would read, whether or not they exist.
+
+    Raises:
+        ValueError: the checkpoint's list of them is of another form.
+    """
     for single in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{single}.index.json"
         if index.is_file() and not (folder / single).is_file():
-            names = set(read_json(index)["weight_map"].values())
-            return [folder / name for name in sorted(names)]
+            try:
+                names = set(read_json(index)["weight_map"].values())
+                return [folder / name for name in sorted(names)]
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{index.name} lists no weight files ({one_line(error, named=True)})") from error
         if (folder / single).is_file():
             return [folder / single]
     return [folder / "model.safetensors"]
@@ -128,7 +133,10 @@ def locate(spec: EngineSpec) -> Path:
             raise refusal(spec, "no such folder")
         folder = _find_on_hub(spec, model)
     loader_of(spec, config_of(spec, folder))
-    missing = [file.name for file in _weight_files(folder) if not file.is_file()]
+    try:
+        missing = [file.name for file in _weight_files(folder) if not file.is_file()]
+    except ValueError as error:
+        raise refusal(spec, str(error)) from error
     if missing:
         raise refusal(spec, f"{len(missing)} weight files missing, expected {missing[0]} next to config.json")
     return folder

@@ -26,7 +26,7 @@ class VitPose(PoseEstimator):
     low one.
 
     Raises:
-        EngineError: One line, from building it: see `Checkpoint`.
+        EngineError: One line, from building it: see `Checkpoint`; a checkpoint of other joints.
     """
 
     weights_id = staticmethod(weights_id)
@@ -35,6 +35,8 @@ class VitPose(PoseEstimator):
         self._at = Checkpoint(spec, HfOptions)
         self._at.compile()
         self._images = self._at.image_processor
+        if (joints := self._at.model.config.num_labels) != (expected := self.layout(spec).joints):
+            raise self._at.refusal(f"that finds {joints} joints; expected the {expected} of COCO")
         experts = getattr(self._at.model.config.backbone_config, "num_experts", 1)
         self._experts = {"dataset_index": 0} if experts > 1 else {}
         """ViTPose+ has an expert per data set; 0 is COCO."""

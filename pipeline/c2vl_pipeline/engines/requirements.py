@@ -13,7 +13,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_pipeline.engines import backend
 
 HUB_TIMEOUT = 5.0
-"""Seconds until the hub must answer."""
+"""Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
 _FORMS = (".safetensors", ".bin", ".pth", ".onnx", ".tflite")
 """Formats of weights; of a checkpoint in several, the first is loaded."""
 

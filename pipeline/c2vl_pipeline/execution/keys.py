@@ -150,7 +150,7 @@ def stage_inputs(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping
         "stage": stage.name,
         "layout": index.manifest.extra["layout"] if stage.reads_joints else None,
         "frames": recipe.pipeline.frames if stage.per_frame else None,
-        "config": stage.config(recipe),
+        "config": stage.config(recipe, index),
         "engine": None if engine is None else dict(engine),
     }
 

@@ -51,8 +51,8 @@ class Stage:
     """Makes the table of a shard."""
     columns: tuple[str, ...]
     """Columns of the index that its rows depend on; never labels or splits."""
-    config: Callable[[Recipe], dict[str, Any]]
-    """The values of a recipe that its rows depend on, without the engine."""
+    config: Callable[[Recipe, Workspace], dict[str, Any]]
+    """The values of a recipe, and of the dataset's description, that its rows depend on, without the engine."""
     upstream: Callable[[Recipe], tuple[str, ...]]
     """Names of the earlier stages whose rows it reads."""
     row_group: int

@@ -264,7 +264,7 @@ STAGE = Stage(
     command="crop",
     process=process,
     columns=("sample_id", "camera", "video", "video_bytes", *skeletons.STAGE.columns[1:]),
-    config=lambda recipe: recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
+    config=lambda recipe, index: recipe.pipeline.crop.model_dump(mode="json", exclude={"engine", "timeout"}),
     upstream=_upstream,
     row_group=128,
     per_frame=True,

@@ -78,10 +78,10 @@ class Watcher:
 
     def watch(self, video: Video, spans: Sequence[Span]) -> Seen:
         """Look at the frames of a video, just opened, that are in at least one span; each is decoded once."""
-        seen, last = Seen(), -1
+        seen, starts = Seen(), {start for start, _ in spans}
         numbers = _numbers(spans)
         while batch := list(islice(numbers, self._batch)):
-            if batch[0] > last + 1:
+            if batch[0] in starts:  # nobody is followed from a sample into the next one
                 self._before = []
             frames = [(number, self._frame(image)) for number, image in video.frames(batch)]
             for (number, frame), found in in_batches(frames, self._batch, self._look, self._shard):
@@ -91,7 +91,7 @@ class Watcher:
                 people = [] if isinstance(found, Exception) else found
                 least = self._config.joint_score
                 seen.people[number] = [p for p in people if (p.pixels[:, 2] >= least).any()]
-                self._before, last = seen.people[number], number
+                self._before = seen.people[number]
             if len(frames) < len(batch):
                 break
         return seen
@@ -103,7 +103,9 @@ class Watcher:
             boxes = [[_around(person) for person in self._before]]
         else:
             self._since = 0
-            boxes = [found[:_MOST_BOXES] for found in self._detector.detect(frames, self._config.query)]
+            with engines.naming_the_detector():
+                found = self._detector.detect(frames, self._config.query)
+            boxes = [of_frame[:_MOST_BOXES] for of_frame in found]
         people: list[list[Person]] = self._estimator.estimate(frames, boxes)
         return people
 
@@ -205,7 +207,7 @@ def read_video(path: Path, config: PoseConfig, dataset: Dataset, bodies: int) ->
             f"{path}: {spec.backend!r} failed on {len(seen.failed):,} frames ({one_line(failed, named=True)})"
         )
     layout = engines.layout_of(spec)
-    mirrored = dataset.mirrored if config.mirrored is None else config.mirrored
+    mirrored = _mirrored(config, dataset)
     return assemble(seen, (0, None), layout, bodies, mirrored, config.joint_score)[0], layout
 
 
@@ -262,7 +264,7 @@ class _ShardPoses:
         assert shard.spec is not None
         assert shard.recipe.pipeline.pose is not None
         self.shard, self.spec, self.config = shard, shard.spec, shard.recipe.pipeline.pose
-        self.mirrored = shard.index.dataset.mirrored if self.config.mirrored is None else self.config.mirrored
+        self.mirrored = _mirrored(self.config, shard.index.dataset)
         self.decoding = Decoding(shard, self.config.timeout)
 
     def video(self, relative: str, samples: list[Row]) -> list[Row]:
@@ -348,9 +350,15 @@ def _given_up(sample: Row) -> Row | None:
     return None
 
 
-def _config(recipe: Recipe) -> dict[str, Any]:
-    assert recipe.pipeline.pose is not None
-    return recipe.pipeline.pose.model_dump(mode="json", exclude={"engine", "timeout"})
+def _mirrored(config: PoseConfig, dataset: Dataset) -> bool:
+    return dataset.mirrored if config.mirrored is None else config.mirrored
+
+
+def _config(recipe: Recipe, index: Workspace) -> dict[str, Any]:
+    config = recipe.pipeline.pose
+    assert config is not None
+    settled = {"mirrored": _mirrored(config, index.dataset), "bodies": index.bodies}
+    return config.model_dump(mode="json", exclude={"engine", "timeout"}) | settled
 
 
 STAGE = Stage(

@@ -57,7 +57,7 @@ STAGE = Stage(
     command="skeletons",
     process=process,
     columns=("sample_id", "skeleton", "skeleton_bytes", "start_frame", "end_frame", "known_missing", "problem"),
-    config=lambda recipe: recipe.pipeline.skeletons.model_dump(mode="json"),
+    config=lambda recipe, index: recipe.pipeline.skeletons.model_dump(mode="json"),
     upstream=lambda recipe: (),
     row_group=256,
     reads_joints=True,

@@ -99,9 +99,10 @@ def cost(one: Person, other: Person) -> float:
 def track(frames: Iterable[tuple[int, Sequence[Person]]]) -> list[Track]:
     """Join the people of frames, given in order of time, to tracks."""
     tracks: list[Track] = []
+    alive: list[Track] = []
     for number, found in frames:
         people = distinct(found)
-        alive = [one for one in tracks if number - one.last <= PATIENCE]
+        alive = [one for one in alive if number - one.last <= PATIENCE]
         free = set(range(len(people)))
         if alive and people:
             costs: npt.NDArray[np.float64] = np.array(
@@ -111,15 +112,17 @@ def track(frames: Iterable[tuple[int, Sequence[Person]]]) -> list[Track]:
                 if costs[row, column] < _FAR:
                     alive[row].people[number] = people[column]
                     free.discard(int(column))
-        tracks += [Track({number: people[n]}) for n in sorted(free)]
+        new = [Track({number: people[n]}) for n in sorted(free)]
+        tracks += new
+        alive += new
     return tracks
 
 
 def chosen(tracks: Sequence[Track], areas: dict[int, float], bodies: int) -> list[dict[int, Person]]:
     """Return the people to keep, at most `bodies`, each as frame number -> person; the main one first.
 
-    Brief ones are dropped; the others are taken in order of their weight (`Track.weight`). One joins the first person with whom it shares no frame;
-    one that overlaps all of them is dropped.
+    Brief tracks are dropped; the others are taken in order of their weight (`Track.weight`). A track joins the first person
+    with whom it shares no frame; one that shares frames with all of them is a further person, or dropped if they are enough.
 
     *Reading:* as in published loaders of NTU RGB+D, a body that comes after another has gone continues it.
 

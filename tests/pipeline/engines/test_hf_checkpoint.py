@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from c2vl_manifests.engine import EngineSpec
 from c2vl_pipeline.engines import hf_hub
 from c2vl_pipeline.engines.hf_encoder import HfEncoder
+from c2vl_pipeline.engines.requirements import HUB_TIMEOUT
 from support.hf import ROLES, message
 
 
@@ -58,7 +59,7 @@ def test_missing_checkpoint_says_which_and_how_to_get_it_at_once(no_network: Pat
 
 
 def test_a_hub_that_accepts_and_never_answers_costs_seconds(no_network: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert hf_hub.HUB_TIMEOUT <= 5
+    assert HUB_TIMEOUT <= 5
     monkeypatch.setattr(hf_hub, "HUB_TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -89,6 +90,15 @@ def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     assert "not a checkpoint, its config.json cannot be read (FileNotFoundError" in message("encoder", tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "clip"}')
     assert "1 weight files missing, expected model.safetensors next to config.json" in message("encoder", tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": ["clip"]}')
+    assert "holds a ['clip'] model, which transformers" in message("encoder", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["<html>", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 1}}'])
+def test_a_list_of_weight_files_of_another_form_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    (tmp_path / "model.safetensors.index.json").write_text(text)
+    assert "model.safetensors.index.json lists no weight files (" in message("encoder", tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -102,6 +102,11 @@ def test_the_stage_finds_people_by_one_checkpoint_and_their_joints_by_another(
     assert keyed["revision_resolved"] != keyed["detector"]["revision_resolved"]
 
 
+def test_a_checkpoint_of_other_joints_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="that finds 21 joints; expected the 17 of COCO"):
+        build(tiny_vitpose(tmp_path / "hands", joints=21))
+
+
 def test_a_checkpoint_of_another_role_is_one_line(folders: dict[str, Path]) -> None:
     with pytest.raises(EngineError, match="holds a 'clip' model") as raised:
         build(folders["encoder"])

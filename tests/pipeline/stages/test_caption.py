@@ -328,11 +328,12 @@ def captions(work: Path, *settings: str) -> list[dict[str, Any]]:
 
 
 def test_younger_settings_at_their_defaults_are_no_part_of_a_key(work: Path, recipe: Recipe) -> None:
-    config = caption.STAGE.config(recipe)
+    made = workspace.load(work)
+    config = caption.STAGE.config(recipe, made)
     assert config.keys() == {"question", "aspect", "padding"}
     for setting, value in (("view", "clip"), ("also_ask", ["Why?"]), ("thinking", "remove"), ("rewrite", "Shorten:")):
         other = load_recipe("debug", [f"pipeline.caption.{setting}={json.dumps(value)}"])
-        assert caption.STAGE.config(other) == config | {setting: value}
+        assert caption.STAGE.config(other, made) == config | {setting: value}
 
 
 def test_a_clip_is_asked_about_once_and_its_answer_is_that_of_all_its_crops(work: Path, told: list[Any]) -> None:

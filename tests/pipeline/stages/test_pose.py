@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,27 @@ def test_between_two_runs_of_the_detector_people_are_followed(
     assert some["frame_index"] == every["frame_index"]
 
 
+def test_rows_of_a_sample_do_not_depend_on_the_sample_before_it(tmp_path: Path, model: Path) -> None:
+    folder, recipe = own(tmp_path / "own", "b,x.avi,7,"), recipe_of(model, "pipeline.pose.detect_every=5")
+    film(folder / "x.avi", PLACES)
+    alone = poses_of(folder, tmp_path / "w", recipe)["b"]
+    own(folder, "a,x.avi,0,7", "b,x.avi,7,")
+    assert poses_of(folder, tmp_path / "v", recipe)["b"] == alone
+
+
+def test_errors_of_the_detector_name_its_own_settings(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refusing(self: Any, frames: Sequence[Frame], query: str) -> Any:
+        raise EngineError("no such label (pipeline.crop.query)")
+
+    monkeypatch.setattr(MotionDetector, "detect", refusing)
+    folder = own(tmp_path / "own", "a,x.avi,,")
+    film(folder / "x.avi", PLACES[:2])
+    with pytest.raises(EngineError, match=r"no such label \(pipeline\.pose\.query\)"):
+        poses_of(folder, tmp_path / "w", recipe_of(model))
+
+
 # ------------------------------------------------------------------------------------------------ joints
 
 
@@ -323,6 +345,17 @@ def test_every_setting_is_part_of_the_key(made: tuple[Path, Recipe], model: Path
     work, recipe = made
     assert keys(work, recipe) != keys(work, recipe_of(model, setting))
     assert keys(work, recipe) == keys(work, recipe_of(model, "pipeline.pose.timeout=9", "pose.detector.batch_size=3"))
+
+
+def test_what_the_dataset_settles_is_part_of_the_key(made: tuple[Path, Recipe]) -> None:
+    work, recipe = made
+    index = load(work)
+    settled = [
+        replace(index, dataset=index.dataset.model_copy(update={"mirrored": True})),
+        replace(index, bodies=index.bodies + 1),
+    ]
+    for other in settled:
+        assert pose.STAGE.config(recipe, other) != pose.STAGE.config(recipe, index)
 
 
 def keys(work: Path, recipe: Recipe) -> dict[str, Any]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_manifests.schema import SAMPLES
 from c2vl_pipeline.stages import STAGES
 from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.workspace import load
 
 
 @pytest.mark.parametrize("recipe", ["paper", "debug"])
@@ -28,9 +31,8 @@ def test_no_stage_depends_on_labels_or_splits(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES.values(), ids=[*STAGES])
-def test_the_configuration_of_a_stage_leaves_out_where_its_engine_runs(stage: Stage) -> None:
-    config = stage.config(
-        load_recipe("debug", [f"pipeline.{stage.command}.engine.device=cuda:3"] if stage.engine else [])
-    )
+def test_the_configuration_of_a_stage_leaves_out_where_its_engine_runs(stage: Stage, work: Path) -> None:
+    settings = [f"pipeline.{stage.command}.engine.device=cuda:3"] if stage.engine else []
+    config = stage.config(load_recipe("debug", settings), load(work))
     assert "engine" not in config
-    assert config == stage.config(load_recipe("debug"))
+    assert config == stage.config(load_recipe("debug"), load(work))
