@@ -42,7 +42,7 @@ def optional(flag: str, help_text: str, **settings: Any) -> Any:
 
 
 RecipeOption = Annotated[
-    str | None, optional("--recipe", "Built-in recipe (paper, small, heuristic, debug) or a TOML file.")
+    str | None, optional("--recipe", "Built-in recipe (paper, small, heuristic, c2vl-plus, debug) or a TOML file.")
 ]
 PackedOption = Annotated[
     Path, typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it).")

@@ -26,8 +26,8 @@ def test_every_built_in_recipe_loads_and_is_called_by_its_name(name: str) -> Non
     assert load_recipe(name).name == name
 
 
-def test_the_built_in_recipes_are_the_four_that_help_names() -> None:
-    assert recipe_names() == ["debug", "heuristic", "paper", "small"]
+def test_the_built_in_recipes_are_the_five_that_help_names() -> None:
+    assert recipe_names() == ["c2vl-plus", "debug", "heuristic", "paper", "small"]
 
 
 def test_the_paper_recipe_holds_the_published_numbers() -> None:
