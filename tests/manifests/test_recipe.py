@@ -30,6 +30,10 @@ def test_the_built_in_recipes_are_the_five_that_help_names() -> None:
     assert recipe_names() == ["c2vl-plus", "debug", "heuristic", "paper", "small"]
 
 
+def test_c2vl_plus_trains_on_what_heuristic_has_packed() -> None:
+    assert load_recipe("c2vl-plus").pipeline == load_recipe("heuristic").pipeline
+
+
 def test_the_paper_recipe_holds_the_published_numbers() -> None:
     recipe = load_recipe("paper")
     pretrain = recipe.training.pretrain
