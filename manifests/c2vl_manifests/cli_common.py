@@ -43,7 +43,10 @@ def optional(flag: str, help_text: str, **settings: Any) -> Any:
 
 RecipeOption = Annotated[
     str | None,
-    optional("--recipe", "Built-in recipe (paper, modern, small, light, heuristic, video-only, debug) or a TOML file."),
+    optional(
+        "--recipe",
+        "Built-in recipe (paper, modern, small, light, heuristic, c2vl-plus, video-only, debug) or a TOML file.",
+    ),
 ]
 PackedOption = Annotated[
     Path, typer.Option("--data", help="Folder that `c2vl-pipeline pack` wrote (or the work folder around it).")

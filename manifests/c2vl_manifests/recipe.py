@@ -158,12 +158,16 @@ class Optimiser(Settings):
 
 
 class Augmentation(Settings):
-    """Random changes of a training clip. A test clip is the central `test_window`, not rotated."""
+    """Random changes of a training clip. A test clip is the central `test_window`, not rotated or sheared."""
+
+    LATER = ("shear",)
 
     window: Annotated[tuple[float, float], Listed] = (0.5, 1.0)
     """Range of the share of valid frames that is kept, drawn uniformly."""
     rotation: float = Field(default=0.3, ge=0)
     """Each of three angles is drawn from (-rotation, rotation) radians."""
+    shear: float = Field(default=0.0, ge=0, le=1)
+    """Each coordinate gains a share, drawn from (-shear, shear), of each other one (not of the paper)."""
     test_window: float = Field(default=0.95, gt=0, le=1)
 
     @model_validator(mode="after")

@@ -115,11 +115,12 @@ def test_variants_that_cannot_be_lines_are_refused_in_one_line(tmp_path, text, s
     assert "\n" not in str(refused.value)
 
 
-def test_the_study_in_this_repository_can_be_run():
+@pytest.mark.parametrize(("recipe", "file", "variants"), [("paper", "study.toml", 13), ("c2vl-plus", "plus.toml", 4)])
+def test_the_variants_in_this_repository_can_be_run(recipe, file, variants):
     lines = benchmark.entries(
-        MANIFEST, "paper", ["training.pretrain.knowledge=vision"], (), load_variants(ROOT / "benchmarks" / "study.toml")
+        MANIFEST, recipe, ["training.pretrain.knowledge=vision"], (), load_variants(ROOT / "benchmarks" / file)
     )
-    assert len(lines) == 13 + 3
+    assert len(lines) == variants + 3
 
 
 def test_an_unknown_target_names_the_known_ones():

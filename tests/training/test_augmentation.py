@@ -57,8 +57,15 @@ def naive_clip(
     stream: str,
     layout: Layout,
     frames: int = T,
+    shares: Sequence[float] | None = None,
 ) -> np.ndarray:
     clip = naive_resize(joints[start : start + length], frames)
+    if shares is not None:
+        others = [(i, j) for i in range(3) for j in range(3) if i != j]
+        still = clip.copy()
+        for (i, j), share in zip(others, shares, strict=True):
+            if max(i, j) < layout.dims:
+                clip[..., i] += share * still[..., j]
     if angles is not None:
         R = about(2, angles[2]) @ about(1, angles[1]) @ about(0, angles[0])
         if layout.dims == 2:
@@ -77,9 +84,10 @@ def naive_clip(
 @pytest.mark.parametrize("layout", [STICK, FLAT], ids=["3d", "2d"])
 @pytest.mark.parametrize("bodies", [1, 2])
 @pytest.mark.parametrize("stream", ["joint", "bone", "motion"])
-def test_training_clips_match_a_per_sample_reference(tmp_path, stream, bodies, layout):
+@pytest.mark.parametrize("shear", [0.0, 0.5])
+def test_training_clips_match_a_per_sample_reference(tmp_path, stream, bodies, layout, shear):
     joints = random_joints(LENGTHS, bodies, layout)
-    config = InputConfig(stream=stream, frames=T, augmentation=Augmentation(rotation=1.5))
+    config = InputConfig(stream=stream, frames=T, augmentation=Augmentation(rotation=1.5, shear=shear))
     clips = clips_of(write_packed(tmp_path / "packed", joints, layout=layout), config)
     order = torch.tensor([8, 3, 0, 5, 1, 7, 2, 6, 4, 8])
     draws = draw(len(order), config, torch.Generator().manual_seed(3))
@@ -90,8 +98,20 @@ def test_training_clips_match_a_per_sample_reference(tmp_path, stream, bodies, l
         share, where = draws.window[place].item(), draws.start[place].item()
         length = min(max(int(share * count), T), count)
         start = int(where * (count - length + 1))
-        wanted = naive_clip(joints[n], start, length, draws.angles[place].tolist(), stream, layout)
+        shares = draws.shares[place].tolist() if shear else None
+        wanted = naive_clip(joints[n], start, length, draws.angles[place].tolist(), stream, layout, shares=shares)
         np.testing.assert_allclose(batch[place].numpy(), wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_a_shear_moves_no_other_draw_and_stays_in_its_range():
+    plain, sheared = (
+        draw(200, InputConfig(augmentation=Augmentation(shear=shear)), torch.Generator().manual_seed(3))
+        for shear in (0.0, 0.5)
+    )
+    assert plain.shares is None
+    for name in ("window", "start", "angles"):
+        assert torch.equal(getattr(plain, name), getattr(sheared, name))
+    assert 0.45 < sheared.shares.abs().max() < 0.5
 
 
 @pytest.mark.parametrize("layout", [STICK, FLAT], ids=["3d", "2d"])

@@ -29,7 +29,7 @@ def test_options_out_of_range_are_refused_with_their_range(cli, data, tmp_path):
 def test_an_unknown_recipe_names_the_nearest(cli, data, tmp_path):
     words = ["c2vl-train", "random", "--data", data, "--benchmark", "xsub", "--out", tmp_path / "run"]
     refused(
-        cli(*words, "--recipe", "papr"), "unknown recipe 'papr'; use one of debug, heuristic, ", "did you mean 'paper'?"
+        cli(*words, "--recipe", "papr"), "unknown recipe 'papr'; use one of c2vl-plus, debug, ", "did you mean 'paper'?"
     )
     refused(cli(*words, "--recipe", "mine.toml"), "recipe file mine.toml does not exist")
 

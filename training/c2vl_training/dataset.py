@@ -32,7 +32,7 @@ from c2vl_manifests.reading import map_array, read_array
 from c2vl_manifests.recipe import InputConfig
 from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_table
-from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations
+from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations, shears
 
 Rows = npt.NDArray[np.int64]
 _COLUMNS = (
@@ -317,7 +317,7 @@ class Clips:
         return self._clip(at, cut, length - 2 * cut, still)
 
     def train(self, at: Tensor, draws: AugmentationDraws) -> Tensor:
-        """Return augmented clips: a random window, resized in time, rotated. Shape: (N,) -> (N, C, T, V, M)."""
+        """Return augmented clips: a random window, resized in time, sheared, rotated. Shape: (N,) -> (N, C, T, V, M)."""
         device = self._length.device
         length = self._length[at]
         window = (draws.window.to(device) * length).to(torch.int64).clamp(min=self.config.frames)
@@ -326,12 +326,15 @@ class Clips:
         angles = draws.angles.to(device)
         if self.layout.dims == 2:  # in the plane of the image alone
             angles = angles * torch.tensor([0.0, 0.0, 1.0], device=device)
-        return self._clip(at, start, window, rotations(angles))
+        linear = rotations(angles)
+        if draws.shares is not None:
+            linear = linear @ shears(draws.shares.to(device))
+        return self._clip(at, start, window, linear)
 
-    def _clip(self, at: Tensor, start: Tensor, window: Tensor, rotation: Tensor) -> Tensor:
-        """Cut, resize in time, rotate, and derive the stream."""
+    def _clip(self, at: Tensor, start: Tensor, window: Tensor, linear: Tensor) -> Tensor:
+        """Cut, resize in time, map linearly, and derive the stream."""
         C, M, V = self._shape
-        planes, weights = interpolation(self._first[at] + start, window, rotation[:, :C, :C], self.config.frames)
+        planes, weights = interpolation(self._first[at] + start, window, linear[:, :C, :C], self.config.frames)
         planes.clamp_(max=len(self._planes) - 1)
         clip = F.embedding_bag(planes, self._planes, per_sample_weights=weights, mode="sum").view(len(at), C, -1, M, V)
         gone = None
