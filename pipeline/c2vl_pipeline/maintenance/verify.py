@@ -74,7 +74,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
     for stage in stages_of(index).values():
         damages += _stage_damage(index, stage)
         manifest = written_manifest(work, stage)
-        slots = (manifest.inputs.get("frames") or 1) if manifest else None
+        slots = _slots(manifest) if manifest else None
         for number in range(len(index.shard_ranges)):
             path = shard_path(work, stage.name, number)
             expected = manifest is not None and manifest.complete and number < manifest.shards
@@ -88,6 +88,12 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
             emit(Progress("verify", done, len(checks), "shards", info={"damaged": len(damages)}))
     paths = {damage.path for damage in damages}
     return damages + [damage for damage in _unfinished_repair(index) if damage.path not in paths]
+
+
+def _slots(manifest: StageManifest) -> int:
+    """Return the rows of a sample; whatever else stands in a manifest is no number of frames."""
+    frames = manifest.inputs.get("frames")
+    return frames if isinstance(frames, int) and frames > 0 else 1
 
 
 def written_manifest(work: Path, stage: Stage) -> StageManifest | None:
@@ -165,7 +171,9 @@ def _row_problem(
         return "its statuses are not counted right in its manifest"
     samples = [row["sample_id"] for row in index.shard(number, ["sample_id"])]
     per_sample = per_sample or max(table.num_rows // len(samples), 1)
-    if table.column("sample_id").to_pylist() != [s for s in samples for _ in range(per_sample)]:
+    if table.num_rows != len(samples) * per_sample or table.column("sample_id").to_pylist() != [
+        s for s in samples for _ in range(per_sample)
+    ]:
         return "its rows are not those of the index (run its stage again)"
     slots = table.column("slot").to_pylist() if "slot" in table.column_names else None
     if slots is not None and slots != [*range(per_sample)] * len(samples):

@@ -161,6 +161,17 @@ def test_a_damaged_stage_manifest_is_found_and_written_again_without_making_rows
     assert digests(own) == digests(whole)
 
 
+@pytest.mark.parametrize("frames", [2**63, -1, "many", [3]])
+def test_a_stage_manifest_of_impossible_frames_is_damage(own: Path, frames: object) -> None:
+    path = own / "captions" / "stage.json"
+    facts = json.loads(path.read_text())
+    facts["inputs"]["frames"] = frames
+    path.write_text(json.dumps(facts))
+    found = verify.verify(own)
+    assert found
+    assert {damage.stage for damage in found} == {"captions"}
+
+
 def test_a_folder_that_is_still_being_filled_is_not_damaged(own: Path, recipe: Recipe) -> None:
     shutil.rmtree(own / "embeddings")
     assert verify.verify(own) == []
