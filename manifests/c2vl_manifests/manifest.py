@@ -44,6 +44,10 @@ _DIGEST_ROWS = 512
 """Rows hashed at once: bounds the copy that a digest makes."""
 
 
+MOST_ROWS = 1 << 26
+"""Rows of a shard, or of an index. NTU RGB+D 120 has 114,480 samples, and shards have thousands of rows."""
+
+
 class ShardManifest(BaseModel):
     """The commit of one shard."""
 
@@ -52,8 +56,8 @@ class ShardManifest(BaseModel):
     file: str
     key: str
     """Hash of all that determined the rows: see `fingerprint`."""
-    rows: int
-    bytes: int
+    rows: int = Field(ge=0, le=MOST_ROWS)
+    bytes: int = Field(ge=0)
     sha256: str
     digest: str
     """Hash of the rows: equal for equal rows, independent of chunks and compression."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,16 @@ def test_a_damaged_shard_manifest_means_not_finished(path: Path, table: pa.Table
     path.with_suffix(".json").write_text(text)
     assert read_shard_manifest(path) is None
     assert finished_shard(path, "k") is None
+
+
+@pytest.mark.parametrize("rows", [-1, protocol.MOST_ROWS + 1, 2**63])
+def test_a_manifest_of_impossible_rows_is_damaged_whatever_its_checksum(path: Path, table: pa.Table, rows: int) -> None:
+    protocol.commit_table(path, table, key="k", row_group=4)
+    facts = json.loads(path.with_suffix(".json").read_text())
+    assert protocol.read_shard_manifest(path) is not None
+    facts = {name: value for name, value in facts.items() if name != protocol._CHECK} | {"rows": rows}
+    path.with_suffix(".json").write_text(json.dumps(facts | {protocol._CHECK: protocol.fingerprint(facts)}))
+    assert protocol.read_shard_manifest(path) is None
 
 
 def test_a_shard_of_no_rows_can_be_committed(path: Path) -> None:
