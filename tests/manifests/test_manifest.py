@@ -183,7 +183,9 @@ def test_a_damaged_shard_manifest_means_not_finished(path: Path, table: pa.Table
 
 
 @pytest.mark.parametrize("rows", [-1, protocol.MOST_ROWS + 1, 2**63])
-def test_a_manifest_of_impossible_rows_is_damaged_whatever_its_checksum(path: Path, table: pa.Table, rows: int) -> None:
+def test_a_manifest_of_impossible_rows_is_damaged_although_its_checksum_fits(
+    path: Path, table: pa.Table, rows: int
+) -> None:
     protocol.commit_table(path, table, key="k", row_group=4)
     facts = json.loads(path.with_suffix(".json").read_text())
     assert protocol.read_shard_manifest(path) is not None

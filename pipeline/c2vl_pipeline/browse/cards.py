@@ -136,7 +136,7 @@ def few(work: Path, limit: int) -> tuple[list[Card], list[str]]:
 
 
 def every(samples: int, slots: int) -> int:
-    """Return n where a page of so many samples shows each n-th crop."""
+    """Return the step between the crops that a page shows: 1 shows all, 2 every second one."""
     return max(1, -(-samples * slots // PICTURES))
 
 

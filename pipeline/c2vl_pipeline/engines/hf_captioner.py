@@ -101,7 +101,7 @@ class HfCaptioner(Captioner):
         try:
             written = self.prompt("")
             lacks = "places no image" if not self._placed and written == self.prompt("", 0) else ""
-        except Exception as error:  # a template raises whatever its author meant to
+        except Exception as error:  # templates may raise any exception
             lacks = f"cannot write a question about an image ({one_line(error, named=True)})"
         if lacks:
             raise self._at.refusal(f"whose chat template {lacks}")

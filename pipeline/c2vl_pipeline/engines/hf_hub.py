@@ -22,7 +22,7 @@ from c2vl_manifests.errors import EngineError, one_line
 from c2vl_manifests.manifest import remembered_sha256
 from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import setting
-from c2vl_pipeline.engines.requirements import HUB_TIMEOUT
+from c2vl_pipeline.engines.requirements import HUB_TIMEOUT, may_be_hub_id
 
 _tf: Any = transformers  # its annotations are partial
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "qformer_tokenizer/*.json")
@@ -129,7 +129,7 @@ def locate(spec: EngineSpec) -> Path:
     if not model:
         raise refusal(spec, "expected a hub id or a local folder")
     if not folder.is_dir():
-        if model.startswith((".", "/", "~")) or model.count("/") > 1 or folder.is_file():
+        if folder.is_file() or not may_be_hub_id(model):
             raise refusal(spec, "no such folder")
         folder = _find_on_hub(spec, model)
     loader_of(spec, config_of(spec, folder))

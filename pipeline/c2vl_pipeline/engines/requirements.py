@@ -45,6 +45,11 @@ class Requirement(BaseModel):
     """None for an engine without weights."""
 
 
+def may_be_hub_id(model: str) -> bool:
+    """Return True for `name` and `owner/name`, False for what can only be a path."""
+    return not model.startswith((".", "/", "~")) and model.count("/") <= 1
+
+
 def requirements(specs: Sequence[EngineSpec]) -> list[Requirement]:
     """Return the needs of engines; none is loaded."""
     return [
@@ -68,7 +73,7 @@ def _weights(spec: EngineSpec) -> Weights | None:
     path = Path(spec.model).expanduser()
     if path.exists():
         return Weights(place="here", bytes=_size([path] if path.is_file() else path.iterdir()), note="on this machine")
-    if path.suffix in _FORMS or spec.model.count("/") != 1 or spec.model.startswith((".", "/", "~")):
+    if path.suffix in _FORMS or not may_be_hub_id(spec.model):
         return Weights(place="absent", note="does not exist")
     return _on_hub(spec.model, spec.revision)
 

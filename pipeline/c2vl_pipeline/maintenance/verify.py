@@ -91,7 +91,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
 
 
 def _slots(manifest: StageManifest) -> int:
-    """Return the rows of a sample; whatever else stands in a manifest is no number of frames."""
+    """Return the number of rows of each sample; 1 if the manifest states none, or none that is possible."""
     frames = manifest.inputs.get("frames")
     return frames if isinstance(frames, int) and frames > 0 else 1
 

@@ -1,4 +1,4 @@
-"""Who is who over time: people found frame by frame become tracks, and at most so many of them are kept.
+"""Tracking: people found in single frames become tracks over time, of which a given number is kept.
 
 A person of one frame continues the track that is nearest by the overlap of their boxes (IoU) and the distance of their
 joints; pairs are chosen together, by the Hungarian algorithm. Of all tracks those of large, sure people who are long in

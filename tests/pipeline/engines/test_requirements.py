@@ -41,6 +41,16 @@ def test_weights_in_several_formats_count_once(work: Path, tmp_path: Path) -> No
     assert (gone.place, gone.bytes, gone.note) == ("absent", None, "does not exist")
 
 
+@pytest.mark.parametrize("model", ["gpt2", "owner/name"])
+def test_ids_with_and_without_an_owner_are_looked_for_on_the_hub(
+    work: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    found = needs(work, "paper", f"pipeline.crop.engine.model={model}")["detector"].weights
+    assert found is not None
+    assert "HF_HUB_OFFLINE" in found.note
+
+
 def test_the_hub_tells_sizes_and_a_server_none(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
 
