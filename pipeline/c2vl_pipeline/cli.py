@@ -146,7 +146,8 @@ def _index(
             note = "  as published" if same else f"  published: {published[0]:,} / {published[1]:,}"
         rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
-    if not spec.skeleton_suffixes:  # own data: nothing but the user knows the order of their joints
+    # own files of joints: nothing but the user knows their order
+    if not spec.skeleton_suffixes and not made.joints_from_videos:
         say(
             f"joints of {made.layout.name}, {made.layout.dims}D, in the order of the arrays: {', '.join(made.layout.names)}"
         )

@@ -28,6 +28,7 @@ from c2vl_pipeline.readers.video import Video
 from c2vl_pipeline.stages import STAGES, crop, index, pack, pose, skeletons, stages_of
 from c2vl_pipeline.stages.pose import Seen, assemble, other_side, read_video
 from c2vl_pipeline.workspace import load, stored_joints, stored_pixels
+from support.cli import Cli
 from support.factory import rows
 from support.pose import figure, film, settings, tiny_blazepose
 from support.video import cut
@@ -403,6 +404,19 @@ def test_the_index_names_the_joints_of_the_estimator_and_no_skeleton_files(tmp_p
             recipe="debug",
             layout="kinect_v2",
         )
+
+
+def test_index_names_an_order_of_arrays_only_where_there_are_arrays(tmp_path: Path, model: Path, cli: Cli) -> None:
+    folder = tmp_path / "own"
+    folder.mkdir()
+    film(folder / "x.avi", PLACES)
+    (folder / "samples.csv").write_text("sample_id,video\na,x.avi\n")
+    words = ["c2vl-pipeline", "index", "--dataset", "generic", "--data", folder, "--allow-missing"]
+    files = cli(*words, "--work", tmp_path / "files", "--recipe", "debug")
+    videos = cli(*words, "--work", tmp_path / "videos", "--recipe", "video-only", "--set", f"pose.model={model}")
+    assert "in the order of the arrays" in files.out
+    assert (videos.code, videos.err) == (0, "")
+    assert "in the order of the arrays" not in videos.out
 
 
 def test_mismatches_of_index_recipe_and_command_are_one_line(made: tuple[Path, Recipe], model: Path) -> None:
