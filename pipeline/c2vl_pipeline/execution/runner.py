@@ -11,10 +11,9 @@ import errno
 import fcntl
 import os
 import socket
-import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +21,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import NO_SUCH_CALL, StageError, naming
-from c2vl_manifests.events import Emit, Note, Progress, silent
+from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.files import open_own
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
@@ -38,6 +37,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes, former_inputs, inputs_path, stage_keys
+from c2vl_pipeline.execution.progress import progress, watching
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
 from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
@@ -53,9 +53,6 @@ MAX_FAILURES = 0.05
 
 FEW_FAILURES = 100
 """Failed rows that never stop a stage: a share of very few rows says little."""
-
-WATCH_EVERY = 10.0
-"""Seconds after which progress within shards is shown."""
 
 
 def run_stage(
@@ -121,11 +118,11 @@ def run_stage(
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
-        emit(_progress(stage, index, finished, {}, {}))
+        emit(progress(stage, index, finished, {}, {}))
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
-        with _watching(
+        with watching(
             lambda: in_the_making(folder, finished)[0],
-            lambda: emit(_progress(stage, index, set(finished), dict(statuses), speed)),
+            lambda: emit(progress(stage, index, set(finished), dict(statuses), speed)),
         ):
             for number, manifest in _execute(tasks, index, folder, workers, emit):
                 done[number] = manifest
@@ -135,7 +132,7 @@ def run_stage(
                     told = True
                     emit(Note(_smaller(stage, fits), "warning"))
                 speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
-                emit(_progress(stage, index, finished, statuses, speed))
+                emit(progress(stage, index, finished, statuses, speed))
                 failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
                 if failed:
                     break
@@ -337,38 +334,6 @@ def _execute(
             yield task.number, outcome
         else:
             waiting.extendleft(bisector.finished(task))
-
-
-@contextmanager
-def _watching(count: Callable[[], int], show: Callable[[], None]) -> Iterator[None]:
-    """Show progress within shards now and then, where the count has changed: one may take an hour."""
-    stop = threading.Event()
-
-    def watch() -> None:
-        shown = 0
-        while not stop.wait(WATCH_EVERY):
-            with suppress(Exception):  # the main thread meets a closed terminal too
-                if (made := count()) not in {0, shown}:
-                    shown = made
-                    show()
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _progress(
-    stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int], speed: Speed
-) -> Progress:
-    """Return how many samples are made, in part in unfinished shards, and of this run: statuses but ok, and speed."""
-    made, speeds = in_the_making(index.work / stage.name, finished)
-    done = made + sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
-    bad: dict[str, float | int | str] = {status: count for status, count in statuses.items() if status != Status.OK}
-    return Progress(stage.name, done, index.table.num_rows, info=bad | rates(summed([speed, *speeds])))
 
 
 def _smaller(stage: Stage, fits: int) -> str:

@@ -25,7 +25,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import workspace
 from c2vl_pipeline.engines.posecode import PoseCode
-from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution import progress, runner
 from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.maintenance.status import survey
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
@@ -93,7 +93,7 @@ def test_progress_counts_samples_up_to_the_total(begun: Path, recipe: Recipe) ->
 def test_samples_of_a_shard_in_the_making_count_as_progress(
     raw: Path, tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "WATCH_EVERY", 0.001)
+    monkeypatch.setattr(progress, "WATCH_EVERY", 0.001)
     index.build(load_dataset("synthetic"), raw, tmp_path, recipe.pipeline, recipe="debug")
     events: list[Event] = []
     runner.run_stage(crop.STAGE, tmp_path, recipe, only=frozenset({0, 1}), emit=events.append)

@@ -1,0 +1,46 @@
+"""Progress of a stage: finished shards, and what the processes note of those that they are making."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from c2vl_manifests.events import Progress
+from c2vl_manifests.schema import Status
+from c2vl_pipeline.stages.base import Stage, in_the_making
+from c2vl_pipeline.stages.speed import Speed, rates, summed
+from c2vl_pipeline.workspace import Workspace
+
+WATCH_EVERY = 10.0
+"""Seconds after which progress within shards is shown."""
+
+
+@contextmanager
+def watching(count: Callable[[], int], show: Callable[[], None]) -> Iterator[None]:
+    """Show progress within shards now and then, where the count has changed: one may take an hour."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        shown = 0
+        while not stop.wait(WATCH_EVERY):
+            with suppress(Exception):  # the main thread meets a closed terminal too
+                if (made := count()) not in {0, shown}:
+                    shown = made
+                    show()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int], speed: Speed) -> Progress:
+    """Return how many samples are made, in part in unfinished shards, and of this run: statuses but ok, and speed."""
+    made, speeds = in_the_making(index.work / stage.name, finished)
+    done = made + sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
+    bad: dict[str, float | int | str] = {status: count for status, count in statuses.items() if status != Status.OK}
+    return Progress(stage.name, done, index.table.num_rows, info=bad | rates(summed([speed, *speeds])))
