@@ -48,3 +48,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.joined():
         steps(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]))
+        torch.distributed.barrier()  # no process leaves the group while the other is still writing
