@@ -132,7 +132,8 @@ class Workers:
         """
         if self._client is None:
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # deaths are reported by the runner
-            logging.getLogger("tornado").setLevel(logging.CRITICAL)  # a call cut short by Ctrl-C is no news
+            # a call cut short by Ctrl-C is no news; dask gives this logger a level of its own
+            logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
             self._client = self._join() if self.scheduler else self._local(work)
             if self.scheduler:
                 self._check(self._client, work / "samples.parquet")

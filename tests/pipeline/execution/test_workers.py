@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -48,6 +49,12 @@ def reference(raw: Path, recipe: Recipe, tmp_path_factory: pytest.TempPathFactor
     """The skeletons stage of the 32 samples, made in one go in this process."""
     work = start(raw, tmp_path_factory.mktemp("reference"))
     return runner.run_stage(skeletons.STAGE, work, recipe)
+
+
+def test_a_call_of_dask_that_is_cut_short_says_nothing(two: Workers, tmp_path: Path) -> None:
+    # Ctrl-C while the client asks its loop for something: the loop logs that its own clean-up failed
+    two.client(tmp_path)
+    assert not logging.getLogger("tornado.application").isEnabledFor(logging.ERROR)
 
 
 # --------------------------------------------------------------------------------------- real deaths
