@@ -31,7 +31,7 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.distributed import device_of
 from c2vl_training.memory import OutOfMemoryError
-from c2vl_training.run_folder import Kind, Run, check_same
+from c2vl_training.run_folder import Kind, Run, check_same, settings
 from c2vl_training.trainer import train
 
 
@@ -47,13 +47,12 @@ class Entry:
     """Name of the line that shuffled pairs are the control of."""
 
     def folder(self, runs: Path, seed: int) -> Path:
-        """Return the folder of a seed's run; another one if it holds the control of other targets already."""
+        """Return the folder of a seed's run; another one if it holds the control of another line already."""
         plain = runs / f"{_slug(self.name)}-seed{seed}"
         if self.role != "shuffled" or (saved := _saved_run(plain)) is None:
             return plain
-        there = (saved[1].get("config") or {}).get("targets")
-        own = self.recipe.training.pretrain.targets.model_dump(mode="json")
-        return plain if there == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
+        own = settings(self.kind, self.recipe)
+        return plain if {name: saved[1].get(name) for name in own} == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
 
     def run(self, packed: PackedDataset, benchmark: str, seed: int, out: Path) -> Run:
         """Return the training of a seed; `out` is the folder of the table."""
@@ -89,7 +88,7 @@ def entries(
         variants: name -> further overrides.
 
     Raises:
-        ConfigError: a variant has the name or the settings of another line.
+        ConfigError: a variant has the name or the settings of another line, or a name without letters and digits.
     """
     base = resolve_recipe(manifest, recipe, overrides)
     chosen = targets or ([] if variants else [targets_name(base.training.pretrain.targets)])
@@ -118,6 +117,8 @@ def entries(
     ]
     folders: dict[str, str] = {}
     for line in lines:
+        if not _slug(line.name):
+            raise ConfigError(f"{line.name!r} names no folder of runs; give the variant a name with letters or digits")
         if other := folders.get(_slug(line.name)):
             raise ConfigError(f"the lines {other!r} and {line.name!r} would share a folder of runs; rename a variant")
         folders[_slug(line.name)] = line.name

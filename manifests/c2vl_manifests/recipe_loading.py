@@ -235,7 +235,8 @@ def load_variants(path: Path) -> dict[str, tuple[str, ...]]:
         ConfigError: the file is absent, not TOML, empty, or of another form.
     """
     if not path.is_file():
-        raise ConfigError(f'{path} does not exist; give a TOML file with lines "name" = ["section.key=value", …]')
+        fault = "is no file" if path.exists() else "does not exist"
+        raise ConfigError(f'{path} {fault}; give a TOML file with lines "name" = ["section.key=value", …]')
     try:
         text = read_text(path)
     except ValueError as error:

@@ -24,7 +24,9 @@ def _countable(value: Any) -> Any:
 class Settings(BaseModel):
     """Base of all settings: frozen, strict (`true` is not a number, 3.0 is not an integer), without unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
     LATER: ClassVar[tuple[str, ...]] = ()
     """Fields added to a model that has results: not dumped at their default, so that keys and checkpoints stay valid."""

@@ -97,6 +97,20 @@ def test_variants_are_lines_that_differ_from_the_recipe_by_their_own_settings(tm
     assert names == ["intra", "InfoNCE", "two views, ü"]
 
 
+def test_the_control_of_another_line_with_the_same_targets_has_a_folder_of_its_own(tmp_path, monkeypatch):
+    views = '"two views" = ["training.pretrain.views=2"]'
+    plain, variant = (found[-1] for found in (table_lines("hard"), variants_of(tmp_path, views)))
+    saved = (tmp_path, benchmark.settings(plain.kind, plain.recipe))
+    monkeypatch.setattr(benchmark, "_saved_run", lambda folder: saved)
+    assert plain.folder(tmp_path, 0) == tmp_path / "shuffled-pairs-seed0"
+    assert variant.folder(tmp_path, 0) == tmp_path / "shuffled-pairs-two-views-seed0"
+
+
+def test_variants_in_a_folder_are_refused_by_what_it_is(tmp_path):
+    with pytest.raises(ConfigError, match="is no file"):
+        load_variants(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -107,6 +121,8 @@ def test_variants_are_lines_that_differ_from_the_recipe_by_their_own_settings(tm
         ('"a" = "training.pretrain.views=2"', r"study.toml: 'a' is not of the form \"name\" = \["),
         ("", r"study.toml: no variant"),
         ('"a" = [', r"study.toml: not TOML"),
+        ('".." = []', r"'..' names no folder of runs; give the variant a name with letters"),
+        ('"a" = ["training.pretrain.views=2", "training.pretrain.view_weight=inf"]', r"view_weight.*finite"),
     ],
 )
 def test_variants_that_cannot_be_lines_are_refused_in_one_line(tmp_path, text, said):

@@ -13,7 +13,7 @@ import torch
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import PretrainConfig
 from c2vl_training.dataset import PackedDataset
-from c2vl_training.knowledge import Knowledge, idf_weights
+from c2vl_training.knowledge import Knowledge, idf_weights, sides
 from support.packed import STICK, random_joints, write_packed
 
 SLOTS, DIM = 10, 6
@@ -149,7 +149,7 @@ def naive_weight(said: np.ndarray, ok: np.ndarray, n: int, slot: int) -> float:
 def test_idf_weights_count_the_samples_that_say_a_thing(repeated):
     packed, said, ok = repeated
     vectors = np.where(ok[..., None], packed.knowledge("vision")[0], 0).astype(np.float32)
-    found = idf_weights(vectors / np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-12), ok)
+    found = idf_weights(sides(vectors / np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-12)), ok)
     wanted = [[naive_weight(said, ok, n, s) for s in range(SLOTS)] for n in range(7)]
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
     assert len({round(w, 6) for w in found[ok].tolist()}) > 2
@@ -171,6 +171,18 @@ def test_idf_pooling_matches_a_loop(repeated, pooling):
             quarters = [(0, 1, 2), (3, 4, 5), (6, 7), (8, 9)]
             parts = [(mean(n, q) if ok[n, list(q)].any() else whole) / 2 for q in quarters]
         np.testing.assert_allclose(found[n], np.concatenate(parts), atol=1e-5)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "ordered", "random"])
+@pytest.mark.parametrize("weights", ["equal", "idf"])
+def test_vectors_read_in_parts_are_those_read_at_once(repeated, monkeypatch, pooling, weights):
+    def drawn() -> np.ndarray:
+        config = {"pooling": pooling, "pooling_weights": weights, "standardise": True}
+        return knowledge(repeated[0], [5, 1, 0, 6, 3], **config).epoch(torch.Generator().manual_seed(1)).numpy()
+
+    whole = drawn()
+    monkeypatch.setattr(Knowledge, "CHUNK", 2)
+    np.testing.assert_array_equal(drawn(), whole)
 
 
 def test_random_pooling_draws_by_idf(repeated):

@@ -18,7 +18,7 @@ HIDDEN = -1e4
 
 
 def equal_prompts(X: Tensor, Y: Tensor, tolerance: float = 1e-4) -> Tensor:
-    """Return which prompts are the same, from their frozen vectors before any projector.
+    """Return which prompts are the same, from their frozen vectors of length 1 before any projector.
 
     *Reading:* the paper treats every other sample of a batch as a negative. One caption in five of the authors'
     own set is word for word another's in a batch of 400. Equal captions have equal vectors up to the rounding of
@@ -26,7 +26,7 @@ def equal_prompts(X: Tensor, Y: Tensor, tolerance: float = 1e-4) -> Tensor:
 
     Shape: (R, K), (B, K) -> (R, B), bool
     """
-    return F.normalize(X, dim=1) @ F.normalize(Y, dim=1).T > 1 - tolerance
+    return X @ Y.T > 1 - tolerance
 
 
 def pair_target(same: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.recipe import PretrainConfig
@@ -62,6 +63,7 @@ class Pretraining(Method):
         self.network = prepare(self.model, device)
         self.pairs = pairing(count, seed) if config.pairs == "shuffled" else torch.arange(count)
         self.vectors: dict[str, Tensor] = {}  # of the present epoch
+        self.unit_vectors: dict[str, Tensor] = {}  # the same with length 1, if equal prompts are looked for
         self.groups = self._groups()
 
     def _groups(self) -> list[dict[str, Any]]:
@@ -78,6 +80,8 @@ class Pretraining(Method):
         """Draw the knowledge vectors of the epoch, and renew the teacher of `previous_epoch`."""
         for kind, knowledge in self.knowledge.items():
             self.vectors[kind] = knowledge.epoch(generator)[self.pairs].to(self.device)
+            if self.config.equal_prompts != "negatives":
+                self.unit_vectors[kind] = F.normalize(self.vectors[kind], dim=1)
         if self.teacher is not None and self.config.teacher == "previous_epoch" and not resumed:
             self.teacher.load_state_dict(self.model.state_dict())
 
@@ -174,14 +178,15 @@ class Pretraining(Method):
     @torch.no_grad()
     def _prompts(self, kind: str, places: Tensor, embedded: Embedded) -> objective.Prompts:
         """Return what the objective needs to know of prompts: equal ones, further ones, and the bias of logits."""
-        config, vectors = self.config, self.vectors[kind]
-        merged = config.equal_prompts != "negatives"
-        same = beyond.equal_prompts(vectors[places], vectors[places]) if merged else None
-        hidden = None
+        config, units = self.config, self.unit_vectors.get(kind)
+        same = hidden = None
+        if units is not None:
+            same = beyond.equal_prompts(units[places], units[places])
         if config.negatives == "all":
-            hidden = torch.zeros(len(places), len(vectors), dtype=torch.bool, device=vectors.device)
+            hidden = torch.zeros(len(places), len(self.vectors[kind]), dtype=torch.bool, device=self.device)
             hidden[:, places] = True
-            hidden |= beyond.equal_prompts(vectors[places], vectors) if merged else hidden
+            if units is not None:
+                hidden |= beyond.equal_prompts(units[places], units)
         bias = embedded.biases.get(kind, 0.0)
         return objective.Prompts(same, config.equal_prompts == "positives", embedded.others.get(kind), hidden, bias)
 

@@ -48,8 +48,6 @@ class Run:
 
         The number of processes is left out: it changes rounding and nothing else.
         """
-        training = self.recipe.training
-        part = {"pretrain": training.pretrain, "supervised": training.supervised, "random": None}[self.kind]
         m = self.packed.manifest
         return {
             "format": 3,
@@ -60,10 +58,7 @@ class Run:
             "data": _data_read(self.packed, self.kind, self.benchmark, self._knowledge()),
             "layout": m.layout,
             "bodies": m.bodies,
-            "encoder": training.encoder.model_dump(mode="json"),
-            "input": training.input.model_dump(mode="json"),
-            "precision": training.precision,
-            "config": part.model_dump(mode="json") if part else None,
+            **settings(self.kind, self.recipe),
         }
 
     def trained_with(self, selection: Selection) -> dict[str, Any]:
@@ -108,6 +103,18 @@ class Run:
 
     def _knowledge(self) -> str:
         return self.recipe.training.pretrain.knowledge if self.kind == "pretrain" else ""
+
+
+def settings(kind: Kind, recipe: Recipe) -> dict[str, Any]:
+    """Return the values of a recipe that a run of a kind depends on."""
+    training = recipe.training
+    part = {"pretrain": training.pretrain, "supervised": training.supervised, "random": None}[kind]
+    return {
+        "encoder": training.encoder.model_dump(mode="json"),
+        "input": training.input.model_dump(mode="json"),
+        "precision": training.precision,
+        "config": part.model_dump(mode="json") if part else None,
+    }
 
 
 def _data_read(packed: PackedDataset, kind: str, benchmark: str, knowledge: str) -> dict[str, str]:
