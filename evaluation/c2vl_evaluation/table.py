@@ -52,7 +52,11 @@ class Entry:
         if self.role != "shuffled" or (saved := _saved_run(plain)) is None:
             return plain
         own = settings(self.kind, self.recipe)
-        return plain if {name: saved[1].get(name) for name in own} == own else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
+        return (
+            plain
+            if {name: saved[1].get(name) for name in own} == own
+            else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
+        )
 
     def run(self, packed: PackedDataset, benchmark: str, seed: int, out: Path) -> Run:
         """Return the training of a seed; `out` is the folder of the table."""

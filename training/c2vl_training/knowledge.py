@@ -74,7 +74,8 @@ class Knowledge:
         self._rows, self._ok = rows, np.asarray(usable[rows])
         self._config = config
         if config.normalise == "after_pooling" and all(
-            np.allclose(np.linalg.norm(vectors[self._ok[part]], axis=-1), 1, atol=0.01) for part, vectors in self._parts()
+            np.allclose(np.linalg.norm(vectors[self._ok[part]], axis=-1), 1, atol=0.01)
+            for part, vectors in self._parts()
         ):
             raise DataError(
                 f"normalise = 'after_pooling' needs the lengths of the {kind} vectors, and all in {packed.folder} have "

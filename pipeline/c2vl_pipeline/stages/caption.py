@@ -11,6 +11,7 @@ rows then has this sentence as `caption` and what was said first as `answer`.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,9 +28,6 @@ from c2vl_pipeline.readers.video import decode_jpeg, plan_frames, shape_image
 from c2vl_pipeline.stages.base import Row, ShardContext, Stage, config_of, failure, in_batches, row_status
 from c2vl_pipeline.stages.journal import Journal
 from c2vl_pipeline.workspace import stored_joints
-
-_REWRITTEN = -1
-"""Slot in the journal of the sentence that the second pass makes of a sample."""
 
 _UNITS = {"frame": "images", "clip": "clips"}
 """What is asked about, for the engine's speed."""
@@ -174,7 +172,10 @@ def _rewrite(shard: ShardContext, journal: Journal, rows: list[Row]) -> None:
     def call(batch: list[str]) -> list[Answer]:
         return _checked(shard, shard.engine.complete(batch))
 
-    todo = [((sample, _REWRITTEN), said, prompt(said)) for sample, said in samples.items()]
+    prompts = {sample: prompt(said) for sample, said in samples.items()}
+    # a slot that failed in a run that was killed may have its answer now: the sentence in the journal is of other answers
+    slots = {sample: -1 - zlib.crc32(text.encode()) for sample, text in prompts.items()}
+    todo = [((sample, slots[sample]), said, prompts[sample]) for sample, said in samples.items()]
     for row in (row for said in samples.values() for row in said):
         row["caption"] = None  # without its sentence a row has failed
     _answer(shard, journal, todo, call, "texts")
