@@ -26,7 +26,8 @@ def equal_prompts(X: Tensor, Y: Tensor, tolerance: float = 1e-4) -> Tensor:
 
     Shape: (R, K), (B, K) -> (R, B), bool
     """
-    return X @ Y.T > 1 - tolerance
+    cosines = X @ Y.T
+    return cosines > 1 - tolerance
 
 
 def pair_target(same: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
