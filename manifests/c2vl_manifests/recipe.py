@@ -210,9 +210,12 @@ class PretrainConfig(Settings):
     skeleton_heads: Literal["shared", "per_kind"] = "shared"
     """`per_kind`: one skeleton projector toward vision and another toward language."""
     targets: Targets = Partition()
-    teacher: Literal["self", "previous_epoch", "ema", "memory"] = "self"
-    """Source of soft targets: present outputs (`self`); the model as the epoch began; a moving average of it; or what
-    each sample's own embeddings were in the previous epoch (`memory`), without a second network."""
+    teacher: Literal["memory", "self", "previous_epoch", "ema"] = "memory"
+    """Source of soft targets: what each sample's own embeddings were in the previous epoch (`memory`), present outputs
+    (`self`), the model as the epoch began, or a moving average of it. Hard targets have none.
+
+    *Reading:* the paper's teacher is updated "at each epoch" and is to save computation and memory; the self-distillation
+    it cites stores each sample's outputs of the previous epoch, without a second network."""
     ema: float = Field(default=0.99, gt=0, lt=1)
     equal_prompts: Literal["negatives", "ignored", "positives"] = "negatives"
     """What other samples of a batch are that have the very same prompt."""
@@ -231,12 +234,15 @@ class PretrainConfig(Settings):
     epochs: int = Field(default=150, ge=1, le=1_000_000)
     batch_size: int = Field(default=400, ge=2)
 
+    @property
+    def soft(self) -> bool:
+        """True if targets are soft, so that they need a teacher."""
+        return self.targets.kind not in {"hard", "sigmoid"}
+
     @model_validator(mode="after")
     def _agree(self) -> PretrainConfig:
         """Refuse settings that contradict each other."""
         kind = self.targets.kind
-        if (self.teacher, kind) == ("memory", "hard") or (kind == "sigmoid" and self.teacher != "self"):
-            raise ValueError(f"teacher = {self.teacher!r} has no soft target to make of targets = {kind!r}; use 'self'")
         if self.view_weight > 0 and self.views == 1:
             raise ValueError(f"view_weight = {self.view_weight} needs a second view, not views = 1; set views = 2")
         if (self.normalise, self.pooling) == ("after_pooling", "random"):

@@ -172,8 +172,6 @@ def test_settings_at_the_papers_value_do_not_show_in_keys() -> None:
 @pytest.mark.parametrize(
     ("settings", "first", "second"),
     [
-        (("targets=hard", "teacher=memory"), "teacher = 'memory'", "targets = 'hard'"),
-        (("targets=sigmoid", "teacher=ema"), "teacher = 'ema'", "targets = 'sigmoid'"),
         (("targets=sigmoid", "directions=mean"), "directions = 'mean'", "targets = 'sigmoid'"),
         (("normalise=after_pooling", "pooling=random"), "normalise = 'after_pooling'", "pooling = 'random'"),
         (("view_weight=0.5",), "view_weight = 0.5", "views = 1"),

@@ -55,10 +55,10 @@ class Pretraining(Method):
         self.model: CrossModal = CrossModal(encoder, widths, config).to(device, dtype)
         count = len(selection.rows)
         self.heads = 1 if config.skeleton_heads == "shared" else len(self.kinds)
-        if config.teacher == "memory":
+        if config.soft and config.teacher == "memory":
             width = (self.heads + len(self.kinds)) * config.projector_dim
             self.teacher = EmbeddingMemory(count, width, dtype).to(device)
-        elif config.teacher != "self":
+        elif config.soft and config.teacher != "self":
             self.teacher = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.network = prepare(self.model, device)
         self.pairs = pairing(count, seed) if config.pairs == "shuffled" else torch.arange(count)
