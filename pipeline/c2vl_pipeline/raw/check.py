@@ -16,7 +16,7 @@ from pathlib import Path
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_pipeline.raw.hints import hints, is_lost
-from c2vl_pipeline.raw.scan import check_ends, is_archive, list_zip, unpack_command
+from c2vl_pipeline.raw.scan import ENDED, check_ends, is_archive, list_zip, unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Match, Row, Scan
 
@@ -196,14 +196,16 @@ def _there(rows: list[Row], kind: str) -> Iterator[tuple[str, int, Row]]:
 
 
 def _empty_and_small(rows: list[Row], findings: Findings) -> None:
-    """Note empty files, and files far smaller than the others of their camera."""
+    """Note empty files, and files far smaller than the others of their camera, unless their end shows that they are whole."""
     broken = {line.split(": ", 1)[0] for line in findings.truncated}
     for kind in ("video", "skeleton"):
         sizes: dict[str, list[tuple[int, str]]] = {}
         for relative, size, row in _there(rows, kind):
             if size == 0:
                 findings.empty.append(relative)
-            elif relative not in broken and (kind == "video" or not row["known_missing"]):
+            elif Path(relative).suffix in ENDED or relative in broken:
+                continue
+            elif kind == "video" or not row["known_missing"]:
                 sizes.setdefault(row["camera"], []).append((size, relative))
         for of_camera in sizes.values():
             if len(of_camera) >= _ENOUGH:
