@@ -84,7 +84,11 @@ def index_command(
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also read archives and skeleton files whole: minutes, not seconds.")
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also read archives and skeleton files whole, and find samples that are alike: minutes, not seconds.",
+        ),
     ] = False,
     set_: SetOption = None,
 ) -> None:

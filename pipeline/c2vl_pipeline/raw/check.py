@@ -65,6 +65,8 @@ class Findings:
     """Sample id -> what makes it impossible."""
     oddities: list[str] = field(default_factory=list)
     """What reading some joints, or all of them with `deep`, tells: notes as whole phrases."""
+    doubles: list[str] = field(default_factory=list)
+    """What `doubles` found, with `deep`."""
     absent: dict[str, str] = field(default_factory=dict)
     """`video` and `skeleton` -> the first path of a table that does not exist, and a near one that does."""
     system: list[str] = field(default_factory=list)
@@ -131,7 +133,7 @@ class Findings:
             "impossible samples": [f"{sample}: {why}" for sample, why in self.problems.items()],
             "cells that name no file": self.no_names,
         }
-        return [*self.remarks, *_phrases(kinds), *self.oddities]
+        return [*self.remarks, *_phrases(kinds), *self.oddities, *self.doubles]
 
 
 def _phrases(kinds: dict[str, list[str]]) -> list[str]:
