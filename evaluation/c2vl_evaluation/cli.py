@@ -133,7 +133,7 @@ def compare(
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="Skeleton files (.skeleton, .mat, .npy, .npz) or videos.")],
+    files: Annotated[list[Path], typer.Argument(help="Skeleton files (.skeleton, .mat, .json, .npy, .npz) or videos.")],
     run: RunOption,
     data: PackedOption,
     benchmark: BenchmarkOption = None,

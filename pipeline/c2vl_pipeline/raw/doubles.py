@@ -48,7 +48,7 @@ def _joints(row: Row, read: Callable[[Row], Array]) -> Hashable:
         joints = read(row)
     except (DataError, OSError):
         return None
-    return (joints.shape, hashlib.sha256(joints).digest()) if len(joints) else None
+    return (joints.shape, hashlib.sha256(joints.tobytes()).digest()) if len(joints) else None
 
 
 def _videos(root: Path, rows: Sequence[Row]) -> Callable[[Row], Hashable]:

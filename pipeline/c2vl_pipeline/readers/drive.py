@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from c2vl_manifests.datasets import Dataset
+from c2vl_manifests.datasets import Dataset, Split
 from c2vl_manifests.errors import DataError, one_line
 from c2vl_manifests.layouts import LAYOUTS, Layout
 from c2vl_manifests.reading import read_text
@@ -90,7 +90,11 @@ def _row(cells: dict[str, str], split: str, part: str, dataset: Dataset, at: str
     activity = cells["activity"].replace("_", " ")
     if activity not in dataset.classes:
         raise DataError(f"{at}: activity {activity[:60]!r} is not one of the {len(dataset.classes)} of the splits")
-    sides = {"train": ["train", "train"], "val": [None, "test"], "test": ["test", None]}[part]
+    sides: dict[str, tuple[Split | None, Split | None]] = {
+        "train": ("train", "train"),
+        "val": (None, "test"),
+        "test": ("test", None),
+    }
     return new_row(
         f"vp{recording['subject']}_{recording['run']}_a{annotation}_c{chunk}",
         label=dataset.classes.index(activity),
@@ -102,7 +106,9 @@ def _row(cells: dict[str, str], split: str, part: str, dataset: Dataset, at: str
         start_frame=start,
         end_frame=end,
         problem=None if start < end else f"frame_start {start} is not before frame_end {end}",
-        splits=[(name, side) for name, side in zip((f"split{split}", f"split{split}-val"), sides, strict=True) if side],
+        splits=[
+            (name, side) for name, side in zip((f"split{split}", f"split{split}-val"), sides[part], strict=True) if side
+        ],
     )
 
 
@@ -119,9 +125,9 @@ def _expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
         DataError: there is no label file, one is malformed, or two of them differ in a chunk.
     """
     files: dict[tuple[str, str], str] = {}
-    for path in sorted(scan.others, key=is_hidden):
-        if found := _LABELS.fullmatch(f"{root.name}/{path}"):
-            files.setdefault((found["split"], found["part"]), path)
+    for other in sorted(scan.others, key=is_hidden):
+        if found := _LABELS.fullmatch(f"{root.name}/{other}"):
+            files.setdefault((found["split"], found["part"]), other)
     if not files:
         raise DataError(
             f"{root} holds no label files; expected activities_3s/{VIEW}/midlevel.chunks_90.split_0.train.csv, …"
@@ -141,8 +147,12 @@ def _expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
                         f"{path}: {row['sample_id']} is another chunk or of another part in another file or line"
                     )
                 known["splits"] += row["splits"]
-    names = [f"{VIEW}/midlevel.chunks_90.split_{split}.{part}.csv" for split in SPLITS for part in PARTS]
-    missing = [name for name in names if not any(f"{root.name}/{path}".endswith(name) for path in files.values())]
+    missing = [
+        f"{VIEW}/midlevel.chunks_90.split_{split}.{part}.csv"
+        for split in SPLITS
+        for part in PARTS
+        if (str(split), part) not in files
+    ]
     rows = sorted(samples.values(), key=lambda row: (row["video"], row["start_frame"], row["sample_id"]))
     return Expected(dataset.classes, rows, missing)
 
