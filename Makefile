@@ -37,7 +37,7 @@ recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignm
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
-	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|msr-action3d|synthetic|generic   BENCHMARK=xsub|xview|xset"
+	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|drive-act|msr-action3d|nw-ucla|sysu-3dhoi|synthetic|generic   BENCHMARK=xsub|xview|xset"
 	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|modern|small|light|heuristic|c2vl-plus|video-only|debug|file.toml"
 	@echo "  SET='training.pretrain.epochs=30 pipeline.frames=8': values of the recipe   ARGS: further options of prompts"
 

@@ -133,7 +133,7 @@ def compare(
 
 @app.command()
 def predict(
-    files: Annotated[list[Path], typer.Argument(help="Skeleton files (.skeleton, .mat, .npy, .npz) or videos.")],
+    files: Annotated[list[Path], typer.Argument(help="Skeleton files (.skeleton, .mat, .json, .npy, .npz) or videos.")],
     run: RunOption,
     data: PackedOption,
     benchmark: BenchmarkOption = None,
@@ -273,13 +273,33 @@ def benchmark(
     from c2vl_training.dataset import PackedDataset
 
     packed = PackedDataset(data)
-    lines = entries(packed.manifest, recipe, set_ or (), targets or (), load_variants(variants) if variants else {})
+    lines = entries(
+        packed.manifest,
+        recipe,
+        [*_without_vision(packed, recipe, set_ or ()), *(set_ or ())],
+        targets or (),
+        load_variants(variants) if variants else {},
+    )
     where = _target(target, target_benchmark)
     with Reporter() as emit:
         table = run_table(packed, benchmark, lines, range(seeds), out, emit, _chosen(protocol or ()), where)
     _show_and_write(table, packed, out)
     if failed := table.failure_summary():
         raise C2VLError(failed)
+
+
+def _without_vision(packed: PackedDataset, recipe: str | None, overrides: Sequence[str]) -> list[str]:
+    """Return the override by which a table of data without pictures is made, and say so; empty if it is not needed."""
+    from c2vl_manifests.packed import resolve_recipe
+
+    asked = resolve_recipe(packed.manifest, recipe, overrides).training.pretrain.knowledge
+    named = any(one.partition("=")[0].strip() == "training.pretrain.knowledge" for one in overrides)
+    if asked != "both" or named or packed.kinds() != ("language",):
+        return []
+    say(
+        f"{packed.manifest.title} has no pictures here: pre-training uses language alone; the other rows need only joints"
+    )
+    return ["training.pretrain.knowledge=language"]
 
 
 def _chosen(words: Sequence[str]) -> list[Protocol]:

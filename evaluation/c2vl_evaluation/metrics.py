@@ -128,4 +128,12 @@ def no_encoder_scores(packed: PackedDataset, benchmark: str) -> Evaluated:
         test=len(test),
         majority=majority(train, test, classes),
         chance=chance(classes),
+        doubles=doubles(packed, benchmark),
     )
+
+
+def doubles(packed: PackedDataset, benchmark: str) -> int:
+    """Return how many usable test samples have the joints of a usable training sample, byte by byte."""
+    train, test = (packed.clips(packed.select(benchmark, split).rows).values() for split in ("train", "test"))
+    known = set(train)
+    return sum(joints in known for joints in test)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, model_validator
 
 from c2vl_manifests.errors import DataError, passing
 from c2vl_manifests.files import Inside
@@ -131,6 +131,15 @@ class Evaluated(_Value):
     """Of always answering the largest classes of the training split."""
     chance: Score
     """Expected score of random answers."""
+    doubles: NonNegativeInt = 0
+    """Test samples whose joints are those of a training sample, byte by byte."""
+
+    def doubles_note(self) -> str:
+        """Return what the doubles mean for the scores; empty if there are none."""
+        if not self.doubles:
+            return ""
+        some = f"{self.doubles:,} of {self.test:,} test samples ({100 * self.doubles / self.test:.1f} %)"
+        return f"{some} have the joints of a training sample, byte by byte: every score gains by them, kNN most."
 
 
 class Target(Evaluated):

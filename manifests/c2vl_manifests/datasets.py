@@ -2,7 +2,7 @@
 
 Each built-in dataset is one TOML file under `data/datasets`; custom datasets use `generic` with a table of samples.
 A benchmark is one rule about one field of the id, so splits are computed. Lists of ids exist only where no rule does:
-for missing skeletons and for samples that published work drops.
+for missing skeletons, for samples that published work drops and for sets whose subjects repeat at will.
 """
 
 from __future__ import annotations
@@ -45,10 +45,7 @@ class Benchmark(_Table):
     @field_validator("drops")
     @classmethod
     def _known_list(cls, drops: str | None) -> str | None:
-        lists = _files(".txt")
-        if drops is not None and drops not in lists:
-            raise ValueError(f"{drops[:60]!r} is not a list of samples; use one of {', '.join(lists)}")
-        return drops
+        return _known_list(drops)
 
     def dropped(self) -> frozenset[str]:
         """Return the ids that are in neither split."""
@@ -131,6 +128,10 @@ class Dataset(_Table):
     detector_in_image: Detector | None = None
     """The one to use instead if all joints turn out to be in the images of the videos."""
     classes: tuple[str, ...] = ()
+    actions: tuple[int, ...] = ()
+    """Number of each class in the ids; empty: 1, 2, 3, …"""
+    ids: str | None = None
+    """File in `data/datasets` listing every id, for a dataset that no rule describes."""
     missing_list: str | None = None
     lost: tuple[str, ...] = ()
     expected: Expected | None = None
@@ -138,6 +139,11 @@ class Dataset(_Table):
     sessions: Sessions | None = None
     trials: Trials | None = None
     recordings: Recordings | None = None
+
+    @field_validator("ids", "missing_list")
+    @classmethod
+    def _known_lists(cls, name: str | None) -> str | None:
+        return _known_list(name)
 
     @field_validator("benchmarks")
     @classmethod
@@ -178,6 +184,10 @@ class Dataset(_Table):
             fields["view"] = "LMR".index(side) + 1
         return fields
 
+    def label(self, fields: Mapping[str, int]) -> int:
+        """Return the index in `classes` of the action of these id fields."""
+        return self.actions.index(fields["action"]) if self.actions else fields["action"] - 1
+
     def splits(self, fields: Mapping[str, int], sample_id: str = "") -> dict[str, Split]:
         """Return benchmark -> split of a sample with these id fields; benchmarks that drop the id are left out."""
         return {name: rule.split(fields) for name, rule in self.benchmarks.items() if sample_id not in rule.dropped()}
@@ -187,8 +197,10 @@ class Dataset(_Table):
         return frozenset() if self.missing_list is None else _ids_of_list(self.missing_list)
 
     def expected_ids(self) -> Iterator[str]:
-        """Yield every id that `sessions` or `trials` give, in order."""
-        if self.sessions is not None:
+        """Yield every id that `ids`, `sessions` or `trials` give, in order."""
+        if self.ids is not None:
+            yield from sorted(_ids_of_list(self.ids))
+        elif self.sessions is not None:
             s = self.sessions
             for setup, subjects in s.subjects.items():
                 later = s.later_setups is not None and setup >= s.later_setups
@@ -224,6 +236,14 @@ _FOLDER = resources.files("c2vl_manifests") / "data" / "datasets"
 
 def _files(suffix: str) -> list[str]:
     return sorted(f.name for f in _FOLDER.iterdir() if f.name.endswith(suffix))
+
+
+def _known_list(name: str | None) -> str | None:
+    """Return the name of a list in `data/datasets` or None; raise ValueError for another name."""
+    lists = _files(".txt")
+    if name is not None and name not in lists:
+        raise ValueError(f"{name[:60]!r} is not a list of samples; use one of {', '.join(lists)}")
+    return name
 
 
 @lru_cache

@@ -220,7 +220,7 @@ def _built_in() -> dict[str, Layout]:
 
 LAYOUTS: dict[str, Layout] = _built_in()
 KINECT_V1 = LAYOUTS["kinect_v1"]
-"""The 20 joints of the first Kinect: UTD-MHAD and MSRAction3D after reordering."""
+"""The 20 joints of the first Kinect: NW-UCLA and SYSU 3DHOI, UTD-MHAD and MSRAction3D after reordering."""
 KINECT_V2 = LAYOUTS["kinect_v2"]
 """The 25 joints of NTU RGB+D and PKU-MMD, in file order."""
 

@@ -35,6 +35,8 @@ from c2vl_pipeline.cli_options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from c2vl_manifests.recipe import Recipe
     from c2vl_pipeline.raw.check import Findings
 
@@ -84,7 +86,11 @@ def index_command(
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Also read archives and skeleton files whole: minutes, not seconds.")
+        bool,
+        typer.Option(
+            "--deep",
+            help="Also read archives and skeleton files whole, and find samples that are alike: minutes, not seconds.",
+        ),
     ] = False,
     set_: SetOption = None,
 ) -> None:
@@ -139,12 +145,17 @@ def _index(
         ["  on the list of missing skeletons", f"{findings.known_missing:,}"],
     ]
     expected = spec.expected.splits if spec.expected and limit is None and not only_present else {}
-    for benchmark, counts in split_counts(made).items():
+    for benchmark, last, counts in _draws_together(split_counts(made)):
         note, published = "", expected.get(benchmark)
         if published is not None:
             same = published == (counts["train"], counts["test"])
             note = "  as published" if same else f"  published: {published[0]:,} / {published[1]:,}"
-        rows.append([f"{benchmark} train / test", f"{counts['train']:,} / {counts['test']:,}{note}"])
+        rows.append(
+            [
+                f"{benchmark}{f' to {last}' if last != benchmark else ''} train / test",
+                f"{counts['train']:,} / {counts['test']:,}{note}",
+            ]
+        )
     show_table(f"{spec.title} in {data}", ["", "count"], rows)
     # own files of joints: nothing but the user knows their order
     if not spec.skeleton_suffixes and not made.joints_from_videos:
@@ -154,6 +165,19 @@ def _index(
     _show_findings(findings)
     for note in [*findings.errors(), *findings.hints]:
         say(f"note: {note}")
+
+
+def _draws_together(counts: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str, Mapping[str, int]]]:
+    """Return (first, last, counts) of benchmarks: draws of one setting (`xsub`, `xsub-2`, …) of equal counts are one."""
+    lines: list[tuple[str, str, Mapping[str, int]]] = []
+    for name, sizes in counts.items():
+        setting, _, draw = name.rpartition("-")
+        at = next((n for n, line in enumerate(lines) if draw.isdigit() and line[0] == setting), None)
+        if at is not None and lines[at][2] == sizes:
+            lines[at] = (setting, name, sizes)
+        else:
+            lines.append((name, name, sizes))
+    return lines
 
 
 def _show_findings(findings: Findings) -> None:

@@ -17,6 +17,7 @@ from c2vl_manifests.events import Note
 if TYPE_CHECKING:
     from c2vl_manifests.datasets import Dataset
     from c2vl_manifests.events import Emit
+    from c2vl_manifests.manifest import StageManifest
     from c2vl_manifests.recipe import Recipe
     from c2vl_pipeline.execution.keys import Redo
     from c2vl_pipeline.execution.workers import Workers
@@ -167,9 +168,10 @@ class StageRunner:
             )
         counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
         state = "all accounted for" if manifest.complete else "unfinished"
-        say(
-            f"{place}{manifest.stage}: {manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}{following if manifest.complete else ''}"
-        )
+        made = f"{manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}"
+        if manifest.complete and _no_video(manifest):
+            made = "left out, no sample has a video"
+        say(f"{place}{manifest.stage}: {made}{following if manifest.complete else ''}")
 
     def _workers_for(self, stage: Stage, emit: Emit) -> Workers | None:
         """Return the processes for a stage; those of the stage before if as many are wanted."""
@@ -187,9 +189,22 @@ class StageRunner:
         return self._pool
 
 
+def _no_video(stage: StageManifest) -> bool:
+    """True if the rows of a stage lack nothing but videos, of which the dataset has none here."""
+    from c2vl_manifests.schema import Status
+
+    return {*stage.statuses} == {Status.MISSING_VIDEO}
+
+
 def look_and_train(work: Path, packed: Path) -> str:
     """Return the commands that follow when all stages are done."""
-    return next_steps(["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", packed])
+    from c2vl_manifests.manifest import read_stage_manifest
+
+    crops = read_stage_manifest(work / "crops")
+    language = ["--set", "training.pretrain.knowledge=language"] if crops and _no_video(crops) else []
+    return next_steps(
+        ["c2vl-pipeline", "inspect", "--work", work], ["c2vl-train", "pretrain", "--data", packed, *language]
+    )
 
 
 def can_start_processes(emit: Emit) -> bool:

@@ -8,6 +8,8 @@ import torch
 
 from c2vl_evaluation import metrics
 from c2vl_evaluation.results import Score
+from c2vl_training.dataset import PackedDataset
+from support.packed import COUNT, moving, sticks
 
 # ------------------------------------------------------------------------------------------------ scores
 
@@ -63,3 +65,14 @@ def test_every_class_has_a_name_and_what_has_no_class_has_none(label, name):
 def test_majority_is_the_training_splits_largest_class():
     assert metrics.majority(np.array([2, 2, 0]), np.array([2, 1, 0, 2]), 3).top1 == 0.5
     assert metrics.majority(np.array([0, 0, 2]), np.array([2, 1, 0, 2]), 3).top1 == 0.25
+
+
+def test_test_samples_with_the_joints_of_a_training_sample_are_counted(tmp_path):
+    joints = moving()
+    joints[4], joints[8] = joints[1], joints[0]  # a test sample that is in training, and one that is twice in the test
+    splits = [{"xsub": "train" if n % 4 else "test"} for n in range(COUNT)]
+    packed = PackedDataset(sticks(tmp_path / "twice", joints=joints, splits=splits))
+    assert metrics.doubles(packed, "xsub") == 1
+    scores = metrics.no_encoder_scores(packed, "xsub")
+    assert (scores.doubles, scores.doubles_note()[:36]) == (1, "1 of 4 test samples (25.0 %) have th")
+    assert metrics.no_encoder_scores(PackedDataset(sticks(tmp_path / "once")), "xsub").doubles_note() == ""

@@ -48,8 +48,12 @@ def test_utd_mhad_has_the_published_counts() -> None:
     assert usable_splits("utd-mhad") == (861, 861, {"xsub": (431, 430)})
 
 
+def test_nw_ucla_has_the_published_counts() -> None:
+    assert usable_splits("nw-ucla") == (1_484, 1_484, {"xsub": (754, 730), "xview": (1_020, 464)})
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ntu60", "ntu120", "utd-mhad"])
+@pytest.mark.parametrize("name", ["ntu60", "ntu120", "utd-mhad", "nw-ucla"])
 def test_what_the_description_expects_is_what_its_rules_give(name: str) -> None:
     expected = load_dataset(name).expected
     assert expected is not None
@@ -74,7 +78,8 @@ def test_the_whole_of_ntu60_is_the_beginning_of_ntu120() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "classes"), [("ntu60", 60), ("ntu120", 120), ("pku-mmd-1", 51), ("pku-mmd-2", 51), ("utd-mhad", 27)]
+    ("name", "classes"),
+    [("ntu60", 60), ("ntu120", 120), ("pku-mmd-1", 51), ("pku-mmd-2", 51), ("utd-mhad", 27), ("nw-ucla", 10)],
 )
 def test_every_class_has_one_name(name: str, classes: int) -> None:
     assert len(set(load_dataset(name).classes)) == classes

@@ -152,7 +152,7 @@ benchmarks.xsub = {{ field = "subject", test = [2], drops = "{name}" }}
         parse_dataset(text, "x.toml")
     assert str(caught.value) == (
         f"x.toml: not a description of a dataset (benchmarks.xsub.drops: Value error, {name!r} is not a list of "
-        "samples; use one of ntu_missing.txt, pku2_drops.txt)"
+        "samples; use one of ntu_missing.txt, nw_ucla.txt, pku2_drops.txt)"
     )
 
 

@@ -17,7 +17,7 @@ from support.cli import refused
 def test_an_unknown_dataset_names_the_nearest(cli, tmp_path):
     refused(
         cli("c2vl-pipeline", "index", "--dataset", "ntu06", "--data", tmp_path, "--work", tmp_path / "w"),
-        "unknown dataset 'ntu06'; use one of generic, msr-action3d, ntu120, ntu60",
+        "unknown dataset 'ntu06'; use one of drive-act, generic, msr-action3d, ntu120, ntu60",
         "did you mean 'ntu60'?",
     )
 

@@ -23,6 +23,7 @@ from c2vl_manifests.datasets import Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import C2VLError
 from c2vl_manifests.layouts import Layout, parse_layout
 from c2vl_manifests.schema import SAMPLES
+from c2vl_pipeline.readers import drive
 from c2vl_pipeline.readers.pku import parse_labels
 from c2vl_pipeline.readers.sample_table import parse_table
 
@@ -68,6 +69,11 @@ SEEDS: dict[str, list[bytes]] = {
             [{"sample_id": 1, "view": 1.0, "label": True}, {"sample_id": 2, "view": float("nan"), "label": False}]
         ),
     ],
+    "chunks": [
+        b"participant_id,file_id,annotation_id,frame_start,frame_end,activity,chunk_id\n"
+        b"1,vp1/run1b_2018-05-29-14-02-47.ids_1,0,0,90,drinking,0\n"
+        b"1,vp1/run1b_2018-05-29-14-02-47.ids_1,12,90,97,looking_or_moving_around (e.g. searching),1\n"
+    ],
     "layout": [
         _data("layouts", "coco_17.toml"),
         _data("layouts", "kinect_v1.toml"),
@@ -79,6 +85,11 @@ SEEDS: dict[str, list[bytes]] = {
 
 def _labels(content: bytes) -> None:
     rows = parse_labels(content.decode("utf-8", "replace"), "0043-L", load_dataset("pku-mmd-1"), SOURCE)
+    pa.Table.from_pylist(rows, schema=SAMPLES)
+
+
+def _chunks(content: bytes) -> None:
+    rows = drive.parse_labels(content.decode("utf-8", "replace"), "0", "val", load_dataset("drive-act"), SOURCE)
     pa.Table.from_pylist(rows, schema=SAMPLES)
 
 
@@ -106,6 +117,7 @@ def _rules(content: bytes) -> None:
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "labels": _labels,
+    "chunks": _chunks,
     "csv": _table(".csv"),
     "parquet": _table(".parquet"),
     "layout": _layout,

@@ -153,6 +153,12 @@ class PackedDataset:
         some = self._index.select(["sample_id", "joints_hash"]).take(rows)
         return dict(zip(*(column.to_pylist() for column in some.columns), strict=True))
 
+    def kinds(self, rows: Rows | None = None) -> tuple[str, ...]:
+        """Return the kinds of knowledge of which some sample with joints, among `rows`, has a usable vector."""
+        some = self._index if rows is None else self._index.take(rows)
+        joints = some.column("frames").to_numpy() > 0
+        return tuple(k for k in ("vision", "language") if (joints & (some.column(f"{k}_rows").to_numpy() > 0)).any())
+
     def _splits(self) -> pa.MapArray:
         return self._index.column("splits").chunk(0)
 
@@ -226,12 +232,9 @@ class PackedDataset:
 
     def _what_works(self, rows: Rows, knowledge: Sequence[str]) -> str:
         """Return what can be trained although no sample has all required knowledge; empty where nothing can."""
-        counts = {name: self._index.column(name).to_numpy()[rows] for name in _COLUMNS if name.endswith("_rows")}
-        joints = self._index.column("frames").to_numpy()[rows] > 0
-        other = [kind for kind in ("vision", "language") if (joints & (counts[f"{kind}_rows"] > 0)).any()]
-        if not knowledge or not joints.any():
+        if not knowledge or not (self._index.column("frames").to_numpy()[rows] > 0).any():
             return ""
-        if other:
+        if other := self.kinds(rows):
             return f"; {other[0]} alone is there: --set training.pretrain.knowledge={other[0]}"
         return (
             "; joints alone are enough for `c2vl-train supervised` and `c2vl-train random`, and for a pre-training with "

@@ -16,7 +16,7 @@ from pathlib import Path
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_pipeline.raw.hints import hints, is_lost
-from c2vl_pipeline.raw.scan import check_ends, is_archive, list_zip, unpack_command
+from c2vl_pipeline.raw.scan import ENDED, check_ends, is_archive, list_zip, unpack_command
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.readers.base import Expected, Match, Row, Scan
 
@@ -65,6 +65,8 @@ class Findings:
     """Sample id -> what makes it impossible."""
     oddities: list[str] = field(default_factory=list)
     """What reading some joints, or all of them with `deep`, tells: notes as whole phrases."""
+    doubles: list[str] = field(default_factory=list)
+    """What `doubles` found, with `deep`."""
     absent: dict[str, str] = field(default_factory=dict)
     """`video` and `skeleton` -> the first path of a table that does not exist, and a near one that does."""
     system: list[str] = field(default_factory=list)
@@ -131,7 +133,7 @@ class Findings:
             "impossible samples": [f"{sample}: {why}" for sample, why in self.problems.items()],
             "cells that name no file": self.no_names,
         }
-        return [*self.remarks, *_phrases(kinds), *self.oddities]
+        return [*self.remarks, *_phrases(kinds), *self.oddities, *self.doubles]
 
 
 def _phrases(kinds: dict[str, list[str]]) -> list[str]:
@@ -196,14 +198,16 @@ def _there(rows: list[Row], kind: str) -> Iterator[tuple[str, int, Row]]:
 
 
 def _empty_and_small(rows: list[Row], findings: Findings) -> None:
-    """Note empty files, and files far smaller than the others of their camera."""
+    """Note empty files, and files far smaller than the others of their camera, unless their end shows that they are whole."""
     broken = {line.split(": ", 1)[0] for line in findings.truncated}
     for kind in ("video", "skeleton"):
         sizes: dict[str, list[tuple[int, str]]] = {}
         for relative, size, row in _there(rows, kind):
             if size == 0:
                 findings.empty.append(relative)
-            elif relative not in broken and (kind == "video" or not row["known_missing"]):
+            elif Path(relative).suffix in ENDED or relative in broken:
+                continue
+            elif kind == "video" or not row["known_missing"]:
                 sizes.setdefault(row["camera"], []).append((size, relative))
         for of_camera in sizes.values():
             if len(of_camera) >= _ENOUGH:

@@ -110,6 +110,8 @@ def _add(scan: Scan, entry: os.DirEntry[str], relative: str, suffixes: tuple[str
 
 _TEXTS = {".skeleton", ".txt", ".csv", ".json"}
 _VIDEOS = set(USUAL["video"])
+ENDED = {".json": (b"}", b"]")}
+"""Last bytes of the formats that show by their end whether they are whole, however small."""
 _LOOK = 64
 _COPY = "NUL bytes, as after a full disk, a crash or an unfinished copy; copy it again"
 
@@ -117,7 +119,8 @@ _COPY = "NUL bytes, as after a full disk, a crash or an unfinished copy; copy it
 def check_ends(path: str, size: int) -> str | None:
     """Return the damage that the first and last bytes of a raw file reveal, or None.
 
-    No format begins with NUL bytes, no text ends with them, and no video ends with a sixteenth of them; arrays may.
+    No format begins with NUL bytes, no text ends with them, and no video ends with a sixteenth of them; arrays may. JSON
+    ends with a bracket.
     """
     kind = os.path.splitext(path)[1].lower()
     try:
@@ -131,6 +134,10 @@ def check_ends(path: str, size: int) -> str | None:
             most = min(_LOOK if kind in _TEXTS else max(size // 16, _LOOK), 1 << 20)
             if kind in _TEXTS | _VIDEOS and all(_is_nul(file, size, length) for length in (1, _LOOK, most)):
                 return f"ends with {_COPY}"
+            if kind in ENDED:
+                file.seek(max(0, size - _LOOK))
+                if not file.read(_LOOK).rstrip().endswith(ENDED[kind]):
+                    return "cut off before its end; copy it again"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None

@@ -11,7 +11,7 @@ from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.layouts import KINECT_V2, Layout, load_layout
 from c2vl_manifests.recipe import SkeletonsConfig
-from c2vl_pipeline.readers import arrays, msr, ntu, pku, synthetic, utd
+from c2vl_pipeline.readers import arrays, drive, msr, ntu, pku, synthetic, sysu, ucla, utd
 from c2vl_pipeline.readers.base import Assembled, Reader
 
 READERS: dict[str, Reader] = {
@@ -19,6 +19,9 @@ READERS: dict[str, Reader] = {
     "pku": pku.READER,
     "utd": utd.READER,
     "msr": msr.READER,
+    "ucla": ucla.READER,
+    "sysu": sysu.READER,
+    "drive": drive.READER,
     "synthetic": synthetic.READER,
     "generic": arrays.READER,
 }

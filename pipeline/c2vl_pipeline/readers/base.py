@@ -174,12 +174,14 @@ def rows_of_ids(dataset: Dataset, ids: Iterable[str]) -> list[Row]:
         fields = dataset.parse_id(sample_id)
         row = new_row(
             sample_id,
-            label=fields["action"] - 1,
+            label=dataset.label(fields),
             subject=fields.get("subject"),
             view=fields.get("view"),
             setup=fields.get("setup"),
             repeat=fields.get("repeat"),
-            camera=f"S{fields['setup']:03d}C{fields['view']:03d}" if "setup" in fields else "C001",
+            camera=f"S{fields['setup']:03d}C{fields['view']:03d}"
+            if "setup" in fields
+            else f"C{fields.get('view', 1):03d}",
             known_missing=sample_id in missing,
             splits=list(dataset.splits(fields, sample_id).items()),
         )
@@ -188,7 +190,7 @@ def rows_of_ids(dataset: Dataset, ids: Iterable[str]) -> list[Row]:
 
 
 def expect_ids(dataset: Dataset, root: Path, scan: Scan) -> Expected:
-    """Expect the ids that the dataset's own rules give (`sessions` or `trials`)."""
+    """Expect the ids that the dataset's own rules give (`ids`, `sessions` or `trials`)."""
     return Expected(dataset.classes, rows_of_ids(dataset, dataset.expected_ids()))
 
 

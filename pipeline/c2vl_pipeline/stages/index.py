@@ -22,10 +22,11 @@ from c2vl_manifests.recipe import PipelineConfig
 from c2vl_manifests.schema import SAMPLES, SCHEMA_VERSION
 from c2vl_pipeline import engines
 from c2vl_pipeline.raw.check import Findings, IncompleteDataError, check
+from c2vl_pipeline.raw.doubles import doubles
 from c2vl_pipeline.raw.hints import archive_hints, looks_like
 from c2vl_pipeline.raw.scan import is_archive, scan_folder, unpack_command
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.readers.base import Expected, Match, Row, Scan, near_path
+from c2vl_pipeline.readers.base import Array, Expected, Match, Row, Scan, near_path
 from c2vl_pipeline.workspace import Workspace, load
 
 
@@ -57,7 +58,7 @@ def build(
         allow_missing: continue if files are missing or damaged; the rows state what is missing.
         only_present: expect only samples with a file, for a part of a dataset.
         limit: keep the first `limit` samples.
-        deep: read archives and skeleton files whole, which takes minutes.
+        deep: read archives and skeleton files whole, and look for samples with the same content, which takes minutes.
 
     Raises:
         DataError: the folder does not exist, or a label file or table is malformed (file and line).
@@ -83,6 +84,12 @@ def build(
     if reader.look is not None and config.pose is None:
         truncated, findings.oddities = reader.look(root, rows, joints, deep)
         findings.truncated += truncated
+    if deep:
+
+        def read(row: Row) -> Array:
+            return reader.read_joints(root / row["skeleton"], row, joints, dataset.bodies, config.skeletons).joints
+
+        findings.doubles = doubles(root, rows, read if config.pose is None else None)
     _check_usable(dataset, root, rows, findings, refuse=not (allow_missing or only_present))
     extra = {
         "dataset": dataset.name,

@@ -173,7 +173,7 @@ def test_a_crop_without_a_pose_is_an_error_of_that_row() -> None:
 
 
 def test_sentences_need_no_pelvis_where_there_are_hips() -> None:
-    for name in ("coco_17", "mediapipe_33", "azure_kinect"):
+    for name in ("coco_17", "mediapipe_33", "azure_kinect", "openpose_25"):
         layout = LAYOUTS[name]
         found = roles(layout)
         assert found["hip_left"] == [layout.names.index("hip_left")]
