@@ -12,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from c2vl_manifests.datasets import dataset_names, load_dataset
 from c2vl_manifests.errors import ConfigError
 
+_SHOWN = 80
+"""Characters of a word that a message repeats."""
+
 
 def zero_shot_splits(dataset: str) -> Mapping[str, tuple[int, ...]]:
     """Return the zero-shot splits of a dataset, name -> unseen classes; none for data of the user's own."""
@@ -31,12 +34,12 @@ def chosen_classes(words: Sequence[str | int], dataset: str, classes: Sequence[s
     Raises:
         ConfigError: a word names no class or several, or a class is named twice.
     """
-    found: dict[int, str | int] = {}
+    found: set[int] = set()
     for word in words:
         for number in _numbers(word, dataset, classes, option):
             if number in found:
                 raise ConfigError(f"{option}: class {number} ({classes[number]!r}) is named twice; name it once")
-            found[number] = word
+            found.add(number)
     return tuple(sorted(found))
 
 
@@ -51,7 +54,7 @@ def _numbers(word: str | int, dataset: str, classes: Sequence[str], option: str)
                 numbers = " and ".join(map(str, same))
                 raise ConfigError(f"{option}: {word!r} is the name of the classes {numbers}; give their numbers")
             return same
-    if isinstance(word, int) or (word.isascii() and word.isdigit()):
+    if isinstance(word, int) or (word.isascii() and word.isdigit() and len(word) < 10):
         if 0 <= int(word) < len(classes):
             return [int(word)]
         raise ConfigError(
@@ -60,17 +63,15 @@ def _numbers(word: str | int, dataset: str, classes: Sequence[str], option: str)
             else f"{option}: class {word} does not exist; the data name no classes"
         )
     raise ConfigError(
-        f"{option}: {word!r} is no class of {dataset} and no zero-shot split of it{_hint(word, classes, splits)}"
+        f"{option}: {word[:_SHOWN]!r} is no class of {dataset} and no zero-shot split of it{_hint(word, classes, splits)}"
     )
 
 
 def _hint(word: str, classes: Sequence[str], splits: Mapping[str, tuple[int, ...]]) -> str:
     """Return what could have been meant by a word that names nothing."""
-    if near := difflib.get_close_matches(word, classes, 1):
+    if near := difflib.get_close_matches(word[:_SHOWN], classes, 1):
         return f"; did you mean {near[0]!r}?"
-    owners = [
-        title for name in dataset_names() if word in zero_shot_splits(name) for title in [load_dataset(name).title]
-    ]
+    owners = [load_dataset(name).title for name in dataset_names() if word in zero_shot_splits(name)]
     said = f" (it is one of {' and '.join(owners)})" if owners else ""
     have = f"; its splits are {', '.join(splits)}" if splits else "; it has no splits"
     return f"{said}{have}, and classes are given by name or by number from 0"

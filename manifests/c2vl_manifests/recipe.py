@@ -210,7 +210,9 @@ class PretrainConfig(Settings):
     pooling_weights: Literal["equal", "idf"] = "equal"
     """`idf` weights each of the 16 vectors by how few training samples have it, so that near-constant captions lose
     weight; with `random` pooling it is drawn by that weight."""
-    exclude_classes: Annotated[tuple[int | str, ...], Listed, BeforeValidator(_one_or_more)] = ()
+    exclude_classes: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=32_767)] | str, ...], Listed, BeforeValidator(_one_or_more)
+    ] = ()
     """Classes whose training clips are left out, for zero-shot recognition: a zero-shot split of the dataset (`55/5`),
     or names and numbers from 0. Labels serve for this choice alone."""
     projector_dim: int = Field(default=512, ge=1, le=65_536)

@@ -77,6 +77,7 @@ def test_classes_are_named_by_name_or_number_and_come_sorted() -> None:
         (["-1"], "'-1' is no class"),
         (["²"], "'²' is no class"),
         ([""], "'' is no class"),
+        (["9" * 5000], f"'{'9' * 80}' is no class"),
     ],
 )  # fmt: skip
 def test_words_that_name_no_class_are_refused(words: list[str | int], said: str) -> None:
