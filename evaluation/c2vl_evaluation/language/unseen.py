@@ -67,7 +67,7 @@ class Generalised(BaseModel, frozen=True, extra="forbid"):
     calibrated: SeenUnseen | None
     """None where nothing could be calibrated on; a note says why."""
     constant: float | None
-    """Subtracted from the cosines to seen classes."""
+    """Subtracted from the cosines to seen classes; not negative."""
     calibrated_on: int
     """Number of training clips."""
     shuffled: SeenUnseen
@@ -278,7 +278,7 @@ def _calibrated(shared: SharedSpace, split: ClassSplit, targets: Any, standardis
 
 
 def calibration(values: Scores, labels: Labels, count: int) -> float:
-    """Choose the constant of calibrated stacking on clips of seen classes, see the module; the draws are fixed.
+    """Choose the constant of calibrated stacking, 0 or more, on clips of seen classes, see the module; the draws are fixed.
 
     Args:
         values: cosines of clips to the seen classes. Shape (N, S).
@@ -291,7 +291,7 @@ def calibration(values: Scores, labels: Labels, count: int) -> float:
     margins = np.concatenate([np.concatenate([draw.seen, draw.unseen]) for draw in draws])
     grid = np.zeros(1)
     if len(margins):
-        grid = np.append(grid, np.quantile(margins, np.linspace(0, 1, _GRID)))
+        grid = np.append(grid, np.maximum(np.quantile(margins, np.linspace(0, 1, _GRID)), 0))
     found = np.sum([draw.harmonic(grid) for draw in draws], axis=0)
     best = grid[found >= found.max() - 1e-9]
     return float(best[np.abs(best).argmin()])
