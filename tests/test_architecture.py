@@ -394,7 +394,7 @@ COMMANDS = {
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": (
-        "run", "compare", "predict", "benchmark", "report", "zeroshot", "retrieval", "search", "paper",
+        "run", "compare", "predict", "benchmark", "report", "zeroshot", "features", "retrieval", "search", "paper",
     ),
 }  # fmt: skip
 PROBE = """

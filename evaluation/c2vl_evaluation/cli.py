@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from c2vl_evaluation.context import EvalContext
+    from c2vl_evaluation.language.class_split import ClassSplit
     from c2vl_evaluation.results import Protocol, Table
     from c2vl_manifests.events import Emit
     from c2vl_training.dataset import PackedDataset
@@ -37,6 +38,12 @@ EncoderOption = Annotated[
         "Checkpoint folder of the text encoder that made the data's vectors, if it was moved.",
         exists=True,
         file_okay=False,
+    ),
+]
+SplitOption = Annotated[
+    list[str] | None,
+    optional(
+        "--split", "Unseen classes: a zero-shot split (55/5), or a class by name or number from 0; may be repeated."
     ),
 ]
 SpaceRunsOption = Annotated[
@@ -158,6 +165,7 @@ def predict(
 def zeroshot(
     data: PackedOption,
     run: SpaceRunsOption,
+    split: SplitOption = None,
     descriptions: Annotated[
         Path | None,
         optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
@@ -170,15 +178,52 @@ def zeroshot(
     recipe: RecipeOption = None,
     set_: SetOption = None,
 ) -> None:
-    """Classify without labels, by the nearest class name or description; control: permuted names."""
-    from c2vl_evaluation.language import zeroshot
-    from c2vl_evaluation.report.console import show_zeroshot
+    """Classify without labels, by the nearest class name or description; control: permuted names.
+
+    With --split: unseen classes alone (ZSL, beside published figures) and all classes (GZSL: seen, unseen, harmonic mean).
+    """
+    from c2vl_evaluation.language import unseen, zeroshot
+    from c2vl_evaluation.report.console import show_unseen, show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder, standardise)) for one in contexts]
-    show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
+    title = f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}"
+    how = (descriptions, encoder, standardise)
+    if split:
+        chosen = _class_split(contexts, split)
+        show_unseen(title, chosen, [(c.run.name, c.role(), unseen.evaluate(c, split, *how)) for c in contexts])
+    else:
+        show_zeroshot(title, [(c.run.name, c.role(), zeroshot.evaluate(c, *how)) for c in contexts])
     if note := zeroshot.words_note(contexts[0], descriptions):
         say(note)
+
+
+def _class_split(contexts: Sequence[EvalContext], words: Sequence[str]) -> ClassSplit:
+    """Return the split that words name; warns if a run was trained on clips of its unseen classes."""
+    from c2vl_evaluation.language.class_split import class_split, training_note
+    from c2vl_manifests.events import Note
+
+    split = class_split(contexts[0].packed, words)
+    for text in filter(None, (training_note(context, split) for context in contexts)):
+        Reporter()(Note(text, "warning"))
+    return split
+
+
+@app.command()
+def features(
+    data: PackedOption,
+    run: RunOption,
+    split: Annotated[list[str], typer.Option("--split", help="Unseen classes, as of zeroshot.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the arrays.")],
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Write frozen features of a zero-shot split as SynSE, SA-DVAE and TDSM read them: train, ztest and gtest with labels."""
+    from c2vl_evaluation.language.split_features import write
+
+    (context,) = _contexts([run], data, benchmark, recipe, set_)
+    written = write(context, _class_split([context], split), out)
+    say(f"{link(out)}: {written}")
 
 
 @app.command()

@@ -136,6 +136,8 @@ class Dataset(_Table):
     lost: tuple[str, ...] = ()
     expected: Expected | None = None
     benchmarks: dict[str, Benchmark] = Field(default_factory=dict)
+    zero_shot: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    """Zero-shot split, named `seen/unseen` by its numbers of classes -> its unseen classes, counted from 0."""
     sessions: Sessions | None = None
     trials: Trials | None = None
     recordings: Recordings | None = None
@@ -154,6 +156,17 @@ class Dataset(_Table):
             if rule.range and (rule.test is None or len(rule.test) != 2):
                 raise ValueError(f"benchmark {name!r} is a range; `test` must be its first and its last number")
         return benchmarks
+
+    @model_validator(mode="after")
+    def _splits_of_classes(self) -> Dataset:
+        for name, unseen in self.zero_shot.items():
+            if set(unseen) - set(range(len(self.classes))) or len(set(unseen)) < len(unseen):
+                raise ValueError(
+                    f"zero-shot split {name!r} = {list(unseen)}; expected each class once, numbered from 0 to {len(self.classes) - 1}"
+                )
+            if name != (counts := f"{len(self.classes) - len(unseen)}/{len(unseen)}"):
+                raise ValueError(f"zero-shot split {name!r} has {counts} seen/unseen classes; name it {counts!r}")
+        return self
 
     @model_validator(mode="after")
     def _rules_use_known_fields(self) -> Dataset:

@@ -185,12 +185,16 @@ class InputConfig(Settings):
     augmentation: Augmentation = Augmentation()
 
 
+def _one_or_more(value: object) -> object:
+    return (value,) if isinstance(value, str | int) else value
+
+
 class PretrainConfig(Settings):
     """Cross-modal pre-training (Section III-D). Other readings, and ideas beyond the paper, are off by default."""
 
     LATER = (
         *("normalise", "pooling_weights", "equal_prompts", "skeleton_heads", "directions"),
-        *("negatives", "views", "view_weight", "view_temperature"),
+        *("negatives", "views", "view_weight", "view_temperature", "exclude_classes"),
     )
 
     knowledge: Literal["vision", "language", "both"] = "both"
@@ -206,6 +210,11 @@ class PretrainConfig(Settings):
     pooling_weights: Literal["equal", "idf"] = "equal"
     """`idf` weights each of the 16 vectors by how few training samples have it, so that near-constant captions lose
     weight; with `random` pooling it is drawn by that weight."""
+    exclude_classes: Annotated[
+        tuple[Annotated[int, Field(ge=0, le=32_767)] | str, ...], Listed, BeforeValidator(_one_or_more)
+    ] = ()
+    """Classes whose training clips are left out, for zero-shot recognition: a zero-shot split of the dataset (`55/5`),
+    or names and numbers from 0. Labels serve for this choice alone."""
     projector_dim: int = Field(default=512, ge=1, le=65_536)
     skeleton_heads: Literal["shared", "per_kind"] = "shared"
     """`per_kind`: one skeleton projector toward vision and another toward language."""

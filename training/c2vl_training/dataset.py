@@ -3,7 +3,7 @@
 Array order on disk (T, C, M, V), in batches (N, C, T, V, M). On a CPU batches are read from the mapped file, which
 is never loaded whole; an accelerator gets the frames of its split once. Draws are keyed by seed, epoch and sample, so
 that resuming, or sharing an epoch between processes, changes no batch. Labels have their own file, opened by
-`PackedDataset.labels`: pre-training never calls it.
+`PackedDataset.labels`: pre-training calls it only to leave classes out.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ class PackedDataset:
         return vectors, self._array(f"{kind}_ok.npy", np.bool_, (m.samples, m.slots))
 
     def labels(self) -> npt.NDArray[np.int64]:
-        """Return 0-based classes (N,), -1 where unknown: for the supervised control and evaluation only."""
+        """Return 0-based classes (N,), -1 where unknown: for the supervised control, evaluation and excluded classes only."""
         return self._array("labels.npy", np.int16, (self.manifest.samples,)).astype(np.int64)
 
     def digests(self, rows: Rows, kinds: Sequence[str] = (), labels: bool = False) -> dict[str, str]:

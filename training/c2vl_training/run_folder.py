@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from c2vl_manifests.class_choice import chosen_classes
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, passing
 from c2vl_manifests.manifest import commit_text, fingerprint
 from c2vl_manifests.pages import portable
@@ -30,6 +31,8 @@ from c2vl_training.pretraining import kinds_of
 from c2vl_training.run_log import Metrics
 
 Kind = Literal["pretrain", "supervised", "random"]
+EXCLUDED = "excluded_classes"
+"""Among the facts of a pre-training: names of the classes that it left out; absent if it left out none."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +52,15 @@ class Run:
         The number of processes is left out: it changes rounding and nothing else.
         """
         m = self.packed.manifest
+        excluded = {EXCLUDED: [m.classes[number] for number in self.excluded_classes()]}
         return {
             "format": 3,
             "kind": self.kind,
             "benchmark": self.benchmark,
             "seed": self.seed,
             "dataset": m.dataset,
-            "data": _data_read(self.packed, self.kind, self.benchmark, self._knowledge()),
+            **(excluded if excluded[EXCLUDED] else {}),
+            "data": self._data_read(),
             "layout": m.layout,
             "bodies": m.bodies,
             **settings(self.kind, self.recipe),
@@ -79,11 +84,29 @@ class Run:
             return self.kind
         p = self.recipe.training.pretrain
         shuffled = ", shuffled pairs" if p.pairs == "shuffled" else ""
-        return f"{targets_name(p.targets)}, {p.knowledge}{shuffled}"
+        count = len(self.excluded_classes())
+        excluded = f", without {count} class{'es' if count > 1 else ''}" if count else ""
+        return f"{targets_name(p.targets)}, {p.knowledge}{shuffled}{excluded}"
+
+    def excluded_classes(self) -> tuple[int, ...]:
+        """Return the classes that the pre-training leaves out, counted from 0; none for the other kinds.
+
+        Raises:
+            ConfigError: the recipe names classes that the data do not have.
+        """
+        m = self.packed.manifest
+        words = self.recipe.training.pretrain.exclude_classes if self.kind == "pretrain" else ()
+        return chosen_classes(words, m.dataset, m.classes, "training.pretrain.exclude_classes")
 
     def select(self) -> Selection:
-        """Return the training samples that the run can use."""
-        return self.packed.select(self.benchmark, "train", kinds_of(self._knowledge()))
+        """Return the training samples that the run can use.
+
+        Raises:
+            ConfigError: no such benchmark, or an excluded class that the data do not have.
+            DataError: no sample is usable.
+        """
+        selection = self.packed.select(self.benchmark, "train", kinds_of(self._knowledge()))
+        return _without(self.packed, selection, self.excluded_classes())
 
     def batch_problem(self, total: int) -> str:
         """Return why the batch does not fit a split of `total` samples, or the processes; empty if it does."""
@@ -101,6 +124,14 @@ class Run:
             return str(error)
         return ""
 
+    def _data_read(self) -> dict[str, str]:
+        """Return hashes of all that the run reads of the data: nothing else that changes in them concerns it."""
+        try:
+            rows = self.select().rows
+        except (ConfigError, DataError):  # nothing to train on: `select` says so where it is asked to train
+            return {}
+        return self.packed.digests(rows, kinds_of(self._knowledge()), labels=self.kind == "supervised")
+
     def _knowledge(self) -> str:
         return self.recipe.training.pretrain.knowledge if self.kind == "pretrain" else ""
 
@@ -113,17 +144,30 @@ def settings(kind: Kind, recipe: Recipe) -> dict[str, Any]:
         "encoder": training.encoder.model_dump(mode="json"),
         "input": training.input.model_dump(mode="json"),
         "precision": training.precision,
-        "config": part.model_dump(mode="json") if part else None,
+        "config": part.model_dump(mode="json", exclude={"exclude_classes"}) if part else None,
     }
 
 
-def _data_read(packed: PackedDataset, kind: str, benchmark: str, knowledge: str) -> dict[str, str]:
-    """Return hashes of all that a run reads of the data: nothing else that changes in them concerns it."""
-    kinds = kinds_of(knowledge)
-    try:
-        return packed.digests(packed.select(benchmark, "train", kinds).rows, kinds, labels=kind == "supervised")
-    except (ConfigError, DataError):  # nothing to train on: `select` says so where it is asked to train
-        return {}
+def _without(packed: PackedDataset, selection: Selection, classes: Sequence[int]) -> Selection:
+    """Return a selection without the clips of some classes, and without clips whose class is unknown if any are given.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    if not classes:
+        return selection
+    labels, names = packed.labels()[selection.rows], packed.manifest.classes
+    gone = np.isin(labels, classes) | (labels < 0)
+    if gone.all():
+        raise DataError(
+            f"{packed.folder}: all {len(gone)} usable training samples are of the {len(classes)} excluded classes or have "
+            "no label; exclude fewer classes by training.pretrain.exclude_classes"
+        )
+    reasons = [
+        "no label, so it may be of an excluded class" if n < 0 else f"excluded class {names[n]!r}" for n in labels[gone]
+    ]
+    left_out = zip(packed.sample_ids(selection.rows[gone]), reasons, strict=True)
+    return Selection(selection.rows[~gone], (*selection.left_out, *left_out))
 
 
 def rows_trained_on(facts: Mapping[str, Any], packed: PackedDataset) -> Rows:
@@ -151,7 +195,8 @@ class Result:
 
 def check_same(wanted: Mapping[str, Any], facts: Mapping[str, Any], path: Path) -> None:
     """Raise CheckpointError, naming the first difference, unless the `facts` saved at `path` are the wanted ones."""
-    for name, there, here in differences(facts, json.loads(json.dumps(wanted))):
+    none: dict[str, Any] = {EXCLUDED: []}
+    for name, there, here in differences(none | dict(facts), none | json.loads(json.dumps(wanted))):
         if name == f"data.{CLASS_NUMBERS}" and path.name == checkpoint.ENCODER:
             continue  # the classifier is gone
         if name.startswith("data."):

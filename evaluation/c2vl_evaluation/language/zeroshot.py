@@ -142,12 +142,17 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
 
     def verdict(self) -> str:
         """Return how many classes were ever answered, and whether the names matter at all."""
-        said = f"{self.answered} of {self.classes} classes were ever answered"
-        if self.shuffled.p <= SIGNIFICANT:
-            return f"{said}; better than permuted names (p = {self.shuffled.p:.3f})"
-        few = math.factorial(self.classes) * SIGNIFICANT < 1
-        why = f"; {self.classes} classes have too few orders to tell" if few else ""
-        return f"{said}; not distinguishable from permuted names (p = {self.shuffled.p:.3f}{why})"
+        return verdict(self.answered, self.classes, self.shuffled.p)
+
+
+def verdict(answered: int, classes: int, p: float, kind: str = "") -> str:
+    """Return how many of some classes, e.g. the `unseen ` ones, were answered, and whether their names matter."""
+    said = f"{answered} of {classes} {kind}classes were ever answered"
+    if p <= SIGNIFICANT:
+        return f"{said}; better than permuted names (p = {p:.3f})"
+    few = math.factorial(classes) * SIGNIFICANT < 1
+    why = f"; {classes} classes have too few orders to tell" if few else ""
+    return f"{said}; not distinguishable from permuted names (p = {p:.3f}{why})"
 
 
 def evaluate(

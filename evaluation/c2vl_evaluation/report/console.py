@@ -9,7 +9,9 @@ from c2vl_evaluation.results import ALWAYS, Evaluated, Line, Role, Score, Summar
 from c2vl_manifests.cli_output import say, show_table
 
 if TYPE_CHECKING:
+    from c2vl_evaluation.language.class_split import ClassSplit
     from c2vl_evaluation.language.retrieval import Recall, Retrieval
+    from c2vl_evaluation.language.unseen import SeenUnseen, Unseen
     from c2vl_evaluation.language.zeroshot import ZeroShot
     from c2vl_evaluation.prediction import Answer, Calibration
 
@@ -106,6 +108,54 @@ def show_zeroshot(title: str, found: Sequence[tuple[str, Role, ZeroShot]]) -> No
     for name, _, one in found:
         say(f"{name}: {one.verdict()}")
     _say_notes([one.notes for _, _, one in found])
+
+
+def show_unseen(title: str, split: ClassSplit, found: Sequence[tuple[str, Role, Unseen]]) -> None:
+    """Print recognition of unseen classes, alone and among all classes, with published figures."""
+    alone: list[list[str]] = []
+    among: list[list[str]] = []
+    for name, role, one in found:
+        label = f"{name}{_ROLES.get(role, '')}"
+        alone.append([label, *_score_cells(one.last)])
+        alone.append(["  names permuted", *_score_cells(one.shuffled.mean, one.shuffled.std)])
+        if (all_ := one.generalised) is not None:
+            among.append([label, *_pair_cells(all_.plain)])
+            among.append(["  calibrated", *(_pair_cells(all_.calibrated) if all_.calibrated else ["n/a"] * 5)])
+            among.append(["    names permuted", *_pair_cells(all_.shuffled, all_.shuffled_std)])
+    alone.append(["chance", *_score_cells(one.chance)])
+    alone += [[f"{method} *", _percent(value), "", ""] for method, value in one.published.items()]
+    words = f"{one.texts} descriptions" if one.described else "the names of the classes"
+    words += ", cosines standardised per class" if one.standardised else ""
+    counts = f"{len(split.unseen)} unseen classes"
+    show_table(
+        f"{title}, split {split.title}: zero-shot by {words}, %, {one.test:,} test clips of {counts}",
+        ["", "top-1", "top-5", "balanced"],
+        alone,
+        "Permuted: mean ± standard deviation of random permutations of the class texts."
+        + (" * Published, trained with labels of the seen classes; ours with none." if one.published else ""),
+    )
+    if all_ := one.generalised:
+        among.append(["chance", *_pair_cells(all_.chance)])
+        show_table(
+            f"generalised: {all_.test:,} test clips among all {split.classes} classes, {counts}, %",
+            ["", "seen", "unseen", "harmonic", "seen, bal.", "unseen, bal."],
+            among,
+            "seen, unseen: accuracy on clips of such classes; harmonic: harmonic mean of both; bal.: balanced. Calibrated: "
+            "cosines to seen classes are lowered by a constant that was chosen on training clips of seen classes.",
+            spare=["unseen, bal.", "seen, bal."],
+        )
+    say(f"unseen: {', '.join(split.unseen_names)}")
+    for name, _, one in found:
+        say(f"{name}: {one.verdict()}")
+        if one.generalised and one.generalised.constant is not None:
+            on = f"{one.generalised.calibrated_on:,} training clips"
+            say(f"{name}: constant {one.generalised.constant:.3f}, chosen on {on} of seen classes")
+    _say_notes([one.notes for _, _, one in found])
+
+
+def _pair_cells(pair: SeenUnseen, std: SeenUnseen | None = None) -> list[str]:
+    fields = ("seen", "unseen", "harmonic", "seen_balanced", "unseen_balanced")
+    return [_percent(getattr(pair, f), None if std is None else getattr(std, f)) for f in fields]
 
 
 def show_retrieval(title: str, found: Sequence[tuple[str, Role, Retrieval]]) -> None:
