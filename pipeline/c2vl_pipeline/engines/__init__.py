@@ -25,7 +25,6 @@ from c2vl_manifests.recipe import ENGINE_STAGES
 from c2vl_pipeline.engines.roles import (
     THINK,
     Array,
-    Box,
     Caption,
     Captioner,
     Crop,
@@ -35,11 +34,11 @@ from c2vl_pipeline.engines.roles import (
     Frame,
     Image,
     Options,
-    Person,
     Pose,
     PoseEstimator,
     TextVectors,
 )
+from c2vl_pipeline.readers.tracking import Box, Person
 
 __all__ = [
     "BACKENDS",

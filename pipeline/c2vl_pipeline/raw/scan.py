@@ -120,6 +120,8 @@ def check_ends(path: str, size: int) -> str | None:
     No format begins with NUL bytes, no text ends with them, and no video ends with a sixteenth of them; arrays may.
     """
     kind = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):  # of files, one for each frame
+        return None
     try:
         with open(path, "rb", buffering=0) as file:
             if not file.read(_LOOK).strip(b"\0"):

@@ -81,7 +81,7 @@ def build(
     findings = check(dataset, root, expected, match, scan, deep)
     rows = _chosen(expected.rows, findings, only_present, limit)
     if reader.look is not None and config.pose is None:
-        truncated, findings.oddities = reader.look(root, rows, joints, deep)
+        truncated, findings.oddities = reader.look(root, rows, joints, deep, config.skeletons)
         findings.truncated += truncated
     _check_usable(dataset, root, rows, findings, refuse=not (allow_missing or only_present))
     extra = {
