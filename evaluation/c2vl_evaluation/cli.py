@@ -162,6 +162,12 @@ def zeroshot(
         Path | None,
         optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
     ] = None,
+    class_vectors: Annotated[
+        Path | None,
+        optional(
+            "--class-vectors", "Parquet or .npz: vectors of the classes by name, made elsewhere by the data's model."
+        ),
+    ] = None,
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Give each class cosines of mean 0 and deviation 1 over the clips.")
     ] = False,
@@ -175,9 +181,12 @@ def zeroshot(
     from c2vl_evaluation.report.console import show_zeroshot
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
-    found = [(one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder, standardise)) for one in contexts]
+    found = [
+        (one.run.name, one.role(), zeroshot.evaluate(one, descriptions, encoder, standardise, class_vectors))
+        for one in contexts
+    ]
     show_zeroshot(f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}", found)
-    if note := zeroshot.words_note(contexts[0], descriptions):
+    if class_vectors is None and (note := zeroshot.words_note(contexts[0], descriptions)):
         say(note)
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,9 @@ from c2vl_evaluation.language import caption_words
 from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import ConfigError, DataError, one_line
+from c2vl_manifests.manifest import remembered_sha256
 from c2vl_manifests.reading import from_json, from_toml, read_text
+from c2vl_manifests.vectors import read_vectors
 from c2vl_training.dataset import PackedDataset
 
 PERMUTATIONS = 199
@@ -65,15 +67,7 @@ def class_texts(packed: PackedDataset, classes: int, path: Path | None = None) -
         return tuple((name,) for name in named)
     names = [metrics.class_name(named, n) for n in range(classes)]
     given = _load(path)
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the first class is {names[0]!r}"
-            raise ConfigError(f"{path}: {name!r} is not a class of {packed.manifest.title}{hint}")
-    if absent := [name for name in names if name not in given]:
-        raise ConfigError(
-            f"{path}: describes {len(given)} of {len(names)} classes; the first without a description is {absent[0]!r}"
-        )
+    _check_names(given, names, packed, path)
     for name, value in given.items():
         texts = [value] if isinstance(value, str) else value
         if not (isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts)):
@@ -150,8 +144,44 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
         return f"{said}; not distinguishable from permuted names (p = {self.shuffled.p:.3f}{why})"
 
 
+def class_vectors(packed: PackedDataset, classes: int, path: Path, width: int) -> list[Array]:
+    """Return the vectors of each class that were made elsewhere, of this width: C arrays (k, K), see `c2vl_manifests.vectors`.
+
+    Raises:
+        ConfigError: an unknown class, a class that the file leaves out, or another width.
+        DataError: the file is of another form.
+    """
+    held = read_vectors(path, "class")
+    names = [metrics.class_name(packed.manifest.classes[:classes], n) for n in range(classes)]
+    _check_names(held.by_name, names, packed, path)
+    if held.width != width:
+        raise ConfigError(
+            f"{path}: vectors of width {held.width}; expected {width}, that of the vectors of {packed.folder} that the run was "
+            "trained toward, by the same model"
+        )
+    return [np.asarray(held.by_name[name], np.float32) for name in names]
+
+
+def _check_names(given: Iterable[str], names: list[str], packed: PackedDataset, path: Path) -> None:
+    """Raise ConfigError unless a file has an entry for every class, and for nothing else."""
+    given = list(given)
+    for name in given:
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; the first class is {names[0]!r}"
+            raise ConfigError(f"{path}: {name!r} is not a class of {packed.manifest.title}{hint}")
+    if absent := [name for name in names if name not in given]:
+        raise ConfigError(
+            f"{path}: describes {len(given)} of {len(names)} classes; the first without a description is {absent[0]!r}"
+        )
+
+
 def evaluate(
-    context: EvalContext, descriptions: Path | None = None, encoder: Path | None = None, standardise: bool = False
+    context: EvalContext,
+    descriptions: Path | None = None,
+    encoder: Path | None = None,
+    standardise: bool = False,
+    vectors_of_classes: Path | None = None,
 ) -> ZeroShot:
     """Evaluate a run on the test split, or return the stored result.
 
@@ -160,6 +190,7 @@ def evaluate(
         descriptions: file of class descriptions; the names of the classes unless given.
         encoder: folder of the text encoder's checkpoint, if it was moved.
         standardise: the cosines to each class over the test clips.
+        vectors_of_classes: file of vectors of the classes, made elsewhere; no text encoder is loaded then.
 
     Raises:
         CheckpointError: the run is not a finished pre-training.
@@ -167,15 +198,27 @@ def evaluate(
         DataError: a test sample has no label.
         EngineError: the text encoder cannot be loaded.
     """
-    packed, shared = context.packed, open_space(context, encoder)
+    if vectors_of_classes is not None and descriptions is not None:
+        raise ConfigError("--class-vectors and --descriptions say the same in two ways; give one of them")
+    packed, shared = context.packed, open_space(context, encoder, made_elsewhere=vectors_of_classes is not None)
     test = packed.select(context.benchmark, "test").rows
     labels = labels_of(packed, test, f"test samples of {context.benchmark}")
     classes = metrics.class_count(packed, labels)
-    texts = class_texts(packed, classes, descriptions)
+    given, facts = None, dict[str, Any]()
+    if vectors_of_classes is None:
+        texts = class_texts(packed, classes, descriptions)
+        counts, facts = [len(of) for of in texts], {"texts": texts}
+    else:
+        width = packed.manifest.language_dim if shared.through == "language" else packed.manifest.vision_dim
+        given = class_vectors(packed, classes, vectors_of_classes, width)
+        counts, facts = [len(of) for of in given], {"class_vectors": remembered_sha256(vectors_of_classes)}
 
     def compute() -> tuple[ZeroShot, pa.Table]:
-        vectors, truncated = shared.texts([text for of in texts for text in of])
-        targets = shared.project(class_means(vectors, [len(of) for of in texts]))
+        if given is None:
+            vectors, truncated = shared.texts([text for of in texts for text in of])
+        else:
+            vectors, truncated = np.concatenate(given), 0
+        targets = shared.project(class_means(vectors, counts))
         clips, rows = shared.clips("test")
         values = cosines(clips, targets).numpy().astype(np.float32)
         temperature = shared.temperature
@@ -183,12 +226,16 @@ def evaluate(
             values, temperature = standardised(values), 1.0
         last, shuffled = control(values, labels)
         notes = shared.notes()
+        if given is not None:
+            notes.append(
+                "The vectors of the classes were made elsewhere: they are taken to be of the model of the data's."
+            )
         if truncated:
             notes.append(f"{truncated} of {len(vectors)} texts are longer than the encoder reads.")
         result = ZeroShot(
             through=shared.through,
             texts=len(vectors),
-            described=descriptions is not None,
+            described=descriptions is not None or given is not None,
             standardised=standardise,
             temperature=temperature,
             last=last,
@@ -203,7 +250,7 @@ def evaluate(
         predictions = context.predictions(rows, values)
         return result, table_of(predictions, packed.manifest.classes, temperature)
 
-    facts = {"texts": texts} | ({"standardise": True} if standardise else {})
+    facts |= {"standardise": True} if standardise else {}
     return cached(shared.key("zeroshot", **facts), ZeroShot, compute)
 
 

@@ -141,6 +141,9 @@ BACKENDS: dict[tuple[str, str], Backend] = {
         "c2vl_pipeline.engines.hf_encoder:HfEncoder", _MODEL, joint_space=True, own_process=True
     ),
     ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
+    ("encoder", "precomputed-vectors"): Backend(
+        "c2vl_pipeline.engines.precomputed_vectors:PrecomputedVectors", own_process=True
+    ),
     ("encoder", "sentences"): Backend(
         "c2vl_pipeline.engines.sentences:Sentences", ("onnxruntime", "tokenizers"), "sentences"
     ),

@@ -162,6 +162,13 @@ class Encoder(Engine, Protocol):
 
     image_dim: int
     text_dim: int
+    given: frozenset[str] = frozenset()
+    """Kinds of knowledge (`vision`, `language`) whose vectors `lookup` has, so that nothing is encoded."""
+
+    def lookup(self, kind: str, sample_id: str, slot: int, slots: int) -> Array | Exception:
+        """Return the vector of a sample's slot, one of `slots`, of a kind that is `given`; an exception where there is none."""
+        return LookupError(f"this engine has no vectors of {sample_id}")
+
     @abstractmethod
     def encode_images(self, images: Sequence[Image]) -> Array:
         """Return vectors (n, image_dim)."""
