@@ -246,7 +246,7 @@ def test_no_dataset_or_reader_is_known_by_name_outside_readers():
         if text.value in readers.READERS or re.search(rf"(?<![\w-])({names})(?![\w-])", text.value)
     ]
     assert known == []
-    shared = {"__init__", "base", "video", "captions"}
+    shared = {"__init__", "base", "video", "captions", "tracking"}
     kinds = {path.stem for path in Path(readers.__file__).parent.glob("*.py")} - shared
     doors = [
         f"{dotted(path, part)} imports {i.module}"
@@ -390,7 +390,7 @@ HEAVY = (
 COMMANDS = {
     "c2vl_pipeline": (
         "synth", "index", "skeletons", "crop", "caption", "embed", "pack", "prompts", "status",
-        "verify", "inspect", "explain", "audit",
+        "verify", "inspect", "explain", "audit", "export", "layouts",
     ),
     "c2vl_training": ("pretrain", "supervised", "random"),
     "c2vl_evaluation": (

@@ -170,6 +170,12 @@ def zeroshot(
         Path | None,
         optional("--descriptions", "TOML or JSON: class name = a description, or a list of them, which are averaged."),
     ] = None,
+    class_vectors: Annotated[
+        Path | None,
+        optional(
+            "--class-vectors", "Parquet or .npz: vectors of the classes by name, made elsewhere by the data's model."
+        ),
+    ] = None,
     standardise: Annotated[
         bool, typer.Option("--standardise", help="Give each class cosines of mean 0 and deviation 1 over the clips.")
     ] = False,
@@ -187,13 +193,13 @@ def zeroshot(
 
     contexts = _contexts(run, data, benchmark, recipe, set_)
     title = f"{contexts[0].packed.manifest.title}, {contexts[-1].benchmark}"
-    how = (descriptions, encoder, standardise)
+    how = (descriptions, encoder, standardise, class_vectors)
     if split:
         chosen = _class_split(contexts, split)
         show_unseen(title, chosen, [(c.run.name, c.role(), unseen.evaluate(c, split, *how)) for c in contexts])
     else:
         show_zeroshot(title, [(c.run.name, c.role(), zeroshot.evaluate(c, *how)) for c in contexts])
-    if note := zeroshot.words_note(contexts[0], descriptions):
+    if class_vectors is None and (note := zeroshot.words_note(contexts[0], descriptions)):
         say(note)
 
 

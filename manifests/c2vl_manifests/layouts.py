@@ -21,6 +21,8 @@ from c2vl_manifests.reading import from_toml, read_text
 
 _MOST_JOINTS = 1000
 _MOST_BYTES = 1 << 20
+_CHAIN = 70
+"""Letters after which a line of a drawing is long enough."""
 
 Sources = tuple[tuple[str, tuple[tuple[str, ...], ...]], ...]
 
@@ -92,6 +94,25 @@ class Layout:
     def index(self, *candidates: str) -> int | None:
         """Return the index of the first of `candidates` that this layout has, or None."""
         return next((self.names.index(c) for c in candidates if c in self.names), None)
+
+    def drawing(self) -> list[str]:
+        """Return the tree of joints as lines of text, each joint with its number; chains stay in one line."""
+        lines: list[str] = []
+
+        def draw(joint: int, before: str, bend: str) -> None:
+            text = f"{joint} {self.names[joint]}"
+            line, children = before + text, [child for child, parent in self.bones if parent == joint]
+            while len(children) == 1 and len(line) < _CHAIN:
+                (joint,) = children
+                line += f" ── {joint} {self.names[joint]}"
+                children = [child for child, parent in self.bones if parent == joint]
+            lines.append(line)
+            for child in children:
+                last = child == children[-1]
+                draw(child, bend + ("└─ " if last else "├─ "), bend + ("   " if last else "│  "))
+
+        draw(self.centre, "", "")
+        return lines
 
     def mapping_to(self, other: Layout) -> tuple[tuple[int, ...], ...]:
         """Return, for each joint of `other`, the joints of this layout whose mean it is.

@@ -38,10 +38,14 @@ Size = Annotated[int, Field(ge=1, le=65_536)]
 class SkeletonsConfig(Settings):
     """Assembly of skeleton files into joints."""
 
+    LATER = ("image_size",)
+
     second_body: Literal["zeros", "copy"] = "zeros"
     """Second body of a one-person clip: the public scripts for NTU 60 and NTU 120 differ."""
     max_frames: int = Field(default=300, ge=1)
     pku_norm: Literal["aimclr", "first_frame_joint2", "none"] = "first_frame_joint2"
+    image_size: Annotated[tuple[Size, Size], Listed] | None = None
+    """Width and height of the images that own joints in pixels are of, where neither their files nor videos tell."""
 
 
 class PoseConfig(Settings):

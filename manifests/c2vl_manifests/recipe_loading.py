@@ -120,7 +120,7 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-_ROLES = {"detector": "crop", "captioner": "caption", "pose": "pose"}
+_ROLES = {"detector": "crop", "captioner": "caption", "encoder": "embed", "pose": "pose"}
 
 
 def _in_full(key: str) -> str:

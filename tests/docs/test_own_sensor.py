@@ -86,26 +86,3 @@ def test_the_pipeline_packs_the_converted_clips(converted: Path, tmp_path: Path,
     assert packed["samples"] == 4
     assert packed["layout"]["dims"] == 2
     assert packed["layout"]["names"][0] == "head"
-
-
-def test_coco_results_keep_the_two_best_people(tmp_path: Path) -> None:
-    def person(frame: int, x: float, score: float) -> dict[str, object]:
-        return {"image_id": frame, "keypoints": [x, 50.0, 1.0] * 17, "score": score}
-
-    file = tmp_path / "results.json"
-    file.write_text(json.dumps([person(0, 10, 0.2), person(0, 20, 0.9), person(0, 30, 0.5), person(2, 40, 0.9)]))
-    joints = load("pose_estimators").from_coco(file, 100)
-    assert joints.shape == (3, 2, 17, 2)
-    assert joints[0, :, 0, 0].tolist() == pytest.approx([0.2, 0.3])
-    assert joints[0, 0, 0, 1] == pytest.approx(0.5)
-    assert not joints[1].any()
-
-
-def test_mediapipe_landmarks_are_turned_upright() -> None:
-    point = (0.1, 0.2, 0.3)
-    named = [{"x": 0.1, "y": 0.2, "z": 0.3}] * 33
-    joints = load("pose_estimators").from_mediapipe([[point] * 33, None, named])
-    assert joints.shape == (3, 33, 3)
-    assert joints[0, 0].tolist() == pytest.approx([0.1, -0.2, -0.3])
-    assert not joints[1].any()
-    assert (joints[0] == joints[2]).all()

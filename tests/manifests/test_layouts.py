@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -69,8 +70,8 @@ def test_joints_stand_in_their_makers_order(layout: str, official: str, joints: 
 
 def test_the_numbers_of_joints_and_coordinates_are_the_documented_ones() -> None:
     assert {n: (v.joints, v.dims) for n, v in LAYOUTS.items()} == {
-        "azure_kinect": (32, 3), "coco_17": (17, 2), "kinect_v1": (20, 3), "kinect_v2": (25, 3), "mediapipe_33": (33, 3),
-        "openpose_25": (25, 3),
+        "azure_kinect": (32, 3), "body_25": (25, 2), "coco_17": (17, 2), "halpe_26": (26, 2), "kinect_v1": (20, 3),
+        "kinect_v2": (25, 3), "mediapipe_33": (33, 3),
     }  # fmt: skip
 
 
@@ -329,6 +330,20 @@ def test_an_unknown_layout_names_the_known_ones() -> None:
         load_layout("kinect")
     assert (
         str(caught.value)
-        == "unknown joint layout 'kinect'; use one of azure_kinect, coco_17, kinect_v1, kinect_v2, mediapipe_33, "
-        "openpose_25 (with _2d or _3d for that many coordinates) or the path of a TOML file"
+        == "unknown joint layout 'kinect'; use one of azure_kinect, body_25, coco_17, halpe_26, kinect_v1, kinect_v2, "
+        "mediapipe_33 (with _2d or _3d for that many coordinates) or the path of a TOML file"
     )
+
+
+@EACH
+def test_a_drawing_names_every_joint_once_below_its_parent(layout: Layout) -> None:
+    lines = layout.drawing()
+    drawn = [word for line in lines for word in re.findall(r"(\d+) ([a-z_]+)", line)]
+    assert sorted(drawn, key=lambda one: int(one[0])) == [(str(n), name) for n, name in enumerate(layout.names)]
+    assert all(
+        layout.parents[int(child)] == int(parent)
+        for line in lines
+        for parent, child in pairwise(re.findall(r"\d+", line))
+    )
+    assert drawn[0][1] == layout.names[layout.centre]
+    assert max(map(len, lines)) <= 100

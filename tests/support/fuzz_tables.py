@@ -1,4 +1,4 @@
-"""Random mutations of label files, own tables, joint layouts and dataset rules: a value or one C2VLError, always.
+"""Random mutations of label files, own tables, files of other tools, layouts and rules: a value or one C2VLError, always.
 
 `python tests/support/fuzz_tables.py --inputs 100000 --seed 0` runs so many inputs of every kind and prints what became of them;
 `test_readers_fuzz.py` runs a few of each. Memory is bounded for the whole run, time for every input.
@@ -11,21 +11,34 @@ import io
 import json
 import random
 import resource
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from importlib import resources
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.io
+import scipy.optimize  # noqa: F401, readers load both when they first need them
 
 from c2vl_manifests.datasets import Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.layouts import Layout, parse_layout
+from c2vl_manifests.layouts import Layout, load_layout, parse_layout
+from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_manifests.schema import SAMPLES
+from c2vl_manifests.vectors import read_vectors
 from c2vl_pipeline.readers import drive
+from c2vl_pipeline.readers.arrays import read_array
+from c2vl_pipeline.readers.base import Scan
+from c2vl_pipeline.readers.captions import read_captions
+from c2vl_pipeline.readers.files import pyskl
 from c2vl_pipeline.readers.pku import parse_labels
 from c2vl_pipeline.readers.sample_table import parse_table
+from support import other_tools
 
 SOURCE = "some/file"
 _TOKENS = (
@@ -54,6 +67,32 @@ def _parquet(entries: list[dict[str, object]], **options: object) -> bytes:
     return out.getvalue()
 
 
+def _written(write: Callable[[Path], object], name: str = "") -> bytes:
+    """Return the content of the file that a writer makes in a folder, or at a name in it."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(Path(folder) / name)
+        return next(path for path in sorted(Path(folder).rglob("*")) if path.is_file()).read_bytes()
+
+
+def _tool(tool: str, layout: str = "coco_17") -> bytes:
+    pixels = other_tools.walkers(load_layout(layout), 0, frames=8)
+    return _written(lambda folder: other_tools.IN_PIXELS[tool][1](folder, "a", pixels))
+
+
+def _pickle(protocol: int) -> bytes:
+    clips = [
+        other_tools.annotation(f"clip{n}", other_tools.walkers(load_layout("coco_17"), n, 8)[:, :, :]) for n in range(2)
+    ]
+    return _written(lambda path: other_tools.pyskl(path, clips, protocol), "a.pkl")
+
+
+def _landmarks(write: Callable[[Path, str, np.ndarray], str]) -> bytes:
+    return _written(lambda folder: write(folder, "a", other_tools.world(0, 2)))
+
+
+_VECTORS = {"a": np.ones(3, np.float32), "b": np.eye(3, dtype=np.float16)[:2]}
+
+
 SEEDS: dict[str, list[bytes]] = {
     "labels": [b"3,1,30,2\n5,40,20,1\n\n51,31.0,60,2\n", b"1,0,9,2\r\n2,10,50,2", b""],
     "csv": [
@@ -78,6 +117,18 @@ SEEDS: dict[str, list[bytes]] = {
         _data("layouts", "coco_17.toml"),
         _data("layouts", "kinect_v1.toml"),
         b'names = ["hip", "knee"]\nparents = ["hip", "hip"]\ndims = 2\norigin = "knee"\n',
+    ],
+    "pickle": [_pickle(2), _pickle(4)],
+    "alphapose": [_tool("AlphaPose")],
+    "openpose": [_tool("OpenPose", "body_25")],
+    "mmpose": [_tool("MMPose")],
+    "mediapipe": [_tool("MediaPipe", "mediapipe_33_2d")],
+    "landmarks": [_landmarks(other_tools.world_long), _landmarks(other_tools.world_wide)],
+    "matlab": [_tool("MATLAB")],
+    "captions": [b'sample_id,slot,caption\na,0,"a man, who"\na,1,waves\nb,,sits\n', b"caption,sample_id\nx,a\ny,b\n"],
+    "vectors": [
+        _written(lambda path: np.savez(path, **_VECTORS), "a.npz"),
+        _written(lambda path: np.savez(path, sample_id=np.array(["a", "b"]), vector=np.eye(2)), "a.npz"),
     ],
     "rules": [_data("datasets", name) for name in ("utd-mhad.toml", "pku-mmd-1.toml", "pku-mmd-2.toml")],
 }
@@ -115,7 +166,52 @@ def _rules(content: bytes) -> None:
     assert set(dataset.splits(fields).values()) <= {"train", "test"}
 
 
+def _file(name: str, read: Callable[[Path], object]) -> Callable[[bytes], None]:
+    """Give the content to a reader as a file of this name."""
+
+    def parse(content: bytes) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            try:
+                read(path)
+            except C2VLError as error:
+                text = str(error)
+                assert folder in text, f"a message without its file: {text!r}"
+                raise type(error)(f"{SOURCE}: {text.replace(folder, '')}") from error
+
+    return parse
+
+
+def _joints(path: Path, layout: str, folder: bool = False) -> None:
+    config = SkeletonsConfig(image_size=(other_tools.WIDTH, other_tools.HEIGHT))
+    made = read_array(path.parent if folder else path, load_layout(layout), 2, {"sample_id": "clip1"}, config)
+    assert np.isfinite(made.joints).all()
+    assert made.joints.shape[2:] == (load_layout(layout).joints, load_layout(layout).dims)
+
+
+def _annotations(path: Path) -> None:
+    made = pyskl.expected_rows(path, Scan())
+    pa.Table.from_pylist(made.rows, schema=SAMPLES)
+    _joints(path, "coco_17")
+
+
+FILES: dict[str, Callable[[bytes], None]] = {
+    "pickle": _file("samples.pkl", _annotations),
+    "alphapose": _file("a.json", partial(_joints, layout="coco_17")),
+    "openpose": _file("clip/a_000000000002_keypoints.json", partial(_joints, layout="body_25", folder=True)),
+    "mmpose": _file("a.json", partial(_joints, layout="coco_17")),
+    "mediapipe": _file("a.json", partial(_joints, layout="mediapipe_33_2d")),
+    "landmarks": _file("a.csv", partial(_joints, layout="mediapipe_33")),
+    "matlab": _file("a.mat", partial(_joints, layout="coco_17")),
+    "captions": _file("a.csv", read_captions),
+    "vectors": _file("a.npz", read_vectors),
+}
+"""Readers of files, which are given a path."""
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
+    **FILES,
     "labels": _labels,
     "chunks": _chunks,
     "csv": _table(".csv"),

@@ -132,12 +132,13 @@ def _identity(engine: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fact for name, fact in engine.items() if name not in {"device", "libraries"}}
 
 
-def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace:
+def open_space(context: EvalContext, encoder: Path | None = None, *, made_elsewhere: bool = False) -> SharedSpace:
     """Open the shared space of a run.
 
     Args:
         context: a finished pre-training, and the data that it is evaluated on.
         encoder: folder of the text encoder's checkpoint, if it was moved since the vectors were made.
+        made_elsewhere: the vectors of texts are given; whoever gives them knows which space they are of.
 
     Raises:
         CheckpointError: the run is not a finished pre-training.
@@ -145,7 +146,7 @@ def open_space(context: EvalContext, encoder: Path | None = None) -> SharedSpace
     """
     space = load_joint_embedding(context.run)
     engine = text_encoder.engine_of(context.packed)
-    if "language" not in space.centre and not engine.get("joint_space"):
+    if "language" not in space.centre and not engine.get("joint_space") and not made_elsewhere:
         raise ConfigError(
             f"{context.run} was trained toward crops only, and the encoder {engine.get('backend')!r} puts texts and "
             "images into different spaces, so texts cannot be compared with clips; pre-train with "

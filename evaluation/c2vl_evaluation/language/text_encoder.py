@@ -65,7 +65,7 @@ def load(packed: PackedDataset, folder: Path | None = None) -> Encoder:
         why = str(error).partition("; get one with")[0].splitlines()[0]
         raise EngineError(
             f"the text encoder that made the vectors of {packed.folder} cannot be loaded ({why}); install what it "
-            "lacks, or name the folder of its checkpoint by --encoder"
+            "lacks, or name the folder of its checkpoint by --encoder (zeroshot also takes --class-vectors)"
         ) from error
     name = f"the text encoder {spec.model or spec.backend!r}"
     if encoder.text_dim != packed.manifest.language_dim:

@@ -27,17 +27,10 @@ from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import cached, table_of
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Labels, labels_of
+from c2vl_evaluation.language.class_prompts import ClassPrompts
 from c2vl_evaluation.language.class_split import ClassSplit, class_split, published
 from c2vl_evaluation.language.shared_space import SharedSpace, cosines, open_space
-from c2vl_evaluation.language.zeroshot import (
-    PERMUTATIONS,
-    Control,
-    class_means,
-    class_texts,
-    control,
-    standardised,
-    verdict,
-)
+from c2vl_evaluation.language.zeroshot import PERMUTATIONS, Control, control, standardised, verdict
 from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import DataError
 
@@ -118,6 +111,7 @@ def evaluate(
     descriptions: Path | None = None,
     encoder: Path | None = None,
     standardise: bool = False,
+    class_vectors: Path | None = None,
 ) -> Unseen:
     """Evaluate a run on the unseen classes of a split, or return the stored result.
 
@@ -127,6 +121,7 @@ def evaluate(
         descriptions: see `zeroshot.evaluate`.
         encoder: see `zeroshot.evaluate`.
         standardise: the cosines to each class, over the clips that are recognised together.
+        class_vectors: see `zeroshot.evaluate`.
 
     Raises:
         CheckpointError: the run is not a finished pre-training.
@@ -135,7 +130,7 @@ def evaluate(
         EngineError: the text encoder cannot be loaded.
     """
     packed, split = context.packed, class_split(context.packed, words)
-    shared = open_space(context, encoder)
+    shared = open_space(context, encoder, made_elsewhere=class_vectors is not None)
     rows = packed.select(context.benchmark, "test").rows
     labels = labels_of(packed, rows, f"test samples of {context.benchmark}")
     if not np.isin(labels, split.unseen).any():
@@ -143,11 +138,10 @@ def evaluate(
             f"no test clip of {context.benchmark} is of an unseen class ({', '.join(split.unseen_names)}); name classes that "
             "occur there"
         )
-    texts = class_texts(packed, split.classes, descriptions)
+    prompts = ClassPrompts.of(shared, split.classes, descriptions, class_vectors)
 
     def compute() -> tuple[Unseen, pa.Table]:
-        vectors, truncated = shared.texts([text for of in texts for text in of])
-        targets = shared.project(class_means(vectors, [len(of) for of in texts]))
+        targets, notes = prompts.embed(shared)
         values = cosines(shared.clips("test")[0], targets).numpy()
         temperature = 1.0 if standardise else shared.temperature
         alone = np.isin(labels, split.unseen)
@@ -155,9 +149,7 @@ def evaluate(
         own = np.searchsorted(split.unseen, labels[alone])
         among = standardised(among) if standardise else among
         last, shuffled = control(among, own)
-        notes = [*shared.notes(), *_notes(split, labels)]
-        if truncated:
-            notes.append(f"{truncated} of {len(vectors)} texts are longer than the encoder reads.")
+        notes += _notes(split, labels)
         general, constant = None, 0.0
         if not alone.all():
             values = standardised(values).astype(np.float64) if standardise else values
@@ -173,8 +165,8 @@ def evaluate(
             split=split.name,
             unseen=split.unseen_names,
             through=shared.through,
-            texts=len(vectors),
-            described=descriptions is not None,
+            texts=sum(prompts.counts),
+            described=prompts.described,
             standardised=standardise,
             temperature=temperature,
             last=last,
@@ -188,8 +180,8 @@ def evaluate(
         predictions = context.predictions(rows, np.asarray(stacked(values, split.unseen, constant), np.float32))
         return result, table_of(predictions, packed.manifest.classes, temperature)
 
-    facts = {"texts": texts, "unseen": split.unseen.tolist()} | ({"standardise": True} if standardise else {})
-    return cached(shared.key("zeroshot", **facts), Unseen, compute)
+    further = {"unseen": split.unseen.tolist()} | ({"standardise": True} if standardise else {})
+    return cached(shared.key("zeroshot", **prompts.facts, **further), Unseen, compute)
 
 
 def _notes(split: ClassSplit, labels: Labels) -> list[str]:

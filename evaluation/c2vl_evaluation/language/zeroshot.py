@@ -15,9 +15,7 @@ all clips no longer wins most of them. It needs no label, and all test clips at 
 
 from __future__ import annotations
 
-import difflib
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,74 +30,14 @@ from c2vl_evaluation.cache import cached, table_of
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, Labels, labels_of
 from c2vl_evaluation.language import caption_words
+from c2vl_evaluation.language.class_prompts import ClassPrompts, class_texts
 from c2vl_evaluation.language.shared_space import cosines, open_space
 from c2vl_evaluation.results import Score
-from c2vl_manifests.errors import ConfigError, DataError, one_line
-from c2vl_manifests.reading import from_json, from_toml, read_text
-from c2vl_training.dataset import PackedDataset
+from c2vl_manifests.errors import DataError
 
 PERMUTATIONS = 199
 SIGNIFICANT = 0.05
 """Share of permutations that may do as well as the true names before they count as distinguishable."""
-
-
-def class_texts(packed: PackedDataset, classes: int, path: Path | None = None) -> tuple[tuple[str, ...], ...]:
-    """Return the texts of each class: its name, or its descriptions in a file.
-
-    Args:
-        packed: for the names of the classes.
-        classes: number of classes.
-        path: TOML or JSON with one entry per class: its name = a description or a list of them.
-
-    Raises:
-        ConfigError: a class without name or description, an unreadable file, an unknown class, a class that the file
-            leaves out, or an entry that is not a text.
-    """
-    named = packed.manifest.classes[:classes]
-    if path is None:
-        if len(named) < classes or not all(name.strip() for name in named):
-            unnamed = classes - sum(bool(name.strip()) for name in named)
-            raise ConfigError(
-                f"{unnamed} of {classes} classes of {packed.manifest.title} have no name; describe them by --descriptions"
-            )
-        return tuple((name,) for name in named)
-    names = [metrics.class_name(named, n) for n in range(classes)]
-    given = _load(path)
-    for name in given:
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; the first class is {names[0]!r}"
-            raise ConfigError(f"{path}: {name!r} is not a class of {packed.manifest.title}{hint}")
-    if absent := [name for name in names if name not in given]:
-        raise ConfigError(
-            f"{path}: describes {len(given)} of {len(names)} classes; the first without a description is {absent[0]!r}"
-        )
-    for name, value in given.items():
-        texts = [value] if isinstance(value, str) else value
-        if not (isinstance(texts, list) and texts and all(isinstance(t, str) and t.strip() for t in texts)):
-            raise ConfigError(f"{path}: {name!r} = {value!r}; expected a description or a list of them")
-        given[name] = tuple(texts)
-    return tuple(given[name] for name in names)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    form, read = ("JSON", from_json) if path.suffix.lower() == ".json" else ("TOML", from_toml)
-    try:
-        entries = read(read_text(path))
-    except FileNotFoundError as error:
-        raise ConfigError(f"{path} does not exist; give a TOML or JSON file of class descriptions") from error
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as {form} ({one_line(error)})") from error
-    if not isinstance(entries, dict):
-        raise ConfigError(f"{path}: holds no table; expected one entry per class: its name = [descriptions]")
-    return entries
-
-
-def class_means(vectors: Array, counts: Sequence[int]) -> Array:
-    """Average the unit vectors of each class and normalise the mean. Shape: (n, K), C counts -> (C, K)."""
-    starts = np.cumsum([0, *counts[:-1]])
-    sums = np.add.reduceat(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), starts, axis=0)
-    return np.asarray(sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12), np.float32)
 
 
 class Control(BaseModel, frozen=True, extra="forbid"):
@@ -156,7 +94,11 @@ def verdict(answered: int, classes: int, p: float, kind: str = "") -> str:
 
 
 def evaluate(
-    context: EvalContext, descriptions: Path | None = None, encoder: Path | None = None, standardise: bool = False
+    context: EvalContext,
+    descriptions: Path | None = None,
+    encoder: Path | None = None,
+    standardise: bool = False,
+    class_vectors: Path | None = None,
 ) -> ZeroShot:
     """Evaluate a run on the test split, or return the stored result.
 
@@ -165,35 +107,32 @@ def evaluate(
         descriptions: file of class descriptions; the names of the classes unless given.
         encoder: folder of the text encoder's checkpoint, if it was moved.
         standardise: the cosines to each class over the test clips.
+        class_vectors: file of vectors of the classes, made elsewhere; no text encoder is loaded then.
 
     Raises:
         CheckpointError: the run is not a finished pre-training.
-        ConfigError: a class has no text, or texts cannot be compared with clips of the run.
+        ConfigError: a class has no text or vector, or texts cannot be compared with clips of the run.
         DataError: a test sample has no label.
         EngineError: the text encoder cannot be loaded.
     """
-    packed, shared = context.packed, open_space(context, encoder)
+    packed, shared = context.packed, open_space(context, encoder, made_elsewhere=class_vectors is not None)
     test = packed.select(context.benchmark, "test").rows
     labels = labels_of(packed, test, f"test samples of {context.benchmark}")
     classes = metrics.class_count(packed, labels)
-    texts = class_texts(packed, classes, descriptions)
+    prompts = ClassPrompts.of(shared, classes, descriptions, class_vectors)
 
     def compute() -> tuple[ZeroShot, pa.Table]:
-        vectors, truncated = shared.texts([text for of in texts for text in of])
-        targets = shared.project(class_means(vectors, [len(of) for of in texts]))
+        targets, notes = prompts.embed(shared)
         clips, rows = shared.clips("test")
         values = cosines(clips, targets).numpy().astype(np.float32)
         temperature = shared.temperature
         if standardise:
             values, temperature = standardised(values), 1.0
         last, shuffled = control(values, labels)
-        notes = shared.notes()
-        if truncated:
-            notes.append(f"{truncated} of {len(vectors)} texts are longer than the encoder reads.")
         result = ZeroShot(
             through=shared.through,
-            texts=len(vectors),
-            described=descriptions is not None,
+            texts=sum(prompts.counts),
+            described=prompts.described,
             standardised=standardise,
             temperature=temperature,
             last=last,
@@ -208,8 +147,8 @@ def evaluate(
         predictions = context.predictions(rows, values)
         return result, table_of(predictions, packed.manifest.classes, temperature)
 
-    facts = {"texts": texts} | ({"standardise": True} if standardise else {})
-    return cached(shared.key("zeroshot", **facts), ZeroShot, compute)
+    further = {"standardise": True} if standardise else {}
+    return cached(shared.key("zeroshot", **prompts.facts, **further), ZeroShot, compute)
 
 
 def standardised(values: Array) -> Array:

@@ -25,7 +25,6 @@ from c2vl_manifests.recipe import ENGINE_STAGES
 from c2vl_pipeline.engines.roles import (
     THINK,
     Array,
-    Box,
     Caption,
     Captioner,
     Crop,
@@ -35,11 +34,11 @@ from c2vl_pipeline.engines.roles import (
     Frame,
     Image,
     Options,
-    Person,
     Pose,
     PoseEstimator,
     TextVectors,
 )
+from c2vl_pipeline.readers.tracking import Box, Person
 
 __all__ = [
     "BACKENDS",
@@ -142,6 +141,9 @@ BACKENDS: dict[tuple[str, str], Backend] = {
         "c2vl_pipeline.engines.hf_encoder:HfEncoder", _MODEL, joint_space=True, own_process=True
     ),
     ("encoder", "classical"): Backend("c2vl_pipeline.engines.heuristic:Classical"),
+    ("encoder", "precomputed-vectors"): Backend(
+        "c2vl_pipeline.engines.precomputed_vectors:PrecomputedVectors", own_process=True
+    ),
     ("encoder", "sentences"): Backend(
         "c2vl_pipeline.engines.sentences:Sentences", ("onnxruntime", "tokenizers"), "sentences"
     ),

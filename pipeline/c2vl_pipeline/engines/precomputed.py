@@ -1,7 +1,8 @@
 """`precomputed`: captions from a file in the authors' form: their prompts without running LLaVA.
 
-The file is JSON, {sample id: [caption of each frame, in order]}, or a .zip that holds one such file. The authors'
-own (PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this project's sample ids.
+The file is JSON, {sample id: [caption of each frame, in order]} or {sample id: caption of all}, a .zip that holds one such
+file, or a table (CSV, Parquet) with the columns sample_id, slot (where a sample has several) and caption. The authors' own
+(PKU-MMD II) has 6,952 samples with 16 captions each; its keys are this project's sample ids.
 """
 
 from __future__ import annotations
@@ -67,14 +68,18 @@ class Precomputed(Captioner):
         return [self._answer(crop) for crop in crops]
 
     def _answer(self, crop: Crop) -> Caption | Exception:
-        if crop.frames not in {None, self._frames} or crop.slot >= self._frames:
+        one = self._frames == 1  # for all slots
+        if not one and (crop.frames not in {None, self._frames} or crop.slot >= self._frames):
             raise EngineError(
                 f"caption file {self._path} has {self._counts()} captions per sample, this run {crop.frames} frames; "
                 f"set pipeline.frames={self._frames} from the index on, or choose another captioner"
             )
         captions = self._captions.get(crop.sample_id)
         if captions:
-            text = captions[(2 * crop.slot + 1) * len(captions) // (2 * self._frames)].strip()
+            slots = (crop.frames or crop.slot + 1) if one else self._frames
+            text = captions[(2 * crop.slot + 1) * len(captions) // (2 * slots)].strip()
+            if not text:
+                return LookupError(f"the caption file {self._path.name} has no caption of this slot")
             return Caption(text, len(text.split()))
         if captions is None and _shape(crop.sample_id) not in self._shapes:
             raise EngineError(

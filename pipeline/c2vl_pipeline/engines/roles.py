@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.layouts import Layout
+from c2vl_pipeline.readers.tracking import Box, Person
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
@@ -36,29 +37,6 @@ class Frame:
     """Joints projected into this image, (bodies, V, 2) pixels, for engines that read joints; NaN = unseen."""
     background: Callable[[], Image | None] = lambda: None
     """Returns what this camera sees when nobody is there, or None if no clip of it can be read in this shape."""
-
-
-@dataclass(frozen=True, slots=True)
-class Box:
-    """One person: pixels (x0, y0, x1, y1) and a score in [0, 1]."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-    score: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Person:
-    """The joints of one person in one frame, in the order of the estimator's layout."""
-
-    pixels: Array
-    """(V, 3): x and y in pixels of the frame, and a score in [0, 1]."""
-    score: float
-    """How sure it is that somebody is there, in [0, 1]."""
-    world: Array | None = None
-    """(V, 3) metres, for estimators of a 3D layout: x to the right of the image, y down, z away from the camera."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +162,12 @@ class Encoder(Engine, Protocol):
 
     image_dim: int
     text_dim: int
+    given: frozenset[str] = frozenset()
+    """Kinds of knowledge (`vision`, `language`) whose vectors `lookup` has, so that nothing is encoded."""
+
+    def lookup(self, kind: str, sample_id: str, slot: int, slots: int) -> Array | Exception:
+        """Return the vector of a sample's slot, one of `slots`, of a kind that is `given`; an exception where there is none."""
+        return LookupError(f"this engine has no vectors of {sample_id}")
 
     @abstractmethod
     def encode_images(self, images: Sequence[Image]) -> Array:

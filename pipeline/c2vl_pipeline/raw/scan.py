@@ -123,6 +123,8 @@ def check_ends(path: str, size: int) -> str | None:
     ends with a bracket.
     """
     kind = os.path.splitext(path)[1].lower()
+    if os.path.isdir(path):  # of files, one for each frame
+        return None
     try:
         with open(path, "rb", buffering=0) as file:
             if not file.read(_LOOK).strip(b"\0"):
@@ -131,15 +133,19 @@ def check_ends(path: str, size: int) -> str | None:
             damage = _check_header(file, size) if kind in _VIDEOS else None
             if damage and not (damage.startswith(_NO_VIDEO) and _has_frames(Path(path))):
                 return damage
-            most = min(_LOOK if kind in _TEXTS else max(size // 16, _LOOK), 1 << 20)
-            if kind in _TEXTS | _VIDEOS and all(_is_nul(file, size, length) for length in (1, _LOOK, most)):
-                return f"ends with {_COPY}"
-            if kind in ENDED:
-                file.seek(max(0, size - _LOOK))
-                if not file.read(_LOOK).rstrip().endswith(ENDED[kind]):
-                    return "cut off before its end; copy it again"
+            return _check_tail(file, size, kind)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def _check_tail(file: FileIO, size: int, kind: str) -> str | None:
+    most = min(_LOOK if kind in _TEXTS else max(size // 16, _LOOK), 1 << 20)
+    if kind in _TEXTS | _VIDEOS and all(_is_nul(file, size, length) for length in (1, _LOOK, most)):
+        return f"ends with {_COPY}"
+    if kind in ENDED:
+        file.seek(max(0, size - _LOOK))
+        if not file.read(_LOOK).rstrip().endswith(ENDED[kind]):
+            return "cut off before its end; copy it again"
     return None
 
 

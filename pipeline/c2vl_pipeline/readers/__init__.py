@@ -61,5 +61,8 @@ def read_skeleton(
         if suffix in reader.clip_files:
             own = load_layout(reader.clip_layout) if reader.clip_layout else layout
             return reader.read_joints(path, {}, own, bodies, config or SkeletonsConfig()), own
-    known = [f"{s} ({name})" for reader in READERS.values() for s, name in reader.clip_files.items()]
-    raise DataError(f"{path}: {suffix or 'no suffix'} is not a skeleton file; give {', '.join(known)}")
+    known: dict[str, str] = {}
+    for reader in READERS.values():
+        known = {**reader.clip_files, **known}  # the first reader of a suffix reads it
+    listed = ", ".join(f"{suffix} ({name})" for suffix, name in known.items())
+    raise DataError(f"{path}: {suffix or 'no suffix'} is not a skeleton file; give {listed}")

@@ -1,20 +1,17 @@
-"""Reader of custom datasets: a table of samples, joints as numpy arrays or as the files of a Kinect v2."""
+"""Reader of custom datasets: a table of samples, joints as numpy arrays or in the files of a Kinect v2 or another tool."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import replace
 from functools import partial
-from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.files import regular
-from c2vl_manifests.layouts import KINECT_V2, LAYOUTS, Layout
-from c2vl_manifests.reading import TooLargeError, read_arrays
+from c2vl_manifests.layouts import KINECT_V2, Layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers import ntu
 from c2vl_pipeline.readers.base import (
@@ -28,23 +25,28 @@ from c2vl_pipeline.readers.base import (
     recording_frames,
     without_gaps,
 )
+from c2vl_pipeline.readers.files import clip_suffixes, is_read, read_recording, what_is_read
+from c2vl_pipeline.readers.files.base import MOST_FRAMES, DamagedError, Recording, Source
 from c2vl_pipeline.readers.oddities import oddities, placeholders
 from c2vl_pipeline.readers.sample_table import expected_rows
 from c2vl_pipeline.readers.table_files import locate_named
 
-_ARRAYS = (".npy", ".npz")
 _WIDEST = 4
 """Width of an image in its heights."""
 _LOOKED_AT = 16
 """Files that `index` reads, without `deep`, to note what no person can be."""
+_ALIKE = 50
+"""A clip's joints and video may differ by this part of their frames before it is noted."""
 _NUMBERS = re.compile(r"-?\d[\d,.]*(e\+\d+)?|\(\w+\) (is|and \d+ more are)")
 """Numbers and joints in notes."""
 
 # ---------------------------------------------------------------------------------------------- arrays
 
 
-def read_array(path: Path, layout: Layout, bodies: int, row: Row | None = None) -> Assembled:
-    """Read joints, (T, V, C) or (T, M, V, C), from `.npy` or the first fitting array of an `.npz`; pickles are never loaded.
+def read_array(
+    path: Path, layout: Layout, bodies: int, row: Row | None = None, config: SkeletonsConfig | None = None
+) -> Assembled:
+    """Read joints from a file of any format of `c2vl_pipeline.readers.files`; pickles are never loaded.
 
     Missing joints are zero or NaN and become zero. The layout's origin becomes zero, see `to_origin`.
 
@@ -53,89 +55,25 @@ def read_array(path: Path, layout: Layout, bodies: int, row: Row | None = None) 
         layout: of the joints.
         bodies: to keep, of those that are seen in the range.
         row: of the index; its range of frames is cut out, see `frames_meant`.
+        config: for the size of the image, where neither the file nor a video tells it.
 
     Raises:
         DataError: the file is no such array, or has other frames than the row needs.
         OSError: the file cannot be opened.
     """
-    array, _ = _load(path, layout)
+    array = _load(path, row or {}, layout, config).joints
     start, stop, offset = frames_meant(path, row or {}, len(array))
     made = anchored(array[start:stop], layout, bodies)
     return replace(made, frame_index=made.frame_index + np.int32(offset + start))
 
 
-class _DamagedError(DataError):
-    """A file is not whole."""
-
-
-def _load(path: Path, layout: Layout) -> tuple[Array, bool]:
-    """Return the joints of a file as (T, M, V, C), and True if people came before frames in it, as pyskl has them.
-
-    Of the arrays of an `.npz` the first that fits the layout is taken.
-
-    *Reading:* more people than frames are taken for people first, (M, T, V, C).
-    """
-    held, tail = _numbers(path), (layout.joints, layout.dims)
-    for array in held.values():
-        turned = array.ndim == 4 and 0 < array.shape[0] < array.shape[1]
-        joints = array[:, None] if array.ndim == 3 else array.swapaxes(0, 1) if turned else array
-        if joints.ndim == 4 and joints.shape[2:] == tail and joints.shape[1] > 0:
-            with np.errstate(over="ignore"):  # beyond float32 is infinite, which is missing
-                return joints.astype(np.float32, copy=False), turned
-    shape = max((array.shape for array in held.values()), key=len)
-    names = [f"{name} {array.shape}" for name, array in held.items()]
-    found = f"arrays {', '.join(names[:6])}{', …' if len(names) > 6 else ''}" if len(names) > 1 else f"shape {shape}"
-    needs = f"(T, {tail[0]}, {tail[1]}) or (T, M, {tail[0]}, {tail[1]})"
-    raise DataError(f"{path}: {found}; layout {layout.name!r} needs {needs}{_remedy(shape, tail)}")
-
-
-def _numbers(path: Path) -> dict[str, npt.NDArray[np.number]]:
-    """Return the arrays of numbers of a `.npy` or `.npz` file by name, at least one."""
-    if path.suffix.lower() not in _ARRAYS:
-        raise DataError(f"{path}: {_kinds(path)}")
-    with open(path, "rb", opener=regular) as file:
-        head = file.read(6)
-    if head != b"\x93NUMPY" and head[:2] != b"PK":
-        raise _DamagedError(f"{path}: not a numpy array, it begins with {head!r}; save it again with np.save")
-    try:
-        held = read_arrays(path)
-    except TooLargeError as error:
-        raise DataError(f"{path}: {error}") from error
-    except Exception as error:  # numpy, zip and zlib raise a dozen kinds on damaged files
-        raise _DamagedError(
-            f"{path}: not a numpy array, or cut off ({path.stat().st_size:,} bytes); save it again with np.save"
-        ) from error
-    arrays = {name: array for name, array in held.items() if array is not None}
-    if numbers := {name: array for name, array in arrays.items() if array.dtype.kind in "iuf"}:
-        return numbers
-    kinds = [str(array.dtype) for array in arrays.values()]
-    kinds = kinds or ["Python objects, which are never loaded" if held else "no array"]
-    raise DataError(f"{path}: holds {', '.join(kinds)}; expected numbers, in metres; save one array with np.save")
-
-
-def _kinds(path: Path) -> str:
-    """Say why a file of another kind is not read."""
-    return (
-        f"{path.suffix or 'a file without suffix'} is not read; give .npy or .npz, an array (frames, joints, coordinates), "
-        "or a Kinect v2's .skeleton; docs/guides/own-sensor.md shows how to convert others"
-    )
-
-
-def _remedy(shape: tuple[int, ...], tail: tuple[int, int]) -> str:
-    """Return what probably turns an array of this shape into joints."""
-    if shape == tail:
-        return "; this is one frame: save x[None]"
-    if len(shape) == 2 and shape[1] == tail[0] * tail[1]:
-        return f"; save x.reshape(-1, {tail[0]}, {tail[1]})"
-    if shape[-2:] == (tail[0], tail[1] + 1):
-        return f"; if the last coordinate is a confidence, save x[..., :{tail[1]}]"
-    if near := [other.name for other in LAYOUTS.values() if tail != (other.joints, other.dims) == shape[-2:]]:
-        return f"; for these joints give --layout {' or '.join(near)}"
-    for order in list(permutations(range(len(shape))))[1:] if len(shape) in {3, 4} else []:
-        turned = tuple(shape[axis] for axis in order)
-        if turned[-2:] == tail and (len(shape) == 3 or turned[0] >= turned[1]):
-            return f"; frames come first, joints and coordinates last: save x.transpose{order}"
-    return "; give the layout of these joints with --layout, or save them in this order"
+def _load(path: Path, row: Row, layout: Layout, config: SkeletonsConfig | None = None) -> Recording:
+    """Return the joints of a file of any format, with as many frames as the video where empty ones are not in the file."""
+    made = read_recording(Source(path, row, layout, config or SkeletonsConfig()))
+    if not made.sparse or (total := recording_frames(path, row, len(made.joints))) is None:
+        return made
+    more = min(total, MOST_FRAMES) - len(made.joints)
+    return replace(made, joints=np.pad(made.joints, ((0, more), (0, 0), (0, 0), (0, 0)))) if more > 0 else made
 
 
 def frames_meant(path: Path, row: Row, total: int) -> tuple[int, int, int]:
@@ -181,14 +119,14 @@ def _recording(path: Path, row: Row, layout: Layout) -> tuple[ntu.NtuFile, int]:
     try:
         file = ntu.read_ntu(path)
     except DataError as error:
-        raise _DamagedError(str(error)) from error
+        raise DamagedError(str(error)) from error
     start, stop, offset = frames_meant(path, row, file.frames)
     return file.cut(start, stop), offset + start
 
 
 def _read(path: Path, row: Row, layout: Layout, bodies: int, config: SkeletonsConfig) -> Assembled:
     if path.suffix.lower() not in ntu.READER.clip_files:
-        return read_array(path, layout, bodies, row)
+        return read_array(path, layout, bodies, row, config)
     file, first = _recording(path, row, layout)
     made = ntu.assemble_ntu(file, config)
     return replace(made, frame_index=made.frame_index + np.int32(first))
@@ -210,7 +148,7 @@ def _project(path: Path, row: Row, layout: Layout, upright: bool = False) -> Pro
         return lambda frame, height: ntu.projected(file, frame - first)
     if layout.dims != 2:
         return None
-    joints, _ = _load(path, layout)
+    joints = _load(path, row, layout).joints
     start, stop, offset = frames_meant(path, row, len(joints))
     joints = without_gaps(joints[start:stop])
     for _, at in placeholders(joints):
@@ -252,7 +190,9 @@ def _in_image(root: Path, rows: list[Row], layout: Layout) -> bool:
         return False
 
 
-def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list[str], list[str]]:
+def _look(
+    root: Path, rows: list[Row], layout: Layout, deep: bool, config: SkeletonsConfig | None = None
+) -> tuple[list[str], list[str]]:
     """Read files, all of them if `deep`; note what the skeletons stage will refuse and what no person can be."""
     truncated: list[str] = []
     found: dict[str, dict[str, str]] = {}
@@ -261,8 +201,8 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
         if not row["skeleton"] or not row["skeleton_bytes"] or row["problem"]:
             continue
         path, reasons = root / row["skeleton"], []
-        if path.suffix.lower() not in (*_ARRAYS, *ntu.READER.clip_files):
-            found.setdefault(path.suffix, {})[row["skeleton"]] = _kinds(path)
+        if path.suffix.lower() not in ntu.READER.clip_files and not is_read(path):
+            found.setdefault(path.suffix, {})[row["skeleton"]] = what_is_read(path)
             continue
         count += 1
         if count > _LOOKED_AT and not deep:
@@ -271,14 +211,16 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
             if path.suffix.lower() in ntu.READER.clip_files:
                 _recording(path, row, layout)
                 continue
-            joints, turned = _load(path, layout)
-            start, stop, _ = frames_meant(path, row, len(joints))
-            reasons = oddities(joints[start:stop], layout)
-            if turned:
-                reasons.append(f"read as (people, T, V, C): {joints.shape[1]} people in {len(joints):,} frames")
+            made = _load(path, row, layout, config)
+            start, stop, _ = frames_meant(path, row, len(made.joints))
+            reasons = [
+                *oddities(made.joints[start:stop], layout),
+                *made.notes,
+                *_other_rate(path, row, len(made.joints)),
+            ]
         except (DataError, OSError) as error:
             reasons = [str(error).removeprefix(str(path)).lstrip(": ")]
-            if deep and isinstance(error, _DamagedError | OSError):
+            if deep and isinstance(error, DamagedError | OSError):
                 truncated.append(f"{row['skeleton']}: {reasons.pop()}")
         for reason in reasons:  # those that differ in numbers and joints alone are one note
             found.setdefault(_NUMBERS.sub("", reason), {})[row["skeleton"]] = reason
@@ -289,6 +231,19 @@ def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list
     return truncated, notes
 
 
+def _other_rate(path: Path, row: Row, frames: int) -> list[str]:
+    """Return a note on a whole recording with another number of frames than its video."""
+    if row.get("start_frame") or row.get("end_frame") is not None or not frames:
+        return []
+    video = recording_frames(path, row, frames)
+    if video is None or abs(video - frames) <= max(NEARLY, frames // _ALIKE):
+        return []
+    return [
+        f"{frames:,} frames of joints, and its video has {video:,}: another frame rate, or a part of it? Joints and pictures are "
+        "matched by the number of the frame: resample the joints to the video's frames, or give start_frame and end_frame"
+    ]
+
+
 READER = Reader(
     expected_rows=expected_rows,
     locate=locate_named,
@@ -296,6 +251,6 @@ READER = Reader(
     project=_project,
     look=_look,
     in_image=_in_image,
-    clip_files={".npy": "numpy", ".npz": "numpy"},
+    clip_files=clip_suffixes(),
     named_by_id=False,
 )

@@ -135,8 +135,8 @@ class Reader:
     """(skeleton file, row, layout) -> its joints in pixels of the video; None if they are not recorded."""
     check_file: Callable[[Path], object] | None = None
     """Raise DataError if a skeleton file is damaged (`index --deep`); None if only its size is checked."""
-    look: Callable[[Path, list[Row], Layout, bool], tuple[list[str], list[str]]] | None = None
-    """(raw folder, rows, layout, deep) -> truncated skeleton files with reasons, and notes, found by reading them."""
+    look: Callable[[Path, list[Row], Layout, bool, SkeletonsConfig], tuple[list[str], list[str]]] | None = None
+    """(raw folder, rows, layout, deep, config) -> truncated skeleton files with reasons, and notes, found by reading them."""
     in_image: Callable[[Path, list[Row], Layout], bool] | None = None
     """(raw folder, rows, layout) -> True if the joints of all videos are in their images, and so can place the crops."""
     is_label: Callable[[str], bool] | None = None
@@ -342,6 +342,13 @@ def anchored(joints: Array, layout: Layout, bodies: int | None = None) -> Assemb
     return Assembled(np.ascontiguousarray(kept, np.float32), index, len(joints))
 
 
+def video_of(path: Path, row: Row) -> Path | None:
+    """Return the video of a row, None if it has none; the raw folder follows from the `path` of its skeleton file."""
+    if not row.get("video") or not row.get("skeleton"):
+        return None
+    return path.parents[len(Path(row["skeleton"]).parts) - 1] / str(row["video"])
+
+
 def recording_frames(path: Path, row: Row, like: int) -> int | None:
     """Return how many frames the video of a row has, None if it has none that can be read.
 
@@ -352,9 +359,8 @@ def recording_frames(path: Path, row: Row, like: int) -> int | None:
         row: of the index.
         like: frames that are expected.
     """
-    if not row.get("video") or not row.get("skeleton"):
+    if (video := video_of(path, row)) is None:
         return None
-    video = path.parents[len(Path(row["skeleton"]).parts) - 1] / row["video"]
     try:
         changed = video.stat().st_mtime_ns
         stated = _video_frames(video, changed, False)

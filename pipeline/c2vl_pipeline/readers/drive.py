@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.datasets import Dataset, Split
 from c2vl_manifests.errors import DataError, one_line
-from c2vl_manifests.layouts import LAYOUTS, Layout
+from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.reading import read_text
 from c2vl_pipeline.readers.base import (
     Array,
@@ -46,7 +46,9 @@ _FILE_ID = re.compile(r"vp(?P<subject>\d{1,4})/(?P<run>[\w-]{1,100})\.ids_1")
 _MOST_FRAMES, _MOST_POSE = 1 << 24, 1 << 30
 _HEADS = 10
 """Lines within which the names of the columns stand."""
-_OPENPOSE = {"left": "l", "right": "r"}
+_SIDES = {"left": "l", "right": "r"}
+_OPENPOSE = {"hip_centre": "midHip", "foot_index": "BigToe", "foot_little": "SmallToe"}
+"""Joints that OpenPose names otherwise."""
 
 # ---------------------------------------------------------------------------------------------- labels
 
@@ -168,12 +170,11 @@ def _locate(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> Match:
 
 
 def _column(joint: str) -> str:
-    """Return OpenPose's name of a joint: `lSmallToe` of small_toe_left, `midHip` of hip_centre."""
-    *words, side = joint.split("_") if "_" in joint else (joint, "")
-    if joint == "hip_centre":
-        return "midHip"
-    name = "".join(word.title() for word in words)
-    return _OPENPOSE[side] + name if side in _OPENPOSE else joint
+    """Return OpenPose's name of a joint: `lSmallToe` of foot_little_left, `midHip` of hip_centre."""
+    name, _, side = joint.rpartition("_")
+    if side not in _SIDES:
+        return _OPENPOSE.get(joint, joint)
+    return _SIDES[side] + _OPENPOSE.get(name, name.title())
 
 
 @lru_cache(maxsize=2)
@@ -229,5 +230,5 @@ READER = Reader(
     read_joints=lambda path, row, layout, bodies, config: read_drive(
         path, layout, row["start_frame"], row["end_frame"]
     ),
-    check_file=lambda path: _poses(path, LAYOUTS["openpose_25"], path.stat().st_mtime_ns),
+    check_file=lambda path: _poses(path, load_layout("body_25_3d"), path.stat().st_mtime_ns),
 )

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import KINECT_V1
-from c2vl_manifests.reading import MOST_FILE, MOST_UNPACKED, TooLargeError, check_size, read_bytes
+from c2vl_manifests.reading import TooLargeError
 from c2vl_pipeline.readers.base import Array
-
-_COMPRESSED, _NUMBERS = 15, range(6, 16)
-"""The type of a compressed element of a MATLAB file, and the classes of arrays of numbers."""
+from c2vl_pipeline.readers.files.matlab import read_matlab
 
 
 def read_joints(path: Path, name: str, dataset: str) -> Array:
@@ -26,11 +20,8 @@ def read_joints(path: Path, name: str, dataset: str) -> Array:
         DataError: the file is in another format or damaged.
         OSError: the file cannot be opened.
     """
-    import scipy.io
-
     try:
-        content: Any = _unpacked(path)  # scipy's types know only names of files
-        array = np.asarray(scipy.io.loadmat(content, variable_names=[name])[name])
+        array = np.asarray(read_matlab(path, [name])[name])
         if array.dtype.kind not in "iuf":
             raise ValueError(f"{name} holds {array.dtype}")
     except TooLargeError as error:
@@ -45,27 +36,3 @@ def read_joints(path: Path, name: str, dataset: str) -> Array:
         raise DataError(f"{path}: {name} has the shape {array.shape}; expected (20, 3, frames)")
     with np.errstate(over="ignore"):  # beyond float32 is infinite, which is missing
         return array.transpose(2, 0, 1).astype(np.float32)
-
-
-def _unpacked(path: Path) -> io.BytesIO:
-    """Return a MATLAB file with its numbers unpacked, and without cells and structures, which may be nested at will.
-
-    Of files of version 4, which begin with a number and compress nothing, the content.
-    """
-    content = read_bytes(path, MOST_FILE)
-    if 0 in content[:4]:
-        return io.BytesIO(content)
-    order = ">" if content[126:128] == b"MI" else "<"
-    parts, at, left = [content[:128]], 128, MOST_UNPACKED
-    while at + 8 <= len(content):
-        kind, size = struct.unpack_from(f"{order}II", content, at)
-        element, at = content[at : at + 8 + size], at + 8 + size
-        if kind == _COMPRESSED:
-            engine = zlib.decompressobj()
-            head = engine.decompress(element[8:], 8)
-            check_size(size := struct.unpack(f"{order}II", head)[1], left, "unpacks to ")
-            element = head + engine.decompress(engine.unconsumed_tail, size + 1)
-            left -= size
-        if len(element) > 20 and struct.unpack_from(f"{order}I", element, 16)[0] & 0xFF in _NUMBERS:
-            parts.append(element)
-    return io.BytesIO(b"".join(parts))

@@ -9,6 +9,9 @@ from c2vl_pipeline.readers.base import Array, Seen, without_gaps
 
 _UPPER = ("head", "nose")
 _LOWER = ("ankle_left", "ankle_right", "foot_left", "foot_right", "hip_left", "hip_right")
+_HIPS = ("hip_left", "hip_right")
+_HELD = 8
+"""Frames from which on hips that never leave zero are no chance."""
 _LARGEST = {2: 4.0, 3: 5.0}
 """Extent of a body beyond which the unit is another one: image heights in 2D, metres in 3D."""
 _ABSURD = 1e6
@@ -86,7 +89,18 @@ def oddities(joints: Array, layout: Layout, upright: bool = True) -> list[str]:
     elif size > largest:
         unit, factor = ("millimetres", 1000) if size > 400 else ("centimetres", 100)
         notes.append(f"bodies are {size:,.0f} m large: {unit}? Divide them by {factor}")
-    return [*notes, *(_turned(places, layout) if upright else [])]
+    return [*notes, *_held(joints, layout, size), *(_turned(places, layout) if upright else [])]
+
+
+def _held(joints: Array, layout: Layout, size: float) -> list[str]:
+    """Return a note if the hips of a person who moves are at zero in every frame. Shape: (T, M, V, C)."""
+    hips = [layout.names.index(name) for name in _HIPS if name in layout.names]
+    shown = joints[joints[:, 0][:, hips].any(axis=(1, 2)), 0] if len(hips) == len(_HIPS) else joints[:0, 0]
+    if len(shown) < _HELD or not np.ptp(shown, axis=0).any() or not size:
+        return []
+    if np.abs(shown[:, hips].mean(axis=1)).max() > size / 1000:
+        return []
+    return ["the hips are at zero in every frame: relative to them, nobody walks (MediaPipe's world landmarks are so)"]
 
 
 def _turned(places: Array, layout: Layout) -> list[str]:

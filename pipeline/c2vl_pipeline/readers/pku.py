@@ -250,7 +250,9 @@ def _check_file(path: Path) -> None:
         raise DataError(f"{path}: its last line is not 150 numbers")
 
 
-def _look(root: Path, rows: list[Row], layout: Layout, deep: bool) -> tuple[list[str], list[str]]:
+def _look(
+    root: Path, rows: list[Row], layout: Layout, deep: bool, config: SkeletonsConfig
+) -> tuple[list[str], list[str]]:
     """If `deep`, name the files that end before their labels."""
     truncated = []
     of_file: dict[str, list[Row]] = {}

@@ -16,6 +16,7 @@ from c2vl_manifests.errors import DataError, disk_error
 from c2vl_manifests.files import leads_outside
 from c2vl_manifests.reading import TooLargeError, read_bytes
 from c2vl_pipeline.readers.base import Expected, Row, Scan, copied_from, new_row
+from c2vl_pipeline.readers.files import pyskl
 from c2vl_pipeline.readers.table_cells import MOST_BYTES, Cells, is_missing, read_cells
 
 _INT16, _INT32 = 1 << 15, 1 << 31
@@ -32,12 +33,14 @@ _GROUPED = re.compile(
 
 
 def expected_rows(dataset: Dataset, root: Path, scan: Scan) -> Expected:
-    """Expect one sample per row of the table in a folder, samples.parquet or samples.csv.
+    """Expect one sample per row of the table in a folder, samples.parquet or samples.csv, or per annotation of samples.pkl.
 
     Raises:
         DataError: there is no table, or `file:line: reason` (Parquet: the row's number).
     """
     path = next((root / n for n in ("samples.parquet", "samples.csv") if (root / n).is_file()), None)
+    if path is None and (root / pyskl.TABLE).is_file():
+        return pyskl.expected_rows(root / pyskl.TABLE, scan)
     if path is None:
         like = [f" (but {name}, a link that leads nowhere)" for name in scan.links if _LIKE_A_TABLE.match(name)]
         like += [

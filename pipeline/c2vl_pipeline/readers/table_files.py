@@ -8,6 +8,7 @@ from pathlib import Path
 from c2vl_manifests.datasets import Dataset
 from c2vl_manifests.errors import passing
 from c2vl_pipeline.readers.base import USUAL, Match, Row, Scan, copied_from, leads_nowhere, near_path
+from c2vl_pipeline.readers.files import is_folder_of_frames
 from c2vl_pipeline.readers.table_cells import is_missing
 
 
@@ -23,7 +24,7 @@ def locate_named(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> M
             if name not in sizes:
                 try:
                     path = root / name
-                    sizes[name] = path.stat().st_size if path.is_file() else -1
+                    sizes[name] = path.stat().st_size if path.is_file() else _folder_size(path, kind)
                 except (OSError, ValueError) as error:  # not a possible file name
                     if passing(error):
                         raise
@@ -41,12 +42,20 @@ def locate_named(dataset: Dataset, root: Path, rows: list[Row], scan: Scan) -> M
     return match
 
 
+def _folder_size(path: Path, kind: str) -> int:
+    """Return the bytes of a folder that holds the joints of each frame in a file; -1 for any other."""
+    if kind == "video" or not is_folder_of_frames(path):
+        return -1
+    with os.scandir(path) as entries:
+        return sum(entry.stat().st_size for entry in entries if entry.is_file())
+
+
 def _absence(root: Path, name: str, kind: str, scan: Scan) -> str:
     """Return why there is no file of this name: it is a folder, a link leads nowhere, or it has another name."""
     path = root / name
     try:
         if path.is_dir():
-            return "is a folder; name a file"
+            return "is a folder; name a file" + (", or a folder of OpenPose's JSON files" if kind == "skeleton" else "")
         if path.exists() and not path.is_file():
             return "is a pipe or a device; name a file"
         while path != root and not path.exists():

@@ -42,7 +42,7 @@ def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
     vectors = np.zeros((len(rows), shard.engine.text_dim), np.float16)
     where: dict[str, list[int]] = {}
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
-        row.update(language_status=caption["status"], tokens=None, truncated=False)
+        row["language_status"] = caption["status"]
         if caption["status"] == Status.OK:
             where.setdefault(caption["caption"], []).append(i)
 
@@ -56,6 +56,17 @@ def _texts(shard: ShardContext, rows: list[Row], captions: list[Row]) -> Half:
             _store(vectors, rows[i], "language_status", i, vector)
             if not isinstance(answer, Exception):
                 rows[i].update(tokens=int(answer[1]), truncated=bool(answer[2]))
+    return vectors
+
+
+def _given(shard: ShardContext, rows: list[Row], kind: str) -> Half:
+    """Take vectors that were made elsewhere, with or without a crop or caption, and set the status. Returns (rows, D)."""
+    width = shard.engine.image_dim if kind == "vision" else shard.engine.text_dim
+    vectors = np.zeros((len(rows), width), np.float16)
+    slots = shard.recipe.pipeline.frames
+    for i, row in enumerate(rows):
+        row[f"{kind}_status"] = str(Status.OK)
+        _store(vectors, row, f"{kind}_status", i, shard.engine.lookup(kind, row["sample_id"], row["slot"], slots))
     return vectors
 
 
@@ -74,8 +85,11 @@ def process(shard: ShardContext) -> pa.Table:
     """Make one shard: one row per (sample, slot), with the vectors of the crop and of the caption."""
     crops, captions = shard.upstream("crops").to_pylist(), shard.upstream("captions").to_pylist()
     rows: list[Row] = [{"sample_id": c["sample_id"], "slot": c["slot"], **row_status(Status.OK)} for c in crops]
-    vision = _images(shard, rows, crops)
-    language = _texts(shard, rows, captions)
+    for row in rows:
+        row.update(tokens=None, truncated=False)
+    given = shard.engine.given
+    vision = _given(shard, rows, "vision") if "vision" in given else _images(shard, rows, crops)
+    language = _given(shard, rows, "language") if "language" in given else _texts(shard, rows, captions)
     for row, crop, caption in zip(rows, crops, captions, strict=True):
         if Status.OK not in {row["vision_status"], row["language_status"]}:
             row["status"] = row["vision_status"] if row["status"] == Status.OK else row["status"]

@@ -82,7 +82,7 @@ def build(
     findings = check(dataset, root, expected, match, scan, deep)
     rows = _chosen(expected.rows, findings, only_present, limit)
     if reader.look is not None and config.pose is None:
-        truncated, findings.oddities = reader.look(root, rows, joints, deep)
+        truncated, findings.oddities = reader.look(root, rows, joints, deep, config.skeletons)
         findings.truncated += truncated
     if deep:
 

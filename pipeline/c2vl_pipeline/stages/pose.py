@@ -28,10 +28,10 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, Person, background
 from c2vl_pipeline.raw.scan import missing_bytes
 from c2vl_pipeline.readers.base import NEARLY, Array, Assembled, anchored
+from c2vl_pipeline.readers.tracking import box_of, chosen, track
 from c2vl_pipeline.readers.video import Video
 from c2vl_pipeline.stages.base import Row, ShardContext, Stage, failure, in_batches, row_status, unreadable
 from c2vl_pipeline.stages.decoding import Decoding, nothing_in_range
-from c2vl_pipeline.stages.tracking import box_of, chosen, track
 from c2vl_pipeline.workspace import Workspace
 
 _MOST_BOXES = 8

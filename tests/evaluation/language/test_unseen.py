@@ -14,8 +14,8 @@ from c2vl_evaluation import cache, metrics
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.language import class_split as class_split_module
 from c2vl_evaluation.language import shared_space, text_encoder, unseen
+from c2vl_evaluation.language.class_prompts import class_means
 from c2vl_evaluation.language.class_split import ClassSplit, class_split, clips_trained_on, published, training_note
-from c2vl_evaluation.language.zeroshot import class_means
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_training.dataset import PackedDataset

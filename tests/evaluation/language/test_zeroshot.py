@@ -14,7 +14,7 @@ import pytest
 
 from c2vl_evaluation import cache, metrics
 from c2vl_evaluation.context import EvalContext
-from c2vl_evaluation.language import shared_space, text_encoder, zeroshot
+from c2vl_evaluation.language import class_prompts, shared_space, text_encoder, zeroshot
 from c2vl_evaluation.results import Score
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_pipeline import engines
@@ -124,8 +124,8 @@ def test_descriptions_of_a_class_are_averaged_after_normalisation(subject, tmp_p
 def test_descriptions_count_alike_however_long_their_vectors_are():
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(6, 4))
-    found = zeroshot.class_means(vectors * [[9], [1], [1], [0.1], [3], [1]], [2, 1, 3])
-    np.testing.assert_allclose(found, zeroshot.class_means(vectors, [2, 1, 3]), atol=1e-6)
+    found = class_prompts.class_means(vectors * [[9], [1], [1], [0.1], [3], [1]], [2, 1, 3])
+    np.testing.assert_allclose(found, class_prompts.class_means(vectors, [2, 1, 3]), atol=1e-6)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     for row, part in zip(found, (units[:2], units[2:3], units[3:]), strict=True):
         np.testing.assert_allclose(row, part.mean(0) / np.linalg.norm(part.mean(0)), atol=1e-6)
@@ -367,4 +367,62 @@ def test_descriptions_nested_without_end_are_one_line(tmp_path: Path) -> None:
     path = tmp_path / "deep.json"
     path.write_text("[" * 100_000)
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
-        zeroshot._load(path)
+        class_prompts._load(path)
+
+
+# ------------------------------------------------------------------------------- vectors made elsewhere
+
+
+def saved(path: Path, subject: EvalContext, names: tuple[str, ...] = ("kick", "wave", "sit down")) -> Path:
+    vectors = text_encoder.load(subject.packed).encode_texts(list(names)).vectors
+    np.savez(path, **{name: 3 * vector for name, vector in zip(names, vectors, strict=True)})
+    return path
+
+
+def test_vectors_of_classes_made_elsewhere_say_what_their_texts_say(subject, tmp_path, monkeypatch):
+    path, wanted = saved(tmp_path / "classes.npz", subject), zeroshot.evaluate(subject)
+    monkeypatch.setattr(text_encoder, "load", lambda *_: pytest.fail("a text encoder is loaded"))
+    found = zeroshot.evaluate(subject, class_vectors=path)
+    assert (found.last, found.shuffled, found.answered) == (wanted.last, wanted.shuffled, wanted.answered)
+    assert found.described
+    assert any("made elsewhere" in note for note in found.notes)
+    np.savez(path, **{name: np.eye(3, np.load(path)["wave"].size, dtype=np.float32)[n] for n, name in enumerate(("wave", "sit down", "kick"))})  # fmt: skip
+    again = zeroshot.evaluate(subject, class_vectors=path)
+    assert len([*(subject.run / cache.FOLDER).glob("zeroshot-*.parquet")]) == 3
+    assert again.texts == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda held: held.pop("kick"), "describes 2 of 3 classes; the first without a description is 'kick'"),
+        (lambda held: held.update(wav=held["wave"]), "'wav' is not a class of .*; did you mean 'wave'"),
+        (lambda held: held.update({n: v[:3] for n, v in held.items()}), "vectors of width 3; expected"),
+        (lambda held: held.update(kick=held["kick"] * np.nan), "class 'kick' has NaN or infinite values"),
+        (lambda held: held.update(kick=held["kick"] * 0), "class 'kick' has a vector of zeros"),
+    ],
+)
+def test_vectors_of_classes_that_do_not_fit_are_one_line(subject, tmp_path, change, says):
+    held = dict(np.load(saved(tmp_path / "classes.npz", subject)))
+    change(held)
+    np.savez(tmp_path / "classes.npz", **held)
+    with pytest.raises((ConfigError, DataError), match=says):
+        zeroshot.evaluate(subject, class_vectors=tmp_path / "classes.npz")
+
+
+def test_a_run_that_saw_crops_alone_takes_vectors_of_its_space(data, tmp_path):
+    out = tmp_path / "run"
+    train(run(data, out, "training.pretrain.knowledge=vision"))
+    subject = EvalContext(out, PackedDataset(data), "xsub", recipe(), 0)
+    width = subject.packed.manifest.vision_dim
+    np.savez(tmp_path / "c.npz", **dict(zip(("wave", "sit down", "kick"), np.eye(3, width), strict=True)))
+    assert zeroshot.evaluate(subject, class_vectors=tmp_path / "c.npz").through == "vision"
+
+
+def test_descriptions_and_vectors_are_not_given_together(cli: Cli, subject, data, tmp_path):
+    path = saved(tmp_path / "classes.npz", subject)
+    (tmp_path / "d.toml").write_text("")
+    said = cli(
+        "c2vl-eval", "zeroshot", "--run", subject.run, "--data", data, "--class-vectors", path, "--descriptions", tmp_path / "d.toml"
+    )  # fmt: skip
+    refused(said, "--class-vectors and --descriptions say the same in two ways; give one of them")

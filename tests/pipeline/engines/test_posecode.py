@@ -7,7 +7,7 @@ import pytest
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, LAYOUTS, Layout
+from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, LAYOUTS, Layout, load_layout
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Crop, Pose
 from c2vl_pipeline.engines.posecode import roles
@@ -173,8 +173,8 @@ def test_a_crop_without_a_pose_is_an_error_of_that_row() -> None:
 
 
 def test_sentences_need_no_pelvis_where_there_are_hips() -> None:
-    for name in ("coco_17", "mediapipe_33", "azure_kinect", "openpose_25"):
-        layout = LAYOUTS[name]
+    for name in ("coco_17", "mediapipe_33", "azure_kinect", "body_25_3d"):
+        layout = load_layout(name)
         found = roles(layout)
         assert found["hip_left"] == [layout.names.index("hip_left")]
     assert [LAYOUTS["coco_17"].names[n] for n in roles(LAYOUTS["coco_17"])["pelvis"]] == ["hip_left", "hip_right"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -96,7 +97,7 @@ def test_another_dataset_stops_the_stage(tmp_path: Path) -> None:
         ("{nope", "is not JSON"),
         ([1], "holds no table of samples"),
         ({}, "holds no table of samples"),
-        ({"a": "one text"}, "'a' has no list of texts"),
+        ({"a": 3}, "'a' has no list of texts"),
         ({"a": ["x", 3]}, "'a' has no list of texts"),
         ({"a": [], "b": []}, "has no caption of any of its 2 samples"),
     ],
@@ -109,6 +110,64 @@ def test_a_file_of_another_form_is_refused_in_one_line(tmp_path: Path, name: str
     assert says in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+FORMS = {
+    "json": lambda path: path.write_text(json.dumps(TABLE)),
+    "csv": lambda path: path.write_text(
+        "caption,slot,sample_id\n"
+        + "".join(f'"{text}",{n},{name}\n' for name, said in TABLE.items() for n, text in reversed([*enumerate(said)]))
+    ),
+    "parquet": lambda path: pq.write_table(
+        pa.Table.from_pylist(
+            [
+                {"sample_id": name, "slot": n, "caption": text}
+                for name, said in TABLE.items()
+                for n, text in enumerate(said)
+            ]
+        ),
+        path,
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_table_of_captions_says_what_json_says(tmp_path: Path, form: str) -> None:
+    FORMS[form](tmp_path / f"c.{form}")
+    answers = ask(tmp_path / f"c.{form}", (NAME, 1), ("A001N002V003C004L006", 0), (NAME, 0))
+    assert answers == [Caption("She sits", 2), Caption("a", 1), Caption("He is standing.", 3)]
+
+
+@pytest.mark.parametrize("content", [{NAME: "a man"}, {NAME: ["a man"]}, f"sample_id,caption\n{NAME},a man\n"])
+def test_one_caption_of_a_sample_is_that_of_all_slots(tmp_path: Path, content: Any) -> None:
+    path = write(tmp_path / ("c.csv" if isinstance(content, str) else "c.json"), content)
+    assert [answer.text for answer in ask(path, (NAME, 0), (NAME, 7), frames=8)] == ["a man"] * 2
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ("a,b\n1,2\n", "the columns are a, b; expected sample_id, caption and perhaps slot"),
+        ("sample_id,caption\n", "the columns are none"),
+        ("sample_id,caption\nx,a\nx,b\n", "row 2: sample 'x' has slot all twice"),
+        ("sample_id,slot,caption\nx,0,a\nx,,b\n", "row 2: sample 'x' has slot all twice"),
+        ("sample_id,slot,caption\nx,1,a\nx,1,b\n", "row 2: sample 'x' has slot 1 twice"),
+        ("sample_id,slot,caption\nx,-1,a\n", "row 1 has the sample_id 'x' and the slot '-1'"),
+        ("sample_id,slot,caption\n,1,a\n", "row 1 has the sample_id ''"),
+        ("sample_id,caption\nx,\n", "has no caption of any of its 1 samples"),
+    ],
+)
+def test_a_wrong_table_of_captions_is_one_line(tmp_path: Path, table: str, says: str) -> None:
+    with pytest.raises(EngineError) as caught:
+        engines.load(spec(write(tmp_path / "c.csv", table)))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_slot_without_a_caption_costs_its_row(tmp_path: Path) -> None:
+    first, second = ask(write(tmp_path / "c.csv", f"sample_id,slot,caption\n{NAME},1,a man\n"), (NAME, 0), (NAME, 1))
+    assert isinstance(first, LookupError)
+    assert second.text == "a man"
 
 
 def nowhere(path: Path) -> None: ...

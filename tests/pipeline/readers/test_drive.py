@@ -10,14 +10,14 @@ import pytest
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.layouts import LAYOUTS
+from c2vl_manifests.layouts import load_layout
 from c2vl_manifests.recipe import PipelineConfig
 from c2vl_pipeline.readers import READERS, drive
 from c2vl_pipeline.readers.drive import parse_labels, read_drive
 from c2vl_pipeline.workspace import split_counts
 from support.indexing import doubtful, indexed, refused, rows
 
-LAYOUT = LAYOUTS["openpose_25"]
+LAYOUT = load_layout("body_25_3d")
 RUNS = {1: "run1b_2018-05-29-14-02-47", 2: "run2_2018-05-03-14-31-13", 3: "run1_2018-05-08-10-46-01"}
 HEAD = "participant_id,file_id,annotation_id,frame_start,frame_end,activity,chunk_id"
 # in the order of the release, with the background that no layout has
@@ -96,7 +96,7 @@ def test_joints_are_found_by_their_names_and_centred_on_the_first_hip(tmp_path: 
     hip = single[0, JOINTS.index("midHip")]
     for name, joint in (
         ("rWrist", "wrist_right"),
-        ("lSmallToe", "small_toe_left"),
+        ("lSmallToe", "foot_little_left"),
         ("nose", "nose"),
         ("midHip", "hip_centre"),
     ):

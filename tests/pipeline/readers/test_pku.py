@@ -154,7 +154,7 @@ def test_a_line_without_end_is_counted_in_parts(tmp_path: Path) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), hard))
     try:
-        assert READER.look(tmp_path, [row], KINECT_V2, True) == ([], [])
+        assert READER.look(tmp_path, [row], KINECT_V2, True, SkeletonsConfig()) == ([], [])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 

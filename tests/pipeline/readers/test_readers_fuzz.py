@@ -1,4 +1,4 @@
-"""Arbitrary tables, label files, layouts and rules give a value or one error."""
+"""Arbitrary tables, label files, files of other tools, layouts and rules give a value or one error."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from c2vl_manifests.errors import DataError
 from c2vl_pipeline.readers.pku import parse_labels
 from c2vl_pipeline.readers.sample_table import parse_table
 from c2vl_pipeline.readers.table_cells import COLUMNS
-from support.fuzz_tables import SEEDS, TARGETS, outcome, run
+from support.fuzz_tables import FILES, SEEDS, TARGETS, outcome, run
 
 FEW = settings(max_examples=150, deadline=None)
 number = st.one_of(st.integers(-(10**12), 10**12), st.floats(), st.sampled_from(["", " 7 ", "1_0", "٣", "1e3", "-0"]))
@@ -32,10 +32,18 @@ def test_unchanged_seeds_give_values(target: str) -> None:
     assert became == ["value"] * len(became)
 
 
-@pytest.mark.parametrize("target", sorted(TARGETS))
+@pytest.mark.parametrize("target", sorted({*TARGETS} - {*FILES}))
 def test_mutations_give_a_value_or_one_error(target: str) -> None:
     counts = run(target, 1500, seed=1)
     assert counts["value"] > 20
+    assert counts["refused"] > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", sorted(FILES))
+def test_mutations_of_files_of_other_tools_give_a_value_or_one_error(target: str) -> None:
+    counts = run(target, 400, seed=1)
+    assert counts["value"] > 5
     assert counts["refused"] > 20
 
 

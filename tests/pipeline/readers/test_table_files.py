@@ -60,7 +60,7 @@ def test_the_line_names_the_path_and_the_near_file_and_no_download(folder: Path,
     [
         ("skeleton", "joints/link.npy", "is a link to /gone/x.npy, which does not exist"),
         ("video", "disk/day 1/a.avi", "is below disk, a link to ../unmounted, which does not exist"),
-        ("skeleton", "joints/bob", "is a folder; name a file"),
+        ("skeleton", "joints/bob", "is a folder; name a file, or a folder of OpenPose's JSON files"),
         ("video", "clips/", "is a folder; name a file"),
         ("video", "clips/pipe.avi", "is a pipe or a device; name a file"),
         ("video", "clips/wave_01.mp4", "does not exist in {root}"),

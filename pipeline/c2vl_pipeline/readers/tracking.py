@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
 
-from c2vl_pipeline.engines import Box, Person
+from c2vl_pipeline.readers.base import Array
 
 _SURE = 0.1
 """Score from which a joint counts here."""
@@ -30,6 +29,29 @@ _BRIEF = 10
 
 PATIENCE = 15
 """Frames for which somebody may be out of view and still continue the track."""
+
+
+@dataclass(frozen=True, slots=True)
+class Box:
+    """One person: pixels (x0, y0, x1, y1) and a score in [0, 1]."""
+
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+    score: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Person:
+    """The joints of one person in one frame, in the order of the estimator's layout."""
+
+    pixels: Array
+    """(V, 3): x and y in pixels of the frame, and a score in [0, 1]."""
+    score: float
+    """How sure it is that somebody is there, in [0, 1]."""
+    world: Array | None = None
+    """(V, 3) metres, for estimators of a 3D layout: x to the right of the image, y down, z away from the camera."""
 
 
 @dataclass(eq=False)
@@ -98,6 +120,8 @@ def cost(one: Person, other: Person) -> float:
 
 def track(frames: Iterable[tuple[int, Sequence[Person]]]) -> list[Track]:
     """Join the people of frames, given in order of time, to tracks."""
+    from scipy.optimize import linear_sum_assignment
+
     tracks: list[Track] = []
     alive: list[Track] = []
     for number, found in frames:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from c2vl_pipeline.engines import Box, Person
-from c2vl_pipeline.stages.tracking import PATIENCE, box_of, chosen, cost, distinct, overlap, track
+from c2vl_pipeline.readers.tracking import PATIENCE, box_of, chosen, cost, distinct, overlap, track
 
 SHAPE = np.random.default_rng(0).uniform(-1, 1, (17, 2)) * (20, 50)
 

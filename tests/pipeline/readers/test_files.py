@@ -1,0 +1,192 @@
+"""Files of other tools give the joints that the same joints as `.npy` give, and a wrong file is one line."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from c2vl_manifests.errors import DataError
+from c2vl_manifests.layouts import load_layout
+from c2vl_manifests.recipe import SkeletonsConfig
+from c2vl_pipeline.readers.arrays import READER, read_array
+from c2vl_pipeline.readers.base import Scan
+from c2vl_pipeline.readers.files import FORMATS, pyskl
+from c2vl_pipeline.readers.files.base import frame_number
+from support import ROOT, other_tools
+from support.other_tools import HEIGHT, IN_METRES, IN_PIXELS, WIDTH, annotation, in_heights, upright, walkers, world
+from support.video import film
+
+CONFIG = SkeletonsConfig(image_size=(WIDTH, HEIGHT))
+
+
+def as_npy(folder: Path, array: np.ndarray, layout: Any) -> np.ndarray:
+    np.save(folder / "same.npy", array)
+    return read_array(folder / "same.npy", layout, 2).joints
+
+
+@pytest.mark.parametrize("tool", IN_PIXELS)
+def test_people_found_in_any_order_are_those_of_the_array(tmp_path: Path, tool: str) -> None:
+    name, write = IN_PIXELS[tool]
+    layout = load_layout(name)
+    pixels = walkers(layout, seed=1)
+    path = tmp_path / write(tmp_path, "clip1", pixels)
+    made = READER.read_joints(path, {}, layout, 2, CONFIG)
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels), layout))
+    assert made.bodies == 2
+
+
+@pytest.mark.parametrize("form", IN_METRES)
+def test_world_landmarks_are_turned_upright(tmp_path: Path, form: str) -> None:
+    layout, landmarks = load_layout("mediapipe_33"), world(2)
+    path = tmp_path / IN_METRES[form](tmp_path, "a", landmarks)
+    made = READER.read_joints(path, {}, layout, 2, SkeletonsConfig())
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, upright(landmarks), layout))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_an_annotation_is_found_by_the_sample_s_id(tmp_path: Path, protocol: int) -> None:
+    layout = load_layout("coco_17")
+    clips = {f"clip{n}": walkers(layout, n) for n in range(3)}
+    other_tools.pyskl(tmp_path / "a.pkl", [annotation(*clip) for clip in clips.items()], protocol)
+    for name, pixels in clips.items():
+        made = READER.read_joints(tmp_path / "a.pkl", {"sample_id": name}, layout, 2, SkeletonsConfig())
+        np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels), layout))
+    with pytest.raises(DataError, match=r"no annotation has the frame_dir 'b'; its first is 'clip0'"):
+        READER.read_joints(tmp_path / "a.pkl", {"sample_id": "b"}, layout, 2, SkeletonsConfig())
+
+
+def test_3d_annotations_are_taken_as_they_are(tmp_path: Path) -> None:
+    layout = load_layout("kinect_v2")
+    joints = np.random.default_rng(0).normal(size=(2, 30, 25, 3)).astype(np.float32)
+    entry = {"frame_dir": "a", "label": 0, "total_frames": 30, "keypoint": joints}
+    other_tools.pyskl(tmp_path / "a.pkl", [entry])
+    made = READER.read_joints(tmp_path / "a.pkl", {"sample_id": "a"}, layout, 2, SkeletonsConfig())
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, joints.swapaxes(0, 1), layout))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ({"xsub_train": 0, "xsub_val": 1}, {"xsub": ["train", "test"]}),
+        ({"train": 0, "val": 1}, {"split": ["train", "test"]}),
+        ({"train1": 0, "test1": 1}, {"split1": ["train", "test"]}),
+        ({"a_train": 0, "a_val": 2, "a_test": 1}, {"a": ["train", "test", None]}),
+    ],
+)
+def test_lists_of_samples_are_the_splits_of_benchmarks(tmp_path: Path, names: dict[str, int], expected: Any) -> None:
+    splits = {name: [f"clip{n}"] for name, n in names.items()}
+    entries = [annotation(f"clip{n}", walkers(load_layout("coco_17"), n, 8)) for n in range(3)]
+    (tmp_path / "samples.pkl").write_bytes(pickle.dumps({"split": splits, "annotations": entries}))
+    made = pyskl.expected_rows(tmp_path / "samples.pkl", Scan(others=["x/clip1.mp4"]))
+    by_id = {row["sample_id"]: row for row in made.rows}
+    (benchmark, sides), *_ = expected.items()
+    for n, side in enumerate(sides):
+        assert dict(by_id[f"clip{n}"]["splits"]).get(benchmark) == side
+    assert by_id["clip1"]["video"] == "x/clip1.mp4"
+    assert [by_id[f"clip{n}"]["label"] for n in range(3)] == [0, 1, 2]
+    assert made.classes == ("0", "1", "2")
+
+
+def test_joints_of_a_larger_layout_are_mapped_by_name(tmp_path: Path) -> None:
+    whole, asked = load_layout("body_25"), load_layout("coco_17")
+    pixels = walkers(whole, 3)
+    path = tmp_path / other_tools.openpose(tmp_path, "clip1", pixels)
+    made = READER.read_joints(path, {}, asked, 2, CONFIG)
+    chosen = [whole.names.index(name) for name in asked.names]
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels[:, :, chosen]), asked))
+    with pytest.raises(DataError, match=r"'body_25' cannot be mapped to 'kinect_v2_2d'"):
+        READER.read_joints(path, {}, load_layout("kinect_v2_2d"), 2, CONFIG)
+
+
+def test_of_three_people_the_two_largest_and_longest_are_kept(tmp_path: Path) -> None:
+    layout = load_layout("coco_17")
+    pixels = walkers(layout, 4)
+    third = np.zeros_like(pixels[:, :1])
+    third[5:15] = pixels[5:15, 1:] / 4 + [300, 10]
+    path = tmp_path / other_tools.mmpose(tmp_path, "clip1", np.concatenate([pixels, third], axis=1))
+    made = READER.read_joints(path, {}, layout, 2, CONFIG)
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels), layout))
+    assert READER.look is not None
+    row = {"skeleton": path.name, "skeleton_bytes": 1, "problem": None}
+    _, notes = READER.look(tmp_path, [row], layout, True, CONFIG)
+    assert any(
+        "up to 3 people in a frame; those who are largest and longest in view are kept, at most 2" in n for n in notes
+    )
+
+
+def test_pixels_need_the_size_of_their_image(tmp_path: Path) -> None:
+    layout = load_layout("coco_17")
+    path = tmp_path / other_tools.alphapose(tmp_path, "clip1", walkers(layout, 5))
+    with pytest.raises(DataError, match=r"name the video in the table, or give --set pipeline\.skeletons\.image_size="):
+        READER.read_joints(path, {}, layout, 2, SkeletonsConfig())
+
+
+def test_landmarks_of_the_image_are_told_from_those_of_the_world(tmp_path: Path) -> None:
+    landmarks = world(6) / 10 + 0.5
+    row = {"skeleton": other_tools.world_long(tmp_path, "a", landmarks), "skeleton_bytes": 1, "problem": None}
+    assert READER.look is not None
+    _, notes = READER.look(tmp_path, [row], load_layout("mediapipe_33"), True, SkeletonsConfig())
+    assert any("landmarks of the image? Give --layout mediapipe_33_2d" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("12.jpg", 12), ("img_00007.png", 7), ("clip_000000000003_keypoints.json", 3), (5, 5), ("a.jpg", None), (True, None), (-1, None), (None, None), ("9" * 30, None)],
+)  # fmt: skip
+def test_the_number_of_a_frame_is_at_the_end_of_its_name(name: Any, number: int | None) -> None:
+    assert frame_number(name) == number
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("nope", "not JSON"),
+        ("[]", "JSON of no known form; expected that of AlphaPose, COCO results, MMPose, MediaPipe"),
+        ('[{"image_id": "x", "keypoints": [1, 2, 3]}]', "entry 0 has no image_id that ends with the number"),
+        ('[{"image_id": 1, "keypoints": [1, 2]}]', "keypoints of entry 0 are 2 numbers; expected x, y, score of each"),
+        ('[{"image_id": 1, "keypoints": ["a"]}]', "is no list of numbers"),
+        ('[{"image_id": 1, "keypoints": [1, 2, 3]}]', "1 joints in frame 1; layout 'coco_17' needs 17"),
+        ('[{"instances": [{"keypoints": [[1, 2]], "keypoint_scores": [1, 2]}]}]', "2 scores of 1 joints of frame 0"),
+        ('[{"instances": 3}]', "frame 0 has no list of instances"),
+        ("[[[1, 2, 3]]]", "1 landmarks of frame 0; expected MediaPipe's 33"),
+        (json.dumps([{"image_id": 10**12, "keypoints": []}]), "has no image_id"),
+    ],
+)
+def test_a_wrong_json_file_is_one_line(tmp_path: Path, content: str, says: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        READER.read_joints(tmp_path / "a.json", {}, load_layout("coco_17"), 2, CONFIG)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_every_format_has_its_line_in_the_guide() -> None:
+    guide = (ROOT / "docs" / "guides" / "other-tools.md").read_text("utf-8")
+    for format in FORMATS:
+        assert all(name in guide for name in format.name.split(", "))
+        assert all(f"`{suffix}`" in guide for suffix in format.suffixes)
+
+
+@pytest.mark.slow
+def test_another_number_of_frames_than_the_video_s_is_noted_and_frames_without_anybody_are_filled_in(
+    tmp_path: Path,
+) -> None:
+    film(tmp_path / "v.avi", 48, (WIDTH, HEIGHT))
+    layout = load_layout("coco_17")
+    pixels = walkers(layout, 1)
+    dense, sparse = other_tools.mmpose(tmp_path, "a", pixels), other_tools.alphapose(tmp_path, "b", pixels)
+    assert READER.look is not None
+    for name, expected in ((dense, True), (sparse, False)):
+        row = {"skeleton": name, "skeleton_bytes": 1, "problem": None, "video": "v.avi"}
+        _, notes = READER.look(tmp_path, [row], layout, True, SkeletonsConfig())
+        assert (
+            any("24 frames of joints, and its video has 48: another frame rate" in note for note in notes) == expected
+        )
+        made = READER.read_joints(tmp_path / name, row, layout, 2, SkeletonsConfig())
+        assert made.frames_in_file == (24 if expected else 48)
+        np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels), layout))
