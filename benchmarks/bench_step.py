@@ -29,6 +29,7 @@ from c2vl_training import objective
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
 from c2vl_training.encoders import build
+from c2vl_training.encoders.base import Blocks
 from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import FULL
 from c2vl_training.model import CrossModal
@@ -70,15 +71,14 @@ class PlainBlock(nn.Module):
 class Plain(nn.Module):
     """ST-GCN as it is usually written."""
 
-    dim = 256
-
-    def __init__(self) -> None:
+    def __init__(self, widths_and_strides: Blocks = FULL) -> None:
         super().__init__()
+        self.dim = widths_and_strides[-1][0]
         A = torch.from_numpy(adjacency(KINECT_V2, "stgcn"))
         self.data_norm = nn.BatchNorm1d(75)
-        widths = [3, *(width for width, _ in FULL)]
+        widths = [3, *(width for width, _ in widths_and_strides)]
         self.blocks = nn.ModuleList(
-            PlainBlock(widths[i], width, stride, A, i > 0) for i, (width, stride) in enumerate(FULL)
+            PlainBlock(widths[i], width, stride, A, i > 0) for i, (width, stride) in enumerate(widths_and_strides)
         )
 
     def forward(self, x: Tensor) -> Tensor:

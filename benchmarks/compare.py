@@ -42,7 +42,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], Rows]:
         if row.get("ratio") is None:
             continue
         script, name, baseline = (row.get(key) for key in ("script", "name", "baseline"))
-        figures = [row.get(key) for key in ("ratio", "low", "high", "pairs")]
+        figures: list[Any] = [row.get(key) for key in ("ratio", "low", "high", "pairs")]
         if not (isinstance(script, str) and isinstance(name, str) and isinstance(baseline, str)):
             raise DataError(f"{path}: row {number} names no script, figure and baseline; {again}")
         if (script, name, baseline) in kept:

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import timing
-from compare import compared, main
 
+import timing
 from c2vl_manifests.errors import DataError
+from compare import compared, main
 
 
 def row(name: str, ratio: float | None, **more: object) -> dict[str, object]:
