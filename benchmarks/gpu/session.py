@@ -112,8 +112,13 @@ class Session:
         self.rows.append(report(name, ours, usual, baseline=beside, quiet=True, **found, **facts))
 
     def peak(self, dtype: torch.dtype) -> float:
-        """Return the FLOP/s of a large product of matrices in a type, measured once a run."""
+        """Return the FLOP/s of a large product of matrices in a type, measured once a run.
+
+        In float32 on a GPU that is TF32, in which cuDNN computes float32 convolutions.
+        """
         if dtype not in self.peaks:
+            precision = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
             n = 256 if self.tiny else 8192
             a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
             times = []
@@ -123,6 +128,7 @@ class Session:
                 a @ b
                 self.wait()
                 times.append(time.perf_counter() - started)
+            torch.set_float32_matmul_precision(precision)
             self.peaks[dtype] = 2 * n**3 / statistics.median(times[2:])
         return self.peaks[dtype]
 

@@ -49,7 +49,7 @@ GROUPS = (
     ("convolution", r"conv"),
     ("product of matrices", r"mm|linear|matmul|einsum|baddbmm"),
     ("normalisation", r"norm|_Weighted"),
-    ("augmentation", r"embedding_bag|index|gather|scatter|nonzero|sort|randperm"),
+    ("gathering (augmentation, skip)", r"embedding_bag|index|gather|scatter|nonzero|sort|randperm"),
     ("optimiser", r"foreach|Optimizer|fused_sgd"),
     ("copies and types", r"copy|contiguous|clone|_to_copy|cat\b|fill|zero"),
     ("sums", r"sum|mean|reduce|softmax|logsumexp"),

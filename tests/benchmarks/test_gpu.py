@@ -114,7 +114,7 @@ def test_operations_are_counted():
         ("aten::cudnn_convolution", "convolution"),
         ("aten::bmm", "product of matrices"),
         ("aten::native_batch_norm_backward", "normalisation"),
-        ("aten::_embedding_bag", "augmentation"),
+        ("aten::_embedding_bag", "gathering (augmentation, skip)"),
         ("aten::add_", "element by element"),
         ("aten::unheard_of", "other"),
     ],

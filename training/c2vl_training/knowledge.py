@@ -69,7 +69,8 @@ class Knowledge:
         elif np.allclose(np.linalg.norm(self._vectors[self._ok], axis=-1), 1, atol=0.01):
             raise DataError(
                 f"normalise = 'after_pooling' needs the lengths of the {kind} vectors, and all in {packed.folder} have "
-                "length 1: the encoder that made them normalises; use 'before_pooling'"
+                "length 1: the encoder that made them normalises; use 'before_pooling', or embed again with "
+                "--set pipeline.embed.engine.options.keep_lengths=true (engine hf)"
             )
         self._pooling = config.pooling
         self._weights = None if config.pooling_weights == "equal" else idf_weights(self._vectors, self._ok)
