@@ -2,7 +2,7 @@
 
 Two processes on one GPU are no faster: what counts is that they work and that the loss is that of one process.
 
-    torchrun --nproc-per-node 2 -m gpu.ranks PACKED OUT.json TINY     # what `two_processes` starts
+    torchrun --nproc-per-node 2 -m gpu.ranks PACKED OUT.json EPOCHS TINY     # what `two_processes` starts
 """
 
 from __future__ import annotations
@@ -24,9 +24,6 @@ from c2vl_training.dataset import PackedDataset
 from gpu.session import Session, flops_of
 from gpu.training import Variant, packed_set, recipe_of
 
-EPOCHS = 3
-"""Epochs that are timed, after the one whose loss is compared."""
-
 
 def two_processes(session: Session) -> None:
     """Add the row of two processes, or why there is none."""
@@ -35,12 +32,12 @@ def two_processes(session: Session) -> None:
     alone = Variant.of(packed, recipe, session.device)
     loss = alone.epoch()
     (times,) = session.timed({"": alone.epoch}).values()
-    _started([str(packed.folder), str(out), "1" if session.tiny else ""], session.left() - 5)
+    _started([str(packed.folder), str(out), str(len(times)), "1" if session.tiny else ""], session.left() - 5)
     found = read_json(out)
     session.row(
         f"pre-training, two processes by {found['backend']}",
         found["seconds"],
-        ("one process, before", times[: len(found["seconds"])]),
+        ("one process, before", times),
         (alone.steps * alone.method.batch_size, "samples"),
         flops_of(alone.epoch),
         alone.dtype,
@@ -68,11 +65,12 @@ def _started(arguments: list[str], seconds: float) -> None:
         raise RuntimeError(one_line(RuntimeError(lines[0] if lines else f"exit code {child.returncode}")))
 
 
-def _rank(packed: Path, out: Path, tiny: bool) -> None:
+def _rank(packed: Path, out: Path, epochs: int, tiny: bool) -> None:
+    """Write the loss of the first epoch and the seconds of further ones."""
     device = distributed.device_of("auto")
     variant = Variant.of(PackedDataset(packed), recipe_of(tiny), device)
     loss, seconds = variant.epoch(), []
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         started = time.perf_counter()
         variant.epoch()
         if device.type == "cuda":
@@ -89,4 +87,4 @@ if __name__ == "__main__":
     os.environ |= {"LOCAL_RANK": "0", "NCCL_HOSTID": f"rank {os.environ['RANK']}"}
     torch.set_num_threads(1)
     with distributed.joined():
-        _rank(Path(sys.argv[1]), Path(sys.argv[2]), bool(sys.argv[3]))
+        _rank(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4]))
