@@ -70,7 +70,7 @@ class Knowledge:
             raise DataError(
                 f"normalise = 'after_pooling' needs the lengths of the {kind} vectors, and all in {packed.folder} have "
                 "length 1: the encoder that made them normalises; use 'before_pooling', or embed again with "
-                "--set pipeline.embed.engine.options.keep_lengths=true (engine hf)"
+                "--set pipeline.embed.engine.options.keep_lengths=true, where it has this option"
             )
         self._pooling = config.pooling
         self._weights = None if config.pooling_weights == "equal" else idf_weights(self._vectors, self._ok)
