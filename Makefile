@@ -32,7 +32,7 @@ SET       ?=
 recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignment,$(SET),--set $(call quoted,$(assignment)))
 
 .DEFAULT_GOAL := help
-.PHONY: help weights demo look prompts reproduce table protocols paper test test-fast coverage lint bench stress docs clean need-dataset need-benchmark need-target
+.PHONY: help weights demo look prompts reproduce table protocols paper test test-fast coverage lint bench bench-gpu stress docs clean need-dataset need-benchmark need-target
 
 help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -106,8 +106,13 @@ coverage: $(DEV) ## Run all tests and say which lines they never reach
 lint: $(DEV) ## Ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-bench: $(CORE) ## Measure; what it prints is explained in benchmarks/README.md
-	@for script in benchmarks/bench_*.py; do echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done
+bench: $(CORE) ## Measure on the processor, see benchmarks/README.md; JSON goes to RUNROOT/bench
+	@export C2VL_BENCH=$(call quoted,$(RUNROOT))/bench/$$(date +%Y%m%d-%H%M%S).json; \
+		for script in $(filter-out benchmarks/bench_gpu.py,$(wildcard benchmarks/bench_*.py)); do \
+			echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done; echo "kept in $$C2VL_BENCH"
+
+bench-gpu: $(CORE) ## Measure training and full-size models on one GPU, 10 minutes (tiny sizes without one)
+	@C2VL_BENCH=$(call quoted,$(RUNROOT))/bench/gpu-$$(date +%Y%m%d-%H%M%S).json $(BIN)/python benchmarks/bench_gpu.py $(ARGS)
 
 stress: $(DEV) ## Kill and damage a pipeline and a pre-training at random, then compare with clean runs: [KILLS=20]
 	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/stress-raw)

@@ -9,7 +9,6 @@ stands the ratio of the processor time of all processes concerned, which other w
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import crop, index
 from c2vl_pipeline.synthetic import dataset
+from timing import report
 
 PROCESSES = 2
 
@@ -150,15 +150,12 @@ def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
             if pair == 0:
                 times.clear()  # that one warmed both
     usual.close()
-    a, b = (statistics.median(wall for wall, _ in column) for column in zip(*times, strict=True))
-    ratios = sorted(x[0] / y[0] for x, y in times)
-    computing = sorted(x[1] / y[1] for x, y in times)
-    print(
+    report(
         f"crop stage, {len(videos)} clips of 1920 x 1080, crops up to {recipe.pipeline.crop.max_side} pixels, "
-        f"{PROCESSES} workers: {a:.2f} s, {PROCESSES} bare loops {b:.2f} s, "
-        f"ratio {statistics.median(ratios):.3f} ({ratios[0]:.3f} to {ratios[-1]:.3f}); processor time "
-        f"{statistics.median(computing):.3f} ({computing[0]:.3f} to {computing[-1]:.3f}); "
-        f"{pairs} pairs, load {os.getloadavg()[0]:.1f}"
+        f"{PROCESSES} workers",
+        *([pair[side][0] for pair in times] for side in (0, 1)),
+        baseline=f"{PROCESSES} bare loops",
+        ratio_of_processor_time=statistics.median(theirs[1] / own[1] for own, theirs in times),
     )
 
 

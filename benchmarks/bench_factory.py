@@ -23,6 +23,7 @@ from c2vl_pipeline.execution import runner
 from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
 from c2vl_pipeline.synthetic import dataset
+from timing import report
 
 MIB = 1 << 20
 STAGES = (skeletons.STAGE, crop.STAGE, caption.STAGE, embed.STAGE)
@@ -118,8 +119,7 @@ def main() -> None:
                 started = time.perf_counter()
                 runner.run_stage(stage, work, recipe)
                 times.append(time.perf_counter() - started)
-            print(f"{stage.name}: nothing to do, decided in {statistics.median(times):.2f} s", flush=True)
-        print(f"load {os.getloadavg()[0]:.1f}")
+            report(f"{stage.name}: finding that nothing is to do in {options.clips:,} clips", times)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import torch
 
 from c2vl_evaluation.features import Features, Labels
 from c2vl_evaluation.protocols import knn
-from timing import compare
+from timing import compare, report
 
 GALLERY, QUERY, DIM, CLASSES = 40_091, 16_487, 256, 60
 
@@ -60,7 +60,7 @@ def main() -> None:
     before, started = memory("VmRSS"), time.perf_counter()
     answers, _ = knn.search(gallery, query, CLASSES)
     seconds, more = time.perf_counter() - started, memory("VmHWM") - before
-    print(f"kNN of {QUERY:,} among {GALLERY:,}: {seconds:.1f} s, {more:.0f} MiB more")
+    report(f"kNN of {QUERY:,} among {GALLERY:,}", [seconds], mebibytes_more=more)
     part = Features(query.values[:2048], query.labels[:2048], query.rows[:2048], 0)
     same = (answers[:2048] == usual(gallery, part)).mean()
     print(f"answers equal to those of float64 on 2,048 queries: {100 * same:.3f} %")

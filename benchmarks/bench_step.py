@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 import sys
-import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -30,10 +29,11 @@ from c2vl_training import objective
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
 from c2vl_training.encoders import build
+from c2vl_training.encoders.base import Blocks
 from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import FULL
 from c2vl_training.model import CrossModal
-from timing import keep_memory
+from timing import in_turn, keep_memory, report
 
 BATCH, FRAMES, DIM = 32, 64, 768
 
@@ -71,15 +71,14 @@ class PlainBlock(nn.Module):
 class Plain(nn.Module):
     """ST-GCN as it is usually written."""
 
-    dim = 256
-
-    def __init__(self) -> None:
+    def __init__(self, widths_and_strides: Blocks = FULL) -> None:
         super().__init__()
+        self.dim = widths_and_strides[-1][0]
         A = torch.from_numpy(adjacency(KINECT_V2, "stgcn"))
         self.data_norm = nn.BatchNorm1d(75)
-        widths = [3, *(width for width, _ in FULL)]
+        widths = [3, *(width for width, _ in widths_and_strides)]
         self.blocks = nn.ModuleList(
-            PlainBlock(widths[i], width, stride, A, i > 0) for i, (width, stride) in enumerate(FULL)
+            PlainBlock(widths[i], width, stride, A, i > 0) for i, (width, stride) in enumerate(widths_and_strides)
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -169,20 +168,12 @@ def main() -> None:
         "ours, bf16": stepper(*ours(packed, "exact_skip"), half=True),
         "plain, bf16": stepper(*usual(packed), half=True),
     }
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
-    for turn in range(pairs + 1):
-        for name, step in steps.items():
-            began, used = time.perf_counter(), time.process_time()
-            step()
-            if turn:  # the first one warms up
-                times[name].append((time.perf_counter() - began, time.process_time() - used))
-    base = times["plain, float32"]
-    for name, found in times.items():
-        wall, processor = ([b[i] / t[i] for t, b in zip(found, base, strict=True)] for i in range(2))
-        print(
-            f"{name}: {statistics.median(t[0] for t in found):.2f} s, ratio {statistics.median(wall):.2f} "
-            f"({min(wall):.2f} to {max(wall):.2f}), of processor time {statistics.median(processor):.2f}"
-        )
+    spent = in_turn(steps, pairs)
+    base = spent.pop("plain, float32")
+    for name, mine in spent.items():
+        processor = statistics.median(b.processor / a.processor for a, b in zip(mine, base, strict=True))
+        walls = ([one.wall for one in side] for side in (mine, base))
+        report(f"a step, {name}", *walls, baseline="plain, float32", ratio_of_processor_time=processor)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -24,7 +23,7 @@ from c2vl_manifests.recipe import InputConfig
 from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset
-from timing import keep_memory
+from timing import keep_memory, report
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
 
@@ -97,11 +96,9 @@ def main() -> None:
         writer.join()
         size = (folder / "joints.npy").stat().st_size / 2**20
         before = peak()
-        seconds = statistics.median(opened(folder)[1] for _ in range(5))
+        seconds = [opened(folder)[1] for _ in range(5)]
         clips, _ = opened(folder)
-        print(
-            f"opening {CLIPS:,} clips ({size:,.0f} MB): {1000 * seconds:.0f} ms, {peak() - before:.0f} MB more memory"
-        )
+        report(f"opening {CLIPS:,} clips ({size:,.0f} MB)", seconds, megabytes_more=peak() - before)
         generator = torch.Generator().manual_seed(0)
         times: list[float] = []
         for _ in range(BATCHES):
@@ -109,9 +106,8 @@ def main() -> None:
             draws = draw(BATCH, clips.config, generator)
             started = time.perf_counter()
             clips.train(rows, draws)
-            times.append(1000 * (time.perf_counter() - started))
-        warm = times[BATCHES // 2 :]
-        print(f"a random batch of {BATCH}, read and augmented: {statistics.median(warm):.1f} ms warm")
+            times.append(time.perf_counter() - started)
+        report(f"a random batch of {BATCH}, read and augmented, warm", times[BATCHES // 2 :])
 
 
 if __name__ == "__main__":

@@ -1,31 +1,150 @@
-"""Time two functions in turn and report medians and the ratio of each pair."""
+"""Time functions in turn, print medians and the ratio of each pair, and keep them where C2VL_BENCH names a file.
+
+That file is JSON: `machine` (processor, cores, versions, commit, load) and `rows`, one for each line that was printed.
+`compare.py` compares two of them by the ratio of every row to its own baseline, which was measured in the same run.
+"""
 
 from __future__ import annotations
 
 import ctypes
+import json
+import math
+import os
+import platform
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from c2vl_manifests.manifest import commit_text
+from c2vl_manifests.reading import read_json
+
+FILE = "C2VL_BENCH"
+"""Environment variable with the path of the JSON; without it nothing is kept."""
+
+
+class Spent(NamedTuple):
+    """What a call took, in seconds; other programs on the machine disturb the processor's time less."""
+
+    wall: float
+    processor: float
+
+
+def in_turn(
+    functions: Mapping[str, Callable[[], object]], turns: int, budget: float = math.inf
+) -> dict[str, list[Spent]]:
+    """Run all functions once to warm up, then up to `turns` times, A B A B …; no new turn begins after `budget` seconds."""
+    spent: dict[str, list[Spent]] = {name: [] for name in functions}
+    began = time.perf_counter()
+    for turn in range(turns + 1):
+        if turn > 1 and time.perf_counter() - began > budget:
+            break
+        for name, function in functions.items():
+            started, used = time.perf_counter(), time.process_time()
+            function()
+            if turn:  # the first one warms up
+                spent[name].append(Spent(time.perf_counter() - started, time.process_time() - used))
+    return spent
 
 
 def compare(name: str, ours: Callable[[], object], usual: Callable[[], object], pairs: int = 5) -> None:
-    """Run both once to warm up, then `pairs` times in turn, and print a line."""
-    ours()
-    usual()
-    times: list[tuple[float, float]] = []
-    for _ in range(pairs):
-        pair = []
-        for function in (ours, usual):
-            started = time.perf_counter()
-            function()
-            pair.append(time.perf_counter() - started)
-        times.append((pair[0], pair[1]))
-    a, b = (statistics.median(column) for column in zip(*times, strict=True))
-    ratios = sorted(usual_time / our_time for our_time, usual_time in times)
-    print(
-        f"{name}: ours {1000 * a:.1f} ms, the usual way {1000 * b:.1f} ms, "
-        f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}, {pairs} pairs)"
-    )
+    """Run both once to warm up, then `pairs` times in turn; report."""
+    spent = in_turn({"ours": ours, "usual": usual}, pairs)
+    report(name, *([one.wall for one in spent[side]] for side in ("ours", "usual")))
+
+
+def report(
+    name: str,
+    ours: Sequence[float],
+    usual: Sequence[float] | None = None,
+    *,
+    baseline: str = "the usual way",
+    quiet: bool = False,
+    **facts: Any,
+) -> dict[str, Any]:
+    """Print a line of medians, and add it to the file.
+
+    Args:
+        name: what was measured; no measured figure in it, or `compare.py` finds no pair.
+        ours: seconds of each call.
+        usual: seconds of the baseline's call beside each; None where nothing is to be beaten.
+        baseline: its name.
+        quiet: print nothing.
+        facts: of the row, further ones.
+
+    Returns:
+        The row. `ratio` is the median of the baseline's time over ours, pair by pair: more is better.
+    """
+    row: dict[str, Any] = {"script": Path(sys.argv[0]).name, "name": name, "seconds": statistics.median(ours)}
+    line = f"{name}: {_time(row['seconds'])}"
+    if usual is not None:
+        ratios = sorted(b / a for a, b in zip(ours, usual, strict=True))
+        row |= {"baseline": baseline, "baseline_seconds": statistics.median(usual)}
+        row |= {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1], "pairs": len(ratios)}
+        line += f", {baseline} {_time(row['baseline_seconds'])}, " + described(row)
+    row |= {"load": round(os.getloadavg()[0], 1), **facts}
+    if not quiet:
+        told = ", ".join(f"{fact} {value:.3g}" for fact, value in facts.items() if isinstance(value, float))
+        print(line + (f"; {told}" if told else ""), flush=True)
+    keep(row)
+    return row
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """Return the ratio of a row with its range."""
+    return f"ratio {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['pairs']} pairs)"
+
+
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def keep(row: Mapping[str, Any]) -> None:
+    """Add a row to the file that C2VL_BENCH names; a row of the same script and name is replaced."""
+    if not (place := os.environ.get(FILE)):
+        return
+    path, own = Path(place), (row["script"], row["name"])
+    kept: dict[str, Any] = read_json(path) if path.is_file() else {"machine": machine(), "rows": []}
+    kept["rows"] = [old for old in kept["rows"] if (old["script"], old["name"]) != own] + [row]
+    commit_text(path, json.dumps(kept, indent=1) + "\n")
+
+
+def machine() -> dict[str, Any]:
+    """Return the facts without which a figure says nothing."""
+    torch = sys.modules.get("torch")  # a script that measures without torch shall not load it
+    gpu = torch.cuda.get_device_name() if torch and torch.cuda.is_available() else None
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy")},
+        "commit": _commit(),
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):  # other systems, other processors
+        return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Return the commit of this folder, `-dirty` if files differ from it; None outside a repository."""
+    call = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip() or None
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def keep_memory() -> None:

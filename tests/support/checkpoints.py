@@ -111,6 +111,29 @@ def _image_processor(size: int) -> CLIPImageProcessorPil:
     return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
 
 
+def grounding_dino_processor(shortest_edge: int, longest_edge: int) -> GroundingDinoProcessor:
+    """Resize by edges, BERT's special tokens."""
+    size = {"shortest_edge": shortest_edge, "longest_edge": longest_edge}
+    return GroundingDinoProcessor(GroundingDinoImageProcessorPil(size=size), _bert_tokenizer())
+
+
+def llava_processor(chat_template: bool = True) -> LlavaProcessor:
+    """576 tokens for an image of 336 pixels."""
+    return LlavaProcessor(
+        _image_processor(336),
+        _llama_tokenizer(),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=CHAT_TEMPLATE if chat_template else None,
+    )
+
+
+def clip_processor(image_size: int) -> CLIPProcessor:
+    """A square in the middle of the image, 77 tokens."""
+    return CLIPProcessor(_image_processor(image_size), _clip_tokenizer())
+
+
 def _vision(size: int, **more: Any) -> CLIPVisionConfig:
     return CLIPVisionConfig(
         hidden_size=32,
@@ -133,7 +156,6 @@ def _save(folder: Path | str, model: Any, processor: Any) -> Path:
 
 def tiny_grounding_dino(folder: Path | str, shortest_edge: int = 200, num_queries: int = 20) -> Path:
     """Swin + BERT + two-stage deformable encoder and decoder; boxes score 0.2 to 0.5. Returns the folder."""
-    tokenizer = _bert_tokenizer()
     backbone = SwinConfig(
         embed_dim=12,
         depths=[1, 1, 1, 1],
@@ -143,7 +165,7 @@ def tiny_grounding_dino(folder: Path | str, shortest_edge: int = 200, num_querie
         initializer_range=0.2,
     )
     text = BertConfig(
-        vocab_size=len(tokenizer),
+        vocab_size=len(_bert_tokenizer()),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -170,8 +192,7 @@ def tiny_grounding_dino(folder: Path | str, shortest_edge: int = 200, num_querie
                 head.layers[-1].weight.normal_(std=0.15)
                 head.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, 1.0, 1.5]))
             model.model.decoder.layer_norm.weight.mul_(0.15)  # softer scores
-    size = {"shortest_edge": shortest_edge, "longest_edge": 2 * shortest_edge}
-    return _save(folder, model, GroundingDinoProcessor(GroundingDinoImageProcessorPil(size=size), tokenizer))
+    return _save(folder, model, grounding_dino_processor(shortest_edge, 2 * shortest_edge))
 
 
 def tiny_llava(folder: Path | str, chat_template: bool = True) -> Path:
@@ -206,15 +227,7 @@ def tiny_llava(folder: Path | str, chat_template: bool = True) -> Path:
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
     )
-    processor = LlavaProcessor(
-        _image_processor(336),
-        tokenizer,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=CHAT_TEMPLATE if chat_template else None,
-    )
-    return _save(folder, model, processor)
+    return _save(folder, model, llava_processor(chat_template))
 
 
 def tiny_clip(folder: Path | str, image_size: int = 336) -> Path:
@@ -239,7 +252,7 @@ def tiny_clip(folder: Path | str, image_size: int = 336) -> Path:
     )
     with _seed(13):
         model = CLIPModel(config)
-    return _save(folder, model, CLIPProcessor(_image_processor(image_size), tokenizer))
+    return _save(folder, model, clip_processor(image_size))
 
 
 def main() -> None:

@@ -82,8 +82,12 @@ def _save(
     folder: Path, model: Any, tokenizer: Any, images: Any, processor: str, template: str = "", **more: Any
 ) -> Path:
     model.eval().save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    return save_processor(folder, tokenizer, images, processor, template, **more)
+
+
+def save_processor(folder: Path, tokenizer: Any, images: Any, processor: str, template: str = "", **more: Any) -> Path:
+    """Write tokenizer and image processor so that they are read as a processor of that class."""
+    tokenizer.save_pretrained(folder)
     images.save_pretrained(folder)
     stored = folder / "preprocessor_config.json"
     stored.write_text(json.dumps(json.loads(stored.read_text()) | {"processor_class": processor}))
@@ -97,17 +101,28 @@ def _save(
 # ------------------------------------------------------------------------------------------------ captioners
 
 
+def qwen_tokenizer() -> Any:
+    """The special tokens of Qwen's captioners."""
+    return _byte_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+
+
+def qwen_ids(tokenizer: Any) -> dict[str, int]:
+    """Return the settings of a configuration that name its special tokens."""
+    names = {"image_token_id": "<|image_pad|>", "video_token_id": "<|video_pad|>"}
+    names |= {"vision_start_token_id": "<|vision_start|>", "vision_end_token_id": "<|vision_end|>"}
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items()}
+
+
+QWEN_TEMPLATE = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+
+
 def _qwen(folder: Path, name: str, vision: dict[str, Any], patch: int, mrope: dict[str, Any]) -> Path:
-    tokenizer = _byte_tokenizer("<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
-    ids = tokenizer.convert_tokens_to_ids
+    tokenizer = qwen_tokenizer()
     config = getattr(_tf, f"{name}Config")(
         text_config={**TEXT, "vocab_size": len(tokenizer), "rope_parameters": mrope}
         | ({"head_dim": 16} if patch == 16 else {}),
         vision_config=vision,
-        image_token_id=ids("<|image_pad|>"),
-        video_token_id=ids("<|video_pad|>"),
-        vision_start_token_id=ids("<|vision_start|>"),
-        vision_end_token_id=ids("<|vision_end|>"),
+        **qwen_ids(tokenizer),
     )
     with _seed(21):
         model = getattr(_tf, f"{name}ForConditionalGeneration")(config)
@@ -117,9 +132,8 @@ def _qwen(folder: Path, name: str, vision: dict[str, Any], patch: int, mrope: di
         merge_size=2,
         temporal_patch_size=2,
     )
-    template = CHATML.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     processor = "Qwen2_5_VLProcessor" if name.startswith("Qwen2_5") else f"{name}Processor"
-    return _save(folder, _talkative(model, tokenizer), tokenizer, images, processor, template)
+    return _save(folder, _talkative(model, tokenizer), tokenizer, images, processor, QWEN_TEMPLATE)
 
 
 def qwen2_5_vl(folder: Path) -> Path:

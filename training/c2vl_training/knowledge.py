@@ -79,7 +79,8 @@ class Knowledge:
         ):
             raise DataError(
                 f"normalise = 'after_pooling' needs the lengths of the {kind} vectors, and all in {packed.folder} have "
-                "length 1: the encoder that made them normalises; use 'before_pooling'"
+                "length 1: the encoder that made them normalises; use 'before_pooling', or embed again with "
+                "--set pipeline.embed.engine.options.keep_lengths=true, where it has this option"
             )
         self._weights: npt.NDArray[np.float32] | None = None
         if config.pooling_weights == "idf":

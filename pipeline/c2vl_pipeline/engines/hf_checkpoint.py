@@ -217,6 +217,11 @@ class Checkpoint(Weights):
         """Return what the options add to `from_pretrained`."""
         attention, bits = self.options["attention"], self.options["quantisation"]
         chosen: dict[str, Any] = {"attn_implementation": attention} if attention else {}
+        if bits == "4bit" and self.device.type == "cpu":
+            raise EngineError(
+                f"{setting(self.spec)}.options.quantisation = '4bit' needs a GPU, and this engine runs on {self.device}; "
+                f"use '8bit', leave the option out, or set {setting(self.spec)}.device = 'cuda'"
+            )
         if bits:
             for package in ("bitsandbytes", "accelerate"):
                 if find_spec(package) is None:

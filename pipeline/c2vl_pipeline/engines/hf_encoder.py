@@ -21,8 +21,17 @@ _ALIKE = 0.999
 """Cosine above which two vectors of one text are equal but for rounding, in any dtype."""
 
 
+class _Options(HfOptions):
+    """`EngineSpec.options` of this engine."""
+
+    keep_lengths: bool = False
+
+
 class HfEncoder(Encoder):
-    """Encodes crops and captions with a dual encoder, such as CLIP or SigLIP. Options: those of `HfOptions`.
+    """Encodes crops and captions with a dual encoder, such as CLIP or SigLIP.
+
+    Options: `keep_lengths` (false: vectors are L2-normalised; true: they are as the model gives them, for
+    `training.pretrain.normalise = after_pooling`) and those of `HfOptions`.
 
     Texts are padded to the longest of their batch. Some models, such as SigLIP, read the padding too: a text's vector
     would depend on its neighbours. This is tried when the engine is built; their texts are padded to the model's length.
@@ -34,7 +43,7 @@ class HfEncoder(Encoder):
     weights_id = staticmethod(weights_id)
 
     def __init__(self, spec: EngineSpec) -> None:
-        self._at = Checkpoint(spec, HfOptions)
+        self._at = Checkpoint(spec, _Options)
         self._at.compile()
         self._tokenizer = self._at.processor.tokenizer
         self._padding: bool | str = True
@@ -48,7 +57,7 @@ class HfEncoder(Encoder):
                 f"which gives no vectors of one text and one image ({one_line(error, named=True)})"
             ) from error
         self.text_dim = len(alone)
-        if alone @ beside < _ALIKE:
+        if alone @ beside < _ALIKE * np.linalg.norm(alone) * np.linalg.norm(beside):
             self._padding = "max_length"
         if self.image_dim != self.text_dim:
             raise self._at.refusal(
@@ -57,7 +66,7 @@ class HfEncoder(Encoder):
 
     @torch.inference_mode()
     def encode_images(self, images: Sequence[Image]) -> Array:
-        """Return L2-normalised float32 vectors, (n, image_dim)."""
+        """Return float32 vectors, L2-normalised but for `keep_lengths`, (n, image_dim)."""
         vectors = np.zeros((len(images), self.image_dim), np.float32)
         for part in self._at.parts(len(images)):
             vectors[part] = self._image_vectors(images[part])
@@ -65,7 +74,7 @@ class HfEncoder(Encoder):
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> TextVectors:
-        """Return L2-normalised float32 vectors, (n, text_dim), and how many tokens the texts have.
+        """Return vectors as `encode_images` does, (n, text_dim), and how many tokens the texts have.
 
         Token counts include the opening and the closing token: a text is truncated exactly when it counts
         more than the model's positions (77 in CLIP). A truncated text keeps its closing token.
@@ -79,21 +88,22 @@ class HfEncoder(Encoder):
     @torch.inference_mode()
     def _image_vectors(self, images: Sequence[Image]) -> Array:
         batch = self._at.image_processor(list(images), input_data_format="channels_last", return_tensors="pt")
-        return self._unit(self._at.model.get_image_features(**self._at.inputs(batch)))
+        return self._pooled(self._at.model.get_image_features(**self._at.inputs(batch)))
 
     @torch.inference_mode()
     def _text_vectors(self, texts: Sequence[str]) -> Array:
         batch = self._tokenizer(
             list(texts), padding=self._padding, truncation=True, max_length=self._limit, return_tensors="pt"
         )
-        return self._unit(self._at.model.get_text_features(**self._at.inputs(batch)))
+        return self._pooled(self._at.model.get_text_features(**self._at.inputs(batch)))
 
-    @staticmethod
-    def _unit(features: Any) -> Array:
+    def _pooled(self, features: Any) -> Array:
         """Normalise in float32; transformers 5 returns an object, the vector is its `pooler_output`."""
-        pooled: torch.Tensor = getattr(features, "pooler_output", features)
-        unit: Array = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu().numpy()
-        return unit
+        pooled: torch.Tensor = getattr(features, "pooler_output", features).float()
+        if not self._at.options["keep_lengths"]:
+            pooled = torch.nn.functional.normalize(pooled, dim=-1)
+        vectors: Array = pooled.cpu().numpy()
+        return vectors
 
     def describe(self) -> Mapping[str, Any]:
         """Return checkpoint, revision, options and padding of texts, for the stage's manifest."""

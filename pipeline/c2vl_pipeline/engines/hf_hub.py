@@ -22,7 +22,7 @@ from c2vl_manifests.errors import EngineError, one_line
 from c2vl_manifests.manifest import remembered_sha256
 from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import setting
-from c2vl_pipeline.engines.requirements import HUB_TIMEOUT, may_be_hub_id
+from c2vl_pipeline.engines.requirements import HUB_TIMEOUT, may_be_hub_id, weight_files
 
 _tf: Any = transformers  # its annotations are partial
 _SMALL_FILES = ("*.json", "*.txt", "*.jinja", "*.model", "qformer_tokenizer/*.json")
@@ -90,25 +90,6 @@ def loader_of(spec: EngineSpec, config: Mapping[str, Any]) -> str:
     raise refusal(spec, f"{holds}, which {lacks} (expected one for {' or '.join(need.loaders)})")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the weight files `from_pretrained` would read, whether or not they exist.
-
-    Raises:
-        ValueError: the checkpoint's list of them is of another form.
-    """
-    for single in ("model.safetensors", "pytorch_model.bin"):
-        index = folder / f"{single}.index.json"
-        if index.is_file() and not (folder / single).is_file():
-            try:
-                names = set(read_json(index)["weight_map"].values())
-                return [folder / name for name in sorted(names)]
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ValueError(f"{index.name} lists no weight files ({one_line(error, named=True)})") from error
-        if (folder / single).is_file():
-            return [folder / single]
-    return [folder / "model.safetensors"]
-
-
 def refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:
     """Return the one-line error that a checkpoint does not do, and how to get one that does."""
     return EngineError(
@@ -134,7 +115,7 @@ def locate(spec: EngineSpec) -> Path:
         folder = _find_on_hub(spec, model)
     loader_of(spec, config_of(spec, folder))
     try:
-        missing = [file.name for file in _weight_files(folder) if not file.is_file()]
+        missing = [file.name for file in weight_files(folder) if not file.is_file()]
     except ValueError as error:
         raise refusal(spec, str(error)) from error
     if missing:
@@ -158,7 +139,7 @@ def _find_on_hub(spec: EngineSpec, model: str) -> Path:
     fetch = huggingface_hub.snapshot_download
     try:
         cached = Path(fetch(model, revision=revision, local_files_only=True, allow_patterns="config.json"))
-        if all(file.is_file() for file in (cached / "config.json", *_weight_files(cached))):
+        if all(file.is_file() for file in (cached / "config.json", *weight_files(cached))):
             return cached
     except (OSError, ValueError):  # not in the cache; no valid hub id
         pass
@@ -183,7 +164,7 @@ def revision(folder: Path) -> str:
     if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name):
         return folder.name
     small = {path for pattern in _SMALL_FILES for path in folder.glob(pattern)}
-    files = sorted(small.union(_weight_files(folder)))
+    files = sorted(small.union(weight_files(folder)))
     digest = hashlib.sha256()
     for path in files:
         digest.update(path.name.encode() + b"\0" + bytes.fromhex(remembered_sha256(path)))

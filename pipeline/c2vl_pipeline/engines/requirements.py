@@ -10,12 +10,16 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
+from c2vl_manifests.errors import one_line
+from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import backend
 
 HUB_TIMEOUT = 5.0
 """Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
 _FORMS = (".safetensors", ".bin", ".pth", ".onnx", ".tflite")
 """Formats of weights; of a checkpoint in several, the first is loaded."""
+_SINGLE = ("model.safetensors", "pytorch_model.bin")
+"""Weights of a transformers checkpoint in one file; `<name>.index.json` lists several."""
 
 
 class Weights(BaseModel):
@@ -50,6 +54,25 @@ def may_be_hub_id(model: str) -> bool:
     return not model.startswith((".", "/", "~")) and model.count("/") <= 1
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """Return the weight files `from_pretrained` would read, whether or not they exist.
+
+    Raises:
+        ValueError: the checkpoint's list of them is of another form.
+    """
+    for single in _SINGLE:
+        index = folder / f"{single}.index.json"
+        if index.is_file() and not (folder / single).is_file():
+            try:
+                names = set(read_json(index)["weight_map"].values())
+                return [folder / name for name in sorted(names)]
+            except (KeyError, TypeError, AttributeError, ValueError) as error:
+                raise ValueError(f"{index.name} lists no weight files ({one_line(error, named=True)})") from error
+        if (folder / single).is_file():
+            return [folder / single]
+    return [folder / "model.safetensors"]
+
+
 def requirements(specs: Sequence[EngineSpec]) -> list[Requirement]:
     """Return the needs of engines; none is loaded."""
     return [
@@ -71,11 +94,23 @@ def _weights(spec: EngineSpec) -> Weights | None:
     if not spec.model:
         return None
     path = Path(spec.model).expanduser()
+    if lacking := _lacking(path):
+        return Weights(place="absent", note=f"incomplete on this machine: it lacks {lacking}")
     if path.exists():
         return Weights(place="here", bytes=_size([path] if path.is_file() else path.iterdir()), note="on this machine")
     if path.suffix in _FORMS or not may_be_hub_id(spec.model):
         return Weights(place="absent", note="does not exist")
     return _on_hub(spec.model, spec.revision)
+
+
+def _lacking(folder: Path) -> str:
+    """Return the first weight file that a checkpoint's list names and its folder lacks; empty if there is none."""
+    if not any((folder / f"{single}.index.json").is_file() for single in _SINGLE):
+        return ""
+    try:
+        return next((file.name for file in weight_files(folder) if not file.is_file()), "")
+    except ValueError as error:
+        return f"a list of its weights ({error})"
 
 
 def _size(files: Iterable[Path]) -> int:
@@ -94,7 +129,8 @@ def _on_hub(model: str, revision: str | None) -> Weights:
 
     try:
         config = huggingface_hub.try_to_load_from_cache(model, "config.json", revision=revision)
-        if isinstance(config, str) and (size := _size(Path(config).parent.iterdir())):
+        cached = Path(config).parent if isinstance(config, str) else None
+        if cached and not _lacking(cached) and (size := _size(cached.iterdir())):
             return Weights(place="here", bytes=size, note="in the hub's cache on this machine")
         if huggingface_hub.is_offline_mode():
             return Weights(place="absent", note="not in the hub's cache, and HF_HUB_OFFLINE forbids asking the hub")

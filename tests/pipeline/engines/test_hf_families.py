@@ -17,7 +17,8 @@ from PIL import Image as Pil
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_pipeline.engines import Crop, Frame, hf_checkpoint, load
+from c2vl_manifests.recipe_loading import engine_preset
+from c2vl_pipeline.engines import Crop, Frame, declared_facts, hf_checkpoint, load
 from support import checkpoints, families
 from support.hf import message
 
@@ -309,6 +310,34 @@ def test_quantisation_without_its_package_is_one_line(folder: Any, monkeypatch: 
         "pipeline.caption.engine.options.quantisation = '8bit' needs the package bitsandbytes, which is not installed; "
         "`pip install bitsandbytes accelerate`, or leave the option out"
     )
+
+
+def test_four_bits_on_a_cpu_are_refused_in_one_line(folder: Any) -> None:
+    assert message("captioner", folder("qwen2_5_vl"), device="cpu", options={"quantisation": "4bit"}) == (
+        "pipeline.caption.engine.options.quantisation = '4bit' needs a GPU, and this engine runs on cpu; "
+        "use '8bit', leave the option out, or set pipeline.caption.engine.device = 'cuda'"
+    )
+
+
+@pytest.mark.parametrize("name", ["metaclip2", "siglip"])
+def test_lengths_are_kept_where_they_are_asked_for(folder: Any, name: str) -> None:
+    plain, kept = (engine("encoder", folder(name), options={"keep_lengths": keep}) for keep in (False, True))
+    images, texts = [picture(60, 60, n) for n in range(3)], ["a man", "a woman with a cup " * 3]
+    assert plain._padding == kept._padding
+    for unit, long in (
+        (plain.encode_images(images), kept.encode_images(images)),
+        (plain.encode_texts(texts).vectors, kept.encode_texts(texts).vectors),
+    ):
+        lengths = np.linalg.norm(long, axis=1, keepdims=True)
+        assert not np.allclose(lengths, 1, atol=0.01)
+        np.testing.assert_allclose(long / lengths, unit, atol=1e-5)
+
+
+def test_kept_lengths_are_in_the_key_of_the_stage() -> None:
+    preset = EngineSpec.model_validate(engine_preset("hf-clip-vit-l-14-336"))
+    asked = preset.model_copy(update={"options": {**preset.options, "keep_lengths": True}})
+    assert declared_facts(asked) != declared_facts(preset)
+    assert "keep_lengths" not in declared_facts(preset)["options"]
 
 
 @pytest.mark.slow

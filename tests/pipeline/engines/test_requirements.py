@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +40,30 @@ def test_weights_in_several_formats_count_once(work: Path, tmp_path: Path) -> No
     gone = needs(work, "paper", f"pipeline.crop.engine.model={tmp_path}/gone")["detector"].weights
     assert gone is not None
     assert (gone.place, gone.bytes, gone.note) == ("absent", None, "does not exist")
+
+
+def test_a_checkpoint_with_a_missing_shard_is_not_here(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = [f"model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": dict(zip("ab", shards, strict=True))})
+    )
+    (tmp_path / shards[0]).write_bytes(b"x" * 30)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *a, **k: str(tmp_path / "config.json"))
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+
+    def places() -> list[tuple[str, int | None]]:
+        found = [needs(work, "paper", f"pipeline.crop.engine.model={model}") for model in (tmp_path, "owner/name")]
+        weights = [one["detector"].weights for one in found]
+        return [(one.place, one.bytes) for one in weights if one]
+
+    assert places() == [("absent", None), ("absent", None)]
+    (tmp_path / shards[1]).write_bytes(b"x" * 12)
+    assert places() == [("here", 42), ("here", 42)]
+    (tmp_path / "model.safetensors.index.json").write_text("[]")
+    assert places() == [("absent", None), ("absent", None)]
 
 
 @pytest.mark.parametrize("model", ["gpt2", "owner/name"])

@@ -1,0 +1,66 @@
+"""Training and full-size models on one GPU, each beside the usual way in the same run: one table and one JSON.
+
+    python benchmarks/bench_gpu.py [--minutes 9] [--only models] [--tiny]
+
+Weights are random and made on the device; nothing is fetched, and no weights are stored. Without a GPU, sizes
+are tiny and figures mean nothing but that the script works. An item that fails or takes too long is a row with its reason.
+The JSON (C2VL_BENCH, else bench-gpu.json here) is written after every row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # checkpoints and packed sets of the tests
+
+from gpu import models, ranks, training
+from gpu.session import Session, described, table
+from timing import FILE, machine
+
+ITEMS: dict[str, list[tuple[str, float, Callable[[Session], None]]]] = {
+    "training": [("pre-training", 90, training.training), ("pre-training, profiled", 30, training.profiled)],
+    "models": [(name, seconds, models.item(name)) for name, seconds in models.SECONDS.items()],
+    "ranks": [("two processes", 80, ranks.two_processes)],
+    "compiled": [("pre-training, compiled", 150, training.compiled)],
+}
+"""Part -> (name, most seconds, what to run). What may hang comes last."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9.0, help="for the whole run (default 9)")
+    parser.add_argument("--pairs", type=int, default=7, help="most turns of each comparison (default 7)")
+    parser.add_argument("--only", action="append", choices=ITEMS, help="part to run; may be repeated")
+    parser.add_argument("--tiny", action="store_true", help="tiny sizes, as without a GPU")
+    options = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    os.environ.setdefault(FILE, "bench-gpu.json")
+    with tempfile.TemporaryDirectory() as name:
+        session = Session(
+            torch.device("cuda", 0) if cuda else torch.device("cpu"),
+            options.tiny or not cuda,
+            Path(name),
+            60 * options.minutes,
+            options.pairs,
+        )
+        for part in options.only or ITEMS:
+            for item, seconds, run in ITEMS[part]:
+                session.item(item, seconds, run)
+    facts = machine()
+    print(f"{facts['gpu'] or facts['processor']}, torch {facts['torch']}, commit {facts['commit']}")
+    peaks = ", ".join(f"{kind} {peak / 1e12:.3g}".replace("torch.", "") for kind, peak in session.peaks.items())
+    print(f"peak, measured by a product of matrices, TFLOP/s: {peaks}\n")
+    print(table(session.rows), "\n")
+    print("\n".join([*(line for row in session.rows for line in described(row)), *session.notes]))
+    print(f"kept in {os.environ[FILE]}")
+
+
+if __name__ == "__main__":
+    main()

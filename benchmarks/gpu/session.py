@@ -1,0 +1,231 @@
+"""What every part of the GPU benchmark shares: device, time limits, peak of the device, rows and the table."""
+
+from __future__ import annotations
+
+import gc
+import math
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from c2vl_manifests.errors import one_line
+from timing import in_turn, keep, report
+
+GIB = 1 << 30
+
+
+@dataclass
+class Session:
+    """One run of the benchmark."""
+
+    device: torch.device
+    tiny: bool
+    """Sizes for a trial on a CPU: figures mean nothing."""
+    folder: Path
+    """For temporary files."""
+    seconds: float
+    """For the whole run."""
+    pairs: int
+    began: float = field(default_factory=time.monotonic)
+    limit: float = 0.0
+    """Seconds of the present item."""
+    started: float = 0.0
+    """When it began."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """Lines to print below the table."""
+    peaks: dict[torch.dtype, float] = field(default_factory=dict)
+    """FLOP/s of the device by type, see `peak`."""
+
+    def item(self, name: str, seconds: float, run: Callable[[Session], None]) -> None:
+        """Run one item; one that fails or takes longer than its share becomes a row with its reason."""
+        self.started = time.monotonic()
+        # the processor of a trial may be old or busy
+        self.limit = min(seconds * (3 if self.tiny else 1), self.began + self.seconds - self.started)
+        try:
+            if self.limit < min(10.0, seconds):
+                raise TimeoutError(f"the run's {self.seconds / 60:.0f} minutes are used up; give more by --minutes")
+            with _alarm(self.limit):
+                run(self)
+        except Exception as error:  # an item that fails does not end the others
+            self.skip(name, one_line(error, named=True))
+        self.free()
+        print(f"{name}: {time.monotonic() - self.started:.0f} s", file=sys.stderr, flush=True)
+
+    def left(self) -> float:
+        """Return the seconds that the present item has left."""
+        return self.limit - (time.monotonic() - self.started)
+
+    def skip(self, name: str, reason: str) -> None:
+        """Add a row that says why there is no figure."""
+        row = {"script": Path(sys.argv[0]).name, "name": name, "reason": reason}
+        self.rows.append(row)
+        keep(row)
+
+    def timed(self, functions: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Return the seconds of each function's calls, run in turn within half of the item's time."""
+
+        def finished(function: Callable[[], object]) -> Callable[[], None]:
+            def call() -> None:
+                function()
+                self.wait()
+
+            return call
+
+        spent = in_turn({name: finished(f) for name, f in functions.items()}, self.pairs, self.limit / 2)
+        return {name: [one.wall for one in times] for name, times in spent.items()}
+
+    def row(
+        self,
+        name: str,
+        ours: list[float],
+        baseline: tuple[str, list[float]] | None,
+        items: tuple[int, str],
+        flops: float,
+        dtype: torch.dtype,
+        **facts: Any,
+    ) -> None:
+        """Add a row.
+
+        Args:
+            name: what was measured.
+            ours: seconds of each call.
+            baseline: name and seconds of what was run beside it.
+            items: how many a call treats, and what they are.
+            flops: floating-point operations of a call.
+            dtype: of its products: the peak that it is measured by.
+            facts: further ones.
+        """
+        middle, (count, unit) = statistics.median(ours), items
+        found = {"rate": count / middle, "unit": f"{unit}/s", "utilisation": flops / middle / self.peak(dtype)}
+        beside, usual = ("", None) if baseline is None else baseline
+        self.rows.append(report(name, ours, usual, baseline=beside, quiet=True, **found, **facts))
+
+    def peak(self, dtype: torch.dtype) -> float:
+        """Return the FLOP/s of a large product of matrices in a type, measured once a run.
+
+        In float32 on a GPU that is TF32, in which cuDNN computes float32 convolutions.
+        """
+        if dtype not in self.peaks:
+            precision = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("high")
+            n = 256 if self.tiny else 8192
+            a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
+            times = []
+            for _ in range(8):
+                self.wait()
+                started = time.perf_counter()
+                a @ b
+                self.wait()
+                times.append(time.perf_counter() - started)
+            torch.set_float32_matmul_precision(precision)
+            self.peaks[dtype] = 2 * n**3 / statistics.median(times[2:])
+        return self.peaks[dtype]
+
+    def wait(self) -> None:
+        """Wait until the device has done what it was told."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+    def memory(self, function: Callable[[], object]) -> float | None:
+        """Return the most GiB of the GPU that are allocated in a call, weights included; None on a CPU."""
+        if self.device.type != "cuda":
+            function()
+            return None
+        torch.cuda.reset_peak_memory_stats(self.device)
+        function()
+        self.wait()
+        return float(torch.cuda.max_memory_allocated(self.device)) / GIB
+
+    def free(self) -> None:
+        """Give back the memory of an item."""
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def flops_of(function: Callable[[], object]) -> int:
+    """Return the floating-point operations of the products and convolutions of a call."""
+    counter = FlopCounterMode(display=False)
+    with counter:
+        function()
+    return int(counter.get_total_flops())
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the body after so many seconds."""
+
+    def ring(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError(f"it took longer than its {seconds:.0f} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the rows as a table of text."""
+    heads = ("", "rate", "", "s a call", "of peak", "GiB", "beside", "ratio")
+    cells = [heads, *(_cells(row) for row in rows)]
+    widths = [max(len(line[i]) for line in cells if len(line) > 2) for i in range(len(heads))]
+    lines = []
+    for line in cells:
+        if len(line) == 2:
+            lines.append(f"{line[0]:<{widths[0]}}  {line[1]}")
+        else:
+            padded = [
+                f"{c:<{w}}" if i in {0, 2, 6} else f"{c:>{w}}"
+                for i, (c, w) in enumerate(zip(line, widths, strict=True))
+            ]
+            lines.append("  ".join(padded).rstrip())
+    return "\n".join(lines)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    if "reason" in row:
+        return row["name"], f"not measured: {row['reason']}"
+    ratio = f"{row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f})" if "ratio" in row else ""
+    memory, share = row.get("memory_gib"), row.get("utilisation")
+    return (
+        row["name"],
+        f"{row['rate']:,.1f}",
+        row["unit"],
+        f"{row['seconds']:.3f}",
+        f"{share:.1%}" if share is not None and math.isfinite(share) else "",
+        f"{memory:.1f}" if memory is not None else "",
+        row.get("baseline", ""),
+        ratio,
+    )
+
+
+def described(row: dict[str, Any]) -> list[str]:
+    """Return the lines below the table that a row adds."""
+    lines = []
+    if "hours_of_the_paper" in row:
+        steps, hours = row["steps_of_the_paper"], row["hours_of_the_paper"]
+        lines.append(f"{row['name']}: {steps:,} steps of the paper's recipe on ntu60 xsub in {hours:.2f} h")
+    if "shares" in row:
+        busy = "" if row["busy"] is None else f"the device is busy {row['busy']:.0%} of the time; "
+        for what, part in ((busy + "of its work", row["shares"]), ("operators", row["top"])):
+            lines.append(f"{row['name']}: {what}: " + ", ".join(f"{k} {v:.1%}" for k, v in part.items()))
+    if "alone_rate" in row:
+        lines.append(
+            f"{row['name']}: {row['parameters'] / 1e6:,.3g} M parameters; the model alone treats {row['alone_rate']:,.1f} images/s, "
+            f"{row['share_of_model']:.0%} of our time"
+        )
+    return lines

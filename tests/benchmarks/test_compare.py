@@ -1,0 +1,110 @@
+"""Runs of the benchmarks are kept as JSON, and two of them compared by their ratios."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import timing
+from c2vl_manifests.errors import DataError
+from compare import compared, main
+
+
+def row(name: str, ratio: float | None, **more: object) -> dict[str, object]:
+    figures = {} if ratio is None else {"ratio": ratio, "low": ratio, "high": ratio, "pairs": 5}
+    return {"script": "bench_x.py", "name": name, "baseline": "the usual way", "seconds": 1.0, **figures, **more}
+
+
+def run(path: Path, *rows: dict[str, object], **machine: object) -> Path:
+    path.write_text(json.dumps({"machine": {"processor": "p", "torch": "2", **machine}, "rows": rows}))
+    return path
+
+
+def test_a_row_is_slower_by_the_ratio_to_its_baseline_and_not_by_its_time(tmp_path):
+    old = run(tmp_path / "old.json", row("a", 2.0), row("b", 2.0), row("c", 2.0))
+    new = run(tmp_path / "new.json", row("a", 1.7, seconds=0.1), row("b", 1.75, seconds=9.0), row("c", 4.0))
+    lines, fine = compared(old, new, 15)
+    assert not fine
+    assert [line for line in lines if line.startswith("slower")] == [
+        "slower: a (bench_x.py): 18 %; was ratio 2.00 (2.00 to 2.00, 5 pairs), is ratio 1.70 (1.70 to 1.70, 5 pairs)"
+    ]
+    assert lines[-1] == "1 of 3 rows became more than 15 % slower beside their baselines"
+    assert compared(old, new, 20)[1]
+    assert compared(new, new, 0)[1]
+
+
+def test_what_cannot_be_compared_is_named(tmp_path):
+    old = run(tmp_path / "old.json", row("a", 2.0), row("gone", 2.0), row("b", 1.0))
+    new = run(tmp_path / "new.json", row("a", 2.0), row("time alone", None), row("b", 1.0, baseline="x"), torch="3")
+    lines, fine = compared(old, new, 15)
+    assert fine
+    assert sorted(lines[:-1]) == [
+        "note: b: bench_x.py no longer measures it against the usual way",
+        "note: gone: bench_x.py no longer measures it against the usual way",
+        "note: torch was 2, is 3; ratios may differ for that alone",
+    ]
+    assert lines[-1].startswith("0 of 1 rows")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "not a run of the benchmarks"),
+        ("[]", "not a run of the benchmarks"),
+        ('{"machine": {}, "rows": [1]}', "not a run of the benchmarks"),
+        ('{"machine": {}, "rows": [{"ratio": 1.0}]}', "names no script"),
+        (json.dumps({"machine": {}, "rows": [row("a", 1.0), row("a", 1.0)]}), "has 'a' twice"),
+        (json.dumps({"machine": {}, "rows": [row("a", 0)]}), "expected numbers above 0"),
+        (json.dumps({"machine": {}, "rows": [row("a", float("nan"))]}), "expected numbers above 0"),
+        (json.dumps({"machine": {}, "rows": [row("a", 1.0, low="1")]}), "expected numbers above 0"),
+        (json.dumps({"machine": {}, "rows": []}), "no row with a ratio in common"),
+    ],
+)
+def test_files_that_cannot_be_compared_are_refused_in_one_line(tmp_path, text, problem):
+    good, bad = run(tmp_path / "good.json", row("a", 1.0)), tmp_path / "bad.json"
+    bad.write_text(text)
+    with pytest.raises(DataError, match=problem) as caught:
+        compared(good, bad, 15)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(2.0, 0), (1.0, 1), (None, 2)])
+def test_the_exit_code_says_whether_something_became_slower(tmp_path, monkeypatch, capsys, ratio, code):
+    old, new = run(tmp_path / "old.json", row("a", 2.0)), run(tmp_path / "new.json", row("a", ratio))
+    monkeypatch.setattr("sys.argv", ["compare.py", str(old), str(new)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == code
+    assert capsys.readouterr().out or code == 2
+
+
+def test_a_comparison_is_printed_and_kept_where_the_environment_says(tmp_path, monkeypatch, capsys):
+    calls: list[str] = []
+    monkeypatch.setenv(timing.FILE, str(tmp_path / "new" / "run.json"))
+    for pairs in (2, 3):  # the second run of a script replaces its rows
+        calls.clear()
+        timing.compare("a thing", lambda: calls.append("a"), lambda: calls.append("b"), pairs)
+        assert calls == ["a", "b"] * (pairs + 1)
+    timing.report("a time", [1.0, 3.0, 2.0], mebibytes=2.5)
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "a time: 2000.0 ms; mebibytes 2.5"
+    kept = json.loads((tmp_path / "new" / "run.json").read_text())
+    assert {"processor", "cores", "torch", "commit", "load", "date"} <= set(kept["machine"])
+    first, second = kept["rows"]
+    assert (first["name"], first["baseline"], first["pairs"]) == ("a thing", "the usual way", 3)
+    assert first["low"] <= first["ratio"] <= first["high"]
+    assert (second["seconds"], second["mebibytes"]) == (2.0, 2.5)
+    assert "ratio" not in second
+
+
+def test_the_ratio_is_the_median_over_pairs():
+    measured = timing.report("x", [1.0, 1.0, 4.0], [2.0, 3.0, 4.0], quiet=True)
+    assert (measured["seconds"], measured["baseline_seconds"]) == (1.0, 3.0)
+    assert (measured["low"], measured["ratio"], measured["high"]) == (1.0, 2.0, 3.0)
+
+
+def test_no_turn_begins_after_the_budget():
+    spent = timing.in_turn({"a": lambda: None, "b": lambda: None}, turns=1000, budget=0)
+    assert [len(times) for times in spent.values()] == [1, 1]
