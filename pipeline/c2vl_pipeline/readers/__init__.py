@@ -60,6 +60,6 @@ def read_skeleton(
             return reader.read_joints(path, {}, own, bodies, config or SkeletonsConfig()), own
     known: dict[str, str] = {}
     for reader in READERS.values():
-        known = {**reader.clip_files, **known}  # the first reader of a suffix reads it
+        known |= {s: name for s, name in reader.clip_files.items() if s not in known}  # the first one reads it
     listed = ", ".join(f"{suffix} ({name})" for suffix, name in known.items())
     raise DataError(f"{path}: {suffix or 'no suffix'} is not a skeleton file; give {listed}")
