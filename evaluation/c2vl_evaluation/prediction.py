@@ -163,7 +163,8 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
         if path.suffix.lower() in USUAL["video"]:
             assembled, source = _watched(path, context)
         else:
-            assembled, source = read_skeleton(path, layout, manifest.bodies, config)
+            own = load_dataset(manifest.dataset).reader
+            assembled, source = read_skeleton(path, layout, manifest.bodies, config, own)
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; give a skeleton file or a video") from error
     except OSError as error:

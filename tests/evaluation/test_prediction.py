@@ -138,7 +138,7 @@ def test_good_files_are_answered_beside_bad_ones(cli: Cli, subject, work, raw, t
     assert found.code == 1
     assert f"{good.stem} " in found.out
     assert "On the" in found.out
-    assert "bad.json: not a clip of NW-UCLA" in found.err
+    assert "bad.json: JSON of no known form" in found.err
     failed = []
     (answer,) = prediction.predict_files(subject, [tmp_path / "a.npy", good, tmp_path / "b.npy"], failed)
     assert answer == prediction.predict_files(subject, [good])[0]

@@ -39,15 +39,16 @@ def reader_of(dataset: Dataset) -> Reader:
 
 
 def read_skeleton(
-    path: Path, layout: Layout = KINECT_V2, bodies: int = 2, config: SkeletonsConfig | None = None
+    path: Path, layout: Layout = KINECT_V2, bodies: int = 2, config: SkeletonsConfig | None = None, own: str = ""
 ) -> tuple[Assembled, Layout]:
-    """Read a file that holds one clip, in the format that its suffix names.
+    """Read a file that holds one clip, in the format that its suffix names: the own one's first, then any tool's.
 
     Args:
         path: the file.
         layout: joint layout of plain arrays.
         bodies: bodies to read from plain arrays.
         config: how bodies are assembled; None: as by default.
+        own: reader of the dataset that the file may be of.
 
     Returns:
         The joints and their layout.
@@ -57,12 +58,13 @@ def read_skeleton(
         OSError: the file cannot be opened.
     """
     suffix = path.suffix.lower()
-    for reader in READERS.values():
+    readers = [READERS[name] for name in sorted(READERS, key=lambda name: (name != own, name != "generic"))]
+    for reader in readers:
         if suffix in reader.clip_files:
-            own = load_layout(reader.clip_layout) if reader.clip_layout else layout
-            return reader.read_joints(path, {}, own, bodies, config or SkeletonsConfig()), own
+            layout = load_layout(reader.clip_layout) if reader.clip_layout else layout
+            return reader.read_joints(path, {}, layout, bodies, config or SkeletonsConfig()), layout
     known: dict[str, str] = {}
-    for reader in READERS.values():
-        known = {**reader.clip_files, **known}  # the first reader of a suffix reads it
+    for reader in readers:
+        known |= {s: name for s, name in reader.clip_files.items() if s not in known}  # the first one reads it
     listed = ", ".join(f"{suffix} ({name})" for suffix, name in known.items())
     raise DataError(f"{path}: {suffix or 'no suffix'} is not a skeleton file; give {listed}")

@@ -30,7 +30,7 @@ def write(path: Path, **changes: object) -> Path:
 
 def test_joints_keep_their_order_and_are_centred_on_the_first_hip(tmp_path: Path) -> None:
     path = write(tmp_path / f"{NAME}.json")
-    made, layout = read_skeleton(path)
+    made, layout = read_skeleton(path, own="ucla")
     assert layout == KINECT_V1
     np.testing.assert_array_equal(made.joints[:, 0], FRAMES - FRAMES[0, 0])
 

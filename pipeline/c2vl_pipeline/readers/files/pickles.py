@@ -33,8 +33,13 @@ _NAMES = {
     "(__builtin__|builtins) bytes": "bytes",
 }
 """`module name` -> what this interpreter does in its place."""
+_KEYS = frozenset({str, int, float, bool, type(None)})
+"""Types of keys."""
 _CODE = re.compile(r"b1|[iu][1248]|f[248]")
 """Types of numbers."""
+
+
+_BYTE, _SHORT, _INT, _SIZE, _LARGE, _FLOAT = map(struct.Struct, ("<B", "<H", "<i", "<I", "<Q", ">d"))
 
 
 class UnsafeError(ValueError):
@@ -156,20 +161,20 @@ class _Machine:
             b"N": lambda: push(None),
             b"\x88": lambda: push(True),
             b"\x89": lambda: push(False),
-            b"K": lambda: push(number("<B")),
-            b"M": lambda: push(number("<H")),
-            b"J": lambda: push(number("<i")),
-            b"\x8a": lambda: push(self._long(number("<B"))),
-            b"G": lambda: push(number(">d")),
-            b"U": lambda: push(bytes(self._take(number("<B")))),
-            b"T": lambda: push(self._take(number("<I"))),
-            b"C": lambda: push(bytes(self._take(number("<B")))),
-            b"B": lambda: push(self._take(number("<I"))),
-            b"\x8e": lambda: push(self._take(number("<Q"))),
-            b"\x96": lambda: push(self._take(number("<Q"))),
-            b"\x8c": lambda: push(str(self._take(number("<B")), "utf-8", "surrogatepass")),
-            b"X": lambda: self._text(number("<I")),
-            b"\x8d": lambda: self._text(number("<Q")),
+            b"K": lambda: push(number(_BYTE)),
+            b"M": lambda: push(number(_SHORT)),
+            b"J": lambda: push(number(_INT)),
+            b"\x8a": lambda: push(self._long(number(_BYTE))),
+            b"G": lambda: push(number(_FLOAT)),
+            b"U": lambda: push(bytes(self._take(number(_BYTE)))),
+            b"T": lambda: push(self._take(number(_SIZE))),
+            b"C": lambda: push(bytes(self._take(number(_BYTE)))),
+            b"B": lambda: push(self._take(number(_SIZE))),
+            b"\x8e": lambda: push(self._take(number(_LARGE))),
+            b"\x96": lambda: push(self._take(number(_LARGE))),
+            b"\x8c": lambda: push(str(self._take(number(_BYTE)), "utf-8", "surrogatepass")),
+            b"X": lambda: self._text(number(_SIZE)),
+            b"\x8d": lambda: self._text(number(_LARGE)),
             b")": lambda: push(()),
             b"\x85": lambda: self._tuple(1),
             b"\x86": lambda: self._tuple(2),
@@ -181,11 +186,11 @@ class _Machine:
             b"}": lambda: push({}),
             b"s": lambda: self._update([self.stack.pop() for _ in "kv"][::-1]),
             b"u": lambda: self._update(self._popped()),
-            b"q": lambda: self._remember(number("<B")),
-            b"r": lambda: self._remember(number("<I")),
+            b"q": lambda: self._remember(number(_BYTE)),
+            b"r": lambda: self._remember(number(_SIZE)),
             b"\x94": lambda: self._remember(len(self.memo)),
-            b"h": lambda: self._recall(number("<B")),
-            b"j": lambda: self._recall(number("<I")),
+            b"h": lambda: self._recall(number(_BYTE)),
+            b"j": lambda: self._recall(number(_SIZE)),
             b"c": lambda: push(self._name(self._line(), self._line())),
             b"\x93": lambda: push(self._name(*[self.stack.pop() for _ in "mn"][::-1])),
             b"R": lambda: push(self._made(*[self.stack.pop() for _ in "fa"][::-1])),
@@ -204,9 +209,10 @@ class _Machine:
         self.at += size
         return part
 
-    def _number(self, form: str) -> Any:
-        size = struct.calcsize(form)
-        return struct.unpack(form, self._take(size))[0]
+    def _number(self, form: struct.Struct) -> Any:
+        at = self.at
+        self.at = at + form.size
+        return form.unpack_from(self.data, at)[0]
 
     def _long(self, size: int) -> int:
         if size > 16:
@@ -255,7 +261,7 @@ class _Machine:
             table[self._hashable(key)] = value
 
     def _hashable(self, key: Any) -> Any:
-        if not isinstance(key, str | int | float | None):
+        if type(key) not in _KEYS:
             raise UnsafeError(f"a key that is neither text nor number at byte {self.at:,}")
         return key
 
