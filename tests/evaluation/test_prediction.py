@@ -119,7 +119,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
     for name, said in {
         "empty.skeleton": "no body in any frame",
         "cut.skeleton": r"cut\.skeleton:",
-        "clip.pdf": r"\.pdf is not a skeleton file; give \.skeleton",
+        "clip.pdf": r"\.pdf is not a skeleton file; give \.npy",
         "nan.npy": "no body in any frame",
         "joints.npy": r"layout 'kinect_v2' needs \(T, 25, 3\)",
         "nowhere.skeleton": r"nowhere\.skeleton does not exist",
