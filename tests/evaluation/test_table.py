@@ -22,7 +22,7 @@ from c2vl_manifests.recipe_loading import load_variants
 from c2vl_training import trainer
 from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.methods import Supervised
-from c2vl_training.run_folder import read_result
+from c2vl_training.run_folder import read_result, settings
 from support import ROOT
 from support.evaluation import LINEAR, MANIFEST, evaluated, table_lines
 from support.packed import COUNT, sticks
@@ -100,7 +100,7 @@ def test_variants_are_lines_that_differ_from_the_recipe_by_their_own_settings(tm
 def test_the_control_of_another_line_with_the_same_targets_has_a_folder_of_its_own(tmp_path, monkeypatch):
     views = '"two views" = ["training.pretrain.views=2"]'
     plain, variant = (found[-1] for found in (table_lines("hard"), variants_of(tmp_path, views)))
-    saved = (tmp_path, benchmark.settings(plain.kind, plain.recipe))
+    saved = (tmp_path, settings(plain.kind, plain.recipe))
     monkeypatch.setattr(benchmark, "_saved_run", lambda folder: saved)
     assert plain.folder(tmp_path, 0) == tmp_path / "shuffled-pairs-seed0"
     assert variant.folder(tmp_path, 0) == tmp_path / "shuffled-pairs-two-views-seed0"

@@ -92,9 +92,9 @@ class Knowledge:
             if config.pooling != "random":
                 pooled.append(self._pool(part, vectors))
         self._fixed = np.concatenate(pooled) if pooled else None
-        self.centre, self.scale = np.float32(0), np.float32(1)
-        if config.standardise:
-            self.centre, self.scale = self._spread()
+        self.centre, self.scale = (
+            self._spread() if config.standardise else (np.zeros((), np.float32), np.ones((), np.float32))
+        )
         self.dim = int(self._stored.shape[2]) * (self.QUARTERS if config.pooling == "ordered" else 1)
 
     def _parts(self) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
@@ -107,11 +107,12 @@ class Knowledge:
     def _spread(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return mean and standard deviation, at least 1e-6, of each number of what `epoch` may return."""
         if self._fixed is not None:
-            return self._fixed.mean(axis=0), np.maximum(self._fixed.std(axis=0), 1e-6)
+            return np.asarray(self._fixed.mean(axis=0)), np.maximum(self._fixed.std(axis=0), 1e-6)
         count = self._ok.sum()
         mean = sum(vectors[self._ok[part]].sum(axis=0, dtype=np.float64) for part, vectors in self._parts()) / count
         squares = sum(((vectors[self._ok[part]] - mean) ** 2).sum(axis=0) for part, vectors in self._parts())
-        return np.float32(mean), np.maximum(np.float32(np.sqrt(squares / count)), np.float32(1e-6))
+        deviation = np.maximum(np.sqrt(squares / count), 1e-6)
+        return np.asarray(mean, np.float32), np.asarray(deviation, np.float32)
 
     def broken(self) -> int | None:
         """Return the place of the first sample with a vector that is not finite, or None."""
