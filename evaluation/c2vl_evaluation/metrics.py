@@ -11,6 +11,7 @@ from torch import Tensor
 
 from c2vl_evaluation.features import Labels, Split, labelled_split
 from c2vl_evaluation.results import Evaluated, Score
+from c2vl_manifests.datasets import dataset_names, load_dataset
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.manifest import fingerprint
 from c2vl_training.dataset import PackedDataset
@@ -129,6 +130,7 @@ def no_encoder_scores(packed: PackedDataset, benchmark: str) -> Evaluated:
         majority=majority(train, test, classes),
         chance=chance(classes),
         doubles=doubles(packed, benchmark),
+        published=load_dataset(m.dataset).published if m.dataset in dataset_names() else "",
     )
 
 

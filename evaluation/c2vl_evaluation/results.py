@@ -133,9 +133,14 @@ class Evaluated(_Value):
     """Expected score of random answers."""
     doubles: NonNegativeInt = 0
     """Test samples whose joints are those of a training sample, byte by byte."""
+    published: str = ""
+    """What others report of C²VL on this dataset, see `c2vl_manifests.datasets.Dataset`."""
 
-    def doubles_note(self) -> str:
-        """Return what the doubles mean for the scores; empty if there are none."""
+    def notes(self) -> list[str]:
+        """Return what a reader of the scores should know: test samples that were trained on, figures of others."""
+        return [note for note in (self._doubles_note(), self.published) if note]
+
+    def _doubles_note(self) -> str:
         if not self.doubles:
             return ""
         some = f"{self.doubles:,} of {self.test:,} test samples ({100 * self.doubles / self.test:.1f} %)"

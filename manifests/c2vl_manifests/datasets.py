@@ -127,6 +127,8 @@ class Dataset(_Table):
     """The videos show the scene as a mirror does, so that a pose estimator takes left for right."""
     detector_in_image: Detector | None = None
     """The one to use instead if all joints turn out to be in the images of the videos."""
+    published: str = ""
+    """What others report of C²VL on it, with measure and source, in one sentence for the notes of a table."""
     classes: tuple[str, ...] = ()
     actions: tuple[int, ...] = ()
     """Number of each class in the ids; empty: 1, 2, 3, …"""

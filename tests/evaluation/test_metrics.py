@@ -74,5 +74,5 @@ def test_test_samples_with_the_joints_of_a_training_sample_are_counted(tmp_path)
     packed = PackedDataset(sticks(tmp_path / "twice", joints=joints, splits=splits))
     assert metrics.doubles(packed, "xsub") == 1
     scores = metrics.no_encoder_scores(packed, "xsub")
-    assert (scores.doubles, scores.doubles_note()[:36]) == (1, "1 of 4 test samples (25.0 %) have th")
-    assert metrics.no_encoder_scores(PackedDataset(sticks(tmp_path / "once")), "xsub").doubles_note() == ""
+    assert (scores.doubles, [note[:36] for note in scores.notes()]) == (1, ["1 of 4 test samples (25.0 %) have th"])
+    assert metrics.no_encoder_scores(PackedDataset(sticks(tmp_path / "once")), "xsub").notes() == []

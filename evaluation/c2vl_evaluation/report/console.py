@@ -41,8 +41,8 @@ def show_results(table: Table) -> None:
         f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} test",
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
-        f"kNN and linear: top-1; bal.: balanced. {_ORACLE} {table.doubles_note()}".rstrip()
-        + (f" {_DERIVED}" if any(line.derived for line in table.lines()) else ""),
+        f"kNN and linear: top-1; bal.: balanced. "
+        + " ".join([_ORACLE, *table.notes(), *([_DERIVED] if any(line.derived for line in table.lines()) else [])]),
         spare=["training", "best epoch", "top-5", "top-5", "bal.", "bal.", "seeds"],
     )
     for protocol in dict.fromkeys(r.protocol for row in table.rows for r in row.results):
@@ -67,7 +67,7 @@ def show_protocol(title: str, lines: Sequence[Line], place: Evaluated) -> None:
     roles = {line.role for line in lines}
     absent = [word for role, word in _CONTROLS.items() if role not in roles]
     said = [_ORACLE] if any(row[4] not in {"", "n/a"} for row in rows) else []
-    said += [place.doubles_note()] if place.doubles else []
+    said += place.notes()
     said += [_DERIVED] if any(line.derived for line in lines) else []
     said += [f"Missing controls: {', '.join(absent)}."] if absent else []
     show_table(
