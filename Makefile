@@ -23,11 +23,8 @@ KILLS     ?= 20
 TARGET    ?=
 TARGET_DATA ?= $(if $(C2VL_DATA),$(C2VL_DATA)/$(TARGET))
 ARGS      ?=
-# the demo has 192 training clips and minutes: half the heuristic recipe's epochs, in smaller batches
-SHORT     := --set training.pretrain.epochs=24 --set 'training.pretrain.optimiser.milestones=[18,22]' \
-             --set training.pretrain.batch_size=32 --set training.supervised.epochs=24 \
-             --set 'training.supervised.optimiser.milestones=[16,21]' --set training.supervised.batch_size=32 \
-             --set training.supervised.optimiser.lr=0.05
+# one clip of each subject and class: many subjects are what helps with subjects never seen
+MANY      := --subjects 80 --views 1 --repeats 1
 SET       ?=
 recipe    := $(if $(RECIPE),--recipe $(call quoted,$(RECIPE))) $(foreach assignment,$(SET),--set $(call quoted,$(assignment)))
 
@@ -56,9 +53,9 @@ weights: $(CORE) ## Fetch weights of BlazePose and MiniLM into weights/; prints 
 	@$(BIN)/c2vl-pipeline weights $(ARGS)
 
 demo: $(CORE) ## Synthetic videos to an evaluated encoder and a report
-	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/demo-raw)
-	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(call quoted,$(WORKROOT)/demo-raw) --work $(call quoted,$(WORKROOT)/demo)
-	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORKROOT)/demo) --benchmark xsub --out $(call quoted,$(RUNROOT)/demo) $(SHORT) $(ARGS)
+	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/demo-raw) $(MANY)
+	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(call quoted,$(WORKROOT)/demo-raw) --work $(call quoted,$(WORKROOT)/demo) --recipe demo.toml
+	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORKROOT)/demo) --benchmark xsub --out $(call quoted,$(RUNROOT)/demo) --recipe demo.toml --protocol semi $(ARGS)
 
 need-dataset:
 	@test -n "$(DATASET)" || { echo "say which dataset, e.g. make prompts DATASET=ntu120 DATA=/data/ntu"; exit 2; }

@@ -404,11 +404,13 @@ def report(
 def _show_and_write(table: Table, packed: PackedDataset, out: Path) -> None:
     from c2vl_evaluation.report.build import build, main_run
     from c2vl_evaluation.report.console import show_results
+    from c2vl_evaluation.report.verdict import verdict
 
     show_results(table)
     work = packed.folder.parent
     path = build(table, out / "report.html", work=work, main=main_run(table, work, out))
     say(f"report: {link(path)}")
+    say(verdict(table, out).text)
     row = table.main_row()
     commands: list[list[str | Path]] = [["tensorboard", "--logdir", out]]
     if row.knowledge in {"language", "both"}:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from c2vl_evaluation import cache
 from c2vl_evaluation.comparison import Difference, Pair, paired
 from c2vl_evaluation.report.sections import KINDS
-from c2vl_evaluation.results import Protocol, Role, Table, TableRow, mean_std
+from c2vl_evaluation.results import Protocol, Result, Role, Table, TableRow, mean_std
 from c2vl_manifests.errors import C2VLError
 
 _RESAMPLES = 2000
@@ -78,6 +78,7 @@ def verdict(table: Table, folder: Path) -> Verdict:
         text = _against(name, floor, gaps[floor])
         if all(gap.interval for pair in gaps.values() for gap in pair.values()):
             text += f" {_pairing(gaps[floor], gaps.get(shuffled), shuffled)}"
+        text += _few_labels(table, folder, name, floor)
     gaps |= {other: _gaps(table, folder, name, other) for other in peers}
     return Verdict(text + _raw(table), gaps, len(table.of(name)))
 
@@ -108,18 +109,23 @@ def _gaps(table: Table, folder: Path, name: str, other: str) -> dict[Protocol, G
     found = {}
     for kind in KINDS:
         values = [[row.top1(kind) for row in rows.values()] for rows in (main, others)]
-        pairs = [_pair(folder, main[seed], others[seed], kind) for seed in main.keys() & others.keys()]
-        known = [pair for pair in pairs if pair is not None]
-        interval = paired(known, _RESAMPLES)[0] if known and len(known) == len(main) else None
-        points = 100 * (statistics.mean(values[0]) - statistics.mean(values[1]))
-        found[kind] = Gap(points, interval, _beyond_seeds(points, values))
+        both = [[(row, row.result(kind)) for row in (main[seed], others[seed])] for seed in main.keys() & others.keys()]
+        found[kind] = _gap(values, [_pair(folder, *pair) for pair in both], len(main))
     return found
 
 
-def _pair(folder: Path, one: TableRow, other: TableRow, kind: Protocol) -> Pair | None:
-    """Return the stored answers of two runs; None if they are gone, or of different clips."""
+def _gap(values: list[list[float]], pairs: Sequence[Pair | None], runs: int) -> Gap:
+    """Return the difference of two lists of accuracies, with an interval if the answers of all `runs` are there."""
+    known = [pair for pair in pairs if pair is not None]
+    interval = paired(known, _RESAMPLES)[0] if known and len(known) == runs else None
+    points = 100 * (statistics.mean(values[0]) - statistics.mean(values[1]))
+    return Gap(points, interval, _beyond_seeds(points, values))
+
+
+def _pair(folder: Path, one: tuple[TableRow, Result], other: tuple[TableRow, Result]) -> Pair | None:
+    """Return the stored answers of two results; None if they are gone, or of different clips."""
     try:
-        first, second = (cache.predictions_of(folder / row.run, row.result(kind).key) for row in (one, other))
+        first, second = (cache.predictions_of(folder / row.run, result.key) for row, result in (one, other))
     except (C2VLError, OSError):
         return None
     return (first, second) if first.sample_ids == second.sample_ids else None
@@ -131,6 +137,31 @@ def _beyond_seeds(points: float, values: list[list[float]]) -> bool:
         return True
     squared = sum(statistics.variance(side) / len(side) for side in values)
     return abs(points) > 200 * math.sqrt(squared)
+
+
+def _few_labels(table: Table, folder: Path, name: str, floor: str) -> str:
+    """Return what fine-tuning on the largest share of few labels gains over the same network from scratch."""
+    main, scratch = (
+        {(row.seed, r.setting, r.draw): (row, r) for row in table.of(one) for r in row.results if _tuned_on_few(r)}
+        for one in (name, floor)
+    )
+    if not (shared := [key for key in main if key in scratch]):
+        return ""
+    setting = shared[-1][1]
+    both = [(main[key], scratch[key]) for key in shared if key[1] == setting]
+    values = [[result.last.top1 for _, result in side if result.last] for side in zip(*both, strict=True)]
+    gap = _gap(values, [_pair(folder, *pair) for pair in both], len(both))
+    share, _, drawn = setting.removesuffix(", tuned").rpartition(" ")
+    verb = "gains" if gap.points > 0 else "loses"
+    told = f"{verb} {abs(gap.points):.1f} points against" if gap.clear else "differs within noise from"
+    return (
+        f" Fine-tuned with {share} of the labels ({drawn}) it {told} the same network from scratch, "
+        f"which reaches {mean_std(values[1])} %."
+    )
+
+
+def _tuned_on_few(result: Result) -> bool:
+    return result.protocol == "semi" and result.setting.endswith(", tuned") and result.last is not None
 
 
 # -------------------------------------------------------------------------------------------- sentences

@@ -201,11 +201,12 @@ def perform(action: Action, person: Person, partner: Person, rng: Generator, fra
     """
     take = Take(person, rng, frames)
     pose = rest(take)
-    seated = action.seatable and rng.random() < 0.4
+    seated = action.seatable and rng.random() < 0.2
     moved = smooth((np.linspace(0, 1, frames) - rng.uniform(-0.1, 0.5)) / 0.5)[:, None]
     step = rng.uniform(-0.35, 0.35, 2) * (not seated and rng.random() < 0.7)
-    place = rng.uniform(-0.3, 0.3, 2) + (moved - 0.5) * step
-    yaw = rng.uniform(-1, 1) * np.deg2rad(25) + take.wander(0.1, 1)[:, 0]
+    # drifting about: large in joints, which are centred on the first frame, and absent from crops
+    place = rng.uniform(-0.3, 0.3, 2) + (moved - 0.5) * step + take.wander(0.35, 2)
+    yaw = rng.uniform(-1, 1) * np.deg2rad(15) + take.wander(0.1, 1)[:, 0]
     action.move(pose, take)
     if seated:
         pose.sit(np.ones(frames))

@@ -47,8 +47,8 @@ class Person:
 
     @classmethod
     def draw(cls, rng: Generator) -> Person:
-        """Draw a person: an adult of 1.48 to 1.96 m with individual proportions, habits and clothes."""
-        height = float(np.clip(rng.normal(1.7, 0.1), 1.48, 1.96))
+        """Draw a person: a child or an adult of 1.2 to 1.96 m with individual proportions, habits and clothes."""
+        height = rng.uniform(1.2, 1.96)
 
         def part(share: float, spread: float = 0.05) -> float:
             return height * share * float(rng.normal(1, spread))
@@ -60,7 +60,7 @@ class Person:
         return cls(
             height=height, torso=part(0.295), upper_arm=part(0.165), forearm=part(0.145), thigh=part(0.235),
             shank=part(0.235), shoulders=part(0.108, 0.08), hips=part(0.05, 0.08), bulk=rng.normal(1, 0.1),
-            left_handed=bool(rng.random() < 0.3),
+            left_handed=bool(rng.random() < 0.1),
             tempo=rng.uniform(0.8, 1.25), amplitude=rng.uniform(0.75, 1.1),
             stoop=rng.normal(0.05, 0.06), swivel=rng.normal(0, 0.25), habit=rng.normal(0, 0.06, 3),
             rest=np.array([0.15, -0.93, 0.08]) + rng.normal(0, 0.05, 3),
@@ -150,11 +150,11 @@ def rest(take: Take) -> Pose:
     pose.feet[:, :, 0] += rng.uniform(-0.05, 0.12)
     pose.feet[:, 0, 2] += rng.normal(0, 0.06)
     style = rng.random()
-    if style < 0.12:
+    if style < 0.05:
         pose.reach(1, [0.12, -0.55, 0.02], np.full(n, 0.9))  # hand on the hip
-    elif style < 0.24:
+    elif style < 0.1:
         pose.reach(1, [-0.2, -0.5, 0.3], np.full(n, 0.9))  # forearm across the belly
-    elif style < 0.34:
+    elif style < 0.15:
         pose.reach(1, take.spot(-0.2, 0.2, 0.3), 0.8 * np.sin(np.pi * take.ramp))  # touches the face
     return pose
 

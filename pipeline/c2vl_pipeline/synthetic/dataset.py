@@ -47,10 +47,12 @@ from c2vl_pipeline.synthetic.render import (
     write_video,
 )
 
-FORMAT = 2
+FORMAT = 3
 """Increased whenever the same arguments would give other files."""
 
 _LOW, _TRACKED = 1, 2
+_DEPTH_BIAS = 0.08
+"""Standard deviation of a joint's depth over clips, metres."""
 _FIRST_ID = 72057594037900000
 
 
@@ -251,7 +253,7 @@ def _performance(out: Path, settings: Settings, subject: int, repeat: int, numbe
 
 
 def _sense(seen: Floats, rng: Generator) -> tuple[Floats, NDArray[np.int64]]:
-    """Measure joints (T, 25, 3) as a Kinect does: jitter, drift, and guesses where the body hides a joint.
+    """Measure joints (T, 25, 3) as a depth sensor does: jitter, drift, depth errors, guesses of hidden joints.
 
     Returns the noisy joints and the tracking state (T, 25).
     """
@@ -271,7 +273,9 @@ def _sense(seen: Floats, rng: Generator) -> tuple[Floats, NDArray[np.int64]]:
     reach[[J[f"{part}_{s}"] for part in ("foot", "ankle") for s in ("left", "right")]] = 1.6
     drift = np.where(low, 0.06, 0.014 * reach)[..., None] * slow
     jitter = rng.normal(0, 0.004, seen.shape) * reach[:, None]
-    return seen + drift + jitter, np.where(low, _LOW, _TRACKED)
+    # time of flight errs along the ray, which no picture shows: a bias of the whole clip, and drift
+    along = (rng.normal(0, _DEPTH_BIAS, (1, joints, 1)) + 3 * drift[..., 2:]) * (seen / seen[..., 2:])
+    return seen + drift + along + jitter, np.where(low, _LOW, _TRACKED)
 
 
 def _faults(rng: Generator, frames: int) -> tuple[set[int], range]:

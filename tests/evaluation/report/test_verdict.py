@@ -9,7 +9,7 @@ from c2vl_evaluation import cache
 from c2vl_evaluation.cache import Predictions
 from c2vl_evaluation.report.verdict import Verdict, verdict
 from c2vl_manifests.errors import DataError
-from support.report import BASE, both, table
+from support.report import BASE, both, found, table
 
 CLIPS = 600
 CLEAR = {"pretrained": 0.8, "floor": 0.5, "shuffled": 0.6}
@@ -132,3 +132,42 @@ def test_the_verdict_names_joints_without_an_encoder(tmp_path):
     raw = results.rows[0].model_copy(update={"name": "raw joints", "role": "baseline", "results": both(0.9, 0.5)})
     spoken = verdict(results.model_copy(update={"rows": (*results.rows, raw)}), tmp_path).text
     assert spoken == f"{before} The raw joints, without any encoder, reach 90.0 % kNN and 50.0 % linear."
+
+
+@pytest.mark.parametrize(
+    ("reached", "told"),
+    [
+        (0.7, "it gains 30.0 points against"),
+        (0.41, "it differs within noise from"),
+        (0.2, "it loses 20.0 points against"),
+    ],
+)
+def test_few_labels_are_compared_with_the_same_network_from_scratch(monkeypatch, tmp_path, reached, told):
+    setting, shares = "10 % stratified, tuned", {"pretrained": reached, "floor": 0.4}
+    roles = {role: name for name, role in reversed(BASE)}
+    results = table({(roles[role], role): (0.5, 0.5) for role in shares}, seeds=1)
+    rows = tuple(
+        row.model_copy(
+            update={
+                "results": (
+                    *row.results,
+                    found(0.9, "10 % stratified, frozen"),
+                    *(found(shares[row.role], setting, draw, key=f"tuned {draw}") for draw in range(2)),
+                )
+            }
+        )
+        for row in results.rows
+    )
+    results = results.model_copy(update={"rows": rows})
+
+    def stored(run, key):
+        row = next(r for r in rows if run == tmp_path / r.run)
+        share = shares[row.role] if key.startswith("tuned") else 0.5
+        right = np.random.default_rng([len(row.name), len(key)]).permutation(CLIPS) < CLIPS * share
+        labels = np.arange(CLIPS) % 3
+        return Predictions(list(map(str, range(CLIPS))), labels, np.where(right, labels, 3), np.zeros((CLIPS, 4)))
+
+    monkeypatch.setattr(cache, "predictions_of", stored)
+    assert verdict(results, tmp_path).text.endswith(
+        f" Fine-tuned with 10 % of the labels (stratified) {told} the same network from scratch, which reaches 40.0 ± 0.0 %."
+    )
