@@ -114,7 +114,7 @@ def publish(
     names = [name for name in stages_of(index) if name in ALWAYS or (name == "crops" and crops)]
     names += ["skeletons"] if skeletons else []
     stages = complete_stages(index, "publish", names)
-    _claim(out)
+    _claim(out, index.dataset.name)
     facts = _facts(index, {name: Part(rows=m.rows, statuses=m.statuses) for name, m in stages.items()}, webdataset)
     commit_text(out / FILE, facts.model_dump_json(indent=1) + "\n")
     about = _about(index)
@@ -136,19 +136,24 @@ def publish(
     return whole
 
 
-def _claim(out: Path) -> None:
-    """Raise DataError unless a folder is new, holds hidden files alone (a clone of an empty repository), or is ours."""
+def _claim(out: Path, dataset: str) -> None:
+    """Raise DataError unless a folder is new, holds hidden files alone (a clone of an empty repository), or is ours.
+
+    Ours is one that this command wrote from the same dataset.
+    """
     out.mkdir(parents=True, exist_ok=True)
     if not (held := sorted(path.name for path in out.iterdir() if not path.name.startswith("."))):
         return
     try:
-        Published.model_validate_json(read_bytes(out / FILE))
+        ours = Published.model_validate_json(read_bytes(out / FILE))
     except (OSError, ValueError) as error:
         if passing(error):
             raise
         raise DataError(
             f"{out} holds {held[0]!r} and no {FILE} of this command; name a new folder with --out"
         ) from error
+    if ours.dataset != dataset:
+        raise DataError(f"{out} holds the dataset {ours.dataset!r}, expected {dataset!r}; name a new folder with --out")
 
 
 def _tidy(out: Path, wanted: set[str], shards: int) -> None:

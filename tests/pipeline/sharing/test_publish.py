@@ -133,6 +133,12 @@ def test_a_folder_of_somebody_else_is_refused_and_left_alone(work, tmp_path):
     (clone / ".git").mkdir(parents=True)
     (clone / ".gitattributes").write_text("*.parquet filter=lfs")
     assert publish(work, clone).complete
+    path = clone / "published.json"
+    path.write_text(path.read_text().replace('"dataset": "synthetic"', '"dataset": "another"'))
+    before = times(clone)
+    with pytest.raises(DataError, match=r"holds the dataset 'another', expected 'synthetic'; name a new folder"):
+        publish(work, clone)
+    assert times(clone) == before
 
 
 def test_a_work_folder_that_is_not_done_names_the_command(work, tmp_path, cli: Cli):
