@@ -19,8 +19,8 @@ _HOLDS = {
     "crops": "one row per (sample, slot): the person of a frame as JPEG (`jpeg`), and the box it was cut from",
     "skeletons": "one row per sample: joints of its valid frames, float32 in metres",
 }
-_LICENCE = """This folder was made from a dataset of others, and its licence decides what may be passed on. The licences of most
-recordings of people forbid passing on pictures, and some forbid joints and all that is derived from the data. Read it
+_LICENCE = """This folder was made from a dataset of others, and its licence decides what may be passed on. Many licences of
+recordings of people forbid passing on pictures; a licence may forbid joints and all that is derived from the data. Read it
 before you upload anything, name it under `license` above (`unknown` until you do), and remove what it forbids:
 captions and vectors are derived from the videos too. Models that wrote the captions have licences of their own."""
 

@@ -8,7 +8,7 @@
     webdataset/           tar shards, on request: see `webdataset`
 
 Finished shards whose rows did not change are left as they are. Pictures and joints of people are published on request
-alone: the licence of most datasets forbids passing them on.
+alone: many licences forbid passing them on.
 """
 
 from __future__ import annotations
