@@ -187,6 +187,7 @@ MAY_IMPORT = {
     "execution": (*_STAGES, "stages"),
     "maintenance": (*_STAGES, "stages", "execution"),
     "browse": ("readers", "engines", "workspace", "stages"),
+    "sharing": ("workspace", "stages"),
 }
 """Folder of `c2vl_pipeline` -> the others that it may import; the command line may import all."""
 
@@ -206,7 +207,7 @@ def test_folders_of_the_pipeline_import_only_those_below_them():
 
 
 EVALUATION = (
-    "results", "features", "metrics", "clips", "cache", "context", "comparison", "protocols", "prediction", "language", "table",
+    "results", "features", "metrics", "clips", "cache", "context", "comparison", "protocols", "prediction", "export", "language", "table",
     "report", "paper",
 )  # fmt: skip
 """Modules and folders of `c2vl_evaluation`: each imports only those before it; the command line may import all."""
@@ -390,11 +391,11 @@ HEAVY = (
 COMMANDS = {
     "c2vl_pipeline": (
         "synth", "index", "skeletons", "crop", "caption", "embed", "pack", "prompts", "status",
-        "verify", "inspect", "explain", "audit", "export", "layouts",
+        "verify", "inspect", "explain", "audit", "export", "layouts", "publish",
     ),
-    "c2vl_training": ("pretrain", "supervised", "random"),
+    "c2vl_training": ("pretrain", "supervised", "random", "export"),
     "c2vl_evaluation": (
-        "run", "compare", "predict", "benchmark", "report", "zeroshot", "features", "retrieval", "search", "paper",
+        "run", "compare", "predict", "export", "benchmark", "report", "zeroshot", "features", "retrieval", "search", "paper",
     ),
 }  # fmt: skip
 PROBE = """

@@ -161,6 +161,33 @@ def predict(
         raise DataError("; ".join(map(str, failed)))
 
 
+@app.command("export")
+def export_command(
+    run: RunOption,
+    data: PackedOption,
+    out: Annotated[Path | None, optional("--out", "The file; recogniser.onnx in the run's folder.")] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="Weights of 8 bits, and what that changes on the test clips.")
+    ] = False,
+    benchmark: BenchmarkOption = None,
+    recipe: RecipeOption = None,
+    set_: SetOption = None,
+) -> None:
+    """Write encoder and linear layer as one ONNX file: joints (T, M, V, C) of any clip in, class probabilities out."""
+    from c2vl_evaluation import export
+
+    (context,) = _contexts([run], data, benchmark, recipe, set_)
+    made = export.export(context, out or run / "recogniser.onnx", int8)
+    checked = (
+        f"differs from torch by {made.difference:.0e} in onnxruntime"
+        if made.difference == made.difference
+        else "not run: onnxruntime is not installed"
+    )
+    say(f"{made.path}: joints (T, M, {made.joints}, {made.dims}) -> probabilities ({made.classes}); {checked}")
+    if made.loss is not None:
+        say(made.loss.words())
+
+
 @app.command()
 def zeroshot(
     data: PackedOption,

@@ -256,10 +256,15 @@ def commit_table(
         seconds=round(seconds, 3),
         extra=dict(extra or {}),
     )
+    commit_shard_manifest(path, manifest)
+    return manifest
+
+
+def commit_shard_manifest(path: Path, manifest: ShardManifest) -> None:
+    """Write the manifest of a shard beside it: from now on the shard is finished."""
     facts = json.loads(manifest.model_dump_json())
     text = json.dumps(facts | {_CHECK: fingerprint(facts)}, indent=1)
     commit_text(path.with_suffix(".json"), text + "\n")
-    return manifest
 
 
 def footer_problem(path: Path, key: str, rows: int, schema: pa.Schema | None = None) -> str | None:
@@ -320,15 +325,19 @@ def read_shard_manifest(path: Path) -> ShardManifest | None:
 
 def finished_shard(path: Path, key: str) -> ShardManifest | None:
     """Return the manifest of a shard that is committed under `key` and whose file is whole, else None."""
+    manifest = finished_file(path, key)
+    return manifest if manifest and footer_problem(path, key, manifest.rows) is None else None
+
+
+def finished_file(path: Path, key: str) -> ShardManifest | None:
+    """Return the manifest of a file, Parquet or not, that is committed under `key` and has all its bytes, else None."""
     manifest = read_shard_manifest(path)
     if manifest is None or manifest.key != key:
         return None
     try:
-        if path.stat().st_size != manifest.bytes:
-            return None
+        return manifest if path.stat().st_size == manifest.bytes else None
     except FileNotFoundError:
         return None
-    return manifest if footer_problem(path, key, manifest.rows) is None else None
 
 
 def first_error(error: ValueError | OSError) -> str:

@@ -377,6 +377,7 @@ app.command("verify")(cli_maintenance.verify_command)
 app.command("inspect")(cli_maintenance.inspect_command)
 app.command("explain")(cli_maintenance.explain_command)
 app.command("audit")(cli_maintenance.audit_command)
+app.command("publish")(cli_maintenance.publish_command)
 
 
 def main() -> None:

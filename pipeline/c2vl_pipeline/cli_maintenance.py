@@ -336,3 +336,24 @@ def audit_command(
     for line in () if as_json else [*measured.summary(), *notes, f"page: {link(path)}"]:
         say(line)
     audit.write(measured, path)
+
+
+def publish_command(
+    work: WorkOption,
+    out: Annotated[Path, typer.Option("--out", help="New folder, or one that this command wrote.")],
+    crops: Annotated[bool, typer.Option("--crops", help="Pictures too, if the dataset's licence allows it.")] = False,
+    skeletons: Annotated[
+        bool, typer.Option("--skeletons", help="Joints too, if the dataset's licence allows it.")
+    ] = False,
+    webdataset: Annotated[bool, typer.Option("--webdataset", help="Tar shards for streaming too.")] = False,
+) -> None:
+    """Write captions and vectors, with a card, as a folder for a data hub that the `datasets` library reads."""
+    from c2vl_pipeline.sharing.publish import publish
+
+    with Reporter() as emit:
+        made = publish(work, out, crops=crops, skeletons=skeletons, webdataset=webdataset, emit=emit)
+    parts = ", ".join(f"{name} {part.rows:,}" for name, part in made.parts.items())
+    say(
+        f"{out}: rows of {parts}; read the section Licence of {out / 'README.md'} and name the licence there before you "
+        "give it away"
+    )

@@ -1,4 +1,4 @@
-"""What is given away tells no folder, user or host: all files of packed data, runs, tables and pages are read."""
+"""What is given away tells no folder, user or host: all files of packed and published data, runs, tables and pages are read."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ SECRETS = b"secret-user", b"secret-host", b"secret-login"
 MADE = (
     "packed/packed.json", "packed-kinect_v1/packed.json", "inspect.html", "audit.html", "run/run.json",
     "run/left_out.csv", "run/encoder.safetensors", "run/projectors.safetensors", "search.html", "table/results.json",
-    "table/report.html",
+    "table/report.html", "published/README.md", "published/published.json", "published/webdataset/shard-00000.tar",
+    "run/README.md",
 )  # fmt: skip
+
+
+PUBLISHED = ("--crops", "--skeletons", "--webdataset")
 
 
 def content(path: Path) -> bytes:
@@ -79,6 +83,7 @@ def test_packed_data_runs_tables_and_pages_tell_no_folder_user_or_host(cli: Cli,
     ok(cli, "c2vl-pipeline", "pack", "--work", work, "--layout", "kinect_v1")
     for name in ("inspect", "audit", "explain S001C001P001R001A001", "explain S001C001P001R001A002"):
         ok(cli, "c2vl-pipeline", *name.split(), "--work", work)
+    ok(cli, "c2vl-pipeline", "publish", "--work", work, "--out", home / "published", *PUBLISHED)
     data = ("--data", work)
     ok(cli, "c2vl-train", "pretrain", *data, "--out", run)
     if find_spec("onnxscript") is not None:
@@ -88,7 +93,7 @@ def test_packed_data_runs_tables_and_pages_tell_no_folder_user_or_host(cli: Cli,
     ok(cli, "c2vl-eval", "benchmark", *data, "--benchmark", "xsub", "--out", table)
 
     away = home.parent / "away"
-    for folder in (run, table, work / "packed", work / "packed-kinect_v1"):
+    for folder in (run, table, home / "published", work / "packed", work / "packed-kinect_v1"):
         shutil.copytree(folder, away / folder.name)
     for page in (*home.glob("*.html"), *work.glob("*.html")):
         shutil.copy(page, away)

@@ -85,7 +85,7 @@ def test_an_unfinished_run_is_not_exported(tmp_path):
 @pytest.mark.slow
 def test_a_graph_that_differs_is_not_written(data, tmp_path, monkeypatch):
     train(run(data, tmp_path / "run", kind="random"))
-    monkeypatch.setattr(export, "_difference", lambda *_: 0.5)
+    monkeypatch.setattr(export, "difference_of", lambda *_: 0.5)
     with pytest.raises(ConfigError, match=r"differs from the encoder by 5\.0e-01"):
         export.export(tmp_path / "run", tmp_path / "encoder.onnx")
     assert not (tmp_path / "encoder.onnx").exists()
@@ -99,8 +99,8 @@ def test_onnx_is_an_extra_and_not_needed_to_train():
 
 
 def test_a_check_by_onnxruntime_leaves_nothing_in_the_home_folder(tmp_path):
-    program = "from c2vl_training.export import _difference; import sys\n"
-    program += "try: _difference(b'', None, None)\nexcept Exception: pass\nassert 'onnxruntime' in sys.modules"
+    program = "from c2vl_training.export import session_of; import sys\n"
+    program += "try: session_of(b'')\nexcept Exception: pass\nassert 'onnxruntime' in sys.modules"
     done = subprocess.run([sys.executable, "-c", program], env={**os.environ, "HOME": str(tmp_path)}, check=False)
     assert done.returncode == 0
     assert not [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]

@@ -10,13 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from c2vl_training.checkpoint import load_encoder
-    from c2vl_training.inference import load_joint_embedding
+    from c2vl_training.inference import encode_skeleton, load_joint_embedding
     from c2vl_training.run_folder import Run
     from c2vl_training.trainer import train
 
-__all__ = ["Run", "load_encoder", "load_joint_embedding", "train"]
+__all__ = ["Run", "encode_skeleton", "load_encoder", "load_joint_embedding", "train"]
 
-_MODULES = {"Run": "run_folder", "load_encoder": "checkpoint", "load_joint_embedding": "inference", "train": "trainer"}
+_MODULES = {
+    "Run": "run_folder",
+    "encode_skeleton": "inference",
+    "load_encoder": "checkpoint",
+    "load_joint_embedding": "inference",
+    "train": "trainer",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,11 +1,13 @@
-"""Random crops in time, rotations and shears, drawn for a whole epoch, and resizing in time."""
+"""Random crops in time, rotations and shears, drawn for a whole epoch, resizing in time, and the streams."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from c2vl_manifests.recipe import InputConfig
 
@@ -80,3 +82,23 @@ def interpolation(first: Tensor, window: Tensor, linear: Tensor, frames: int) ->
     here = torch.cat([linear, torch.zeros_like(linear)], dim=2)[:, :, None]
     change = torch.cat([-linear, linear], dim=2)[:, :, None]
     return planes, torch.addcmul(here, share[:, None, :, None], change).view(-1, 2 * C)
+
+
+def derive_stream(clip: Tensor, gone: Tensor | None, stream: str, parents: Sequence[int]) -> Tensor:
+    """Return positions, bones or motions of a clip; zero where `gone` marks missing joints.
+
+    Args:
+        clip: positions, which may be overwritten. Shape (N, C, T, M, V).
+        gone: of the clip; None without missing joints. Shape (N, 1, T, M, V).
+        stream: `joint`, `bone` or `motion`.
+        parents: of each joint.
+    """
+    if stream == "bone":
+        clip = clip - clip[..., parents]
+        gone = None if gone is None else gone | gone[..., parents]
+    elif stream == "motion":
+        moved = torch.zeros_like(clip)
+        torch.sub(clip[:, :, 1:], clip[:, :, :-1], out=moved[:, :, :-1])
+        clip = moved
+        gone = None if gone is None else F.pad(gone[:, :, 1:], (0, 0, 0, 0, 0, 1)) | gone
+    return clip if gone is None else clip.masked_fill_(gone, 0)

@@ -1,5 +1,6 @@
 """Files of a run, written and read: safetensors only, no pickle is ever loaded.
 
+README.md               the model card, for those that the encoder is given to
 run.json                what was run: recipe, seed, data fingerprint, samples, versions, seconds
 checkpoint.safetensors  weights, optimiser and teacher of the last checkpoint: a killed run resumes from it
 encoder.safetensors     the trained encoder; its presence means the run is finished
@@ -143,6 +144,11 @@ class TrainedEncoder:
     input: InputConfig
     facts: dict[str, Any]
 
+    @property
+    def bodies(self) -> int:
+        """Bodies M of its clips."""
+        return int(self.facts["bodies"])
+
 
 def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the encoder file of a finished run.
@@ -155,12 +161,17 @@ def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return load(folder / ENCODER)
 
 
-def load_encoder(folder: Path, device: torch.device | str = "cpu") -> TrainedEncoder:
+def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> TrainedEncoder:
     """Build the encoder of a finished run, in eval mode and without gradients.
+
+    Args:
+        folder: of the run; `encoder.safetensors` alone is read.
+        device: of the weights.
 
     Raises:
         CheckpointError: the run is unfinished, damaged, or of another model.
     """
+    folder = Path(folder)
     path = folder / ENCODER
     tensors, facts = load_finished(folder)
     try:

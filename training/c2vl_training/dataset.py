@@ -32,7 +32,7 @@ from c2vl_manifests.reading import map_array, read_array
 from c2vl_manifests.recipe import InputConfig
 from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_table
-from c2vl_training.augmentation import AugmentationDraws, between, interpolation, rotations, shears
+from c2vl_training.augmentation import AugmentationDraws, between, derive_stream, interpolation, rotations, shears
 
 Rows = npt.NDArray[np.int64]
 _COLUMNS = (
@@ -346,20 +346,8 @@ class Clips:
             low += (self._first[at] + start)[:, None]
             mixed = (share > 0)[..., None, None] & self._gone[(low + 1).clamp_(max=len(self._gone) - 1)]
             gone = (self._gone[low] | mixed)[:, None]
-        return self._stream(clip, gone).transpose(3, 4)
-
-    def _stream(self, clip: Tensor, gone: Tensor | None) -> Tensor:
-        """Return positions, bones or motions; `gone` marks missing joints. Shape: (N, C, T, M, V), (N, 1, T, M, V)."""
-        if self.config.stream == "bone":
-            parents = list(self.layout.parents)
-            clip = clip - clip[..., parents]
-            gone = None if gone is None else gone | gone[..., parents]
-        elif self.config.stream == "motion":
-            moved = torch.zeros_like(clip)
-            torch.sub(clip[:, :, 1:], clip[:, :, :-1], out=moved[:, :, :-1])
-            clip = moved
-            gone = None if gone is None else F.pad(gone[:, :, 1:], (0, 0, 0, 0, 0, 1)) | gone
-        return clip if gone is None else clip.masked_fill_(gone, 0)
+        stream = derive_stream(clip, gone, self.config.stream, list(self.layout.parents))
+        return stream.transpose(3, 4)
 
 
 def _mapped(joints: npt.NDArray[Any]) -> Tensor:

@@ -72,6 +72,14 @@ def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: Input
     return Clips(skeleton, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
 
 
+@torch.inference_mode()
+def encode_skeleton(encoder: checkpoint.TrainedEncoder, joints: npt.NDArray[Any]) -> Tensor:
+    """Return the features of one skeleton, see `clip_of`. Shape: (T, M, V, C) -> (D,)."""
+    clip = clip_of(joints, encoder.layout, encoder.bodies, encoder.input)
+    features: Tensor = encoder.module(clip.to(next(encoder.module.parameters()).device))
+    return features[0]
+
+
 @dataclass(frozen=True)
 class JointEmbedding:
     """A finished pre-training, frozen; embeddings are L2-normalised and compared by dot product."""

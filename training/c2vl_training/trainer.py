@@ -26,7 +26,7 @@ from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataE
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.recipe import TrainingConfig
-from c2vl_training import checkpoint, distributed, run_folder, schedule
+from c2vl_training import card, checkpoint, distributed, run_folder, schedule
 from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection
 from c2vl_training.encoders import Encoder, build_encoder
@@ -89,6 +89,7 @@ def train(run: Run, emit: Emit = silent) -> Result:
     if first:
         run_folder.write_run(run, result, encoder)
         facts = run.facts() | run.trained_with(selection)
+        card.write(run.out, facts)
         if isinstance(method, Pretraining):
             checkpoint.save(run.out / checkpoint.PROJECTORS, method.projectors(), facts)
         checkpoint.save(run.out / checkpoint.ENCODER, encoder.state_dict(), facts)

@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,20 +51,28 @@ Joints = np.ndarray[Any, Any]
 Row = dict[str, Any]
 
 
-def _complete_stages(index: Workspace) -> dict[str, StageManifest]:
-    """Return the manifests of all stages; raise StageError if one is missing or unfinished."""
+def complete_stages(
+    index: Workspace, reader: str = "pack", names: Collection[str] | None = None
+) -> dict[str, StageManifest]:
+    """Return the manifests of stages, all unless `names` are given, for the command `reader`.
+
+    Raises:
+        StageError: one is missing or unfinished.
+    """
     manifests = {}
     for name, stage in stages_of(index).items():
+        if names is not None and name not in names:
+            continue
         manifest = read_stage_manifest(index.work / name)
         if manifest is None or not manifest.complete:
             state = "do not exist"
             if manifest is not None:
                 state = f"are unfinished ({manifest.rows:,} of {manifest.expected_rows:,} rows)"
             raise StageError(
-                f"pack needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} "
+                f"{reader} needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} "
                 f"--work {index.work}` first"
             )
-        check_shards(stage, index, range(len(index.shard_ranges)), "pack")
+        check_shards(stage, index, range(len(index.shard_ranges)), reader)
         manifests[name] = manifest
     return manifests
 
@@ -115,12 +123,12 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         OSError: the disk is full.
     """
     index = load(work)
-    stages = _complete_stages(index)
+    stages = complete_stages(index)
     folder = folder_of(work, layout)
     target = None if layout is None else load_layout(layout, index.root)
     key = content_key(index, stages, target)
     if (packed := _read_packed(folder, key)) is not None:
-        current = packed.model_copy(update=_made_with(index, packed.engines))
+        current = packed.model_copy(update=made_with(index, packed.engines))
         text = current.model_dump_json(indent=1) + "\n"
         if (folder / FILE).read_text("utf-8") != text:
             commit_text(folder / FILE, text)
@@ -134,11 +142,6 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
     slots = stages["embeddings"].rows // len(rows) or recipe.pipeline.frames
     widths = _pack_vectors(index, folder, slots, rows, emit)
     _pack_index(index, folder, rows)
-    engines = {
-        name: stages[name].inputs["engine"] | {k: v for k, v in stages[name].provenance.items() if k != SPEED}
-        for name, stage in stages_of(index).items()
-        if stage.engine is not None
-    }
     manifest = PackedManifest(
         dataset=index.dataset.name,
         title=index.dataset.title,
@@ -153,13 +156,22 @@ def run(work: Path, recipe: Recipe, emit: Emit = silent, layout: str | None = No
         language_dim=widths["language"],
         second_body=stages["skeletons"].inputs["config"].get("second_body", "zeros"),
         gaps=gaps,
-        **_made_with(index, engines),
+        **made_with(index, engines_of(index, stages)),
     )
     commit_text(folder / FILE, manifest.model_dump_json(indent=1) + "\n")
     return manifest
 
 
-def _made_with(index: Workspace, engines: Mapping[str, Any]) -> dict[str, Any]:
+def engines_of(index: Workspace, stages: Mapping[str, StageManifest]) -> dict[str, dict[str, Any]]:
+    """Return by which engine, of these stages, the rows of each that has one were made, as its manifest says."""
+    return {
+        name: stages[name].inputs["engine"] | {k: v for k, v in stages[name].provenance.items() if k != SPEED}
+        for name, stage in stages_of(index).items()
+        if stage.engine is not None and name in stages
+    }
+
+
+def made_with(index: Workspace, engines: Mapping[str, Any]) -> dict[str, Any]:
     """Return engines and recipe without paths and hosts, which stay in the work folder: packed data are given away."""
     recipe = index.recipe
     return {
