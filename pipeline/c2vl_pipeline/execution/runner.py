@@ -139,6 +139,8 @@ def run_stage(
                 failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
                 if failed:
                     break
+            else:  # a worker that was killed in the middle of a commit left its file
+                _remove_leftovers(folder, keys, due, only if share else None)
         summary = _commit(folder, keys, done, index, recipe, share)
     if failed:
         raise StageError(too_many_failures(index, stage, statuses, max_failures))
