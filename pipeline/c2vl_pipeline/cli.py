@@ -25,6 +25,7 @@ from c2vl_pipeline.cli_options import (
     ResourceOption,
     SchedulerOption,
     ShardLimit,
+    ShareOption,
     StageRunner,
     WorkersOption,
     WorkOption,
@@ -206,6 +207,7 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
         max_failures: FailuresOption = 0.05,
         overwrite: OverwriteOption = False,
         limit: ShardLimit = None,
+        share: ShareOption = None,
         set_: SetOption = None,
     ) -> None:
         from c2vl_pipeline.stages import STAGES, pose
@@ -214,7 +216,7 @@ def _add_stage_command(name: str, help_text: str, *, has_engine: bool = True) ->
         resolved = recipe_of(work, recipe, set_, engine, name)
         follows = [*STAGES.values(), None][[*STAGES].index(stage.name) + 1]
         following = next_steps(["c2vl-pipeline", follows.command if follows else "pack", "--work", work])
-        with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
+        with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite, share) as runner:
             runner.run(stage, limit=limit, following=f"; {following}")
 
     signature = inspect.signature(command, eval_str=True)
@@ -275,6 +277,7 @@ def prompts_command(
     allow_missing: AllowMissing = False,
     only_present: OnlyPresent = False,
     limit: LimitOption = None,
+    share: ShareOption = None,
     dry_run: Annotated[
         bool,
         typer.Option(
@@ -295,7 +298,8 @@ def prompts_command(
 ) -> None:
     """Run all stages: index, skeletons (or pose), crop, caption, embed, pack.
 
-    Without --dataset and --data, the index of the work folder is used.
+    Without --dataset and --data, the index of the work folder is used. With --share, all stages but index and pack; call
+    it once more without, when all shares are made.
     """
     if (dataset is None) != (data is None):
         raise typer.BadParameter("give --dataset and --data, or neither to use the index of the work folder")
@@ -303,6 +307,10 @@ def prompts_command(
         raise typer.BadParameter("--layout, --limit, --allow-missing and --only-present need --dataset and --data")
     if retry_failed and (dry_run or dataset is not None):
         raise typer.BadParameter("--retry-failed goes with neither --dry-run nor --dataset and --data")
+    if share is not None and (dry_run or retry_failed or dataset is not None):
+        raise typer.BadParameter(
+            "--share goes with neither --dry-run, --retry-failed nor --dataset and --data: run `c2vl-pipeline index` first"
+        )
     if dataset is not None and data is not None:
         _index(dataset, data, work, recipe, layout, allow_missing, only_present, limit, False, set_)
     resolved = recipe_of(work, recipe, set_)
@@ -316,11 +324,14 @@ def prompts_command(
     from c2vl_pipeline.stages import stages_of
     from c2vl_pipeline.workspace import load
 
-    with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite) as runner:
+    with StageRunner(work, resolved, workers, scheduler, resource, max_failures, overwrite, share) as runner:
         stages = stages_of(load(work))
         count = len(stages) + 2  # and index and pack
         for number, stage in enumerate(stages.values(), 2):
             runner.run(stage, place=f"stage {number} of {count}: ")
+    if share is not None:
+        say(f"when all shares are done, {next_steps(['c2vl-pipeline', 'prompts', '--work', work])}")
+        return
     _pack(work, resolved, place=f"stage {count} of {count}: ")
 
 

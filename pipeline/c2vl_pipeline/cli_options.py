@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from c2vl_manifests.manifest import StageManifest
     from c2vl_manifests.recipe import Recipe
     from c2vl_pipeline.execution.keys import Redo
+    from c2vl_pipeline.execution.sharing import Share
     from c2vl_pipeline.execution.workers import Workers
     from c2vl_pipeline.stages.base import Stage
 
@@ -67,6 +69,14 @@ FailuresOption = Annotated[
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N samples.")]
 ShardLimit = Annotated[
     int | None, typer.Option("--limit", min=1, metavar="N", help="Only the shards that hold the first N samples.")
+]
+ShareOption = Annotated[
+    str | None,
+    typer.Option(
+        "--share",
+        metavar="K/N",
+        help="Only the K-th of N shares of the shards, e.g. 3/8, while other processes make the others: for job arrays.",
+    ),
 ]
 EngineOption = Annotated[
     str | None, typer.Option("--engine", help="Engine preset or back-end to use instead of the recipe's.")
@@ -129,11 +139,13 @@ class StageRunner:
     resource: list[str] | None = None
     max_failures: float = 0.05
     overwrite: bool = True
+    share: str | None = None
     _stack: ExitStack = field(default_factory=ExitStack)
     _pool: Workers | None = None
 
     def __post_init__(self) -> None:
         self._resources = _resources(self.resource)
+        self._share = _share(self.share)
 
     def __enter__(self) -> StageRunner:
         return self
@@ -161,13 +173,15 @@ class StageRunner:
                 workers=self._workers_for(stage, emit),
                 limit=limit,
                 only=only,
+                share=self._share,
                 redo=redo,
                 max_failures=self.max_failures,
                 overwrite=self.overwrite,
                 emit=emit,
             )
         counts = ", ".join(f"{status} {n:,}" for status, n in manifest.statuses.items())
-        state = "all accounted for" if manifest.complete else "unfinished"
+        unfinished = f"share {self._share} is done" if self._share else "unfinished"
+        state = "all accounted for" if manifest.complete else unfinished
         made = f"{manifest.rows:,} of {manifest.expected_rows:,} rows, {state}: {counts}"
         if manifest.complete and _no_video(manifest):
             made = "left out, no sample has a video"
@@ -222,6 +236,20 @@ def can_start_processes(emit: Emit) -> bool:
         emit(Note(text, "warning"))
         return False
     return True
+
+
+def _share(text: str | None) -> Share | None:
+    from c2vl_pipeline.execution.sharing import Share
+
+    if text is None:
+        return None
+    parts = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text.strip())
+    if parts is None or not 1 <= int(parts[1]) <= int(parts[2]):
+        raise typer.BadParameter(
+            f"{text!r} is not a share of the form K/N with K from 1 to N, e.g. 3/8 in a job array of 1-8",
+            param_hint="--share",
+        )
+    return Share(int(parts[1]), int(parts[2]))
 
 
 def _resources(options: list[str] | None) -> dict[str, float]:

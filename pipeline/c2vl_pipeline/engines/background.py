@@ -1,15 +1,16 @@
 """The empty scene of each camera and shape, for detectors that look for what differs from it.
 
 A scene is made from a few frames of many of the camera's clips of one shape (upright and across differ) by the first
-process that needs it, and is stored next to the crops with a fingerprint of these clips. Where the clips have changed,
-the scene is made again. The shapes of clips that were looked into are stored too: none is opened for every scene.
+process that needs it, while others that need it wait, and is stored next to the crops with a fingerprint of these clips.
+Where the clips have changed, the scene is made again. The shapes of clips that were looked into are stored too: none is opened for every scene.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.files import open_own
 from c2vl_manifests.manifest import commit_bytes, commit_text, file_sha256, fingerprint
 from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import Image
@@ -68,14 +70,25 @@ def scene(
     Returns:
         The scene, uint8 RGB (H, W, 3); None where no clip of the camera can be read in this shape.
     """
-    chosen = _of_shape(scene_path(folder, camera), root, shape, samples, reading)
-    made_from = fingerprint([[sample[column] for column in _COLUMNS] for sample in chosen])
-    path = scene_path(folder, camera, shape)
-    sha256 = _stored(path, made_from) or _make(path, root, shape, chosen, made_from, reading)
+    path, memo = scene_path(folder, camera, shape), scene_path(folder, camera)
+    with _alone(memo):
+        chosen = _of_shape(memo, root, shape, samples, reading)
+        made_from = fingerprint([[sample[column] for column in _COLUMNS] for sample in chosen])
+        sha256 = _stored(path, made_from) or _make(path, root, shape, chosen, made_from, reading)
     image = None if sha256 is None else cv2.imread(str(path))
     if sha256 is None or image is None:
         return None
     return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8), sha256
+
+
+@contextmanager
+def _alone(memo: Path) -> Iterator[None]:
+    """Wait until no other process makes a scene of this camera: it would be made twice."""
+    memo.parent.mkdir(parents=True, exist_ok=True)
+    with open_own(memo.with_name(f".{memo.stem}.lock"), "a") as handle:
+        with suppress(OSError):  # no locks here: made twice then
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
 
 
 def scene_of(video: Path, shape: Shape) -> Image | None:

@@ -7,22 +7,17 @@ truth, so that any process may die at any moment.
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import socket
+import re
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import NO_SUCH_CALL, StageError, naming
+from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.files import open_own
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
@@ -38,6 +33,7 @@ from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes, former_inputs, inputs_path, stage_keys
 from c2vl_pipeline.execution.progress import progress, watching
+from c2vl_pipeline.execution.sharing import Share, locked, remove_locks
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
 from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
@@ -63,6 +59,7 @@ def run_stage(
     workers: Workers | None = None,
     limit: int | None = None,
     only: frozenset[int] | None = None,
+    share: Share | None = None,
     redo: Redo | None = None,
     overwrite: bool = True,
     max_failures: float = MAX_FAILURES,
@@ -78,6 +75,8 @@ def run_stage(
             process or hangs for ever takes the run with it.
         limit: stop after the shards that hold this many samples; the stage stays incomplete.
         only: numbers of the shards that may be made; the others stay as they are.
+        share: of the shards that this call may make, while other calls make the other shares. The last of them leaves
+            the stage complete; what was left behind by killed ones is removed by a later call without a share.
         redo: shard number -> samples to make again although their shard is committed.
         overwrite: make shards again that were made under another configuration; if False, StageError is raised.
         max_failures: share of `failed` rows above which the stage stops; finished shards are kept. With 1, the stage
@@ -85,7 +84,7 @@ def run_stage(
         emit: receives progress and notes.
 
     Returns:
-        The stage's manifest, complete unless `limit` or `only` left shards out.
+        The stage's manifest, complete unless `limit`, `only` or `share` left shards out.
 
     Raises:
         StageError: an earlier stage is missing, another run is at work, too many rows or all of one kind fail, or
@@ -94,10 +93,12 @@ def run_stage(
         OSError: the disk is full; what is committed stays.
     """
     index = load(work.absolute())  # workers of a scheduler have other current folders
+    if whole := only is None:
+        only = share.shards(len(index.shard_ranges)) if share else None
     _check_index(stage, index, recipe, whole=limit is None and only is None)
     folder, redo = index.work / stage.name, redo or {}
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder, emit):
+    with locked(folder, share, emit):
         keys = stage_keys(stage, index, recipe)
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
@@ -108,14 +109,16 @@ def run_stage(
         spec = stage.engine(recipe, index) if stage.engine else None
         if spec and due and not engines.wants_own_process(spec):
             engines.load(spec)  # a wrong option is found before anything is called unfinished
-        _remove_leftovers(folder, keys, due)
+        _remove_leftovers(folder, keys, due, only if share else None)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
-        write_stage_manifest(folder, _summary(keys, keys.done))
+        _commit(folder, keys, keys.done, index, recipe, share)
         done, statuses, failed, told = dict(keys.done), Counter[str](), False, False
         speed: Speed = {}
         finished = keys.done.keys() - set(due)
         if finished:
             emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
+        if share and not only:
+            emit(Note(f"{stage.name}: share {share} has nothing to make of {len(index.shard_ranges)} shards"))
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
         emit(progress(stage, index, finished, {}, {}))
@@ -136,11 +139,12 @@ def run_stage(
                 failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
                 if failed:
                     break
-        summary = _summary(keys, done)
-        write_stage_manifest(folder, summary)
+            else:  # a worker that was killed in the middle of a commit left its file
+                _remove_leftovers(folder, keys, due, only if share else None)
+        summary = _commit(folder, keys, done, index, recipe, share)
     if failed:
         raise StageError(too_many_failures(index, stage, statuses, max_failures))
-    asked = max_failures < 1 and only is None and not redo
+    asked = max_failures < 1 and whole and not redo
     if asked and may_have_failed(summary.statuses) and (total := total_failure(index, stage, summary.complete)):
         raise StageError(total)
     return summary
@@ -154,47 +158,6 @@ def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
 
 
 # -------------------------------------------------------------------------------------- before the first shard
-
-
-@contextmanager
-def _locked(folder: Path, emit: Emit) -> Iterator[None]:
-    """Hold the folder's lock, which ends with this process: two runs of one stage would do the work twice."""
-    path = folder / ".lock"
-    with open_own(path, "a+") as handle:
-
-        def note(text: str) -> None:
-            if os.fstat(handle.fileno()).st_nlink <= 1:  # a hard link would show it in a file of others
-                handle.truncate(0)
-                handle.write(text)
-                handle.flush()
-
-        with naming(path):
-            if not _lock(handle, folder):
-                text = f"{folder}: this file system has no locks; going on without: start no second run of this stage"
-                emit(Note(text, "warning"))
-            note(f"process {os.getpid()} on {socket.gethostname()}")
-        try:
-            yield
-        finally:
-            note("")
-
-
-def _lock(handle: IO[str], folder: Path) -> bool:
-    """Lock an open file; False where the file system has no locks, StageError where another process holds it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        handle.seek(0)
-        holder = " ".join(handle.read(200).split())
-        # a Windows share answers EACCES where another process holds the lock, which has then written its name
-        if error.errno in {errno.EWOULDBLOCK, errno.EAGAIN} or (error.errno == errno.EACCES and holder):
-            raise StageError(
-                f"{folder} is being filled by another run ({holder or 'unknown'}); wait for it or stop it"
-            ) from error
-        if error.errno not in NO_SUCH_CALL | {errno.EPERM}:
-            raise
-        return False
-    return True
 
 
 def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool) -> None:
@@ -264,22 +227,29 @@ def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: li
         )
 
 
-def _remove_leftovers(folder: Path, keys: StageKeys, due: list[int]) -> None:
+def _remove_leftovers(folder: Path, keys: StageKeys, due: list[int], own: frozenset[int] | None) -> None:
     """Remove temporary files, shards beyond the index, marks, and pieces and journals that no due shard will read.
 
     Journals of a shard that is done but has samples to make again stay: their answers came when that was last tried.
+    Of a share, only files of its own shards: other processes are writing the others.
     """
+
+    def ours(path: Path) -> bool:
+        number = re.match(r"\.?shard-(\d+)", path.name)
+        return own is None or (number is not None and int(number[1]) in own)
+
     for leftover in [*folder.rglob(".*.tmp"), *folder.glob(".shard-*.hang"), *folder.glob(".shard-*.done")]:
-        leftover.unlink(missing_ok=True)
+        if ours(leftover):
+            leftover.unlink(missing_ok=True)
     for path in folder.glob("shard-*.*"):
         number = path.stem.removeprefix("shard-")
-        if number.isdigit() and int(number) >= len(keys.keys):
+        if own is None and number.isdigit() and int(number) >= len(keys.keys):
             path.unlink(missing_ok=True)
     unfinished = {f".shard-{n:05d}-{key[:12]}" for n, key in enumerate(keys.keys) if n not in keys.done}
     again = {f".shard-{n:05d}-{keys.keys[n][:12]}" for n in due}
     for leftover in [*folder.glob(".shard-*.piece"), *folder.glob(".shard-*.journal")]:
         stem = "-".join(leftover.name.split("-")[:3])
-        if stem not in unfinished and not (stem in again and leftover.suffix == ".journal"):
+        if ours(leftover) and stem not in unfinished and not (stem in again and leftover.suffix == ".journal"):
             leftover.unlink(missing_ok=True)
 
 
@@ -342,6 +312,34 @@ def _smaller(stage: Stage, fits: int) -> str:
 
 
 _version = cache(version)  # reads a file
+
+
+def _commit(
+    folder: Path,
+    keys: StageKeys,
+    done: Mapping[int, ShardManifest],
+    index: Workspace,
+    recipe: Recipe,
+    share: Share | None,
+) -> StageManifest:
+    """Write the stage's manifest with what its finished shards hold, and return it; remove locks that nobody holds.
+
+    Of a share, with those that are found on disk, and again until none was finished meanwhile: of several calls, the
+    last one that writes has then seen all shards.
+    """
+    if share is None:
+        remove_locks(folder)
+        summary = _summary(keys, done)
+        write_stage_manifest(folder, summary)
+        return summary
+    written = None
+    while True:
+        keys = stage_keys(keys.stage, index, recipe, keys.manifest.inputs["engine"])
+        summary = _summary(keys, keys.done)
+        if summary == written:
+            return summary
+        write_stage_manifest(folder, summary)
+        written = summary
 
 
 def _summary(keys: StageKeys, done: Mapping[int, ShardManifest]) -> StageManifest:

@@ -111,6 +111,8 @@ class Workers:
     _cluster: LocalCluster | None = None
     _started: int = 0
     """Processes of the local cluster."""
+    _deserted: bool = False
+    """True while the scheduler has no worker left."""
 
     def __enter__(self) -> Workers:
         return self
@@ -334,10 +336,16 @@ class Workers:
         """Start workers again that did not come back, and raise StageError if the scheduler is gone.
 
         A nanny starts its worker again when it dies, except when that happens before it had noted that the
-        worker was up: then it would wait for ever.
+        worker was up: then it would wait for ever. Workers of a scheduler are waited for: a queue may need hours.
         """
         if client.status not in {"running", "connecting"}:
             raise _lost(ConnectionError(client.status))
+        if self.scheduler:
+            deserted = not client.scheduler_info(n_workers=-1)["workers"]
+            if deserted and not self._deserted:
+                text = f"{self.scheduler} has lost all its workers; waiting until others join (Ctrl-C ends the run)"
+                self.emit(Note(text, "warning"))
+            self._deserted = deserted
         if self._cluster is not None:
             for nanny in self._cluster.workers.values():
                 if not nanny.is_alive():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -278,3 +279,30 @@ def crop_rows(work: Path, number: int) -> list[dict[str, object]]:
 
     rows: list[dict[str, object]] = read_shard(shard_path(work, "crops", number), ["sample_id", "status"]).to_pylist()
     return rows
+
+
+def test_a_scene_that_several_ask_for_at_once_is_made_by_one_and_awaited_by_the_others(
+    raw: Path, tmp_path: Path, motion: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    built, make, made = build(raw, tmp_path / "w", motion), background._make, []
+
+    def slowly(*arguments: Any) -> str | None:
+        made.append(arguments[0].name)
+        time.sleep(0.3)
+        return make(*arguments)
+
+    monkeypatch.setattr(background, "_make", slowly)
+    camera, samples = next(iter(built.cameras.items()))
+
+    def ask(_: int) -> str:
+        answer = background.scene(
+            tmp_path / "crops", raw, camera, (48, 64), samples, lambda _: nullcontext(nullcontext)
+        )
+        assert answer is not None
+        return answer[1]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert len(set(pool.map(ask, range(3)))) == 1
+    assert len(made) == 1

@@ -20,12 +20,13 @@ import pytest
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress
-from c2vl_manifests.manifest import read_shard_manifest, read_stage_manifest
+from c2vl_manifests.manifest import ShardManifest, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import workspace
 from c2vl_pipeline.engines.posecode import PoseCode
 from c2vl_pipeline.execution import progress, runner
+from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.maintenance.status import survey
 from c2vl_pipeline.stages import caption, crop, embed, index, skeletons
@@ -419,6 +420,18 @@ def test_what_a_kill_after_the_commit_leaves_behind_is_removed_by_the_next_run(
         (folder / f".shard-00001-{manifest.key[:12]}-{name}").write_bytes(b"left")
     runner.run_stage(skeletons.STAGE, work, recipe)
     assert [p.name for p in folder.glob(".*")] == [".lock"]
+
+
+def test_what_a_worker_killed_in_a_commit_leaves_behind_is_removed_by_the_same_run(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def after_a_kill(task: ShardTask) -> ShardManifest | None:
+        (begun / "skeletons" / f".shard-{task.number:05d}.parquet.0123.tmp").write_bytes(b"half")
+        return run_shard(task)
+
+    monkeypatch.setattr(runner, "run_shard", after_a_kill)
+    assert runner.run_stage(skeletons.STAGE, begun, recipe).complete
+    assert [p.name for p in (begun / "skeletons").glob(".*")] == [".lock"]
 
 
 # -------------------------------------------------------------------------------------------------- locks

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import psutil
 import pytest
@@ -272,6 +272,23 @@ def test_an_impossible_resource_is_refused_before_it_waits_for_ever(
     assert "--resources 'GPU=2'" in str(caught.value)
     with Workers(resources={"GPU": 1}) as workers, pytest.raises(StageError, match="give --scheduler too"):
         workers.client(work)
+
+
+def test_a_scheduler_without_workers_is_reported_once_each_time(raw: Path) -> None:
+    class Deserted:
+        status = "running"
+        workers: ClassVar[dict[str, Any]] = {}
+
+        def scheduler_info(self, n_workers: int) -> dict[str, Any]:
+            return {"workers": self.workers}
+
+    events: list[Event] = []
+    workers, client = Workers(scheduler="tcp://login:8786", emit=events.append), cast(Any, Deserted())
+    for there in ({"a": 1}, {}, {}, {"b": 1}, {}):
+        client.workers = there
+        workers._heal(client)
+    texts = [event.text for event in events if isinstance(event, Note)]
+    assert texts == ["tcp://login:8786 has lost all its workers; waiting until others join (Ctrl-C ends the run)"] * 2
 
 
 def test_a_scheduler_that_is_not_there_is_named(raw: Path, tmp_path: Path, recipe: Recipe) -> None:
