@@ -187,7 +187,7 @@ MAY_IMPORT = {
     "execution": (*_STAGES, "stages"),
     "maintenance": (*_STAGES, "stages", "execution"),
     "browse": ("readers", "engines", "workspace", "stages"),
-    "sharing": ("workspace", "stages"),
+    "publishing": ("workspace", "stages"),
 }
 """Folder of `c2vl_pipeline` -> the others that it may import; the command line may import all."""
 

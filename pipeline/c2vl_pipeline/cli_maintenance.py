@@ -348,7 +348,7 @@ def publish_command(
     webdataset: Annotated[bool, typer.Option("--webdataset", help="Tar shards for streaming too.")] = False,
 ) -> None:
     """Write captions and vectors, with a card, as a folder for a data hub that the `datasets` library reads."""
-    from c2vl_pipeline.sharing.publish import publish
+    from c2vl_pipeline.publishing.publish import publish
 
     with Reporter() as emit:
         made = publish(work, out, crops=crops, skeletons=skeletons, webdataset=webdataset, emit=emit)

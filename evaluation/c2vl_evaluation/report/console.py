@@ -41,7 +41,7 @@ def show_results(table: Table) -> None:
         f"{table.title}, {table.benchmark}, recipe {table.recipe}: %, {table.train:,} train / {table.test:,} test",
         ["", "kNN", "top-5", "bal.", "linear", "top-5", "bal.", "best epoch", "seeds", "training"],
         rows,
-        f"kNN and linear: top-1; bal.: balanced. "
+        "kNN and linear: top-1; bal.: balanced. "
         + " ".join([_ORACLE, *table.notes(), *([_DERIVED] if any(line.derived for line in table.lines()) else [])]),
         spare=["training", "best epoch", "top-5", "top-5", "bal.", "bal.", "seeds"],
     )

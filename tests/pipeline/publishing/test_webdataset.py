@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from c2vl_manifests.manifest import file_sha256
-from c2vl_pipeline.sharing.publish import publish
-from c2vl_pipeline.sharing.webdataset import key_of
+from c2vl_pipeline.publishing.publish import publish
+from c2vl_pipeline.publishing.webdataset import key_of
 from c2vl_pipeline.workspace import load, stored_joints
 from support.factory import rows
 from support.sharing import library

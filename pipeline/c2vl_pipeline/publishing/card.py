@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from c2vl_manifests import cards
 
 if TYPE_CHECKING:
-    from c2vl_pipeline.sharing.publish import Published
+    from c2vl_pipeline.publishing.publish import Published
 
 SPLIT = "full"
 """The one split of each table for the library: train and test differ by benchmark and are columns."""

@@ -17,8 +17,8 @@ from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.events import Note
 from c2vl_manifests.manifest import read_shard, read_shard_manifest
 from c2vl_manifests.schema import CAPTIONS
-from c2vl_pipeline.sharing import publish as sharing
-from c2vl_pipeline.sharing.publish import Published, publish
+from c2vl_pipeline.publishing import publish as sharing
+from c2vl_pipeline.publishing.publish import Published, publish
 from c2vl_pipeline.workspace import load, shard_path
 from support.cli import Cli, refused
 from support.factory import rows

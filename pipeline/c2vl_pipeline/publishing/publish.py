@@ -36,8 +36,8 @@ from c2vl_manifests.manifest import (
 )
 from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.reading import read_bytes
-from c2vl_pipeline.sharing import webdataset as tars
-from c2vl_pipeline.sharing.card import card
+from c2vl_pipeline.publishing import webdataset as tars
+from c2vl_pipeline.publishing.card import card
 from c2vl_pipeline.stages import stages_of
 from c2vl_pipeline.stages.pack import complete_stages, engines_of, made_with
 from c2vl_pipeline.workspace import Workspace, load, shard_path
