@@ -35,7 +35,7 @@ help: ## Say what can be made
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  DATASET=ntu60|ntu120|pku-mmd-1|pku-mmd-2|utd-mhad|drive-act|msr-action3d|nw-ucla|sysu-3dhoi|synthetic|generic   BENCHMARK=xsub|xview|xset"
-	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|modern|small|light|heuristic|c2vl-plus|video-only|debug|file.toml"
+	@echo "  DATA=folder of the raw data (default: \$$C2VL_DATA/<dataset>)   RECIPE=paper|modern|small|light|heuristic|c2vl-plus|video-only|demo|debug|file.toml"
 	@echo "  SET='training.pretrain.epochs=30 pipeline.frames=8': values of the recipe   ARGS: further options of prompts"
 
 $(CORE): pyproject.toml constraints.txt
@@ -54,8 +54,8 @@ weights: $(CORE) ## Fetch weights of BlazePose and MiniLM into weights/; prints 
 
 demo: $(CORE) ## Synthetic videos to an evaluated encoder and a report
 	@$(BIN)/c2vl-pipeline synth --out $(call quoted,$(WORKROOT)/demo-raw) $(MANY)
-	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(call quoted,$(WORKROOT)/demo-raw) --work $(call quoted,$(WORKROOT)/demo) --recipe demo.toml
-	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORKROOT)/demo) --benchmark xsub --out $(call quoted,$(RUNROOT)/demo) --recipe demo.toml --protocol semi $(ARGS)
+	@$(BIN)/c2vl-pipeline prompts --dataset synthetic --data $(call quoted,$(WORKROOT)/demo-raw) --work $(call quoted,$(WORKROOT)/demo) --recipe demo
+	@$(BIN)/c2vl-eval benchmark --data $(call quoted,$(WORKROOT)/demo) --benchmark xsub --out $(call quoted,$(RUNROOT)/demo) --recipe demo --protocol semi $(ARGS)
 
 need-dataset:
 	@test -n "$(DATASET)" || { echo "say which dataset, e.g. make prompts DATASET=ntu120 DATA=/data/ntu"; exit 2; }

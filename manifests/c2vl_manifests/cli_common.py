@@ -45,7 +45,7 @@ RecipeOption = Annotated[
     str | None,
     optional(
         "--recipe",
-        "Built-in recipe (paper, modern, small, light, heuristic, c2vl-plus, video-only, debug) or a TOML file.",
+        "Built-in recipe (paper, modern, small, light, heuristic, c2vl-plus, video-only, demo, debug) or a TOML file.",
     ),
 ]
 PackedOption = Annotated[
