@@ -27,7 +27,17 @@ def test_every_built_in_recipe_loads_and_is_called_by_its_name(name: str) -> Non
 
 
 def test_the_built_in_recipes_are_those_that_help_names() -> None:
-    assert recipe_names() == ["c2vl-plus", "debug", "demo", "heuristic", "light", "modern", "paper", "small", "video-only"]
+    assert recipe_names() == [
+        "c2vl-plus",
+        "debug",
+        "demo",
+        "heuristic",
+        "light",
+        "modern",
+        "paper",
+        "small",
+        "video-only",
+    ]
 
 
 def test_c2vl_plus_trains_on_what_heuristic_has_packed() -> None:

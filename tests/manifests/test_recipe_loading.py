@@ -150,9 +150,7 @@ def test_unknown_targets_list_all_rows(text: str) -> None:
 
 
 def test_an_unknown_recipe_names_all_and_the_nearest() -> None:
-    expected = (
-        "use one of c2vl-plus, debug, demo, heuristic, light, modern, paper, small, video-only or the path of a TOML file"
-    )
+    expected = "use one of c2vl-plus, debug, demo, heuristic, light, modern, paper, small, video-only or the path of a TOML file"
     assert complaint("papr") == f"unknown recipe 'papr'; {expected}; did you mean 'paper'?"
     assert complaint("zzz") == f"unknown recipe 'zzz'; {expected}"
 
