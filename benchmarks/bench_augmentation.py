@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
 from timing import compare, keep_memory

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench_augmentation import _Packed, feeder
 from c2vl_manifests.layouts import KINECT_V2
-from c2vl_manifests.recipe import InputConfig, PretrainConfig
+from c2vl_manifests.recipe_training import InputConfig, PretrainConfig
 from c2vl_manifests.targets import Partition
 from c2vl_training import objective
 from c2vl_training.augmentation import draw

@@ -19,7 +19,7 @@ import torch
 
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.packed import FILE, PackedManifest
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset

@@ -22,7 +22,7 @@ from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_bytes
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training import card
 from c2vl_training.augmentation import between, derive_stream
 from c2vl_training.export import (

@@ -14,7 +14,7 @@ from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.distributed import device_of

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from c2vl_manifests.layouts import LAYOUTS
-from c2vl_manifests.recipe import InputConfig, Recipe
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_pipeline.stages import pack
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset

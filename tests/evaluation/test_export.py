@@ -18,7 +18,7 @@ from c2vl_evaluation import export, prediction
 from c2vl_evaluation.context import EvalContext
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import LAYOUTS, Layout
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_pipeline.readers.base import anchored
 from c2vl_training import export as graphs
 from c2vl_training.dataset import PackedDataset

@@ -12,7 +12,8 @@ from c2vl_evaluation import table as benchmark
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.results import Table, load
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import FinetuneConfig, Optimiser
+from c2vl_manifests.recipe import FinetuneConfig
+from c2vl_manifests.recipe_training import Optimiser
 from c2vl_training.dataset import PackedDataset
 from support.evaluation import MANIFEST, TUNED
 from support.packed import COUNT, STICK, moving, sticks

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import ENGINE_STAGES, PretrainConfig, Recipe
+from c2vl_manifests.recipe import ENGINE_STAGES, Recipe
 from c2vl_manifests.recipe_loading import engine_names, engine_preset, load_recipe, recipe_names
+from c2vl_manifests.recipe_training import PretrainConfig
 from c2vl_manifests.targets import TABLE_VII, Cosine, Partition, targets_name
 
 TARGETS = "training.pretrain.targets"

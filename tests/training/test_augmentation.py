@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from torch.nn import functional as F
 
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import Augmentation, InputConfig
+from c2vl_manifests.recipe_training import Augmentation, InputConfig
 from c2vl_training.augmentation import AugmentationDraws, draw, rotations
 from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.seeding import generator_of as _generator

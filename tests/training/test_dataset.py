@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from c2vl_manifests.errors import ConfigError, DataError, StageError
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
 from support.packed import LENGTHS, STICK, T, random_joints, sticks, write_packed

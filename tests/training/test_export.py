@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from c2vl_manifests.errors import CheckpointError, ConfigError, EngineError
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training import checkpoint, export
 from c2vl_training.dataset import Clips, PackedDataset
 from c2vl_training.trainer import train

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import PretrainConfig
+from c2vl_manifests.recipe_training import PretrainConfig
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.knowledge import Knowledge, idf_weights, sides
 from support.packed import STICK, random_joints, write_packed

@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from c2vl_manifests.recipe import Temperature
+from c2vl_manifests.recipe_training import Temperature
 from c2vl_training.model import LogitScale
 
 # --- temperature -------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe import Temperature
+from c2vl_manifests.recipe_training import Temperature
 from c2vl_manifests.targets import Blend, Hard, Inter, Intra, Partition, Sigmoid
 from c2vl_training import objective
 from c2vl_training.model import LogitScale

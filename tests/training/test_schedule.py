@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from c2vl_manifests.recipe import Optimiser
+from c2vl_manifests.recipe_training import Optimiser
 from c2vl_manifests.targets import Constant, Cosine, Hard, Inter, Partition
 from c2vl_training.schedule import alpha, hard_share, learning_rate, of_epoch
 

@@ -33,7 +33,7 @@ from c2vl_manifests.errors import CheckpointError, passing
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import canonical, commit_bytes
 from c2vl_manifests.reading import MOST_FILE, from_json, read_bytes
-from c2vl_manifests.recipe import EncoderConfig, InputConfig
+from c2vl_manifests.recipe_training import EncoderConfig, InputConfig
 from c2vl_training import encoders
 
 CHECKPOINT = "checkpoint.safetensors"

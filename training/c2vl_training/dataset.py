@@ -29,7 +29,7 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import fingerprint
 from c2vl_manifests.packed import PackedManifest, read_packed_manifest
 from c2vl_manifests.reading import map_array, read_array
-from c2vl_manifests.recipe import InputConfig
+from c2vl_manifests.recipe_training import InputConfig
 from c2vl_manifests.schema import misfit
 from c2vl_manifests.tables import read_table
 from c2vl_training.augmentation import AugmentationDraws, between, derive_stream, interpolation, rotations, shears

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, memory_ran_out
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import InputConfig, PretrainConfig
+from c2vl_manifests.recipe_training import InputConfig, PretrainConfig
 from c2vl_training import checkpoint
 from c2vl_training.dataset import Clips, UnpackedSkeletons
 from c2vl_training.knowledge import Knowledge

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import PretrainConfig
+from c2vl_manifests.recipe_training import PretrainConfig
 from c2vl_training.dataset import PackedDataset, Rows
 
 

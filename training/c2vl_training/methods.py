@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import FinetuneConfig, Optimiser, SupervisedConfig
+from c2vl_manifests.recipe import FinetuneConfig
+from c2vl_manifests.recipe_training import Optimiser, SupervisedConfig
 from c2vl_training import distributed
 from c2vl_training.dataset import PackedDataset, Selection
 from c2vl_training.encoders import Encoder

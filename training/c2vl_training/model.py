@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from c2vl_manifests.recipe import PretrainConfig, Temperature
+from c2vl_manifests.recipe_training import PretrainConfig, Temperature
 from c2vl_manifests.targets import Sigmoid
 from c2vl_training.encoders import Encoder
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import PretrainConfig
+from c2vl_manifests.recipe_training import PretrainConfig
 from c2vl_training import beyond, distributed, objective, schedule
 from c2vl_training.dataset import PackedDataset, Selection
 from c2vl_training.encoders import Encoder

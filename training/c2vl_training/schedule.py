@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from c2vl_manifests.recipe import Optimiser
+from c2vl_manifests.recipe_training import Optimiser
 from c2vl_manifests.targets import Blend, Constant, Cosine, Inter, Partition, Targets
 
 

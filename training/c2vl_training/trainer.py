@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, Progress, silent
 from c2vl_manifests.manifest import commit_text
-from c2vl_manifests.recipe import TrainingConfig
+from c2vl_manifests.recipe_training import TrainingConfig
 from c2vl_training import card, checkpoint, distributed, run_folder, schedule
 from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection

@@ -24,7 +24,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Labels
 from c2vl_evaluation.language.shared_space import SharedSpace, cosines, open_space
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.recipe import PretrainConfig
+from c2vl_manifests.recipe_training import PretrainConfig
 from c2vl_training.knowledge import Knowledge
 
 KS = (1, 5, 10)

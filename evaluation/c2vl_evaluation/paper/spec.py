@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from c2vl_evaluation.results import Protocol, Role
-from c2vl_manifests.recipe import EncoderConfig, PretrainConfig, Recipe
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_training import EncoderConfig, PretrainConfig
 from c2vl_manifests.targets import TABLE_VII, Blend, Cosine, Partition, Targets, targets_name
 from c2vl_training.run_folder import Kind
 

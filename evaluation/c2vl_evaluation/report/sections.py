@@ -22,8 +22,8 @@ from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest
 from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.reading import read_bytes, read_json
-from c2vl_manifests.recipe import EncoderConfig
 from c2vl_manifests.recipe_loading import load_recipe
+from c2vl_manifests.recipe_training import EncoderConfig
 from c2vl_training.run_log import read_metrics
 
 ROLES: dict[Role, str] = {

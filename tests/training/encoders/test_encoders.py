@@ -9,7 +9,7 @@ import torch
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.layouts import KINECT_V1, KINECT_V2, Layout
-from c2vl_manifests.recipe import EncoderConfig
+from c2vl_manifests.recipe_training import EncoderConfig
 from c2vl_training import encoders
 from c2vl_training.encoders import ENCODERS, build, count, ctrgcn
 from c2vl_training.encoders.batchnorm import BatchNorm

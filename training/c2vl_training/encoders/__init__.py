@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from c2vl_manifests.errors import ConfigError, memory_ran_out
 from c2vl_manifests.layouts import Layout
-from c2vl_manifests.recipe import EncoderConfig
+from c2vl_manifests.recipe_training import EncoderConfig
 from c2vl_training.encoders.base import Blocks, EmptyBodies, Encoder, PerBodyEncoder
 from c2vl_training.encoders.graph import GraphKind
 
