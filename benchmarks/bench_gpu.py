@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="tiny sizes, as without a GPU")
     options = parser.parse_args()
     cuda = torch.cuda.is_available()
-    os.environ.setdefault(FILE, "bench-gpu.json")
+    if FILE not in os.environ:
+        os.environ[FILE] = "bench-gpu.json"
+        Path(os.environ[FILE]).unlink(missing_ok=True)  # rows of another run
     with tempfile.TemporaryDirectory() as name:
         session = Session(
             torch.device("cuda", 0) if cuda else torch.device("cpu"),

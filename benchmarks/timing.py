@@ -109,7 +109,7 @@ def keep(row: Mapping[str, Any]) -> None:
     if not (place := os.environ.get(FILE)):
         return
     path, own = Path(place), (row["script"], row["name"])
-    kept: dict[str, Any] = read_json(path) if path.is_file() else {"machine": machine(), "rows": []}
+    kept: dict[str, Any] = {"rows": [], **(read_json(path) if path.is_file() else {}), "machine": machine()}
     kept["rows"] = [old for old in kept["rows"] if (old["script"], old["name"]) != own] + [row]
     commit_text(path, json.dumps(kept, indent=1) + "\n")
 

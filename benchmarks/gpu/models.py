@@ -237,7 +237,10 @@ def _detector(engine: Any, images: Images) -> Loops:
         inputs = processor(images=images, **text, return_tensors="pt").to(at.device, at.dtype)
         outputs = model(**inputs)
         if at.processor:
-            found = processor.post_process_grounded_object_detection(outputs, inputs["input_ids"], target_sizes=sizes)
+            names = {name: at.options[name] for name in ("threshold", "text_threshold")}
+            found = processor.post_process_grounded_object_detection(
+                outputs, inputs["input_ids"], target_sizes=sizes, **names
+            )
         else:
             found = processor.post_process_object_detection(outputs, threshold=0.35, target_sizes=sizes)
         return [one["boxes"].cpu() for one in found]

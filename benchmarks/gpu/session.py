@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -59,7 +59,8 @@ class Session:
                 run(self)
         except Exception as error:  # an item that fails does not end the others
             self.skip(name, one_line(error, named=True))
-        self.free()
+        with suppress(RuntimeError):  # after some errors a GPU answers nothing any more
+            self.free()
         print(f"{name}: {time.monotonic() - self.started:.0f} s", file=sys.stderr, flush=True)
 
     def left(self) -> float:
@@ -114,21 +115,24 @@ class Session:
     def peak(self, dtype: torch.dtype) -> float:
         """Return the FLOP/s of a large product of matrices in a type, measured once a run.
 
-        In float32 on a GPU that is TF32, in which cuDNN computes float32 convolutions.
+        In float32 on a GPU that is TF32, in which cuDNN computes float32 convolutions; products of matrices are computed
+        without it, so that the utilisation of float32 rows has a limit below 1.
         """
         if dtype not in self.peaks:
             precision = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("high")
             n = 256 if self.tiny else 8192
             a, b = (torch.randn(n, n, device=self.device).to(dtype) for _ in range(2))
             times = []
-            for _ in range(8):
-                self.wait()
-                started = time.perf_counter()
-                a @ b
-                self.wait()
-                times.append(time.perf_counter() - started)
-            torch.set_float32_matmul_precision(precision)
+            try:
+                torch.set_float32_matmul_precision("high")
+                for _ in range(8):
+                    self.wait()
+                    started = time.perf_counter()
+                    a @ b
+                    self.wait()
+                    times.append(time.perf_counter() - started)
+            finally:
+                torch.set_float32_matmul_precision(precision)
             self.peaks[dtype] = 2 * n**3 / statistics.median(times[2:])
         return self.peaks[dtype]
 

@@ -112,10 +112,10 @@ class Variant:
         return torch.bfloat16 if self.recipe.training.precision == "bfloat16" else torch.float32
 
     def epoch(self) -> float:
-        """Train the first epoch (again), as the trainer does; return the mean loss."""
+        """Train one epoch as the trainer does, but not the first, which counts similarities; return the mean loss."""
         config = self.recipe.training.model_copy(update={"checkpoint_every": 1_000_000})
         session = trainer.Session("bench", 0, config, Path("nowhere"), {}, _silent, lambda *_: {})
-        at = trainer.Position()
+        at = trainer.Position(epochs_done=1)
         trainer._epoch(self.method, self._optimiser, self.clips, session, at, lambda: False)
         return at.sums["loss"] / at.steps_done
 

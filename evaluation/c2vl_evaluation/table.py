@@ -31,7 +31,7 @@ from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.distributed import device_of
 from c2vl_training.memory import OutOfMemoryError
-from c2vl_training.run_folder import Kind, Run, check_same, settings
+from c2vl_training.run_folder import EXCLUDED, Kind, Run, check_same, settings
 from c2vl_training.trainer import train
 
 
@@ -46,21 +46,26 @@ class Entry:
     control_of: str = ""
     """Name of the line that shuffled pairs are the control of."""
 
-    def folder(self, runs: Path, seed: int) -> Path:
-        """Return the folder of a seed's run; another one if it holds the control of another line already."""
+    def folder(self, runs: Path, seed: int, excluded: Sequence[str] = ()) -> Path:
+        """Return the folder of a seed's run; another one if it holds the control of another line already.
+
+        Args:
+            runs: folder of the runs.
+            seed: of the run.
+            excluded: classes that its pre-training leaves out.
+        """
         plain = runs / f"{_slug(self.name)}-seed{seed}"
         if self.role != "shuffled" or (saved := _saved_run(plain)) is None:
             return plain
-        own = settings(self.kind, self.recipe)
-        return (
-            plain
-            if {name: saved[1].get(name) for name in own} == own
-            else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
-        )
+        there, own = {EXCLUDED: [], **saved[1]}, settings(self.kind, self.recipe) | {EXCLUDED: list(excluded)}
+        same = {name: there.get(name) for name in own} == own
+        return plain if same else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
 
     def run(self, packed: PackedDataset, benchmark: str, seed: int, out: Path) -> Run:
         """Return the training of a seed; `out` is the folder of the table."""
-        return Run(self.kind, packed, self.recipe, benchmark, seed, self.folder(out / "runs", seed))
+        run = Run(self.kind, packed, self.recipe, benchmark, seed, out)
+        excluded = [packed.manifest.classes[number] for number in run.excluded_classes()]
+        return replace(run, out=self.folder(out / "runs", seed, excluded))
 
 
 def _slug(name: str) -> str:

@@ -11,6 +11,7 @@ from c2vl_manifests import cards
 from c2vl_manifests.errors import CheckpointError, passing
 from c2vl_manifests.pages import portable
 from c2vl_manifests.reading import read_json
+from c2vl_training.run_folder import EXCLUDED
 
 _WAYS = {
     "pretrain": "pre-trained without labels, toward vectors of pictures or captions of the clips (C2VL, arXiv 2405.20606)",
@@ -68,6 +69,8 @@ def text(facts: Mapping[str, Any], run: Mapping[str, Any], figures: Sequence[Fig
         ("recipe", run["recipe"]["name"]),
         ("made with", ", ".join(f"{name} {number}" for name, number in run["versions"].items())),
     ]
+    if excluded := facts.get(EXCLUDED):
+        trained.insert(3, ("classes left out", ", ".join(excluded)))
     if kind == "pretrain":
         trained.insert(1, ("vectors by", cards.engine_words(facts.get("embeddings", {}))))
     front = {"license": "unknown", "library_name": "c2vl", "tags": ["skeleton", "action-recognition", "c2vl"]}

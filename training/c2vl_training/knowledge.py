@@ -101,8 +101,11 @@ class Knowledge:
         """Yield the vectors of consecutive samples, (n, slots, D) float32, 0 where they are not usable."""
         for start in range(0, len(self._rows), self.CHUNK):
             part = slice(start, start + self.CHUNK)
-            vectors = np.where(self._ok[part, :, None], self._stored[self._rows[part]], 0).astype(np.float32)
-            yield part, _unit(vectors) if self._config.normalise == "before_pooling" else vectors
+            yield part, self._usable(self._stored[self._rows[part]], self._ok[part])
+
+    def _usable(self, stored: npt.NDArray[Any], ok: npt.NDArray[np.bool_]) -> npt.NDArray[Any]:
+        vectors = np.where(ok[..., None], stored, 0).astype(np.float32)
+        return _unit(vectors) if self._config.normalise == "before_pooling" else vectors
 
     def _spread(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return mean and standard deviation, at least 1e-6, of each number of what `epoch` may return."""
@@ -140,5 +143,5 @@ class Knowledge:
                 # the largest of u^(1 / w) is a draw by the weights w (Efraimidis, Spirakis 2006)
                 scores = np.log(np.maximum(scores, 1e-30)) / np.where(self._ok, self._weights, 1e-12)
             slots = scores.argmax(axis=1)
-            pooled = np.concatenate([vectors[np.arange(len(vectors)), slots[part]] for part, vectors in self._parts()])
+            pooled = self._usable(self._stored[self._rows, slots], self._ok[np.arange(len(slots)), slots])
         return torch.from_numpy(np.asarray((pooled - self.centre) / self.scale, np.float32))

@@ -137,14 +137,15 @@ class Run:
 
 
 def settings(kind: Kind, recipe: Recipe) -> dict[str, Any]:
-    """Return the values of a recipe that a run of a kind depends on."""
+    """Return the values of a recipe that a run of a kind depends on; hard targets have no teacher."""
     training = recipe.training
+    left_out = {"exclude_classes"} | (set() if training.pretrain.soft else {"teacher", "ema"})
     part = {"pretrain": training.pretrain, "supervised": training.supervised, "random": None}[kind]
     return {
         "encoder": training.encoder.model_dump(mode="json"),
         "input": training.input.model_dump(mode="json"),
         "precision": training.precision,
-        "config": part.model_dump(mode="json", exclude={"exclude_classes"}) if part else None,
+        "config": part.model_dump(mode="json", exclude=left_out if kind == "pretrain" else None) if part else None,
     }
 
 

@@ -75,20 +75,19 @@ def class_split(packed: PackedDataset, words: Sequence[str]) -> ClassSplit:
 
 
 def clips_trained_on(context: EvalContext, split: ClassSplit) -> int | None:
-    """Return how many clips of the unseen classes a run was trained on; None if it was trained on no clip of these data.
+    """Return how many clips of the unseen classes a run was trained on; None if that cannot be known from these data.
 
     Clips are compared, not settings: a run on another part of the data is judged as well.
     """
+    if context.facts().get("kind") == "random":
+        return 0
     rows = rows_trained_on(context.facts(), context.packed)
     return int(np.isin(context.packed.labels()[rows], split.unseen).sum()) if len(rows) else None
 
 
 def training_note(context: EvalContext, split: ClassSplit) -> str:
     """Return a warning if a run was trained on clips of the unseen classes, or if that cannot be known; else nothing."""
-    facts = context.facts()
-    if facts.get("kind") == "random":
-        return ""
-    count = clips_trained_on(context, split)
+    facts, count = context.facts(), clips_trained_on(context, split)
     if count is None:
         return (
             f"{context.run} was trained on other clips than {context.packed.folder} holds: whether it has seen the unseen "

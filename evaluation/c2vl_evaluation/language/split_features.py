@@ -29,6 +29,7 @@ from c2vl_manifests.errors import DataError
 from c2vl_manifests.manifest import commit_bytes, commit_text
 
 FACTS = "features.json"
+SPLITS = "label_splits"
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,9 @@ def write(context: EvalContext, split: ClassSplit, out: Path) -> Written:
     ):
         if not count:
             raise DataError(f"no {words} in {context.benchmark}; choose other unseen classes by --split")
+    (out / FACTS).unlink(missing_ok=True)  # of another split
+    for old in (out / SPLITS).glob("r[us]*.npy"):
+        old.unlink()
     parts = {
         "train": ("train_label", train.values[known], train.labels[known]),
         "ztest": ("z_label", test.values[new], test.labels[new]),
@@ -67,8 +71,8 @@ def write(context: EvalContext, split: ClassSplit, out: Path) -> Written:
     for name, (label, values, labels) in parts.items():
         _save(out / f"{name}.npy", values)
         _save(out / f"{label}.npy", labels)
-    _save(out / "label_splits" / f"ru{len(split.unseen)}.npy", split.unseen)
-    _save(out / "label_splits" / f"rs{len(split.seen)}.npy", split.seen)
+    _save(out / SPLITS / f"ru{len(split.unseen)}.npy", split.unseen)
+    _save(out / SPLITS / f"rs{len(split.seen)}.npy", split.seen)
     clips, facts = {name: len(labels) for name, (_, _, labels) in parts.items()}, context.facts()
     described = {
         "dataset": context.packed.manifest.dataset,

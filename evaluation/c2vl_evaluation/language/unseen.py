@@ -7,8 +7,8 @@ Calibrated stacking (Chao et al., ECCV 2016) subtracts a constant from the cosin
 *Reading:* Chao et al. choose the constant on seen classes that an encoder trained without them takes for unseen. No further
 encoder is trained here. The constant is the one with the highest mean harmonic mean over `DRAWS` random choices of as many
 seen classes as are unseen, played as unseen, on the training clips of seen classes. No test subject, and no clip or label
-of an unseen class, takes part. It corrects that unseen classes are few, and not that the encoder is drawn to classes that
-it was trained on.
+of an unseen class, takes part. It compensates for the small number of unseen classes, not for the encoder's bias
+toward classes it was trained on. The training clips that it is chosen on may be those of the pre-training, which saw no label of them.
 """
 
 from __future__ import annotations
@@ -150,9 +150,9 @@ def evaluate(
         among = standardised(among) if standardise else among
         last, shuffled = control(among, own)
         notes += _notes(split, labels)
-        general, constant = None, 0.0
+        values = standardised(values).astype(np.float64) if standardise else values
+        general, constant = None, np.inf  # without clips of seen classes no seen class is answered
         if not alone.all():
-            values = standardised(values).astype(np.float64) if standardise else values
             found, clips = _calibrated(shared, split, targets, standardise)
             if found is None:
                 notes.append(

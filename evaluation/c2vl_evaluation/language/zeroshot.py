@@ -4,9 +4,6 @@ Beyond the paper, which trains skeletons toward frozen CLIP vectors (Section III
 Class texts go through the text encoder that made the data's vectors and then through the run's projector; labels are
 used for the score only. Clips of these classes were part of the pre-training, without their names.
 
-*Reading:* several descriptions of a class become one vector like the captions of a sample: the mean of L2-normalised
-vectors, normalised again, before the projector.
-
 `probability` is a softmax of cosines divided by the run's own temperature, learned or fixed, as in its training.
 
 `standardise` gives the cosines to each class zero mean and unit deviation over the test clips: a class whose text lies near

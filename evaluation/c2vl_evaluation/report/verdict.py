@@ -147,12 +147,14 @@ def _few_labels(table: Table, folder: Path, name: str, floor: str) -> str:
     )
     if not (shared := [key for key in main if key in scratch]):
         return ""
-    setting = shared[-1][1]
+    setting = max((key[1] for key in shared), key=lambda one: float(one.split(" %")[0]))
     both = [(main[key], scratch[key]) for key in shared if key[1] == setting]
     values = [[result.last.top1 for _, result in side if result.last] for side in zip(*both, strict=True)]
     gap = _gap(values, [_pair(folder, *pair) for pair in both], len(both))
     share, _, drawn = setting.removesuffix(", tuned").rpartition(" ")
     verb = "gains" if gap.points > 0 else "loses"
+    if gap.interval is None:  # the answers are gone: whether the difference exceeds noise is unknown
+        return ""
     told = f"{verb} {abs(gap.points):.1f} points against" if gap.clear else "differs within noise from"
     return (
         f" Fine-tuned with {share} of the labels ({drawn}) it {told} the same network from scratch, "

@@ -174,6 +174,11 @@ def _claim(out: Path, settings: Settings) -> None:
             stored = from_toml(read_text(path))
         except ValueError as error:
             raise ConfigError(f"{path}: not TOML ({error}); delete {out} or choose another folder") from error
+        if stored.get("format") != table["format"]:
+            raise ConfigError(
+                f"{out} holds a synthetic dataset of format {stored.get('format')!r}, expected {table['format']}: another "
+                "version made it; delete the folder, or choose another"
+            )
         for key, value in table.items():
             if stored.get(key) != value:
                 raise ConfigError(
