@@ -187,6 +187,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def content_sha256(path: Path) -> str | None:
+    """Hash a raw file, or a folder of files by their names and contents; None for what is neither, like a pipe.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    if path.is_file():
+        return file_sha256(path)
+    if not path.is_dir():
+        return None
+    return fingerprint({inner.name: file_sha256(inner) for inner in sorted(path.iterdir()) if inner.is_file()})
+
+
+def changed_at(path: Path) -> float:
+    """Return when a raw file, or the last of a folder's, was changed."""
+    return max(one.stat().st_ctime for one in (path, *(path.iterdir() if path.is_dir() else ())))
+
+
 def remembered_sha256(path: Path) -> str:
     """Hash a file once per process, as long as its size and time of change stay the same.
 

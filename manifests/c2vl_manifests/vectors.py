@@ -9,6 +9,7 @@ The order of the rows has no meaning. Every name has one vector for all of its s
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,7 @@ def _placed(path: Path, key: str, names: list[str], slots: list[Any] | None, row
     """Return the rows of each name in order of their slots."""
     if slots is None:
         if len(made := dict(zip(names, rows, strict=True))) < len(names):
-            twice = next(name for n, name in enumerate(names) if name in names[:n])
+            twice = Counter(names).most_common(1)[0][0]
             raise DataError(f"{path}: {key} {twice[:60]!r} is there twice; expected it once, or a column slot")
         return made
     of: dict[str, dict[int, Array]] = {}

@@ -19,11 +19,12 @@ _WAYS = {
     "random": "as initialised: the floor of a comparison",
 }
 _LOAD = """```python
-import numpy as np
+from c2vl_pipeline import read_skeleton
 from c2vl_training import encode_skeleton, load_encoder
 
 encoder = load_encoder(".")                        # the folder that holds encoder.safetensors
-features = encode_skeleton(encoder, np.load("clip.npy"))"""
+joints = read_skeleton("clip.npy", encoder.layout)[0].joints  # centred on the first frame
+features = encode_skeleton(encoder, joints)"""
 Figure = tuple[str, str, str, str]
 """Protocol, benchmark, top-1 and number of test clips."""
 
@@ -113,7 +114,7 @@ def text(facts: Mapping[str, Any], run: Mapping[str, Any], figures: Sequence[Fig
 
 def _figures(figures: Sequence[Figure]) -> str:
     if not figures:
-        return "None measured yet: `c2vl-eval export` and `c2vl-eval benchmark` measure them."
+        return "None here yet: `c2vl-eval export` adds them."
     return cards.table(["protocol", "benchmark", "top-1", "test clips"], figures)
 
 

@@ -149,7 +149,16 @@ def _vectors(packed: PackedDataset, classes: int, path: Path, width: int) -> lis
             f"{path}: vectors of width {held.width}; expected {width}, that of the vectors of {packed.folder} that the run was "
             "trained toward, by the same model"
         )
-    return [np.asarray(held.by_name[name], np.float32) for name in names]
+    units = []
+    for name in names:
+        rows = held.by_name[name].astype(np.float64)
+        lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+        if not np.isfinite(lengths).all() or not lengths.all():
+            raise ConfigError(
+                f"{path}: a vector of {name!r} has the length {lengths.max():.3g}; expected a finite one above 0"
+            )
+        units.append(np.asarray(rows / lengths, np.float32))
+    return units
 
 
 def _check_names(given: Iterable[str], names: list[str], packed: PackedDataset, path: Path) -> None:
@@ -162,5 +171,5 @@ def _check_names(given: Iterable[str], names: list[str], packed: PackedDataset, 
             raise ConfigError(f"{path}: {name!r} is not a class of {packed.manifest.title}{hint}")
     if absent := [name for name in names if name not in given]:
         raise ConfigError(
-            f"{path}: describes {len(given)} of {len(names)} classes; the first without a description is {absent[0]!r}"
+            f"{path}: has {len(given)} of {len(names)} classes; the first that it leaves out is {absent[0]!r}"
         )

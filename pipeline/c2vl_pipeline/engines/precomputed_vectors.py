@@ -90,7 +90,9 @@ class PrecomputedVectors(Encoder):
             )
         if (rows := held.by_name.get(sample_id)) is None:
             return LookupError(f"{name} has no vector of this sample (it has {len(held.by_name):,} samples)")
-        row = rows[(2 * slot + 1) * len(rows) // (2 * slots)].astype(np.float64)
+        if len(rows) not in {1, slots}:
+            return LookupError(f"{name} has {len(rows)} vectors of this sample; expected {slots}, or one for all slots")
+        row = rows[slot % len(rows)].astype(np.float64)
         return np.asarray(row / np.linalg.norm(row), np.float32)
 
     def encode_images(self, images: Sequence[Image]) -> Array:

@@ -20,7 +20,8 @@ from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
-    file_sha256,
+    changed_at,
+    content_sha256,
     fingerprint,
     finished_shard,
     read_shard_manifest,
@@ -121,9 +122,9 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
         for name in {row["skeleton"] for row in index.shard(number, ["skeleton"])} & recorded.keys():
             with suppress(OSError):  # gone or unreadable: its rows are what is left
                 file = index.root / name
-                if file.is_file() and file.stat().st_ctime >= since:
+                if file.exists() and changed_at(file) >= since:
                     read = True
-                    if file_sha256(file) != recorded[name]:
+                    if content_sha256(file) != recorded[name]:
                         files.append(name)
         if read and not files:
             with suppress(OSError):  # a folder that can only be read

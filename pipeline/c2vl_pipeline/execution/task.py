@@ -29,6 +29,7 @@ from c2vl_manifests.manifest import (
     ShardManifest,
     commit_file,
     commit_table,
+    content_sha256,
     digest,
     file_sha256,
     fingerprint,
@@ -241,8 +242,8 @@ def _raw_files(stage: Stage, shard: ShardContext, reused: frozenset[str], before
             hashes[relative] = before[relative]
         else:
             with suppress(OSError):  # its rows give the reason
-                if path.is_file():  # a pipe would never end
-                    hashes[relative] = file_sha256(path)
+                if (sha256 := content_sha256(path)) is not None:
+                    hashes[relative] = sha256
     return hashes
 
 

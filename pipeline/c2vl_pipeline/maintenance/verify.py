@@ -18,6 +18,7 @@ from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
+    content_sha256,
     digest,
     file_sha256,
     fingerprint,
@@ -190,11 +191,11 @@ def _raw_damage(index: Workspace, stage: Stage, number: int) -> list[Damage]:
     rows = index.shard(number, ["sample_id", column])
     for relative in dict.fromkeys(row[column] for row in rows if row[column] in recorded):
         path, sha256 = index.root / relative, recorded[relative]
-        if not path.is_file():
+        if (found := content_sha256(path)) is None:
             # the rows made from it are all that is left of it: nothing to make again
             problem = f"is gone since {stage.name} were made from it; they are kept"
             damages.append(Damage("raw", number, str(path), problem))
-        elif file_sha256(path) != sha256:
+        elif found != sha256:
             samples = tuple(s["sample_id"] for s in rows if s[column] == relative)
             problem = f"changed since {stage.name} were made from it"
             damages.append(Damage("raw", number, str(path), problem, readers, samples))

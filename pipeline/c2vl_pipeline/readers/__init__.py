@@ -39,7 +39,7 @@ def reader_of(dataset: Dataset) -> Reader:
 
 
 def read_skeleton(
-    path: Path, layout: Layout = KINECT_V2, bodies: int = 2, config: SkeletonsConfig | None = None, own: str = ""
+    path: Path | str, layout: Layout = KINECT_V2, bodies: int = 2, config: SkeletonsConfig | None = None, own: str = ""
 ) -> tuple[Assembled, Layout]:
     """Read a file that holds one clip, in the format that its suffix names: the own one's first, then any tool's.
 
@@ -57,6 +57,7 @@ def read_skeleton(
         DataError: the suffix is unknown, or the file is malformed.
         OSError: the file cannot be opened.
     """
+    path = Path(path)
     suffix = path.suffix.lower()
     readers = [READERS[name] for name in sorted(READERS, key=lambda name: (name != own, name != "generic"))]
     for reader in readers:

@@ -81,8 +81,9 @@ def _by_sample(path: Path, rows: list[dict[str, Any]]) -> dict[str, list[str]]:
                 f"{where}: sample {sample[:60]!r} has slot {slot or 'all'!s} twice; expected each slot once"
             )
         captions[place] = str(row["caption"] or "").strip()
+    slots = range(max(map(max, found.values())) + 1)  # of all samples: a slot that is stated is meant
     return {
-        name: [captions.get(slot, "") for slot in range(max(captions) + 1)] if -1 not in captions else [captions[-1]]
+        name: [captions[-1]] if -1 in captions else [captions.get(slot, "") for slot in slots]
         for name, captions in found.items()
     }
 
@@ -104,6 +105,10 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     for sample_id, captions in table.items():
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise EngineError(f"caption file {path}: {sample_id!r} has no list of texts; {expected}")
+        if any("\ud800" <= letter <= "\udfff" for caption in captions for letter in caption):
+            raise EngineError(
+                f"caption file {path}: {sample_id!r} has half a character (a cut emoji?); mend the caption"
+            )
     if not any(any(captions) for captions in table.values()):
         raise EngineError(f"caption file {path} has no caption of any of its {len(table):,} samples; {expected}")
     return table

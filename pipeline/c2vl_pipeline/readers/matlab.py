@@ -26,9 +26,9 @@ def read_joints(path: Path, name: str, dataset: str) -> Array:
             raise ValueError(f"{name} holds {array.dtype}")
     except TooLargeError as error:
         raise DataError(f"{path}: {error}") from error
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # scipy raises a dozen kinds on damaged files
+    except Exception as error:  # scipy raises a dozen kinds on damaged files, OSError without a number too
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise DataError(
             f"{path}: not a MATLAB file with {name} (20, 3, frames), as {dataset} has; save other joints as .npy"
         ) from error

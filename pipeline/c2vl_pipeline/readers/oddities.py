@@ -121,5 +121,5 @@ def _turned(places: Array, layout: Layout) -> list[str]:
         remedy = "1 - y" if layout.dims == 2 else "-y, and z if the hands change sides"
         return [f"heads are below feet: y points down? Turn it up: {remedy}"]
     if along == 2:
-        return ["heads and feet differ in z, not in y: z points up? The second coordinate must"]
+        return ["heads and feet differ in z, not in y: does z point up? Save y as the coordinate that points up"]
     return []

@@ -6,10 +6,12 @@ those of Kinect v1 in its own order, in metres of the camera, y up. The label is
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
+from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import DataError, one_line
 from c2vl_manifests.layouts import KINECT_V1
 from c2vl_manifests.reading import read_json
@@ -31,6 +33,12 @@ def read_ucla(path: Path) -> Assembled:
         raise DataError(f"{path}: not a clip of NW-UCLA; expected an object of file_name, skeletons and label")
     if (name := str(content.get("file_name", path.stem))) != path.stem:
         raise DataError(f"{path}: holds the clip {name[:60]!r}; rename it or copy it again")
+    dataset, label = load_dataset("nw-ucla"), content.get("label")
+    own = None
+    with suppress(DataError):  # a clip under another name has no class to compare with
+        own = dataset.label(dataset.parse_id(path.stem)) + 1
+    if own is not None and isinstance(label, int) and label != own:
+        raise DataError(f"{path}: label {label}; expected {own}, the class of its name; copy it again")
     try:
         joints = np.array(content["skeletons"])
     except ValueError:  # lists of different lengths

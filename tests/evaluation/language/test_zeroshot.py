@@ -247,7 +247,7 @@ def test_vectors_of_another_engine_are_taken_on_trust_and_said(subject, tmp_path
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('wave = "a"\nkick = "b"\n', "describes 2 of 3 classes; the first without a description is 'sit down'"),
+        ('wave = "a"\nkick = "b"\n', "has 2 of 3 classes; the first that it leaves out is 'sit down'"),
         ('wave = "a"\nkik = "b"\n', "'kik' is not a class of Sticks; did you mean 'kick'"),
         ('wave = []\nkick = "b"\n"sit down" = "c"\n', r"'wave' = \[\]; expected a description or a list"),
         ('wave = 3\nkick = "b"\n"sit down" = "c"\n', "'wave' = 3; expected a description"),
@@ -395,7 +395,7 @@ def test_vectors_of_classes_made_elsewhere_say_what_their_texts_say(subject, tmp
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda held: held.pop("kick"), "describes 2 of 3 classes; the first without a description is 'kick'"),
+        (lambda held: held.pop("kick"), "has 2 of 3 classes; the first that it leaves out is 'kick'"),
         (lambda held: held.update(wav=held["wave"]), "'wav' is not a class of .*; did you mean 'wave'"),
         (lambda held: held.update({n: v[:3] for n, v in held.items()}), "vectors of width 3; expected"),
         (lambda held: held.update(kick=held["kick"] * np.nan), "class 'kick' has NaN or infinite values"),

@@ -37,7 +37,7 @@ def test_people_as_they_should_be_are_not_noted(layout: Layout) -> None:
         (person(COCO, 700), COCO, "pixels? Divide them by the height"),
         (person(KINECT_V1) * np.float32([1, -1, 1]), KINECT_V1, "y points down? Turn it up: -y"),
         (np.float32([0, 1]) - person(COCO, 0.8) * np.float32([-1, 1]), COCO, "y points down? Turn it up: 1 - y"),
-        (person(KINECT_V2)[..., [0, 2, 1]], KINECT_V2, "z points up?"),
+        (person(KINECT_V2)[..., [0, 2, 1]], KINECT_V2, "does z point up"),
         (person(KINECT_V2) * 0 + np.float32(2), KINECT_V2, "at one point"),
         (np.zeros((9, 1, 17, 2), np.float32), COCO, "no frame shows two joints"),
         (np.where(np.arange(17)[:, None] == 9, np.float32([0, 1]), person(COCO, 0.8)), COCO, "at (0, 1) exactly"),

@@ -131,6 +131,8 @@ def fitting(path: Path, arrays: Mapping[str, Numbers], layout: Layout, turned: b
         people_first = array.ndim == 4 and 0 < array.shape[0] < array.shape[1]
         joints = array[:, None] if array.ndim == 3 else array.swapaxes(0, 1) if people_first else array
         if joints.ndim == 4 and joints.shape[2:] == tail and joints.shape[1] > 0:
+            if joints.size > _MOST_VALUES:
+                raise DataError(f"{path}: {joints.size:,} numbers; expected up to {_MOST_VALUES:,} in a clip")
             with np.errstate(over="ignore"):  # beyond float32 is infinite, which is missing
                 made = joints.astype(np.float32, copy=False)
             note = f"read as (people, T, V, C): {made.shape[1]} people in {len(made):,} frames"

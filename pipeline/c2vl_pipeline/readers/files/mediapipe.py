@@ -134,8 +134,10 @@ def read_table(source: Source) -> Recording:
     filled = [(line, cells) for line, cells in enumerate(rows[1:], 2) if any(cell.strip() for cell in cells)]
     if landmark is not None and frame is not None:
         made = _long(source, names, frame, landmark, filled)
-    else:
+    elif frame is not None:
         made = _wide(source, names, frame, filled)
+    else:  # a row of empty cells is a frame without anybody
+        made = _wide(source, names, frame, [(line, cells) for line, cells in enumerate(rows[1:], 2) if cells])
     frames: dict[int, list[Landmarks]] = {}
     for number, person in made:
         frames.setdefault(number, []).append(person)
@@ -188,6 +190,8 @@ def _wide(
             f"MediaPipe's {_COUNT} landmarks"
         )
     for order, (line, cells) in enumerate(rows):
+        if not any(cell.strip() for cell in cells):
+            continue
         person = _nobody()
         person[:, 3] = 1
         for (at, axis), column in places.items():

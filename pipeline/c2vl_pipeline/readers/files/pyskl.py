@@ -28,7 +28,7 @@ TABLE = "samples.pkl"
 """Name of a file of annotations that is the table of samples, too."""
 _SPLIT = re.compile(r"(?:(?P<name>.*?)_?)?(?P<part>train|val|valid|validation|test)(?P<number>\d*)", re.IGNORECASE)
 """Name of a list of samples: xsub_train, train1, val."""
-_MOST_LABEL = 1 << 15
+_MOST_LABEL, _MOST_SPLITS, _MOST_NAMES = 1 << 15, 1000, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -72,16 +72,29 @@ def _annotations(path: Path, _changed: int, size: int) -> Annotations:
     samples = {}
     for number, entry in enumerate(entries):
         name = entry.get("frame_dir", entry.get("filename")) if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not name or len(name) > 1000 or "\0" in name:
+        if not isinstance(name, str) or not 0 < len(name) <= 1000 or not _writable(name):
             raise DataError(f"{path}: annotation {number:,} has no frame_dir; expected the name of its sample")
         if name in samples:
             raise DataError(f"{path}: frame_dir {name[:60]!r} stands in two annotations; each needs a name of its own")
         samples[name] = entry
     lists = splits if isinstance(splits, dict) else {}
+    if (
+        len(lists) > _MOST_SPLITS
+        or sum(len(names) for names in lists.values() if isinstance(names, list)) > _MOST_NAMES
+    ):
+        raise DataError(
+            f"{path}: {len(lists):,} splits; expected up to {_MOST_SPLITS:,}, of {_MOST_NAMES:,} names together"
+        )
     for split, names in lists.items():
+        if not isinstance(split, str) or len(split) > 100 or not _writable(split):
+            raise DataError(f"{path}: a split has no name that can be written; expected a text like xsub_train")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise DataError(f"{path}: split {str(split)[:40]!r} is no list of frame_dirs")
-    return Annotations(samples, {str(name)[:100]: names for name, names in lists.items()})
+            raise DataError(f"{path}: split {split!r} is no list of frame_dirs")
+    return Annotations(samples, lists)
+
+
+def _writable(text: str) -> bool:
+    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def read(source: Source) -> Recording:
@@ -97,6 +110,8 @@ def read(source: Source) -> Recording:
         shape = "no keypoint" if joints is None else f"keypoint {joints.shape}"
         raise DataError(f"{where}: {shape}; layout {layout.name!r} needs (M, T, {layout.joints}, {layout.dims})")
     joints = joints if joints.ndim == 4 else joints[None]
+    if not joints.size:
+        return Recording(np.zeros((0, 1, layout.joints, layout.dims), np.float32))
     if layout.dims == 3:
         with np.errstate(over="ignore"):
             return Recording(np.ascontiguousarray(joints.swapaxes(0, 1), np.float32))
@@ -116,6 +131,8 @@ def _array(where: str, key: str, entry: Mapping[str, Any]) -> Any:
     value = entry.get(key)
     if value is None:
         return None
+    if not isinstance(value, PickledArray | int | float):
+        raise DataError(f"{where}: its {key} is a {type(value).__name__}; expected an array of numbers")
     try:
         array = value.read() if isinstance(value, PickledArray) else np.asarray(value)
     except ValueError as error:
@@ -147,9 +164,8 @@ def expected_rows(path: Path, scan: Scan) -> Expected:
     labels = {name: entry.get("label", -1) for name, entry in held.samples.items()}
     for name, label in labels.items():
         if type(label) is not int or not -1 <= label < _MOST_LABEL:
-            raise DataError(
-                f"{path}: label {str(label)[:40]} of {name[:60]!r}; expected a whole number below {_MOST_LABEL}"
-            )
+            shown = label if type(label) is int else f"a {type(label).__name__}"
+            raise DataError(f"{path}: label {shown} of {name[:60]!r}; expected a whole number below {_MOST_LABEL}")
     splits: dict[str, dict[str, str]] = {}
     notes = [f"{path}: samples, labels and splits are those of its {len(labels):,} annotations"]
     for split, names in held.splits.items():
@@ -158,9 +174,10 @@ def expected_rows(path: Path, scan: Scan) -> Expected:
             notes.append(f"split {split[:40]!r} is neither training nor test and is passed over")
             continue
         for name in names:
-            splits.setdefault(name, {})[benchmark] = part
+            if splits.setdefault(name, {}).setdefault(benchmark, part) != part:
+                raise DataError(f"{path}: {name[:60]!r} is in training and in test of {benchmark!r}; leave it in one")
     if strange := splits.keys() - labels.keys():
-        notes.append(f"{len(strange):,} names of splits have no annotation ({min(strange)[:60]})")
+        notes.append(f"names in splits without an annotation: {len(strange):,} ({min(strange)[:60]})")
     rows = [
         new_row(
             name,
