@@ -202,7 +202,7 @@ def content_sha256(path: Path) -> str | None:
 
 def changed_at(path: Path) -> float:
     """Return when a raw file, or the last of a folder's, was changed."""
-    return max(one.stat().st_ctime for one in (path, *(path.iterdir() if path.is_dir() else ())))
+    return max(float(one.stat().st_ctime) for one in (path, *(path.iterdir() if path.is_dir() else ())))
 
 
 def remembered_sha256(path: Path) -> str:

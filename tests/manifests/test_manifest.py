@@ -479,3 +479,19 @@ def test_a_manifest_with_unknown_facts_is_not_trusted(path: Path, table: pa.Tabl
     text = path.with_suffix(".json").read_text().replace('"key"', '"kye"')
     path.with_suffix(".json").write_text(text)
     assert read_shard_manifest(path) is None
+
+
+def test_a_folder_of_files_has_a_hash_of_their_names_and_contents(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    for n in range(2):
+        (folder / f"{n}.json").write_text(str(n))
+    before, changed = protocol.content_sha256(folder), protocol.changed_at(folder)
+    assert protocol.content_sha256(folder / "0.json") == protocol.file_sha256(folder / "0.json")
+    os.utime(folder / "1.json")
+    assert protocol.content_sha256(folder) == before
+    assert protocol.changed_at(folder) >= changed
+    (folder / "1.json").write_text("2")  # of the same size
+    assert protocol.content_sha256(folder) != before
+    os.mkfifo(tmp_path / "pipe")
+    assert protocol.content_sha256(tmp_path / "pipe") is None

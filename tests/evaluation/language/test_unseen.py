@@ -317,7 +317,11 @@ def test_classes_without_test_clips_are_said(subject, tmp_path):
         unseen.evaluate(relabelled(subject, tmp_path / "a", {1: 0, 3: 0}), WORDS)
     one = unseen.evaluate(relabelled(subject, tmp_path / "b", {1: 0}), WORDS)
     assert "No test clip is of the unseen classes sit down; they can only be answered wrongly." in one.notes
+    held = (subject.run / cache.FOLDER).glob
+    before = {*held("zeroshot-*.parquet")}
     none = unseen.evaluate(relabelled(subject, tmp_path / "c", {0: 1, 2: 1, 4: 3, 5: 3}), WORDS)
+    (path,) = {*held("zeroshot-*.parquet")} - before
+    assert np.isin(cache.load(path).answers, UNSEEN).all()
     assert none.generalised is None
     assert "No test clip is of a seen class, so there is no generalised result." in none.notes
 

@@ -92,6 +92,57 @@ def test_lists_of_samples_are_the_splits_of_benchmarks(tmp_path: Path, names: di
     assert made.classes == ("0", "1", "2")
 
 
+def _of_lists(depth: int) -> Any:
+    value: Any = 0
+    for _ in range(depth):
+        value = [value] * 11
+    return value
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda held: held["split"].update(xsub_val=["clip0"]), "'clip0' is in training and in test of 'xsub'"),
+        (lambda held: held["split"].update({"\ud800": []}), "a split has no name that can be written"),
+        (lambda held: held["split"].update({f"s{n}_train": [] for n in range(1001)}), "splits; expected up to 1,000"),
+        (lambda held: held["annotations"][0].update(frame_dir="a\ud800"), "annotation 0 has no frame_dir"),
+        (lambda held: held["annotations"][0].update(label=_of_lists(90)), "label a list of 'clip0'; expected a whole"),
+        (lambda held: held["annotations"][0].update(keypoint=_of_lists(9)), "keypoint is a list; expected an array"),
+    ],
+)
+def test_annotations_that_say_two_things_or_too_much_are_one_line(tmp_path: Path, change: Any, says: str) -> None:
+    entries = [annotation(f"clip{n}", walkers(load_layout("coco_17"), n, 8)) for n in range(2)]
+    held = {"split": {"xsub_train": ["clip0"], "xsub_val": ["clip1"]}, "annotations": entries}
+    change(held)
+    path = tmp_path / "samples.pkl"
+    path.write_bytes(pickle.dumps(held))
+
+    def read() -> None:
+        pyskl.expected_rows(path, Scan())
+        read_array(path, load_layout("coco_17"), 2, {"sample_id": "clip0"})
+
+    with pytest.raises(DataError, match=says) as refused:
+        read()
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+def test_an_annotation_without_people_has_no_frames(tmp_path: Path) -> None:
+    entry = annotation("clip0", walkers(load_layout("coco_17"), 0, 8))
+    entry |= {name: entry[name][:0] for name in ("keypoint", "keypoint_score")}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps([entry]))
+    made = read_array(tmp_path / "a.pkl", load_layout("coco_17"), 2, {"sample_id": "clip0"})
+    assert len(made.joints) == 0
+
+
+def test_a_row_of_empty_cells_is_a_frame_without_anybody(tmp_path: Path) -> None:
+    names = [f"{axis}{n}" for n in range(33) for axis in "xyz"]
+    rows = [",".join(f"{0.1 * (n + k):.3f}" for k in range(99)) for n in (1, 2, 3)]
+    (tmp_path / "a.csv").write_text("\n".join([",".join(names), rows[0], "," * 98, rows[1], "", rows[2]]) + "\n")
+    made = read_array(tmp_path / "a.csv", load_layout("mediapipe_33"), 1)
+    assert made.frame_index.tolist() == [0, 2, 3]
+
+
 def test_joints_of_a_larger_layout_are_mapped_by_name(tmp_path: Path) -> None:
     whole, asked = load_layout("body_25"), load_layout("coco_17")
     pixels = walkers(whole, 3)
