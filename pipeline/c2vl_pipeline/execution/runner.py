@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -104,7 +104,8 @@ def run_stage(
         for name in stage.upstream(recipe):
             check_shards(stages_of(index)[name], index, due, stage.command)
         if not overwrite:
-            _check_configuration(keys, folder, due)
+            # in a share those of the others too: two with different settings would fill one stage
+            _check_configuration(keys, folder, due if not share else range(len(index.shard_ranges)))
             _check_samples_kept(keys, folder, index, due)
         spec = stage.engine(recipe, index) if stage.engine else None
         if spec and due and not engines.wants_own_process(spec):
@@ -196,10 +197,10 @@ def _check_index(stage: Stage, index: Workspace, recipe: Recipe, *, whole: bool)
             )
 
 
-def _check_configuration(keys: StageKeys, folder: Path, due: list[int]) -> None:
-    """Raise StageError if a due shard was made by another engine or configuration: it may have cost days."""
+def _check_configuration(keys: StageKeys, folder: Path, numbers: Iterable[int]) -> None:
+    """Raise StageError if one of some shards was made by another engine or configuration: it may have cost days."""
     stage, work = keys.stage, folder.parent
-    for number in due:
+    for number in numbers:
         shard = read_shard_manifest(shard_path(work, stage.name, number))
         if shard is None or shard.extra.get("stage") == keys.manifest.key:
             continue

@@ -209,19 +209,28 @@ def _about(index: Workspace) -> pa.Table:
 
 def _samples(index: Workspace, about: pa.Table) -> pa.Table:
     """Return the index as it is published."""
-    table = _without_paths(index.table.select(list(_INDEX)), "problem")
+    table = _without_paths(index.table.select(list(_INDEX)), "problem", index)
     for name in about.column_names[1:]:
         table = table.append_column(name, about.column(name))
     return table
 
 
-def _without_paths(table: pa.Table, column: str) -> pa.Table:
-    """Return a table whose texts of errors name no folder or host of this machine."""
+def _without_paths(table: pa.Table, column: str, index: Workspace) -> pa.Table:
+    """Return a table whose texts of errors name no folder or host of this machine; those of the data may hold spaces."""
     texts = table.column(column)
     if texts.null_count == len(texts):
         return table
-    short = pa.array([text and shorten_paths(text) for text in texts.to_pylist()], pa.string())
-    return table.set_column(table.column_names.index(column), table.schema.field(column), short)
+
+    def short(text: str | None) -> str | None:
+        for folder in (index.root, index.work):
+            text = text and text.replace(f"{folder}/", "…/")
+        return text and shorten_paths(text)
+
+    return table.set_column(
+        table.column_names.index(column),
+        table.schema.field(column),
+        pa.array(map(short, texts.to_pylist()), pa.string()),
+    )
 
 
 def _publish_shard(index: Workspace, out: Path, name: str, number: int, about: pa.Table) -> None:
@@ -231,7 +240,7 @@ def _publish_shard(index: Workspace, out: Path, name: str, number: int, about: p
     assert manifest is not None  # `complete_stages` has seen it
     path, key = shard_path(out, name, number), fingerprint([manifest.digest, digest(about)])
     if finished_shard(path, key) is None:
-        table = _without_paths(read_shard(source), "error")
+        table = _without_paths(read_shard(source), "error", index)
         rows = pc.index_in(table.column("sample_id"), value_set=about.column("sample_id").combine_chunks())
         for column in about.column_names[1:]:
             table = table.append_column(column, about.column(column).combine_chunks().take(rows))

@@ -62,6 +62,15 @@ def test_shares_in_any_order_make_the_rows_of_a_whole_run_and_the_last_completes
     assert hidden(begun) == {".lock"}
 
 
+def test_a_share_with_other_settings_is_refused_before_it_makes_anything(begun: Path, recipe: Recipe) -> None:
+    runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(1, 2))
+    fewer = recipe.pipeline.skeletons.model_copy(update={"second_body": "copy"})
+    other = recipe.model_copy(update={"pipeline": recipe.pipeline.model_copy(update={"skeletons": fewer})})
+    with pytest.raises(StageError, match=r"made under another configuration .*second_body"):
+        runner.run_stage(skeletons.STAGE, begun, other, share=Share(2, 2), overwrite=False)
+    assert len([*(begun / "skeletons").glob("shard-*.json")]) == 4
+
+
 def test_a_share_of_fewer_shards_than_shares_has_nothing_to_make(begun: Path, recipe: Recipe) -> None:
     events: list[Event] = []
     manifest = runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(9, 9), emit=events.append)

@@ -64,6 +64,23 @@ def test_every_table_opens_with_the_library_of_the_hub(work, tmp_path, monkeypat
     assert joints.any(axis=(0, 2, 3))[0]
 
 
+def test_errors_name_no_folder_of_the_data_though_it_holds_spaces(work, tmp_path):
+    mine, root = tmp_path / "w", tmp_path / "jane doe"
+    shutil.copytree(work, mine)
+    (root / "raw").mkdir(parents=True)
+    path = mine / "samples.parquet"
+    held = read_shard_manifest(path)
+    assert held is not None
+    manifest.commit_table(
+        path, read_shard(path), key=held.key, extra=held.extra | {"root": str(root / "raw")}, row_group=99
+    )
+    error = {"status": "failed", "error_class": "X", "error": f"{root}/raw/a b/c0.npy: not joints", "caption": None}
+    rewrite(mine, "captions", CAPTIONS, lambda found: found[3].update(error))
+    publish(mine, tmp_path / "out")
+    assert any("c0.npy: not joints" in str(row["error"]) for row in table(tmp_path / "out", "captions"))
+    assert not any("jane" in str(row["error"]) for row in table(tmp_path / "out", "captions"))
+
+
 def test_pictures_and_joints_are_published_on_request_and_taken_back_without(work, tmp_path):
     out = tmp_path / "out"
     publish(work, out)
