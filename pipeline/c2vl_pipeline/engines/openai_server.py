@@ -303,7 +303,7 @@ class Served(Captioner):
 def _read(reply: Any, max_new_tokens: int) -> Caption:
     """Return the first choice's text, cut short or not, and its tokens (words where the server does not count).
 
-    An empty text is an answer too: asking again changes nothing.
+    A server counts the token that ends an answer, too. An empty text is an answer too: asking again changes nothing.
 
     Raises:
         UnusableError: longer than asked for.
