@@ -103,7 +103,7 @@ def _landmarks(source: Source, frame: int, person: Any) -> Landmarks:
     where = f"landmarks of frame {frame:,}"
     if not isinstance(person, list) or len(person) != _COUNT:
         count = len(person) if isinstance(person, list) else "no"
-        raise DataError(f"{source.path}: {count} {where}; expected MediaPipe's {_COUNT}")
+        raise DataError(f"{source.path}: {count} {where}; expected MediaPipe's {_COUNT}; save other joints as .npy")
     rows = [
         [one.get("x"), one.get("y"), one.get("z", 0), one.get("visibility", 1)] if isinstance(one, dict) else one
         for one in person
@@ -187,7 +187,7 @@ def _wide(
     if lacking := [n for n in range(_COUNT) for axis in range(source.layout.dims) if (n, axis) not in places]:
         raise DataError(
             f"{source.path}:1: no columns of landmark {lacking[0]}; expected frame, landmark, x, y, z, or x0, y0, z0 … of "
-            f"MediaPipe's {_COUNT} landmarks"
+            f"MediaPipe's {_COUNT} landmarks; save other joints as .npy"
         )
     for order, (line, cells) in enumerate(rows):
         if not any(cell.strip() for cell in cells):
