@@ -54,7 +54,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], Rows]:
 
 
 def slower(old: Rows, new: Rows, percent: float) -> list[Key]:
-    """Return the rows whose ratio fell by more than so many per cent: ours takes longer beside the same baseline."""
+    """Return the rows whose ratio fell by more than `percent`: ours became slower than the same baseline."""
     return [
         name for name, row in new.items() if name in old and row["ratio"] * (1 + percent / 100) < old[name]["ratio"]
     ]

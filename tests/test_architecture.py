@@ -207,7 +207,7 @@ def test_folders_of_the_pipeline_import_only_those_below_them():
 
 
 EVALUATION = (
-    "results", "features", "metrics", "clips", "cache", "context", "comparison", "protocols", "prediction", "export", "language", "table",
+    "results", "features", "metrics", "clips", "cache", "context", "comparison", "protocols", "prediction", "export", "language", "entries", "table",
     "report", "paper",
 )  # fmt: skip
 """Modules and folders of `c2vl_evaluation`: each imports only those before it; the command line may import all."""

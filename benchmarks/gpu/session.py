@@ -168,7 +168,7 @@ def flops_of(function: Callable[[], object]) -> int:
 
 @contextmanager
 def _alarm(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in the body after so many seconds."""
+    """Raise TimeoutError in the body when its seconds are over."""
 
     def ring(number: int, frame: FrameType | None) -> None:
         raise TimeoutError(f"it took longer than its {seconds:.0f} s")

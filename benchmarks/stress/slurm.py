@@ -239,7 +239,7 @@ class Attack:
     def disturb(
         self, form: Form, work: Path, alive: Callable[[], bool], cancelled: Callable[[str], object] = lambda job: None
     ) -> None:
-        """Cancel and requeue one running job each in the middle of every stage; `cancelled` is told of the former."""
+        """Cancel one running job and requeue another in the middle of every stage; call `cancelled` with the first one's id."""
         for name in STAGES:
             for words in ACTIONS:
                 end = time.monotonic() + HANGS

@@ -132,15 +132,12 @@ def export_command(
 ) -> None:
     """Write encoder and linear layer as one ONNX file: joints (T, M, V, C) of any clip in, class probabilities out."""
     from c2vl_evaluation import export
+    from c2vl_training.export import checked
 
     (context,) = open_contexts([run], data, benchmark, recipe, set_)
     made = export.export(context, out or run / "recogniser.onnx", int8)
-    checked = (
-        f"differs from torch by {made.difference:.0e} in onnxruntime"
-        if made.difference == made.difference
-        else "not run: onnxruntime is not installed"
-    )
-    say(f"{made.path}: joints (T, M, {made.joints}, {made.dims}) -> probabilities ({made.classes}); {checked}")
+    shape = f"joints (T, M, {made.joints}, {made.dims}) -> probabilities ({made.classes})"
+    say(f"{made.path}: {shape}; {checked(made.difference)}")
     if made.loss is not None:
         say(made.loss.words())
 
@@ -186,7 +183,8 @@ def benchmark(
     The same command with a further --protocol, --target, --targets or variant, or more --seeds, adds to the table;
     finished runs and results are reused.
     """
-    from c2vl_evaluation.table import entries, run_table
+    from c2vl_evaluation.entries import entries
+    from c2vl_evaluation.table import run_table
     from c2vl_manifests.errors import C2VLError
     from c2vl_manifests.recipe_loading import load_variants
     from c2vl_training.dataset import PackedDataset

@@ -1,8 +1,8 @@
 """Export of encoder and linear layer as one ONNX file: joints of a clip of any length in, class probabilities out.
 
 The graph holds what readers, training and the linear protocol do with one clip: empty frames are left out, the clip is
-moved to its origin, the central window is resized in time, the stream is derived, features are standardised. Whoever
-runs it needs onnxruntime and numpy (`docs/examples/recognise.py`).
+moved to its origin, the central window is resized in time, the stream is derived, features are standardised.
+onnxruntime and numpy run it (`docs/examples/recognise.py`).
 """
 
 from __future__ import annotations

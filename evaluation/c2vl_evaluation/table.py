@@ -7,131 +7,29 @@ split.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from c2vl_evaluation import metrics
 from c2vl_evaluation.cache import Cell, holds
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.entries import Entry, saved_run
 from c2vl_evaluation.features import raw_joints
 from c2vl_evaluation.protocols import PROTOCOLS, ensemble, fails_alone, knn, linear, run_safely, transfer
-from c2vl_evaluation.results import ALWAYS, FILE, Protocol, Result, Role, Table, TableRow, Target, load, save, target_id
+from c2vl_evaluation.results import ALWAYS, FILE, Protocol, Result, Table, TableRow, Target, load, save, target_id
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.manifest import read_stage_manifest
-from c2vl_manifests.packed import PackedManifest, resolve_recipe
 from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe import Recipe
-from c2vl_manifests.targets import targets_name
-from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.distributed import device_of
 from c2vl_training.memory import OutOfMemoryError
-from c2vl_training.run_folder import EXCLUDED, Kind, Run, check_same, settings
+from c2vl_training.run_folder import Run, check_same
 from c2vl_training.trainer import train
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One line of a table before it is run."""
-
-    name: str
-    role: Role
-    kind: Kind
-    recipe: Recipe
-    control_of: str = ""
-    """Name of the line that shuffled pairs are the control of."""
-
-    def folder(self, runs: Path, seed: int, excluded: Sequence[str] = ()) -> Path:
-        """Return the folder of a seed's run; another one if it holds the control of another line already.
-
-        Args:
-            runs: folder of the runs.
-            seed: of the run.
-            excluded: classes that its pre-training leaves out.
-        """
-        plain = runs / f"{_slug(self.name)}-seed{seed}"
-        if self.role != "shuffled" or (saved := _saved_run(plain)) is None:
-            return plain
-        there, own = {EXCLUDED: [], **saved[1]}, settings(self.kind, self.recipe) | {EXCLUDED: list(excluded)}
-        same = {name: there.get(name) for name in own} == own
-        return plain if same else runs / f"{_slug(f'{self.name} {self.control_of}')}-seed{seed}"
-
-    def run(self, packed: PackedDataset, benchmark: str, seed: int, out: Path) -> Run:
-        """Return the training of a seed; `out` is the folder of the table."""
-        run = Run(self.kind, packed, self.recipe, benchmark, seed, out)
-        excluded = [packed.manifest.classes[number] for number in run.excluded_classes()]
-        return replace(run, out=self.folder(out / "runs", seed, excluded))
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name.lower()).strip("-")
-
-
-def _saved_run(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """Return the file that a folder's run is saved in, and its facts; None if there is no run."""
-    for name in (checkpoint.ENCODER, checkpoint.CHECKPOINT):
-        if (path := folder / name).is_file():
-            return path, checkpoint.load(path)[1]
-    return None
-
-
-def entries(
-    manifest: PackedManifest,
-    recipe: str | None,
-    overrides: Sequence[str],
-    targets: Sequence[str],
-    variants: Mapping[str, Sequence[str]] = MappingProxyType({}),
-) -> list[Entry]:
-    """Return the lines of a table: each `targets` value, each variant (by default the recipe as it is), three controls.
-
-    Args:
-        manifest: of the packed data.
-        recipe: see `resolve_recipe`.
-        overrides: see `resolve_recipe`.
-        targets: values of `training.pretrain.targets`.
-        variants: name -> further overrides.
-
-    Raises:
-        ConfigError: a variant has the name or the settings of another line, or a name without letters and digits.
-    """
-    base = resolve_recipe(manifest, recipe, overrides)
-    chosen = targets or ([] if variants else [targets_name(base.training.pretrain.targets)])
-    lines: list[Entry] = []
-    for name in chosen:
-        # the recipe's own value keeps the recipe's other settings (beta, temperature of the targets, ...)
-        same = name == targets_name(base.training.pretrain.targets)
-        one = base if same else resolve_recipe(manifest, recipe, [*overrides, f"training.pretrain.targets={name}"])
-        if any(entry.recipe == one for entry in lines):
-            continue  # equal settings under another name would share a folder
-        # a number keeps partition(0.3) and partition(0.7) apart
-        label = name if any(c.isdigit() for c in name) else targets_name(one.training.pretrain.targets)
-        lines.append(Entry(label, "pretrained", "pretrain", one))
-    for name, further in variants.items():
-        one = resolve_recipe(manifest, recipe, [*overrides, *further])
-        if twin := next((entry.name for entry in lines if entry.recipe == one), None):
-            raise ConfigError(f"the variant {name!r} has the settings of {twin!r}; change or remove one of them")
-        lines.append(Entry(name, "pretrained", "pretrain", one))
-    control = lines[0].recipe
-    pretrain = control.training.pretrain.model_copy(update={"pairs": "shuffled"})
-    shuffled = control.model_copy(update={"training": control.training.model_copy(update={"pretrain": pretrain})})
-    lines += [
-        Entry("random encoder", "floor", "random", base),
-        Entry("supervised", "ceiling", "supervised", base),
-        Entry("shuffled pairs", "shuffled", "pretrain", shuffled, lines[0].name),
-    ]
-    folders: dict[str, str] = {}
-    for line in lines:
-        if not _slug(line.name):
-            raise ConfigError(f"{line.name!r} names no folder of runs; give the variant a name with letters or digits")
-        if other := folders.get(_slug(line.name)):
-            raise ConfigError(f"the lines {other!r} and {line.name!r} would share a folder of runs; rename a variant")
-        folders[_slug(line.name)] = line.name
-    return lines
 
 
 def run_table(
@@ -225,7 +123,7 @@ def _check(
             problems[run.batch_problem(len(run.select().rows))] = None
             device_of(line.recipe.training.device)
             for one in _streams(run).values() if streams else (run,):
-                if (saved := _saved_run(one.out)) is not None:
+                if (saved := saved_run(one.out)) is not None:
                     check_same(one.facts(), saved[1], saved[0])
     if wrong := [problem for problem in problems if problem]:
         raise ConfigError("; ".join(wrong))

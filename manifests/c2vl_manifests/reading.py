@@ -63,6 +63,15 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         return file.read(size + 1)
 
 
+def is_storable(text: str) -> bool:
+    """Return False for a text with half characters (lone surrogates), which JSON can express and tables cannot hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 # ------------------------------------------------------------------------------------------ JSON and TOML
 
 

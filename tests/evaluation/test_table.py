@@ -14,6 +14,7 @@ from c2vl_evaluation import metrics
 from c2vl_evaluation import table as benchmark
 from c2vl_evaluation.cache import holds, predictions_of
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.entries import entries
 from c2vl_evaluation.features import extract, raw_joints
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_evaluation.results import Score, Table, load
@@ -78,7 +79,7 @@ def test_a_value_named_as_the_recipes_own_keeps_the_recipes_numbers():
 def variants_of(tmp_path, text, *targets):
     path = tmp_path / "study.toml"
     path.write_text(text, "utf-8")
-    return benchmark.entries(MANIFEST, "debug", [*BASE, *LINEAR], targets, load_variants(path))
+    return entries(MANIFEST, "debug", [*BASE, *LINEAR], targets, load_variants(path))
 
 
 def test_variants_are_lines_that_differ_from_the_recipe_by_their_own_settings(tmp_path):
@@ -101,7 +102,7 @@ def test_the_control_of_another_line_with_the_same_targets_has_a_folder_of_its_o
     views = '"two views" = ["training.pretrain.views=2"]'
     plain, variant = (found[-1] for found in (table_lines("hard"), variants_of(tmp_path, views)))
     saved = (tmp_path, settings(plain.kind, plain.recipe))
-    monkeypatch.setattr(benchmark, "_saved_run", lambda folder: saved)
+    monkeypatch.setattr("c2vl_evaluation.entries.saved_run", lambda folder: saved)
     assert plain.folder(tmp_path, 0) == tmp_path / "shuffled-pairs-seed0"
     assert variant.folder(tmp_path, 0) == tmp_path / "shuffled-pairs-two-views-seed0"
 
@@ -133,7 +134,7 @@ def test_variants_that_cannot_be_lines_are_refused_in_one_line(tmp_path, text, s
 
 @pytest.mark.parametrize(("recipe", "file", "variants"), [("paper", "study.toml", 13), ("c2vl-plus", "plus.toml", 4)])
 def test_the_variants_in_this_repository_can_be_run(recipe, file, variants):
-    lines = benchmark.entries(
+    lines = entries(
         MANIFEST, recipe, ["training.pretrain.knowledge=vision"], (), load_variants(ROOT / "benchmarks" / file)
     )
     assert len(lines) == variants + 3

@@ -14,6 +14,7 @@ from c2vl_evaluation import cli
 from c2vl_evaluation import table as benchmark
 from c2vl_evaluation.cache import Cell
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.entries import Entry, entries
 from c2vl_evaluation.metrics import data_read, no_encoder_scores
 from c2vl_evaluation.protocols import ensemble, finetuning, run_safely, semi, transfer
 from c2vl_evaluation.report import console
@@ -53,8 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> PackedDataset:
     return PackedDataset(sticks(tmp_path_factory.mktemp("sticks") / "packed", splits=two_views()))
 
 
-def lines(*targets: str, more: tuple[str, ...] = ()) -> list[benchmark.Entry]:
-    return benchmark.entries(MANIFEST, "debug", [*BASE, *SETTINGS, *more], targets)
+def lines(*targets: str, more: tuple[str, ...] = ()) -> list[Entry]:
+    return entries(MANIFEST, "debug", [*BASE, *SETTINGS, *more], targets)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import pytest
 from c2vl_evaluation import cache
 from c2vl_evaluation import table as benchmark
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.entries import entries
 from c2vl_evaluation.results import Table, load
 from c2vl_manifests.errors import ConfigError
 from c2vl_manifests.recipe import FinetuneConfig
@@ -23,7 +24,7 @@ from support.training import BASE
 @pytest.fixture(scope="module")
 def table(data: PackedDataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("table")
-    lines = benchmark.entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
+    lines = entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
     benchmark.run_table(data, "xsub", lines, [0], out, protocols=("finetune", "semi", "ensemble"))
     return out
 
@@ -46,7 +47,7 @@ def test_every_line_of_a_table_gets_every_protocol(table):
 
 def grown(table: Path, data: PackedDataset, packed: PackedDataset) -> Table:
     """The table with a transfer."""
-    lines = benchmark.entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
+    lines = entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
     return benchmark.run_table(data, "xsub", lines, [0], table, target=(packed, "xsub"))
 
 
@@ -76,7 +77,7 @@ def test_a_table_keeps_what_it_was_transferred_to_before(table, elsewhere, data,
 
 
 def test_a_target_that_cannot_be_is_refused_before_anything_is_trained(data, elsewhere, tmp_path):
-    lines = benchmark.entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
+    lines = entries(MANIFEST, "debug", [*BASE, *TUNED], ["hard"])
     layout = type(STICK)("kite", ("hip", "chest", "tail"), (1, 1, 0))
     kites = sticks(tmp_path / "other" / "packed", joints=[np.zeros((5, 1, 3, 3))] * COUNT, layout=layout)
     text = (kites / "packed.json").read_text()

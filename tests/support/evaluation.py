@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from c2vl_evaluation import table
 from c2vl_evaluation.cache import ResultWithPredictions
 from c2vl_evaluation.context import EvalContext
+from c2vl_evaluation.entries import Entry, entries
 from c2vl_evaluation.features import Features
 from c2vl_manifests.packed import PackedManifest
 from c2vl_pipeline.engines import TextVectors
@@ -39,8 +39,8 @@ def noisy(count: int, dim: int, classes: int, seed: int, spread: float = 1.0) ->
     return features(centres[labels] + spread * rng.normal(size=(count, dim)), labels)
 
 
-def table_lines(*targets: str, more: tuple[str, ...] = ()) -> list[table.Entry]:
-    return table.entries(MANIFEST, "debug", [*BASE, *LINEAR, *more], targets)
+def table_lines(*targets: str, more: tuple[str, ...] = ()) -> list[Entry]:
+    return entries(MANIFEST, "debug", [*BASE, *LINEAR, *more], targets)
 
 
 TUNE = "{lr=0.05,weight_decay=1e-3,warmup_epochs=0,milestones=[2]}"

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from c2vl_manifests import cards
-from c2vl_manifests.errors import CheckpointError, passing
 from c2vl_manifests.pages import portable
-from c2vl_manifests.reading import read_json
-from c2vl_training.run_folder import EXCLUDED
+from c2vl_training.run_folder import EXCLUDED, reading
 
 _WAYS = {
     "pretrain": "pre-trained without labels, toward vectors of pictures or captions of the clips (C2VL, arXiv 2405.20606)",
@@ -40,14 +38,8 @@ def write(folder: Path, facts: Mapping[str, Any], figures: Sequence[Figure] = ()
     Raises:
         CheckpointError: run.json is damaged or absent.
     """
-    try:
-        return cards.commit_card(folder, text(facts, read_json(folder / "run.json"), figures))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if passing(error):
-            raise
-        raise CheckpointError(
-            f"{folder / 'run.json'} is damaged ({error}); delete the folder and train again"
-        ) from error
+    with reading(folder) as run:
+        return cards.commit_card(folder, text(facts, run, figures))
 
 
 def text(facts: Mapping[str, Any], run: Mapping[str, Any], figures: Sequence[Figure] = ()) -> str:

@@ -104,16 +104,13 @@ def export_command(
     out: Annotated[Path | None, optional("--out", "The file; encoder.onnx in the run's folder.")] = None,
 ) -> None:
     """Write the encoder as one ONNX file: clips (N, C, T, V, M) in, features (N, D) out."""
-    from c2vl_training.export import export
+    from c2vl_training.export import checked, export
 
     exported = export(run, out or run / "encoder.onnx")
     C, T, V, M = exported.shape[1:]
-    checked = (
-        f"differs from torch by {exported.difference:.0e} in onnxruntime"
-        if exported.difference == exported.difference
-        else "not run: onnxruntime is not installed"
+    say(
+        f"{exported.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {exported.dim}); {checked(exported.difference)}"
     )
-    say(f"{exported.path}: clips (N, {C}, {T}, {V}, {M}) -> features (N, {exported.dim}); {checked}")
 
 
 def main() -> None:

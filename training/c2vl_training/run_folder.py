@@ -8,7 +8,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -264,10 +265,20 @@ def read_result(folder: Path) -> Result:
     Raises:
         CheckpointError: it is damaged or absent.
     """
-    try:
-        facts = read_json(folder / "run.json")
+    with reading(folder) as facts:
         counts = (facts["epochs"], facts["seconds"], facts["samples"], facts["left_out"])
         return Result(folder, *counts, facts["last"])
+
+
+@contextmanager
+def reading(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the facts of run.json.
+
+    Raises:
+        CheckpointError: it is damaged or absent, or lacks what the body looks for.
+    """
+    try:
+        yield read_json(folder / "run.json")
     except (OSError, ValueError, KeyError, TypeError) as error:
         if passing(error):
             raise

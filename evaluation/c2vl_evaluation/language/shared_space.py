@@ -138,7 +138,7 @@ def open_space(context: EvalContext, encoder: Path | None = None, *, made_elsewh
     Args:
         context: a finished pre-training, and the data that it is evaluated on.
         encoder: folder of the text encoder's checkpoint, if it was moved since the vectors were made.
-        made_elsewhere: the vectors of texts are given; whoever gives them knows which space they are of.
+        made_elsewhere: the vectors of texts are given, and are taken to be of the space of the data's vectors.
 
     Raises:
         CheckpointError: the run is not a finished pre-training.

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,7 @@ from c2vl_evaluation.features import Labels, labels_of
 from c2vl_evaluation.language.class_prompts import ClassPrompts
 from c2vl_evaluation.language.class_split import ClassSplit, class_split, published
 from c2vl_evaluation.language.shared_space import SharedSpace, cosines, open_space
-from c2vl_evaluation.language.zeroshot import PERMUTATIONS, Control, control, standardised, verdict
-from c2vl_evaluation.results import Score
+from c2vl_evaluation.language.zeroshot import PERMUTATIONS, ByTexts, control, standardised, verdict
 from c2vl_manifests.errors import DataError
 
 DRAWS = 20
@@ -69,31 +68,17 @@ class Generalised(BaseModel, frozen=True, extra="forbid"):
     chance: SeenUnseen
 
 
-class Unseen(BaseModel, frozen=True, extra="forbid"):
-    """Result on one run."""
+class Unseen(ByTexts):
+    """Result on the unseen classes: scores are of their test clips among them alone, but for `generalised`."""
 
-    protocol: Literal["zeroshot"] = "zeroshot"
     dataset: str
     benchmark: str
     split: str
     """Name of the dataset's own split; empty for another choice of classes."""
     unseen: tuple[str, ...]
     """Names of the unseen classes."""
-    through: Literal["language", "vision"]
-    texts: int
-    described: bool
-    standardised: bool
-    temperature: float
-    last: Score
-    """Test clips of unseen classes among the unseen classes."""
-    shuffled: Control
-    chance: Score
-    answered: int
-    test: int
     generalised: Generalised | None
     """None where no test clip is of a seen class."""
-    notes: tuple[str, ...] = ()
-    seconds: float = 0.0
 
     @property
     def published(self) -> dict[str, float]:

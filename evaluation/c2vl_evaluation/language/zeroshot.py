@@ -51,8 +51,8 @@ class Control(BaseModel, frozen=True, extra="forbid"):
     """Share of permutations, the true one included, with a top-1 at least as high as the true one's."""
 
 
-class ZeroShot(BaseModel, frozen=True, extra="forbid"):
-    """Result on one run."""
+class ByTexts(BaseModel, frozen=True, extra="forbid"):
+    """Result of recognition by class texts on one run: what `ZeroShot` and `unseen.Unseen` share."""
 
     protocol: Literal["zeroshot"] = "zeroshot"
     through: Literal["language", "vision"]
@@ -66,14 +66,19 @@ class ZeroShot(BaseModel, frozen=True, extra="forbid"):
     last: Score
     shuffled: Control
     chance: Score
-    majority: Score | None
-    """None if training samples have no labels, which are not needed."""
-    classes: int
     answered: int
     """Number of classes that any clip was answered with."""
     test: int
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
+
+
+class ZeroShot(ByTexts):
+    """Result among all classes."""
+
+    majority: Score | None
+    """None if training samples have no labels, which are not needed."""
+    classes: int
 
     def verdict(self) -> str:
         """Return how many classes were ever answered, and whether the names matter at all."""

@@ -124,7 +124,7 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
                 file = index.root / name
                 if file.exists() and changed_at(file) >= since:
                     read = True
-                    if content_sha256(file) != recorded[name]:
+                    if content_sha256(file) not in {None, recorded[name]}:  # None: a pipe or a device in its place
                         files.append(name)
         if read and not files:
             with suppress(OSError):  # a folder that can only be read

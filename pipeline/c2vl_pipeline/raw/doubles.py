@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 
 from c2vl_manifests.errors import DataError
-from c2vl_manifests.files import regular
+from c2vl_manifests.manifest import file_sha256
 from c2vl_pipeline.readers.base import Array, Row
 
 
@@ -69,8 +69,7 @@ def _videos(root: Path, rows: Sequence[Row]) -> Callable[[Row], Hashable]:
 
 def _digest(path: Path) -> str | None:
     try:
-        with open(path, "rb", opener=regular) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return file_sha256(path)
     except (DataError, OSError):
         return None
 

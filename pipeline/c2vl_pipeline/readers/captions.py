@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_manifests.reading import MOST_UNPACKED, MOST_VALUES, from_json, read_bytes, unzip
+from c2vl_manifests.reading import MOST_UNPACKED, MOST_VALUES, from_json, is_storable, read_bytes, unzip
 from c2vl_manifests.tables import open_table
 from c2vl_pipeline.readers.base import is_system_file
 
@@ -105,7 +105,7 @@ def read_captions(path: Path) -> dict[str, list[str]]:
     for sample_id, captions in table.items():
         if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
             raise EngineError(f"caption file {path}: {sample_id!r} has no list of texts; {expected}")
-        if any("\ud800" <= letter <= "\udfff" for caption in captions for letter in caption):
+        if not all(map(is_storable, captions)):
             raise EngineError(
                 f"caption file {path}: {sample_id!r} has half a character (a cut emoji?); mend the caption"
             )

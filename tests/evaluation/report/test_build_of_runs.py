@@ -12,10 +12,10 @@ import torch
 from typer.testing import CliRunner
 
 from c2vl_evaluation import cache, cli, evaluate, table
+from c2vl_evaluation.entries import entries
 from c2vl_evaluation.language import retrieval, zeroshot
 from c2vl_evaluation.report import build, figures, sections
 from c2vl_evaluation.results import Score, Table, load, save
-from c2vl_evaluation.table import entries
 from c2vl_manifests.errors import DataError
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset

@@ -131,13 +131,11 @@ def read_table(source: Source) -> Recording:
     names = [name.strip().lower() for name in rows[0]] if rows else []
     frame = next((names.index(name) for name in _FRAMES if name in names), None)
     landmark = next((names.index(name) for name in _LANDMARKS if name in names and "x" in names), None)
-    filled = [(line, cells) for line, cells in enumerate(rows[1:], 2) if any(cell.strip() for cell in cells)]
+    lines = [(line, cells) for line, cells in enumerate(rows[1:], 2) if cells]
     if landmark is not None and frame is not None:
-        made = _long(source, names, frame, landmark, filled)
-    elif frame is not None:
-        made = _wide(source, names, frame, filled)
-    else:  # a row of empty cells is a frame without anybody
-        made = _wide(source, names, frame, [(line, cells) for line, cells in enumerate(rows[1:], 2) if cells])
+        made = _long(source, names, frame, landmark, lines)
+    else:
+        made = _wide(source, names, frame, lines)
     frames: dict[int, list[Landmarks]] = {}
     for number, person in made:
         frames.setdefault(number, []).append(person)
@@ -152,6 +150,8 @@ def _long(
     people: dict[int, list[Landmarks]] = {}
     seen: dict[int, dict[int, int]] = {}
     for line, cells in rows:
+        if _is_empty(cells):
+            continue
         number = _frame(source, line, cells, frame)
         at = _number_of(_cell(cells, landmark))
         if at is None:
@@ -190,13 +190,17 @@ def _wide(
             f"MediaPipe's {_COUNT} landmarks; save other joints as .npy"
         )
     for order, (line, cells) in enumerate(rows):
-        if not any(cell.strip() for cell in cells):
+        if _is_empty(cells):  # a frame without anybody, which counts
             continue
         person = _nobody()
         person[:, 3] = 1
         for (at, axis), column in places.items():
             person[at, axis] = _value(source, line, _cell(cells, column))
         yield order if frame is None else _frame(source, line, cells, frame), person
+
+
+def _is_empty(cells: list[str]) -> bool:
+    return not any(cell.strip() for cell in cells)
 
 
 def _nobody() -> Landmarks:

@@ -19,7 +19,7 @@ import numpy as np
 
 from c2vl_manifests.errors import DataError, one_line
 from c2vl_manifests.files import regular
-from c2vl_manifests.reading import TooLargeError
+from c2vl_manifests.reading import TooLargeError, is_storable
 from c2vl_pipeline.readers.base import USUAL, Expected, Scan, new_row
 from c2vl_pipeline.readers.files.base import DamagedError, Format, Recording, Source, in_heights, visible
 from c2vl_pipeline.readers.files.pickles import PickledArray, load
@@ -72,7 +72,7 @@ def _annotations(path: Path, _changed: int, size: int) -> Annotations:
     samples = {}
     for number, entry in enumerate(entries):
         name = entry.get("frame_dir", entry.get("filename")) if isinstance(entry, dict) else None
-        if not isinstance(name, str) or not 0 < len(name) <= 1000 or not _writable(name):
+        if not isinstance(name, str) or not 0 < len(name) <= 1000 or not _is_name(name):
             raise DataError(f"{path}: annotation {number:,} has no frame_dir; expected the name of its sample")
         if name in samples:
             raise DataError(f"{path}: frame_dir {name[:60]!r} stands in two annotations; each needs a name of its own")
@@ -86,15 +86,15 @@ def _annotations(path: Path, _changed: int, size: int) -> Annotations:
             f"{path}: {len(lists):,} splits; expected up to {_MOST_SPLITS:,}, of {_MOST_NAMES:,} names together"
         )
     for split, names in lists.items():
-        if not isinstance(split, str) or len(split) > 100 or not _writable(split):
+        if not isinstance(split, str) or len(split) > 100 or not _is_name(split):
             raise DataError(f"{path}: a split has no name that can be written; expected a text like xsub_train")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise DataError(f"{path}: split {split!r} is no list of frame_dirs")
     return Annotations(samples, lists)
 
 
-def _writable(text: str) -> bool:
-    return not any(letter == "\0" or "\ud800" <= letter <= "\udfff" for letter in text)
+def _is_name(text: str) -> bool:
+    return "\0" not in text and is_storable(text)
 
 
 def read(source: Source) -> Recording:
