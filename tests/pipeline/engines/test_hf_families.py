@@ -23,7 +23,7 @@ from support import checkpoints, families
 from support.hf import message
 
 QUESTION = "Is he/she or are they holding anything in the hand?"
-NEEDS_PACKAGE = {"smolvlm2": "num2words"}
+NEEDS_PACKAGE = {"smolvlm2": "num2words", "omdet_turbo": "torchvision", "rf_detr": "torchvision"}
 IMAGES_IN_A_PROMPT = sorted(families.CAPTIONERS.keys() - {"blip2", "instructblip"})
 
 _tf: Any = transformers
@@ -77,7 +77,7 @@ def test_detection_in_batches_equals_one_by_one_inside_the_frame_best_first(fold
             assert x.score > 0.3
 
 
-@pytest.mark.parametrize("name", ["rt_detr_v2", "d_fine"])
+@pytest.mark.parametrize("name", ["rt_detr_v2", "d_fine", "rf_detr"])
 def test_a_closed_set_detector_keeps_the_boxes_of_the_label_that_equals_the_query(folder: Any, name: str) -> None:
     image = picture(240, 320, 1)
     model = _tf.AutoModelForObjectDetection.from_pretrained(folder(name)).eval()
