@@ -7,6 +7,7 @@ from the lower edge; 3D joints in metres, x to the right of the image, y up, z t
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -76,9 +77,14 @@ class Watcher:
         self._since = 0
         """Frames since the detector last ran."""
 
-    def watch(self, video: Video, spans: Sequence[Span]) -> Seen:
-        """Look at the frames of a video, just opened, that are in at least one span; each is decoded once."""
+    def watch(self, video: Video, spans: Sequence[Span], passed: Callable[[int], object] = lambda spans: None) -> Seen:
+        """Look at the frames of a video, just opened, that are in at least one span; each is decoded once.
+
+        `passed` is told how many spans lie behind, whenever that changes.
+        """
         seen, starts = Seen(), {start for start, _ in spans}
+        ends = sorted(end for _, end in spans if end is not None)
+        behind = 0
         numbers = _numbers(spans)
         while batch := list(islice(numbers, self._batch)):
             if batch[0] in starts:  # nobody is followed from a sample into the next one
@@ -92,6 +98,9 @@ class Watcher:
                 least = self._config.joint_score
                 seen.people[number] = [p for p in people if (p.pixels[:, 2] >= least).any()]
                 self._before = seen.people[number]
+            if (now := bisect_right(ends, batch[-1] + 1)) > behind:
+                behind = now
+                passed(behind)
             if len(frames) < len(batch):
                 break
         return seen
@@ -267,8 +276,8 @@ class _ShardPoses:
         self.mirrored = _mirrored(self.config, shard.index.dataset)
         self.decoding = Decoding(shard, self.config.timeout)
 
-    def video(self, relative: str, samples: list[Row]) -> list[Row]:
-        """Return the rows of all samples of one video."""
+    def video(self, relative: str, samples: list[Row], before: int) -> list[Row]:
+        """Return the rows of all samples of one video; `before` of the shard's are made."""
         guard = self.decoding.guard(relative, samples)
         spans = [(s["start_frame"] or 0, s["end_frame"]) for s in samples]
         camera = samples[0]["camera"]
@@ -279,7 +288,8 @@ class _ShardPoses:
 
         try:
             with Video(self.shard.index.root / relative, guard) as video:
-                seen = Watcher(self.spec, self.config, frame, self.shard).watch(video, spans)
+                watcher = Watcher(self.spec, self.config, frame, self.shard)
+                seen = watcher.watch(video, spans, lambda behind: self.shard.note_done(before + behind))
                 return [_empty(s) | self._row(video, seen, s, span) for s, span in zip(samples, spans, strict=True)]
         except (DataError, OSError) as error:
             return [_empty(sample) | unreadable(error, Status.MISSING_VIDEO) for sample in samples]
@@ -332,7 +342,7 @@ def process(shard: ShardContext) -> pa.Table:
             group = list(of_video)
             made = {s["sample_id"]: given for s in group if (given := _given_up(s)) is not None}
             if samples := [s for s in group if s["sample_id"] not in made]:
-                made |= {row["sample_id"]: row for row in poses.video(relative, samples)}
+                made |= {row["sample_id"]: row for row in poses.video(relative, samples, len(rows))}
             rows += [made[s["sample_id"]] for s in group]
             shard.note_done(len(rows))
     return pa.Table.from_pylist(rows, schema=POSES)

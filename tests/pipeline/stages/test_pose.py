@@ -26,6 +26,7 @@ from c2vl_pipeline.execution.keys import stage_inputs
 from c2vl_pipeline.maintenance.status import survey
 from c2vl_pipeline.readers.video import Video
 from c2vl_pipeline.stages import STAGES, crop, index, pack, pose, skeletons, stages_of
+from c2vl_pipeline.stages.base import ShardContext
 from c2vl_pipeline.stages.pose import Seen, assemble, other_side, read_video
 from c2vl_pipeline.workspace import load, stored_joints, stored_pixels
 from support.cli import Cli
@@ -125,6 +126,18 @@ def test_a_video_is_decoded_once_for_all_its_samples(
         alone = own(tmp_path / sample, line)
         film(alone / "x.avi", PLACES)
         assert poses_of(alone, tmp_path / f"w{sample}", recipe_of(model))[sample] == together[sample]
+
+
+def test_progress_counts_the_samples_of_a_long_video_as_they_pass(
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = own(tmp_path / "own", "a,x.avi,,10", "b,x.avi,5,25", "c,x.avi,20,", "d,y.avi,,5", "e,y.avi,5,10")
+    film(folder / "x.avi", PLACES)
+    film(folder / "y.avi", PLACES[:10])
+    noted: list[int] = []
+    monkeypatch.setattr(ShardContext, "note_done", lambda self, samples: noted.append(samples))
+    poses_of(folder, tmp_path / "w", recipe_of(model))
+    assert noted == [1, 2, 3, 4, 5, 5]
 
 
 @pytest.mark.parametrize("frames", [0, 30])
