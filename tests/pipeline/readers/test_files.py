@@ -16,7 +16,7 @@ from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.arrays import READER, read_array
 from c2vl_pipeline.readers.base import Scan
 from c2vl_pipeline.readers.files import FORMATS, pyskl
-from c2vl_pipeline.readers.files.base import frame_number
+from c2vl_pipeline.readers.files.base import frame_numbers
 from support import ROOT, other_tools
 from support.other_tools import HEIGHT, IN_METRES, IN_PIXELS, WIDTH, annotation, in_heights, upright, walkers, world
 from support.video import film
@@ -186,11 +186,35 @@ def test_landmarks_of_the_image_are_told_from_those_of_the_world(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("12.jpg", 12), ("img_00007.png", 7), ("clip_000000000003_keypoints.json", 3), (5, 5), ("a.jpg", None), (True, None), (-1, None), (None, None), ("9" * 30, None)],
+    ("names", "numbers"),
+    [
+        (["img_00001.jpg", "img_00007.jpg"], [1, 7]),
+        (["000001.png", "000010.png"], [1, 10]),
+        (["f00011_v2.jpg", "f00012_v2.jpg"], [11, 12]),
+        (["cam1_frame_9.png", "cam1_frame_10.png"], [9, 10]),
+        (["2026-11-30_08.15.00/12", "2026-11-30_08.15.00/13"], [12, 13]),
+        (["s1.mp4_frame.3", "s1.mp4_frame.4"], [3, 4]),
+        (["clip2_000000000003_keypoints.json", "clip2_000000000004_keypoints.json"], [3, 4]),
+        (["v2_7.jpg", "v2_7.jpg"], [7, 7]),
+        ([5, 6, True, -1, None, [3]], [5, 6, None, None, None, None]),
+        (["12.jpg", "a.jpg", "9" * 30], [12, None, None]),
+        ([], []),
+    ],
+)
+def test_the_number_of_a_frame_is_the_one_in_which_names_differ(names: list[Any], numbers: list[int | None]) -> None:
+    assert frame_numbers(names, Path("a")) == numbers
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["cam1_frame_1.png", "cam2_frame_2.png"], ["1.04.jpg", "2.08.jpg"], ["a_1.jpg", "b_2.jpg"], ["a_1_2.jpg", "a_1.jpg"]],
 )  # fmt: skip
-def test_the_number_of_a_frame_is_at_the_end_of_its_name(name: Any, number: int | None) -> None:
-    assert frame_number(name) == number
+def test_names_that_differ_in_more_than_one_number_are_refused(names: list[str]) -> None:
+    with pytest.raises(
+        DataError, match=r"^a: '.*' and '.*' differ in more than the number of the frame; give"
+    ) as caught:
+        frame_numbers(names, Path("a"))
+    assert all(repr(name) in str(caught.value) for name in names)
 
 
 @pytest.mark.parametrize(
@@ -198,7 +222,7 @@ def test_the_number_of_a_frame_is_at_the_end_of_its_name(name: Any, number: int 
     [
         ("nope", "not JSON"),
         ("[]", "JSON of no known form; expected that of AlphaPose, COCO results, MMPose, MediaPipe"),
-        ('[{"image_id": "x", "keypoints": [1, 2, 3]}]', "entry 0 has no image_id that ends with the number"),
+        ('[{"image_id": "x", "keypoints": [1, 2, 3]}]', "entry 0 has no image_id with the number of its frame"),
         ('[{"image_id": 1, "keypoints": [1, 2]}]', "keypoints of entry 0 are 2 numbers; expected x, y, score of each"),
         ('[{"image_id": 1, "keypoints": ["a"]}]', "is no list of numbers"),
         ('[{"image_id": 1, "keypoints": [1, 2, 3]}]', "1 joints in frame 1; layout 'coco_17' needs 17"),

@@ -18,7 +18,7 @@ from c2vl_pipeline.readers.files.base import (
     Format,
     Recording,
     Source,
-    frame_number,
+    frame_numbers,
     numbers,
     tracked,
 )
@@ -44,8 +44,8 @@ def fits(value: Any) -> bool:
 def read(source: Source) -> Recording:
     """Read the people of every frame and say who is who."""
     frames = {}
-    for path in files_of(source.path):
-        number = frame_number(path.name)
+    files = files_of(source.path)
+    for path, number in zip(files, frame_numbers([path.name for path in files], source.path), strict=True):
         if number is None or number in frames:
             why = "no number of a frame" if number is None else f"the number of another file, {number}"
             raise DataError(
