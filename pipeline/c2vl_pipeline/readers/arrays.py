@@ -36,7 +36,6 @@ _LOOKED_AT = 16
 """Files that `index` reads, without `deep`, to note what no person can be."""
 _ALIKE = 50
 """A clip's joints and video may differ by this part of their frames before it is noted."""
-"""Numbers and joints in notes."""
 
 # ---------------------------------------------------------------------------------------------- arrays
 
@@ -68,8 +67,12 @@ def read_array(
 def _load(path: Path, row: Row, layout: Layout, config: SkeletonsConfig | None = None) -> Recording:
     """Return the joints of a file of any format, with as many frames as the video where empty ones are not in the file."""
     made = read_recording(Source(path, row, layout, config or SkeletonsConfig()))
-    if not made.sparse or (total := recording_frames(path, row, len(made.joints))) is None:
+    if not made.sparse:
         return made
+    total = recording_frames(path, row, len(made.joints))
+    if total is None and len(made.joints):
+        return made
+    total = total or row.get("end_frame") or 0  # nobody in any frame
     more = min(total, MOST_FRAMES) - len(made.joints)
     return replace(made, joints=np.pad(made.joints, ((0, more), (0, 0), (0, 0), (0, 0)))) if more > 0 else made
 

@@ -475,8 +475,8 @@ def test_a_look_at_own_files_notes_what_is_odd_and_names_what_is_damaged(tmp_pat
         "nan.npy": nans,
         "pixels.npy": standing() * 720,
         "cut.npy": b"\x93NUMPY\x01\x00",
-        "a.json": b"[]",
-        "b.json": b"[]",
+        "a.json": b"[0]",
+        "b.json": b"[0]",
         "axes.npy": standing().transpose(0, 2, 1),
     }
     truncated, notes = looked(tmp_path, files)

@@ -221,7 +221,7 @@ def test_names_that_differ_in_more_than_one_number_are_refused(names: list[str])
     ("content", "says"),
     [
         ("nope", "not JSON"),
-        ("[]", "JSON of no known form; expected that of AlphaPose, COCO results, MMPose, MediaPipe"),
+        ("[3]", "JSON of no known form; expected that of AlphaPose, COCO results, MMPose, MediaPipe"),
         ('[{"image_id": "x", "keypoints": [1, 2, 3]}]', "entry 0 has no image_id with the number of its frame"),
         ('[{"image_id": 1, "keypoints": [1, 2]}]', "keypoints of entry 0 are 2 numbers; expected x, y, score of each"),
         ('[{"image_id": 1, "keypoints": ["a"]}]', "is no list of numbers"),
@@ -238,6 +238,30 @@ def test_a_wrong_json_file_is_one_line(tmp_path: Path, content: str, says: str) 
         READER.read_joints(tmp_path / "a.json", {}, load_layout("coco_17"), 2, CONFIG)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "frames"),
+    [
+        ("[]", 0),
+        ('{"meta_info": {}, "instance_info": []}', 0),
+        ('[{"frame_id": 0, "instances": []}]', 1),
+        ("[null, [], null]", 3),
+        ('{"frames": []}', 0),
+    ],
+)
+@pytest.mark.parametrize("layout", ["mediapipe_33_2d", "mediapipe_33"])
+def test_a_file_of_nobody_is_a_clip_without_frames(tmp_path: Path, content: str, frames: int, layout: str) -> None:
+    if layout == "mediapipe_33" and "ins" in content:
+        return  # pixels
+    (tmp_path / "a.json").write_text(content)
+    made = READER.read_joints(tmp_path / "a.json", {}, load_layout(layout), 2, SkeletonsConfig())
+    assert (len(made.joints), made.frames_in_file) == (0, frames)
+    if not frames:
+        made = READER.read_joints(
+            tmp_path / "a.json", {"start_frame": 5, "end_frame": 9}, load_layout(layout), 2, CONFIG
+        )
+        assert len(made.joints) == 0
 
 
 def test_every_format_has_its_line_in_the_guide() -> None:

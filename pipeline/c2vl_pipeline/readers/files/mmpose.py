@@ -23,7 +23,9 @@ def _frames(value: Any) -> Any:
 def fits(value: Any) -> bool:
     """True for a list of frames, alone or as `instance_info`."""
     frames = _frames(value)
-    return isinstance(frames, list) and bool(frames) and isinstance(frames[0], dict) and "instances" in frames[0]
+    if not isinstance(frames, list) or not frames:
+        return isinstance(value, dict) and frames == []
+    return isinstance(frames[0], dict) and "instances" in frames[0]
 
 
 def read(source: Source) -> Recording:
