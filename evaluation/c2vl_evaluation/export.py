@@ -61,6 +61,7 @@ class Preparation(nn.Module):
         x = torch.where(finite, joints, torch.zeros_like(joints))
         x = torch.cat([x, x.new_zeros(1, 1, 1, 1).expand(x.shape[0], self.bodies, *x.shape[2:])], dim=1)
         x = x[:, _first(x.ne(0).any(dim=3).any(dim=2).any(dim=0), self.bodies)]
+        x = torch.cat([x, x.new_zeros(1, 1, 1, 1).expand(1, *x.shape[1:])])  # so that there is a frame, also of none
         there = x.ne(0).any(dim=3).any(dim=2).any(dim=1)
         x = x[_first(there, x.shape[0])]
         length = there.sum()
