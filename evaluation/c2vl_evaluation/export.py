@@ -213,8 +213,8 @@ def export(context: EvalContext, out: Path, int8: bool = False) -> Exported:
     metadata = facts_of(encoder.facts) | {
         "classes": json.dumps(classes),
         "layout": json.dumps(layout.names),
-        "input": "T M V C: frames, bodies, joints of `layout`, coordinates in metres, the second one up; missing joints "
-        "are zero or NaN",
+        "input": f"T M V C: frames, bodies, joints of `layout`, coordinates in {layout.unit}, the second one up; missing "
+        "joints are zero or NaN",
     }
     split = labelled_split(context.packed, context.benchmark, "test")
     clips = [torch.from_numpy(_joints(context, row)) for row in split.rows[:4]]

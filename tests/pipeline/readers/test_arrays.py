@@ -93,9 +93,9 @@ def test_who_is_absent_from_a_range_takes_no_place_in_it(tmp_path: Path) -> None
         (np.zeros((6, 4, 2)), "shape (6, 4, 2); layout 'stick' needs (T, 3, 2) or (T, M, 3, 2)"),
         (np.zeros((6, 3)), "shape (6, 3); layout 'stick' needs (T, 3, 2) or (T, M, 3, 2)"),
         (np.zeros((6, 0, 3, 2)), "shape (6, 0, 3, 2); layout 'stick' needs"),
-        (np.full((6, 3, 2), "a"), "holds <U1; expected numbers, in metres"),
-        (np.full((6, 3, 2), 1j), "holds complex128; expected numbers, in metres"),
-        (np.full((6, 3, 2), None), "holds Python objects, which are never loaded; expected numbers, in metres; save"),
+        (np.full((6, 3, 2), "a"), "holds <U1; expected numbers"),
+        (np.full((6, 3, 2), 1j), "holds complex128; expected numbers"),
+        (np.full((6, 3, 2), None), "holds Python objects, which are never loaded; expected numbers; save"),
     ],
 )  # fmt: skip
 def test_own_arrays_of_another_kind_are_refused(tmp_path: Path, array: np.ndarray, expected: str) -> None:
