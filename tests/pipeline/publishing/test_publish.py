@@ -76,7 +76,12 @@ def test_errors_name_no_folder_of_the_data_though_it_holds_spaces(work, tmp_path
     manifest.commit_table(
         path, read_shard(path), key=held.key, extra=held.extra | {"root": str(root / "raw")}, row_group=99
     )
-    error = {"status": "failed", "error_class": "X", "error": f"{root}/raw/a b/c0.npy: not joints", "caption": None}
+    error = {
+        "status": "failed",
+        "error_class": "X",
+        "error": f"{root}/raw/a b/c0.npy: not joints of jane:8000/v1",
+        "caption": None,
+    }
     rewrite(mine, "captions", CAPTIONS, lambda found: found[3].update(error))
     publish(mine, tmp_path / "out")
     assert any("c0.npy: not joints" in str(row["error"]) for row in table(tmp_path / "out", "captions"))
