@@ -60,7 +60,7 @@ def test_of_many_benchmarks_one_is_named(tmp_path: Path, config: PipelineConfig)
         (root / f"{name}.avi").write_bytes(AVI)
     _, found = indexed("generic", root, tmp_path / "work", config, allow_missing=True, deep=True)
     assert found.doubles == [
-        "2 videos are another sample's, byte by byte (a and b, …); up to 2 test samples of 60 benchmarks (x4, …) have their "
+        "2 videos are another sample's, byte by byte (a and b); up to 2 test samples of 60 benchmarks (x4, …) have their "
         "double in training"
     ]
 
