@@ -294,7 +294,7 @@ def test_clips_that_were_centred_before_keep_their_zeros(tmp_path: Path) -> None
 # ---------------------------------------------------------------------------------------------- kinds of files
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.c3d", "a.bvh", "a"])
+@pytest.mark.parametrize("name", ["a.txt", "a.trc", "a.bvh", "a"])
 def test_other_kinds_of_files_are_refused_by_what_is_read(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"[[1, 2]]")
     with pytest.raises(
@@ -365,7 +365,8 @@ def test_a_kinect_s_own_recordings_are_read_and_cut(raw: Path) -> None:
     path = next(iter(sorted(raw.rglob("*.skeleton"))))
     config = SkeletonsConfig()
     whole = READER.read_joints(path, {}, KINECT_V2, 2, config)
-    assert READER.clip_files.keys() == {".npy", ".npz", ".mat", ".json", ".csv"}  # `predict` reads them by NTU's reader
+    clips = {".npy", ".npz", ".mat", ".c3d", ".json", ".csv"}
+    assert READER.clip_files.keys() == clips  # `predict` reads them by NTU's reader
     part = READER.read_joints(path, {"start_frame": 4, "end_frame": 12}, KINECT_V2, 2, config)
     assert part.frame_index.tolist() == list(range(4, 12))
     moved = whole.joints[4:12, 0] - whole.joints[4, 0, 1]

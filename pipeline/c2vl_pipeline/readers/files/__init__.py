@@ -9,12 +9,13 @@ import numpy as np
 
 from c2vl_manifests.errors import DataError, one_line
 from c2vl_manifests.reading import TooLargeError, read_json
-from c2vl_pipeline.readers.files import coco_results, matlab, mediapipe, mmpose, numpy_arrays, openpose, pyskl
+from c2vl_pipeline.readers.files import c3d, coco_results, matlab, mediapipe, mmpose, numpy_arrays, openpose, pyskl
 from c2vl_pipeline.readers.files.base import DamagedError, Format, Recording, Source
 
 FORMATS: tuple[Format, ...] = (
     numpy_arrays.FORMAT,
     matlab.FORMAT,
+    c3d.FORMAT,
     pyskl.FORMAT,
     openpose.FORMAT,
     coco_results.FORMAT,
