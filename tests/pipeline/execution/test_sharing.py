@@ -16,7 +16,7 @@ from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress, silent
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest, write_stage_manifest
 from c2vl_manifests.recipe import Recipe
-from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution import keys, runner
 from c2vl_pipeline.execution.sharing import Share, locked
 from c2vl_pipeline.stages import skeletons
 from support.cli import Cli, refused, sets
@@ -94,7 +94,7 @@ def test_keys_are_computed_again_only_when_a_shard_was_finished_meanwhile(
     begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    known = runner.stage_keys
+    known = keys.stage_keys
     monkeypatch.setattr(runner, "stage_keys", lambda *args: computed.append(1) or known(*args))
     runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(1, 2))
     assert len(computed) == 2  # to find what is due, and for the manifest

@@ -180,7 +180,7 @@ def test_the_order_of_feeders_is_named_too(tmp_path: Path) -> None:
         (np.zeros((9, 2, 25, 3)), "for these joints give --layout kinect_v2"),
         (np.zeros((17, 2)), "this is one frame: save x[None]"),
         (np.zeros((9, 0, 17, 2)), "give the layout of these joints with --layout"),
-        (np.zeros((9, 18, 2)), "give the layout of these joints with --layout"),
+        (np.zeros((9, 19, 2)), "give the layout of these joints with --layout"),
     ],
 )
 def test_other_shapes_are_refused_with_their_likely_remedy(tmp_path: Path, array: np.ndarray, remedy: str) -> None:

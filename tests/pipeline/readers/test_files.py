@@ -154,6 +154,45 @@ def test_joints_of_a_larger_layout_are_mapped_by_name(tmp_path: Path) -> None:
         READER.read_joints(path, {}, load_layout("kinect_v2_2d"), 2, CONFIG)
 
 
+def test_the_body_is_taken_of_a_model_of_the_whole_body(tmp_path: Path) -> None:
+    layout = load_layout("coco_17")
+    for whole, write in ((133, other_tools.mmpose), (136, other_tools.alphapose)):
+        body = load_layout("coco_17" if whole == 133 else "halpe_26")
+        pixels = walkers(body, 3)
+        more = np.concatenate([pixels, np.repeat(pixels[:, :, :1], whole - body.joints, axis=2)], axis=2)
+        made = READER.read_joints(tmp_path / write(tmp_path, f"clip{whole}", more), {}, layout, 2, CONFIG)
+        np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels[:, :, :17]), layout))
+
+
+def test_eighteen_joints_of_openpose_are_coco_s_in_another_order(tmp_path: Path) -> None:
+    own, asked = load_layout("coco_18"), load_layout("coco_17")
+    pixels = walkers(own, 3)
+    path = tmp_path / other_tools.openpose(tmp_path, "clip1", pixels)
+    chosen = [own.names.index(name) for name in asked.names]
+    made = READER.read_joints(path, {}, asked, 2, CONFIG)
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels[:, :, chosen]), asked))
+
+
+def test_mmpose_s_files_of_pictures_are_a_clip(tmp_path: Path) -> None:
+    layout = load_layout("coco_17")
+    pixels = walkers(layout, 4)
+    video = tmp_path / other_tools.mmpose(tmp_path, "clip1", pixels)
+    (tmp_path / "clip").mkdir()
+    for frame in json.loads(video.read_text())["instance_info"]:
+        (tmp_path / "clip" / f"img_{frame['frame_id']:05d}_v2.json").write_text(json.dumps(frame["instances"]))
+    made = READER.read_joints(tmp_path / "clip", {}, layout, 2, CONFIG)
+    np.testing.assert_array_equal(made.joints, READER.read_joints(video, {}, layout, 2, CONFIG).joints)
+
+
+@pytest.mark.parametrize("tool", ["OpenPose", "AlphaPose", "MMPose"])
+def test_shares_of_an_image_in_place_of_pixels_are_refused(tmp_path: Path, tool: str) -> None:
+    name, write = IN_PIXELS[tool]
+    layout = load_layout(name)
+    path = tmp_path / write(tmp_path, "clip1", walkers(layout, 1) / [WIDTH, HEIGHT])
+    with pytest.raises(DataError, match=r"all joints are within 2 pixels of the image's corner: shares of its size\?"):
+        READER.read_joints(path, {}, layout, 2, CONFIG)
+
+
 def test_of_three_people_the_two_largest_and_longest_are_kept(tmp_path: Path) -> None:
     layout = load_layout("coco_17")
     pixels = walkers(layout, 4)

@@ -30,6 +30,8 @@ MOST_FRAMES = 200_000
 """Frames of a file that numbers them; a larger number means damage."""
 _FARTHEST = 1e6
 """Pixels from the corner of an image at which there is no joint."""
+_CORNER = 2
+"""Pixels from the corner within which nobody is as a whole."""
 _MOST_FOUND = 100
 """People of one frame."""
 _MOST_VALUES = 1 << 27
@@ -229,6 +231,11 @@ def tracked(
                 mapped[:, 2] = mapped[:, 2].clip(0, 1)
                 here.append(Person(mapped.astype(np.float32), float(mapped[seen, 2].mean())))
         people.append((number, here))
+    if 0 < max((float(abs(one.pixels[:, :2]).max()) for _, here in people for one in here), default=0) <= _CORNER:
+        raise DataError(
+            f"{path}: all joints are within {_CORNER} pixels of the image's corner: shares of its size? Write pixels (OpenPose: "
+            "--keypoint_scale 0)"
+        )
     width, height = source.image_size() if any(here for _, here in people) else (1, 1)
     kept = chosen(track(people), dict.fromkeys(frames, float(width * height)), MOST_PEOPLE)
     pixels = np.zeros((total, max(len(kept), 1), layout.joints, 3), np.float32)

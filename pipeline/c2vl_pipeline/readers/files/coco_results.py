@@ -16,6 +16,8 @@ from c2vl_pipeline.readers.files.base import Format, Recording, Source, frame_nu
 
 _OWN = {17: "coco_17", 26: "halpe_26"}
 """Joints -> the layout that AlphaPose's and MMPose's models of so many joints have."""
+_BODY = {133: 17, 136: 26}
+"""Joints of a model of body, face and hands (COCO-WholeBody, Halpe-136) -> those of the body, which come first."""
 
 
 def fits(value: Any) -> bool:
@@ -41,8 +43,13 @@ def read(source: Source) -> Recording:
             raise DataError(
                 f"{source.path}: keypoints of {where} are {joints.size} numbers; expected x, y, score of each"
             )
-        frames.setdefault(number, []).append(joints.reshape(-1, 3))
+        frames.setdefault(number, []).append(body_of(source, joints.reshape(-1, 3)))
     return tracked(source, frames, own_layout(source, next(iter(frames.values()))[0].shape[0]), sparse=True)
+
+
+def body_of(source: Source, person: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the joints of the body of somebody whose face and hands have joints too; all, where so many are wanted."""
+    return person if len(person) == source.layout.joints else person[: _BODY.get(len(person), len(person))]
 
 
 def own_layout(source: Source, joints: int) -> Any:
