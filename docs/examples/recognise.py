@@ -2,7 +2,8 @@
 
     python recognise.py recogniser.onnx clip.npy
 
-The file is what `c2vl-eval export` wrote; the array is (T, M, V, C) in metres, joints in the order of its `layout`.
+The file is what `c2vl-eval export` wrote; the array is (T, M, V, C), joints in the order of its `layout`, in the unit
+that its `input` names.
 """
 
 from __future__ import annotations

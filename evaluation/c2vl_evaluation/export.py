@@ -61,6 +61,7 @@ class Preparation(nn.Module):
         x = torch.where(finite, joints, torch.zeros_like(joints))
         x = torch.cat([x, x.new_zeros(1, 1, 1, 1).expand(x.shape[0], self.bodies, *x.shape[2:])], dim=1)
         x = x[:, _first(x.ne(0).any(dim=3).any(dim=2).any(dim=0), self.bodies)]
+        x = torch.cat([x, x.new_zeros(1, 1, 1, 1).expand(1, *x.shape[1:])])  # so that there is a frame, also of none
         there = x.ne(0).any(dim=3).any(dim=2).any(dim=1)
         x = x[_first(there, x.shape[0])]
         length = there.sum()
@@ -212,8 +213,8 @@ def export(context: EvalContext, out: Path, int8: bool = False) -> Exported:
     metadata = facts_of(encoder.facts) | {
         "classes": json.dumps(classes),
         "layout": json.dumps(layout.names),
-        "input": "T M V C: frames, bodies, joints of `layout`, coordinates in metres, the second one up; missing joints "
-        "are zero or NaN",
+        "input": f"T M V C: frames, bodies, joints of `layout`, coordinates in {layout.unit}, the second one up; missing "
+        "joints are zero or NaN",
     }
     split = labelled_split(context.packed, context.benchmark, "test")
     clips = [torch.from_numpy(_joints(context, row)) for row in split.rows[:4]]

@@ -87,6 +87,11 @@ class Layout:
         return tuple((j, p) for j, p in enumerate(self.parents) if j != p)
 
     @property
+    def unit(self) -> str:
+        """Unit of the coordinates."""
+        return "metres" if self.dims == 3 else "image heights"
+
+    @property
     def joints(self) -> int:
         """Number of joints V."""
         return len(self.names)

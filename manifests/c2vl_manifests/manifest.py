@@ -190,11 +190,13 @@ def file_sha256(path: Path) -> str:
 def content_sha256(path: Path) -> str | None:
     """Hash a raw file, or a folder of files by their names and contents; None for what is neither, like a pipe.
 
+    A file is read once per process: one that holds all samples is a raw file of every shard.
+
     Raises:
         OSError: it cannot be read.
     """
     if path.is_file():
-        return file_sha256(path)
+        return remembered_sha256(path)
     if not path.is_dir():
         return None
     return fingerprint({inner.name: file_sha256(inner) for inner in sorted(path.iterdir()) if inner.is_file()})
@@ -206,17 +208,17 @@ def changed_at(path: Path) -> float:
 
 
 def remembered_sha256(path: Path) -> str:
-    """Hash a file once per process, as long as its size and time of change stay the same.
+    """Hash a file once per process, as long as its size and times of change stay the same.
 
     Raises:
         OSError: the file cannot be read.
     """
     state = path.stat()
-    return _sha256_of_state(path, state.st_mtime_ns, state.st_size)
+    return _sha256_of_state(path, (state.st_mtime_ns, state.st_ctime_ns), state.st_size)
 
 
 @lru_cache(maxsize=256)
-def _sha256_of_state(path: Path, changed: int, size: int) -> str:
+def _sha256_of_state(path: Path, changed: tuple[int, int], size: int) -> str:
     return file_sha256(path)
 
 

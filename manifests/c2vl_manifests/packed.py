@@ -57,9 +57,14 @@ class PackedManifest(BaseModel):
     def derived_from_joints(self, kind: str) -> bool:
         """True if a kind of knowledge (`vision`, `language`) was computed from the joints, the encoder's own input.
 
-        Crops placed by joints are still pixels; captions derived from joints are joints in words.
+        Crops placed by joints are still pixels; captions derived from joints are joints in words. Vectors of files are
+        the user's own: they are not of these captions.
         """
-        return kind == "language" and self.engines["captions"].get("derived_from") == "joints"
+        return (
+            kind == "language"
+            and self.engines["captions"].get("derived_from") == "joints"
+            and "texts" not in self.engines["embeddings"].get("files", {})
+        )
 
 
 def read_packed_manifest(folder: Path) -> PackedManifest:

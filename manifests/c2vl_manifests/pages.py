@@ -64,9 +64,22 @@ def render(
     return environment.get_template(template).render(script=_script(), **context)
 
 
+_HOSTS = re.compile(
+    r"""(?<=://)[^\s/'"]+"""  # of a web address
+    r"""|(?<=\bhost=)['"]?[^\s,'")]+['"]?"""  # as urllib3 writes it
+    r"""|(?<![\w.+-])[\w.+-]+@[\w.-]*\w"""  # with a user
+    r"""|\[[0-9a-fA-F:.]+\](?=:\d)|(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])"""
+    r"""|(?<![\w…/\\.:-])(?=[\d.]*[A-Za-z])[A-Za-z\d](?:[\w.-]*[A-Za-z\d])?(?=:\d{2,5}(?![\w:]))"""  # with a port
+)
+"""Hosts, also without `://`. A word before a number of two to five digits is one, unless `:` follows: `table.csv:12: …`."""
+
+
 def shorten_paths(text: str | None) -> str:
-    """Replace each path in a text by `…/` and its last part, and hosts of web addresses: pages travel, folders do not."""
-    text = re.sub(r"(?<=://)[^\s/'\"]+", "…", text or "")
+    """Replace each path in a text by `…/` and its last part, and hosts: pages travel, folders and machines do not.
+
+    A name alone, without user or port, cannot be told from other words and stays.
+    """
+    text = _HOSTS.sub("…", text or "")
     return re.sub(r"(?<![\w…])(?<!:/)(?:[A-Za-z]:)?(?:[\\/][^\s\\/:'\"]+)+[\\/](?=[^\s\\/])", "…/", text)
 
 

@@ -69,7 +69,7 @@ SKELETONS = pa.schema(
         pa.field("frames_in_file", pa.int32(), nullable=False),
         pa.field("bodies", pa.int16(), nullable=False),  # slots up to the last with any non-zero joint
         pa.field("frame_index", pa.list_(pa.int32()), nullable=False),  # file frame of each kept frame
-        pa.field("joints", pa.large_binary(), nullable=False),  # float32, C order, (T, M, V, C), metres
+        pa.field("joints", pa.large_binary(), nullable=False),  # float32, C order, (T, M, V, C), in `Layout.unit`
     ]
 )
 

@@ -359,8 +359,8 @@ def layouts_command(
 
     for name in names or [*LAYOUTS]:
         layout = load_layout(name)
-        unit = "metres, y up" if layout.dims == 3 else "image heights, y up"
-        say(f"{layout.name}: {layout.joints} joints, {layout.dims}D, {unit}; origin {layout.names[layout.anchor]}")
+        kind = f"{layout.joints} joints, {layout.dims}D, {layout.unit}, y up"
+        say(f"{layout.name}: {kind}; origin {layout.names[layout.anchor]}")
         for line in layout.drawing():
             say(f"  {line}")
 

@@ -132,7 +132,7 @@ def test_files_that_cannot_be_answered_are_one_line_each(subject, tmp_path):
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_good_files_are_answered_beside_bad_ones(cli: Cli, subject, work, raw, tmp_path, order):
     good = next(raw.rglob("*.skeleton"))
-    (tmp_path / "bad.json").write_text("[]")
+    (tmp_path / "bad.json").write_text("[0]")
     files = [(good, tmp_path / "bad.json")[n] for n in order]
     found = cli("c2vl-eval", "predict", *files, "--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
     assert found.code == 1

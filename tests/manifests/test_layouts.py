@@ -70,8 +70,8 @@ def test_joints_stand_in_their_makers_order(layout: str, official: str, joints: 
 
 def test_the_numbers_of_joints_and_coordinates_are_the_documented_ones() -> None:
     assert {n: (v.joints, v.dims) for n, v in LAYOUTS.items()} == {
-        "azure_kinect": (32, 3), "body_25": (25, 2), "coco_17": (17, 2), "halpe_26": (26, 2), "kinect_v1": (20, 3),
-        "kinect_v2": (25, 3), "mediapipe_33": (33, 3),
+        "azure_kinect": (32, 3), "body_25": (25, 2), "coco_17": (17, 2), "coco_18": (18, 2), "halpe_26": (26, 2),
+        "kinect_v1": (20, 3), "kinect_v2": (25, 3), "mediapipe_33": (33, 3),
     }  # fmt: skip
 
 
@@ -330,7 +330,7 @@ def test_an_unknown_layout_names_the_known_ones() -> None:
         load_layout("kinect")
     assert (
         str(caught.value)
-        == "unknown joint layout 'kinect'; use one of azure_kinect, body_25, coco_17, halpe_26, kinect_v1, kinect_v2, "
+        == "unknown joint layout 'kinect'; use one of azure_kinect, body_25, coco_17, coco_18, halpe_26, kinect_v1, kinect_v2, "
         "mediapipe_33 (with _2d or _3d for that many coordinates) or the path of a TOML file"
     )
 

@@ -495,3 +495,20 @@ def test_a_folder_of_files_has_a_hash_of_their_names_and_contents(tmp_path: Path
     assert protocol.content_sha256(folder) != before
     os.mkfifo(tmp_path / "pipe")
     assert protocol.content_sha256(tmp_path / "pipe") is None
+
+
+def test_a_raw_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    hashed = protocol.file_sha256
+    monkeypatch.setattr(protocol, "file_sha256", lambda path: read.append(path) or hashed(path))
+    path = tmp_path / "samples.pkl"
+    path.write_bytes(b"a")
+    assert protocol.content_sha256(path) == protocol.content_sha256(path) == hashed(path)
+    assert len(read) == 1
+    path.write_bytes(b"b")
+    os.utime(path, (0, 0))
+    assert protocol.content_sha256(path) == hashed(path)
+    path.write_bytes(b"c")
+    os.utime(path, (0, 0))  # as `cp -p` does
+    assert protocol.content_sha256(path) == hashed(path)
+    assert len(read) == 3

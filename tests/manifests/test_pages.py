@@ -44,3 +44,30 @@ def test_paths_and_hosts_of_this_machine_are_shortened_and_other_text_stays():
     }
     assert pages.portable(stays) == stays
     assert pages.portable(pages.portable(told)) == pages.portable(told)
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("no answer of myhost:8000/v1: refused", "no answer of …:8000/v1: refused"),
+        ("connect to (node07.cluster.local:443) failed", "connect to (…:443) failed"),
+        (
+            "HTTPConnectionPool(host='gpu-3', port=8000): Max retries",
+            "HTTPConnectionPool(host=…, port=8000): Max retries",
+        ),
+        ("base_url=10.0.0.3:8000/v1", "base_url=…:8000/v1"),
+        ("10.0.0.3 is down, [fe80::1]:80 too", "… is down, …:80 too"),
+        ("jane@node07: Permission denied", "…: Permission denied"),
+    ],
+)
+def test_hosts_are_replaced_also_without_a_scheme(text: str, short: str) -> None:
+    assert pages.shorten_paths(text) == short
+    assert pages.shorten_paths(short) == short
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["samples.csv:12: no", "…/samples.csv:1200 bad", "12:30 of 12:30:45", "1920:1080", "sha256:1234567890ab", "qwen3:14b", "torch 2.13.0", "row 3: x", "a:5"],
+)  # fmt: skip
+def test_lines_times_hashes_and_versions_are_no_hosts(text: str) -> None:
+    assert pages.shorten_paths(text) == text

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ import scipy.optimize  # noqa: F401, readers load both when they first need them
 
 from c2vl_manifests.datasets import Dataset, load_dataset, parse_dataset
 from c2vl_manifests.errors import C2VLError
-from c2vl_manifests.layouts import Layout, load_layout, parse_layout
+from c2vl_manifests.layouts import KINECT_V1, Layout, load_layout, parse_layout
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_manifests.schema import SAMPLES
 from c2vl_manifests.vectors import read_vectors
@@ -133,6 +134,13 @@ SEEDS: dict[str, list[bytes]] = {
     "rules": [_data("datasets", name) for name in ("utd-mhad.toml", "pku-mmd-1.toml", "pku-mmd-2.toml")],
 }
 
+if find_spec("c3d") is not None:  # an extra
+    _MARKERS = np.random.default_rng(0).uniform(-900, 900, (4, 20, 3)).round()
+    SEEDS["c3d"] = [
+        _written(partial(other_tools.mocap, labels=[*KINECT_V1.names], places=_MARKERS, scale=scale), "a.c3d")
+        for scale in (-1.0, 0.5)
+    ]
+
 
 def _labels(content: bytes) -> None:
     rows = parse_labels(content.decode("utf-8", "replace"), "0043-L", load_dataset("pku-mmd-1"), SOURCE)
@@ -209,6 +217,8 @@ FILES: dict[str, Callable[[bytes], None]] = {
     "vectors": _file("a.npz", read_vectors),
 }
 """Readers of files, which are given a path."""
+if "c3d" in SEEDS:
+    FILES["c3d"] = _file("a.c3d", partial(_joints, layout="kinect_v1"))
 
 TARGETS: dict[str, Callable[[bytes], None]] = {
     **FILES,

@@ -173,5 +173,32 @@ def world_wide(folder: Path, name: str, landmarks: np.ndarray) -> str:
     return f"{name}.csv"
 
 
+def mocap(
+    path: Path,
+    labels: list[str],
+    places: np.ndarray,
+    units: str = "mm",
+    screen: tuple[str, str] | None = ("+X", "+Z"),
+    scale: float = -1.0,
+    first: int = 1,
+) -> None:
+    """Write markers (T, markers, 3) as C3D; NaN is a marker that was not seen."""
+    import c3d
+
+    writer = c3d.Writer(point_rate=100.0, point_scale=scale, point_units=units)
+    writer.set_point_labels(labels)
+    writer.set_analog_labels(["EMG"])
+    writer.set_start_frame(first)
+    if screen is not None:
+        writer.set_screen_axis(*screen)
+    for frame in places:
+        seen = np.isfinite(frame).all(axis=1)
+        points = np.zeros((len(labels), 5), np.float32)
+        points[:, :3], points[:, 3:] = np.where(seen[:, None], frame, 0), np.where(seen, 0, -1)[:, None]
+        writer.add_frames((points, np.zeros((0, 0))))
+    with path.open("wb") as file:
+        writer.write(file)
+
+
 IN_METRES = {"JSON": world_json, "long CSV": world_long, "wide CSV": world_wide}
 """Form of MediaPipe's world landmarks -> what writes it."""

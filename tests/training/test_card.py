@@ -43,6 +43,13 @@ def test_a_finished_run_has_a_card_of_its_facts(made):
         assert said in text
 
 
+@pytest.mark.parametrize(("dims", "unit"), [(2, "image heights"), (3, "metres")])
+def test_the_card_names_the_unit_of_the_layout(made, dims, unit):
+    facts = checkpoint.load(made / checkpoint.ENCODER)[1]
+    said = card.text(facts | {"layout": facts["layout"] | {"dims": dims}}, json.loads((made / "run.json").read_text()))
+    assert f"5 joints, {dims}D, in {unit}: hip" in said
+
+
 def test_the_example_of_the_card_runs_and_gives_the_features_of_evaluation(made, data, tmp_path, monkeypatch):
     packed = PackedDataset(data)
     joints = np.ascontiguousarray(packed.joints[: packed.offsets[1]].transpose(0, 2, 3, 1))

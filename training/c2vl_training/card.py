@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from c2vl_manifests import cards
+from c2vl_manifests.layouts import Layout
 from c2vl_manifests.pages import portable
 from c2vl_training.run_folder import EXCLUDED, reading
 
@@ -45,11 +46,12 @@ def write(folder: Path, facts: Mapping[str, Any], figures: Sequence[Figure] = ()
 def text(facts: Mapping[str, Any], run: Mapping[str, Any], figures: Sequence[Figure] = ()) -> str:
     """Return the card of a run, of the facts of its encoder and of those in run.json."""
     layout, inputs, encoder, kind = facts["layout"], facts["input"], facts["encoder"], facts["kind"]
+    unit = Layout.from_dict(layout).unit
     V, C, M = len(layout["names"]), layout["dims"], facts["bodies"]
     about = [
         ("encoder", encoder["name"]),
         ("parameters", f"{run['parameters']:,}"),
-        ("joints", f"{layout['name']}: {V} joints, {C}D, in metres: {', '.join(layout['names'])}"),
+        ("joints", f"{layout['name']}: {V} joints, {C}D, in {unit}: {', '.join(layout['names'])}"),
         ("stream", inputs["stream"]),
         ("clip", f"{inputs['frames']} frames, {M} {'body' if M == 1 else 'bodies'}"),
     ]

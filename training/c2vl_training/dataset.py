@@ -266,7 +266,7 @@ class UnpackedSkeletons:
         """Put skeletons one after the other; missing bodies are filled with zeros, surplus ones dropped.
 
         Args:
-            skeletons: valid frames in metres, as the skeletons stage makes them. Shape (T, M, V, C) each.
+            skeletons: valid frames in the layout's unit, as the skeletons stage makes them. Shape (T, M, V, C) each.
             layout: of the joints.
             bodies: M of the result.
         """

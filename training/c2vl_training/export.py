@@ -91,7 +91,7 @@ def export(run: Path, out: Path) -> Exported:
         expected = trained.module(clips)
     data = graph_of(
         exportable(trained.module), (clips,), ([INPUT], [OUTPUT]), ({0: torch.export.Dim("batch")},),
-        facts_of(trained.facts) | {"input": "N C T V M: metres"}, f"the encoder of {run}",
+        facts_of(trained.facts) | {"input": f"N C T V M: {trained.layout.unit}"}, f"the encoder of {run}",
     )  # fmt: skip
     difference = difference_of(data, [({INPUT: clips}, expected)])
     check_difference(difference, "the encoder", run)

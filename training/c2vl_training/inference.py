@@ -50,7 +50,7 @@ def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: Input
     """Return one skeleton as input of an encoder in evaluation: the central window, resized, not rotated.
 
     Args:
-        joints: valid frames in metres, as the skeletons stage makes them. Shape (T, M, V, C).
+        joints: valid frames in the layout's unit, as the skeletons stage makes them. Shape (T, M, V, C).
         layout: the encoder's.
         bodies: number that the encoder was trained on; missing ones are filled with zeros, surplus ones dropped.
         config: the encoder's.
@@ -67,7 +67,7 @@ def clip_of(joints: npt.NDArray[Any], layout: Layout, bodies: int, config: Input
             f"the layout {layout.name!r}"
         )
     if not np.isfinite(joints).all():
-        raise DataError("the joints hold NaN or infinite values; expected metres")
+        raise DataError(f"the joints hold NaN or infinite values; expected {layout.unit}")
     skeleton = UnpackedSkeletons.of([joints], layout, bodies)
     return Clips(skeleton, np.array([0]), config, torch.device("cpu")).test(torch.tensor([0]))
 

@@ -150,7 +150,7 @@ def open_space(context: EvalContext, encoder: Path | None = None, *, made_elsewh
         raise ConfigError(
             f"{context.run} was trained toward crops only, and the encoder {engine.get('backend')!r} puts texts and "
             "images into different spaces, so texts cannot be compared with clips; pre-train with "
-            "`--set training.pretrain.knowledge=both`"
+            "`--set training.pretrain.knowledge=both` (zeroshot also takes --class-vectors of the space of the crops)"
         )
     return SharedSpace(context, space, space.texts_through, encoder)
 

@@ -48,6 +48,11 @@ def load(packed: PackedDataset, folder: Path | None = None) -> Encoder:
     from c2vl_pipeline import engines
 
     made = engine_of(packed)
+    if files := made.get("files"):
+        raise EngineError(
+            f"the vectors of {packed.folder} are of files ({', '.join(dict.fromkeys(files.values()))}), and what made them "
+            "is not known here, so that no new text can be read; zeroshot takes the vectors of its classes by --class-vectors"
+        )
     facts = {key: made[key] for key in ("backend", "model", "revision", "dtype", "options") if key in made}
     if folder is not None:
         facts["model"] = str(folder)

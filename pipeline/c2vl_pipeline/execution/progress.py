@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 
 from c2vl_manifests.events import Progress
@@ -38,9 +38,12 @@ def watching(count: Callable[[], int], show: Callable[[], None]) -> Iterator[Non
         thread.join()
 
 
-def progress(stage: Stage, index: Workspace, finished: set[int], statuses: Mapping[str, int], speed: Speed) -> Progress:
-    """Return how many samples are made, in part in unfinished shards, and of this run: statuses but ok, and speed."""
-    made, speeds = in_the_making(index.work / stage.name, finished)
-    done = made + sum(index.shard_ranges[n][1] - index.shard_ranges[n][0] for n in finished)
+def progress(
+    stage: Stage, index: Workspace, own: Set[int], finished: Set[int], statuses: Mapping[str, int], speed: Speed
+) -> Progress:
+    """Return how many samples are made of a run's own shards, in part in unfinished ones; its statuses but ok, and speed."""
+    made, speeds = in_the_making(index.work / stage.name, own - finished)
+    sizes = [stop - start for start, stop in index.shard_ranges]
+    done = made + sum(sizes[n] for n in finished)
     bad: dict[str, float | int | str] = {status: count for status, count in statuses.items() if status != Status.OK}
-    return Progress(stage.name, done, index.table.num_rows, info=bad | rates(summed([speed, *speeds])))
+    return Progress(stage.name, done, sum(sizes[n] for n in own), info=bad | rates(summed([speed, *speeds])))

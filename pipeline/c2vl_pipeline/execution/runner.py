@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -38,7 +39,7 @@ from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
 from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
 from c2vl_pipeline.stages.failures import may_have_failed, too_many_failures, total_failure
-from c2vl_pipeline.stages.speed import SPEED, Speed, rates, summed
+from c2vl_pipeline.stages.speed import SPEED, rates, summed
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
@@ -112,21 +113,21 @@ def run_stage(
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due, only if share else None)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
-        _commit(folder, keys, keys.done, index, recipe, share)
-        done, statuses, failed, told = dict(keys.done), Counter[str](), False, False
-        speed: Speed = {}
-        finished = keys.done.keys() - set(due)
+        write_stage_manifest(folder, _summary(keys, keys.done))
+        done, statuses, speed, failed, told = dict(keys.done), Counter[str](), summed([]), False, False
+        own = (share or Share(1, 1)).shards(len(index.shard_ranges))
+        finished = set(own & (keys.done.keys() - set(due)))
         if finished:
-            emit(Note(f"{stage.name}: {len(finished)} of {len(index.shard_ranges)} shards are already done"))
+            emit(Note(f"{stage.name}: {len(finished)} of {len(own)} shards are already done"))
         if share and not only:
             emit(Note(f"{stage.name}: share {share} has nothing to make of {len(index.shard_ranges)} shards"))
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
-        emit(progress(stage, index, finished, {}, {}))
+        emit(progress(stage, index, own, finished, {}, {}))
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
         with watching(
-            lambda: in_the_making(folder, finished)[0],
-            lambda: emit(progress(stage, index, set(finished), dict(statuses), speed)),
+            lambda: in_the_making(folder, own - finished)[0],
+            lambda: emit(progress(stage, index, own, set(finished), dict(statuses), speed)),
         ):
             for number, manifest in _execute(tasks, index, folder, workers, emit):
                 done[number] = manifest
@@ -136,7 +137,7 @@ def run_stage(
                     told = True
                     emit(Note(_smaller(stage, fits), "warning"))
                 speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
-                emit(progress(stage, index, finished, statuses, speed))
+                emit(progress(stage, index, own, finished, statuses, speed))
                 failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
                 if failed:
                     break
@@ -229,7 +230,7 @@ def _check_samples_kept(keys: StageKeys, folder: Path, index: Workspace, due: li
 
 
 def _remove_leftovers(folder: Path, keys: StageKeys, due: list[int], own: frozenset[int] | None) -> None:
-    """Remove temporary files, shards beyond the index, marks, and pieces and journals that no due shard will read.
+    """Remove what no due shard will read: temporary files, shards beyond the index, marks, locks, pieces and journals.
 
     Journals of a shard that is done but has samples to make again stay: their answers came when that was last tried.
     Of a share, only files of its own shards: other processes are writing the others.
@@ -239,6 +240,8 @@ def _remove_leftovers(folder: Path, keys: StageKeys, due: list[int], own: frozen
         number = re.match(r"\.?shard-(\d+)", path.name)
         return own is None or (number is not None and int(number[1]) in own)
 
+    if own is None:
+        remove_locks(folder)
     for leftover in [*folder.rglob(".*.tmp"), *folder.glob(".shard-*.hang"), *folder.glob(".shard-*.done")]:
         if ours(leftover):
             leftover.unlink(missing_ok=True)
@@ -323,24 +326,32 @@ def _commit(
     recipe: Recipe,
     share: Share | None,
 ) -> StageManifest:
-    """Write the stage's manifest with what its finished shards hold, and return it; remove locks that nobody holds.
+    """Write the stage's manifest with what its finished shards hold, and return it.
 
     Of a share, with those that are found on disk, and again until none was finished meanwhile: of several calls, the
     last one that writes has then seen all shards.
     """
     if share is None:
-        remove_locks(folder)
         summary = _summary(keys, done)
         write_stage_manifest(folder, summary)
         return summary
-    written = None
-    while True:
+    state = None
+    while state != (state := _state(keys.stage, index, recipe)):
         keys = stage_keys(keys.stage, index, recipe, keys.manifest.inputs["engine"])
         summary = _summary(keys, keys.done)
-        if summary == written:
-            return summary
         write_stage_manifest(folder, summary)
-        written = summary
+    return summary
+
+
+def _state(stage: Stage, index: Workspace, recipe: Recipe) -> list[tuple[str, int, int]]:
+    """Return which manifests of shards there are of a stage and those it reads: equal while no share finishes one."""
+    found = []
+    for name in (stage.name, *stage.upstream(recipe)):
+        for path in sorted((index.work / name).glob("shard-*.json")):
+            with suppress(OSError):  # replaced at this moment: it is another one the next time
+                state = path.stat()
+                found.append((str(path), state.st_ino, state.st_mtime_ns))
+    return found
 
 
 def _summary(keys: StageKeys, done: Mapping[int, ShardManifest]) -> StageManifest:

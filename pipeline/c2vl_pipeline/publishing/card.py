@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from c2vl_manifests import cards
+from c2vl_manifests.layouts import Layout
 
 if TYPE_CHECKING:
     from c2vl_pipeline.publishing.publish import Published
@@ -17,7 +18,7 @@ _HOLDS = {
     "captions": "one row per (sample, slot): the caption of a frame, made by a model or by rule",
     "embeddings": "one row per (sample, slot): vectors of crop (`vision`) and caption (`language`), L2-normalised float16",
     "crops": "one row per (sample, slot): the person of a frame as JPEG (`jpeg`), and the box it was cut from",
-    "skeletons": "one row per sample: joints of its valid frames, float32 in metres",
+    "skeletons": "one row per sample: joints of its valid frames, float32 in {unit}",
 }
 _LICENCE = """This folder was made from a dataset of others, and its licence decides what may be passed on. Many licences of
 recordings of people forbid passing on pictures; a licence may forbid joints and all that is derived from the data. Read it
@@ -27,6 +28,7 @@ captions and vectors are derived from the videos too. Models that wrote the capt
 
 def card(facts: Published) -> str:
     """Return the card of a published folder."""
+    unit = Layout.from_dict(facts.layout).unit
     front = {
         "pretty_name": f"{facts.title}, C2VL prompts",
         "license": "unknown",
@@ -54,7 +56,12 @@ def card(facts: Published) -> str:
             cards.table(
                 ["config", "holds", "rows", "by status"],
                 [
-                    [name, _HOLDS[name], f"{part.rows:,}", ", ".join(f"{s} {n:,}" for s, n in part.statuses.items())]
+                    [
+                        name,
+                        _HOLDS[name].format(unit=unit),
+                        f"{part.rows:,}",
+                        ", ".join(f"{s} {n:,}" for s, n in part.statuses.items()),
+                    ]
                     for name, part in facts.parts.items()
                 ],
             ),

@@ -3,7 +3,7 @@
     KEY.json           id, class, splits, captions (null where one is missing), and which vectors are usable
     KEY.vision.npy     (slots, D) float16, zero where not usable; KEY.language.npy alike
     KEY.00.jpg …       crops by slot, those that exist, on request
-    KEY.joints.npy     (T, M, V, C) float32 in metres, T = 0 without a skeleton, on request
+    KEY.joints.npy     (T, M, V, C) float32 in the layout's unit, T = 0 without a skeleton, on request
 
 A reader takes all letters before the first dot of a name for the key, and a slash for a folder. So KEY is the id with
 every letter but `A-Z a-z 0-9 _ -` written as %XX, as in web addresses: `urllib.parse.unquote` gives the id, and so does

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from c2vl_pipeline.readers.base import (
 )
 from c2vl_pipeline.readers.files import clip_suffixes, is_read, read_recording, what_is_read
 from c2vl_pipeline.readers.files.base import MOST_FRAMES, DamagedError, Recording, Source
-from c2vl_pipeline.readers.oddities import oddities, placeholders
+from c2vl_pipeline.readers.oddities import oddities, of_files, placeholders
 from c2vl_pipeline.readers.sample_table import expected_rows
 from c2vl_pipeline.readers.table_files import locate_named
 
@@ -37,8 +36,6 @@ _LOOKED_AT = 16
 """Files that `index` reads, without `deep`, to note what no person can be."""
 _ALIKE = 50
 """A clip's joints and video may differ by this part of their frames before it is noted."""
-_NUMBERS = re.compile(r"-?\d[\d,.]*(e\+\d+)?|\(\w+\) (is|and \d+ more are)")
-"""Numbers and joints in notes."""
 
 # ---------------------------------------------------------------------------------------------- arrays
 
@@ -70,8 +67,12 @@ def read_array(
 def _load(path: Path, row: Row, layout: Layout, config: SkeletonsConfig | None = None) -> Recording:
     """Return the joints of a file of any format, with as many frames as the video where empty ones are not in the file."""
     made = read_recording(Source(path, row, layout, config or SkeletonsConfig()))
-    if not made.sparse or (total := recording_frames(path, row, len(made.joints))) is None:
+    if not made.sparse:
         return made
+    total = recording_frames(path, row, len(made.joints))
+    if total is None and len(made.joints):
+        return made
+    total = total or row.get("end_frame") or 0  # nobody in any frame
     more = min(total, MOST_FRAMES) - len(made.joints)
     return replace(made, joints=np.pad(made.joints, ((0, more), (0, 0), (0, 0), (0, 0)))) if more > 0 else made
 
@@ -195,14 +196,14 @@ def _look(
 ) -> tuple[list[str], list[str]]:
     """Read files, all of them if `deep`; note what the skeletons stage will refuse and what no person can be."""
     truncated: list[str] = []
-    found: dict[str, dict[str, str]] = {}
+    found: list[tuple[str, str]] = []
     count = 0
     for row in rows:
         if not row["skeleton"] or not row["skeleton_bytes"] or row["problem"]:
             continue
         path, reasons = root / row["skeleton"], []
         if path.suffix.lower() not in ntu.READER.clip_files and not is_read(path):
-            found.setdefault(path.suffix, {})[row["skeleton"]] = what_is_read(path)
+            found.append((row["skeleton"], what_is_read(path)))
             continue
         count += 1
         if count > _LOOKED_AT and not deep:
@@ -222,13 +223,8 @@ def _look(
             reasons = [str(error).removeprefix(str(path)).lstrip(": ")]
             if deep and isinstance(error, DamagedError | OSError):
                 truncated.append(f"{row['skeleton']}: {reasons.pop()}")
-        for reason in reasons:  # those that differ in numbers and joints alone are one note
-            found.setdefault(_NUMBERS.sub("", reason), {})[row["skeleton"]] = reason
-    notes = []
-    for files in found.values():
-        name, reason = next(iter(files.items()))
-        notes.append(f"{name}{f' and {len(files) - 1:,} more' if len(files) > 1 else ''}: {reason}")
-    return truncated, notes
+        found += [(row["skeleton"], reason) for reason in reasons]
+    return truncated, of_files(found)
 
 
 def _other_rate(path: Path, row: Row, frames: int) -> list[str]:

@@ -151,7 +151,7 @@ class Reader:
 
 USUAL = {
     "video": (".avi", ".mp4", ".m4v", ".mov", ".mkv", ".webm"),
-    "skeleton": (".skeleton", ".txt", ".mat", ".npy", ".npz", ".json", ".csv", ".pkl"),
+    "skeleton": (".skeleton", ".txt", ".mat", ".npy", ".npz", ".json", ".csv", ".pkl", ".c3d"),
 }
 """Usual suffixes of videos and of skeleton files, in any dataset."""
 

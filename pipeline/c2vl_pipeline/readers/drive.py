@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from c2vl_manifests.datasets import Dataset, Split
 from c2vl_manifests.errors import DataError, one_line
 from c2vl_manifests.layouts import Layout, load_layout
 from c2vl_manifests.reading import read_text
+from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.base import (
     Array,
     Assembled,
@@ -34,6 +36,7 @@ from c2vl_pipeline.readers.base import (
     locate_by_name,
     new_row,
 )
+from c2vl_pipeline.readers.oddities import oddities, of_files
 
 VIEW = "inner_mirror"
 """Camera whose frames the poses count."""
@@ -216,12 +219,38 @@ def read_drive(path: Path, layout: Layout, start: int, end: int) -> Assembled:
         OSError: the file cannot be opened.
     """
     frames, joints = _poses(path, layout, path.stat().st_mtime_ns)
-    if not len(frames) or frames[-1] < start:
-        last = f"ends with frame {frames[-1]:,}" if len(frames) else "holds no frame"
-        raise DataError(f"{path}: truncated: it {last}, a label begins at {start:,}; download it again")
+    if reason := _cut_off(frames, start):
+        raise DataError(f"{path}: {reason}")
     inside = slice(*np.searchsorted(frames, (start, end)))
     made = anchored(joints[inside][:, None], layout)
     return replace(made, frame_index=frames[inside][made.frame_index].astype(np.int32))
+
+
+def _cut_off(frames: npt.NDArray[np.int64], start: int) -> str:
+    """Return why a pose file of these frames is truncated for a label that begins at `start`; empty if it is not."""
+    if len(frames) and frames[-1] >= start:
+        return ""
+    last = f"ends with frame {frames[-1]:,}" if len(frames) else "holds no frame"
+    return f"truncated: it {last}, a label begins at {start:,}; download it again"
+
+
+def _look(
+    root: Path, rows: list[Row], layout: Layout, deep: bool, config: SkeletonsConfig
+) -> tuple[list[str], list[str]]:
+    """Read one pose file, all of them if `deep`; note what no person can be, and name those that end before their labels."""
+    truncated: list[str] = []
+    found: list[tuple[str, str]] = []
+    starts: dict[str, int] = {}
+    for row in rows:
+        if row["skeleton"] and row["skeleton_bytes"] and not row["problem"]:
+            starts[row["skeleton"]] = max(row["start_frame"], starts.get(row["skeleton"], 0))
+    for relative, start in starts.items() if deep else list(starts.items())[:1]:
+        path = root / relative
+        with suppress(DataError, OSError):  # the check of the files and the skeletons stage say it
+            frames, joints = _poses(path, layout, path.stat().st_mtime_ns)
+            truncated += [f"{relative}: {reason}" for reason in [_cut_off(frames, start)] if reason]
+            found += [(relative, note) for note in oddities(joints[:, None], layout)]
+    return truncated, of_files(found)
 
 
 READER = Reader(
@@ -231,4 +260,5 @@ READER = Reader(
         path, layout, row["start_frame"], row["end_frame"]
     ),
     check_file=lambda path: _poses(path, load_layout("body_25_3d"), path.stat().st_mtime_ns),
+    look=_look,
 )

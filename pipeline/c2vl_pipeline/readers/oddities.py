@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 import numpy as np
 
 from c2vl_manifests.layouts import Layout
@@ -20,6 +23,19 @@ _AGAIN = 4
 """A joint that comes back to a place so often, in times of the others, was put there."""
 _FAR = 2.5
 """Distance from a body's middle that no joint has, in spreads (between quartiles) of its joints."""
+_NUMBERS = re.compile(r"-?\d[\d,.]*(e\+\d+)?|\(\w+\) (is|and \d+ more are)")
+
+
+def of_files(found: Iterable[tuple[str, str]]) -> list[str]:
+    """Return one note for the files whose reasons differ in numbers and joints alone, of pairs of file and reason."""
+    alike: dict[str, dict[str, str]] = {}
+    for file, reason in found:
+        alike.setdefault(_NUMBERS.sub("", reason), {})[file] = reason
+    notes = []
+    for files in alike.values():
+        name, reason = next(iter(files.items()))
+        notes.append(f"{name}{f' and {len(files) - 1:,} more' if len(files) > 1 else ''}: {reason}")
+    return notes
 
 
 def placeholders(joints: Array) -> list[tuple[Array, Seen]]:

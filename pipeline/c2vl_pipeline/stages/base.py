@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -158,12 +158,12 @@ def done_mark(folder: Path, number: int) -> Path:
     return folder / f".shard-{number:05d}.done"
 
 
-def in_the_making(folder: Path, finished: set[int]) -> tuple[int, list[Speed]]:
-    """Return how many samples are made of shards that are not finished, and how fast, as their processes note it."""
+def in_the_making(folder: Path, unfinished: Set[int]) -> tuple[int, list[Speed]]:
+    """Return how many samples are made of some unfinished shards, and how fast, as their processes note it."""
     done, speeds = 0, list[Speed]()
     for path in folder.glob(".shard-*.done"):
         with suppress(OSError, ValueError, KeyError, TypeError):  # removed meanwhile, or half written
-            if int(path.stem.removeprefix(".shard-")) not in finished:
+            if int(path.stem.removeprefix(".shard-")) in unfinished:
                 mark = read_json(path)
                 done += int(mark["samples"])
                 speeds.append(mark[SPEED])

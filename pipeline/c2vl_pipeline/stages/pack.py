@@ -266,7 +266,7 @@ def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joi
     joints = stored_joints(row, layout)[:, :bodies]
     if not np.isfinite(joints).all():
         raise DataError(
-            f"sample {row['sample_id']} holds NaN or infinite joints; expected metres; run the skeletons stage again"
+            f"sample {row['sample_id']} holds NaN or infinite joints; expected {layout.unit}; run the skeletons stage again"
         )
     if target is not None:
         joints = mapped(joints, layout, target)

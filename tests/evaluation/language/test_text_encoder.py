@@ -55,6 +55,17 @@ def test_an_encoder_that_did_not_make_the_vectors_is_refused_in_one_line(subject
 
 
 @pytest.mark.parametrize(
+    "files", [{"texts": "own.npz"}, {"images": "own.npz"}, {"images": "own.npz", "texts": "own.npz"}]
+)
+def test_vectors_of_files_know_no_text_and_the_line_names_what_helps(subject, tmp_path, files):
+    engine = {"backend": "precomputed-vectors", "files": files}
+    other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))
+    with pytest.raises(EngineError, match=r"are of files \(own\.npz\), .* by --class-vectors$") as caught:
+        zeroshot.evaluate(other)
+    assert "--set" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("was", "now", "fits"),
     [
         ("sha256:aa", "sha256:aa", True),

@@ -231,9 +231,9 @@ def test_a_run_without_projectors_is_refused(data, tmp_path):
     [
         ({"backend": "classical", "options": {"text_dim": 5}, "device": "cuda:0"}, False),
         ({"backend": "classical", "options": {"text_dim": 5, "image_dim": 9}}, True),
-        ({"backend": "classical", "options": {"text_dim": 5}, "files": {"a": "1"}}, True),
+        ({"backend": "classical", "options": {"text_dim": 5}, "weights": {"a": "1"}}, True),
     ],
-    ids=["device", "options", "files"],
+    ids=["device", "options", "weights"],
 )
 def test_vectors_of_another_engine_are_taken_on_trust_and_said(subject, tmp_path, engine, told):
     other = another(subject, tmp_path, lambda folder: manifest(folder, embeddings=engine))

@@ -95,5 +95,6 @@ def test_given_vectors_are_packed_in_the_order_of_the_samples(
         for name, rows in zip(names[1:], vectors[1:], strict=True):
             wide = held[name].astype(np.float64)
             np.testing.assert_allclose(rows, wide / np.linalg.norm(wide, axis=1, keepdims=True), atol=1e-3)
+    assert packed.derived_from_joints("language") == ("texts" not in kinds)  # the captions are rules over the joints
     assert "v.npz" in str(packed.engines["embeddings"])
     assert str(tmp_path) not in str(packed.engines["embeddings"])

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from c2vl_manifests.errors import StageError
-from c2vl_manifests.events import Event, Note, silent
+from c2vl_manifests.events import Event, Note, Progress, silent
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest, write_stage_manifest
 from c2vl_manifests.recipe import Recipe
-from c2vl_pipeline.execution import runner
+from c2vl_pipeline.execution import keys, runner
 from c2vl_pipeline.execution.sharing import Share, locked
 from c2vl_pipeline.stages import skeletons
 from support.cli import Cli, refused, sets
@@ -76,6 +76,28 @@ def test_a_share_of_fewer_shards_than_shares_has_nothing_to_make(begun: Path, re
     manifest = runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(9, 9), emit=events.append)
     assert manifest.rows == 0
     assert "skeletons: share 9/9 has nothing to make of 8 shards" in [e.text for e in events if isinstance(e, Note)]
+
+
+def test_progress_of_a_share_counts_its_own_samples(begun: Path, recipe: Recipe) -> None:
+    runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(1, 3))
+    (begun / "skeletons" / ".shard-00002.done").write_text('{"samples": 3, "speed": {}}')  # of the third one
+    for done in (False, True):
+        events: list[Event] = []
+        runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(2, 3), emit=events.append)
+        counted = [(e.done, e.total) for e in events if isinstance(e, Progress)]
+        assert counted == ([(12, 12)] if done else [(0, 12), (4, 12), (8, 12), (12, 12)])
+        noted = [e.text for e in events if isinstance(e, Note)]
+        assert noted == (["skeletons: 3 of 3 shards are already done"] if done else [])
+
+
+def test_keys_are_computed_again_only_when_a_shard_was_finished_meanwhile(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    known = keys.stage_keys
+    monkeypatch.setattr(runner, "stage_keys", lambda *args: computed.append(1) or known(*args))
+    runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(1, 2))
+    assert len(computed) == 2  # to find what is due, and for the manifest
 
 
 def test_what_others_finish_while_the_manifest_is_written_is_in_it(

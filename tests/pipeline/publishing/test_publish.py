@@ -15,10 +15,12 @@ from huggingface_hub import RepoCard
 from c2vl_manifests import manifest
 from c2vl_manifests.errors import DataError, StageError
 from c2vl_manifests.events import Note
+from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.manifest import read_shard, read_shard_manifest
 from c2vl_manifests.schema import CAPTIONS
 from c2vl_pipeline.publishing import publish as sharing
-from c2vl_pipeline.publishing.publish import Published, publish
+from c2vl_pipeline.publishing.card import card
+from c2vl_pipeline.publishing.publish import Part, Published, publish
 from c2vl_pipeline.workspace import load, shard_path
 from support.cli import Cli, refused
 from support.factory import rows
@@ -74,11 +76,26 @@ def test_errors_name_no_folder_of_the_data_though_it_holds_spaces(work, tmp_path
     manifest.commit_table(
         path, read_shard(path), key=held.key, extra=held.extra | {"root": str(root / "raw")}, row_group=99
     )
-    error = {"status": "failed", "error_class": "X", "error": f"{root}/raw/a b/c0.npy: not joints", "caption": None}
+    error = {
+        "status": "failed",
+        "error_class": "X",
+        "error": f"{root}/raw/a b/c0.npy: not joints of jane:8000/v1",
+        "caption": None,
+    }
     rewrite(mine, "captions", CAPTIONS, lambda found: found[3].update(error))
     publish(mine, tmp_path / "out")
     assert any("c0.npy: not joints" in str(row["error"]) for row in table(tmp_path / "out", "captions"))
     assert not any("jane" in str(row["error"]) for row in table(tmp_path / "out", "captions"))
+
+
+@pytest.mark.parametrize(("layout", "unit"), [("coco_17", "image heights"), ("kinect_v2", "metres")])
+def test_the_card_names_the_unit_of_the_layout(layout: str, unit: str) -> None:
+    facts = Published(
+        complete=True, dataset="a", title="A", samples=1, classes=1, splits={}, layout=LAYOUTS[layout].as_dict(),
+        parts={"skeletons": Part(rows=1, statuses={"ok": 1})}, webdataset=False, engines={}, configs={}, recipe="debug",
+        overrides=(),
+    )  # fmt: skip
+    assert f"joints of its valid frames, float32 in {unit} |" in card(facts)
 
 
 def test_pictures_and_joints_are_published_on_request_and_taken_back_without(work, tmp_path):

@@ -49,6 +49,22 @@ def test_the_same_video_is_found_but_not_other_frames_of_it(tmp_path: Path, conf
     ]
 
 
+def test_of_many_benchmarks_one_is_named(tmp_path: Path, config: PipelineConfig) -> None:
+    splits = {f"split_x{n}": ("train", "test", "test" if n == 4 else "") for n in range(60)}
+    entries = [
+        {"sample_id": name, "video": f"{name}.avi", **{column: sides[at] for column, sides in splits.items()}}
+        for at, name in enumerate("abc")
+    ]
+    root = own(tmp_path / "raw", entries, "csv")
+    for name in "abc":
+        (root / f"{name}.avi").write_bytes(AVI)
+    _, found = indexed("generic", root, tmp_path / "work", config, allow_missing=True, deep=True)
+    assert found.doubles == [
+        "2 videos are another sample's, byte by byte (a and b); up to 2 test samples of 60 benchmarks (x4, …) have their "
+        "double in training"
+    ]
+
+
 @pytest.mark.slow
 def test_nw_ucla_has_its_95_pairs(shared: Path, tmp_path: Path, config: PipelineConfig) -> None:
     root = write_clips(tmp_path / "raw", clips(shared))

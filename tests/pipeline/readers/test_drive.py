@@ -27,6 +27,7 @@ JOINTS = [
     "rEar", "rBigToe", "lAnkle",
 ]  # fmt: skip
 POSE = np.random.default_rng(0).normal(size=(12, 26, 4)).round(4)
+POSE[:, JOINTS.index("nose"), 1] = 2
 PARTS = {0: (1, 2, 3), 1: (2, 3, 1), 2: (3, 1, 2)}
 """Split -> subjects of training, validation and test."""
 
@@ -85,6 +86,29 @@ def test_each_part_is_one_side_of_its_split_and_validation_is_its_own_benchmark(
     assert row["skeleton"] == f"openpose_3d/vp2/{RUNS[2]}.ids_1.openpose.3d.csv"
     read = READERS["drive"].read_joints(release / row["skeleton"], row, LAYOUT, 1, config.skeletons)
     assert read.frame_index.tolist() == [10, 11]
+
+
+@pytest.mark.parametrize(
+    ("scale", "said"),
+    [((1, -1, -1), "heads are below feet: y points down?"), ((1000, 1000, 1000), "m large: millimetres?")],
+)
+def test_joints_that_no_person_can_have_are_noted(
+    release: Path, tmp_path: Path, config: PipelineConfig, scale: tuple[int, ...], said: str
+) -> None:
+    for path in release.glob("openpose_3d/vp*/*.csv"):
+        path.write_text(pose_text(POSE * [*scale, 1]))
+    for deep, files in ((False, "run1_"), (True, "and 2 more: ")):
+        _, found = indexed("drive-act", release, tmp_path / f"work{deep}", config, deep=deep)
+        assert found.errors() == []
+        (note,) = (note for note in found.notes() if said in note)
+        assert files in note
+
+
+def test_pose_files_that_end_before_their_labels_are_truncated(release: Path, config: PipelineConfig) -> None:
+    path = next(release.glob("openpose_3d/vp2/*.csv"))
+    path.write_text(pose_text(POSE[:9]))
+    found = doubtful("drive-act", release, config, deep=True)
+    assert [line for line in found.truncated if "it ends with frame 8, a label begins at 10; download it again" in line]
 
 
 def test_joints_are_found_by_their_names_and_centred_on_the_first_hip(tmp_path: Path) -> None:

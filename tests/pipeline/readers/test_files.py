@@ -16,7 +16,7 @@ from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.arrays import READER, read_array
 from c2vl_pipeline.readers.base import Scan
 from c2vl_pipeline.readers.files import FORMATS, pyskl
-from c2vl_pipeline.readers.files.base import frame_number
+from c2vl_pipeline.readers.files.base import frame_numbers
 from support import ROOT, other_tools
 from support.other_tools import HEIGHT, IN_METRES, IN_PIXELS, WIDTH, annotation, in_heights, upright, walkers, world
 from support.video import film
@@ -154,6 +154,45 @@ def test_joints_of_a_larger_layout_are_mapped_by_name(tmp_path: Path) -> None:
         READER.read_joints(path, {}, load_layout("kinect_v2_2d"), 2, CONFIG)
 
 
+def test_the_body_is_taken_of_a_model_of_the_whole_body(tmp_path: Path) -> None:
+    layout = load_layout("coco_17")
+    for whole, write in ((133, other_tools.mmpose), (136, other_tools.alphapose)):
+        body = load_layout("coco_17" if whole == 133 else "halpe_26")
+        pixels = walkers(body, 3)
+        more = np.concatenate([pixels, np.repeat(pixels[:, :, :1], whole - body.joints, axis=2)], axis=2)
+        made = READER.read_joints(tmp_path / write(tmp_path, f"clip{whole}", more), {}, layout, 2, CONFIG)
+        np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels[:, :, :17]), layout))
+
+
+def test_eighteen_joints_of_openpose_are_coco_s_in_another_order(tmp_path: Path) -> None:
+    own, asked = load_layout("coco_18"), load_layout("coco_17")
+    pixels = walkers(own, 3)
+    path = tmp_path / other_tools.openpose(tmp_path, "clip1", pixels)
+    chosen = [own.names.index(name) for name in asked.names]
+    made = READER.read_joints(path, {}, asked, 2, CONFIG)
+    np.testing.assert_array_equal(made.joints, as_npy(tmp_path, in_heights(pixels[:, :, chosen]), asked))
+
+
+def test_mmpose_s_files_of_pictures_are_a_clip(tmp_path: Path) -> None:
+    layout = load_layout("coco_17")
+    pixels = walkers(layout, 4)
+    video = tmp_path / other_tools.mmpose(tmp_path, "clip1", pixels)
+    (tmp_path / "clip").mkdir()
+    for frame in json.loads(video.read_text())["instance_info"]:
+        (tmp_path / "clip" / f"img_{frame['frame_id']:05d}_v2.json").write_text(json.dumps(frame["instances"]))
+    made = READER.read_joints(tmp_path / "clip", {}, layout, 2, CONFIG)
+    np.testing.assert_array_equal(made.joints, READER.read_joints(video, {}, layout, 2, CONFIG).joints)
+
+
+@pytest.mark.parametrize("tool", ["OpenPose", "AlphaPose", "MMPose"])
+def test_shares_of_an_image_in_place_of_pixels_are_refused(tmp_path: Path, tool: str) -> None:
+    name, write = IN_PIXELS[tool]
+    layout = load_layout(name)
+    path = tmp_path / write(tmp_path, "clip1", walkers(layout, 1) / [WIDTH, HEIGHT])
+    with pytest.raises(DataError, match=r"all joints are within 2 pixels of the image's corner: shares of its size\?"):
+        READER.read_joints(path, {}, layout, 2, CONFIG)
+
+
 def test_of_three_people_the_two_largest_and_longest_are_kept(tmp_path: Path) -> None:
     layout = load_layout("coco_17")
     pixels = walkers(layout, 4)
@@ -186,19 +225,43 @@ def test_landmarks_of_the_image_are_told_from_those_of_the_world(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "number"),
-    [("12.jpg", 12), ("img_00007.png", 7), ("clip_000000000003_keypoints.json", 3), (5, 5), ("a.jpg", None), (True, None), (-1, None), (None, None), ("9" * 30, None)],
+    ("names", "numbers"),
+    [
+        (["img_00001.jpg", "img_00007.jpg"], [1, 7]),
+        (["000001.png", "000010.png"], [1, 10]),
+        (["f00011_v2.jpg", "f00012_v2.jpg"], [11, 12]),
+        (["cam1_frame_9.png", "cam1_frame_10.png"], [9, 10]),
+        (["2026-11-30_08.15.00/12", "2026-11-30_08.15.00/13"], [12, 13]),
+        (["s1.mp4_frame.3", "s1.mp4_frame.4"], [3, 4]),
+        (["clip2_000000000003_keypoints.json", "clip2_000000000004_keypoints.json"], [3, 4]),
+        (["v2_7.jpg", "v2_7.jpg"], [7, 7]),
+        ([5, 6, True, -1, None, [3]], [5, 6, None, None, None, None]),
+        (["12.jpg", "a.jpg", "9" * 30], [12, None, None]),
+        ([], []),
+    ],
+)
+def test_the_number_of_a_frame_is_the_one_in_which_names_differ(names: list[Any], numbers: list[int | None]) -> None:
+    assert frame_numbers(names, Path("a")) == numbers
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["cam1_frame_1.png", "cam2_frame_2.png"], ["1.04.jpg", "2.08.jpg"], ["a_1.jpg", "b_2.jpg"], ["a_1_2.jpg", "a_1.jpg"]],
 )  # fmt: skip
-def test_the_number_of_a_frame_is_at_the_end_of_its_name(name: Any, number: int | None) -> None:
-    assert frame_number(name) == number
+def test_names_that_differ_in_more_than_one_number_are_refused(names: list[str]) -> None:
+    with pytest.raises(
+        DataError, match=r"^a: '.*' and '.*' differ in more than the number of the frame; give"
+    ) as caught:
+        frame_numbers(names, Path("a"))
+    assert all(repr(name) in str(caught.value) for name in names)
 
 
 @pytest.mark.parametrize(
     ("content", "says"),
     [
         ("nope", "not JSON"),
-        ("[]", "JSON of no known form; expected that of AlphaPose, COCO results, MMPose, MediaPipe"),
-        ('[{"image_id": "x", "keypoints": [1, 2, 3]}]', "entry 0 has no image_id that ends with the number"),
+        ("[3]", "JSON of no known form; expected that of AlphaPose, COCO results, MMPose, MediaPipe"),
+        ('[{"image_id": "x", "keypoints": [1, 2, 3]}]', "entry 0 has no image_id with the number of its frame"),
         ('[{"image_id": 1, "keypoints": [1, 2]}]', "keypoints of entry 0 are 2 numbers; expected x, y, score of each"),
         ('[{"image_id": 1, "keypoints": ["a"]}]', "is no list of numbers"),
         ('[{"image_id": 1, "keypoints": [1, 2, 3]}]', "1 joints in frame 1; layout 'coco_17' needs 17"),
@@ -214,6 +277,30 @@ def test_a_wrong_json_file_is_one_line(tmp_path: Path, content: str, says: str) 
         READER.read_joints(tmp_path / "a.json", {}, load_layout("coco_17"), 2, CONFIG)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "frames"),
+    [
+        ("[]", 0),
+        ('{"meta_info": {}, "instance_info": []}', 0),
+        ('[{"frame_id": 0, "instances": []}]', 1),
+        ("[null, [], null]", 3),
+        ('{"frames": []}', 0),
+    ],
+)
+@pytest.mark.parametrize("layout", ["mediapipe_33_2d", "mediapipe_33"])
+def test_a_file_of_nobody_is_a_clip_without_frames(tmp_path: Path, content: str, frames: int, layout: str) -> None:
+    if layout == "mediapipe_33" and "ins" in content:
+        return  # pixels
+    (tmp_path / "a.json").write_text(content)
+    made = READER.read_joints(tmp_path / "a.json", {}, load_layout(layout), 2, SkeletonsConfig())
+    assert (len(made.joints), made.frames_in_file) == (0, frames)
+    if not frames:
+        made = READER.read_joints(
+            tmp_path / "a.json", {"start_frame": 5, "end_frame": 9}, load_layout(layout), 2, CONFIG
+        )
+        assert len(made.joints) == 0
 
 
 def test_every_format_has_its_line_in_the_guide() -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from c2vl_manifests.errors import DataError, one_line
 from c2vl_manifests.reading import TooLargeError, read_json
-from c2vl_pipeline.readers.files import coco_results, matlab, mediapipe, mmpose, numpy_arrays, openpose, pyskl
+from c2vl_pipeline.readers.files import c3d, coco_results, matlab, mediapipe, mmpose, numpy_arrays, openpose, pyskl
 from c2vl_pipeline.readers.files.base import DamagedError, Format, Recording, Source
 
 FORMATS: tuple[Format, ...] = (
     numpy_arrays.FORMAT,
     matlab.FORMAT,
+    c3d.FORMAT,
     pyskl.FORMAT,
     openpose.FORMAT,
     coco_results.FORMAT,
@@ -61,9 +64,12 @@ def read_recording(source: Source) -> Recording:
         raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise DamagedError(f"{path}: not JSON ({one_line(error)}); write it again") from error
+    if value == []:  # of any of them, with nobody in view
+        return Recording(np.zeros((0, 1, source.layout.joints, source.layout.dims), np.float32), sparse=True)
     for format in fitting:
         if format.fits is not None and format.fits(value):
-            return format.read(replace(source, value=value))
+            made = format.read(replace(source, value=value))
+            return made if len(made.joints) else replace(made, sparse=True)
     names = ", ".join(format.name for format in fitting)
     raise DataError(f"{path}: JSON of no known form; expected that of {names} (docs/guides/other-tools.md shows them)")
 

@@ -30,6 +30,8 @@ MOST_FRAMES = 200_000
 """Frames of a file that numbers them; a larger number means damage."""
 _FARTHEST = 1e6
 """Pixels from the corner of an image at which there is no joint."""
+_CORNER = 2
+"""Pixels from the corner within which nobody is as a whole."""
 _MOST_FOUND = 100
 """People of one frame."""
 _MOST_VALUES = 1 << 27
@@ -229,6 +231,11 @@ def tracked(
                 mapped[:, 2] = mapped[:, 2].clip(0, 1)
                 here.append(Person(mapped.astype(np.float32), float(mapped[seen, 2].mean())))
         people.append((number, here))
+    if 0 < max((float(abs(one.pixels[:, :2]).max()) for _, here in people for one in here), default=0) <= _CORNER:
+        raise DataError(
+            f"{path}: all joints are within {_CORNER} pixels of the image's corner: shares of its size? Write pixels (OpenPose: "
+            "--keypoint_scale 0)"
+        )
     width, height = source.image_size() if any(here for _, here in people) else (1, 1)
     kept = chosen(track(people), dict.fromkeys(frames, float(width * height)), MOST_PEOPLE)
     pixels = np.zeros((total, max(len(kept), 1), layout.joints, 3), np.float32)
@@ -277,12 +284,37 @@ def with_joints_of(source: Source, own: Layout, made: Recording) -> Recording:
     return replace(made, joints=np.stack(parts, axis=2))
 
 
-_FRAME = re.compile(r"(\d{1,9})(?:_keypoints)?(?:\.\w{1,5})?$")
+_NUMBER = re.compile(r"[0-9]+")
+_SUFFIX = re.compile(r"\.[A-Za-z]\w{0,4}$")
 
 
-def frame_number(name: Any) -> int | None:
-    """Return the number of a frame that the name of its picture or file ends with, or None: `img_00012.jpg` is 12."""
-    if isinstance(name, int) and not isinstance(name, bool):
-        return name if 0 <= name < MOST_FRAMES else None
-    match = _FRAME.search(name) if isinstance(name, str) and len(name) < 1000 else None
-    return int(match[1]) if match and int(match[1]) < MOST_FRAMES else None
+def frame_numbers(names: Sequence[Any], path: Path) -> list[int | None]:
+    """Return the number of the frame of each picture or file of a clip: the one number in which their names differ.
+
+    `cam1_f00011_v2.jpg` and `cam1_f00012_v2.jpg` are frames 11 and 12; where no number differs, the last one counts.
+    None stands for a name without a number of a frame.
+
+    Raises:
+        DataError: the names differ in more than one number; `path` holds them.
+    """
+    parsed = [_parsed(name) for name in names]
+    known = {text: counts for text, counts in zip(map(str, names), parsed, strict=True) if counts}
+    first = next(iter(known), "")
+    places: set[int] = set()
+    for text, (form, counts) in known.items():
+        places |= {at for at, count in enumerate(counts) if known[first][0] == form and count != known[first][1][at]}
+        if form != known[first][0] or len(places) > 1:
+            raise DataError(
+                f"{path}: {first[:60]!r} and {text[:60]!r} differ in more than the number of the frame; give the pictures "
+                "of one clip, and let one number of their names count them"
+            )
+    at = next(iter(places), -1)
+    return [counts[1][at] if counts and counts[1][at] < MOST_FRAMES else None for counts in parsed]
+
+
+def _parsed(name: Any) -> tuple[list[str], list[int]] | None:
+    """Return what stands around the numbers of a name, and the numbers; None if it has none."""
+    if isinstance(name, int) and not isinstance(name, bool) and name >= 0:
+        return ["", ""], [name]
+    text = _SUFFIX.sub("", name) if isinstance(name, str) and len(name) < 1000 else ""
+    return (_NUMBER.split(text), [int(one) for one in _NUMBER.findall(text)]) if _NUMBER.search(text) else None

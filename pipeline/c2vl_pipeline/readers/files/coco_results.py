@@ -12,10 +12,12 @@ import numpy.typing as npt
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.layouts import LAYOUTS
-from c2vl_pipeline.readers.files.base import Format, Recording, Source, frame_number, numbers, tracked
+from c2vl_pipeline.readers.files.base import Format, Recording, Source, frame_numbers, numbers, tracked
 
 _OWN = {17: "coco_17", 26: "halpe_26"}
 """Joints -> the layout that AlphaPose's and MMPose's models of so many joints have."""
+_BODY = {133: 17, 136: 26}
+"""Joints of a model of body, face and hands (COCO-WholeBody, Halpe-136) -> those of the body, which come first."""
 
 
 def fits(value: Any) -> bool:
@@ -31,17 +33,23 @@ def fits(value: Any) -> bool:
 def read(source: Source) -> Recording:
     """Read the people of every frame and say who is who."""
     frames: dict[int, list[npt.NDArray[np.float64]]] = {}
-    for at, entry in enumerate(source.value):
+    names = [entry.get("image_id") if isinstance(entry, dict) else None for entry in source.value]
+    for at, (entry, number) in enumerate(zip(source.value, frame_numbers(names, source.path), strict=True)):
         where = f"entry {at:,}"
-        if not isinstance(entry, dict) or (number := frame_number(entry.get("image_id"))) is None:
-            raise DataError(f"{source.path}: {where} has no image_id that ends with the number of its frame")
+        if number is None:
+            raise DataError(f"{source.path}: {where} has no image_id with the number of its frame")
         joints = numbers(entry.get("keypoints", []), source.path, f"keypoints of {where}")
         if joints.ndim != 1 or not joints.size or joints.size % 3:
             raise DataError(
                 f"{source.path}: keypoints of {where} are {joints.size} numbers; expected x, y, score of each"
             )
-        frames.setdefault(number, []).append(joints.reshape(-1, 3))
+        frames.setdefault(number, []).append(body_of(source, joints.reshape(-1, 3)))
     return tracked(source, frames, own_layout(source, next(iter(frames.values()))[0].shape[0]), sparse=True)
+
+
+def body_of(source: Source, person: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the joints of the body of somebody whose face and hands have joints too; all, where so many are wanted."""
+    return person if len(person) == source.layout.joints else person[: _BODY.get(len(person), len(person))]
 
 
 def own_layout(source: Source, joints: int) -> Any:

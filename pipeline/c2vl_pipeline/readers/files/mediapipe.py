@@ -63,6 +63,8 @@ def fits(value: Any) -> bool:
     if not isinstance(frames, list):
         return False
     first = next((frame for frame in frames if frame), None)
+    if first is None:
+        return all(frame is None or frame == [] for frame in frames)
     if isinstance(first, dict):
         return any(key in first for key in (*_WORLD, *_IMAGE))
     return isinstance(first, list) and (_is_landmark(first[0]) or isinstance(first[0], list))

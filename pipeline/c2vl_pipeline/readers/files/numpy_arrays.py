@@ -34,7 +34,7 @@ def _numbers(path: Path) -> dict[str, Numbers]:
         return numbers
     kinds = [str(array.dtype) for array in arrays.values()]
     kinds = kinds or ["Python objects, which are never loaded" if held else "no array"]
-    raise DataError(f"{path}: holds {', '.join(kinds)}; expected numbers, in metres; save one array with np.save")
+    raise DataError(f"{path}: holds {', '.join(kinds)}; expected numbers; save one array with np.save")
 
 
 FORMAT = Format("numpy", read, (".npy", ".npz"))

@@ -1,10 +1,12 @@
-"""OpenPose's `--write_json`: a folder of one JSON file per frame, `<video>_000000000012_keypoints.json`.
+"""A folder of one JSON file per frame: OpenPose's `--write_json`, `<video>_000000000012_keypoints.json`, or MMPose's of pictures.
 
-Format: `{"people": [{"pose_keypoints_2d": [x, y, score, ...]}]}`, pixels, y down; 25 joints of BODY_25.
+Format: `{"people": [{"pose_keypoints_2d": [x, y, score, ...]}]}`, pixels, y down; 25 joints of BODY_25, or the 18 of COCO.
+MMPose's are lists of instances, see `mmpose`.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,15 @@ from c2vl_pipeline.readers.files.base import (
     Format,
     Recording,
     Source,
-    frame_number,
+    frame_numbers,
     numbers,
     tracked,
 )
+from c2vl_pipeline.readers.files.coco_results import own_layout
+from c2vl_pipeline.readers.files.mmpose import person_of
+
+_OWN = {18: "coco_18", 25: "body_25"}
+"""Joints -> the layout that OpenPose's models of so many joints have."""
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -38,14 +45,15 @@ def files_of(folder: Path) -> list[Path]:
 
 def fits(value: Any) -> bool:
     """True for the content of one frame's file."""
-    return isinstance(value, dict) and isinstance(value.get("people"), list)
+    people = value.get("people") if isinstance(value, dict) else value
+    return isinstance(people, list)
 
 
 def read(source: Source) -> Recording:
     """Read the people of every frame and say who is who."""
     frames = {}
-    for path in files_of(source.path):
-        number = frame_number(path.name)
+    files = files_of(source.path)
+    for path, number in zip(files, frame_numbers([path.name for path in files], source.path), strict=True):
         if number is None or number in frames:
             why = "no number of a frame" if number is None else f"the number of another file, {number}"
             raise DataError(
@@ -56,10 +64,13 @@ def read(source: Source) -> Recording:
         except ValueError as error:
             raise DamagedError(f"{path}: not JSON ({one_line(error)}); write it again") from error
         if not fits(value):
-            raise DataError(f"{path}: holds no list of people, as OpenPose's --write_json does")
-        frames[number] = [_person(path, person) for person in value["people"]]
-    own = LAYOUTS["body_25"] if any(len(one) == 25 for people in frames.values() for one in people) else None
-    return tracked(source, frames, own)
+            raise DataError(f"{path}: holds no list of people, as OpenPose and MMPose write it")
+        if isinstance(value, list):
+            frames[number] = [person_of(replace(source, path=path), number, one) for one in value]
+        else:
+            frames[number] = [_person(path, person) for person in value["people"]]
+    count = next((len(people[0]) for people in frames.values() if people), 0)
+    return tracked(source, frames, LAYOUTS[_OWN[count]] if count in _OWN else own_layout(source, count))
 
 
 def _person(path: Path, person: Any) -> Any:
