@@ -3,7 +3,7 @@
 Ours: batched augmentation, channels-last ST-GCN that sums over neighbours first and computes empty bodies once; in
 float32 and under bf16 autocast. The usual way: a feeder a clip behind a DataLoader, an ST-GCN with its 1x1 convolution
 before the graph, both bodies always computed, float32. Objective, projectors and optimiser are the same on both sides,
-and so is the allocator (`keep_memory`). A second figure is the ratio of processor time, which other programs on the
+and so is the allocator (`keep_freed`). A second figure is the ratio of processor time, which other programs on the
 machine disturb less.
 
 `python benchmarks/bench_step.py [PAIRS]`
@@ -32,8 +32,9 @@ from c2vl_training.encoders import build
 from c2vl_training.encoders.base import Blocks
 from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import FULL
+from c2vl_training.memory import keep_freed
 from c2vl_training.model import CrossModal
-from timing import in_turn, keep_memory, report
+from timing import in_turn, report
 
 BATCH, FRAMES, DIM = 32, 64, 768
 
@@ -159,7 +160,7 @@ def main() -> None:
     pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    keep_memory()
+    keep_freed()
     packed = _Packed(np.random.default_rng(0))
     steps = {
         "plain, float32": stepper(*usual(packed), half=False),

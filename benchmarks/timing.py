@@ -6,7 +6,6 @@ That file is JSON: `machine` (processor, cores, versions, commit, load) and `row
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
@@ -145,14 +144,3 @@ def _commit() -> str | None:
         return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory, as a process in the middle of training does; without glibc, nothing happens.
-
-    A new batch otherwise costs a page fault every 4 KB, at the whim of what ran before it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: which is never given back, at more than 2 GB either
