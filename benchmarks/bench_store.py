@@ -47,6 +47,7 @@ def write(folder: Path) -> None:
         "vision_rows": [1] * CLIPS,
         "language_rows": [1] * CLIPS,
         "reason": [None] * CLIPS,
+        **{f"{kind}_hash": [f"{kind} {n}" for n in number] for kind in ("joints", "vision", "language")},
         "subject": number % 106,
         "view": number % 3,
         "splits": [[("xsub", "train" if n % 2 else "test")] for n in number],
