@@ -16,7 +16,8 @@ from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
-from timing import compare, keep_memory
+from c2vl_training.memory import keep_freed
+from timing import compare
 
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300
 
@@ -82,7 +83,7 @@ def lean(clip: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
 
 def main() -> None:
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed()
     rng = np.random.default_rng(0)
     packed, config = _Packed(rng), InputConfig(frames=FRAMES)
     clips = Clips(packed, np.arange(CLIPS), config, torch.device("cpu"))  # type: ignore[arg-type]

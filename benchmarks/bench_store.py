@@ -23,7 +23,8 @@ from c2vl_manifests.recipe_training import InputConfig
 from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset
-from timing import keep_memory, report
+from c2vl_training.memory import keep_freed
+from timing import report
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
 
@@ -46,6 +47,7 @@ def write(folder: Path) -> None:
         "vision_rows": [1] * CLIPS,
         "language_rows": [1] * CLIPS,
         "reason": [None] * CLIPS,
+        **{f"{kind}_hash": [f"{kind} {n}" for n in number] for kind in ("joints", "vision", "language")},
         "subject": number % 106,
         "view": number % 3,
         "splits": [[("xsub", "train" if n % 2 else "test")] for n in number],
@@ -88,7 +90,7 @@ def opened(folder: Path) -> tuple[Clips, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    keep_memory()
+    keep_freed()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         writer = multiprocessing.get_context("spawn").Process(target=write, args=(folder,))

@@ -6,11 +6,11 @@ That file is JSON: `machine` (processor, cores, versions, commit, load) and `row
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -29,7 +29,7 @@ FILE = "C2VL_BENCH"
 
 
 class Spent(NamedTuple):
-    """What a call took, in seconds; other programs on the machine disturb the processor's time less."""
+    """What a call took, in seconds, child processes that ended included; other programs disturb the processor's time less."""
 
     wall: float
     processor: float
@@ -45,17 +45,30 @@ def in_turn(
         if turn > 1 and time.perf_counter() - began > budget:
             break
         for name, function in functions.items():
-            started, used = time.perf_counter(), time.process_time()
+            started, used = time.perf_counter(), processor_time()
             function()
             if turn:  # the first one warms up
-                spent[name].append(Spent(time.perf_counter() - started, time.process_time() - used))
+                spent[name].append(Spent(time.perf_counter() - started, processor_time() - used))
     return spent
 
 
-def compare(name: str, ours: Callable[[], object], usual: Callable[[], object], pairs: int = 5) -> None:
+def processor_time() -> float:
+    """Return the seconds that this process and its ended children have computed."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def compare(name: str, ours: Callable[[], object], usual: Callable[[], object], pairs: int = 5, **facts: Any) -> None:
     """Run both once to warm up, then `pairs` times in turn; report."""
     spent = in_turn({"ours": ours, "usual": usual}, pairs)
-    report(name, *([one.wall for one in spent[side]] for side in ("ours", "usual")))
+    report_spent(name, spent["ours"], spent["usual"], **facts)
+
+
+def report_spent(name: str, ours: Sequence[Spent], usual: Sequence[Spent], **facts: Any) -> None:
+    """Report wall times (see `report`), with the ratio of processor times as a further fact."""
+    used = statistics.median(b.processor / a.processor for a, b in zip(ours, usual, strict=True))
+    walls = ([one.wall for one in side] for side in (ours, usual))
+    report(name, *walls, **facts, ratio_of_processor_time=used)
 
 
 def report(
@@ -145,14 +158,3 @@ def _commit() -> str | None:
         return subprocess.run(call, capture_output=True, text=True, check=True).stdout.strip() or None
     except (OSError, subprocess.CalledProcessError):
         return None
-
-
-def keep_memory() -> None:
-    """Let glibc keep freed memory, as a process in the middle of training does; without glibc, nothing happens.
-
-    A new batch otherwise costs a page fault every 4 KB, at the whim of what ran before it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: which is never given back, at more than 2 GB either

@@ -1,7 +1,7 @@
 """Pre-training by the `paper` recipe on the device, beside an ST-GCN as it is usually written.
 
 What is timed are whole epochs of a small set by the trainer's own loop: draws, augmentation on the device, encoder,
-objective, optimiser, and every wait that they cause. The usual way differs in the encoder alone (`bench_step.Plain`: the
+objective, optimiser, and every wait that they cause. The usual way differs in the encoder alone (`usual_encoders.Plain`: the
 1x1 convolution before the graph, both bodies always computed), in float32 and under autocast; it is given our data path,
 without which it would also wait for a feeder. Of the clips 80 % show one person. Utilisation counts the operations that a
 variant really does, so that the skip of empty bodies lowers both time and operations.
@@ -21,7 +21,6 @@ from torch._C._autograd import DeviceType
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
 
-from bench_step import Plain
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.layouts import KINECT_V2
@@ -34,6 +33,7 @@ from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Run
 from gpu.session import Session, flops_of
 from support.packed import write_packed
+from usual_encoders import Plain
 
 ONE_PERSON, DIM = 0.8, 768
 """Share of clips with an empty second body, about that of NTU RGB+D; width of CLIP's vectors."""
@@ -93,7 +93,12 @@ class Variant:
         if usual:
             torch.manual_seed(0)
             method: Any = Pretraining(
-                packed, config, 0, cast("Any", Plain(recipe.training.encoder.blocks or FULL)), selection, device
+                packed,
+                config,
+                0,
+                cast("Any", Plain(widths_and_strides=recipe.training.encoder.blocks or FULL)),
+                selection,
+                device,
             )
         else:
             _, method = trainer.method_of(run, selection, device)

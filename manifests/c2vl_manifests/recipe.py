@@ -153,6 +153,9 @@ class FinetuneConfig(Settings):
     """Ratio of the learning rates of consecutive blocks, earlier to later; 1 for the same rate everywhere."""
     augment: bool = True
     """Random windows and rotations, as in pre-training; otherwise central windows."""
+    every_epoch: bool = Field(default=True, exclude_if=lambda every: every)
+    """Answer the test split after every epoch, for the best one as an oracle; false: after the last alone, which with
+    few labels saves most of the time and changes no other figure."""
 
 
 class SemiConfig(Settings):

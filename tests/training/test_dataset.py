@@ -16,6 +16,7 @@ import torch
 
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe_training import InputConfig
+from c2vl_training import dataset
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
 from support.packed import LENGTHS, STICK, T, random_joints, sticks, write_packed
@@ -229,6 +230,24 @@ def test_select_returns_the_rows_of_a_split_and_why_others_are_left_out(mixed):
     told = mixed.select("xsub", "test", ("vision", "language"))
     assert told.rows.tolist() == [8]
     assert told.left_out == (("s09", "no usable language rows: model spoke nonsense"),)
+
+
+def test_what_many_runs_read_is_selected_and_hashed_once(mixed, monkeypatch):
+    calls, real = [], dataset.fingerprint
+
+    def fingerprint(values):
+        calls.append(values)
+        return real(values)
+
+    monkeypatch.setattr(dataset, "fingerprint", fingerprint)
+    rows = mixed.select("xsub", "train").rows
+    assert mixed.select("xsub", "train").rows is rows
+    first = mixed.digests(rows, ("vision",))
+    count = len(calls)
+    first["joints"] = "changed by a caller"
+    assert mixed.digests(rows.copy(), ("vision",)) == first | {"joints": real(calls[1])}
+    assert len(calls) == count
+    assert mixed.digests(rows[:1], ("vision",)) != mixed.digests(rows, ("vision",)) != mixed.digests(rows)
 
 
 def test_unknown_benchmark_names_the_known_ones(mixed):

@@ -78,6 +78,9 @@ class PackedDataset:
         self.layout: Layout = self.manifest.joint_layout()
         self.gaps = self.manifest.gaps
         self._index = self._read_index()
+        # many runs of a table, and many cells of a run, read the same splits
+        self._selections: dict[tuple[str, str, tuple[str, ...]], Selection] = {}
+        self._digests: dict[tuple[bytes, tuple[str, ...], bool], dict[str, str]] = {}
         m = self.manifest
         self.offsets = self._array("offsets.npy", np.int64, (m.samples + 1,))
         if self.offsets[0] or not np.array_equal(np.diff(self.offsets), self._index.column("frames")):
@@ -137,6 +140,12 @@ class PackedDataset:
 
     def digests(self, rows: Rows, kinds: Sequence[str] = (), labels: bool = False) -> dict[str, str]:
         """Return hashes of what a reader of some rows reads, by name: samples and joints, `kinds` of knowledge, labels."""
+        key = (np.asarray(rows, np.int64).tobytes(), tuple(kinds), labels)
+        if key not in self._digests:
+            self._digests[key] = self._hashed(rows, kinds, labels)
+        return dict(self._digests[key])
+
+    def _hashed(self, rows: Rows, kinds: Sequence[str], labels: bool) -> dict[str, str]:
         some = self._index.select(["sample_id", *(f"{kind}_hash" for kind in ("joints", *kinds))]).take(rows)
         columns = dict(zip(("samples", "joints", *kinds), some.columns, strict=True))
         hashes = {name: fingerprint(column.to_pylist()) for name, column in columns.items()}
@@ -216,6 +225,12 @@ class PackedDataset:
             ConfigError: no such benchmark.
             DataError: no row is usable.
         """
+        key = (benchmark, split, tuple(knowledge))
+        if key not in self._selections:
+            self._selections[key] = self._selected(*key)
+        return self._selections[key]
+
+    def _selected(self, benchmark: str, split: str, knowledge: Sequence[str]) -> Selection:
         rows = self._members(benchmark, split)
         needed = ("frames", *(f"{kind}_rows" for kind in knowledge))
         usable = np.all([self._index.column(name).to_numpy()[rows] > 0 for name in needed], axis=0)

@@ -30,7 +30,7 @@ from c2vl_training import card, checkpoint, distributed, run_folder, schedule
 from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection
 from c2vl_training.encoders import Encoder, build_encoder
-from c2vl_training.memory import memory_errors
+from c2vl_training.memory import keep_freed, memory_errors
 from c2vl_training.methods import Method, StepOutput, Supervised
 from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Result, Run
@@ -212,6 +212,7 @@ def fit(method: Method, clips: Clips, session: Session) -> Position:
         KeyboardInterrupt: Ctrl-C or SIGTERM, after a checkpoint was written.
     """
     o, emit, label = method.optimiser, session.emit, session.label
+    keep_freed()
     optimiser = torch.optim.SGD(method.groups, lr=o.lr, momentum=o.momentum, nesterov=o.nesterov and o.momentum > 0)
     at = _resume(method, optimiser, session)
     distributed.check_equal([at.epochs_done, at.steps_done, len(clips)], "run or data", clips.device)

@@ -38,7 +38,7 @@ from c2vl_training.trainer import DivergedError, Session
 
 @dataclass(frozen=True)
 class Job:
-    """One training: its rows, and the test rows that it answers after every epoch."""
+    """One training: its rows, and the test rows that it answers."""
 
     context: EvalContext
     rows: Labels
@@ -60,21 +60,21 @@ def tune(job: Job) -> Trained:
     """
     rates = job.config.lrs or (job.config.optimiser.lr,)
     if len(rates) == 1:
-        return Trained(*_sound(job, rates[0]), rates[0], None, len(job.rows))
+        return Trained(*_sound(job, rates[0]), rates[0], None, len(job.rows), job.config.epochs)
     out, rest = (job.rows[at.numpy()] for at in linear.held_out(len(job.rows), job.config.holdout, job.context.seed))
     results = []
     for rate in rates:
-        history, logits = _train(job, rate, rest, out)
+        history, logits = _train(job, rate, rest, out, every_epoch=False)
         truth = torch.from_numpy(job.context.packed.labels()[out])
         loss = float(F.cross_entropy(torch.from_numpy(logits), truth).nan_to_num(nan=torch.inf))
         results.append((loss, rate, history[-1].top1))
     _, rate, reached = min(results)
-    return Trained(*_sound(job, rate), rate, reached, len(job.rows))
+    return Trained(*_sound(job, rate), rate, reached, len(job.rows), job.config.epochs)
 
 
 def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
     """Train on all rows; raise C2VLError if the last logits are NaN or infinite."""
-    history, logits = _train(job, rate, job.rows, job.asked)
+    history, logits = _train(job, rate, job.rows, job.asked, job.config.every_epoch)
     if not np.isfinite(logits).all():
         raise C2VLError(
             f"{job.label}: the answers are NaN or infinite after the last epoch, at the rate {rate:g}; lower "
@@ -83,8 +83,8 @@ def _sound(job: Job, rate: float) -> tuple[list[Score], Array]:
     return history, logits
 
 
-def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Score], Array]:
-    """Train on `rows`; return the scores of the `asked` rows per epoch, and their last logits (N, C)."""
+def _train(job: Job, rate: float, rows: Labels, asked: Labels, every_epoch: bool) -> tuple[list[Score], Array]:
+    """Train on `rows`; return the scores of the `asked` rows, of every epoch or the last, and their last logits (N, C)."""
     context, config = job.context, job.context.recipe.training
     device, precision = device_of(config.device), config.precision
     trained = encoder_for(context.run, context.packed, device)
@@ -93,9 +93,13 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Sco
     dtype = torch.float64 if precision == "float64" else torch.float32
     torch.manual_seed(context.seed)
     method = FineTuning(trained.module, labels[rows].to(device), job.classes, job.config, rate, dtype)
+    last: list[Tensor] = []
 
     def on_epoch_end(epoch: int, figures: Metrics, counts: Counts) -> Metrics:
-        score = metrics.score(answer(method.model, questions, precision), labels[asked])
+        if not every_epoch and epoch + 1 < job.config.epochs:
+            return Metrics()
+        last[:] = [answer(method.model, questions, precision)]
+        score = metrics.score(last[0], labels[asked])
         return {_FIGURES[name]: value for name, value in score.model_dump().items() if value is not None}
 
     facts = {
@@ -112,10 +116,12 @@ def _train(job: Job, rate: float, rows: Labels, asked: Labels) -> tuple[list[Sco
             f"{job.label}: the loss became NaN or infinite {error.where}, at the rate {rate:g}; lower it "
             "(optimiser.lr), or clip gradients by optimiser.clip_norm=1"
         ) from error
-    logits = answer(method.model, questions, precision).float().numpy()
+    if not last:  # resumed after the last epoch
+        last = [answer(method.model, questions, precision)]
     path.unlink(missing_ok=True)
-    history = [Score(**{name: figures.get(key) for name, key in _FIGURES.items()}) for figures in at.history]
-    return history, logits
+    scored = [figures for figures in at.history if figures]
+    history = [Score(**{name: figures.get(key) for name, key in _FIGURES.items()}) for figures in scored]
+    return history, last[0].float().numpy()
 
 
 _FIGURES = {"top1": "top-1", "top5": "top-5", "balanced": "balanced"}

@@ -103,7 +103,7 @@ def fit(
     for epoch in range(config.epochs):
         pace = rates * 0.1 ** sum(milestone <= epoch for milestone in config.milestones)
         for at in torch.randperm(count, generator=generator).split(batch):
-            rows = x[at]
+            rows = x.index_select(0, at)
             # gradient of softmax cross-entropy: (p - y) / B
             error = torch.softmax(torch.addmm(bias, rows, weight).view(-1, heads, wide), dim=2).flatten(1)
             error.scatter_add_(1, truth[at], less[: len(at)]).div_(len(at))
@@ -121,7 +121,7 @@ class Trained:
     """A layer or a network that was trained with labels, and its answers to the test split."""
 
     history: list[Score]
-    """On the test split, one per epoch."""
+    """On the test split, of every epoch or of the last one alone."""
     logits: Array
     """Of the test split after the last epoch, (N, C)."""
     lr: float
@@ -129,13 +129,17 @@ class Trained:
     """Accuracy at the chosen rate on the held-out tenth of the training split; None of a single rate."""
     train: int
     """Number of training samples."""
+    epochs: int
 
     def result(self, protocol: Protocol = "linear") -> Result:
-        """Return the training as the result of a protocol; its best epoch is an oracle."""
-        best = max(range(len(self.history)), key=lambda epoch: self.history[epoch].top1)
+        """Return the training as the result of a protocol; its best epoch is an oracle, and known if all were scored."""
+        best, number = None, None
+        if len(self.history) == self.epochs:
+            best = max(self.history, key=lambda score: score.top1)
+            number = self.history.index(best) + 1
         return Result(
-            protocol=protocol, last=self.history[-1], best=self.history[best], best_epoch=best + 1,
-            epochs=len(self.history), lr=self.lr, held_out=self.held_out, train=self.train, test=len(self.logits),
+            protocol=protocol, last=self.history[-1], best=best, best_epoch=number, epochs=self.epochs, lr=self.lr,
+            held_out=self.held_out, train=self.train, test=len(self.logits),
         )  # fmt: skip
 
 
@@ -179,7 +183,7 @@ def probe(
         x, y, classes, config.lrs[chosen : chosen + 1], config, seed,
         lambda heads: history.append(metrics.score(heads.logits(x_test)[0], y_test)),
     )  # fmt: skip
-    return Probe(history, head.logits(x_test)[0].numpy(), config.lrs[chosen], reached, len(x), head, by)
+    return Probe(history, head.logits(x_test)[0].numpy(), config.lrs[chosen], reached, len(x), config.epochs, head, by)
 
 
 # ------------------------------------------------------------------------------------------------ on a run

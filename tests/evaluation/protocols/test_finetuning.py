@@ -118,6 +118,27 @@ def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
 
+def test_test_samples_are_answered_once_an_epoch_or_after_the_last_alone(subject, monkeypatch):
+    asked, real = [], finetuning.answer
+
+    def answer(network, clips, precision):
+        asked.append(len(clips))
+        return real(network, clips, precision)
+
+    monkeypatch.setattr(finetuning, "answer", answer)
+    whole = evaluated(finetuning, subject)
+    assert asked == [4, 4, 4]
+    asked.clear()
+    brief = evaluated(finetuning, told(subject, "evaluation.finetune.every_epoch=false"))
+    assert asked == [4]
+    np.testing.assert_array_equal(logits(brief), logits(whole))
+    assert (brief.result.last, brief.result.epochs) == (whole.result.last, whole.result.epochs)
+    assert (brief.result.best, brief.result.best_epoch) == (None, None)
+    asked.clear()
+    evaluated(finetuning, told(subject, "evaluation.finetune.lrs=[0.01,0.05]"))
+    assert asked == [1, 1, 4, 4, 4]
+
+
 @pytest.mark.slow
 def test_a_sweep_never_looks_at_the_test_split(data, subject, tmp_path):
     rates = "evaluation.finetune.lrs=[0.0001,0.05,0.3]"
@@ -135,7 +156,7 @@ def test_a_sweep_never_looks_at_the_test_split(data, subject, tmp_path):
 def test_the_rate_of_the_lowest_held_out_loss_is_taken(subject, monkeypatch):
     asked = []
 
-    def trained(job, rate, rows, test):
+    def trained(job, rate, rows, test, every_epoch):
         asked.append((rate, sorted(rows), sorted(test)))
         good = torch.from_numpy(job.context.packed.labels()[test])
         sharp = F.one_hot(good, 3).float() * {0.1: 1.0, 0.2: 5.0, 0.3: 2.0}[rate]
