@@ -17,6 +17,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,10 @@ class StageManifest(BaseModel):
     statuses: dict[str, int] = Field(default_factory=dict)
     digest: str = ""
     seconds: float = 0.0
+    upstream: dict[str, str] = Field(default_factory=dict)
+    """Digests of the earlier stages that a complete stage was made from."""
+    seal: str = ""
+    """Of a complete stage, hash of the index, `upstream`, and names, sizes and times of its files: equal while nobody touched them."""
 
 
 def canonical(value: Any) -> str:
@@ -202,9 +207,11 @@ def content_sha256(path: Path) -> str | None:
     return fingerprint({inner.name: file_sha256(inner) for inner in sorted(path.iterdir()) if inner.is_file()})
 
 
-def changed_at(path: Path) -> float:
+def changed_at(path: Path | str) -> float:
     """Return when a raw file, or the last of a folder's, was changed."""
-    return max(float(one.stat().st_ctime) for one in (path, *(path.iterdir() if path.is_dir() else ())))
+    state = os.stat(path)  # one call a file: there are a hundred thousand
+    inner = os.listdir(path) if stat.S_ISDIR(state.st_mode) else ()
+    return max([state.st_ctime, *(os.stat(f"{path}/{name}").st_ctime for name in inner)])
 
 
 def remembered_sha256(path: Path) -> str:

@@ -321,7 +321,7 @@ def audit_command(
     released: Annotated[
         Path | None, typer.Option(help="Captions the authors released (.json or .zip), to compare with.")
     ] = None,
-    check: Annotated[int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")] = 2000,
+    check: Annotated[int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")] = 500,
     seed: Annotated[int, typer.Option(min=0, help="Of their choice, and of the shuffled control.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,12 +93,22 @@ class Workspace:
 
 
 def load(work: Path) -> Workspace:
-    """Read the index of a work folder.
+    """Read the index of a work folder, once per process while its files stay the same.
 
     Raises:
         StageError: there is no index, or it is damaged.
         ConfigError: its manifest is incomplete, or its dataset does not exist any more.
     """
+    path, states = work / "samples.parquet", []
+    for file in (path, path.with_suffix(".json")):
+        with suppress(OSError):
+            state = file.stat()
+            states.append((state.st_ino, state.st_size, state.st_mtime_ns))
+    return _load(work, tuple(states))
+
+
+@lru_cache(maxsize=2)
+def _load(work: Path, states: tuple[tuple[int, ...], ...]) -> Workspace:
     path = work / "samples.parquet"
     manifest = read_shard_manifest(path)
     if manifest is None or not path.is_file():

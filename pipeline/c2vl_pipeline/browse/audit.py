@@ -19,7 +19,7 @@ from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import caption_stats, cards, html
 from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, crop_figures, joint_figures
-from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus
+from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus, Texts
 from c2vl_pipeline.browse.html import Quantiles
 from c2vl_pipeline.browse.judgement import EXAMPLES, Judgement, Reason, judge_captions, judge_crops
 from c2vl_pipeline.browse.reader import RowReader
@@ -121,7 +121,7 @@ def write(audit: Audit, out: Path) -> Path:
     return out
 
 
-def measure(work: Path, released: Path | None = None, *, check: int = 2000, seed: int = 0) -> Audit:
+def measure(work: Path, released: Path | None = None, *, check: int = 500, seed: int = 0) -> Audit:
     """Audit a work folder.
 
     Args:
@@ -187,7 +187,7 @@ def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, Capti
     for shard, block in blocks.items():
         start, stop = index.shard_ranges[shard]
         codes[start:stop, : block.shape[1]] = block
-    corpus = Corpus(list(numbers), codes)
+    corpus = Corpus(Texts(numbers), codes)
     tokens, truncated = _tokens(reader)
     labels = index.table["label"].to_numpy()
     names = {i: cards.class_name(index, i) for i in range(len(index.classes))}

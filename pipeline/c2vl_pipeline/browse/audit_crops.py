@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse.html import Histogram, Quantiles
-from c2vl_pipeline.browse.reader import RowReader, projection_of
+from c2vl_pipeline.browse.reader import Row, RowReader, projection_of
 from c2vl_pipeline.readers import reader_of
 from c2vl_pipeline.workspace import Workspace
+
+Points = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
 
 INSIDE = 0.9
 """A crop passes if it holds this share of the joints within the frame."""
@@ -90,11 +95,11 @@ def crop_figures(reader: RowReader) -> CropFigures | None:
         table = reader.columns("crops", shard, ["status", "score", "box", "people", "frame_width", "frame_height"])
         if table is None:
             continue
-        statuses.update(table["status"].to_pylist())
+        statuses.update(_counted(table["status"]))
         ok = table.filter(pc.equal(table["status"], str(Status.OK)))
-        people.update(ok["people"].to_pylist())
+        people.update(_counted(ok["people"]))
         scores.append(ok["score"].to_numpy())
-        boxes.append(np.array(ok["box"].to_pylist(), np.float64).reshape(-1, 4))
+        boxes.append(ok["box"].combine_chunks().flatten().to_numpy().astype(np.float64).reshape(-1, 4))
         frames.append(np.stack([ok["frame_width"].to_numpy(), ok["frame_height"].to_numpy()], axis=1))
     if not statuses:
         return None
@@ -110,6 +115,11 @@ def crop_figures(reader: RowReader) -> CropFigures | None:
         area=Quantiles.of(size.prod(axis=1) / np.concatenate(frames).prod(axis=1)),
         people=dict(sorted(people.items())),
     )
+
+
+def _counted(column: pa.ChunkedArray) -> dict[Any, int]:
+    """Return how often each value of a column occurs, without a Python value for each of millions of rows."""
+    return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 
 
 def inside(
@@ -131,6 +141,11 @@ def inside(
     points = points[seen]
     held = np.asarray((points >= box[:2]).all(axis=1) & (points < box[2:]).all(axis=1), np.bool_)
     return points, held, int((~seen).sum())
+
+
+def _drawn(share: float, row: Row, points: Points, held: Mask) -> Worst:
+    joints = [(float(x), float(y), bool(h)) for (x, y), h in zip(points.round(1), held, strict=True)]
+    return Worst(row["sample_id"], row["slot"], share, row["box"], (row["frame_width"], row["frame_height"]), joints)
 
 
 def joint_figures(
@@ -163,7 +178,7 @@ def joint_figures(
         if joints_of is None:
             continue
         looked += 1
-        compared: list[Worst] = []
+        compared: list[tuple[float, Row, Points, Mask]] = []
         for row in crops:
             joints = joints_of(row["frame_index"], row["frame_height"]) if row["status"] == Status.OK else None
             if joints is None:
@@ -173,11 +188,10 @@ def joint_figures(
             beyond, counted = beyond + outside, counted + len(points)
             if not len(points):
                 continue
-            drawn = [(float(x), float(y), bool(h)) for (x, y), h in zip(points.round(1), held, strict=True)]
-            compared.append(Worst(row["sample_id"], row["slot"], float(held.mean()), row["box"], frame, drawn))
-        shares += [w.share for w in compared]
-        if compared and (lowest := min(compared, key=lambda w: w.share)).share < 1:
-            worst = sorted([*worst, (lowest.share, number, lowest)], key=lambda w: w[:2])[:_WORST]
+            compared.append((float(held.mean()), row, points, held))
+        shares += [share for share, *_ in compared]
+        if compared and (lowest := min(compared, key=lambda one: one[0]))[0] < 1:
+            worst = sorted([*worst, (lowest[0], number, _drawn(*lowest))], key=lambda w: w[:2])[:_WORST]
     if not shares:
         why["joints"] = "No crop has joints in pixels to be checked against."
         return None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +25,14 @@ CONTEXT = 77
 """Tokens that CLIP reads, including start and end."""
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_CLIP_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+", re.IGNORECASE)
-_STANDING = re.compile(r"(?<!not )\b(?:standing|stands)\b", re.IGNORECASE)
-_SITTING = re.compile(r"(?<!not )\b(?:sitting|sits|seated)\b", re.IGNORECASE)
-_HOLDING = re.compile(
-    r"(?P<no>(?:\bnot|n['’]t|\bnever)\s+(?:\w+ly\s+)?)?\b(?:holding|holds|held)\b(?P<what>[^.;,!?]*)", re.IGNORECASE
+# all are of lower case, and begin with letters that a search finds fast
+_CLIP_PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)\b|[^\W\d_]+|\d|[^\s\w]+|_+")
+_STANDING = re.compile(r"stand(?:ing|s)\b(?<!\wstanding)(?<!\wstands)(?<!not standing)(?<!not stands)")
+_SITTING = re.compile(
+    r"s(?:itting|its|eated)\b(?<!\wsitting)(?<!\wsits)(?<!\wseated)(?<!not sitting)(?<!not sits)(?<!not seated)"
 )
+_HOLDING = re.compile(r"h(?:olding|olds|eld)\b(?<!\wholding)(?<!\wholds)(?<!\wheld)(?P<what>[^.;,!?]*)")
+_NOT = re.compile(r"(?:\bnot|n['’]t|\bnever)\s+(?:\w+ly\s+)?$")
 _SKIP = frozenset({
     "a", "an", "the", "his", "her", "their", "its", "my", "your", "some", "several", "two", "three",
     "both", "one", "another", "onto", "on", "up", "out", "to", "what", "appears", "be", "possibly",
@@ -48,24 +52,25 @@ _NOTHING = frozenset({"anything", "nothing", "something", "still", "it", "them"}
 
 def words(text: str) -> list[str]:
     """Return the words of a text in lower case."""
-    return [w.lower() for w in _WORD.findall(text)]
+    return _WORD.findall(text.lower())
 
 
 def least_tokens(text: str) -> int:
     """Return the fewest tokens CLIP can make of a text: its byte pairs never cross these pieces; two marks added."""
-    return len(_CLIP_PIECE.findall(text)) + 2
+    return len(_CLIP_PIECE.findall(text.lower())) + 2
 
 
 def posture(text: str) -> str:
     """Return `standing`, `sitting`, `both` or the empty text."""
-    standing, sitting = bool(_STANDING.search(text)), bool(_SITTING.search(text))
+    standing, sitting = bool(_STANDING.search(text := text.lower())), bool(_SITTING.search(text))
     return "both" if standing and sitting else "standing" if standing else "sitting" if sitting else ""
 
 
 def held(text: str) -> str:
     """Return the first object that a text describes as held, without adjectives; empty if none."""
+    text = text.lower()
     for match in _HOLDING.finditer(text):
-        if match["no"]:
+        if _NOT.search(text, max(match.start() - 40, 0), match.start()):
             continue
         phrase: list[str] = []
         for word in words(match["what"]):
@@ -82,11 +87,45 @@ def held(text: str) -> str:
 # --------------------------------------------------------------------------------------------- corpus
 
 
+class Texts(Sequence[str]):
+    """Different captions, and what each says: found out once, whichever parts of a corpus ask; there may be a million."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._texts = list(texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    def __getitem__(self, number: Any) -> Any:
+        return self._texts[number]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    @cached_property
+    def postures(self) -> npt.NDArray[np.str_]:
+        """The posture that each states, see `posture`."""
+        return np.array([posture(text) for text in self])
+
+    @cached_property
+    def things(self) -> tuple[list[str], npt.NDArray[np.int64]]:
+        """The names of what is held, see `held`, in order, and the number of the one of each text; 0 is nothing."""
+        said = [held(text) for text in self]
+        names = sorted({"", *said})
+        numbers = {name: number for number, name in enumerate(names)}
+        return names, np.array([numbers[name] for name in said], np.int64)
+
+    @cached_property
+    def tokens(self) -> npt.NDArray[np.int64]:
+        """The fewest tokens of each, see `least_tokens`."""
+        return np.array([least_tokens(text) for text in self])
+
+
 @dataclass(frozen=True)
 class Corpus:
     """Captions of samples: `texts` are the different ones, `codes[sample, slot]` their numbers, -1 for none."""
 
-    texts: list[str]
+    texts: Texts
     codes: Codes
 
     @classmethod
@@ -96,7 +135,7 @@ class Corpus:
         codes = np.full((len(samples), max(map(len, samples), default=0)), -1, np.int32)
         for sample, row in enumerate(samples):
             codes[sample, : len(row)] = [-1 if t is None else numbers.setdefault(t, len(numbers)) for t in row]
-        return cls(list(numbers), codes)
+        return cls(Texts(numbers), codes)
 
     @property
     def flat(self) -> Codes:
@@ -148,15 +187,15 @@ def describe(corpus: Corpus, *, top: int = 12) -> CaptionStats | None:
     if not flat.size:
         return None
     counts = np.bincount(flat, minlength=len(corpus.texts))
-    split = [words(t) for t in corpus.texts]
-    length = np.array([len(s) for s in split])
-    postures = np.array([posture(t) for t in corpus.texts])
-    objects = np.array([held(t) for t in corpus.texts])
-    tokens = np.array([least_tokens(t) for t in corpus.texts])
+    length, vocabulary = np.zeros(len(corpus.texts), np.int64), set[str]()
+    for n in np.flatnonzero(counts).tolist():  # of each, the words are forgotten: those of a million take a gigabyte
+        said = words(corpus.texts[n])
+        length[n] = len(said)
+        vocabulary.update(said)
+    postures, tokens, (names, thing_of) = corpus.texts.postures, corpus.texts.tokens, corpus.texts.things
     complete = corpus.codes[(corpus.codes >= 0).all(axis=1)]
-    names, where = np.unique(objects, return_inverse=True)
-    amounts = np.bincount(where, weights=counts)
-    things = [(str(names[i]), float(amounts[i])) for i in np.argsort(-amounts, kind="stable") if names[i]]
+    amounts = np.bincount(thing_of, weights=counts, minlength=len(names))
+    things = [(names[i], float(amounts[i])) for i in np.argsort(-amounts, kind="stable") if names[i]]
     order = np.argsort(-counts, kind="stable")[:top]
     return CaptionStats(
         samples=len(corpus.codes),
@@ -166,14 +205,14 @@ def describe(corpus: Corpus, *, top: int = 12) -> CaptionStats | None:
         top=[(corpus.texts[i], int(counts[i])) for i in order],
         words=Quantiles.of(length[flat]),
         words_histogram=Histogram.of(length[flat]),
-        vocabulary=len(set().union(*(split[code] for code in np.unique(flat)))),
+        vocabulary=len(vocabulary),
         running_words=int(length[flat].sum()),
         most_common=float(counts.max() / flat.size),
         all_equal=float((complete == complete[:, :1]).all(axis=1).mean()) if len(complete) else 0.0,
         standing=float((postures[flat] == "standing").mean()),
         sitting=float((postures[flat] == "sitting").mean()),
         contradicting=float(contradicting(corpus).mean()),
-        holding=float((objects[flat] != "").mean()),
+        holding=float((thing_of[flat] > 0).mean()),
         objects=[(name, amount / flat.size) for name, amount in things[:top]],
         over_context=int((tokens[flat] > CONTEXT).sum()),
     )
@@ -181,7 +220,7 @@ def describe(corpus: Corpus, *, top: int = 12) -> CaptionStats | None:
 
 def contradicting(corpus: Corpus) -> npt.NDArray[np.bool_]:
     """Mark the samples that stand in one caption and sit in another. Returns (samples,)."""
-    postures = np.array([*(posture(t) for t in corpus.texts), ""])  # the last is for -1
+    postures = np.append(corpus.texts.postures, "")  # the last is for -1
     of = postures[corpus.codes]
     return np.asarray((of == "standing").any(axis=1) & (of == "sitting").any(axis=1))
 
@@ -211,7 +250,7 @@ def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, 
     flat = corpus.flat
     if not flat.size:
         return []
-    objects, thing_of = np.unique([held(t) for t in corpus.texts], return_inverse=True)
+    objects, thing_of = corpus.texts.things
     overall = np.bincount(thing_of[flat], minlength=len(objects)) / flat.size
     torn = contradicting(corpus)
     classes = []
@@ -225,7 +264,7 @@ def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, 
         p = counts / counts.sum()
         entropy = float(-(p * np.log2(p)).sum()) + 0.0
         share = np.bincount(thing_of[codes], minlength=len(objects)) / codes.size
-        share[objects == ""] = 0
+        share[0] = 0
         best = int(np.argmax(share))
         any_thing = share[best] > 0
         classes.append(
@@ -237,7 +276,7 @@ def by_class(corpus: Corpus, labels: npt.NDArray[np.int64], names: Mapping[int, 
                 entropy=entropy,
                 normalised=entropy / float(np.log2(codes.size)) if codes.size > 1 else 0.0,
                 contradicting=float(torn[mask].mean()),
-                thing=str(objects[best]) if any_thing else "",
+                thing=objects[best] if any_thing else "",
                 thing_share=float(share[best]),
                 lift=float(share[best] / overall[best]) if any_thing else 0.0,
             )
@@ -281,9 +320,9 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
     either = _sum(sx.maximum(sy))
     numbers = {t: n for n, t in enumerate(ours.texts)}
     known = np.array([numbers.get(t, -1) for t in theirs.texts])
-    stand = [np.array([posture(t) for t in c.texts])[k] for c, k in ((ours, a), (theirs, b))]
+    stand = [c.texts.postures[k] for c, k in ((ours, a), (theirs, b))]
     definite = np.isin(stand[0], ("standing", "sitting")) & np.isin(stand[1], ("standing", "sitting"))
-    holds = [np.array([held(t) != "" for t in c.texts])[k] for c, k in ((ours, a), (theirs, b))]
+    holds = [(c.texts.things[1] > 0)[k] for c, k in ((ours, a), (theirs, b))]
     return Agreement(
         pairs=len(a),
         exact=float((known[b] == a).mean()),
@@ -295,7 +334,7 @@ def agreement(ours: Corpus, theirs: Corpus) -> Agreement | None:
     )
 
 
-def _counts(ours: list[str], theirs: list[str]) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+def _counts(ours: Texts, theirs: Texts) -> tuple[sp.csr_matrix, sp.csr_matrix]:
     """Return the word counts of both lists of texts over one vocabulary, (texts, vocabulary)."""
     from sklearn.feature_extraction import DictVectorizer
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures
-from c2vl_pipeline.browse.caption_stats import CONTEXT, CaptionStats, Corpus, contradicting, held, least_tokens, words
+from c2vl_pipeline.browse.caption_stats import CONTEXT, CaptionStats, Corpus, contradicting, words
 from c2vl_pipeline.browse.html import percent
 from c2vl_pipeline.browse.selection import Filters
 
@@ -155,8 +155,8 @@ def judge_captions(
     holding = np.isin(labels, [n for n, name in enumerate(names) if _HOLDING & set(words(name))])
     own = corpus.codes[holding]
     own = own[own >= 0]
-    things = {code for code in np.unique(own).tolist() if held(corpus.texts[code])}
-    if own.size and (share := float(np.isin(own, list(things)).mean())) < OBJECTS:
+    things = np.flatnonzero(corpus.texts.things[1])
+    if own.size and (share := float(np.isin(own, things).mean())) < OBJECTS:
         count = len(np.unique(labels[holding]))
         classes = "one class holds" if count == 1 else f"{count} classes hold"
         shown(f"{'no object' if share == 0 else f'objects in {percent(share)} %'} although {classes} one", holding)
@@ -164,7 +164,7 @@ def judge_captions(
         common = np.array([text == stats.top[0][0] for text in corpus.texts])
         shown(f"{_share(stats.repeats)} repeat an earlier one", says(common).any(axis=1))
     if stats.over_context > CUT * stats.captions:
-        long = np.array([least_tokens(text) > CONTEXT for text in corpus.texts])
+        long = corpus.texts.tokens > CONTEXT
         shown(f"{stats.over_context:,} longer than CLIP reads ({CONTEXT} tokens)", says(long).any(axis=1))
     still = ~np.isin(labels, [n for n, name in enumerate(names) if _MOVING & set(words(name))])
     torn = contradicting(corpus) & still

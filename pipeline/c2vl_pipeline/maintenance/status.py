@@ -23,7 +23,15 @@ from c2vl_manifests.packed import FILE, read_packed_manifest
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline import engines
-from c2vl_pipeline.execution.keys import StageKeys, changed_since, changes, engine_facts, former_inputs, stage_keys
+from c2vl_pipeline.execution.keys import (
+    StageKeys,
+    changed_since,
+    changes,
+    engine_facts,
+    finished_stage,
+    former_inputs,
+    stage_keys,
+)
 from c2vl_pipeline.stages import STAGES, failures, stages_of
 from c2vl_pipeline.stages.base import Stage
 from c2vl_pipeline.stages.pack import content_key
@@ -64,7 +72,12 @@ def survey(work: Path, recipe: Recipe) -> list[StageStatus]:
 
 def _stage_status(stage: Stage, index: Workspace, recipe: Recipe) -> StageStatus:
     written = read_stage_manifest(index.work / stage.name)
-    keys = stage_keys(stage, index, recipe, _engine(stage, index, recipe, written))
+    engine = _engine(stage, index, recipe, written)
+    if (whole := finished_stage(stage, index, recipe, engine)) is not None:
+        size = sum(path.stat().st_size for path in (index.work / stage.name).glob("shard-*.parquet"))
+        counts = whole.shards, whole.shards, whole.rows, whole.expected_rows, whole.statuses, whole.seconds
+        return StageStatus(stage.name, "complete", *counts, bytes=size)
+    keys = stage_keys(stage, index, recipe, engine)
     statuses: Counter[str] = Counter()
     for shard in keys.done.values():
         statuses.update(shard.statuses)

@@ -7,6 +7,7 @@ their description, the shard they are given, the status columns of a row, batche
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
@@ -21,7 +22,14 @@ import pyarrow.compute as pc
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import C2VLError, DataError, StageError, memory_ran_out
 from c2vl_manifests.files import open_own
-from c2vl_manifests.manifest import finished_shard, read_shard, read_shard_manifest
+from c2vl_manifests.manifest import (
+    StageManifest,
+    fingerprint,
+    finished_shard,
+    read_shard,
+    read_shard_manifest,
+    read_stage_manifest,
+)
 from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import CaptionConfig, EmbedConfig, Recipe
 from c2vl_manifests.schema import Status
@@ -134,6 +142,37 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
         )
 
 
+def seal(index: Workspace, name: str, upstream: Mapping[str, str]) -> str:
+    """Return a hash of the index, of the digests of earlier stages, and of names, sizes and times of a stage's shards.
+
+    It is empty, which no stage is sealed by, if a run that was cut short left files behind.
+    """
+    files = []
+    with os.scandir(index.work / name) as entries:
+        for entry in entries:
+            if entry.name.startswith("shard-"):
+                state = entry.stat()
+                files.append((entry.name, state.st_size, state.st_mtime_ns))
+            elif entry.name.startswith(".") and not entry.name.endswith(".lock"):
+                return ""
+    return fingerprint([index.manifest.key, dict(upstream), sorted(files)])
+
+
+def untouched(index: Workspace, name: str) -> StageManifest | None:
+    """Return the manifest of a complete stage if nobody touched its shards or those it was made from, else None."""
+    try:
+        manifest = read_stage_manifest(index.work / name)
+    except DataError:
+        return None
+    if manifest is None or not manifest.seal or manifest.seal != seal(index, name, manifest.upstream):
+        return None
+    for earlier, digest in manifest.upstream.items():
+        above = untouched(index, earlier)
+        if above is None or above.digest != digest:
+            return None
+    return manifest
+
+
 _YOUNG = frozenset({"view", "also_ask", "thinking", "rewrite"})
 
 
@@ -161,10 +200,12 @@ def done_mark(folder: Path, number: int) -> Path:
 def in_the_making(folder: Path, unfinished: Set[int]) -> tuple[int, list[Speed]]:
     """Return how many samples are made of some unfinished shards, and how fast, as their processes note it."""
     done, speeds = 0, list[Speed]()
-    for path in folder.glob(".shard-*.done"):
+    for name in os.listdir(folder):
+        if not (name.startswith(".shard-") and name.endswith(".done")):
+            continue
         with suppress(OSError, ValueError, KeyError, TypeError):  # removed meanwhile, or half written
-            if int(path.stem.removeprefix(".shard-")) in unfinished:
-                mark = read_json(path)
+            if int(name[len(".shard-") : -len(".done")]) in unfinished:
+                mark = read_json(folder / name)
                 done += int(mark["samples"])
                 speeds.append(mark[SPEED])
     return done, speeds

@@ -1,7 +1,8 @@
 """`c2vl-pipeline embed`: vectors of the stored crops and of their captions, one row per (sample, slot).
 
-The stored JPEG is embedded, so that anybody can embed the same bytes again. Equal captions (57 % of the authors')
-are encoded once per shard.
+The stored JPEG is embedded, so that anybody can embed the same bytes again. Equal captions (57 % of the authors') are
+encoded once per shard, not once for all shards: these would have to wait for each other, for half a percent of the
+stage's operations (`benchmarks/README.md`).
 """
 
 from __future__ import annotations

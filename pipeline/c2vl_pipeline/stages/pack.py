@@ -16,7 +16,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import PACKED_INDEX, Status
 from c2vl_pipeline.readers.base import to_origin
 from c2vl_pipeline.stages import STAGES, stages_of
-from c2vl_pipeline.stages.base import check_shards
+from c2vl_pipeline.stages.base import check_shards, untouched
 from c2vl_pipeline.stages.speed import SPEED
 from c2vl_pipeline.workspace import Workspace, load, shard_path, stored_joints
 
@@ -72,7 +72,8 @@ def complete_stages(
                 f"{reader} needs the {name} of {index.work}, which {state}; run `c2vl-pipeline {stage.command} "
                 f"--work {index.work}` first"
             )
-        check_shards(stage, index, range(len(index.shard_ranges)), reader)
+        if untouched(index, name) is None:
+            check_shards(stage, index, range(len(index.shard_ranges)), reader)
         manifests[name] = manifest
     return manifests
 
@@ -274,10 +275,12 @@ def _planes(row: Row, layout: Layout, bodies: int, target: Layout | None) -> Joi
     return np.pad(joints, ((0, 0), (0, missing), (0, 0), (0, 0))).transpose(0, 3, 1, 2)
 
 
-def _errors(index: Workspace, number: int, vectors: pa.Table) -> list[str | None]:
+def _errors(index: Workspace, number: int) -> list[str | None]:
     """Return why a vector of each row of a shard is absent: the error of the embedding, the caption or the crop."""
+    columns = STAGES["embeddings"].status_columns
+    vectors = read_shard(shard_path(index.work, "embeddings", number), [*columns, "error"])
     errors: list[str | None] = vectors.column("error").to_pylist()
-    if all(set(vectors.column(name).to_pylist()) == {str(Status.OK)} for name in STAGES["embeddings"].status_columns):
+    if all(set(vectors.column(name).to_pylist()) == {str(Status.OK)} for name in columns):
         return errors
     for name in ("captions", "crops"):
         earlier = read_shard(shard_path(index.work, name, number), ["error"]).column("error").to_pylist()
@@ -289,24 +292,42 @@ def _pack_vectors(index: Workspace, folder: Path, slots: int, rows: list[Row], e
     """Write the vectors of both kinds of knowledge and set each row's counts of usable ones; return the widths."""
     first = read_shard(shard_path(index.work, "embeddings", 0), ["vision", "language"]).schema
     widths = {kind: int(first.field(kind).type.list_size) for kind in ("vision", "language")}
-    arrays = {kind: np.zeros((len(rows), slots, width), np.float16) for kind, width in widths.items()}
-    good = {kind: np.zeros((len(rows), slots), bool) for kind in widths}
-    errors: list[str | None] = []
+    for place, (kind, width) in enumerate(widths.items()):
+
+        def tell(done: int, before: int = place * len(rows)) -> None:
+            emit(Progress("pack", (before + done) // len(widths), len(rows)))
+
+        _pack_kind(index, folder, kind, (len(rows), slots, width), rows, tell)
     for number, (start, stop) in enumerate(index.shard_ranges):
-        table = read_shard(shard_path(index.work, "embeddings", number)).combine_chunks()
-        for kind, width in widths.items():
-            flat = table.column(kind).chunk(0).flatten().to_numpy(zero_copy_only=False)
-            arrays[kind][start:stop] = flat.reshape(-1, slots, width)
-            statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(-1, slots)
-            good[kind][start:stop] = statuses == str(Status.OK)
-        errors += _errors(index, number, table)
-        emit(Progress("pack", stop, len(rows)))
-    for n, row in enumerate(rows):
-        row |= {f"{kind}_rows": int(usable[n].sum()) for kind, usable in good.items()}
-        row |= {f"{kind}_hash": _hash(arrays[kind][n], good[kind][n]) for kind in widths}
-        if row["reason"] is None and not all(usable[n].any() for usable in good.values()):
-            row["reason"] = next(filter(None, errors[n * slots : (n + 1) * slots]), None)
-    for kind in widths:
-        _save(folder / f"{kind}.npy", arrays[kind])
-        _save(folder / f"{kind}_ok.npy", good[kind])
+        errors: list[str | None] = []
+        for at, row in enumerate(rows[start:stop]):
+            if row["reason"] is None and not all(row[f"{kind}_rows"] for kind in widths):
+                errors = errors or _errors(index, number)
+                row["reason"] = next(filter(None, errors[at * slots : (at + 1) * slots]), None)
     return widths
+
+
+def _pack_kind(
+    index: Workspace, folder: Path, kind: str, shape: tuple[int, int, int], rows: list[Row], done: Callable[[int], None]
+) -> None:
+    """Write vectors of one kind, (N, slots, D), shard by shard, and set each row's count and hash of the usable ones."""
+    good = np.zeros(shape[:2], bool)
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle:
+            np.lib.format.write_array_header_1_0(handle, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            for number, (start, stop) in enumerate(index.shard_ranges):
+                table = read_shard(
+                    shard_path(index.work, "embeddings", number), [kind, f"{kind}_status"]
+                ).combine_chunks()
+                flat = table.column(kind).chunk(0).flatten().to_numpy(zero_copy_only=False)
+                vectors = np.ascontiguousarray(flat, "<f2").reshape(-1, *shape[1:])
+                statuses = np.array(table.column(f"{kind}_status").to_pylist()).reshape(-1, shape[1])
+                good[start:stop] = statuses == str(Status.OK)
+                for row, mine, usable in zip(rows[start:stop], vectors, good[start:stop], strict=True):
+                    row |= {f"{kind}_rows": int(usable.sum()), f"{kind}_hash": _hash(mine, usable)}
+                handle.write(vectors.data)
+                done(stop)
+
+    commit_file(folder / f"{kind}.npy", write)
+    _save(folder / f"{kind}_ok.npy", good)

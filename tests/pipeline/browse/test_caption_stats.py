@@ -45,6 +45,22 @@ def test_caption_figures_equal_a_naive_count(odd):
         assert c.most_common == pytest.approx(max(own.values()) / n)
 
 
+def test_a_caption_is_read_once_however_many_figures_ask(monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = Corpus.of([["He is holding a cup.", "He is standing."], ["He is holding a cup.", "She sits."]])
+    read: Counter[str] = Counter()
+
+    def held(text: str, known=caption_stats.held) -> str:
+        read[text] += 1
+        return known(text)
+
+    monkeypatch.setattr(caption_stats, "held", held)
+    caption_stats.describe(corpus)
+    caption_stats.by_class(corpus, np.array([0, 1]), {})
+    for slot in range(2):
+        caption_stats.agreement(corpus.slot(slot), corpus.shuffled().slot(slot))
+    assert read == Counter(set(corpus.texts))
+
+
 @pytest.mark.parametrize(
     ("text", "stance", "thing"),
     [
@@ -55,6 +71,8 @@ def test_caption_figures_equal_a_naive_count(odd):
         ("They are not standing, they are sitting and holding two cups.", "sitting", "cups"),
         ("He stands while she sits.", "both", ""),
         ("He is not currently holding a cup.", "", ""),
+        ("Understanding nobody, she HELD A Ball and was NOT standing.", "", "ball"),
+        ("He never withholds a cup.", "", ""),
     ],
 )
 def test_posture_and_held_thing_are_read_from_the_answer(text, stance, thing):

@@ -1,19 +1,24 @@
-"""Shards that are stale: joints files that were corrected and kept their size."""
+"""Shards that are stale: joints files that were corrected and kept their size; stages that nobody touched."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from c2vl_manifests.manifest import read_shard
+from c2vl_manifests.recipe import Recipe
+from c2vl_pipeline.execution import keys
 from c2vl_pipeline.execution.keys import former_inputs
+from c2vl_pipeline.stages import base
+from c2vl_pipeline.stages.base import untouched
 from c2vl_pipeline.workspace import load, shard_path
 from support.cli import Cli
-from support.factory import start
+from support.factory import STAGE_NAMES, run_all, start, states
 
 
 @pytest.fixture
@@ -101,3 +106,59 @@ def test_inputs_are_looked_up_by_hashes_and_never_by_paths(tmp_path: Path, key: 
         path.write_text('{"inputs": {"password": 1}}')
     assert former_inputs(folder, "abc1") == {"password": 1}
     assert former_inputs(folder, key.replace("/secret", f"{folder}/secret") if key[:1] == "/" else key) is None
+
+
+# ------------------------------------------------------------------------------------------- untouched stages
+
+
+@pytest.fixture
+def sealed(copy: tuple[Path, Path], recipe: Recipe) -> Path:
+    """A work folder whose stages have all been found complete."""
+    run_all(copy[1], recipe)
+    return copy[1]
+
+
+def test_stages_that_nobody_touched_are_found_complete_without_opening_a_shard(
+    sealed: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, shown = run_all(sealed, recipe), states(sealed, recipe)
+
+    def opened(*_: object) -> None:
+        raise AssertionError("a shard was opened")
+
+    for module, name in ((keys, "finished_shard"), (keys, "read_shard_manifest"), (base, "finished_shard")):
+        monkeypatch.setattr(module, name, opened)
+    assert run_all(sealed, recipe) == before
+    assert states(sealed, recipe) == shown
+    assert {shown[name] for name in STAGE_NAMES} == {"complete"}
+
+
+def rewrite(path: Path) -> None:
+    path.write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "touch",
+    [
+        lambda work: rewrite(shard_path(work, "embeddings", 2)),
+        lambda work: rewrite(shard_path(work, "embeddings", 2).with_suffix(".json")),
+        lambda work: shard_path(work, "embeddings", 2).unlink(),
+        lambda work: rewrite(shard_path(work, "captions", 0)),
+        lambda work: (work / "embeddings" / ".shard-00001-0123-00000-00002.piece").touch(),
+        lambda work: start(load(work).root, work, shard_samples=16),
+    ],
+    ids=["shard", "manifest", "gone", "earlier stage", "cut short", "index"],
+)
+def test_a_touched_stage_is_looked_at_again(sealed: Path, recipe: Recipe, touch: Callable[[Path], object]) -> None:
+    assert untouched(load(sealed), "embeddings") is not None
+    touch(sealed)
+    assert untouched(load(sealed), "embeddings") is None
+    run_all(sealed, recipe)
+    assert untouched(load(sealed), "embeddings") is not None
+
+
+def test_the_index_is_read_again_when_it_changed(sealed: Path) -> None:
+    index = load(sealed)
+    assert load(sealed) is index
+    start(index.root, sealed, shard_samples=16)
+    assert len(load(sealed).shard_ranges) < len(index.shard_ranges)

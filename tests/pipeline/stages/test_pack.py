@@ -5,10 +5,13 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -198,6 +201,27 @@ def test_arrays_do_not_depend_on_how_the_shards_were_cut(work: Path, raw: Path, 
     pack.run(tmp_path / "w", other)
     for name in FILES - {FILE, "index.parquet"}:
         assert (tmp_path / "w" / "packed" / name).read_bytes() == (work / "packed" / name).read_bytes()
+
+
+def test_vectors_are_held_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges = [(n, n + 8) for n in range(0, 160, 8)]
+    vectors = np.arange(8 * 16 * 256, dtype=np.float16)
+    shard = pa.table(
+        {"vision": pa.FixedSizeListArray.from_arrays(pa.array(vectors), 256), "vision_status": ["ok"] * 128}
+    )
+    monkeypatch.setattr(pack, "read_shard", lambda path, columns: shard)
+    rows: list[dict[str, Any]] = [{} for _ in range(160)]
+    tracemalloc.start()
+    pack._pack_kind(
+        SimpleNamespace(work=tmp_path, shard_ranges=ranges), tmp_path, "vision", (160, 16, 256), rows, print
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    packed = np.load(tmp_path / "vision.npy", mmap_mode="r")
+    assert packed.nbytes > 1_300_000
+    assert peak < packed.nbytes / 2
+    assert np.array_equal(packed[152:].ravel(), vectors)
+    assert {row["vision_rows"] for row in rows} == {16}
 
 
 def test_a_full_disk_leaves_the_folder_unpacked_and_without_temporary_files(
