@@ -118,12 +118,16 @@ def _time(seconds: float) -> str:
 
 
 def keep(row: Mapping[str, Any]) -> None:
-    """Add a row to the file that C2VL_BENCH names; a row of the same script and name is replaced."""
+    """Add a row to the file that C2VL_BENCH names; a row of the same script, name and baseline is replaced."""
     if not (place := os.environ.get(FILE)):
         return
-    path, own = Path(place), (row["script"], row["name"])
+    path = Path(place)
+
+    def key(one: Mapping[str, Any]) -> list[Any]:
+        return [one.get(name) for name in ("script", "name", "baseline")]
+
     kept: dict[str, Any] = {"rows": [], **(read_json(path) if path.is_file() else {}), "machine": machine()}
-    kept["rows"] = [old for old in kept["rows"] if (old["script"], old["name"]) != own] + [row]
+    kept["rows"] = [old for old in kept["rows"] if key(old) != key(row)] + [row]
     commit_text(path, json.dumps(kept, indent=1) + "\n")
 
 

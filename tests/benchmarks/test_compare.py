@@ -99,6 +99,15 @@ def test_a_comparison_is_printed_and_kept_where_the_environment_says(tmp_path, m
     assert "ratio" not in second
 
 
+def test_a_row_stands_once_for_each_of_its_baselines(tmp_path, monkeypatch):
+    place = tmp_path / "kept.json"
+    monkeypatch.setenv(timing.FILE, str(place))
+    for baseline, seconds in (("a", 2.0), ("b", 3.0), ("a", 4.0)):
+        timing.report("x", [1.0], [seconds], baseline=baseline)
+    rows = json.loads(place.read_text())["rows"]
+    assert [(row["baseline"], row["ratio"]) for row in rows] == [("b", 3.0), ("a", 4.0)]
+
+
 def test_the_ratio_is_the_median_over_pairs():
     measured = timing.report("x", [1.0, 1.0, 4.0], [2.0, 3.0, 4.0], quiet=True)
     assert (measured["seconds"], measured["baseline_seconds"]) == (1.0, 3.0)

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from c2vl_manifests import manifest
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training import dataset
@@ -233,7 +234,7 @@ def test_select_returns_the_rows_of_a_split_and_why_others_are_left_out(mixed):
 
 
 def test_what_many_runs_read_is_selected_and_hashed_once(mixed, monkeypatch):
-    calls, real = [], dataset.fingerprint
+    calls, real = [], manifest.fingerprint
 
     def fingerprint(values):
         calls.append(values)
