@@ -210,8 +210,9 @@ def content_sha256(path: Path) -> str | None:
 def changed_at(path: Path | str) -> float:
     """Return when a raw file, or the last of a folder's, was changed."""
     state = os.stat(path)  # one call a file: there are a hundred thousand
-    inner = os.listdir(path) if stat.S_ISDIR(state.st_mode) else ()
-    return max([state.st_ctime, *(os.stat(f"{path}/{name}").st_ctime for name in inner)])
+    if not stat.S_ISDIR(state.st_mode):
+        return state.st_ctime
+    return max(state.st_ctime, *(os.stat(f"{path}/{name}").st_ctime for name in [".", *os.listdir(path)]))
 
 
 def remembered_sha256(path: Path) -> str:

@@ -127,11 +127,13 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
     Sizes are part of the key, but arrays that were corrected keep theirs. Only files written since are read again.
     Videos are left to `verify --raw`: one that was written again has another size, and all of them are terabytes.
     """
+    root = str(index.root)
 
     def young(name: str | None, since: float) -> bool:
-        with suppress(OSError):  # gone or unreadable: its rows are what is left
-            return name is not None and changed_at(f"{index.root}/{name}") >= since
-        return False
+        try:
+            return name is not None and changed_at(f"{root}/{name}") >= since
+        except OSError:  # gone or unreadable: its rows are what is left
+            return False
 
     def look(number: int, names: Sequence[str | None]) -> list[str]:
         path = shard_path(index.work, stage.name, number)
