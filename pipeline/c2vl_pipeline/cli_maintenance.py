@@ -322,13 +322,14 @@ def audit_command(
         Path | None, typer.Option(help="Captions the authors released (.json or .zip), to compare with.")
     ] = None,
     check: Annotated[int, typer.Option(min=1, help="Samples whose joints are compared with their crops.")] = 500,
+    captions: Annotated[int, typer.Option(min=1, help="Samples whose captions are read.")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Of their choice, and of the shuffled control.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON object.")] = False,
 ) -> None:
     """Audit crops and captions on one offline page: joints inside, vocabulary, repeats, contradictions, agreement."""
     from c2vl_pipeline.browse import audit
 
-    measured = audit.measure(work, released, check=check, seed=seed)
+    measured = audit.measure(work, released, check=check, captions=captions, seed=seed)
     path = out or work / "audit.html"
     if as_json:
         say_json({**measured.as_dict(), "page": str(path)})

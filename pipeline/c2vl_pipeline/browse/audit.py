@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import caption_stats, cards, html
-from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, crop_figures, joint_figures
+from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, counted, crop_figures, joint_figures
 from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus, Texts
 from c2vl_pipeline.browse.html import Quantiles
 from c2vl_pipeline.browse.judgement import EXAMPLES, Judgement, Reason, judge_captions, judge_crops
@@ -30,8 +32,10 @@ from c2vl_pipeline.workspace import Workspace, load
 
 @dataclass(frozen=True)
 class CaptionFigures:
-    """Figures of all rows of the captions stage."""
+    """Figures of the captions stage: statuses of all rows, words of the samples that are read."""
 
+    read: int
+    """Samples whose captions are read."""
     statuses: dict[str, int]
     empty: int
     wording: CaptionStats | None
@@ -121,14 +125,17 @@ def write(audit: Audit, out: Path) -> Path:
     return out
 
 
-def measure(work: Path, released: Path | None = None, *, check: int = 500, seed: int = 0) -> Audit:
+def measure(
+    work: Path, released: Path | None = None, *, check: int = 500, captions: int = 20_000, seed: int = 0
+) -> Audit:
     """Audit a work folder.
 
     Args:
         work: the work folder; stages that were not run are left out, with a note.
         released: the authors' caption file (.json or .zip).
         check: compare the joints of at most `check` samples, chosen with `seed`.
-        seed: seed of the choice and of the shuffled control.
+        captions: read the captions of at most so many samples, chosen with `seed`.
+        seed: seed of the choices and of the shuffled control.
 
     Raises:
         StageError: there is no index.
@@ -140,18 +147,23 @@ def measure(work: Path, released: Path | None = None, *, check: int = 500, seed:
     why: dict[str, str] = {}
     crops = crop_figures(reader)
     joints = joint_figures(index, reader, check, seed, why) if crops else None
-    corpus, captions = _captions(index, reader)
+    chosen = _chosen(index.table.num_rows, captions, seed)
+    corpus, figures = _captions(index, reader, chosen)
     judgements = [judge_crops(crops, joints)] if crops else []
-    if corpus and captions:
-        labels, ids = index.table["label"].to_numpy(), index.table["sample_id"].to_pylist()
-        judgements.append(judge_captions(corpus, captions.wording, captions.statuses, labels, index.classes, ids))
+    labels, ids = index.table["label"].to_numpy()[chosen], index.table["sample_id"].take(chosen).to_pylist()
+    if corpus and figures:
+        judgements.append(judge_captions(corpus, figures.wording, figures.statuses, labels, index.classes, ids))
+        if len(chosen) < index.table.num_rows:
+            reader.notes.append(
+                f"the captions of {len(chosen):,} samples are read, chosen by chance; --captions sets how many"
+            )
     return Audit(
         dataset=index.dataset.title,
         samples=index.table.num_rows,
         crops=crops,
         joints=joints,
-        captions=captions,
-        released=_released(index, corpus, theirs, released.name, seed) if released and theirs else None,
+        captions=figures,
+        released=_released(ids, corpus, theirs, released.name, seed) if released and theirs else None,
         why=why,
         notes=list(reader.notes),
         work=work,
@@ -162,36 +174,47 @@ def measure(work: Path, released: Path | None = None, *, check: int = 500, seed:
 # ------------------------------------------------------------------------------------------- captions
 
 
-def _captions(index: Workspace, reader: RowReader) -> tuple[Corpus | None, CaptionFigures | None]:
+def _chosen(samples: int, most: int, seed: int) -> npt.NDArray[np.int64]:
+    """Return the rows of at most `most` samples, in order."""
+    return np.sort(np.random.default_rng(seed).permutation(samples)[:most])
+
+
+def _captions(
+    index: Workspace, reader: RowReader, chosen: npt.NDArray[np.int64]
+) -> tuple[Corpus | None, CaptionFigures | None]:
+    """Return the captions of the chosen samples, a row each, and the figures of the stage."""
     statuses: Counter[str] = Counter()
     numbers: dict[str, int] = {}
-    blocks: dict[int, caption_stats.Codes] = {}
+    blocks: list[tuple[slice, caption_stats.Codes]] = []
     empty = 0
     for shard, manifest in reader.shards("captions"):
         table = reader.columns("captions", shard, ["status", "caption"])
         if table is None:
             continue
-        statuses.update(table["status"].to_pylist())
+        statuses.update(counted(table["status"]))
         if set(manifest.statuses) - {str(Status.OK)}:
             classes = reader.columns("captions", shard, ["error_class"])
             empty += classes["error_class"].to_pylist().count("empty") if classes is not None else 0
-        column = table["caption"].combine_chunks().dictionary_encode()
+        start, stop = index.shard_ranges[shard]
+        here = slice(*np.searchsorted(chosen, (start, stop)).tolist())
+        slots = table.num_rows // (stop - start)
+        rows = (chosen[here] - start)[:, None] * slots + np.arange(slots)
+        column = table["caption"].combine_chunks().take(pa.array(rows.reshape(-1))).dictionary_encode()
         own = [numbers.setdefault(t, len(numbers)) for t in column.dictionary.to_pylist()]
         indices = pc.fill_null(column.indices, -1).to_numpy(zero_copy_only=False)
-        start, stop = index.shard_ranges[shard]
-        blocks[shard] = np.array([*own, -1], np.int32)[indices].reshape(stop - start, -1)
+        blocks.append((here, np.array([*own, -1], np.int32)[indices].reshape(rows.shape)))
     if not blocks:
         return None, None
-    slots = max(b.shape[1] for b in blocks.values())
-    codes = np.full((index.table.num_rows, slots), -1, np.int32)
-    for shard, block in blocks.items():
-        start, stop = index.shard_ranges[shard]
-        codes[start:stop, : block.shape[1]] = block
+    slots = max(block.shape[1] for _, block in blocks)
+    codes = np.full((len(chosen), slots), -1, np.int32)
+    for here, block in blocks:
+        codes[here, : block.shape[1]] = block
     corpus = Corpus(Texts(numbers), codes)
     tokens, truncated = _tokens(reader)
-    labels = index.table["label"].to_numpy()
+    labels = index.table["label"].to_numpy()[chosen]
     names = {i: cards.class_name(index, i) for i in range(len(index.classes))}
     return corpus, CaptionFigures(
+        read=len(chosen),
         statuses=dict(statuses.most_common()),
         empty=empty,
         wording=caption_stats.describe(corpus),
@@ -216,11 +239,10 @@ def _tokens(reader: RowReader) -> tuple[Quantiles | None, int | None]:
 
 
 def _released(
-    index: Workspace, corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
+    ids: list[str], corpus: Corpus | None, theirs: dict[str, list[str]], name: str, seed: int
 ) -> ReleasedFigures | None:
     whole = caption_stats.describe(Corpus.of(list(theirs.values())))
     assert whole is not None  # read_captions rejects an empty file
-    ids = index.table["sample_id"].to_pylist()
     common = [n for n, sample_id in enumerate(ids) if sample_id in theirs]
     if corpus is None or not common:
         return ReleasedFigures(name, whole, len(common))

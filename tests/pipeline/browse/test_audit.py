@@ -64,3 +64,29 @@ def test_crops_moved_off_the_person_are_the_worst(work, tmp_path):
     assert (worst.sample_id, worst.slot, worst.share) == (row["sample_id"], row["slot"], 0)
     assert found.joints.passed < 1
     assert_self_contained(audit.write(found, tmp_path / "a.html"))
+
+
+def test_of_a_large_set_the_captions_of_some_samples_are_read(work, tmp_path):
+    whole, some = audit.measure(work), audit.measure(work, captions=3, seed=1)
+    assert whole.captions is not None
+    assert some.captions is not None
+    assert (whole.captions.read, some.captions.read) == (whole.samples, 3)
+    assert some.captions.statuses == whole.captions.statuses
+    assert some.captions.wording is not None
+    assert some.captions.wording.samples == 3
+    assert "the captions of 3 samples are read, chosen by chance; --captions sets how many" in some.notes
+    assert not any("chosen by chance" in note for note in whole.notes)
+    stored = [
+        row
+        for shard in range(len(load(work).shard_ranges))
+        for row in read_shard(shard_path(work, "captions", shard)).to_pylist()
+    ]
+    samples = np.sort(np.random.default_rng(1).permutation(whole.samples)[:3]).tolist()
+    names = load(work).table["sample_id"].take(samples).to_pylist()
+    texts = [row["caption"] for row in stored if row["sample_id"] in names and row["caption"]]
+    assert some.captions.wording.captions == len(texts)
+    assert some.captions.wording.unique == len(set(texts))
+
+
+def test_captions_are_read_whole_where_all_are_asked_for(work):
+    assert audit.measure(work, captions=10**6).as_dict() == audit.measure(work).as_dict()
