@@ -128,10 +128,10 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
     Videos are left to `verify --raw`: one that was written again has another size, and all of them are terabytes.
     """
 
-    def young(name: str | None, since: float) -> bool:
+    def changed(name: str | None) -> float:
         with suppress(OSError):  # gone or unreadable: its rows are what is left
-            return name is not None and changed_at(f"{index.root}/{name}") >= since
-        return False
+            return -1 if name is None else changed_at(f"{index.root}/{name}")
+        return -1
 
     def look(number: int, names: Sequence[str | None]) -> list[str]:
         path = shard_path(index.work, stage.name, number)
@@ -140,19 +140,18 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
             since = known.stat().st_mtime
         except OSError:  # not made yet
             return []
-        written = {name for name in {*names} if young(name, since)}
+        written = {name: when for name in {*names} if (when := changed(name)) >= since}
         if not written or (manifest := read_shard_manifest(path)) is None:
             return []
         recorded, files, read = manifest.extra.get("files", {}), [], False
-        for name in written & recorded.keys():
+        for name in written.keys() & recorded.keys():
             with suppress(OSError):
                 read = True
-                if content_sha256(index.root / name) not in {
-                    None,
-                    recorded[name],
-                }:  # None: a pipe or a device in its place
+                if (found := content_sha256(index.root / name)) is not None and found != recorded[name]:
                     files.append(name)
-        if read and not files:
+        if (
+            read and not files and looked > max(written.values())
+        ):  # by a clock that is ahead, it would be young for ever
             with suppress(OSError):  # a folder that can only be read
                 os.utime(known, (looked, looked))
         return sorted(files)
