@@ -5,7 +5,7 @@ They have the layers and widths of `c2vl_training.encoders`, and stand beside th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -225,10 +225,11 @@ class FrameByFrame(nn.Module):
         for t in range(frames.shape[1]):
             out, state = self.gru(frames[:, t : t + 1], state)
         assert out is not None
-        return out[:, -1]
+        features: Tensor = out[:, -1]
+        return features
 
 
-USUAL = {
+USUAL: dict[str, Callable[[], nn.Module]] = {
     "stgcn": Plain,
     "stgcn_slim": partial(Plain, widths_and_strides=SLIM),
     "ctrgcn": partial(Plain, CTRGCNBlock, ctrgcn.BLOCKS, alike=False),

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from c2vl_manifests import manifest
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe_training import InputConfig
-from c2vl_training import dataset
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
 from support.packed import LENGTHS, STICK, T, random_joints, sticks, write_packed
@@ -233,13 +233,13 @@ def test_select_returns_the_rows_of_a_split_and_why_others_are_left_out(mixed):
 
 
 def test_what_many_runs_read_is_selected_and_hashed_once(mixed, monkeypatch):
-    calls, real = [], dataset.fingerprint
+    calls, real = [], manifest.fingerprint
 
     def fingerprint(values):
         calls.append(values)
         return real(values)
 
-    monkeypatch.setattr(dataset, "fingerprint", fingerprint)
+    monkeypatch.setattr("c2vl_training.dataset.fingerprint", fingerprint)
     rows = mixed.select("xsub", "train").rows
     assert mixed.select("xsub", "train").rows is rows
     first = mixed.digests(rows, ("vision",))
