@@ -179,6 +179,25 @@ def test_a_stage_whose_earlier_stage_was_made_again_while_it_ran_is_stale(
     assert states(sealed, recipe)["embeddings"] == "stale"
 
 
+def test_a_stage_that_lost_a_shard_while_another_was_made_is_not_sealed(
+    sealed: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = shard_path(sealed, "embeddings", 0)
+
+    def while_one_is_removed(task: ShardTask) -> ShardManifest | None:
+        lost.unlink(missing_ok=True)
+        return run_shard(task)
+
+    shard_path(sealed, "embeddings", 3).unlink()
+    monkeypatch.setattr(runner, "run_shard", while_one_is_removed)
+    runner.run_stage(STAGES["embeddings"], sealed, recipe)
+    assert states(sealed, recipe)["embeddings"] == "unfinished"
+    monkeypatch.setattr(runner, "run_shard", run_shard)
+    runner.run_stage(STAGES["embeddings"], sealed, recipe)
+    assert lost.is_file()
+    assert states(sealed, recipe)["embeddings"] == "complete"
+
+
 def test_a_shard_behind_a_link_that_leads_nowhere_is_made_again(sealed: Path, recipe: Recipe, tmp_path: Path) -> None:
     shard = shard_path(sealed, "embeddings", 2)
     shard.rename(tmp_path / "elsewhere")
