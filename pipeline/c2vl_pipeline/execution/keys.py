@@ -149,9 +149,8 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
                 read = True
                 if (found := content_sha256(index.root / name)) is not None and found != recorded[name]:
                     files.append(name)
-        if (
-            read and not files and looked > max(written.values())
-        ):  # by a clock that is ahead, it would be young for ever
+        # a file changed by a clock that is ahead stays young, whatever is noted here
+        if read and not files and looked > max(written.values()):
             with suppress(OSError):  # a folder that can only be read
                 os.utime(known, (looked, looked))
         return sorted(files)

@@ -317,7 +317,6 @@ def _parsed(name: Any) -> tuple[list[str], list[int]] | None:
     if isinstance(name, int) and not isinstance(name, bool) and name >= 0:
         return ["", ""], [name]
     whole = name if isinstance(name, str) and len(name) < 1000 else ""
-    text = (
-        short if _NUMBER.search(short := _SUFFIX.sub("", whole)) else whole
-    )  # the number of `clip.f0012` is no suffix
+    # the number of `clip.f0012` is no suffix
+    text = short if _NUMBER.search(short := _SUFFIX.sub("", whole)) else whole
     return (_NUMBER.split(text), [int(one) for one in _NUMBER.findall(text)]) if _NUMBER.search(text) else None
