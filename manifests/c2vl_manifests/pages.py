@@ -64,14 +64,17 @@ def render(
     return environment.get_template(template).render(script=_script(), **context)
 
 
+_FILES = "c|cc|cpp|csv|cu|h|html|js|json|jsonl|log|py|toml|tsv|txt|xml|ya?ml"
 _HOSTS = re.compile(
     r"""(?<=://)[^\s/'"]+"""  # of a web address
     r"""|(?<=\bhost=)['"]?[^\s,'")]+['"]?"""  # as urllib3 writes it
-    r"""|(?<![\w.+-])[\w.+-]+@[\w.-]*\w"""  # with a user
-    r"""|\[[0-9a-fA-F:.]+\](?=:\d)|(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w.])"""
-    r"""|(?<![\w…/\\.:-])(?=[\d.]*[A-Za-z])[A-Za-z\d](?:[\w.-]*[A-Za-z\d])?(?=:\d{2,5}(?![\w:]))"""  # with a port
+    r"""|(?<![\w.+/-])[\w.+-]+@[\w.-]*\w"""  # with a user
+    r"""|\[[0-9a-fA-F:.]+\](?=:\d)"""  # an address of version 6, with a port
+    r"""|(?<![\w.])(?:\d{2,3}(?:\.\d{1,3}){3}(?!\w|\.\d)|\d(?:\.\d{1,3}){3}(?=:\d))"""  # of version 4
+    rf"""|(?<![\w…/\\.:-])(?=[\d.]*[A-Za-z])(?![\w.-]*\.(?:{_FILES}):)"""
+    r"""[A-Za-z\d](?:[\w.-]*[A-Za-z\d])?(?=:(?:22|80|443|\d{4,5})(?![\w:]))"""  # with a port
 )
-"""Hosts, also without `://`. A word before a number of two to five digits is one, unless `:` follows: `table.csv:12: …`."""
+"""Hosts, also without `://`. Not so `org/model@main`, `opencv 4.14.0.94`, `reader.py:1200`, `table.csv:1200: …`, `epoch:12`."""
 
 
 def shorten_paths(text: str | None) -> str:

@@ -57,6 +57,9 @@ def test_paths_and_hosts_of_this_machine_are_shortened_and_other_text_stays():
         ),
         ("base_url=10.0.0.3:8000/v1", "base_url=…:8000/v1"),
         ("10.0.0.3 is down, [fe80::1]:80 too", "… is down, …:80 too"),
+        ("cannot reach 10.0.0.3.", "cannot reach …."),
+        ("8.8.8.8:53 is silent", "…:53 is silent"),
+        ("node07:22, node07:80.", "…:22, …:80."),
         ("jane@node07: Permission denied", "…: Permission denied"),
     ],
 )
@@ -67,7 +70,9 @@ def test_hosts_are_replaced_also_without_a_scheme(text: str, short: str) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["samples.csv:12: no", "…/samples.csv:1200 bad", "12:30 of 12:30:45", "1920:1080", "sha256:1234567890ab", "qwen3:14b", "torch 2.13.0", "row 3: x", "a:5"],
+    ["samples.csv:12: no", "samples.csv:1200, row", "…/samples.csv:1200 bad", "in a.py:17)", "[inline_container.cc:1858]",
+     "12:30 of 12:30:45", "1920:1080", "3:1000", "sha256:1234567890ab", "qwen3:14b", "cuda:10", "epoch:12", "status:404",
+     "torch 2.13.0", "opencv 4.14.0.94", "4.14.0.94", "org/model@main", "row 3: x", "a:5"],
 )  # fmt: skip
 def test_lines_times_hashes_and_versions_are_no_hosts(text: str) -> None:
     assert pages.shorten_paths(text) == text

@@ -17,7 +17,6 @@ import torch
 from c2vl_manifests import manifest
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe_training import InputConfig
-from c2vl_training import dataset
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
 from support.packed import LENGTHS, STICK, T, random_joints, sticks, write_packed
@@ -240,7 +239,7 @@ def test_what_many_runs_read_is_selected_and_hashed_once(mixed, monkeypatch):
         calls.append(values)
         return real(values)
 
-    monkeypatch.setattr(dataset, "fingerprint", fingerprint)
+    monkeypatch.setattr("c2vl_training.dataset.fingerprint", fingerprint)
     rows = mixed.select("xsub", "train").rows
     assert mixed.select("xsub", "train").rows is rows
     first = mixed.digests(rows, ("vision",))

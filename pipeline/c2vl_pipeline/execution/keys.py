@@ -129,11 +129,11 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
     """
     root = str(index.root)
 
-    def young(name: str | None, since: float) -> bool:
+    def changed(name: str | None) -> float:
         try:
-            return name is not None and changed_at(f"{root}/{name}") >= since
+            return -1 if name is None else changed_at(f"{root}/{name}")
         except OSError:  # gone or unreadable: its rows are what is left
-            return False
+            return -1
 
     def look(number: int, names: Sequence[str | None]) -> list[str]:
         path = shard_path(index.work, stage.name, number)
@@ -142,19 +142,17 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
             since = known.stat().st_mtime
         except OSError:  # not made yet
             return []
-        written = {name for name in {*names} if young(name, since)}
+        written = {name: when for name in {*names} if (when := changed(name)) >= since}
         if not written or (manifest := read_shard_manifest(path)) is None:
             return []
         recorded, files, read = manifest.extra.get("files", {}), [], False
-        for name in written & recorded.keys():
+        for name in written.keys() & recorded.keys():
             with suppress(OSError):
                 read = True
-                if content_sha256(index.root / name) not in {
-                    None,
-                    recorded[name],
-                }:  # None: a pipe or a device in its place
+                if (found := content_sha256(index.root / name)) is not None and found != recorded[name]:
                     files.append(name)
-        if read and not files:
+        # a file changed by a clock that is ahead stays young, whatever is noted here
+        if read and not files and looked > max(written.values()):
             with suppress(OSError):  # a folder that can only be read
                 os.utime(known, (looked, looked))
         return sorted(files)

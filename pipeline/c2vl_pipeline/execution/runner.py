@@ -358,8 +358,9 @@ def _commit(
     if share is None:
         summary = _summary(keys, done)
         if summary.complete:
-            earlier = {name: read_stage_manifest(index.work / name) for name in keys.stage.upstream(recipe)}
-            upstream = {name: one.digest if one else "" for name, one in earlier.items()}
+            # of the rows that the keys were computed from: an earlier stage may have been made again meanwhile
+            facts = [fact["upstream"] for fact in keys.facts]
+            upstream = {name: fingerprint([one[name] for one in facts]) for name in keys.stage.upstream(recipe)}
             sealed = {"upstream": upstream, "seal": seal(index, keys.stage.name, upstream)}
             summary = summary.model_copy(update=sealed)
         write_stage_manifest(folder, summary)

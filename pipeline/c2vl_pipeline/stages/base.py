@@ -145,17 +145,22 @@ def check_shards(stage: Stage, index: Workspace, numbers: Iterable[int], reader:
 def seal(index: Workspace, name: str, upstream: Mapping[str, str]) -> str:
     """Return a hash of the index, of the digests of earlier stages, and of names, sizes and times of a stage's shards.
 
-    It is empty, which no stage is sealed by, if a run that was cut short left files behind.
+    It is empty, which no stage is sealed by, if a shard is gone or a run that was cut short left files behind.
     """
-    files = []
+    files, paths = [], [shard_path(index.work, name, number) for number in range(len(index.shard_ranges))]
+    absent = {f"{path.stem}{end}" for path in paths for end in (".parquet", ".json")}
     with os.scandir(index.work / name) as entries:
         for entry in entries:
             if entry.name.startswith("shard-"):
-                state = entry.stat()
+                try:
+                    state = entry.stat()
+                except FileNotFoundError:  # a link that leads nowhere, or removed at this moment
+                    return ""
                 files.append((entry.name, state.st_size, state.st_mtime_ns))
+                absent.discard(entry.name)
             elif entry.name.startswith(".") and not entry.name.endswith(".lock"):
                 return ""
-    return fingerprint([index.manifest.key, dict(upstream), sorted(files)])
+    return "" if absent else fingerprint([index.manifest.key, dict(upstream), sorted(files)])
 
 
 def untouched(index: Workspace, name: str) -> StageManifest | None:

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from c2vl_manifests.manifest import read_shard
+from c2vl_manifests.manifest import ShardManifest, read_shard
 from c2vl_manifests.recipe import Recipe
-from c2vl_pipeline.execution import keys
+from c2vl_pipeline.execution import keys, runner
 from c2vl_pipeline.execution.keys import former_inputs
-from c2vl_pipeline.stages import base
+from c2vl_pipeline.execution.sharing import Share
+from c2vl_pipeline.execution.task import ShardTask, run_shard
+from c2vl_pipeline.stages import STAGES, base
 from c2vl_pipeline.stages.base import untouched
 from c2vl_pipeline.workspace import load, shard_path
 from support.cli import Cli
-from support.factory import STAGE_NAMES, run_all, start, states
+from support.factory import STAGE_NAMES, break_captions, run_all, start, states
 
 
 @pytest.fixture
@@ -155,6 +157,68 @@ def test_a_touched_stage_is_looked_at_again(sealed: Path, recipe: Recipe, touch:
     assert untouched(load(sealed), "embeddings") is None
     run_all(sealed, recipe)
     assert untouched(load(sealed), "embeddings") is not None
+
+
+def test_a_stage_whose_earlier_stage_was_made_again_while_it_ran_is_stale(
+    sealed: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = str(load(sealed).table["sample_id"][0])
+
+    def while_captions_change(task: ShardTask) -> ShardManifest | None:
+        monkeypatch.setattr(runner, "run_shard", run_shard)
+        made = run_shard(task)
+        break_captions(monkeypatch, {sample: {0}})
+        runner.run_stage(STAGES["captions"], sealed, recipe, redo={0: frozenset({sample})})
+        return made
+
+    shard_path(sealed, "embeddings", 3).unlink()
+    monkeypatch.setattr(runner, "run_shard", while_captions_change)
+    runner.run_stage(STAGES["embeddings"], sealed, recipe)
+    assert untouched(load(sealed), "captions") is not None
+    assert untouched(load(sealed), "embeddings") is None
+    assert states(sealed, recipe)["embeddings"] == "stale"
+
+
+def test_a_stage_that_lost_a_shard_while_another_was_made_is_not_sealed(
+    sealed: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = shard_path(sealed, "embeddings", 0)
+
+    def while_one_is_removed(task: ShardTask) -> ShardManifest | None:
+        lost.unlink(missing_ok=True)
+        return run_shard(task)
+
+    shard_path(sealed, "embeddings", 3).unlink()
+    monkeypatch.setattr(runner, "run_shard", while_one_is_removed)
+    runner.run_stage(STAGES["embeddings"], sealed, recipe)
+    assert states(sealed, recipe)["embeddings"] == "unfinished"
+    monkeypatch.setattr(runner, "run_shard", run_shard)
+    runner.run_stage(STAGES["embeddings"], sealed, recipe)
+    assert lost.is_file()
+    assert states(sealed, recipe)["embeddings"] == "complete"
+
+
+def test_a_shard_behind_a_link_that_leads_nowhere_is_made_again(sealed: Path, recipe: Recipe, tmp_path: Path) -> None:
+    shard = shard_path(sealed, "embeddings", 2)
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    run_all(sealed, recipe)
+    assert untouched(load(sealed), "embeddings") is not None
+    (tmp_path / "elsewhere").unlink()
+    assert states(sealed, recipe)["embeddings"] == "unfinished"
+    run_all(sealed, recipe)
+    assert shard.is_file()
+
+
+@pytest.mark.parametrize("share", [None, Share(1, 2)], ids=["whole", "share"])
+def test_joints_files_changed_by_a_clock_that_is_ahead_cost_a_look_and_no_more(
+    sealed: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch, share: Share | None
+) -> None:
+    looked: list[str] = []
+    monkeypatch.setattr(keys, "changed_at", lambda path: looked.append(path) or time.time() + 1e6)
+    manifest = runner.run_stage(STAGES["skeletons"], sealed, recipe, share=share)
+    assert (manifest.complete, len(looked)) == (True, 32 if share is None else 64)
+    assert (untouched(load(sealed), "skeletons") is None) == (share is not None)
 
 
 def test_the_index_is_read_again_when_it_changed(sealed: Path) -> None:

@@ -234,6 +234,7 @@ def test_landmarks_of_the_image_are_told_from_those_of_the_world(tmp_path: Path)
         (["2026-11-30_08.15.00/12", "2026-11-30_08.15.00/13"], [12, 13]),
         (["s1.mp4_frame.3", "s1.mp4_frame.4"], [3, 4]),
         (["clip2_000000000003_keypoints.json", "clip2_000000000004_keypoints.json"], [3, 4]),
+        (["clip.f0012", "clip.f0013"], [12, 13]),
         (["v2_7.jpg", "v2_7.jpg"], [7, 7]),
         ([5, 6, True, -1, None, [3]], [5, 6, None, None, None, None]),
         (["12.jpg", "a.jpg", "9" * 30], [12, None, None]),

@@ -316,5 +316,7 @@ def _parsed(name: Any) -> tuple[list[str], list[int]] | None:
     """Return what stands around the numbers of a name, and the numbers; None if it has none."""
     if isinstance(name, int) and not isinstance(name, bool) and name >= 0:
         return ["", ""], [name]
-    text = _SUFFIX.sub("", name) if isinstance(name, str) and len(name) < 1000 else ""
+    whole = name if isinstance(name, str) and len(name) < 1000 else ""
+    # the number of `clip.f0012` is no suffix
+    text = short if _NUMBER.search(short := _SUFFIX.sub("", whole)) else whole
     return (_NUMBER.split(text), [int(one) for one in _NUMBER.findall(text)]) if _NUMBER.search(text) else None
