@@ -170,7 +170,7 @@ class StageRunner:
                 stage,
                 self.work,
                 self.recipe,
-                workers=self._workers_for(stage, emit),
+                workers=lambda: self._workers_for(stage, emit),
                 limit=limit,
                 only=only,
                 share=self._share,

@@ -135,6 +135,6 @@ def test_without_worker_processes_a_stage_goes_on_in_its_own(cli, copied, monkey
         patch.setattr(call, refuse)
         found = cli("c2vl-pipeline", "caption", "--work", copied, "--workers", "2")
     assert found.code == 0, found.err
-    warning = json.loads(found.out.splitlines()[0])
-    assert warning["event"] == "warning"
+    events = [json.loads(line) for line in found.out.splitlines() if line.startswith("{")]
+    (warning,) = [event for event in events if event["event"] == "warning"]
     assert ("TMPDIR" if missing.startswith("no folder") else "/dev/shm") in warning["text"]

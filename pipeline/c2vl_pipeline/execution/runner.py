@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -67,7 +67,7 @@ def run_stage(
     work: Path,
     recipe: Recipe,
     *,
-    workers: Workers | None = None,
+    workers: Workers | Callable[[], Workers | None] | None = None,
     limit: int | None = None,
     only: frozenset[int] | None = None,
     share: Share | None = None,
@@ -82,8 +82,8 @@ def run_stage(
         stage: one of `stages.stages_of` the index.
         work: folder of the index and all stages.
         recipe: resolved.
-        workers: processes to make shards in; None makes them in this process, where a sample that kills its
-            process or hangs for ever takes the run with it.
+        workers: processes to make shards in, or what gives them once there is something to make; None makes shards in
+            this process, where a sample that kills its process or hangs for ever takes the run with it.
         limit: stop after the shards that hold this many samples; the stage stays incomplete.
         only: numbers of the shards that may be made; the others stay as they are.
         share: of the shards that this call may make, while other calls make the other shares. The last of them leaves
@@ -305,10 +305,17 @@ def _tasks(
 
 
 def _execute(
-    tasks: list[ShardTask], index: Workspace, folder: Path, workers: Workers | None, emit: Emit
+    tasks: list[ShardTask],
+    index: Workspace,
+    folder: Path,
+    workers: Workers | Callable[[], Workers | None] | None,
+    emit: Emit,
 ) -> Iterator[tuple[int, ShardManifest]]:
     """Yield number and manifest of each shard; tasks of workers that die are tried again in smaller parts."""
-    if workers is None or not tasks:
+    if not tasks:
+        return
+    pool = workers() if callable(workers) else workers
+    if pool is None:
         for task in tasks:
             if (manifest := run_shard(task)) is not None:
                 yield task.number, manifest
@@ -321,7 +328,7 @@ def _execute(
 
     bisector = FailureBisector(sample_ids, lambda number: hang_mark(folder, number))
     waiting = deque(tasks)
-    for task, outcome in workers.run(waiting, index.work):
+    for task, outcome in pool.run(waiting, index.work):
         if isinstance(outcome, WorkerDied):
             part = f"samples {task.span[0]} to {task.span[1]} of " if task.span else ""
             emit(Note(f"a worker died over {part}{folder.name} shard {task.number}; continuing", "warning"))

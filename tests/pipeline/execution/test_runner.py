@@ -85,6 +85,19 @@ def test_a_finished_stage_is_left_alone_and_says_so(begun: Path, recipe: Recipe)
     assert events == [Note("skeletons: 8 of 8 shards are already done"), Progress("skeletons", 32, 32)]
 
 
+def test_worker_processes_are_asked_for_only_if_a_shard_is_to_be_made(begun: Path, recipe: Recipe) -> None:
+    asked: list[str] = []
+
+    def workers() -> None:
+        asked.append("once")
+
+    runner.run_stage(skeletons.STAGE, begun, recipe, workers=workers)
+    assert asked == ["once"]
+    for limit in (None, 4):  # found finished by its seal, and by its shards
+        runner.run_stage(skeletons.STAGE, begun, recipe, workers=workers, limit=limit)
+    assert asked == ["once"]
+
+
 def test_progress_counts_samples_up_to_the_total(begun: Path, recipe: Recipe) -> None:
     events: list[Event] = []
     runner.run_stage(skeletons.STAGE, begun, recipe, emit=events.append)
