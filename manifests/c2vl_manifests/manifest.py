@@ -88,7 +88,8 @@ class StageManifest(BaseModel):
     upstream: dict[str, str] = Field(default_factory=dict)
     """Digests of the earlier stages that a complete stage was made from."""
     seal: str = ""
-    """Of a complete stage, hash of the index, `upstream`, and names, sizes and times of its files: equal while nobody touched them."""
+    """Of a complete stage that did not fail as a whole, hash of the index, `upstream`, and names, sizes and times of its files:
+    equal while nobody touched them."""
 
 
 def canonical(value: Any) -> str:

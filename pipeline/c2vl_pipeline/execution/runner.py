@@ -114,7 +114,7 @@ def run_stage(
         engine = engine_facts(stage, index, recipe)
         if only is None and limit is None and not redo and (made := finished_stage(stage, index, recipe, engine)):
             _tell_done(stage, index, shards := {*range(made.shards)}, shards, emit)
-            return _checked(made, index, stage) if asked else made
+            return made
         keys = stage_keys(stage, index, recipe, engine)
         due = keys.due(index, limit, only, redo)
         for name in stage.upstream(recipe):
@@ -170,10 +170,14 @@ def _tell_done(stage: Stage, index: Workspace, own: Set[int], finished: Set[int]
 
 
 def _checked(summary: StageManifest, index: Workspace, stage: Stage) -> StageManifest:
-    """Return a stage's manifest; raise StageError if the stage failed as a whole."""
-    if may_have_failed(summary.statuses) and (total := total_failure(index, stage, summary.complete)):
+    """Return a stage's manifest; raise StageError if the stage failed as a whole, which none that is sealed did."""
+    if not summary.seal and (total := _total_failure(summary, index, stage)):
         raise StageError(total)
     return summary
+
+
+def _total_failure(summary: StageManifest, index: Workspace, stage: Stage) -> str | None:
+    return total_failure(index, stage, summary.complete) if may_have_failed(summary.statuses) else None
 
 
 def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
@@ -364,7 +368,7 @@ def _commit(
     """
     if share is None:
         summary = _summary(keys, done)
-        if summary.complete:
+        if summary.complete and not _total_failure(summary, index, keys.stage):
             # of the rows that the keys were computed from: an earlier stage may have been made again meanwhile
             facts = [fact["upstream"] for fact in keys.facts]
             upstream = {name: fingerprint([one[name] for one in facts]) for name in keys.stage.upstream(recipe)}

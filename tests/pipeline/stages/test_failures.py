@@ -157,7 +157,10 @@ def test_who_accepts_the_loss_goes_on(broken):
     recipe = load_recipe("debug")
     with pytest.raises(StageError, match="skeletons failed on 32 of 32 rows"):
         run_stage(STAGES["skeletons"], broken, recipe)
-    assert run_stage(STAGES["skeletons"], broken, recipe, max_failures=1.0).complete
+    accepted = run_stage(STAGES["skeletons"], broken, recipe, max_failures=1.0)
+    assert (accepted.complete, accepted.seal) == (True, "")
+    with pytest.raises(StageError, match="skeletons failed on 32 of 32 rows"):  # whoever does not accept it
+        run_stage(STAGES["skeletons"], broken, recipe)
 
 
 def test_a_retry_in_which_all_fails_again_ends_with_1(broken, cli):
