@@ -20,7 +20,14 @@ import pyarrow.compute as pc
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.browse import caption_stats, cards, html
-from c2vl_pipeline.browse.audit_crops import INSIDE, CropFigures, JointFigures, counted, crop_figures, joint_figures
+from c2vl_pipeline.browse.audit_crops import (
+    INSIDE,
+    CropFigures,
+    JointFigures,
+    count_values,
+    crop_figures,
+    joint_figures,
+)
 from c2vl_pipeline.browse.caption_stats import Agreement, CaptionStats, ClassStats, Corpus, Texts
 from c2vl_pipeline.browse.html import Quantiles
 from c2vl_pipeline.browse.judgement import EXAMPLES, Judgement, Reason, judge_captions, judge_crops
@@ -52,7 +59,7 @@ class ReleasedFigures:
     file: str
     wording: CaptionStats
     common: int
-    """Samples of the work folder that the file describes."""
+    """Samples of the work folder, of those that are read, that the file describes."""
     agreement: Agreement | None = None
     control: Agreement | None = None
     """Agreement with the samples of the released captions shuffled."""
@@ -133,9 +140,9 @@ def measure(
     Args:
         work: the work folder; stages that were not run are left out, with a note.
         released: the authors' caption file (.json or .zip).
-        check: compare the joints of at most `check` samples, chosen with `seed`.
-        captions: read the captions of at most so many samples, chosen with `seed`.
-        seed: seed of the choices and of the shuffled control.
+        check: largest number of samples whose joints are compared with their crops.
+        captions: largest number of samples whose captions are read.
+        seed: seed of the choice of these samples, and of the shuffled control.
 
     Raises:
         StageError: there is no index.
@@ -191,7 +198,7 @@ def _captions(
         table = reader.columns("captions", shard, ["status", "caption"])
         if table is None:
             continue
-        statuses.update(counted(table["status"]))
+        statuses.update(count_values(table["status"]))
         if set(manifest.statuses) - {str(Status.OK)}:
             classes = reader.columns("captions", shard, ["error_class"])
             empty += classes["error_class"].to_pylist().count("empty") if classes is not None else 0

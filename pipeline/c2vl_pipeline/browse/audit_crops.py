@@ -95,9 +95,9 @@ def crop_figures(reader: RowReader) -> CropFigures | None:
         table = reader.columns("crops", shard, ["status", "score", "box", "people", "frame_width", "frame_height"])
         if table is None:
             continue
-        statuses.update(counted(table["status"]))
+        statuses.update(count_values(table["status"]))
         ok = table.filter(pc.equal(table["status"], str(Status.OK)))
-        people.update(counted(ok["people"]))
+        people.update(count_values(ok["people"]))
         scores.append(ok["score"].to_numpy())
         boxes.append(ok["box"].combine_chunks().flatten().to_numpy().astype(np.float64).reshape(-1, 4))
         frames.append(np.stack([ok["frame_width"].to_numpy(), ok["frame_height"].to_numpy()], axis=1))
@@ -117,7 +117,7 @@ def crop_figures(reader: RowReader) -> CropFigures | None:
     )
 
 
-def counted(column: pa.ChunkedArray) -> dict[Any, int]:
+def count_values(column: pa.ChunkedArray) -> dict[Any, int]:
     """Return how often each value of a column occurs, without a Python value for each of millions of rows."""
     return {entry["values"]: entry["counts"] for entry in column.value_counts().to_pylist()}
 

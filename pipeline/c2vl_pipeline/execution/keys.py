@@ -151,7 +151,7 @@ def changed_files(stage: Stage, index: Workspace) -> dict[int, list[str]]:
                 read = True
                 if (found := content_sha256(index.root / name)) is not None and found != recorded[name]:
                     files.append(name)
-        # a file changed by a clock that is ahead stays young, whatever is noted here
+        # unless the clock that dated a file is ahead: the new time would still be earlier than the file's
         if read and not files and looked > max(written.values()):
             with suppress(OSError):  # a folder that can only be read
                 os.utime(known, (looked, looked))

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
-from contextlib import suppress
-from functools import cache
-from importlib.metadata import version
+from collections.abc import Callable, Iterable, Iterator, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import StageError
@@ -24,7 +21,6 @@ from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
     commit_text,
-    fingerprint,
     read_shard_manifest,
     read_stage_manifest,
     write_stage_manifest,
@@ -45,11 +41,12 @@ from c2vl_pipeline.execution.keys import (
 )
 from c2vl_pipeline.execution.progress import progress, watching
 from c2vl_pipeline.execution.sharing import Share, locked, remove_locks
+from c2vl_pipeline.execution.stage_manifest import commit, failure_as_a_whole, summary_of
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
-from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making, seal
-from c2vl_pipeline.stages.failures import may_have_failed, too_many_failures, total_failure
-from c2vl_pipeline.stages.speed import SPEED, rates, summed
+from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
+from c2vl_pipeline.stages.failures import too_many_failures
+from c2vl_pipeline.stages.speed import SPEED, summed
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 if TYPE_CHECKING:
@@ -128,7 +125,7 @@ def run_stage(
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due, only if share else None)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
-        write_stage_manifest(folder, _summary(keys, keys.done))
+        write_stage_manifest(folder, summary_of(keys, keys.done))
         done, statuses, speed, failed, told = dict(keys.done), Counter[str](), summed([]), False, False
         own = (share or Share(1, 1)).shards(len(index.shard_ranges))
         finished = set(own & (keys.done.keys() - set(due)))
@@ -156,7 +153,7 @@ def run_stage(
                     break
             else:  # a worker that was killed in the middle of a commit left its file
                 _remove_leftovers(folder, keys, due, only if share else None)
-        summary = _commit(folder, keys, done, index, recipe, share)
+        summary = commit(folder, keys, done, index, recipe, share)
     if failed:
         raise StageError(too_many_failures(index, stage, statuses, max_failures))
     return _checked(summary, index, stage) if asked else summary
@@ -171,13 +168,9 @@ def _tell_done(stage: Stage, index: Workspace, own: Set[int], finished: Set[int]
 
 def _checked(summary: StageManifest, index: Workspace, stage: Stage) -> StageManifest:
     """Return a stage's manifest; raise StageError if the stage failed as a whole, which none that is sealed did."""
-    if not summary.seal and (total := _total_failure(summary, index, stage)):
+    if not summary.seal and (total := failure_as_a_whole(summary, index, stage)):
         raise StageError(total)
     return summary
-
-
-def _total_failure(summary: StageManifest, index: Workspace, stage: Stage) -> str | None:
-    return total_failure(index, stage, summary.complete) if may_have_failed(summary.statuses) else None
 
 
 def default_workers(stage: Stage, work: Path, recipe: Recipe) -> int:
@@ -348,76 +341,3 @@ def _execute(
 def _smaller(stage: Stage, fits: int) -> str:
     setting = f"pipeline.{stage.command}.engine.batch_size"
     return f"{stage.name}: memory ran out with a whole batch, {fits} at a time fit; --set {setting}={fits} saves the attempts"
-
-
-_version = cache(version)  # reads a file
-
-
-def _commit(
-    folder: Path,
-    keys: StageKeys,
-    done: Mapping[int, ShardManifest],
-    index: Workspace,
-    recipe: Recipe,
-    share: Share | None,
-) -> StageManifest:
-    """Write the stage's manifest with what its finished shards hold, and return it.
-
-    Of a share, with those that are found on disk, and again until none was finished meanwhile: of several calls, the
-    last one that writes has then seen all shards.
-    """
-    if share is None:
-        summary = _summary(keys, done)
-        if summary.complete and not _total_failure(summary, index, keys.stage):
-            # of the rows that the keys were computed from: an earlier stage may have been made again meanwhile
-            facts = [fact["upstream"] for fact in keys.facts]
-            upstream = {name: fingerprint([one[name] for one in facts]) for name in keys.stage.upstream(recipe)}
-            sealed = {"upstream": upstream, "seal": seal(index, keys.stage.name, upstream)}
-            summary = summary.model_copy(update=sealed)
-        write_stage_manifest(folder, summary)
-        return summary
-    state = None
-    while state != (state := _state(keys.stage, index, recipe)):
-        keys = stage_keys(keys.stage, index, recipe, keys.manifest.inputs["engine"])
-        summary = _summary(keys, keys.done)
-        write_stage_manifest(folder, summary)
-    return summary
-
-
-def _state(stage: Stage, index: Workspace, recipe: Recipe) -> list[tuple[str, int, int]]:
-    """Return which manifests of shards there are of a stage and those it reads: equal while no share finishes one."""
-    found = []
-    for name in (stage.name, *stage.upstream(recipe)):
-        for path in sorted((index.work / name).glob("shard-*.json")):
-            with suppress(OSError):  # replaced at this moment: it is another one the next time
-                state = path.stat()
-                found.append((str(path), state.st_ino, state.st_mtime_ns))
-    return found
-
-
-def _summary(keys: StageKeys, done: Mapping[int, ShardManifest]) -> StageManifest:
-    """Return the stage's manifest with what its finished shards hold."""
-    statuses: Counter[str] = Counter()
-    provenance: dict[str, Any] = {}
-    for manifest in done.values():
-        statuses.update(manifest.statuses)
-        for name, fact in manifest.extra.get("provenance", {}).items():
-            earlier = provenance.get(name, {})
-            if name == SPEED:
-                provenance[name] = summed([earlier, fact])
-            else:
-                provenance[name] = {**earlier, **fact} if isinstance(fact, dict) else fact
-    for unit, counts in provenance.get(SPEED, {}).items():
-        counts.update(rates({unit: counts}))
-    complete = len(done) == len(keys.keys)
-    libraries = {name: _version(name) for name in ("c2vl", "numpy", "pyarrow", "opencv-python")}
-    return keys.manifest.model_copy(
-        update={
-            "provenance": {"libraries": libraries, **provenance},
-            "complete": complete,
-            "rows": sum(m.rows for m in done.values()),
-            "statuses": dict(sorted(statuses.items())),
-            "digest": fingerprint([done[n].digest for n in sorted(done)]) if complete else "",
-            "seconds": round(sum(m.seconds for m in done.values()), 2),
-        }
-    )

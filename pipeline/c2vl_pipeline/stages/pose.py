@@ -77,10 +77,10 @@ class Watcher:
         self._since = 0
         """Frames since the detector last ran."""
 
-    def watch(self, video: Video, spans: Sequence[Span], passed: Callable[[int], object] = lambda spans: None) -> Seen:
+    def watch(self, video: Video, spans: Sequence[Span], passed: Callable[[int], object] = lambda count: None) -> Seen:
         """Look at the frames of a video, just opened, that are in at least one span; each is decoded once.
 
-        `passed` is told how many spans lie behind, whenever that changes.
+        `passed` is called with the number of spans that are finished, each time it grows.
         """
         seen, starts = Seen(), {start for start, _ in spans}
         ends = sorted(end for _, end in spans if end is not None)

@@ -16,7 +16,7 @@ from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Event, Note, Progress, silent
 from c2vl_manifests.manifest import StageManifest, read_stage_manifest, write_stage_manifest
 from c2vl_manifests.recipe import Recipe
-from c2vl_pipeline.execution import keys, runner
+from c2vl_pipeline.execution import keys, runner, stage_manifest
 from c2vl_pipeline.execution.sharing import Share, locked
 from c2vl_pipeline.stages import skeletons
 from support.cli import Cli, refused, sets
@@ -95,7 +95,8 @@ def test_keys_are_computed_again_only_when_a_shard_was_finished_meanwhile(
 ) -> None:
     computed: list[int] = []
     known = keys.stage_keys
-    monkeypatch.setattr(runner, "stage_keys", lambda *args: computed.append(1) or known(*args))
+    for module in (runner, stage_manifest):
+        monkeypatch.setattr(module, "stage_keys", lambda *args: computed.append(1) or known(*args))
     runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(1, 2))
     assert len(computed) == 2  # to find what is due, and for the manifest
 
@@ -111,7 +112,8 @@ def test_what_others_finish_while_the_manifest_is_written_is_in_it(
             runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(2, 2))
         write_stage_manifest(folder, manifest)
 
-    monkeypatch.setattr(runner, "write_stage_manifest", while_others_finish)
+    for module in (runner, stage_manifest):
+        monkeypatch.setattr(module, "write_stage_manifest", while_others_finish)
     assert runner.run_stage(skeletons.STAGE, begun, recipe, share=Share(1, 2)).complete
     manifest = read_stage_manifest(begun / "skeletons")
     assert manifest is not None

@@ -3,7 +3,7 @@
 The joints of the layout are the markers of their names; capitals do not count, and a name before a colon is that of the
 person (`Anna:LASI`). If no marker has the name of a joint and there are as many of both, they are in the same order.
 Lengths are in POINT:UNITS; POINT:X_SCREEN and POINT:Y_SCREEN name the axes to the right and up. A marker with a negative
-residual is missing. The first frame of the file is frame 0, whatever its number.
+residual is missing. The first frame of the file is frame 0; the file's own numbers of frames are not used.
 
 *Reading:* without POINT:UNITS lengths are millimetres, without POINT:Y_SCREEN z points up.
 """

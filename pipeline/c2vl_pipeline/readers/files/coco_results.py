@@ -15,9 +15,9 @@ from c2vl_manifests.layouts import LAYOUTS
 from c2vl_pipeline.readers.files.base import Format, Recording, Source, frame_numbers, numbers, tracked
 
 _OWN = {17: "coco_17", 26: "halpe_26"}
-"""Joints -> the layout that AlphaPose's and MMPose's models of so many joints have."""
+"""Number of joints -> layout of AlphaPose's and MMPose's models with that number."""
 _BODY = {133: 17, 136: 26}
-"""Joints of a model of body, face and hands (COCO-WholeBody, Halpe-136) -> those of the body, which come first."""
+"""Number of joints of a model of body, face and hands (COCO-WholeBody, Halpe-136) -> number of the body's, which come first."""
 
 
 def fits(value: Any) -> bool:
@@ -48,7 +48,7 @@ def read(source: Source) -> Recording:
 
 
 def body_of(source: Source, person: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the joints of the body of somebody whose face and hands have joints too; all, where so many are wanted."""
+    """Return the joints of the body alone, without face and hands; all joints if the wanted layout has as many."""
     return person if len(person) == source.layout.joints else person[: _BODY.get(len(person), len(person))]
 
 

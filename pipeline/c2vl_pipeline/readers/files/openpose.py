@@ -28,7 +28,7 @@ from c2vl_pipeline.readers.files.coco_results import own_layout
 from c2vl_pipeline.readers.files.mmpose import person_of
 
 _OWN = {18: "coco_18", 25: "body_25"}
-"""Joints -> the layout that OpenPose's models of so many joints have."""
+"""Number of joints -> layout of OpenPose's model with that number."""
 
 
 def files_of(folder: Path) -> list[Path]:
