@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils.data import default_collate
 
 from c2vl_manifests.layouts import KINECT_V2
+from c2vl_manifests.machine import keep_freed
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
-from c2vl_training.memory import keep_freed
 from timing import compare
 
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300

@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from bench_augmentation import _Packed, feeder
 from c2vl_manifests.layouts import KINECT_V2
+from c2vl_manifests.machine import keep_freed
 from c2vl_manifests.recipe_training import InputConfig, PretrainConfig
 from c2vl_manifests.targets import Partition
 from c2vl_training import objective
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips
 from c2vl_training.encoders import build
-from c2vl_training.memory import keep_freed
 from c2vl_training.model import CrossModal
 from timing import in_turn, report_spent
 from usual_encoders import USUAL

@@ -18,12 +18,12 @@ import pyarrow.parquet as pq
 import torch
 
 from c2vl_manifests.layouts import KINECT_V2
+from c2vl_manifests.machine import keep_freed
 from c2vl_manifests.packed import FILE, PackedManifest
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.dataset import Clips, PackedDataset
-from c2vl_training.memory import keep_freed
 from timing import report
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -136,3 +137,26 @@ def test_a_table_is_shown_on_any_terminal(work, tmp_path, shell, more):
     assert b"Exception" not in text
     if ">&-" not in shell:
         assert b"rk" in text
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+@pytest.mark.parametrize(
+    ("call", "kept", "returned"), [("keep_freed()", 36, 0), ("keep_freed(32 << 20)", 24, 36), ("pass", 1, 36)]
+)
+def test_freed_memory_is_used_again_without_page_faults(call, kept, returned):
+    program = f"""
+import resource
+from c2vl_manifests.machine import keep_freed
+def faults(megabytes):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    b"x" * (megabytes << 20)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+{call}
+# something small may come to lie behind a block, and one as large then finds no room in its place
+print(*(min(faults(megabytes) for _ in range(50)) for megabytes in ({kept}, {returned})))
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    said = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    few, many = map(int, said.stdout.split())
+    assert few < 100
+    assert many > few + 10 or not returned

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import resource
 
 import pytest
 import torch
 
 from c2vl_training import dry_run, inference, trainer
 from c2vl_training.dataset import Clips, PackedDataset
-from c2vl_training.memory import OutOfMemoryError, keep_freed, memory_errors
+from c2vl_training.memory import OutOfMemoryError, memory_errors
 from support.cli import refused, sets
 from support.training import BASE, recipe, run
 
@@ -99,15 +97,3 @@ def test_a_dry_run_refuses_the_batch_too(data, tmp_path):
 
     with pytest.raises(ConfigError, match="batch_size=3"):
         dry_run.estimate(run(data, tmp_path / "run", "training.pretrain.batch_size=13"))
-
-
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
-def test_freed_memory_is_used_again_without_page_faults():
-    def faults():
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-        torch.ones(9 << 20)  # 36 MB, more than glibc ever keeps by itself
-        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-
-    keep_freed()
-    # something small may come to lie behind a tensor, and an aligned piece as large then finds no room in its place
-    assert min(faults() for _ in range(50)) < 100

@@ -1,8 +1,7 @@
-"""Memory: what is freed stays with a training process; what runs out is one error that names the setting to change."""
+"""Memory that runs out is one error that names the setting to change."""
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import traceback
 from collections.abc import Iterator
@@ -50,14 +49,3 @@ def release() -> None:
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
-
-
-def keep_freed() -> None:
-    """Let glibc keep freed memory for the next step, in this whole process; with another C library, nothing happens.
-
-    It otherwise returns every large tensor to the system, and each page of the next one, 4 KB, costs a fault.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(-4, 0)  # M_MMAP_MAX: large tensors come from the heap
-        mallopt(-1, -1)  # M_TRIM_THRESHOLD: which is never given back, at more than 2 GB either

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, Progress, silent
+from c2vl_manifests.machine import keep_freed
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.recipe_training import TrainingConfig
 from c2vl_training import card, checkpoint, distributed, run_folder, schedule
 from c2vl_training.augmentation import AugmentationDraws, draw
 from c2vl_training.dataset import Clips, Selection
 from c2vl_training.encoders import Encoder, build_encoder
-from c2vl_training.memory import keep_freed, memory_errors
+from c2vl_training.memory import memory_errors
 from c2vl_training.methods import Method, StepOutput, Supervised
 from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Result, Run

@@ -32,7 +32,7 @@ from distributed.deploy.spec import close_clusters
 
 from c2vl_manifests.errors import StageError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.machine import THREADS, usable_cores
+from c2vl_manifests.machine import THREADS, keep_freed, usable_cores
 from c2vl_manifests.manifest import ShardManifest, file_sha256
 from c2vl_pipeline import engines
 from c2vl_pipeline.execution.task import ShardTask, run_shard
@@ -47,6 +47,9 @@ STARTS = 3
 HEAL_EVERY = 2.0
 """Seconds without a finished task after which the workers are checked."""
 
+LARGEST_KEPT = 32 << 20
+"""Bytes of a freed block that a worker keeps: a decoded frame of 4K is smaller, and glibc takes no more."""
+
 _SCRATCH = ".dask-"
 
 STUCK_AFTER = 30.0
@@ -54,7 +57,7 @@ STUCK_AFTER = 30.0
 
 
 class WorkerSetup(WorkerPlugin):
-    """Prepare a worker before its first task: one decoder thread, and one GPU of those that exist."""
+    """Prepare a worker before its first task: one decoder thread, memory kept, and one GPU of those that exist."""
 
     name = "c2vl"
 
@@ -67,6 +70,8 @@ class WorkerSetup(WorkerPlugin):
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)  # errors are reported once, by the driver
         cv2.setNumThreads(1)  # the workers are the parallelism
+        # dask has its workers return all above 64 KB at once: a third of the time of `pose`, a twentieth of `crop`
+        keep_freed(LARGEST_KEPT)
         with suppress(ValueError):  # Ctrl-C reaches the whole terminal: the driver ends its workers
             signal.signal(signal.SIGINT, signal.SIG_IGN)
         if self.gpus:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -207,6 +209,23 @@ def test_each_worker_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("shard_samples", "most"), [(32, 1), (16, 2)])
+def faults_of_a_frame() -> int:
+    """Return the page faults of a block as large as a frame, once freed ones have been kept."""
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+        _ = b"x" * (6 << 20)
+        return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+    return min(faults() for _ in range(50))
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+def test_a_worker_keeps_the_memory_of_a_frame_for_the_next(two: Workers, tmp_path: Path) -> None:
+    client = two.client(tmp_path)
+    assert client.submit(faults_of_a_frame, pure=False).result(timeout=60) < 100
+
+
 def test_no_more_workers_than_shards(raw: Path, tmp_path: Path, recipe: Recipe, shard_samples: int, most: int) -> None:
     work = start(raw, tmp_path / "w", shard_samples)
     with Workers(9) as workers:
