@@ -134,7 +134,7 @@ def against_kinect(options: argparse.Namespace) -> None:
             config = config_of(model, mirrored=False if options.mirrored == "false" else None)
             made, layout = read_video(path, config, dataset, bodies=1)
             name = path.name.removesuffix("_depth.mp4")
-            truth, _ = read_skeleton(options.data / "Skeleton" / f"{name}_skeleton.mat")
+            truth, _ = read_skeleton(options.data / "Skeleton" / f"{name}_skeleton.mat", own="utd")
             found += len(made.joints)
             at = {int(n): place for place, n in enumerate(truth.frame_index)}
             both = [(n, at[int(f)]) for n, f in enumerate(made.frame_index) if int(f) in at]

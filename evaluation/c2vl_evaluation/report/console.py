@@ -189,7 +189,7 @@ def show_predictions(answers: Sequence[Answer], known: Calibration | None) -> No
     for answer in answers:
         (name, probability), *others = answer.top
         file = answer.file.stem if named.count(answer.file.stem) == 1 else str(answer.file)
-        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others[:2] if p >= _LEAST)
+        rest = ", ".join(f"{other} {_probability(p)}" for other, p in others if p >= _LEAST)
         rows.append([file, str(answer.frames), name, _probability(probability), rest])
     show_table("Recognised actions", ["file", "frames", "class", "prob.", "next"], rows, spare=["frames", "next"])
     say(known.words() if known else "How well these probabilities are calibrated is unknown: no stored test answers.")

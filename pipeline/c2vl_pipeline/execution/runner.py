@@ -125,6 +125,7 @@ def run_stage(
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due, only if share else None)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
+        former = read_stage_manifest(folder)
         write_stage_manifest(folder, summary_of(keys, keys.done))
         done, statuses, speed, failed, told = dict(keys.done), Counter[str](), summed([]), False, False
         own = (share or Share(1, 1)).shards(len(index.shard_ranges))
@@ -135,24 +136,30 @@ def run_stage(
         if files := [name for number in due for name in keys.changed.get(number, ())]:
             emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
-        with watching(
-            lambda: in_the_making(folder, own - finished)[0],
-            lambda: emit(progress(stage, index, own, set(finished), dict(statuses), speed)),
-        ):
-            for number, manifest in _execute(tasks, index, folder, workers, emit):
-                done[number] = manifest
-                statuses.update(manifest.statuses)
-                finished.add(number)
-                if not told and (fits := manifest.extra.get("provenance", {}).get(FITS)):
-                    told = True
-                    emit(Note(_smaller(stage, fits), "warning"))
-                speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
-                emit(progress(stage, index, own, finished, statuses, speed))
-                failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
-                if failed:
-                    break
-            else:  # a worker that was killed in the middle of a commit left its file
-                _remove_leftovers(folder, keys, due, only if share else None)
+        try:
+            with watching(
+                lambda: in_the_making(folder, own - finished)[0],
+                lambda: emit(progress(stage, index, own, set(finished), dict(statuses), speed)),
+            ):
+                for number, manifest in _execute(tasks, index, folder, workers, emit):
+                    done[number] = manifest
+                    statuses.update(manifest.statuses)
+                    finished.add(number)
+                    if not told and (fits := manifest.extra.get("provenance", {}).get(FITS)):
+                        told = True
+                        emit(Note(_smaller(stage, fits), "warning"))
+                    speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
+                    emit(progress(stage, index, own, finished, statuses, speed))
+                    failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
+                    if failed:
+                        break
+                else:  # a worker that was killed in the middle of a commit left its file
+                    _remove_leftovers(folder, keys, due, only if share else None)
+        except BaseException:
+            # nothing was made, e.g. since an engine refused an option in a worker: the stage is what it was
+            if former and not done and not share:
+                write_stage_manifest(folder, former)
+            raise
         summary = commit(folder, keys, done, index, recipe, share)
     if failed:
         raise StageError(too_many_failures(index, stage, statuses, max_failures))

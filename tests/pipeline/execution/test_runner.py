@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from c2vl_manifests.datasets import load_dataset
-from c2vl_manifests.errors import StageError
+from c2vl_manifests.errors import EngineError, StageError
 from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.manifest import ShardManifest, read_shard_manifest, read_stage_manifest
 from c2vl_manifests.recipe import Recipe
@@ -374,6 +374,27 @@ def test_rows_of_another_configuration_are_not_made_again_unasked(begun: Path, r
     assert runner.run_stage(crop.STAGE, begun, recipe, overwrite=False).complete  # the same one goes on
     assert runner.run_stage(crop.STAGE, begun, other).complete
     assert times(begun, "crops") != before
+
+
+@pytest.mark.slow
+def test_an_engine_that_refuses_an_option_leaves_a_finished_stage_finished(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_all(begun, recipe, STAGES[:2])
+    before = times(begun, "crops")
+
+    def refuses(task: ShardTask) -> None:
+        raise EngineError("temperature: is no option of it")  # which an engine with weights says where it is loaded
+
+    with monkeypatch.context() as patch, pytest.raises(EngineError, match="temperature"):
+        patch.setattr(runner, "run_shard", refuses)
+        runner.run_stage(crop.STAGE, begun, load_recipe("debug", ["pipeline.crop.margin=0.2"]))
+    assert times(begun, "crops") == before
+    found = read_stage_manifest(begun / "crops")
+    assert found is not None
+    assert found.complete
+    run_all(begun, recipe, STAGES[:3])
+    assert times(begun, "crops") == before
 
 
 def linked(raw: Path, folder: Path) -> Path:
