@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.memory import keep_freed
 from timing import compare
 
