@@ -16,7 +16,7 @@ from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.machine import keep_freed
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from timing import compare
 
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300

@@ -28,7 +28,7 @@ from c2vl_manifests.recipe_training import InputConfig, PretrainConfig
 from c2vl_manifests.targets import Partition
 from c2vl_training import objective
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.encoders import build
 from c2vl_training.model import CrossModal
 from timing import in_turn, report_spent

@@ -23,7 +23,8 @@ from c2vl_manifests.packed import FILE, PackedManifest
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from timing import report
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200

@@ -27,7 +27,8 @@ from c2vl_manifests.layouts import KINECT_V2
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import trainer
-from c2vl_training.dataset import Clips, PackedDataset, Selection
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset, Selection
 from c2vl_training.encoders.stgcn import FULL
 from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Run

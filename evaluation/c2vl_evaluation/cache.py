@@ -26,7 +26,8 @@ from c2vl_evaluation.features import Array, Labels
 from c2vl_evaluation.metrics import class_name, data_read
 from c2vl_evaluation.results import Protocol, Result
 from c2vl_manifests.errors import CheckpointError, DataError, one_line, passing
-from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint, first_error, remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
+from c2vl_manifests.manifest import commit_file, commit_text, file_sha256, fingerprint, first_error
 from c2vl_manifests.reading import read_bytes
 from c2vl_manifests.tables import read_table
 from c2vl_training import checkpoint

@@ -13,10 +13,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from c2vl_manifests.errors import CheckpointError, DataError
-from c2vl_manifests.manifest import commit_bytes, fingerprint, remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
+from c2vl_manifests.manifest import commit_bytes, fingerprint
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
 

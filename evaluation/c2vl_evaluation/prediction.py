@@ -23,7 +23,7 @@ from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe_loading import engine_names, engine_preset
-from c2vl_training.dataset import Clips, UnpackedSkeletons
+from c2vl_training.clips import Clips, UnpackedSkeletons
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
 

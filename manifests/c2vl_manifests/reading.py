@@ -38,6 +38,7 @@ MOST_VALUES = 1 << 25
 MOST_DEPTH = 64
 """Lists and tables within each other; recipes and manifests have fewer than ten."""
 _MOST_HEADER = 1 << 16
+_NESTED = (dict, list)
 
 _DOTTED = re.compile(r"""(?<![\w"'.-])(?:(?:[\w-]+|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')[ \t]*\.[ \t]*){1000}""")
 """A key of too many parts, for which tomllib needs minutes."""
@@ -83,7 +84,7 @@ def shallow(value: Any) -> Any:
             inner
             for outer in level
             for inner in (outer.values() if isinstance(outer, dict) else outer)
-            if isinstance(inner, dict | list)
+            if isinstance(inner, _NESTED)
         ]
         if not level:
             return value

@@ -140,7 +140,9 @@ PACKED_INDEX = pa.schema(
 """`index.parquet` of a packed folder: one row per sample."""
 
 _STAGES = {"skeletons": SKELETONS, "crops": CROPS, "captions": CAPTIONS, "embeddings": embeddings(1, 1)}
-_FIELDS = [f for schema in (SAMPLES, *_STAGES.values(), POSES, PACKED_INDEX) for f in schema]
+_FIELDS: dict[str, list[pa.Field]] = {}
+for _field in (f for schema in (SAMPLES, *_STAGES.values(), POSES, PACKED_INDEX) for f in schema):
+    _FIELDS.setdefault(_field.name, []).append(_field)
 
 COLUMNS = {stage: schema.names for stage, schema in _STAGES.items()}
 """Stage -> columns of its tables."""
@@ -154,7 +156,7 @@ def misfit(table: pa.Table, columns: Iterable[str] = ()) -> str | None:
         kind = field.type
         if pa.types.is_fixed_size_list(kind):  # vectors are of any width
             kind = pa.list_(kind.value_field, 1)
-        known = [one for one in _FIELDS if one.name == field.name]  # equal types differ in their hash
+        known = _FIELDS.get(field.name, ())  # a list each: equal types differ in their hash
         if known and not any(one.type == kind and (one.nullable or not column.null_count) for one in known):
             return f"the column {field.name!r} is of another type ({field.type}) or lacks values"
     return None

@@ -2,8 +2,9 @@
 
 A dictionary of one long value makes gigabytes of a small file, and the footer's sizes are what its writer says. So the
 headers of all pages are read first, which the decoder obeys; they bound what is unpacked and the length of any value.
-Where values may be repeated, as few rows are decoded at once as memory allows. Pages whose values repeat the beginning
-of the one before are refused: pyarrow decodes such a page at once, to any size.
+They are read in the bytes that the decoder asks for, so that both read the same pages. Where values may be repeated, as
+few rows are decoded at once as memory allows. Pages whose values repeat the beginning of the one before are refused:
+pyarrow decodes such a page at once, to any size.
 
 Errors are those of damaged files: OSError and pyarrow's ArrowException.
 """
@@ -11,16 +12,18 @@ Errors are those of damaged files: OSError and pyarrow's ArrowException.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from c2vl_manifests import thrift
 from c2vl_manifests.files import check_regular
+from c2vl_manifests.thrift import I32, I64
 
 MOST_UNPACKED, _RATIO = 1 << 30, 16
 """A table may unpack to this many bytes, or to this many times the size of its file."""
@@ -29,13 +32,99 @@ _AT_ONCE = 128 << 20
 _MOST_ROWS = 1 << 16
 _MOST_PAGES = 1 << 17
 """Pages whose headers are read, in some seconds. A shard of crops has a thousand."""
+_MOST_FOOTER = 32 << 20
 
-_MOST_FOOTER, _DEEPEST = 32 << 20, 8
-_DICTIONARY_PAGE, _SECOND_FORM, _DELTA_BYTE_ARRAY = 2, 3, 7
+_DICTIONARY_PAGE, _DELTA_BYTE_ARRAY = 2, 7
 _FACTS = {0: 5, 2: 7, 3: 8}
 """Types of pages -> the field of their header that holds the number of values and their encoding."""
-_TRUTHS, _WHOLE = {1, 2}, {4, 5, 6}
-"""Types of fields in Thrift's compact protocol."""
+_HEADER = {1: I32, 2: I32, 3: I32, 5: {1: I32, 2: I32}, 7: {1: I32, 2: I32}, 8: {1: I32, 4: I32}}
+"""Type, size unpacked and packed, and facts by type: Parquet's PageHeader."""
+_FOOTER = {4: [{1: [{3: {7: I64, 9: I64, 11: I64}}]}]}
+"""Groups of rows -> columns -> ColumnMetaData: packed size, place of the first page of values, and of the dictionary."""
+
+
+class _Repeated(pa.ArrowInvalid):  # type: ignore[misc]  # untyped
+    """Values may be repeated to more bytes than are decoded at once."""
+
+
+class _Pages(NamedTuple):
+    """What the headers of some pages of one column say."""
+
+    number: int
+    unpacked: int
+    """Bytes, and eight more for each value."""
+    values: int
+    longest: int
+    """Bytes of the largest dictionary, which may be one value."""
+
+
+def _pages(data: bytes, left: int) -> _Pages:
+    """Read the headers of a column's pages, of which `left` may still be read."""
+    at = number = unpacked = values = longest = 0
+    while at < len(data):
+        try:
+            header, at = thrift.struct(data, at, _HEADER)
+        except IndexError:  # no page, at which the decoder ends too
+            break
+        kind, size, packed = header.get(1, 0), header.get(2, 0), header.get(3, 0)
+        facts = header.get(_FACTS.get(kind, 0), {})
+        if kind in _FACTS and len(facts) < 2:  # the decoder would take those of the page before
+            raise thrift.damaged()
+        if min(size, packed, facts.get(1, 0)) < 0:
+            raise pa.ArrowInvalid("a page has a negative size")
+        if facts.get(4, facts.get(2)) == _DELTA_BYTE_ARRAY:
+            raise pa.ArrowInvalid("a column is packed as DELTA_BYTE_ARRAY; expected plain values or dictionaries")
+        if (number := number + 1) > left:
+            raise pa.ArrowInvalid(f"more than {_MOST_PAGES:,} pages")
+        at, unpacked = at + packed, unpacked + size
+        if kind == _DICTIONARY_PAGE:
+            longest = max(longest, size)
+        else:
+            values += facts.get(1, 0)
+    return _Pages(number, unpacked + 8 * values, values, longest)
+
+
+class _Watched:
+    """A file as the decoder reads it: once it is open, all pages of one column of one group of rows at a time."""
+
+    closed = False
+
+    def __init__(self, source: pa.NativeFile) -> None:
+        self._source, self._at = source, 0
+        self.most = max(MOST_UNPACKED, _RATIO * source.size())
+        self._watching, self._pages, self._unpacked, self._repeated = False, 0, 0, 0
+
+    def watch(self, repeated: int) -> None:
+        """From now on read the headers of all pages; `repeated` bytes may be written out from dictionaries."""
+        self._watching, self._pages, self._unpacked, self._repeated = True, 0, 0, repeated
+
+    def check(self, size: int) -> None:
+        """Raise ArrowInvalid if a table unpacks to too many bytes."""
+        if size > self.most:
+            raise pa.ArrowInvalid(f"unpacks to more than {self.most:,} bytes, from {self._source.size():,}")
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """Go to a place, as files do."""
+        self._at = offset + (0, self._at, self._source.size())[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Return the place, as files do."""
+        return self._at
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes if what they unpack to is within bounds."""
+        data: bytes = self._source.read_at(size, self._at)
+        self._at += len(data)
+        if self._watching:
+            pages = _pages(data, _MOST_PAGES - self._pages)
+            self._pages += pages.number
+            self._unpacked += pages.unpacked
+            self.check(self._unpacked)
+            self._repeated -= pages.values * pages.longest
+            if self._repeated < 0:
+                raise _Repeated("values are repeated to more bytes than the footer says")
+        return data
 
 
 class Table:
@@ -43,39 +132,53 @@ class Table:
 
     def __init__(self, source: pa.NativeFile) -> None:
         self._source = source
-        self._file = self._opened()
+        self._watched, self._file = self._opened()
         self.metadata, self.schema = self._file.metadata, self._file.schema_arrow
-        self._most = max(MOST_UNPACKED, _RATIO * source.size())
 
-    def _opened(self, dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
-        return pq.ParquetFile(self._source, page_checksum_verification=True, read_dictionary=list(dictionaries))
+    def _opened(self, dictionaries: Sequence[str] = ()) -> tuple[_Watched, pq.ParquetFile]:
+        watched = _Watched(self._source)
+        file = pa.PythonFile(watched, "r")
+        # buffered ahead, columns would be read together
+        options = {"page_checksum_verification": True, "pre_buffer": False, "read_dictionary": list(dictionaries)}
+        return watched, pq.ParquetFile(file, **options)
 
     def read(self, columns: Sequence[str] | None = None, groups: Sequence[int] | None = None) -> pa.Table:
         """Return columns of row groups, all unless given."""
-        groups = list(range(self.metadata.num_row_groups)) if groups is None else list(groups)
+        groups = self._filled(range(self.metadata.num_row_groups) if groups is None else groups)
         names = self.schema.names if columns is None else list(columns)
         facts = [self.metadata.row_group(group) for group in groups]
-        self._check(sum(group.total_byte_size for group in facts))
-        longest = self._longest(names, groups)
+        self._watched.check(sum(group.total_byte_size for group in facts))
+        self._watched.watch(_AT_ONCE)
+        try:
+            return self._file.read_row_groups(groups, names, use_threads=False)
+        except _Repeated:
+            longest, repeated = self._longest(names, groups)
         if sum(group.num_rows for group in facts) * max(longest.values(), default=0) <= _AT_ONCE:
-            return self._file.read_row_groups(groups, names)
-        return pa.Table.from_batches(self._batches(names, groups, longest, _MOST_ROWS)).combine_chunks()
+            self._watched.watch(repeated)
+            return self._file.read_row_groups(groups, names, use_threads=False)
+        return pa.Table.from_batches(self._batches(names, groups, longest, repeated, _MOST_ROWS)).combine_chunks()
+
+    def _filled(self, groups: Iterable[int]) -> list[int]:
+        """Return the groups that hold rows: in others the decoder reads bytes that are no pages, and leaves them."""
+        return [group for group in groups if self.metadata.row_group(group).num_rows]
 
     def batches(self, most_rows: int) -> Iterator[pa.RecordBatch]:
         """Yield all rows in order, in batches of up to `most_rows`."""
-        groups = list(range(self.metadata.num_row_groups))
-        return self._batches(None, groups, self._longest(None, groups), most_rows)
+        groups = self._filled(range(self.metadata.num_row_groups))
+        return self._batches(None, groups, *self._longest(None, groups), most_rows)
 
     def _batches(
-        self, columns: Sequence[str] | None, groups: list[int], longest: dict[str, int], most_rows: int
+        self, columns: Sequence[str] | None, groups: list[int], longest: dict[str, int], written: int, most_rows: int
     ) -> Iterator[pa.RecordBatch]:
         """Yield rows whose repeated values are known before they are written out."""
         repeated, others = [name for name in longest if name], longest.get("", 1)
         size, names, total = min(most_rows, max(_AT_ONCE // others, 1)), None if columns is None else list(columns), 0
-        for batch in self._opened(repeated).iter_batches(size, groups, names, use_threads=False):
+        watched, file = self._opened(repeated)
+        watched.watch(written)
+        for batch in file.iter_batches(size, groups, names, use_threads=False):
             for part in self._written_out(batch):
                 total += part.nbytes
-                self._check(total)
+                watched.check(total)
                 yield part
 
     def _written_out(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -90,16 +193,12 @@ class Table:
             arrays = [c.cast(field.type) for c, field in zip(batch.columns, fields, strict=True)]
             yield pa.RecordBatch.from_arrays(arrays, schema=pa.schema(fields, self.schema.metadata))
 
-    def _check(self, size: int) -> None:
-        if size > self._most:
-            raise pa.ArrowInvalid(f"unpacks to more than {self._most:,} bytes, from {self._source.size():,}")
-
-    def _longest(self, columns: Sequence[str] | None, groups: Iterable[int]) -> dict[str, int]:
-        """Return a bound of the length of values that may be repeated, by column, from the headers of all pages.
+    def _longest(self, columns: Sequence[str] | None, groups: Iterable[int]) -> tuple[dict[str, int], int]:
+        """Return a bound of the length of values that may be repeated, by column, and of the bytes of them all.
 
         Under "" is the one of columns that cannot be read as dictionaries.
         """
-        total, pages, longest = 0, 0, dict[str, int]()
+        total, pages, repeated, longest = 0, 0, 0, dict[str, int]()
         leaves = [self.metadata.schema.column(number) for number in range(self.metadata.num_columns)]
         chosen = [
             (number, leaf.path, leaf.max_repetition_level > 0, leaf.physical_type.endswith("BYTE_ARRAY"))
@@ -111,21 +210,26 @@ class Table:
             if len(chunks) != len(leaves):
                 raise pa.ArrowInvalid(f"a group of rows has {len(chunks)} columns, expected {len(leaves)}")
             for number, path, nested, text in chosen:
-                try:
-                    size, values, value, count = self._pages(chunks[number][3], _MOST_PAGES - pages)
-                except (AttributeError, KeyError, TypeError) as error:  # numbers where tables should be
-                    raise pa.ArrowInvalid("the footer or the header of a page is damaged") from error
-                total, pages = total + size + 8 * values, pages + count
-                self._check(total)
-                if text and value:
+                packed, at, dictionary = (chunks[number].get(n, 0) for n in (7, 9, 11))
+                at = dictionary if 0 < dictionary < at else at
+                if min(packed, at) < 0:
+                    raise thrift.damaged()
+                held = _pages(self._source.read_at(packed, at), _MOST_PAGES - pages)
+                total, pages, repeated = (
+                    total + held.unpacked,
+                    pages + held.number,
+                    repeated + held.values * held.longest,
+                )
+                self._watched.check(total)
+                if text and held.longest:
                     if nested:  # a single row may hold them all
-                        self._check(values * value)
+                        self._watched.check(held.values * held.longest)
                     place = "" if nested else path
-                    longest[place] = max(longest.get(place, 0), value)
-        return longest
+                    longest[place] = max(longest.get(place, 0), held.longest)
+        return longest, repeated
 
     @cached_property
-    def _groups(self) -> list[list[Any]]:
+    def _groups(self) -> list[list[dict[int, int]]]:
         """The columns of each group of rows by the footer; pyarrow's own objects may end the process if it is damaged."""
         tail = self._source.read_at(8, self._source.size() - 8)
         length = int.from_bytes(tail[:4], "little")
@@ -133,41 +237,9 @@ class Table:
             raise pa.ArrowInvalid(f"a footer of {length:,} bytes, expected up to {_MOST_FOOTER:,}")
         footer = self._source.read_at(length, self._source.size() - 8 - length)
         try:
-            return [group[1] for group in _table(footer)[0][4]]
-        except (IndexError, KeyError, TypeError) as error:
+            return [[column[3] for column in group[1]] for group in thrift.struct(footer, 0, _FOOTER)[0][4]]
+        except (IndexError, KeyError) as error:
             raise pa.ArrowInvalid("the footer is damaged") from error
-
-    def _pages(self, chunk: dict[int, Any], left: int) -> tuple[int, int, int, int]:
-        """Return the bytes of a column's pages, its number of values, a bound of those that may be repeated, and its pages.
-
-        Fields are those of Parquet's ColumnMetaData and PageHeader.
-        """
-        most, packed, at, dictionary = (chunk.get(n, 0) for n in (5, 7, 9, 11))
-        at = dictionary if 0 < dictionary < at else at
-        end, size, values, longest, pages = at + packed, 0, 0, 0, 0
-        while at < end and values < most:
-            header, length = self._header(at)
-            kind, unpacked, packed = (header.get(n, 0) for n in (1, 2, 3))
-            facts = header.get(_FACTS.get(kind, 0), {})
-            if min(unpacked, packed, facts.get(1, 0)) < 0:
-                raise pa.ArrowInvalid("a page has a negative size")
-            if facts.get(4 if kind == _SECOND_FORM else 2) == _DELTA_BYTE_ARRAY:
-                raise pa.ArrowInvalid("a column is packed as DELTA_BYTE_ARRAY; expected plain values or dictionaries")
-            if (pages := pages + 1) > left:
-                raise pa.ArrowInvalid(f"more than {_MOST_PAGES:,} pages")
-            at, size = at + length + packed, size + unpacked
-            if kind == _DICTIONARY_PAGE:
-                longest = max(longest, unpacked)
-            else:
-                values += facts.get(1, 0)
-        return size, values, longest, pages
-
-    def _header(self, at: int) -> tuple[dict[int, Any], int]:
-        """Return the fields of a page's header and its length."""
-        for most in (1 << 9, 1 << 14, 1 << 20):
-            with suppress(IndexError):
-                return _table(self._source.read_at(max(min(most, self._source.size() - at), 0), at))
-        raise pa.ArrowInvalid("a page has no header")
 
 
 @contextmanager
@@ -197,59 +269,3 @@ def read_rows(path: Path, ids: Sequence[str], columns: Sequence[str] | None = No
             start = stop
         found = table.read(columns, groups)
         return found.filter(pc.is_in(found.column("sample_id"), wanted))
-
-
-# ----------------------------------------------------------------------------- Thrift's compact protocol
-
-
-def _table(data: bytes, at: int = 0, depth: int = 0) -> tuple[dict[int, Any], int]:
-    """Return fields by number, and where they end.
-
-    Raises:
-        IndexError: the data ends before.
-    """
-    fields: dict[int, Any] = {}
-    number = 0
-    while head := data[at]:
-        number, at = (number + (head >> 4), at + 1) if head >> 4 else _whole(data, at + 1)
-        if head & 15 in _TRUTHS:
-            fields[number] = head & 15 == 1
-        else:
-            fields[number], at = _value(head & 15, data, at, depth)
-    return fields, at + 1
-
-
-def _value(kind: int, data: bytes, at: int, depth: int) -> tuple[Any, int]:
-    if kind in _WHOLE:
-        return _whole(data, at)
-    if kind == 8:  # text
-        length, at = _varint(data, at)
-        return None, at + length
-    if kind == 12 and depth < _DEEPEST:
-        return _table(data, at, depth + 1)
-    if kind in {9, 10} and depth < _DEEPEST:  # lists
-        size, inner, at = data[at] >> 4, data[at] & 15, at + 1
-        if size == 15:
-            size, at = _varint(data, at)
-        values = []
-        for _ in range(size):
-            value, at = (data[at], at + 1) if inner in _TRUTHS else _value(inner, data, at, depth + 1)
-            values.append(value)
-        return values, at
-    if kind in {3, 7}:
-        return None, at + (1 if kind == 3 else 8)
-    raise pa.ArrowInvalid("the footer or the header of a page is damaged")
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while (byte := data[at]) > 127:
-        value, shift, at = value | (byte & 127) << shift, shift + 7, at + 1
-        if shift > 63:
-            raise pa.ArrowInvalid("the footer or the header of a page is damaged")
-    return value | byte << shift, at + 1
-
-
-def _whole(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return value >> 1 ^ -(value & 1), at

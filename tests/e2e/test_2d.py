@@ -11,7 +11,8 @@ from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_pipeline.stages import pack
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.encoders import ENCODERS, build
 
 

@@ -13,7 +13,8 @@ from c2vl_evaluation.features import extract
 from c2vl_evaluation.protocols import knn, linear
 from c2vl_manifests.errors import CheckpointError, DataError
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import evaluated, table_lines
 from support.packed import COUNT, STICK, sticks, write_packed

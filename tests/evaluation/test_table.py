@@ -21,7 +21,8 @@ from c2vl_evaluation.results import Score, Table, load
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_variants
 from c2vl_training import trainer
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.methods import Supervised
 from c2vl_training.run_folder import read_result, settings
 from support import ROOT

@@ -479,36 +479,3 @@ def test_a_manifest_with_unknown_facts_is_not_trusted(path: Path, table: pa.Tabl
     text = path.with_suffix(".json").read_text().replace('"key"', '"kye"')
     path.with_suffix(".json").write_text(text)
     assert read_shard_manifest(path) is None
-
-
-def test_a_folder_of_files_has_a_hash_of_their_names_and_contents(tmp_path: Path) -> None:
-    folder = tmp_path / "clip"
-    folder.mkdir()
-    for n in range(2):
-        (folder / f"{n}.json").write_text(str(n))
-    before = protocol.content_sha256(folder)
-    assert protocol.content_sha256(folder / "0.json") == protocol.file_sha256(folder / "0.json")
-    os.utime(folder / "1.json")
-    assert protocol.content_sha256(folder) == before
-    assert protocol.changed_at(folder) == (folder / "1.json").stat().st_ctime > folder.stat().st_ctime
-    (folder / "1.json").write_text("2")  # of the same size
-    assert protocol.content_sha256(folder) != before
-    os.mkfifo(tmp_path / "pipe")
-    assert protocol.content_sha256(tmp_path / "pipe") is None
-
-
-def test_a_raw_file_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[Path] = []
-    hashed = protocol.file_sha256
-    monkeypatch.setattr(protocol, "file_sha256", lambda path: read.append(path) or hashed(path))
-    path = tmp_path / "samples.pkl"
-    path.write_bytes(b"a")
-    assert protocol.content_sha256(path) == protocol.content_sha256(path) == hashed(path)
-    assert len(read) == 1
-    path.write_bytes(b"b")
-    os.utime(path, (0, 0))
-    assert protocol.content_sha256(path) == hashed(path)
-    path.write_bytes(b"c")
-    os.utime(path, (0, 0))  # as `cp -p` does
-    assert protocol.content_sha256(path) == hashed(path)
-    assert len(read) == 3

@@ -270,6 +270,21 @@ def test_pages_are_believed_and_not_the_footer(tmp_path: Path, monkeypatch: pyte
         tables.read_table(path)
 
 
+def test_pages_are_looked_at_as_the_decoder_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A footer may be written so that two readers find different pages by it."""
+    table_of_one_value(tmp_path / "a.parquet", 1 << 20, 6000)
+    monkeypatch.setattr(tables, "_AT_ONCE", 1 << 20)
+    monkeypatch.setattr(tables.Table, "_groups", [[{7: 0, 9: 4}]])  # as if there were none
+    with pytest.raises(pa.ArrowInvalid, match="values are repeated to more bytes than the footer says"):
+        tables.read_table(tmp_path / "a.parquet")
+
+
+def test_of_an_ordinary_table_pyarrow_alone_reads_the_footer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq.write_table(table := pa.table({"sample_id": [f"s{n}" for n in range(90)]}), tmp_path / "a.parquet")
+    monkeypatch.delattr(tables.Table, "_groups")
+    assert tables.read_table(tmp_path / "a.parquet").equals(table)
+
+
 def _zigzag(value: int, length: int = 0) -> bytes:
     value, digits = value << 1, []
     while value or len(digits) < length:

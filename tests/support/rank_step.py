@@ -15,7 +15,8 @@ import torch
 
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_training import checkpoint, distributed, trainer
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import Kind, Run
 
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe_training import Augmentation, InputConfig
 from c2vl_training.augmentation import AugmentationDraws, draw, rotations
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.seeding import generator_of as _generator
 from support.packed import LENGTHS, STICK, T, random_joints, write_packed
 
@@ -167,9 +168,7 @@ def test_frames_between_a_missing_and_a_seen_joint_lack_it(tmp_path):
 def test_sets_that_are_known_to_have_no_gaps_are_not_searched(tmp_path, monkeypatch):
     folder = write_packed(tmp_path / "packed", random_joints(LENGTHS, 2, STICK))
     looked = []
-    monkeypatch.setattr(
-        "c2vl_training.dataset.missing_joints", lambda *_: looked.append(1) or np.zeros((1, 2, 5), bool)
-    )
+    monkeypatch.setattr("c2vl_training.clips.missing_joints", lambda *_: looked.append(1) or np.zeros((1, 2, 5), bool))
     clips_of(folder, InputConfig())
     assert len(looked) == len(LENGTHS)
     text = (folder / "packed.json").read_text()

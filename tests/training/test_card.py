@@ -13,7 +13,8 @@ from huggingface_hub import RepoCard
 from c2vl_manifests.errors import CheckpointError
 from c2vl_pipeline import read_skeleton
 from c2vl_training import card, checkpoint, encode_skeleton, load_encoder
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.training import run
 

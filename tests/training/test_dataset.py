@@ -18,7 +18,8 @@ from c2vl_manifests import manifest
 from c2vl_manifests.errors import ConfigError, DataError, StageError
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
-from c2vl_training.dataset import Clips, PackedDataset, copy_to_device
+from c2vl_training.clips import Clips, copy_to_device
+from c2vl_training.dataset import PackedDataset
 from support.packed import LENGTHS, STICK, T, random_joints, sticks, write_packed
 
 CPU = torch.device("cpu")

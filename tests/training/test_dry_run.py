@@ -9,7 +9,7 @@ import torch
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_training import dry_run
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.trainer import train
 from support.training import method_of, run
 

@@ -12,7 +12,8 @@ import pytest
 
 from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_training import checkpoint, knowledge, trainer
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.run_folder import EXCLUDED, Run
 from c2vl_training.trainer import train
 from support.cli import Cli, pretrain, refused, sets

@@ -18,7 +18,8 @@ import torch
 from c2vl_manifests.errors import CheckpointError, ConfigError, EngineError
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training import checkpoint, export
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support import ROOT
 from support.packed import STICK, moving, sticks

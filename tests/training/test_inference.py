@@ -12,7 +12,8 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError
 from c2vl_manifests.recipe import SkeletonsConfig
 from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, PackedDataset, UnpackedSkeletons
+from c2vl_training.clips import Clips, UnpackedSkeletons
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.inference import clip_of, encode, load_joint_embedding
 from c2vl_training.trainer import train
 from support.packed import STICK, sticks

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from c2vl_training import dry_run, inference, trainer
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.memory import OutOfMemoryError, memory_errors
 from support.cli import refused, sets
 from support.training import BASE, recipe, run

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from c2vl_manifests.targets import TABLE_VII, Hard
 from c2vl_training import checkpoint, objective, pretraining, trainer
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.inference import load_joint_embedding
 from c2vl_training.methods import StepOutput
 from c2vl_training.model import CrossModal

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from c2vl_manifests.errors import ConfigError
 from c2vl_training import distributed, trainer
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.methods import Method
 from c2vl_training.pretraining import Pretraining
 from c2vl_training.run_folder import Run

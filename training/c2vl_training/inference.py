@@ -17,7 +17,7 @@ from c2vl_manifests.errors import CheckpointError, ConfigError, DataError, memor
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe_training import InputConfig, PretrainConfig
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips, UnpackedSkeletons
+from c2vl_training.clips import Clips, UnpackedSkeletons
 from c2vl_training.knowledge import Knowledge
 from c2vl_training.memory import release
 from c2vl_training.model import CrossModal

@@ -29,7 +29,8 @@ from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.recipe_training import TrainingConfig
 from c2vl_training import card, checkpoint, distributed, run_folder, schedule
 from c2vl_training.augmentation import AugmentationDraws, draw
-from c2vl_training.dataset import Clips, Selection
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import Selection
 from c2vl_training.encoders import Encoder, build_encoder
 from c2vl_training.memory import memory_errors
 from c2vl_training.methods import Method, StepOutput, Supervised

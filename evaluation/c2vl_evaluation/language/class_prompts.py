@@ -19,7 +19,7 @@ from c2vl_evaluation import metrics
 from c2vl_evaluation.features import Array
 from c2vl_evaluation.language.shared_space import SharedSpace
 from c2vl_manifests.errors import ConfigError, one_line
-from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_manifests.reading import from_json, from_toml, read_text
 from c2vl_manifests.vectors import read_vectors
 from c2vl_training.dataset import PackedDataset

@@ -23,10 +23,10 @@ from c2vl_evaluation.features import Array, Labels, encoder_for, extract
 from c2vl_evaluation.language import text_encoder
 from c2vl_evaluation.results import Protocol
 from c2vl_manifests.errors import ConfigError, DataError
-from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_manifests.pages import portable
 from c2vl_training import checkpoint
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import JointEmbedding, encode, load_joint_embedding
 

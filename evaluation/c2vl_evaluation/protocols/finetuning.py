@@ -28,7 +28,7 @@ from c2vl_evaluation.results import Protocol, Score
 from c2vl_manifests.errors import C2VLError, CheckpointError
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, run_folder, trainer
-from c2vl_training.dataset import Clips
+from c2vl_training.clips import Clips
 from c2vl_training.distributed import device_of
 from c2vl_training.inference import encode
 from c2vl_training.methods import FineTuning

@@ -20,8 +20,8 @@ from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import one_line
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_manifests.layouts import Layout, load_layout
-from c2vl_manifests.manifest import remembered_sha256
 from c2vl_pipeline.engines import Array, Box, Frame, Image, Options, Person, PoseEstimator, checked_options
 from c2vl_pipeline.engines.tflite import located, refusal
 

@@ -25,7 +25,7 @@ import transformers
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_pipeline.engines import Box, Detector, Frame, Image, grounding
 from c2vl_pipeline.engines.hf_checkpoint import DetectorOptions, Weights
 from c2vl_pipeline.engines.hf_checkpoint import quiet as quiet_transformers

@@ -19,7 +19,7 @@ from huggingface_hub import errors as hub_errors
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_manifests.reading import read_json
 from c2vl_pipeline.engines import setting
 from c2vl_pipeline.engines.requirements import HUB_TIMEOUT, may_be_hub_id, weight_files

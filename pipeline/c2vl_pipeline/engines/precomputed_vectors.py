@@ -13,7 +13,7 @@ import numpy as np
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
-from c2vl_manifests.manifest import remembered_sha256
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_manifests.vectors import Vectors, read_vectors
 from c2vl_pipeline.engines import Array, Encoder, Image, Options, TextVectors, checked_options
 from c2vl_pipeline.engines.heuristic import Classical

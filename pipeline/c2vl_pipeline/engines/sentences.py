@@ -17,8 +17,8 @@ from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_manifests.files import check_regular
-from c2vl_manifests.manifest import remembered_sha256
 from c2vl_pipeline.engines import Array, Encoder, Image, Options, TextVectors, checked_options, setting
 from c2vl_pipeline.engines.heuristic import Classical
 

@@ -17,16 +17,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from c2vl_manifests.file_hashes import changed_at, content_sha256
 from c2vl_manifests.machine import usable_cores
-from c2vl_manifests.manifest import (
-    ShardManifest,
-    StageManifest,
-    changed_at,
-    content_sha256,
-    fingerprint,
-    finished_shard,
-    read_shard_manifest,
-)
+from c2vl_manifests.manifest import ShardManifest, StageManifest, fingerprint, finished_shard, read_shard_manifest
 from c2vl_manifests.reading import read_json
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import SCHEMA_VERSION

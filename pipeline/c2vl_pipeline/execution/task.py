@@ -26,11 +26,11 @@ import pyarrow.parquet as pq
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import DataError, StageError
+from c2vl_manifests.file_hashes import content_sha256
 from c2vl_manifests.manifest import (
     ShardManifest,
     commit_file,
     commit_table,
-    content_sha256,
     digest,
     file_sha256,
     fingerprint,

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.events import Emit, Progress, silent
+from c2vl_manifests.file_hashes import content_sha256
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
     ShardManifest,
     StageManifest,
-    content_sha256,
     digest,
     file_sha256,
     fingerprint,

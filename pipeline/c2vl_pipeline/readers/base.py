@@ -373,6 +373,11 @@ NEARLY = 2
 """Frames by which joints and video of one recording may differ: decoders and estimators lose the first or the last."""
 
 
+def end_within(end: int, held: int) -> int | None:
+    """Return where a range up to `end` ends in a video of `held` frames; None if more than `NEARLY` frames of it are missing."""
+    return min(end, held) if end - held <= NEARLY else None
+
+
 @lru_cache(maxsize=256)
 def _video_frames(path: Path, _changed: int, decode: bool) -> int:
     from c2vl_pipeline.readers.video import Video

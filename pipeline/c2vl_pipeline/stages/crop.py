@@ -21,7 +21,7 @@ from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame
 from c2vl_pipeline.raw.scan import missing_bytes
 from c2vl_pipeline.readers import reader_of
-from c2vl_pipeline.readers.base import Projection
+from c2vl_pipeline.readers.base import Projection, end_within
 from c2vl_pipeline.readers.video import Video, encode_jpeg, limit_side, plan_frames
 from c2vl_pipeline.stages import skeletons
 from c2vl_pipeline.stages.base import Row, ShardContext, Stage, failure, in_batches, row_status, unreadable
@@ -54,6 +54,13 @@ def _past_the_end(row: Row, video: Video, cut: str | None) -> Row:
         return row_status(Status.TRUNCATED_VIDEO, "truncated", text)
     text = f"frame {number} lies between start_frame and end_frame, {ends}; correct them, or the video"
     return row_status(Status.TRUNCATED_VIDEO, "range", text)
+
+
+def _nearly_held(sample: Row, planned: list[int], held: int) -> bool:
+    """Return whether a range loses planned frames only because it ends a frame or two behind its video of `held` frames."""
+    end = sample["end_frame"]
+    lost = end is not None and (sample["start_frame"] or 0) < held <= max(planned, default=0)
+    return lost and end_within(end, held) is not None
 
 
 class _ShardCrops:
@@ -108,7 +115,8 @@ class _ShardCrops:
         """
         wanted: dict[int, list[Row]] = {}
         joints_of: dict[str, Projection] = {}
-        plans = {s["sample_id"]: self._plan(s, video.count() if total is None else total, joints_of) for s in samples}
+        count, counted = video.count() if total is None else total, total is not None
+        plans = {s["sample_id"]: self._plan(s, count, joints_of, counted=counted) for s in samples}
         for sample in samples:
             for slot, number in enumerate(plans[sample["sample_id"]]):
                 facts = {"frame_index": number, "frames_advertised": video.advertised}
@@ -138,6 +146,8 @@ class _ShardCrops:
             video.drain()  # reads on to the end, to compare the count with the advertised one
             if any(video.miscounted(plans[s["sample_id"]]) for s in open_ended):
                 again = open_ended
+        if total is None and wanted:
+            again = [*again, *(s for s in samples if _nearly_held(s, plans[s["sample_id"]], video.drain()))]
         cut = missing_bytes(video.path) if again or wanted else None
         if cut:
             again = []
@@ -150,9 +160,14 @@ class _ShardCrops:
             del self.rows[sample["sample_id"], slot]
         return again
 
-    def _plan(self, sample: Row, count: int, joints_of: dict[str, Projection]) -> list[int]:
-        """Return the frames to read for a sample of a video with `count` frames: none if its rows are given up."""
+    def _plan(self, sample: Row, count: int, joints_of: dict[str, Projection], *, counted: bool) -> list[int]:
+        """Return the frames to read for a sample of a video with `count` frames: none if its rows are given up.
+
+        Only where they were `counted`, and not advertised, a range ends with them.
+        """
         end = count if sample["end_frame"] is None else sample["end_frame"]
+        if counted:
+            end = end_within(end, count) or end
         planned = plan_frames(sample["start_frame"] or 0, end, self.slots)
         error = self._skeleton(sample, joints_of) if planned and self.reads_joints else None
         if not planned or error is not None:

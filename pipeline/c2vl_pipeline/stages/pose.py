@@ -28,7 +28,7 @@ from c2vl_manifests.schema import POSES, Status
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box, Frame, Image, Person, background
 from c2vl_pipeline.raw.scan import missing_bytes
-from c2vl_pipeline.readers.base import NEARLY, Array, Assembled, anchored
+from c2vl_pipeline.readers.base import Array, Assembled, anchored, end_within
 from c2vl_pipeline.readers.tracking import box_of, chosen, track
 from c2vl_pipeline.readers.video import Video
 from c2vl_pipeline.stages.base import Row, ShardContext, Stage, failure, in_batches, row_status, unreadable
@@ -325,7 +325,7 @@ def _shortage(video: Video, sample: Row, span: Span) -> Row | None:
     if short and (cut := missing_bytes(video.path)):
         text = f"the video ends after {video.decoded} of {video.advertised} advertised frames: {cut}; download it again"
         return row_status(Status.TRUNCATED_VIDEO, "truncated", text)
-    if end is not None and video.decoded < end - NEARLY:
+    if end is not None and end_within(end, video.decoded) is None:
         text = (
             f"end_frame {end} is past the end of the video, which has {video.decoded} frames; correct it, or the video"
         )

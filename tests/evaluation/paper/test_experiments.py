@@ -23,7 +23,8 @@ from c2vl_manifests.errors import ConfigError, StageError
 from c2vl_manifests.events import Event, Note, Progress
 from c2vl_manifests.targets import TABLE_VII
 from c2vl_training import checkpoint, trainer
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.methods import Method
 from c2vl_training.pretraining import Pretraining
 from support.packed import COUNT

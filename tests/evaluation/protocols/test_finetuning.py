@@ -19,7 +19,8 @@ from c2vl_manifests.events import Event, Progress
 from c2vl_manifests.layouts import LAYOUTS
 from c2vl_manifests.recipe import FinetuneConfig
 from c2vl_training import checkpoint, encoders, methods
-from c2vl_training.dataset import Clips, PackedDataset
+from c2vl_training.clips import Clips
+from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
 from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks

@@ -126,6 +126,26 @@ def test_a_range_of_a_miscounted_video_is_read_where_it_says_and_one_that_fits_n
     assert rows["d"][0]["error"].startswith("start_frame 50 is past the end of the video, which has 42 frames")
 
 
+@pytest.mark.parametrize("behind", [0, 1, 2, 3])
+def test_a_range_that_ends_a_frame_or_two_behind_its_video_is_planned_within_it(tmp_path: Path, behind: int) -> None:
+    end = FRAMES + behind
+    folder = own(
+        tmp_path / "own", f"short,x.avi,{FRAMES - 4},{end}", f"long,x.avi,0,{end}", "early,x.avi,0,20", "open,x.avi,,"
+    )
+    film(folder / "x.avi")
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in crops_of(folder, tmp_path / "w"):
+        rows.setdefault(row["sample_id"], []).append(row)
+    within = end if behind > 2 else FRAMES
+    assert [r["frame_index"] for r in rows["short"]] == plan_frames(FRAMES - 4, within, 8)
+    assert [r["error_class"] == "range" for r in rows["short"]] == [r["frame_index"] >= FRAMES for r in rows["short"]]
+    assert [r["frame_index"] for r in rows["long"]] == plan_frames(0, end, 8)  # none of its frames is missing
+    assert [r["frame_index"] for r in rows["early"]] == plan_frames(0, 20, 8)
+    assert [r["frame_index"] for r in rows["open"]] == plan_frames(0, FRAMES, 8)
+    everything = [r for name in ("long", "early", "open") for r in rows[name]]
+    assert not {r["status"] for r in everything} & {"truncated_video", "decode_error"}
+
+
 def test_a_video_without_a_frame_cannot_be_decoded(tmp_path: Path) -> None:
     folder = own(tmp_path / "own", "a,x.avi,,")
     film(folder / "x.avi", frames=0)
