@@ -4,6 +4,9 @@ Same 1920 x 1080 MPEG-4 clips, same frames, one decoder thread a process. Both s
 made every shard once, the bare loops have read every clip once, and neither's start is in the time. Both decode each
 clip to its end: the crop stage compares what is there with what the container advertises. Beside the wall time
 stands the ratio of the processor time of all processes concerned, which other work on the machine disturbs less.
+
+Frames per second of processor time follow: of the stage, of the bare loops, and of one `ffmpeg` that decodes the same
+files to nothing on one thread, where it is installed.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import cv2
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.recipe import Recipe
@@ -31,7 +36,7 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import crop, index
 from c2vl_pipeline.synthetic import dataset
-from timing import report
+from timing import processor_time, report
 
 PROCESSES = 2
 
@@ -130,8 +135,18 @@ def seconds(function: Callable[[], object]) -> tuple[float, float]:
     return wall, sum(spent - before.get(pid, 0.0) for pid, spent in after.items())
 
 
+def decode_to_nothing(ffmpeg: str, videos: Sequence[Path], listing: Path) -> float:
+    """Return the processor time in which one `ffmpeg` decodes all videos, one after another."""
+    listing.write_text("".join(f"file '{video}'\n" for video in videos))
+    before = processor_time()
+    source = ["-threads", "1", "-f", "concat", "-safe", "0", "-i", str(listing)]
+    subprocess.run([ffmpeg, "-nostdin", "-v", "error", *source, "-an", "-vsync", "0", "-f", "null", "-"], check=True)
+    return processor_time() - before
+
+
 def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
-    """Time the stage and the bare loops in turn and print medians and the ratio of each pair."""
+    """Time the stage and the bare loops in turn; print medians, the ratio of each pair, and frames per second and core."""
+    ffmpeg = shutil.which("ffmpeg")
     built, _ = index.build(load_dataset("ntu60"), raw, work, recipe.pipeline, recipe=recipe.name, only_present=True)
     videos = [raw / name for name in built.table.column("video").to_pylist()]
     usual = BareLoops(videos, recipe.pipeline.frames)
@@ -143,20 +158,39 @@ def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
         def clear() -> None:
             shutil.rmtree(work / "crops", ignore_errors=True)
 
-        times = []
+        times, plain = [], []
         for pair in range(pairs + 1):
             clear()
             times.append((seconds(ours), seconds(usual)))
+            if ffmpeg:
+                plain.append(decode_to_nothing(ffmpeg, videos, work / "videos.txt"))
             if pair == 0:
-                times.clear()  # that one warmed both
+                times.clear()  # that one warmed all
+                plain.clear()
+        frames = _frames_decoded(work)
     usual.close()
+    sides = {"stage": [own[1] for own, _ in times], "bare loops": [theirs[1] for _, theirs in times], "ffmpeg": plain}
+    speeds: dict[str, Any] = {
+        f"{name}: frames a second and core": frames / statistics.median(spent) for name, spent in sides.items() if spent
+    }
     report(
         f"crop stage, {len(videos)} clips of 1920 x 1080, crops up to {recipe.pipeline.crop.max_side} pixels, "
         f"{PROCESSES} workers",
         *([pair[side][0] for pair in times] for side in (0, 1)),
         baseline=f"{PROCESSES} bare loops",
         ratio_of_processor_time=statistics.median(theirs[1] / own[1] for own, theirs in times),
+        **speeds,
     )
+    if not ffmpeg:
+        print("  no ffmpeg is installed: its frames a second are not measured")
+
+
+def _frames_decoded(work: Path) -> int:
+    """Return how many frames the videos of a stage's shards have."""
+    table = pa.concat_tables(
+        pq.read_table(shard, columns=["sample_id", "frames_decoded"]) for shard in (work / "crops").glob("*.parquet")
+    )
+    return sum(dict(zip(*(column.to_pylist() for column in table.columns), strict=True)).values())
 
 
 def main() -> None:

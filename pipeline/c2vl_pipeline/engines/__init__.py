@@ -92,7 +92,7 @@ class Backend:
     reads: frozenset[str] = frozenset({"pixels"})
     """Its inputs: `pixels` of frames or crops, `joints`.
 
-    A detector that reads no pixels gets frames with colours in any order. A captioner that reads nothing answers by
+    A detector that reads no pixels is asked before a video is decoded, with images of which only the shape is true. A captioner that reads nothing answers by
     sample and slot, for every planned frame, with or without a crop.
     """
     derived_from: str | None = None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import csv
 
 from c2vl_manifests.errors import DataError
 from c2vl_manifests.reading import MOST_FILE, TooLargeError, read_bytes
@@ -81,11 +84,40 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
         DataError: `file:line: reason`, for the first wrong line.
         OSError: the file cannot be opened.
     """
-    lines = _Lines(path, _content(path))
-    frames: dict[bytes, list[int]] = {}
-    values: dict[bytes, list[Array]] = {}
-    total = lines.count("the number of frames", MOST_FRAMES)
+    data = _content(path)
+    order: list[tuple[int, bytes]] = []
+    values: Array | list[Array] | None = None
+    try:
+        lines = _Lines(path, data)
+        total = lines.count("the number of frames", MOST_FRAMES)
+        found = list(_bodies(lines, total))
+        order = [(frame, body) for frame, body, _ in found]
+        values = _all_at_once([line for _, _, joints in found for line in joints], pixels)
+    except DataError:
+        pass  # a number before the line that is wrong may be wrong too
+    if values is None:
+        lines = _Lines(path, data)
+        total = lines.count("the number of frames", MOST_FRAMES)
+        order, values = [], []
+        for frame, body, joints in _bodies(lines, total):
+            values.append(lines.numbers(joints, pixels))
+            order.append((frame, body))
+    places: dict[bytes, list[int]] = {}
+    for place, (_, body) in enumerate(order):
+        places.setdefault(body, []).append(place)
+    tracks = {}
+    for body, mine in places.items():
+        track = np.stack([values[place] for place in mine])
+        xyz, pixel = (np.ascontiguousarray(part) for part in (track[:, :, :3], track[:, :, 3:]))
+        frames = np.array([order[place][0] for place in mine], np.int32)
+        tracks[body.decode()] = BodyTrack(frames, xyz, pixel if pixels else None)
+    return NtuFile(total, tracks)
+
+
+def _bodies(lines: _Lines, total: int) -> Iterator[tuple[int, bytes, list[bytes]]]:
+    """Yield frame, body id and joint lines of every body; DataError for a wrong line among the others."""
     for frame in range(total):
+        seen = set[bytes]()
         for _ in range(lines.count("the number of bodies", MOST_BODIES)):
             fields = lines.next("a body line").split()
             if len(fields) != 10:
@@ -93,18 +125,11 @@ def read_ntu(path: Path, *, pixels: bool = True) -> NtuFile:
             body, place = fields[0], lines.number
             if lines.count("the number of joints", 25) != 25:
                 raise lines.wrong("expected 25 joints")
-            joints = lines.joints(pixels)
-            if frames.setdefault(body, [])[-1:] == [frame]:
+            yield frame, body, lines.joints()
+            if body in seen:
                 lines.number = place
                 raise lines.wrong(f"body {body.decode()[:40]!r} appears twice in frame {frame + 1}")
-            frames[body].append(frame)
-            values.setdefault(body, []).append(joints)
-    tracks = {}
-    for body, mine in frames.items():
-        track = np.stack(values.pop(body))
-        xyz, pixel = (np.ascontiguousarray(part) for part in (track[:, :, :3], track[:, :, 3:]))
-        tracks[body.decode()] = BodyTrack(np.array(mine, np.int32), xyz, pixel if pixels else None)
-    return NtuFile(total, tracks)
+            seen.add(body)
 
 
 def _content(path: Path) -> bytes:
@@ -147,20 +172,52 @@ class _Lines:
             raise self.wrong(f"{name} is {text.decode()[:40]!r}; expected a whole number up to {most}")
         return int(text)
 
-    def joints(self, pixels: bool) -> Array:
-        """Return x, y, z and, if asked for, colour x, y of the next 25 lines: (25, 3 or 5)."""
-        place, begin = self.number, self._file.tell()
+    def joints(self) -> list[bytes]:
+        """Return the next 25 lines, or those that are left."""
         lines = list(islice(self._file, 25))
         self.number += 25
-        if (values := _numbers(lines, pixels)) is not None and len(lines) == 25:
+        return lines
+
+    def numbers(self, joints: list[bytes], pixels: bool) -> Array:
+        """Return x, y, z and, if asked for, colour x, y of the lines that `joints` just gave: (25, 3 or 5)."""
+        if (values := _numbers(joints, pixels)) is not None and len(joints) == 25:
             return values
-        self.number = place
-        self._file.seek(begin)
+        self.number -= 25
+        self._file.seek(-sum(map(len, joints)), io.SEEK_CUR)
         while True:  # until the line that is wrong
             line = self.next("a joint line")
             if _numbers([line], pixels) is None:
                 text = b" ".join(line.split()).decode()[:60]
                 raise self.wrong(f"joint line is {text!r}; expected 12 numbers, the first three finite")
+
+
+_COLUMNS = {str(column): pa.float64() for column in range(12)}
+_PLAIN = b"0123456789+-.eEinfatyINFATY \r\n"
+
+
+def _all_at_once(lines: list[bytes], pixels: bool) -> Array | None:
+    """Return what `_numbers` gives for the joint lines of a whole file, (bodies, 25, 3 or 5), in a sixth of the time.
+
+    None where a line is wrong, or in another form than the dataset's, like tabs.
+    """
+    text = b"".join(lines)
+    if not lines or text.translate(None, _PLAIN):
+        return None
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(text),
+            csv.ReadOptions(use_threads=False, column_names=list(_COLUMNS)),
+            csv.ParseOptions(delimiter=" ", quote_char=False, ignore_empty_lines=False),
+            csv.ConvertOptions(column_types=_COLUMNS, null_values=[], check_utf8=False),
+        )
+    except pa.ArrowInvalid:
+        return None
+    with np.errstate(over="ignore"):  # beyond float32 is infinite
+        columns = [table.column(column).to_numpy() for column in ((0, 1, 2, 5, 6) if pixels else (0, 1, 2))]
+        values = np.stack(columns, axis=-1).astype(np.float32)
+    if len(values) != len(lines) or len(values) % 25 or not np.isfinite(values[:, :3]).all():
+        return None
+    return values.reshape(-1, 25, values.shape[1])
 
 
 def _numbers(lines: list[bytes], pixels: bool) -> Array | None:

@@ -129,6 +129,7 @@ class Video:
         if width * height > _MOST_PIXELS:
             self._capture.release()
             raise DataError(f"{path}: frames of {width} x {height} pixels; expected up to {_MOST_PIXELS:,} pixels")
+        self.shape = height, width
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.advertised = int(count) if 0 < count <= _MOST_FRAMES else 0
         fps = float(self._capture.get(cv2.CAP_PROP_FPS))

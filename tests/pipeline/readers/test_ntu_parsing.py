@@ -111,6 +111,67 @@ def test_pixels_are_read_only_where_they_are_asked_for(tmp_path: Path) -> None:
     assert without.tracks["a"].joints.flags.c_contiguous
 
 
+# ------------------------------------------------------------------------------- all numbers of a file at once
+
+
+def outcome(data: bytes, pixels: bool = True) -> object:
+    """Return all that is read of some bytes, bit by bit, or the text of the error."""
+    with patch.object(ntu, "read_bytes", lambda path, most: data):
+        try:
+            file = read_ntu(Path("made.skeleton"), pixels=pixels)
+        except C2VLError as error:
+            return str(error)
+    return file.frames, {
+        body: [part if part is None else part.tobytes() for part in (track.frames, track.joints, track.pixels)]
+        for body, track in file.tracks.items()
+    }
+
+
+def outcome_line_by_line(data: bytes, pixels: bool = True) -> object:
+    with patch.object(ntu, "_all_at_once", lambda lines, pixels: None):
+        return outcome(data, pixels)
+
+
+def test_the_form_of_the_dataset_is_read_at_once(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    tokens = [f"{value:.7g}" for value in rng.normal(size=4000) * 10.0 ** rng.integers(-30, 31, 4000)]
+    tokens += ["-1.5", "1e-7", "-0", "inf", "-inf", "nan", "1e39"]
+    path = numbers_file(tmp_path / "made.skeleton", tokens)
+    line_by_line = outcome_line_by_line(path.read_bytes())
+    with patch.object(ntu, "_numbers", side_effect=AssertionError("read line by line")):
+        assert_read_as_python_does(path, tokens)
+        assert outcome(path.read_bytes()) == line_by_line
+        assert isinstance(outcome(path.read_bytes().replace(b"\n", b"\r\n")), tuple)
+
+
+GOOD = "1 2 3 4 5 6 7 8 9 10 11 2"
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["1 2 3  5 6 7 8 9 10 11 2"],  # eleven numbers between eleven spaces
+        [f"{GOOD} 3", "1 2 3 4 5 6 7 8 9 10 11"],  # as many numbers as in two good lines
+        [f"{GOOD}\r{GOOD}", ""],
+        [f" {GOOD}", f"{GOOD} ", GOOD.replace(" ", "\t", 1), GOOD.replace(" ", "  ", 1), f"{GOOD}\r"],
+        [GOOD.replace("4", "inf nan", 1).replace(" 2", "", 1)],
+        [GOOD.replace("4", "1_0"), GOOD.replace("7", "+7"), GOOD.replace("5", "E")],
+        [GOOD.replace("3", "1e39", 1)],
+        ['"1" 2 3 4 5 6 7 8 9 10 11 2'],
+        [""],
+    ],
+)
+def test_lines_in_other_forms_are_read_or_refused_as_line_by_line(lines: list[str]) -> None:
+    text = "\n".join(["1", "1", "a 0 1 1 1 1 0 0 0 2", "25", *lines, *[GOOD] * (25 - len(lines)), ""])
+    assert outcome(text.encode()) == outcome_line_by_line(text.encode())
+
+
+def test_the_first_wrong_line_is_named_where_a_later_one_has_another_form() -> None:
+    head = ["2", "1", "a 0 1 1 1 1 0 0 0 2", "25", *[GOOD] * 24, "1 2 x 4 5 6 7 8 9 10 11 2"]
+    text = "\n".join([*head, "1", "no body line"])
+    assert str(outcome(text.encode())).startswith("made.skeleton:29: joint line is '1 2 x")
+
+
 # --------------------------------------------------------------------------------------- any input at all
 
 
@@ -119,6 +180,7 @@ SMALL = "\n".join(["2", "1", "7 0 1 1 1 1 0 0 0 2", "25", *["0.1 2e-3 -3 4 5 6.5
 
 def value_or_error(data: bytes, pixels: bool) -> None:
     """Assert that any bytes give bodies that make sense, or one line that names file and line."""
+    assert outcome(data, pixels) == outcome_line_by_line(data, pixels)
     try:
         with patch.object(ntu, "read_bytes", lambda path, most: data):
             file = read_ntu(Path("made.skeleton"), pixels=pixels)

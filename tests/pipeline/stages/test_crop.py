@@ -19,7 +19,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
 from c2vl_pipeline.engines import Box
 from c2vl_pipeline.execution import runner
-from c2vl_pipeline.readers.video import decode_jpeg, plan_frames
+from c2vl_pipeline.readers.video import Video, decode_jpeg, plan_frames
 from c2vl_pipeline.stages import crop, index
 from support.video import FRAMES, cut, edited, faststart, film, matroska, turned
 
@@ -226,6 +226,17 @@ def test_an_engine_that_looks_at_no_pixels_gets_the_same_crops_stored(
     both = replace(entry, reads=frozenset({"joints", "pixels"}))
     monkeypatch.setitem(engines.BACKENDS, ("detector", "skeleton"), both)
     assert digests(tmp_path / "converted") == lent
+
+    class Mislabelled(Video):
+        """A video whose container states another size than its frames have."""
+
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.shape = 1, 1
+
+    monkeypatch.setitem(engines.BACKENDS, ("detector", "skeleton"), entry)
+    monkeypatch.setattr(crop, "Video", Mislabelled)
+    assert digests(tmp_path / "mislabelled") == lent
 
 
 def posed(folder: Path, name: str, height: int = 48) -> None:
