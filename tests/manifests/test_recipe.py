@@ -167,6 +167,12 @@ def test_what_a_recipe_does_not_use_is_not_in_it() -> None:
     assert Recipe.model_validate_json(load_recipe("video-only").model_dump_json()) == load_recipe("video-only")
 
 
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_paper_alone_looks_for_the_best_epoch(name: str) -> None:
+    e = load_recipe(name).evaluation
+    assert {tune.every_epoch for tune in (e.finetune, e.semi.tune, e.transfer.tune)} == {name == "paper"}
+
+
 @pytest.mark.parametrize(
     ("place", "part"),
     [
