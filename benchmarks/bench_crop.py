@@ -10,18 +10,15 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
 import cv2
 import numpy as np
-import psutil
 
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.recipe import Recipe
@@ -31,7 +28,7 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import crop, index
 from c2vl_pipeline.synthetic import dataset
-from timing import report
+from timing import measured, report_spent
 
 PROCESSES = 2
 
@@ -115,21 +112,6 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
     return pipe
 
 
-def _processor_time() -> dict[int, float]:
-    """Seconds that this process and its children have computed."""
-    own = psutil.Process()
-    times = {process.pid: process.cpu_times() for process in (own, *own.children(recursive=True))}
-    return {pid: t.user + t.system for pid, t in times.items()}
-
-
-def seconds(function: Callable[[], object]) -> tuple[float, float]:
-    """Wall time and processor time of a call."""
-    before, started = _processor_time(), time.perf_counter()
-    function()
-    wall, after = time.perf_counter() - started, _processor_time()
-    return wall, sum(spent - before.get(pid, 0.0) for pid, spent in after.items())
-
-
 def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
     """Time the stage and the bare loops in turn and print medians and the ratio of each pair."""
     built, _ = index.build(load_dataset("ntu60"), raw, work, recipe.pipeline, recipe=recipe.name, only_present=True)
@@ -146,16 +128,15 @@ def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
         times = []
         for pair in range(pairs + 1):
             clear()
-            times.append((seconds(ours), seconds(usual)))
+            times.append((measured(ours), measured(usual)))
             if pair == 0:
                 times.clear()  # that one warmed both
     usual.close()
-    report(
+    report_spent(
         f"crop stage, {len(videos)} clips of 1920 x 1080, crops up to {recipe.pipeline.crop.max_side} pixels, "
         f"{PROCESSES} workers",
-        *([pair[side][0] for pair in times] for side in (0, 1)),
+        *zip(*times, strict=True),
         baseline=f"{PROCESSES} bare loops",
-        ratio_of_processor_time=statistics.median(theirs[1] / own[1] for own, theirs in times),
     )
 
 
