@@ -17,14 +17,12 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import cv2
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -36,7 +34,7 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import crop, index
 from c2vl_pipeline.synthetic import dataset
-from timing import processor_time, report
+from timing import measured, report_spent
 
 PROCESSES = 2
 
@@ -120,28 +118,11 @@ def _pipe(pipe: IO[str] | None) -> IO[str]:
     return pipe
 
 
-def _processor_time() -> dict[int, float]:
-    """Seconds that this process and its children have computed."""
-    own = psutil.Process()
-    times = {process.pid: process.cpu_times() for process in (own, *own.children(recursive=True))}
-    return {pid: t.user + t.system for pid, t in times.items()}
-
-
-def seconds(function: Callable[[], object]) -> tuple[float, float]:
-    """Wall time and processor time of a call."""
-    before, started = _processor_time(), time.perf_counter()
-    function()
-    wall, after = time.perf_counter() - started, _processor_time()
-    return wall, sum(spent - before.get(pid, 0.0) for pid, spent in after.items())
-
-
-def decode_to_nothing(ffmpeg: str, videos: Sequence[Path], listing: Path) -> float:
-    """Return the processor time in which one `ffmpeg` decodes all videos, one after another."""
+def decode_to_nothing(ffmpeg: str, videos: Sequence[Path], listing: Path) -> None:
+    """Have one `ffmpeg` decode all videos, one after another."""
     listing.write_text("".join(f"file '{video}'\n" for video in videos))
-    before = processor_time()
     source = ["-threads", "1", "-f", "concat", "-safe", "0", "-i", str(listing)]
     subprocess.run([ffmpeg, "-nostdin", "-v", "error", *source, "-an", "-vsync", "0", "-f", "null", "-"], check=True)
-    return processor_time() - before
 
 
 def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
@@ -161,24 +142,25 @@ def measure(raw: Path, work: Path, recipe: Recipe, pairs: int) -> None:
         times, plain = [], []
         for pair in range(pairs + 1):
             clear()
-            times.append((seconds(ours), seconds(usual)))
+            times.append((measured(ours), measured(usual)))
             if ffmpeg:
-                plain.append(decode_to_nothing(ffmpeg, videos, work / "videos.txt"))
+                plain.append(measured(lambda: decode_to_nothing(ffmpeg, videos, work / "videos.txt")))
             if pair == 0:
                 times.clear()  # that one warmed all
                 plain.clear()
         frames = _frames_decoded(work)
     usual.close()
-    sides = {"stage": [own[1] for own, _ in times], "bare loops": [theirs[1] for _, theirs in times], "ffmpeg": plain}
+    sides = {"stage": [own for own, _ in times], "bare loops": [theirs for _, theirs in times], "ffmpeg": plain}
     speeds: dict[str, Any] = {
-        f"{name}: frames a second and core": frames / statistics.median(spent) for name, spent in sides.items() if spent
+        f"{name}: frames a second and core": frames / statistics.median(one.processor for one in spent)
+        for name, spent in sides.items()
+        if spent
     }
-    report(
+    report_spent(
         f"crop stage, {len(videos)} clips of 1920 x 1080, crops up to {recipe.pipeline.crop.max_side} pixels, "
         f"{PROCESSES} workers",
-        *([pair[side][0] for pair in times] for side in (0, 1)),
+        *zip(*times, strict=True),
         baseline=f"{PROCESSES} bare loops",
-        ratio_of_processor_time=statistics.median(theirs[1] / own[1] for own, theirs in times),
         **speeds,
     )
     if not ffmpeg:

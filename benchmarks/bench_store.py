@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.clips import Clips
 from c2vl_training.dataset import PackedDataset
-from timing import report
+from timing import measured, report_spent
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
 
@@ -80,13 +80,11 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def opened(folder: Path) -> tuple[Clips, float]:
-    """Open the folder and choose the training split; returns the seconds too."""
-    started = time.perf_counter()
+def opened(folder: Path) -> Clips:
+    """Open the folder and choose the training split."""
     packed = PackedDataset(folder)
     rows = packed.select("xsub", "train", ("vision", "language")).rows
-    clips = Clips(packed, rows, InputConfig(), torch.device("cpu"))
-    return clips, time.perf_counter() - started
+    return Clips(packed, rows, InputConfig(), torch.device("cpu"))
 
 
 def main() -> None:
@@ -99,18 +97,16 @@ def main() -> None:
         writer.join()
         size = (folder / "joints.npy").stat().st_size / 2**20
         before = peak()
-        seconds = [opened(folder)[1] for _ in range(5)]
-        clips, _ = opened(folder)
-        report(f"opening {CLIPS:,} clips ({size:,.0f} MB)", seconds, megabytes_more=peak() - before)
+        spent = [measured(partial(opened, folder)) for _ in range(5)]
+        clips = opened(folder)
+        report_spent(f"opening {CLIPS:,} clips ({size:,.0f} MB)", spent, megabytes_more=peak() - before)
         generator = torch.Generator().manual_seed(0)
-        times: list[float] = []
+        times = []
         for _ in range(BATCHES):
             rows = torch.randperm(len(clips), generator=generator)[:BATCH]
             draws = draw(BATCH, clips.config, generator)
-            started = time.perf_counter()
-            clips.train(rows, draws)
-            times.append(time.perf_counter() - started)
-        report(f"a random batch of {BATCH}, read and augmented, warm", times[BATCHES // 2 :])
+            times.append(measured(partial(clips.train, rows, draws)))
+        report_spent(f"a random batch of {BATCH}, read and augmented, warm", times[BATCHES // 2 :])
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python benchmarks/compare.py OLD.json NEW.json [--slower 15]
 
 Absolute times are not compared: machines differ and are busy. A row counts as slower if its median ratio fell by more
-than `--slower` per cent. Exit code 0: nothing became slower, 1: something did, 2: the files cannot be compared.
+than `--slower` per cent: the ratio of processor time where both files have it, else that of wall time. Exit code 0: nothing became slower, 1: something did, 2: the files cannot be compared.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from timing import described
 Key = tuple[str, str, str]
 """Script, name of the row, name of its baseline."""
 Rows = dict[Key, Mapping[str, Any]]
+_PROCESSOR = "ratio_of_processor_time"
 _ALIKE = ("processor", "cores", "gpu", "torch")
 
 
@@ -43,6 +44,7 @@ def read(path: Path) -> tuple[Mapping[str, Any], Rows]:
             continue
         script, name, baseline = (row.get(key) for key in ("script", "name", "baseline"))
         figures: list[Any] = [row.get(key) for key in ("ratio", "low", "high", "pairs")]
+        figures += [row[_PROCESSOR]] if _PROCESSOR in row else []
         if not (isinstance(script, str) and isinstance(name, str) and isinstance(baseline, str)):
             raise DataError(f"{path}: row {number} names no script, figure and baseline; {again}")
         if (script, name, baseline) in kept:
@@ -53,11 +55,14 @@ def read(path: Path) -> tuple[Mapping[str, Any], Rows]:
     return machine, kept
 
 
-def slower(old: Rows, new: Rows, percent: float) -> list[Key]:
-    """Return the rows whose ratio fell by more than `percent`: ours became slower than the same baseline."""
-    return [
-        name for name, row in new.items() if name in old and row["ratio"] * (1 + percent / 100) < old[name]["ratio"]
-    ]
+def slower(old: Rows, new: Rows, percent: float) -> dict[Key, str]:
+    """Return the rows whose ratio fell by more than `percent`, and which: ours became slower than the same baseline."""
+    by = {
+        name: _PROCESSOR if _PROCESSOR in row and _PROCESSOR in old[name] else "ratio"
+        for name, row in new.items()
+        if name in old
+    }
+    return {name: which for name, which in by.items() if new[name][which] * (1 + percent / 100) < old[name][which]}
 
 
 def compared(before: Path, after: Path, percent: float) -> tuple[list[str], bool]:
@@ -80,11 +85,10 @@ def compared(before: Path, after: Path, percent: float) -> tuple[list[str], bool
         for script, name, baseline in old.keys() - new.keys()
     ]
     worse = slower(old, new, percent)
-    for name in worse:
-        more = 100 * (old[name]["ratio"] / new[name]["ratio"] - 1)
-        lines.append(
-            f"slower: {name[1]} ({name[0]}): {more:.0f} %; was {described(old[name])}, is {described(new[name])}"
-        )
+    for name, by in worse.items():
+        more = 100 * (old[name][by] / new[name][by] - 1)
+        was, here_ = (described(rows[name], by) for rows in (old, new))
+        lines.append(f"slower: {name[1]} ({name[0]}): {more:.0f} %; was {was}, is {here_}")
     lines.append(f"{len(worse)} of {len(common)} rows became more than {percent:g} % slower beside their baselines")
     return lines, not worse
 

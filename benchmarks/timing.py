@@ -16,10 +16,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import psutil
 
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.reading import read_json
@@ -29,7 +32,7 @@ FILE = "C2VL_BENCH"
 
 
 class Spent(NamedTuple):
-    """What a call took, in seconds, child processes that ended included; other programs disturb the processor's time less."""
+    """What a call took, in seconds, the processor's time of child processes included; other programs disturb that less."""
 
     wall: float
     processor: float
@@ -45,17 +48,29 @@ def in_turn(
         if turn > 1 and time.perf_counter() - began > budget:
             break
         for name, function in functions.items():
-            started, used = time.perf_counter(), processor_time()
-            function()
+            one = measured(function)
             if turn:  # the first one warms up
-                spent[name].append(Spent(time.perf_counter() - started, processor_time() - used))
+                spent[name].append(one)
     return spent
 
 
-def processor_time() -> float:
-    """Return the seconds that this process and its ended children have computed."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
+def measured(function: Callable[[], object]) -> Spent:
+    """Call a function and return what that took."""
+    children, own, started = _time_of_children(), time.process_time(), time.perf_counter()
+    function()
+    wall, used = time.perf_counter() - started, time.process_time() - own
+    return Spent(wall, used + _time_of_children() - children)
+
+
+def _time_of_children() -> float:
+    """Return the seconds that the child processes, ended and living, have computed."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = ended.ru_utime + ended.ru_stime
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            times = child.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
 
 
 def compare(name: str, ours: Callable[[], object], usual: Callable[[], object], pairs: int = 5, **facts: Any) -> None:
@@ -64,11 +79,14 @@ def compare(name: str, ours: Callable[[], object], usual: Callable[[], object], 
     report_spent(name, spent["ours"], spent["usual"], **facts)
 
 
-def report_spent(name: str, ours: Sequence[Spent], usual: Sequence[Spent], **facts: Any) -> None:
-    """Report wall times (see `report`), with the ratio of processor times as a further fact."""
-    used = statistics.median(b.processor / a.processor for a, b in zip(ours, usual, strict=True))
-    walls = ([one.wall for one in side] for side in (ours, usual))
-    report(name, *walls, **facts, ratio_of_processor_time=used)
+def report_spent(name: str, ours: Sequence[Spent], usual: Sequence[Spent] | None = None, **facts: Any) -> None:
+    """Report wall times (see `report`), with the processor's time, and the ratio of it, as further facts."""
+    facts["processor_seconds"] = statistics.median(one.processor for one in ours)
+    walls = [[one.wall for one in side] for side in (ours, usual) if side is not None]
+    if usual is not None:
+        pairs = zip(ours, usual, strict=True)
+        facts["ratio_of_processor_time"] = statistics.median(b.processor / a.processor for a, b in pairs)
+    report(name, *walls, **facts)
 
 
 def report(
@@ -108,8 +126,10 @@ def report(
     return row
 
 
-def described(row: Mapping[str, Any]) -> str:
-    """Return the ratio of a row with its range."""
+def described(row: Mapping[str, Any], by: str = "ratio") -> str:
+    """Return the ratio of a row, of wall time with its range."""
+    if by != "ratio":
+        return f"{by.replace('_', ' ')} {row[by]:.2f} ({row['pairs']} pairs)"
     return f"ratio {row['ratio']:.2f} ({row['low']:.2f} to {row['high']:.2f}, {row['pairs']} pairs)"
 
 

@@ -139,19 +139,22 @@ class Cell:
     draw: int = 0
     target: str = ""
     """`Target.id` of the data that an encoder is transferred to."""
+    oracle: bool | None = None
+    """True: a stored result without its best epoch is computed again; False: the best epoch is left out, also of a stored
+    one; None: as the protocol has it."""
 
     def cached(self) -> Result | None:
         """Return the stored result without reading its predictions; None if it has to be computed."""
         if self.key is None:
             return self.compute().result
-        found = _read(self.key, Result)
+        found = self._stored(self.key)
         return None if found is None else self._named(found[0])
 
     def run(self) -> ResultWithPredictions:
         """Return the stored result, or compute and store it."""
         if self.key is None:
             return self.compute()
-        if (found := _read(self.key, Result)) is not None:
+        if (found := self._stored(self.key)) is not None:
             try:
                 predictions = None if found[1] is None else load(found[1])
                 return ResultWithPredictions(self._named(found[0]), predictions)
@@ -165,6 +168,11 @@ class Cell:
         result = self._named(made.result).model_copy(update={"key": self.key.text})
         return ResultWithPredictions(_commit(self.key, result, table, time.monotonic() - started), made.predictions)
 
+    def _stored(self, key: CacheKey) -> tuple[Result, Path | None] | None:
+        """Read the stored result; None also where it lacks the best epoch that is asked for."""
+        found = _read(key, Result)
+        return None if found is not None and self.oracle and found[0].best is None else found
+
     def _batch(self, key: CacheKey) -> tuple[str, int]:
         """Return the setting of the protocol's batch size, and its value; empty where it has none."""
         section = "evaluation.linear" if self.setting.endswith("frozen") else _BATCHES.get(self.protocol, "")
@@ -172,8 +180,9 @@ class Cell:
         return (f"{section}.batch_size", batch) if section and isinstance(batch, int) else ("", 1)
 
     def _named(self, result: Result) -> Result:
-        """Name a result as its cell: the folder of a transfer's target may have had another name."""
-        return result.model_copy(update={"setting": self.setting, "draw": self.draw, "target": self.target})
+        """Return a result as its cell shows it: the folder of a transfer's target may have had another name."""
+        unasked = {"best": None, "best_epoch": None} if self.oracle is False else {}
+        return result.model_copy(update={"setting": self.setting, "draw": self.draw, "target": self.target, **unasked})
 
 
 class _Stored(BaseModel):

@@ -79,7 +79,8 @@ class EvalContext:
 
     def key(self, protocol: Protocol, config: BaseModel, **more: Any) -> CacheKey:
         """Return the key of a protocol under a configuration (and what else determines the result)."""
-        settings = config.model_dump(mode="json") | more
+        # it adds the best epoch to a result and changes nothing in it: see `Cell.oracle`
+        settings = config.model_dump(mode="json", exclude={"every_epoch"}) | more
         return CacheKey(self.run, self.packed, self.benchmark, protocol, settings, self.seed)
 
     def features(self) -> tuple[Features, Features, int]:

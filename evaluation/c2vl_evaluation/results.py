@@ -55,7 +55,7 @@ class Result(_Value):
     last: Score | None = None
     """At the last epoch; None where `why` gives the reason."""
     best: Score | None = None
-    """At the epoch that is best on the test split: an oracle, shown because peers report it."""
+    """At the epoch that is best on the test split: an oracle, shown because peers report it; None where none was sought."""
     best_epoch: int | None = None
     """Counted from 1."""
     epochs: int = 0
@@ -259,7 +259,7 @@ class Summary:
     top5: str
     balanced: str
     best: str
-    """Empty where the protocol has no epochs."""
+    """Empty where no best epoch was sought."""
     train: tuple[int, ...]
     """Numbers of labelled training samples."""
 

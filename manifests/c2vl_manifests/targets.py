@@ -6,10 +6,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict, field_validator, model_serializer
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 MOST_NUMBER = (1 << 31) - 1
 """Of whole numbers, which libraries count in 32 bits."""
@@ -33,11 +42,33 @@ class Settings(BaseModel):
 
     _numbers = field_validator("*")(_countable)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, given: Any) -> Any:
+        """Lay a table that is a part over the default of its own field, which may be another than that of its class."""
+        return _over({name: field.default for name, field in cls.model_fields.items()}, given, cls)
+
     @model_serializer(mode="wrap")
     def _without_later_defaults(self, dump: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
         fields = type(self).model_fields
         unused = {name for name in self.LATER if getattr(self, name) == fields[name].default}
         return {name: value for name, value in dump(self).items() if name not in unused}
+
+
+def _over(defaults: Mapping[str, Any], given: Any, form: type[BaseModel]) -> Any:
+    """Return the settings of a form that are given, each table over its default unless it may be of another form."""
+    if not isinstance(given, Mapping):
+        return given
+    laid = dict(given)
+    for name, value in given.items():
+        default = defaults.get(name)
+        if (
+            isinstance(default, Settings)
+            and isinstance(value, Mapping)
+            and form.model_fields[name].annotation is type(default)
+        ):
+            laid[name] = dict(default) | _over(dict(default), value, type(default))
+    return laid
 
 
 Listed = Strict(strict=False)

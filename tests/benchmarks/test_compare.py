@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -35,6 +38,45 @@ def test_a_row_is_slower_by_the_ratio_to_its_baseline_and_not_by_its_time(tmp_pa
     assert compared(new, new, 0)[1]
 
 
+def test_processor_time_is_compared_where_both_runs_have_it(tmp_path):
+    of = "ratio_of_processor_time"
+    old = run(tmp_path / "old.json", row("a", 2.0, **{of: 2.0}), row("b", 2.0, **{of: 2.0}), row("c", 2.0))
+    new = run(tmp_path / "new.json", row("a", 1.0, **{of: 2.0}), row("b", 2.0, **{of: 1.0}), row("c", 1.0, **{of: 2.0}))
+    lines, _ = compared(old, new, 15)
+    assert lines[:-1] == [
+        "slower: b (bench_x.py): 100 %; was ratio of processor time 2.00 (5 pairs), is ratio of processor time 1.00 (5 pairs)",
+        "slower: c (bench_x.py): 100 %; was ratio 2.00 (2.00 to 2.00, 5 pairs), is ratio 1.00 (1.00 to 1.00, 5 pairs)",
+    ]
+
+
+CHILD = """
+import time
+print(flush=True)
+while input() != "end":
+    began = time.process_time()
+    while time.process_time() < began + 0.3:
+        pass
+    print(flush=True)
+"""
+
+
+def test_processor_time_is_that_of_child_processes_too_and_not_that_of_waiting():
+    with subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as living:
+
+        def ask() -> None:
+            living.stdin.write("compute\n")
+            living.stdout.readline()
+
+        living.stdout.readline()
+        busy, waiting = timing.measured(ask), timing.measured(lambda: time.sleep(0.5))
+        living.stdin.write("end\n")
+    assert waiting.processor < 0.15
+    assert busy.processor > 0.25
+    assert waiting.wall >= 0.5
+
+
 def test_what_cannot_be_compared_is_named(tmp_path):
     old = run(tmp_path / "old.json", row("a", 2.0), row("gone", 2.0), row("b", 1.0))
     new = run(tmp_path / "new.json", row("a", 2.0), row("time alone", None), row("b", 1.0, baseline="x"), torch="3")
@@ -59,6 +101,7 @@ def test_what_cannot_be_compared_is_named(tmp_path):
         (json.dumps({"machine": {}, "rows": [row("a", 0)]}), "expected numbers above 0"),
         (json.dumps({"machine": {}, "rows": [row("a", float("nan"))]}), "expected numbers above 0"),
         (json.dumps({"machine": {}, "rows": [row("a", 1.0, low="1")]}), "expected numbers above 0"),
+        (json.dumps({"machine": {}, "rows": [row("a", 1.0, ratio_of_processor_time=0)]}), "expected numbers above 0"),
         (json.dumps({"machine": {}, "rows": []}), "no row with a ratio in common"),
     ],
 )

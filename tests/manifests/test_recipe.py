@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
@@ -163,6 +165,38 @@ def test_what_a_recipe_does_not_use_is_not_in_it() -> None:
     assert "detector" not in plain["pipeline"]["crop"]["engine"]
     assert video["pipeline"]["pose"]["engine"]["detector"]["backend"] == "blazepose"
     assert Recipe.model_validate_json(load_recipe("video-only").model_dump_json()) == load_recipe("video-only")
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_the_paper_alone_looks_for_the_best_epoch(name: str) -> None:
+    e = load_recipe(name).evaluation
+    assert {tune.every_epoch for tune in (e.finetune, e.semi.tune, e.transfer.tune)} == {name == "paper"}
+
+
+@pytest.mark.parametrize(
+    ("place", "part"),
+    [
+        ("training.supervised.optimiser", "lr=0.02"),
+        ("evaluation.finetune.optimiser", "momentum=0.8"),
+        ("evaluation.semi.tune", "augment=false"),
+        ("evaluation.semi.tune.optimiser", "momentum=0.8"),
+        ("evaluation.transfer.tune", "layer_decay=0.5"),
+    ],
+)
+def test_a_part_of_a_table_leaves_its_other_settings_alone(place: str, part: str) -> None:
+    """Their defaults may be others than those of a table of this form elsewhere."""
+
+    def settings(recipe: Recipe) -> BaseModel:
+        at: Any = recipe
+        for name in place.split("."):
+            at = getattr(at, name)
+        assert isinstance(at, BaseModel)
+        return at
+
+    name, value = part.split("=")
+    plain, changed = (settings(load_recipe("paper", more)) for more in ([], [f"{place}.{part}"]))
+    assert changed == plain.model_copy(update={name: json.loads(value)}) != plain
+    assert changed != type(plain).model_validate({name: json.loads(value)})  # the class's own defaults
 
 
 # ------------------------------------------------------------------------------------- readings and ideas

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from c2vl_evaluation.paper import figures as paper_figures
 from c2vl_evaluation.paper.experiments import Experiments, TableCell
 from c2vl_evaluation.paper.spec import tables_and_figures
-from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, FilledCell, FilledRow, FilledTable, fill
+from c2vl_evaluation.paper.tables import DERIVED, MARK, MEASURES, FilledCell, FilledRow, FilledTable, Measure, fill
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import portable, render, shorten_paths
 
@@ -147,7 +147,7 @@ def plain(role: str, cell: FilledCell) -> str:
 def as_markdown(tables: Sequence[FilledTable], note: str = "") -> str:
     """Return the tables as Markdown; differences are marked ▲, ▼ or =, because Markdown has no colours.
 
-    A second table below each shows top-5, balanced accuracy and the best epoch of our rows and the controls.
+    A second table below each shows the other measures of our rows and the controls.
     """
     marks = {"": "", "up": " ▲", "down": " ▼", "same": " ="}
     lines = [
@@ -166,8 +166,9 @@ def as_markdown(tables: Sequence[FilledTable], note: str = "") -> str:
         if table.derived:
             lines += ["", f"{MARK} {DERIVED}"]
         if measured := [row for row in table.rows if row.measures()]:
-            lines += ["", f"{' / '.join((*MEASURES.values(), 'runs'))}:", "", *_header(table)]
-            lines += [_line(row.label, [_measures(row, cell) for cell in row.cells]) for row in measured]
+            of = table.measures()
+            lines += ["", f"{' / '.join((*(MEASURES[measure] for measure in of), 'runs'))}:", "", *_header(table)]
+            lines += [_line(row.label, [_measures(of, row, cell) for cell in row.cells]) for row in measured]
         lines += ["", *(f"- empty or incomplete: {why}" for why in _reasons(table))]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -184,12 +185,12 @@ def _line(label: str, cells: Sequence[str]) -> str:
     return "| " + " | ".join(text.replace("|", "\\|") for text in (label, *cells)) + " |"
 
 
-def _measures(row: FilledRow, cell: FilledCell) -> str:
+def _measures(of: Sequence[Measure], row: FilledRow, cell: FilledCell) -> str:
     """Return the measures of a cell as `97.1 / 60.8 / 63.0 / 1`, with a dash for one that the protocol lacks."""
     if not cell.ours:
         return ""
     runs = str(len(cell.ours)) if row.trained else "-"
-    text = " / ".join((*(cell.text_of(measure) or "-" for measure in MEASURES), runs))
+    text = " / ".join((*(cell.text_of(measure) or "-" for measure in of), runs))
     return f"{text} {MARK}" if cell.mark else text
 
 
@@ -213,7 +214,7 @@ def _tex(text: str) -> str:
 def as_latex(tables: Sequence[FilledTable]) -> str:
     r"""Return `table` environments for `\input`, with coloured differences; they need booktabs and xcolor."""
     out = [
-        "% top-1, last epoch; top-5, balanced accuracy and the best epoch are in paper.csv, .md and .html",
+        "% top-1, last epoch; the other measures are in paper.csv, .md and .html",
         "% needs \\usepackage{booktabs,xcolor}",
         "\\definecolor{c2vlup}{HTML}{12795A}", "\\definecolor{c2vldown}{HTML}{B03A2A}",
         "\\definecolor{c2vlsame}{HTML}{5D666F}",
@@ -261,6 +262,7 @@ def as_html(
         asked=asked,
         few_clips=_FEW_CLIPS,
         measure_names=MEASURES,
+        oracle=any("best" in table.measures() for table in tables),
         derived=DERIVED,
         reasons=_reasons,
         filled=sum(bool(cell.ours) for cell in cells),

@@ -175,7 +175,7 @@ def cell(
         return ResultWithPredictions(trained.result(protocol), context.predictions(test.rows, trained.logits))
 
     precision = context.recipe.training.precision
-    return Cell(protocol, compute, context.key(protocol, config, precision=precision, **key))
+    return Cell(protocol, compute, context.key(protocol, config, precision=precision, **key), oracle=config.every_epoch)
 
 
 def cells(context: EvalContext) -> Iterator[Cell]:

@@ -26,8 +26,15 @@ _AT_ONCE = 1 << 21
 """Limit of float64 values in memory when cosines are recomputed exactly."""
 
 
-def _unit(values: Array) -> Array:
-    return np.asarray(values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12), np.float32)
+def _unit(values: Array, order: Labels | slice = slice(None)) -> Array:
+    """Return values of length 1, in an order."""
+    lengths = np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return np.asarray(values[order] / lengths[order], np.float32)
+
+
+def _kth_best(values: Array, k: int) -> Array:
+    """Shape: (N, G) -> (N,)."""
+    return np.asarray(values.max(axis=1) if k == 1 else np.partition(values, -k, axis=1)[:, -k])
 
 
 def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tuple[Labels, Array]:
@@ -36,7 +43,7 @@ def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tupl
     Exact: neighbours are those of float64 arithmetic; of equally near ones, the first in the gallery. A
     float32 product finds the candidates within its error bound; their cosines are recomputed in float64.
     A tied vote goes to the nearest neighbour. Queries are processed in chunks, which bounds memory to
-    about 200 values per gallery sample besides the features. The cosine to a class without a gallery
+    about 260 values per gallery sample besides the features. The cosine to a class without a gallery
     sample is -1.
 
     Shape: (N,) and (N, classes).
@@ -44,23 +51,29 @@ def search(gallery: Features, query: Features, classes: int, k: int = 1) -> tupl
     order = np.argsort(
         gallery.labels, kind="stable"
     )  # by class, so that the best cosine of each class is one reduction
-    known, asked = _unit(gallery.values)[order], _unit(query.values)
+    known, asked = _unit(gallery.values, order), _unit(query.values)
     present, first = np.unique(gallery.labels[order], return_index=True)
     k = min(k, len(known))
     # twice the error bound of a float32 dot product of D terms, including the rounding of both vectors
     slack = np.float32(2 * (known.shape[1] + 8) * np.finfo(np.float32).eps)
     answers: list[int] = []
     nearest = np.full((len(asked), classes), -1, np.float32)
+    room = np.empty((min(_CHUNK, len(asked)), len(known)), np.float32)  # fresh memory for each chunk costs page faults
     for start in range(0, len(asked), _CHUNK):
-        cosine = asked[start : start + _CHUNK] @ known.T
-        nearest[start : start + len(cosine), present] = np.maximum.reduceat(cosine, first, axis=1)
-        kth = cosine.max(axis=1) if k == 1 else np.partition(cosine, -k, axis=1)[:, -k]
+        some = asked[start : start + _CHUNK]
+        cosine = np.matmul(some, known.T, out=room[: len(some)])
+        best_of = np.maximum.reduceat(cosine, first, axis=1)  # (n, classes that are present)
+        nearest[start : start + len(some), present] = best_of
+        # the k-th best of the classes' best is no better than the k-th best, and found among few
+        least = _kth_best(best_of if k <= len(present) else cosine, k) - slack
+        alone = (best_of >= least[:, None]).sum(axis=1) == 1
         for place, row in enumerate(cosine):
-            close = order[np.flatnonzero(row >= kth[place] - slack)]
-            if k == 1 and (gallery.labels[close] == gallery.labels[close[0]]).all():
-                answers.append(int(gallery.labels[close[0]]))  # all candidates are of one class
+            if k == 1 and alone[place]:
+                answers.append(int(present[best_of[place].argmax()]))  # all candidates are of one class
                 continue
-            close.sort()
+            close = np.flatnonzero(row >= least[place])
+            close = close[row[close] >= _kth_best(row[None, close], k) - slack]
+            close = np.sort(order[close])
             exact = _cosines(gallery.values, close, query.values[start + place])
             best = close[np.argsort(-exact, kind="stable")[:k]]
             answers.append(_vote(gallery.labels[best]))

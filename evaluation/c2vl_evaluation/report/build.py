@@ -314,6 +314,7 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         lines=lines,
         derived=any(line["derived"] for line in lines),
         groups=groups,
+        oracle=any(cell.best for each in groups for cell in each["group"].cells.values()),
         grouped={line["name"]: line["derived"] for line in lines if line["name"] in shown},
         floors={"chance": sections.floor(table.chance), "majority": sections.floor(table.majority)},
         details=[(row, Path(row.run).name) for row in table.rows],

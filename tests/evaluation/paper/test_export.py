@@ -51,6 +51,18 @@ def test_markdown_has_as_many_cells_in_every_row() -> None:
     assert "(paper -)" not in text
 
 
+def test_without_a_best_epoch_no_file_but_the_csv_speaks_of_one() -> None:
+    table = small_table()
+    (best,) = [cell for row in table.rows for cell in row.cells if cell.values("best")]
+    last = replace(best, results=tuple(r.model_copy(update={"best": None, "best_epoch": None}) for r in best.results))
+    rows = tuple(replace(row, cells=tuple(last if c is best else c for c in row.cells)) for row in table.rows)
+    for page, shown in ((True, table), (False, without := replace(table, rows=rows))):
+        for text in (as_markdown([shown]), as_html([shown], [], [])):
+            assert ("best epoch" in text.lower()) == page
+    assert "| C²VL | 97.5 ± 0.7 / 80.5 ± 0.7 / 2 | - / 0.0 / 1 |" in as_markdown([without])
+    assert "best epoch" not in as_latex([without])
+
+
 def test_latex_is_balanced_and_escaped() -> None:
     text = as_latex([small_table()])
     bare = re.sub(r"\\[{}]", "", text)

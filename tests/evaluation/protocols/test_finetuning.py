@@ -26,6 +26,8 @@ from support.evaluation import TUNED, evaluated, logits, told
 from support.packed import sticks
 from support.training import StoppedError, recipe, run, stop_after
 
+EVERY = "evaluation.finetune.every_epoch=true"
+
 
 def first_epoch(events: list[Event]) -> int:
     """Epochs that were done when a training began."""
@@ -115,7 +117,7 @@ def test_last_and_best_epoch_are_both_recorded(subject, monkeypatch):
         return real(*args).model_copy(update={"top1": next(reached)})
 
     monkeypatch.setattr(metrics, "score", score)
-    finding = evaluated(finetuning, subject).result
+    finding = evaluated(finetuning, told(subject, EVERY)).result
     assert (finding.last.top1, finding.best.top1, finding.best_epoch) == (0.5, 0.75, 2)
 
 
@@ -127,16 +129,20 @@ def test_test_samples_are_answered_once_an_epoch_or_after_the_last_alone(subject
         return real(network, clips, precision)
 
     monkeypatch.setattr(finetuning, "answer", answer)
-    whole = evaluated(finetuning, subject)
-    assert asked == [4, 4, 4]
-    asked.clear()
-    brief = evaluated(finetuning, told(subject, "evaluation.finetune.every_epoch=false"))
+    brief = evaluated(finetuning, subject)
     assert asked == [4]
+    asked.clear()
+    whole = evaluated(finetuning, told(subject, EVERY))  # a result without the best epoch is not enough
+    assert asked == [4, 4, 4]
     np.testing.assert_array_equal(logits(brief), logits(whole))
     assert (brief.result.last, brief.result.epochs) == (whole.result.last, whole.result.epochs)
     assert (brief.result.best, brief.result.best_epoch) == (None, None)
+    assert whole.result.best is not None
     asked.clear()
-    evaluated(finetuning, told(subject, "evaluation.finetune.lrs=[0.01,0.05]"))
+    for cell in finetuning.cells(subject):  # one that has it is, without it
+        assert cell.run().result == cell.cached() == whole.result.model_copy(update={"best": None, "best_epoch": None})
+    assert not asked
+    evaluated(finetuning, told(subject, EVERY, "evaluation.finetune.lrs=[0.01,0.05]"))
     assert asked == [1, 1, 4, 4, 4]
 
 

@@ -25,7 +25,7 @@ def naive_knn(gallery: Features, query: Features, k: int) -> list[int]:
     return answers
 
 
-@pytest.mark.parametrize("k", [1, 2, 5])
+@pytest.mark.parametrize("k", [1, 2, 5, 9])
 def test_knn_matches_a_loop(k, monkeypatch):
     monkeypatch.setattr(knn, "_CHUNK", 16)  # queries span several chunks and a rest
     gallery, query = noisy(60, 6, 5, 1), noisy(41, 6, 5, 2)

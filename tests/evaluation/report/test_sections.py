@@ -109,3 +109,25 @@ def test_a_training_with_uneven_epochs_is_flagged_and_timed_by_its_median_epoch(
     text = read(build.build(results, tmp_path / "r.html")).text
     assert text.count("machine was shared") == 1
     assert "epochs took 2.0 s to 7.0 s" in text or "epochs took 2 s to 7 s" in text
+
+
+def test_without_a_best_epoch_its_column_is_not_there(tmp_path):
+    results = with_findings()
+    rows = tuple(
+        row.model_copy(update={"results": (*row.results[:2], *(unsought(r) for r in row.results[2:]))})
+        for row in results.rows
+    )
+    for shown, columns in ((results, 6), (results.model_copy(update={"rows": rows}), 5)):
+        html = build.build(shown, tmp_path / "r.html").read_text("utf-8")
+        title, table_ = html.split("of every protocol</summary>")
+        assert title.endswith(
+            f"<summary>Top-5{', ' if columns == 6 else ' and '}balanced accuracy{' and best epoch' * (columns == 6)} "
+        )
+        for row in table_.split("</table>")[0].split("<tr")[1:]:
+            spans = [int(n) for n in re.findall(r'colspan="(\d)"', row)]
+            assert len(re.findall("<t[hd]", row)) + sum(spans) - len(spans) == columns
+        assert ("oracle" in table_.split("</table>")[0]) == (columns == 6)
+
+
+def unsought(result):
+    return result.model_copy(update={"best": None, "best_epoch": None})
