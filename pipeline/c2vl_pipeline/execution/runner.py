@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -133,33 +134,29 @@ def run_stage(
         _tell_done(stage, index, own, finished, emit)
         if share and not only:
             emit(Note(f"{stage.name}: share {share} has nothing to make of {len(index.shard_ranges)} shards"))
-        if files := [name for number in due for name in keys.changed.get(number, ())]:
-            emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
+        _tell_changed(stage, keys, due, emit)
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
-        try:
-            with watching(
+        with (
+            _as_before_if_nothing_is_made(folder, None if share else former, done),
+            watching(
                 lambda: in_the_making(folder, own - finished)[0],
                 lambda: emit(progress(stage, index, own, set(finished), dict(statuses), speed)),
-            ):
-                for number, manifest in _execute(tasks, index, folder, workers, emit):
-                    done[number] = manifest
-                    statuses.update(manifest.statuses)
-                    finished.add(number)
-                    if not told and (fits := manifest.extra.get("provenance", {}).get(FITS)):
-                        told = True
-                        emit(Note(_smaller(stage, fits), "warning"))
-                    speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
-                    emit(progress(stage, index, own, finished, statuses, speed))
-                    failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
-                    if failed:
-                        break
-                else:  # a worker that was killed in the middle of a commit left its file
-                    _remove_leftovers(folder, keys, due, only if share else None)
-        except BaseException:
-            # nothing was made, e.g. since an engine refused an option in a worker: the stage is what it was
-            if former and not done and not share:
-                write_stage_manifest(folder, former)
-            raise
+            ),
+        ):
+            for number, manifest in _execute(tasks, index, folder, workers, emit):
+                done[number] = manifest
+                statuses.update(manifest.statuses)
+                finished.add(number)
+                if not told and (fits := manifest.extra.get("provenance", {}).get(FITS)):
+                    told = True
+                    emit(Note(_smaller(stage, fits), "warning"))
+                speed = summed([speed, manifest.extra.get("provenance", {}).get(SPEED, {})])
+                emit(progress(stage, index, own, finished, statuses, speed))
+                failed = statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
+                if failed:
+                    break
+            else:  # a worker that was killed in the middle of a commit left its file
+                _remove_leftovers(folder, keys, due, only if share else None)
         summary = commit(folder, keys, done, index, recipe, share)
     if failed:
         raise StageError(too_many_failures(index, stage, statuses, max_failures))
@@ -171,6 +168,25 @@ def _tell_done(stage: Stage, index: Workspace, own: Set[int], finished: Set[int]
     if finished:
         emit(Note(f"{stage.name}: {len(finished)} of {len(own)} shards are already done"))
     emit(progress(stage, index, own, finished, {}, {}))
+
+
+def _tell_changed(stage: Stage, keys: StageKeys, due: Iterable[int], emit: Emit) -> None:
+    """Tell which files changed since their samples were made."""
+    if files := [name for number in due for name in keys.changed.get(number, ())]:
+        emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
+
+
+@contextmanager
+def _as_before_if_nothing_is_made(
+    folder: Path, former: StageManifest | None, done: Mapping[int, ShardManifest]
+) -> Iterator[None]:
+    """Put the former manifest of a stage back where no shard was made, e.g. since an engine refused an option."""
+    try:
+        yield
+    except BaseException:
+        if former and not done:
+            write_stage_manifest(folder, former)
+        raise
 
 
 def _checked(summary: StageManifest, index: Workspace, stage: Stage) -> StageManifest:

@@ -7,7 +7,7 @@ sample and speak of "they" for two-person actions, so a crop is the union of the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from functools import partial
 from itertools import groupby, product
@@ -142,13 +142,7 @@ class _ShardCrops:
             if len(self.waiting) >= self._batch:
                 self.detect()
         self.detect()
-        again = []
-        if total is None and (open_ended := [s for s in samples if s["end_frame"] is None]):
-            video.drain()  # reads on to the end, to compare the count with the advertised one
-            if any(video.miscounted(plans[s["sample_id"]]) for s in open_ended):
-                again = open_ended
-        if total is None and wanted:
-            again = [*again, *(s for s in samples if _nearly_held(s, plans[s["sample_id"]], video.drain()))]
+        again = _miscounted(video, samples, plans, missing=bool(wanted)) if total is None else []
         cut = missing_bytes(video.path) if again or wanted else None
         if cut:
             again = []
@@ -281,6 +275,25 @@ class _ShardCrops:
             "people": min(len(boxes), self.config.max_people),
             "jpeg": encode_jpeg(crop, self.config.jpeg_quality, bgr=self.lent),
         }
+
+
+def _miscounted(video: Video, samples: list[Row], plans: Mapping[str, list[int]], *, missing: bool) -> list[Row]:
+    """Return the samples of a video whose frames have to be planned again: it holds others than its container says.
+
+    Args:
+        video: read as far as the plans go; it is read on to its end where a sample's last frame is the video's.
+        samples: of this video.
+        plans: their frames.
+        missing: whether planned frames were not found.
+    """
+    again: list[Row] = []
+    if open_ended := [s for s in samples if s["end_frame"] is None]:
+        video.drain()
+        if any(video.miscounted(plans[s["sample_id"]]) for s in open_ended):
+            again = open_ended
+    if missing:
+        again = [*again, *(s for s in samples if _nearly_held(s, plans[s["sample_id"]], video.drain()))]
+    return again
 
 
 def process(shard: ShardContext) -> pa.Table:

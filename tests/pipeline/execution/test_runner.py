@@ -386,9 +386,10 @@ def test_an_engine_that_refuses_an_option_leaves_a_finished_stage_finished(
     def refuses(task: ShardTask) -> None:
         raise EngineError("temperature: is no option of it")  # which an engine with weights says where it is loaded
 
-    with monkeypatch.context() as patch, pytest.raises(EngineError, match="temperature"):
+    with monkeypatch.context() as patch:
         patch.setattr(runner, "run_shard", refuses)
-        runner.run_stage(crop.STAGE, begun, load_recipe("debug", ["pipeline.crop.margin=0.2"]))
+        with pytest.raises(EngineError, match="temperature"):
+            runner.run_stage(crop.STAGE, begun, load_recipe("debug", ["pipeline.crop.margin=0.2"]))
     assert times(begun, "crops") == before
     found = read_stage_manifest(begun / "crops")
     assert found is not None
