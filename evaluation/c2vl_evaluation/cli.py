@@ -109,9 +109,10 @@ def predict(
     from c2vl_evaluation.report.console import show_predictions
     from c2vl_manifests.errors import C2VLError, DataError
 
-    (context,) = open_contexts([run], data, benchmark, recipe, set_)
     failed: list[C2VLError] = []
-    answers = prediction.predict_files(context, files, failed)
+    with Reporter() as emit:
+        (context,) = open_contexts([run], data, benchmark, recipe, set_, emit)
+        answers = prediction.predict_files(context, files, failed)
     if answers:
         show_predictions(answers, prediction.calibration(context))
     if failed:

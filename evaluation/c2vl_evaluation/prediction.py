@@ -7,6 +7,7 @@ pose estimator of the recipe.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,9 @@ from c2vl_evaluation.features import Array, check_finite, encoder_for
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.datasets import load_dataset
+from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import C2VLError, CheckpointError, ConfigError, DataError
+from c2vl_manifests.events import Note
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe_loading import engine_names, engine_preset
 from c2vl_training.clips import Clips, UnpackedSkeletons
@@ -161,7 +164,7 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     config = context.recipe.pipeline.skeletons.model_copy(update=second)
     try:
         if path.suffix.lower() in USUAL["video"]:
-            assembled, source = _watched(path, context)
+            assembled, source = _watched(path, context, layout)
         else:
             own = load_dataset(manifest.dataset).reader
             assembled, source = read_skeleton(path, layout, manifest.bodies, config, own)
@@ -180,15 +183,47 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     return np.asarray(joints, np.float32)
 
 
-def _watched(path: Path, context: EvalContext) -> tuple[Assembled, Layout]:
+def _watched(path: Path, context: EvalContext, layout: Layout) -> tuple[Assembled, Layout]:
     """Return the joints of the people in a video, and their layout."""
+    from c2vl_pipeline import engines
     from c2vl_pipeline.stages.pose import read_video
 
     manifest, pose = context.packed.manifest, context.recipe.pipeline.pose
     if pose is None:
-        known = [name for name in engine_names() if engine_preset(name)["role"] == "pose"]
         raise ConfigError(
-            f"{path} is a video, and recipe {context.recipe.name!r} of the data names no pose estimator; add "
-            f"`--set pipeline.pose.engine=NAME`, of {', '.join(known)}"
+            f"{path} is a video, and recipe {context.recipe.name!r} of the data names no pose estimator; {_remedy(layout)}"
+        )
+    made = manifest.engines.get("skeletons", {})
+    if any(name in made and made[name] != fact for name, fact in engines.weights_id(pose.engine).items()):
+        context.emit(
+            Note(
+                f"{path}: joints of the data were found by other weights ({made.get('model')}) than this video's "
+                f"({Path(str(pose.engine.model)).name}); give those by --set pipeline.pose.model=PATH",
+                "warning",
+            )
         )
     return read_video(path, pose, load_dataset(manifest.dataset), manifest.bodies)
+
+
+def _remedy(layout: Layout) -> str:
+    """Return what can be done where no pose estimator is named: some give joints of the encoder's layout, or none does."""
+    from c2vl_pipeline import engines
+
+    usable = []
+    for name in engine_names():
+        preset = engine_preset(name)
+        for more, words in (
+            ({}, ""),
+            ({"options": preset.get("options", {}) | {"dims": layout.dims}}, f" with pipeline.pose.dims={layout.dims}"),
+        ):
+            with suppress(C2VLError):
+                if preset["role"] == "pose":
+                    engines.layout_of(EngineSpec.model_validate(preset | more)).mapping_to(layout)
+                    usable.append(name + words)
+                    break
+    if usable:
+        return f"add `--set pipeline.pose.engine=NAME`, of {', '.join(usable)}"
+    return (
+        f"none here finds the joints of layout {layout.name}: give a skeleton file, or train on joints from videos "
+        "(`--recipe video-only`)"
+    )

@@ -177,7 +177,7 @@ def test_joints_that_cannot_be_mapped_are_refused(raw, tmp_path):
         prediction.predict_files(subject, [next(raw.rglob("*.skeleton"))])
 
 
-def test_predict_prints_a_table_of_the_three_most_probable_classes(cli: Cli, subject, work, raw):
+def test_predict_prints_a_table_of_the_five_most_probable_classes(cli: Cli, subject, work, raw):
     file = next(raw.rglob("*.skeleton"))
     words = ("--run", subject.run, "--data", work, "--recipe", "debug", *sets(*SET))
     found = cli("c2vl-eval", "predict", file, *words)
@@ -185,7 +185,7 @@ def test_predict_prints_a_table_of_the_three_most_probable_classes(cli: Cli, sub
     (answer,) = prediction.predict_files(subject, [file])
     (line,) = [line for line in found.out.splitlines() if file.stem in line]
     cells = [cell.strip() for cell in line.strip("│ ").split("│")]
-    first, *others = [(name, f"{p:.3f}") for name, p in answer.top[:3]]
+    first, *others = [(name, f"{p:.3f}") for name, p in answer.top]
     assert cells == [file.stem, str(answer.frames), *first, ", ".join(f"{name} {p}" for name, p in others)]
     refused(cli("c2vl-eval", "predict", "nowhere.skeleton", *words), "nowhere.skeleton does not exist")
 

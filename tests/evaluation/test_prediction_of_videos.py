@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from c2vl_evaluation import prediction
 from c2vl_evaluation.context import EvalContext
 from c2vl_manifests.datasets import load_dataset
 from c2vl_manifests.errors import ConfigError, DataError
+from c2vl_manifests.events import Event, Note
+from c2vl_manifests.layouts import load_layout
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.stages import index, pack, stages_of
@@ -76,8 +79,29 @@ def test_videos_of_nobody_or_of_nothing_are_one_line_each(subject: tuple[EvalCon
 def test_a_recipe_without_an_estimator_names_those_there_are(subject: tuple[EvalContext, Path]) -> None:
     context, folder = subject
     other = EvalContext(context.run, context.packed, "s", load_recipe("debug", SET), 0)
-    with pytest.raises(ConfigError, match=r"--set pipeline\.pose\.engine=NAME`, of blazepose, hf-vitpose-base"):
+    with pytest.raises(ConfigError, match=r"--set pipeline\.pose\.engine=NAME`, of blazepose with pipeline\.pose\.dims=2$"):
         prediction.predict_files(other, [folder / "5.avi"])
+
+
+def test_joints_of_other_weights_are_noted(subject: tuple[EvalContext, Path], tmp_path: Path) -> None:
+    context, folder = subject
+    model = tmp_path / "other.tflite"
+    model.write_bytes((folder / "tiny.tflite").read_bytes() + b"\0")
+    said: list[Event] = []
+    other = EvalContext(
+        context.run, context.packed, "s", load_recipe("debug", [*settings(model), *SET]), 0, said.append
+    )
+    assert len(prediction.predict_files(other, [folder / "5.avi"])) == 1
+    (note,) = [event for event in said if isinstance(event, Note) and event.level == "warning"]
+    assert "found by other weights (tiny.tflite) than this video's (other.tflite)" in note.text
+    said.clear()
+    prediction.predict_files(replace(context, emit=said.append), [folder / "5.avi"])
+    assert not [event for event in said if isinstance(event, Note) and event.level == "warning"]
+
+
+def test_only_estimators_whose_joints_can_be_mapped_are_named() -> None:
+    assert prediction._remedy(load_layout("coco_17")).endswith("of blazepose with pipeline.pose.dims=2, hf-vitpose-base")
+    assert "none here finds the joints of layout kinect_v2" in prediction._remedy(load_layout("kinect_v2"))
 
 
 def test_a_failing_engine_names_the_video(subject: tuple[EvalContext, Path], monkeypatch: pytest.MonkeyPatch) -> None:

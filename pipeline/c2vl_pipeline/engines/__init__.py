@@ -232,7 +232,10 @@ def key_facts(spec: EngineSpec) -> dict[str, Any]:
 
     Raises EngineError in one line for an unknown engine, a missing package or a missing checkpoint.
     """
-    facts = declared_facts(spec) | weights_id(spec)
+    weights = weights_id(spec)
+    facts = declared_facts(spec) | weights
+    if "sha256" in weights:  # the same file in another folder is the same model
+        facts["model"] = Path(str(spec.model)).name
     if spec.detector is None:
         return facts
     with naming_the_detector():
