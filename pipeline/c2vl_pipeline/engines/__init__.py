@@ -102,6 +102,8 @@ class Backend:
     prompts: frozenset[str] = frozenset({"frame"})
     """What a captioner can be asked about: one `frame`, a `clip` of several in one prompt, `text` alone; empty: it does
     not read the question."""
+    one_file: bool = False
+    """Whether its model is one file: known by its hash, and the same in any folder."""
     own_process: bool = False
     """Whether it runs in one process per GPU instead of one per core, and gets frames in batches: it holds a model,
     or keeps a server busy from a single process."""
@@ -122,10 +124,10 @@ BACKENDS: dict[tuple[str, str], Backend] = {
         "c2vl_pipeline.engines.groundingdino:GroundingDinoPy", _MODEL, "groundingdino", own_process=True
     ),
     ("detector", "blazepose"): Backend(
-        "c2vl_pipeline.engines.blazepose_detector:BlazePoseDetector", ("ai-edge-litert",), "blazepose"
+        "c2vl_pipeline.engines.blazepose_detector:BlazePoseDetector", ("ai-edge-litert",), "blazepose", one_file=True
     ),
     ("pose", "hf"): Backend("c2vl_pipeline.engines.hf_pose:VitPose", _MODEL, own_process=True),
-    ("pose", "blazepose"): Backend("c2vl_pipeline.engines.blazepose:BlazePose"),
+    ("pose", "blazepose"): Backend("c2vl_pipeline.engines.blazepose:BlazePose", one_file=True),
     ("captioner", "hf"): Backend(
         "c2vl_pipeline.engines.hf_captioner:HfCaptioner", _MODEL, prompts=_ANY_PROMPT, own_process=True
     ),
@@ -232,10 +234,7 @@ def key_facts(spec: EngineSpec) -> dict[str, Any]:
 
     Raises EngineError in one line for an unknown engine, a missing package or a missing checkpoint.
     """
-    weights = weights_id(spec)
-    facts = declared_facts(spec) | weights
-    if "sha256" in weights:  # the same file in another folder is the same model
-        facts["model"] = Path(str(spec.model)).name
+    facts = declared_facts(spec) | weights_id(spec)
     if spec.detector is None:
         return facts
     with naming_the_detector():
@@ -254,6 +253,8 @@ def declared_facts(spec: EngineSpec) -> dict[str, Any]:
         engine = _class(spec)
         facts["options"] = {k: v for k, v in facts["options"].items() if k not in engine.VOLATILE_OPTIONS}
         facts |= {"revision_of_code": engine.REVISION} if engine.REVISION > 1 else {}
+        if spec.model and backend(spec).one_file:
+            facts["model"] = Path(spec.model).name
     return facts
 
 

@@ -361,6 +361,16 @@ def test_every_setting_is_part_of_the_key(made: tuple[Path, Recipe], model: Path
     assert keys(work, recipe) == keys(work, recipe_of(model, "pipeline.pose.timeout=9", "pose.detector.batch_size=3"))
 
 
+def test_weights_in_another_folder_are_the_same(made: tuple[Path, Recipe], model: Path, tmp_path: Path) -> None:
+    work, recipe = made
+    moved = tmp_path / "elsewhere" / model.name
+    moved.parent.mkdir()
+    moved.write_bytes(model.read_bytes())
+    assert keys(work, recipe) == keys(work, recipe_of(moved))
+    moved.write_bytes(model.read_bytes() + b"\0")
+    assert keys(work, recipe) != keys(work, recipe_of(moved))
+
+
 def test_what_the_dataset_settles_is_part_of_the_key(made: tuple[Path, Recipe]) -> None:
     work, recipe = made
     index = load(work)
