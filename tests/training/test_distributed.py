@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import re
 import signal
 import subprocess
@@ -223,3 +224,13 @@ def test_our_normalisation_is_torchs(shape):
     wrapped.eval()
     theirs.eval()
     torch.testing.assert_close(wrapped(a), theirs(b))
+
+
+def test_bfloat16_that_is_imitated_is_told(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert "training.precision=float32" in distributed.slow_precision("bfloat16", cpu)
+    assert (distributed.slow_precision("float32", cpu), distributed.slow_precision("bfloat16", gpu)) == ("", "")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    assert not distributed.slow_precision("bfloat16", cpu)

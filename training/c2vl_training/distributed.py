@@ -12,6 +12,7 @@ normalisation must send its sums through `moments` in the forward and `all_reduc
 from __future__ import annotations
 
 import os
+import platform
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,17 @@ def collective_errors(remedy: Callable[[], str]) -> Iterator[None]:
         if size() > 1 and (isinstance(error, dist.DistError) or any(word in text for word in words)):
             raise ProcessLostError(f"another of the {size()} processes of this run has died; {remedy()}") from error
         raise
+
+
+def slow_precision(precision: str, device: torch.device) -> str:
+    """Return what to tell of bfloat16 on an x86 processor that has no instructions for it; empty elsewhere."""
+    x86 = device.type == "cpu" and platform.machine() in {"x86_64", "AMD64"}
+    if precision != "bfloat16" or not x86 or torch.backends.cpu.get_cpu_capability() not in {"AVX2", "DEFAULT"}:
+        return ""
+    return (
+        "this processor has no AVX-512 and imitates bfloat16, many times slower than float32; "
+        "give --set training.precision=float32"
+    )
 
 
 def per_rank(batch: int) -> int:

@@ -85,6 +85,8 @@ def train(run: Run, emit: Emit = silent) -> Result:
         )
     epochs, seconds, last = 0, time.monotonic() - started, Metrics()
     if method is not None:
+        if slow := distributed.slow_precision(config.precision, device):
+            emit(Note(f"{run.out.name}: {slow}", "warning"))
         seconds, last = _fit_with_log(run, selection, method, clips, emit)
         epochs = method.epochs
     result = Result(run.out, epochs, round(seconds, 2), samples, left_out, last)
