@@ -208,7 +208,6 @@ def test_each_worker_gets_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.M
     assert {n: os.environ.get(n) for n in leaks} == {n: before.get(n) for n in leaks}
 
 
-@pytest.mark.parametrize(("shard_samples", "most"), [(32, 1), (16, 2)])
 def faults_of_a_frame() -> int:
     """Return the page faults of a block as large as a frame, once freed ones have been kept."""
 
@@ -226,6 +225,7 @@ def test_a_worker_keeps_the_memory_of_a_frame_for_the_next(two: Workers, tmp_pat
     assert client.submit(faults_of_a_frame, pure=False).result(timeout=60) < 100
 
 
+@pytest.mark.parametrize(("shard_samples", "most"), [(32, 1), (16, 2)])
 def test_no_more_workers_than_shards(raw: Path, tmp_path: Path, recipe: Recipe, shard_samples: int, most: int) -> None:
     work = start(raw, tmp_path / "w", shard_samples)
     with Workers(9) as workers:
