@@ -23,6 +23,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import Options, checked_options, setting
 from c2vl_pipeline.engines.hf_hub import WITHOUT_TEXT, config_of, loader_of, locate, refusal, revision
+from c2vl_pipeline.engines.requirements import QUANTISATION
 
 _tf: Any = transformers  # its annotations are partial
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
@@ -223,11 +224,11 @@ class Checkpoint(Weights):
                 f"use '8bit', leave the option out, or set {setting(self.spec)}.device = 'cuda'"
             )
         if bits:
-            for package in ("bitsandbytes", "accelerate"):
+            for package in QUANTISATION:
                 if find_spec(package) is None:
                     raise EngineError(
                         f"{setting(self.spec)}.options.quantisation = {bits!r} needs the package {package}, which is not "
-                        "installed; `pip install bitsandbytes accelerate`, or leave the option out"
+                        f"installed; `pip install {' '.join(QUANTISATION)}`, or leave the option out"
                     )
             config = _tf.BitsAndBytesConfig(**{f"load_in_{bits}": True})
             chosen |= {"quantization_config": config, "device_map": {"": self.device}}
