@@ -95,10 +95,13 @@ def test_a_closed_set_detector_keeps_the_boxes_of_the_label_that_equals_the_quer
 
 def test_a_query_without_a_label_is_one_line(folder: Any) -> None:
     detector = engine("detector", folder("d_fine"))
-    with pytest.raises(
-        EngineError, match=r"whose 3 labels \('dog', 'Person', 'cup', …\) do not include the query 'horse'"
-    ):
-        detector.detect([Frame(picture(50, 60, 0), "a", 0)], "horse")
+    for query, told in (("horse", "they begin 'dog', 'Person', 'cup'"), ("persons", "near it are 'Person'")):
+        with pytest.raises(EngineError) as caught:
+            detector.detect([Frame(picture(50, 60, 0), "a", 0)], query)
+        text = str(caught.value)
+        assert text.startswith(f"pipeline.crop.query = {query!r} is none of the 3 labels of the detector ")
+        assert f"; {told} (all: id2label in its config.json); set one of them, or choose" in text
+        assert "hf download" not in text
 
 
 def test_an_edge_where_the_checkpoint_resizes_by_height_and_width_is_one_line(folder: Any) -> None:
@@ -390,7 +393,19 @@ def test_a_language_model_has_no_image_input(tmp_path: Path) -> None:
 
 def test_an_architecture_of_tomorrow_names_both_versions(tmp_path: Path) -> None:
     text = message("captioner", bare(tmp_path, model_type="qwen9_vl", transformers_version="7.1.0"))
-    assert f"which transformers {_tf.__version__} does not know (its files are of 7.1.0); install a newer one" in text
+    assert (
+        f"transformers {_tf.__version__} does not know (its files are of 7.1.0; install that version or a newer" in text
+    )
+
+
+@pytest.mark.parametrize("saved", [{"transformers_version": _tf.__version__}, {"transformers_version": "4.9.2"}, {}])
+def test_an_architecture_of_no_newer_version_is_no_reason_for_a_newer_one(
+    tmp_path: Path, saved: dict[str, str]
+) -> None:
+    text = message("captioner", bare(tmp_path, model_type="lava", **saved))
+    assert f"transformers {_tf.__version__} does not know (its code comes with the checkpoint" in text
+    assert "misspelled" in text
+    assert "newer" not in text
 
 
 def test_code_that_comes_with_a_checkpoint_is_never_run(tmp_path: Path) -> None:
