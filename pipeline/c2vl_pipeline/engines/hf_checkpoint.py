@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -66,13 +67,15 @@ _INSTALL = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and load reports; problems in them are raised as EngineError."""
+    """Silence progress bars, load reports and warnings; problems in them are raised as EngineError."""
     log = _tf.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         log.set_verbosity(level)
         if bars:
