@@ -182,7 +182,7 @@ MAY_IMPORT = {
     "synthetic": (),
     "raw": ("readers",),
     "workspace": ("readers",),
-    "engines": ("readers", "workspace"),
+    "engines": ("readers", "workspace", "weights"),
     "stages": _STAGES,
     "execution": (*_STAGES, "stages"),
     "maintenance": (*_STAGES, "stages", "execution"),

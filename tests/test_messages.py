@@ -45,6 +45,7 @@ REFUSED = (
     "c2vl-pipeline audit --work nowhere",
     f"{PROMPTS.removesuffix('debug')}tiny",
     f"{PROMPTS} --set pipeline.frame=3",
+    f"{PROMPTS} --set crop.margin=0.2",
     f"{PROMPTS} --set pipeline.frames",
     f"{PROMPTS} --set pipeline.frames=many",
     f"{PROMPTS} --set pipeline.frames=0",

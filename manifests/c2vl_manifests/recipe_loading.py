@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -36,8 +36,8 @@ def engine_names() -> list[str]:
     return _names("engines")
 
 
-def _near(word: str, choices: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
+def _near(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    near = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
 
 
@@ -120,6 +120,8 @@ def _parse_value(text: str) -> Any:
         return text
 
 
+_FEW = 5
+"""Most keys that a message suggests."""
 _ROLES = {"detector": "crop", "captioner": "caption", "encoder": "embed", "pose": "pose"}
 
 
@@ -162,6 +164,34 @@ def _members(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
+def _walk(model: type[BaseModel], above: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        place = f"{above}{name}"
+        if model is EngineSpec and name == "detector":
+            if place.startswith("pipeline.pose."):
+                yield place
+            continue
+        yield place
+        for inner in _members(field.annotation):
+            yield from _walk(inner, f"{place}.")
+
+
+def keys_called(name: str, beside: str = "") -> list[str]:
+    """Return the keys of recipes whose last part is `name`, in full.
+
+    Args:
+        name: of a value or a table.
+        beside: only those below this table, if there are any.
+    """
+    found = list(dict.fromkeys(key for key in _walk(Recipe) if key.rpartition(".")[2] == name))
+    return [key for key in found if beside and key.startswith(f"{beside}.")] or found
+
+
+def suggestion(keys: Sequence[str]) -> str:
+    """Return a question that ends a message and names one to five keys; empty for other numbers."""
+    return f"; did you mean {' or '.join(map(repr, keys))}?" if 0 < len(keys) <= _FEW else ""
+
+
 def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
     """Return the key of a validation error, as `--set` takes it, and the keys allowed in its table."""
     models: list[type[BaseModel]] = [Recipe]
@@ -194,7 +224,12 @@ def _explain(error: ValidationError, source: str) -> str:
     place, allowed = _place(location)
     if first["type"] == "extra_forbidden":
         key = str(location[-1])
-        return f"recipe {source}: unknown key {place!r}{_near(key, allowed) or '; known here: ' + ', '.join(allowed)}"
+        hint = suggestion([one for one in keys_called(key, place.rpartition(".")[0]) if one != place])
+        if set(allowed) == set(EngineSpec.model_fields):
+            own = f"; an engine's own options are set as '{place.removesuffix(key)}options.{key}'"
+            hint = hint or _near(key, allowed, 0.75) or own
+        hint = hint or _near(key, allowed)
+        return f"recipe {source}: unknown key {place!r}{hint or '; known here: ' + ', '.join(allowed)}"
     if first["type"] == "missing":
         return f"recipe {source}: {place} is missing; set it in the recipe or by --set {place}=…"
     message = str(first["msg"]).removeprefix("Value error, ")

@@ -111,7 +111,8 @@ def _show_requirements(recipe: Recipe, needs: Sequence[Requirement]) -> None:
     for one in needs:
         words = f"{one.role} {one.engine}"
         if one.weights:
-            size = f"{gigabytes(one.weights.bytes)} " if one.weights.bytes else ""
+            count = one.weights.bytes or 0
+            size = (f"{count / 1e6:,.1f} MB " if count < 1e8 else f"{gigabytes(count)} ") if count else ""
             words += f" {one.model}: {size}{one.weights.note}"
         names = [f"{name} (not installed)" if name in one.missing else name for name in one.packages]
         say(words + (f"; needs {', '.join(names)}" if names else ""))
@@ -131,7 +132,7 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
 
     index = load(work)
     specs = [stage.engine(recipe, index) for stage in stages_of(index).values() if stage.engine]
-    needs = requirements([one for spec in specs for one in (spec, spec.detector) if one is not None])
+    needs = requirements(specs)
     if not as_json:
         _show_requirements(recipe, needs)
     with Reporter() as emit:

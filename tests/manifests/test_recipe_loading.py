@@ -94,6 +94,29 @@ def test_an_unknown_key_names_the_nearest_or_all(assignment: str, expected: str)
     assert complaint("debug", assignment) == f"recipe debug: {expected}"
 
 
+@pytest.mark.parametrize(
+    ("assignment", "expected"),
+    [
+        ("pipeline.pose.detector.threshold=0.4", "'pipeline.pose.detector'; did you mean 'pipeline.pose.engine.detector'?"),
+        (
+            "pose.detector.threshold=0.4",
+            "'pipeline.pose.engine.detector.threshold'; an engine's own options are set as "
+            "'pipeline.pose.engine.detector.options.threshold'",
+        ),
+        ("crop.margin=0.2", "'crop'; did you mean 'pipeline.crop'?"),
+        ("margin=0.2", "'margin'; did you mean 'pipeline.crop.margin'?"),
+        ("query=cup", "'query'; did you mean 'pipeline.pose.query' or 'pipeline.crop.query'?"),
+        (
+            "training.pretrain.lr=1",  # not those of the protocols
+            "'training.pretrain.lr'; did you mean 'training.pretrain.temperature.lr' or 'training.pretrain.optimiser.lr'?",
+        ),
+        ("lr=1", "'lr'; known here: evaluation, name, pipeline, title, training"),  # too many have it
+    ],
+)  # fmt: skip
+def test_a_short_key_names_the_keys_that_end_with_it(assignment: str, expected: str) -> None:
+    assert complaint("video-only", assignment) == f"recipe video-only: unknown key {expected}"
+
+
 def test_a_key_of_another_kind_of_target_is_not_offered_to_itself() -> None:
     text = complaint("debug", f"{TARGETS}.kind=intra")
     assert text == f"recipe debug: unknown key '{TARGETS}.alpha'; known here: beta, kind, temperature"

@@ -22,6 +22,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.recipe import ENGINE_STAGES
+from c2vl_manifests.recipe_loading import keys_called, suggestion
 from c2vl_pipeline.engines.roles import (
     THINK,
     Array,
@@ -196,7 +197,11 @@ def checked_options(spec: EngineSpec, form: type[_Form]) -> _Form:
                 f"{name} is missing; the {spec.role} engine {spec.backend!r} needs it: set it by `--set {name}=…`"
             ) from error
         if first["type"] == "extra_forbidden":  # its value may be a key
-            raise EngineError(f"{name} is not an option; the options are {', '.join(form.model_fields)}") from None
+            known = [
+                key for key in keys_called(name.rpartition(".")[2]) if key.startswith(f"pipeline.{_STAGES[spec.role]}.")
+            ]
+            options = ", ".join(form.model_fields)
+            raise EngineError(f"{name} is not an option; the options are {options}{suggestion(known)}") from None
         raise EngineError(
             f"{name} = {first['input']!r}: {first['msg']}; the options are {', '.join(form.model_fields)}"
         ) from error

@@ -21,7 +21,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import one_line
 from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_pipeline.engines import Box, Detector, Frame, Image, Options, checked_options
-from c2vl_pipeline.engines.tflite import located, refusal
+from c2vl_pipeline.engines.tflite import located, refusal, silent
 
 _SIDE = 224
 _GRIDS = ((8, 2), (16, 2), (32, 6))
@@ -54,8 +54,9 @@ class BlazePoseDetector(Detector):
         self._options = checked_options(spec, _Options)
         self._path = located(spec, _FILES)
         try:
-            self._net = Interpreter(model_path=str(self._path), num_threads=1)
-            self._net.allocate_tensors()
+            with silent():
+                self._net = Interpreter(model_path=str(self._path), num_threads=1)
+                self._net.allocate_tensors()
             outputs = {tuple(map(int, one["shape"])): one["index"] for one in self._net.get_output_details()}
             if set(outputs) != _SHAPES:
                 raise ValueError(f"outputs {sorted(outputs)}; expected {sorted(_SHAPES)}")

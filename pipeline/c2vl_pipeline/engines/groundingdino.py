@@ -13,7 +13,6 @@ import contextlib
 import importlib
 import io
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,8 +100,7 @@ def _bert_shim() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the package's output and its deprecation warnings."""
-    with quiet_transformers(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with quiet_transformers(), contextlib.redirect_stdout(io.StringIO()):
         yield
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
-from c2vl_pipeline.engines import THINK, Caption, Captioner, Crop, Image
+from c2vl_pipeline.engines import THINK, Caption, Captioner, Crop, Image, setting
 from c2vl_pipeline.engines.hf_checkpoint import Checkpoint, HfOptions
 from c2vl_pipeline.engines.hf_hub import weights_id
 
@@ -52,6 +52,9 @@ class HfCaptioner(Captioner):
         bos = tokenizer.bos_token_id
         if llama and bos is not None and bos not in tokenizer("")["input_ids"] and not self._opened(written):
             tokenizer.add_bos_token = True  # Vicuna was trained with one; not every tokenizer file states it
+        for one in filter(None, (tokenizer, getattr(processor, "qformer_tokenizer", None))):
+            # the library's warning about a long text, taken as given: `_check_lengths` says it
+            one.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
         tokenizer.padding_side = "left"
         tokenizer.pad_token = tokenizer.pad_token or tokenizer.unk_token or tokenizer.eos_token
         stop = model.generation_config.eos_token_id
@@ -139,7 +142,7 @@ class HfCaptioner(Captioner):
         for part in self._at.parts(len(clips)):
             inputs = self.encode(clips[part], questions[part])
             length = inputs["input_ids"].shape[1]
-            self._check_length(length)
+            self._check_lengths(length, inputs.get("qformer_input_ids"))
             start = 1 if self._at.model.config.is_encoder_decoder or self._text.is_encoder_decoder else length
             tokens = self._at.model.generate(**inputs)[:, start:]
             captions.extend(map(self._decode, tokens.tolist()))
@@ -164,13 +167,22 @@ class HfCaptioner(Captioner):
         )
         return self._at.inputs(batch)
 
-    def _check_length(self, length: int) -> None:
-        """Raise EngineError if a prompt and its answer do not fit the model's positions."""
+    def _check_lengths(self, length: int, to_qformer: torch.Tensor | None = None) -> None:
+        """Raise EngineError if a prompt and its answer do not fit the model's positions, or those of its Q-Former."""
+        if to_qformer is not None:
+            most, asked = self._at.model.config.qformer_config.max_position_embeddings, to_qformer.shape[1]
+            if asked > most:
+                raise EngineError(
+                    f"the question has {asked:,} tokens, but the Q-Former of {self._at.spec.model!r} reads {most:,}; shorten "
+                    "pipeline.caption.question"
+                )
         most, new = getattr(self._text, "max_position_embeddings", None), self._at.options["max_new_tokens"]
         if most is not None and length + new > most:
+            option = f"{setting(self._at.spec)}.options.max_new_tokens"
+            lower = f"lower {option} to {most - length} or less, or " if length < most else ""
             raise EngineError(
                 f"the prompt has {length:,} tokens with its images and the answer may have {new:,} (max_new_tokens), but "
-                f"{self._at.spec.model!r} reads {most:,}; shorten pipeline.caption.question, or ask about fewer or "
+                f"{self._at.spec.model!r} reads {most:,}; {lower}shorten pipeline.caption.question, or ask about fewer or "
                 "smaller images (pipeline.caption.view, pipeline.frames, pipeline.crop.max_side)"
             )
 

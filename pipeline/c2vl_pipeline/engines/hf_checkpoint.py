@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -23,6 +24,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import Options, checked_options, setting
 from c2vl_pipeline.engines.hf_hub import WITHOUT_TEXT, config_of, loader_of, locate, refusal, revision
+from c2vl_pipeline.engines.requirements import QUANTISATION
 
 _tf: Any = transformers  # its annotations are partial
 _BUFFERS = re.compile(r"(position_ids|inv_freq|relative_position_index)$")
@@ -65,13 +67,15 @@ _INSTALL = {
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Silence progress bars and load reports; problems in them are raised as EngineError."""
+    """Silence progress bars, load reports and warnings; problems in them are raised as EngineError."""
     log = _tf.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         log.set_verbosity(level)
         if bars:
@@ -223,11 +227,11 @@ class Checkpoint(Weights):
                 f"use '8bit', leave the option out, or set {setting(self.spec)}.device = 'cuda'"
             )
         if bits:
-            for package in ("bitsandbytes", "accelerate"):
+            for package in QUANTISATION:
                 if find_spec(package) is None:
                     raise EngineError(
                         f"{setting(self.spec)}.options.quantisation = {bits!r} needs the package {package}, which is not "
-                        "installed; `pip install bitsandbytes accelerate`, or leave the option out"
+                        f"installed; `pip install {' '.join(QUANTISATION)}`, or leave the option out"
                     )
             config = _tf.BitsAndBytesConfig(**{f"load_in_{bits}": True})
             chosen |= {"quantization_config": config, "device_map": {"": self.device}}

@@ -7,6 +7,7 @@ found by `c2vl_pipeline.engines.hf_hub` and loaded by `hf_checkpoint`.
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -93,10 +94,7 @@ class HfDetector(Detector):
         names = self._at.model.config.id2label
         wanted = [number for number, name in names.items() if name.casefold() == query.strip(" .").casefold()]
         if not wanted:
-            first = ", ".join(map(repr, [*names.values()][:5]))
-            raise self._at.refusal(
-                f"whose {len(names)} labels ({first}, …) do not include the query {query!r} (pipeline.crop.query)"
-            )
+            raise self._unknown(query, list(names.values()))
         batch = self._at.image_processor(images, input_data_format="channels_last", return_tensors="pt", **self._sized)
         outputs = self._forward(self._at.inputs(batch))
         sizes = [image.shape[:2] for image in images]
@@ -109,6 +107,16 @@ class HfDetector(Detector):
             kept = {name: one[name][keep] for name in ("boxes", "scores")}
             results.append(kept | {"text_labels": [query] * int(keep.sum())})
         return results
+
+    def _unknown(self, query: str, labels: list[str]) -> EngineError:
+        folded = {label.casefold(): label for label in labels}
+        near = [folded[one] for one in difflib.get_close_matches(query.casefold(), folded, n=3)]
+        told = f"near it are {', '.join(map(repr, near))}" if near else f"they begin {', '.join(map(repr, labels[:5]))}"
+        return EngineError(
+            f"pipeline.crop.query = {query!r} is none of the {len(labels)} labels of the detector {self._at.spec.model!r}; "
+            f"{told} (all: id2label in its config.json); set one of them, or choose a detector with an open vocabulary by "
+            f"{setting(self._at.spec)}, such as the preset hf-groundingdino-tiny"
+        )
 
     def _forward(self, inputs: Mapping[str, torch.Tensor]) -> Any:
         """Return the model's output with its tensors in float32."""

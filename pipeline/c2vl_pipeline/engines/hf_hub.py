@@ -71,11 +71,12 @@ def loader_of(spec: EngineSpec, config: Mapping[str, Any]) -> str:
     try:
         kind = _tf.CONFIG_MAPPING[model_type]
     except (KeyError, TypeError):
-        saved = config.get("transformers_version", "an unknown version")
-        raise refusal(
-            spec,
-            f"{holds}, which transformers {_tf.__version__} does not know (its files are of {saved}); install a newer one",
-        ) from None
+        saved, own = str(config.get("transformers_version", "")), _tf.__version__
+        # the version that saved it knew it; this one is no older, so the architecture was never the library's
+        why = "its code comes with the checkpoint, which is never run, or model_type in its config.json is misspelled"
+        if _numbers(saved) > _numbers(own):
+            why = f"its files are of {saved}; install that version or a newer one"
+        raise refusal(spec, f"{holds}, which transformers {own} does not know ({why})") from None
     for loader in need.loaders:
         mapping = getattr(_tf, loader)._model_mapping
         if kind not in mapping:
@@ -88,6 +89,11 @@ def loader_of(spec: EngineSpec, config: Mapping[str, Any]) -> str:
     blind = spec.role == "captioner" and kind in _tf.MODEL_FOR_CAUSAL_LM_MAPPING
     lacks = "has no image input" if blind else need.lacks
     raise refusal(spec, f"{holds}, which {lacks} (expected one for {' or '.join(need.loaders)})")
+
+
+def _numbers(version: str) -> list[int]:
+    """Return major, minor and patch of a version; without them an empty list, which is the oldest."""
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]
 
 
 def refusal(spec: EngineSpec, problem: str, hub_id: str = "") -> EngineError:

@@ -33,6 +33,10 @@ class UnusableError(openai.OpenAIError):
     """The server sent what cannot be an answer; asking again is no use, and the SDK does not."""
 
 
+class WebPageError(openai.OpenAIError):
+    """The address answered a page for people, as it does where the base address of the API is another."""
+
+
 class RedirectedError(openai.OpenAIError):
     """The server names another address, to which nothing is sent."""
 
@@ -91,6 +95,7 @@ class _Http(openai.DefaultHttpxClient):
 
         Raises:
             UnusableError: it is too long, or packed in a way that was not asked for.
+            WebPageError: it is a web page, and no error of the server.
             RedirectedError: it names another address.
         """
         self._request.ends = time.monotonic() + self._whole
@@ -104,6 +109,8 @@ class _Http(openai.DefaultHttpxClient):
             text = self._masked(_body(response).decode("utf-8", "replace"))
         finally:
             response.close()
+        if response.is_success and text.lstrip("\ufeff \t\r\n")[:14].lower().startswith(("<!doctype html", "<html")):
+            raise WebPageError("a web page")
         headers = {name: response.headers[name] for name in _KEPT if name in response.headers}
         headers["content-type"] = "application/json"
         return type(response)(response.status_code, headers=headers, content=text.encode(), request=request)

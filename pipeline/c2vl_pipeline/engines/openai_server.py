@@ -28,7 +28,7 @@ from pydantic import Field
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_pipeline.engines import Caption, Captioner, Crop, Image, Options, checked_options
-from c2vl_pipeline.engines.openai_client import RedirectedError, UnusableError, connect
+from c2vl_pipeline.engines.openai_client import RedirectedError, UnusableError, WebPageError, connect
 from c2vl_pipeline.readers.video import encode_jpeg, encode_png, limit_side
 
 LONGEST_PAUSE = 8.0
@@ -118,33 +118,39 @@ def _storable(text: str) -> str:
 
 def _stop(error: Exception, options: _Options, model: str | None) -> EngineError | None:
     """Return the error that stops the stage if `error` is about the server, None if it may be about the crop."""
-    server, status = f"the captioner's server at {options.base_url}", getattr(error, "status_code", None)
+    status = getattr(error, "status_code", None)
     if isinstance(error, RedirectedError):
-        return EngineError(
-            f"{server} redirects to {_storable(str(error))}, to which neither key nor pictures are sent; if that is the right "
-            f"server, name it in pipeline.caption.engine.options.base_url; {_AGAIN}"
+        problem = (
+            f"redirects to {_storable(str(error))}, to which neither key nor pictures are sent; if that is the right "
+            "server, name it in pipeline.caption.engine.options.base_url"
         )
-    if status in {401, 403}:
-        return EngineError(
-            f"{server} rejects the key ({_named(error)}); expected one in the environment variable "
-            f"{options.api_key_env} (options.api_key_env names it); {_AGAIN}"
+    elif isinstance(error, WebPageError):
+        problem = (
+            "answered a web page instead of JSON; expected the base address of the API, which usually ends in /v1, in "
+            "pipeline.caption.engine.options.base_url"
         )
-    if status == 404:
-        return EngineError(
-            f"{server} has no model {model!r}, or no chat completions under this address ({_named(error)}); expected "
-            f"a served model in pipeline.caption.engine.model and an address that ends in /v1; {_AGAIN}"
+    elif status in {401, 403}:
+        problem = (
+            f"rejects the key ({_named(error)}); expected one in the environment variable {options.api_key_env} "
+            "(options.api_key_env names it)"
         )
-    if status == 429:
-        return EngineError(
-            f"{server} is still busy after {options.retries} repetitions ({_named(error)}); expected an answer; lower "
-            f"options.concurrency ({options.concurrency}); {_AGAIN}"
+    elif status == 404:
+        problem = (
+            f"has no model {model!r}, or no chat completions under this address ({_named(error)}); expected a served "
+            "model in pipeline.caption.engine.model and an address that ends in /v1"
         )
-    if isinstance(error, openai.APIConnectionError) and type(error.__cause__).__name__ in _NOT_THERE:
-        return EngineError(
-            f"{server} is unreachable ({_named(error)}); start it, or name another in "
-            f"pipeline.caption.engine.options.base_url; {_AGAIN}"
+    elif status == 429:
+        problem = (
+            f"is still busy after {options.retries} repetitions ({_named(error)}); expected an answer; lower "
+            f"options.concurrency ({options.concurrency})"
         )
-    return None
+    elif isinstance(error, openai.APIConnectionError) and type(error.__cause__).__name__ in _NOT_THERE:
+        problem = (
+            f"is unreachable ({_named(error)}); start it, or name another in pipeline.caption.engine.options.base_url"
+        )
+    else:
+        return None
+    return EngineError(f"the captioner's server at {options.base_url} {problem}; {_AGAIN}")
 
 
 def _only_model(options: _Options) -> str:

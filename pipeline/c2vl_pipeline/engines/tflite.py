@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from c2vl_manifests.engine import EngineSpec
@@ -37,3 +40,21 @@ def refusal(spec: EngineSpec, problem: str, expected: str) -> EngineError:
         f"{setting(spec)}.model = {spec.model!r}: {problem}; expected {expected}: `make weights` fetches it, "
         f"`--set {setting(spec)}.model=FILE` names another place"
     )
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Drop what LiteRT writes to the standard error by itself while it makes a network: it has no setting for that."""
+    try:
+        kept = os.dup(2)
+    except OSError:  # nobody listens
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    os.close(nowhere)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,9 @@ class Interpreter:
         if Path(model_path).read_bytes() != b"whole":
             raise ValueError("Model provided has model identifier 'x', should be 'TFL3'\n")
 
-    def allocate_tensors(self) -> None: ...
+    def allocate_tensors(self) -> None:
+        os.write(2, b"INFO: Created TensorFlow Lite XNNPACK delegate for CPU.\n")
+
     def invoke(self) -> None: ...
     def get_input_details(self) -> Any:
         return [{"index": 0}]
@@ -101,6 +104,21 @@ def test_detections_that_overlap_are_one_person_at_their_weighted_mean(module: A
     assert first[1:] == pytest.approx((50, 0.9))
     assert second[0] == pytest.approx((300, 100))
     assert module.people(np.zeros((0, 2, 2)), np.zeros(0), 0.3) == []
+
+
+def test_what_the_library_writes_by_itself_is_dropped_and_nothing_else(
+    module: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.tflite").write_bytes(b"whole")
+    engines.load(spec(tmp_path / "x.tflite"))
+    os.write(2, b"heard\n")
+    assert capfd.readouterr() == ("", "heard\n")
+    (tmp_path / "x.tflite").write_bytes(b"cut")
+    engines.clear()
+    with pytest.raises(EngineError):
+        engines.load(spec(tmp_path / "x.tflite"))
+    os.write(2, b"heard\n")
+    assert capfd.readouterr() == ("", "heard\n")
 
 
 def test_another_file_is_one_line(module: Any, tmp_path: Path) -> None:

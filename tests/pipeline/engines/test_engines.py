@@ -127,6 +127,16 @@ def test_an_engine_is_built_once_a_process() -> None:
     assert engines.load(spec) is engines.load(spec.model_copy())
 
 
+def test_a_setting_of_the_stage_is_told_apart_from_options_of_its_estimator() -> None:
+    detector = EngineSpec(role="detector", backend="motion")
+    for name in ("detect_every", "mirrored"):
+        spec = EngineSpec(role="pose", backend="blazepose", options={name: 2}, detector=detector)
+        with pytest.raises(EngineError) as caught:
+            engines.layout_of(spec)
+        known = f"pipeline.pose.engine.options.{name} is not an option; the options are dims, threshold, grow, passes"
+        assert str(caught.value) == f"{known}; did you mean 'pipeline.pose.{name}'?"
+
+
 @pytest.mark.parametrize(
     ("role", "backend", "options", "expected"),
     [
@@ -137,6 +147,7 @@ def test_an_engine_is_built_once_a_process() -> None:
         ("detector", "skeleton", {"grow": "a"}, "pipeline.crop.engine.options.grow = 'a': Input should be a valid number; the options are grow"),
         ("detector", "motion", {"x": 1}, "pipeline.crop.engine.options.x is not an option; the options are background, threshold, min_area"),
         ("detector", "motion", {"background": "white"}, "pipeline.crop.engine.options.background = 'white': Input should be 'camera' or 'black'; the options are background, threshold, min_area"),
+        ("detector", "motion", {"margin": 1}, "pipeline.crop.engine.options.margin is not an option; the options are background, threshold, min_area; did you mean 'pipeline.crop.margin'?"),
         ("encoder", "classical", {"dim": 1}, "pipeline.embed.engine.options.dim is not an option; the options are image_dim, text_dim, seed"),
         ("captioner", "posecode", {"style": 1}, "the captioner engine 'posecode' has no option 'style'; it has none"),
     ],

