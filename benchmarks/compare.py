@@ -3,7 +3,8 @@
     python benchmarks/compare.py OLD.json NEW.json [--slower 15]
 
 Absolute times are not compared: machines differ and are busy. A row counts as slower if its median ratio fell by more
-than `--slower` per cent: the ratio of processor time where both files have it, else that of wall time. Exit code 0: nothing became slower, 1: something did, 2: the files cannot be compared.
+than `--slower` per cent: the ratio of processor time where both files have it, else that of wall time. Exit code 0:
+nothing became slower, 1: something did, 2: the files cannot be compared.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def _watched(path: Path, context: EvalContext, layout: Layout) -> tuple[Assemble
         context.emit(
             Note(
                 f"{path}: joints of the data were found by other weights ({made.get('model')}) than this video's "
-                f"({Path(str(pose.engine.model)).name}); give those by --set pipeline.pose.model=PATH",
+                f"({Path(str(pose.engine.model)).name}); give those by --set pose.model=PATH",
                 "warning",
             )
         )
@@ -214,7 +214,7 @@ def _remedy(layout: Layout) -> str:
         preset = engine_preset(name)
         for more, words in (
             ({}, ""),
-            ({"options": preset.get("options", {}) | {"dims": layout.dims}}, f" with pipeline.pose.dims={layout.dims}"),
+            ({"options": preset.get("options", {}) | {"dims": layout.dims}}, f" with pose.dims={layout.dims}"),
         ):
             with suppress(C2VLError):
                 if preset["role"] == "pose":

@@ -255,17 +255,3 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return a Parquet file, or columns of it."""
     with open_table(path) as table:
         return table.read(columns)
-
-
-def read_rows(path: Path, ids: Sequence[str], columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the rows of a Parquet file with these values of `sample_id`; only their row groups are read."""
-    wanted = pa.array(ids, pa.string())
-    with open_table(path) as table:
-        hits = pc.is_in(table.read(["sample_id"]).column("sample_id"), wanted).to_pylist()
-        groups, start = [], 0
-        for group in range(table.metadata.num_row_groups):
-            stop = start + table.metadata.row_group(group).num_rows
-            groups += [group] if any(hits[start:stop]) else []
-            start = stop
-        found = table.read(columns, groups)
-        return found.filter(pc.is_in(found.column("sample_id"), wanted))

@@ -79,9 +79,7 @@ def test_videos_of_nobody_or_of_nothing_are_one_line_each(subject: tuple[EvalCon
 def test_a_recipe_without_an_estimator_names_those_there_are(subject: tuple[EvalContext, Path]) -> None:
     context, folder = subject
     other = EvalContext(context.run, context.packed, "s", load_recipe("debug", SET), 0)
-    with pytest.raises(
-        ConfigError, match=r"--set pipeline\.pose\.engine=NAME`, of blazepose with pipeline\.pose\.dims=2$"
-    ):
+    with pytest.raises(ConfigError, match=r"--set pipeline\.pose\.engine=NAME`, of blazepose with pose\.dims=2$"):
         prediction.predict_files(other, [folder / "5.avi"])
 
 
@@ -102,9 +100,7 @@ def test_joints_of_other_weights_are_noted(subject: tuple[EvalContext, Path], tm
 
 
 def test_only_estimators_whose_joints_can_be_mapped_are_named() -> None:
-    assert prediction._remedy(load_layout("coco_17")).endswith(
-        "of blazepose with pipeline.pose.dims=2, hf-vitpose-base"
-    )
+    assert prediction._remedy(load_layout("coco_17")).endswith("of blazepose with pose.dims=2, hf-vitpose-base")
     assert "none here finds the joints of layout kinect_v2" in prediction._remedy(load_layout("kinect_v2"))
 
 

@@ -93,8 +93,8 @@ class Backend:
     reads: frozenset[str] = frozenset({"pixels"})
     """Its inputs: `pixels` of frames or crops, `joints`.
 
-    A detector that reads no pixels is asked before a video is decoded, with images of which only the shape is true. A captioner that reads nothing answers by
-    sample and slot, for every planned frame, with or without a crop.
+    A detector that reads no pixels is asked before a video is decoded, with images of which only the shape is true. A
+    captioner that reads nothing answers by sample and slot, for every planned frame, with or without a crop.
     """
     derived_from: str | None = None
     """`joints`: its output is a function of the joints, the input of the skeleton encoder."""
@@ -255,11 +255,11 @@ def declared_facts(spec: EngineSpec) -> dict[str, Any]:
     facts = spec.model_dump(mode="json", exclude={"device", "batch_size", "detector"})
     facts |= {} if spec.detector is None else {"detector": declared_facts(spec.detector)}
     with contextlib.suppress(EngineError):
+        if spec.model and backend(spec).one_file:
+            facts["model"] = Path(spec.model).name
         engine = _class(spec)
         facts["options"] = {k: v for k, v in facts["options"].items() if k not in engine.VOLATILE_OPTIONS}
         facts |= {"revision_of_code": engine.REVISION} if engine.REVISION > 1 else {}
-        if spec.model and backend(spec).one_file:
-            facts["model"] = Path(spec.model).name
     return facts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import one_line
-from c2vl_manifests.reading import read_bytes, read_json
+from c2vl_manifests.reading import TooLargeError, read_bytes, read_json
 from c2vl_pipeline.engines import backend
 from c2vl_pipeline.weights import listed
 
@@ -26,7 +27,7 @@ QUANTISATION = ("bitsandbytes", "accelerate")
 """Packages behind the option `quantisation`."""
 _OF_CHECKPOINTS = {
     "num2words": re.compile("smolvlm", re.IGNORECASE),
-    "sentencepiece": re.compile("siglip-|SiglipTokenizer"),
+    "sentencepiece": re.compile("google/siglip-|SiglipTokenizer"),
 }
 """Package that transformers asks for only where a checkpoint needs it -> what its name or its files then hold."""
 _NAMING = ("tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
@@ -110,10 +111,11 @@ def _packages(spec: EngineSpec) -> tuple[str, ...]:
         return needed
     if spec.options.get("quantisation"):
         needed += QUANTISATION
-    files = (Path(spec.model or "").expanduser() / name for name in _NAMING)
-    told = " ".join(
-        [spec.model or "", *(read_bytes(file).decode("utf-8", "replace") for file in files if file.is_file())]
-    )
+    folder = Path(spec.model or "").expanduser()
+    told = "" if folder.is_dir() else spec.model or ""
+    for name in _NAMING:
+        with contextlib.suppress(OSError, TooLargeError):  # what cannot be read is told where it is loaded
+            told += read_bytes(folder / name).decode("utf-8", "replace")
     return needed + tuple(name for name, mark in _OF_CHECKPOINTS.items() if mark.search(told))
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import StageError
+from c2vl_manifests.errors import EngineError, StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
@@ -136,14 +136,16 @@ def run_stage(
             emit(Note(f"{stage.name}: share {share} has nothing to make of {len(index.shard_ranges)} shards"))
         _tell_changed(stage, keys, due, emit)
         tasks = _tasks(keys, index, recipe, spec, due, keys.with_changed(index, redo))
+        pool = None if not tasks else workers() if callable(workers) else workers
         with (
-            _as_before_if_nothing_is_made(folder, None if share else former, done),
+            # other workers of a scheduler may go on where one refuses, and so may other shares
+            _as_before_if_refused(folder, None if share or (pool and pool.scheduler) else former),
             watching(
                 lambda: in_the_making(folder, own - finished)[0],
                 lambda: emit(progress(stage, index, own, set(finished), dict(statuses), speed)),
             ),
         ):
-            for number, manifest in _execute(tasks, index, folder, workers, emit):
+            for number, manifest in _execute(tasks, index, folder, pool, emit):
                 done[number] = manifest
                 statuses.update(manifest.statuses)
                 finished.add(number)
@@ -177,14 +179,17 @@ def _tell_changed(stage: Stage, keys: StageKeys, due: Iterable[int], emit: Emit)
 
 
 @contextmanager
-def _as_before_if_nothing_is_made(
-    folder: Path, former: StageManifest | None, done: Mapping[int, ShardManifest]
-) -> Iterator[None]:
-    """Put the former manifest of a stage back where no shard was made, e.g. since an engine refused an option."""
+def _as_before_if_refused(folder: Path, former: StageManifest | None) -> Iterator[None]:
+    """Put the former manifest of a stage back where the engine refused its options before any shard was committed."""
+
+    def committed() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in folder.glob("shard-*.json")}
+
+    before = committed()
     try:
         yield
-    except BaseException:
-        if former and not done:
+    except EngineError:
+        if former and committed() == before:
             write_stage_manifest(folder, former)
         raise
 
@@ -325,16 +330,9 @@ def _tasks(
 
 
 def _execute(
-    tasks: list[ShardTask],
-    index: Workspace,
-    folder: Path,
-    workers: Workers | Callable[[], Workers | None] | None,
-    emit: Emit,
+    tasks: list[ShardTask], index: Workspace, folder: Path, pool: Workers | None, emit: Emit
 ) -> Iterator[tuple[int, ShardManifest]]:
     """Yield number and manifest of each shard; tasks of workers that die are tried again in smaller parts."""
-    if not tasks:
-        return
-    pool = workers() if callable(workers) else workers
     if pool is None:
         for task in tasks:
             if (manifest := run_shard(task)) is not None:

@@ -398,6 +398,27 @@ def test_an_engine_that_refuses_an_option_leaves_a_finished_stage_finished(
     assert times(begun, "crops") == before
 
 
+@pytest.mark.slow
+def test_a_shard_that_was_committed_unseen_leaves_the_stage_unfinished(
+    begun: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_all(begun, recipe, STAGES[:2])
+
+    def commits_and_refuses(task: ShardTask) -> None:
+        run_shard(task)
+        raise EngineError("refused")  # as if another worker had committed meanwhile
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "run_shard", commits_and_refuses)
+        with pytest.raises(EngineError, match="refused"):
+            runner.run_stage(crop.STAGE, begun, load_recipe("debug", ["pipeline.crop.margin=0.2"]))
+    found = read_stage_manifest(begun / "crops")
+    assert found is not None
+    assert not found.complete
+    with pytest.raises(StageError, match="caption needs all crops"):
+        runner.run_stage(caption.STAGE, begun, recipe)
+
+
 def linked(raw: Path, folder: Path) -> Path:
     """A folder of links to the raw files, to be damaged."""
     for path in sorted(raw.rglob("*")):
