@@ -224,10 +224,11 @@ def _explain(error: ValidationError, source: str) -> str:
     place, allowed = _place(location)
     if first["type"] == "extra_forbidden":
         key = str(location[-1])
-        hint = suggestion([one for one in keys_called(key, place.rpartition(".")[0]) if one != place])
-        if set(allowed) == set(EngineSpec.model_fields):
-            own = f"; an engine's own options are set as '{place.removesuffix(key)}options.{key}'"
-            hint = hint or _near(key, allowed, 0.75) or own
+        # a slip of a key of the same table first, then the same word elsewhere
+        hint = _near(key, allowed, 0.75)
+        hint = hint or suggestion([one for one in keys_called(key, place.rpartition(".")[0]) if one != place])
+        if not hint and set(allowed) == set(EngineSpec.model_fields):
+            hint = f"; an engine's own options are set as '{place.removesuffix(key)}options.{key}'"
         hint = hint or _near(key, allowed)
         return f"recipe {source}: unknown key {place!r}{hint or '; known here: ' + ', '.join(allowed)}"
     if first["type"] == "missing":
