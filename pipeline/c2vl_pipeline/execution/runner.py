@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import EngineError, StageError
+from c2vl_manifests.errors import DataError, EngineError, StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
@@ -126,7 +126,7 @@ def run_stage(
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due, only if share else None)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
-        former = read_stage_manifest(folder)
+        former = _former(folder)
         write_stage_manifest(folder, summary_of(keys, keys.done))
         done, statuses, speed, failed, told = dict(keys.done), Counter[str](), summed([]), False, False
         own = (share or Share(1, 1)).shards(len(index.shard_ranges))
@@ -176,6 +176,14 @@ def _tell_changed(stage: Stage, keys: StageKeys, due: Iterable[int], emit: Emit)
     """Tell which files changed since their samples were made."""
     if files := [name for number in due for name in keys.changed.get(number, ())]:
         emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
+
+
+def _former(folder: Path) -> StageManifest | None:
+    """Return the manifest that a stage has; None if it is absent or damaged, which a run mends."""
+    try:
+        return read_stage_manifest(folder)
+    except DataError:
+        return None
 
 
 @contextmanager

@@ -211,7 +211,10 @@ def test_a_layer_decay_holds_the_encoder_back(subject):
 @pytest.mark.slow
 def test_fine_tuning_learns_what_it_is_shown(data, subject):
     everything = replace(
-        subject, recipe=recipe(*TUNED, "evaluation.finetune.epochs=60", "evaluation.finetune.augment=false")
+        subject,
+        recipe=recipe(
+            *TUNED, *(f"evaluation.finetune.{one}" for one in ("epochs=60", "augment=false", "every_epoch=true"))
+        ),
     )
     rows = data.select("xsub", "train").rows
     job = finetuning.Job(everything, rows, rows, 3, everything.recipe.evaluation.finetune)
