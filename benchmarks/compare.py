@@ -88,8 +88,8 @@ def compared(before: Path, after: Path, percent: float) -> tuple[list[str], bool
     worse = slower(old, new, percent)
     for name, by in worse.items():
         more = 100 * (old[name][by] / new[name][by] - 1)
-        was, here_ = (described(rows[name], by) for rows in (old, new))
-        lines.append(f"slower: {name[1]} ({name[0]}): {more:.0f} %; was {was}, is {here_}")
+        was, now = (described(rows[name], by) for rows in (old, new))
+        lines.append(f"slower: {name[1]} ({name[0]}): {more:.0f} %; was {was}, is {now}")
     lines.append(f"{len(worse)} of {len(common)} rows became more than {percent:g} % slower beside their baselines")
     return lines, not worse
 

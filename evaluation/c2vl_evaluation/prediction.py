@@ -212,15 +212,14 @@ def _remedy(layout: Layout) -> str:
     usable = []
     for name in engine_names():
         preset = engine_preset(name)
-        for more, words in (
-            ({}, ""),
-            ({"options": preset.get("options", {}) | {"dims": layout.dims}}, f" with pose.dims={layout.dims}"),
-        ):
+        if preset["role"] != "pose":
+            continue
+        as_data = preset | {"options": preset.get("options", {}) | {"dims": layout.dims}}
+        for table, words in ((preset, ""), (as_data, f" with pose.dims={layout.dims}")):
             with suppress(C2VLError):
-                if preset["role"] == "pose":
-                    engines.layout_of(EngineSpec.model_validate(preset | more)).mapping_to(layout)
-                    usable.append(name + words)
-                    break
+                engines.layout_of(EngineSpec.model_validate(table)).mapping_to(layout)
+                usable.append(name + words)
+                break
     if usable:
         return f"add `--set pipeline.pose.engine=NAME`, of {', '.join(usable)}"
     return (

@@ -1,4 +1,4 @@
-"""What of this machine a process may use: cores, threads, freed memory, standard streams. Loads nothing, so that it can run first."""
+"""What a process may use of this machine: cores, threads, memory, standard streams. Loads nothing, so that it can run first."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def keep_freed(largest: int | None = None) -> None:
     It otherwise returns large blocks to the system, and each page of the next one, 4 KB, costs a fault.
 
     Args:
-        largest: bytes of a block that is kept, at most 32 MB, and half of what is kept free in all; None: no bounds.
+        largest: bytes of the largest block that is kept, up to 32 MB; twice as much is kept in all. None: no limits.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:

@@ -114,7 +114,7 @@ def _packages(spec: EngineSpec) -> tuple[str, ...]:
     folder = Path(spec.model or "").expanduser()
     told = "" if folder.is_dir() else spec.model or ""
     for name in _NAMING:
-        with contextlib.suppress(OSError, TooLargeError):  # what cannot be read is told where it is loaded
+        with contextlib.suppress(OSError, TooLargeError):  # loading the checkpoint reports a file that cannot be read
             told += read_bytes(folder / name).decode("utf-8", "replace")
     return needed + tuple(name for name, mark in _OF_CHECKPOINTS.items() if mark.search(told))
 

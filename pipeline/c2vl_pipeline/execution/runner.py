@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from c2vl_manifests.engine import EngineSpec
-from c2vl_manifests.errors import DataError, EngineError, StageError
+from c2vl_manifests.errors import EngineError, StageError
 from c2vl_manifests.events import Emit, Note, silent
 from c2vl_manifests.machine import usable_cores
 from c2vl_manifests.manifest import (
@@ -45,7 +45,7 @@ from c2vl_pipeline.execution.sharing import Share, locked, remove_locks
 from c2vl_pipeline.execution.stage_manifest import commit, failure_as_a_whole, summary_of
 from c2vl_pipeline.execution.task import ShardTask, run_shard
 from c2vl_pipeline.stages import stages_of
-from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making
+from c2vl_pipeline.stages.base import FITS, Stage, check_shards, hang_mark, in_the_making, written_manifest
 from c2vl_pipeline.stages.failures import too_many_failures
 from c2vl_pipeline.stages.speed import SPEED, summed
 from c2vl_pipeline.workspace import Workspace, load, shard_path
@@ -126,7 +126,7 @@ def run_stage(
             engines.load(spec)  # a wrong option is found before anything is called unfinished
         _remove_leftovers(folder, keys, due, only if share else None)
         commit_text(inputs_path(folder, keys.manifest.key), keys.manifest.model_dump_json(include={"inputs"}))
-        former = _former(folder)
+        former = written_manifest(folder)  # a damaged one is written anew
         write_stage_manifest(folder, summary_of(keys, keys.done))
         done, statuses, speed, failed, told = dict(keys.done), Counter[str](), summed([]), False, False
         own = (share or Share(1, 1)).shards(len(index.shard_ranges))
@@ -176,14 +176,6 @@ def _tell_changed(stage: Stage, keys: StageKeys, due: Iterable[int], emit: Emit)
     """Tell which files changed since their samples were made."""
     if files := [name for number in due for name in keys.changed.get(number, ())]:
         emit(Note(f"{stage.name}: {changed_since(files)}; their samples are made again"))
-
-
-def _former(folder: Path) -> StageManifest | None:
-    """Return the manifest that a stage has; None if it is absent or damaged, which a run mends."""
-    try:
-        return read_stage_manifest(folder)
-    except DataError:
-        return None
 
 
 @contextmanager

@@ -16,9 +16,9 @@ from c2vl_manifests.manifest import commit_text, fingerprint, read_shard, read_s
 from c2vl_manifests.recipe import Recipe
 from c2vl_manifests.schema import Status
 from c2vl_pipeline.execution.keys import Redo, changes, engine_facts, stage_inputs
-from c2vl_pipeline.maintenance.verify import REPAIR_FILE, Damage, written_manifest
+from c2vl_pipeline.maintenance.verify import REPAIR_FILE, Damage
 from c2vl_pipeline.stages import STAGES, stages_of
-from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.stages.base import Stage, written_manifest
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 RETRIED = (Status.FAILED, Status.DECODE_ERROR)
@@ -125,7 +125,7 @@ def check_configuration(work: Path, recipe: Recipe, names: Iterable[str]) -> Non
     """
     index, names = load(work), set(names)
     for name, stage in stages_of(index).items():
-        written = written_manifest(work, stage)
+        written = written_manifest(work / stage.name)
         if name not in names or written is None or written.key != fingerprint(written.inputs):
             continue
         now = stage_inputs(stage, index, recipe, engine_facts(stage, index, recipe))

@@ -25,11 +25,10 @@ from c2vl_manifests.manifest import (
     footer_problem,
     read_shard,
     read_shard_manifest,
-    read_stage_manifest,
 )
 from c2vl_manifests.reading import read_json
 from c2vl_pipeline.stages import STAGES, stages_of
-from c2vl_pipeline.stages.base import Stage
+from c2vl_pipeline.stages.base import Stage, written_manifest
 from c2vl_pipeline.workspace import Workspace, load, shard_path
 
 REPAIR_FILE = ".repair.json"
@@ -74,7 +73,7 @@ def verify(work: Path, *, raw: bool = False, emit: Emit = silent) -> list[Damage
     checks: list[Callable[[], list[Damage]]] = []
     for stage in stages_of(index).values():
         damages += _stage_damage(index, stage)
-        manifest = written_manifest(work, stage)
+        manifest = written_manifest(work / stage.name)
         slots = _slots(manifest) if manifest else None
         for number in range(len(index.shard_ranges)):
             path = shard_path(work, stage.name, number)
@@ -97,14 +96,6 @@ def _slots(manifest: StageManifest) -> int:
     return frames if isinstance(frames, int) and frames > 0 else 1
 
 
-def written_manifest(work: Path, stage: Stage) -> StageManifest | None:
-    """Return a stage's manifest, or None where it is absent or damaged."""
-    try:
-        return read_stage_manifest(work / stage.name)
-    except DataError:
-        return None
-
-
 def _index_damage(index: Workspace) -> list[Damage]:
     path = index.work / "samples.parquet"
     if file_sha256(path) == index.manifest.sha256:
@@ -116,7 +107,7 @@ def _stage_damage(index: Workspace, stage: Stage) -> list[Damage]:
     path = index.work / stage.name / "stage.json"
     paths = [shard_path(index.work, stage.name, n) for n in range(len(index.shard_ranges))]
     present = sum(shard.with_suffix(".json").is_file() for shard in paths)
-    manifest = written_manifest(index.work, stage)
+    manifest = written_manifest(index.work / stage.name)
     problem = None
     if manifest is None:
         if path.is_file():

@@ -163,12 +163,17 @@ def seal(index: Workspace, name: str, upstream: Mapping[str, str]) -> str:
     return "" if absent else fingerprint([index.manifest.key, dict(upstream), sorted(files)])
 
 
-def untouched(index: Workspace, name: str) -> StageManifest | None:
-    """Return the manifest of a complete stage if nobody touched its shards or those it was made from, else None."""
+def written_manifest(folder: Path) -> StageManifest | None:
+    """Return the manifest of a stage's folder, or None where it is absent or damaged."""
     try:
-        manifest = read_stage_manifest(index.work / name)
+        return read_stage_manifest(folder)
     except DataError:
         return None
+
+
+def untouched(index: Workspace, name: str) -> StageManifest | None:
+    """Return the manifest of a complete stage if nobody touched its shards or those it was made from, else None."""
+    manifest = written_manifest(index.work / name)
     if manifest is None or not manifest.seal or manifest.seal != seal(index, name, manifest.upstream):
         return None
     for earlier, digest in manifest.upstream.items():

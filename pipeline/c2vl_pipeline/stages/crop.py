@@ -281,7 +281,7 @@ def _miscounted(video: Video, samples: list[Row], plans: Mapping[str, list[int]]
     """Return the samples of a video whose frames have to be planned again: it holds others than its container says.
 
     Args:
-        video: read as far as the plans go; it is read on to its end where a sample's last frame is the video's.
+        video: read up to the last planned frame; read to its end here if a sample has no end of its own.
         samples: of this video.
         plans: their frames.
         missing: whether planned frames were not found.
