@@ -22,7 +22,7 @@ from timing import compare
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300
 
 
-class _Packed:
+class Packed:
     """Just what `Clips` reads of a packed folder."""
 
     layout = KINECT_V2
@@ -32,8 +32,8 @@ class _Packed:
         lengths = np.clip(30 + rng.gamma(3, 15, CLIPS), 20, LONGEST).astype(np.int64)
         self.offsets = np.concatenate([[0], np.cumsum(lengths)])
         self.joints = rng.standard_normal((int(self.offsets[-1]), 3, 2, 25)).astype(np.float32)
-        alone = np.repeat(rng.random(CLIPS) < 0.8, lengths)
-        self.joints[alone, :, 1] = 0
+        self.alone = rng.random(CLIPS) < 0.8
+        self.joints[np.repeat(self.alone, lengths), :, 1] = 0
 
     def padded(self) -> np.ndarray:
         """The same clips as (N, C, T, V, M), as feeders keep them: transposed views of (N, T, M V C)."""
@@ -85,7 +85,7 @@ def main() -> None:
     torch.set_num_threads(1)
     keep_freed()
     rng = np.random.default_rng(0)
-    packed, config = _Packed(rng), InputConfig(frames=FRAMES)
+    packed, config = Packed(rng), InputConfig(frames=FRAMES)
     clips = Clips(packed, np.arange(CLIPS), config, torch.device("cpu"))  # type: ignore[arg-type]
     padded, offsets = packed.padded(), packed.offsets
     generator = torch.Generator().manual_seed(0)
