@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -148,16 +148,16 @@ class Cell:
         if self.key is None:
             return self.compute().result
         found = self._stored(self.key)
-        return None if found is None else self._named(found[0])
+        return None if found is None else self._named(found.result)
 
     def run(self) -> ResultWithPredictions:
         """Return the stored result, or compute and store it."""
         if self.key is None:
             return self.compute()
-        if (found := self._stored(self.key)) is not None:
+        if (found := self._stored(self.key)) is not None and found.is_intact():
             try:
-                predictions = None if found[1] is None else load(found[1])
-                return ResultWithPredictions(self._named(found[0]), predictions)
+                predictions = None if found.answers is None else load(found.answers)
+                return ResultWithPredictions(self._named(found.result), predictions)
             except DataError:
                 pass  # damaged: computed again
         started = time.monotonic()
@@ -168,10 +168,10 @@ class Cell:
         result = self._named(made.result).model_copy(update={"key": self.key.text})
         return ResultWithPredictions(_commit(self.key, result, table, time.monotonic() - started), made.predictions)
 
-    def _stored(self, key: CacheKey) -> tuple[Result, Path | None] | None:
+    def _stored(self, key: CacheKey) -> _Read[Result] | None:
         """Read the stored result; None also where it lacks the best epoch that is asked for."""
         found = _read(key, Result)
-        return None if found is not None and self.oracle and found[0].best is None else found
+        return None if found is not None and self.oracle and found.result.best is None else found
 
     def _batch(self, key: CacheKey) -> tuple[str, int]:
         """Return the setting of the protocol's batch size, and its value; empty where it has none."""
@@ -205,8 +205,8 @@ def cached(key: CacheKey, form: type[_Form], compute: Callable[[], tuple[_Form, 
         form: model of the result, with fields `protocol` and `seconds`.
         compute: returns the result, and a table with one row per test sample or query.
     """
-    if (found := _read(key, form)) is not None:
-        return found[0]
+    if (found := _read(key, form)) is not None and found.is_intact():
+        return found.result
     started = time.monotonic()
     result, table = compute()
     return _commit(key, result, table, time.monotonic() - started)
@@ -225,8 +225,23 @@ def _commit(key: CacheKey, result: _Form, table: pa.Table | None, seconds: float
     return result
 
 
-def _read(key: CacheKey, form: type[_Form]) -> tuple[_Form, Path | None] | None:
-    """Read a result and the path of its table; None where either is absent, damaged, or of another key.
+class _Read(NamedTuple, Generic[_Form]):
+    result: _Form
+    answers: Path | None
+    sha256: str
+
+    def is_intact(self) -> bool:
+        """Return True if the answers are those that were written; they are hashed, megabytes each."""
+        try:
+            return self.answers is None or remembered_sha256(self.answers) == self.sha256
+        except OSError as error:
+            if passing(error):
+                raise
+            return False
+
+
+def _read(key: CacheKey, form: type[_Form]) -> _Read[_Form] | None:
+    """Read a result and the path of its table; None if either is absent, or the result damaged or of another key.
 
     Results of runs whose encoders were deleted stay valid.
     """
@@ -238,9 +253,9 @@ def _read(key: CacheKey, form: type[_Form]) -> tuple[_Form, Path | None] | None:
         if key.has_weights() and stored.key != key.text:
             return None
         answers = path.with_suffix(".parquet") if stored.sha256 else None
-        if answers is not None and remembered_sha256(answers) != stored.sha256:
+        if answers is not None and not answers.is_file():
             return None
-        return form.model_validate(stored.result), answers
+        return _Read(form.model_validate(stored.result), answers, stored.sha256)
     except (OSError, ValueError) as error:
         if passing(error):
             raise

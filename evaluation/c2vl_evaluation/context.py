@@ -75,7 +75,7 @@ class EvalContext:
         Raises:
             CheckpointError: there is no finished run.
         """
-        return checkpoint.load_finished(self.run)[1]
+        return checkpoint.finished_facts(self.run)
 
     def key(self, protocol: Protocol, config: BaseModel, **more: Any) -> CacheKey:
         """Return the key of a protocol under a configuration (and what else determines the result)."""

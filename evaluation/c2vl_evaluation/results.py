@@ -51,7 +51,8 @@ class Result(_Value):
     target: str = ""
     """`Target.id` of the data that the encoder was transferred to; empty for the other protocols."""
     key: Inside = ""
-    """Key of the stored answers (`cache.CacheKey.text`); empty where none are stored."""
+    """Key of the stored answers (`cache.CacheKey.text`); of raw joints, whose answers are not stored, a hash of the
+    settings; else empty."""
     last: Score | None = None
     """At the last epoch; None where `why` gives the reason."""
     best: Score | None = None

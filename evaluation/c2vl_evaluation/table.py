@@ -22,7 +22,7 @@ from c2vl_evaluation.protocols import PROTOCOLS, ensemble, fails_alone, knn, lin
 from c2vl_evaluation.results import ALWAYS, FILE, Protocol, Result, Table, TableRow, Target, load, save, target_id
 from c2vl_manifests.errors import C2VLError, ConfigError, DataError
 from c2vl_manifests.events import Emit, Note, silent
-from c2vl_manifests.manifest import read_stage_manifest
+from c2vl_manifests.manifest import fingerprint, read_stage_manifest
 from c2vl_manifests.pages import portable, shorten_paths
 from c2vl_manifests.recipe import Recipe
 from c2vl_training.dataset import PackedDataset
@@ -87,7 +87,7 @@ def run_table(
     if before is not None:
         _report_earlier(before, rows, replaced, emit)
     recipe = lines[0].recipe
-    rows.append(_baseline(packed, benchmark, recipe))
+    rows.append(_baseline(packed, benchmark, recipe, before))
     shown_targets = {result.target for row in rows for result in row.results}
     targets = [t for t in (before.targets if before else ()) if t.id in shown_targets]
     if goal is not None:
@@ -230,13 +230,19 @@ def _again(error: C2VLError) -> NoReturn:
     raise error
 
 
-def _baseline(packed: PackedDataset, benchmark: str, recipe: Recipe) -> TableRow:
-    """Return the row of raw joints: kNN and linear without an encoder."""
+def _baseline(packed: PackedDataset, benchmark: str, recipe: Recipe, before: Table | None) -> TableRow:
+    """Return the row of raw joints, kNN and linear without an encoder: that of the earlier table if its settings are these."""
+    config = recipe.evaluation
+    settings = [recipe.training.input, config.knn, config.linear]
+    key = f"raw-joints-{fingerprint([one.model_dump(mode='json') for one in settings])}"
+    for row in before.rows if before else ():
+        if row.role == "baseline" and all(result.key == key for result in row.results):
+            return row
     train, test = (raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test"))
-    config, classes = recipe.evaluation, metrics.check_classes(packed, train.labels, test.labels)
+    classes = metrics.check_classes(packed, train.labels, test.labels)
     last, sizes = knn.score(train, test, classes, config.knn.k)[0], (len(train.labels), len(test.labels))
-    nearest = Result(protocol="knn", last=last, train=sizes[0], test=sizes[1])
-    probe = linear.probe(train, test, classes, config.linear, 0).result()
+    nearest = Result(protocol="knn", key=key, last=last, train=sizes[0], test=sizes[1])
+    probe = linear.probe(train, test, classes, config.linear, 0).result().model_copy(update={"key": key})
     return TableRow(
         name="raw joints", role="baseline", seed=0, run="", epochs=0, seconds=0.0, samples=sizes[0],
         left_out=train.left_out, results=(nearest, probe),

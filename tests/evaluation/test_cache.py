@@ -81,6 +81,19 @@ def test_a_finding_is_made_once(subject):
     assert outcome.predictions.answers.tolist() == [0, 1]
 
 
+def test_a_number_is_read_without_hashing_its_answers(subject, monkeypatch):
+    made = counting(subject)[1].result
+    (answers,) = files(subject, "parquet")
+    hashed = []
+    sha256 = cache.remembered_sha256
+    monkeypatch.setattr(cache, "remembered_sha256", lambda path: hashed.append(path) or sha256(path))
+    cell = cache.Cell("linear", None, subject.key("linear", subject.recipe.evaluation.linear))
+    assert cell.cached() == made
+    assert answers not in hashed
+    assert cell.run().result == made
+    assert answers in hashed
+
+
 @pytest.mark.parametrize("damage", ["cut parquet", "other parquet", "no parquet", "cut json", "text json"])
 def test_a_damaged_finding_is_made_again(subject, damage):
     counting(subject)

@@ -181,7 +181,7 @@ def test_a_table_holds_every_line_and_seed_with_its_controls(table, data):
     for row in results.rows:
         assert row.samples == 12
         assert 0 <= row.top1("linear") <= row.result("linear").best.top1 <= 1
-        assert all(bool(result.key) == bool(row.run) for result in row.results)
+        assert all(result.key.startswith("raw-joints-") == (not row.run) for result in row.results)
     assert results.main_row() == pretrained
 
 
@@ -227,6 +227,24 @@ def test_a_result_is_not_found_twice(table, data, monkeypatch):
     other = replace(subject, recipe=table_lines("hard", more=("evaluation.linear.epochs=6",))[0].recipe)
     with pytest.raises(AssertionError, match="computed again"):
         evaluated(linear, other)
+
+
+def test_raw_joints_are_scored_again_for_other_settings_alone(table, data, monkeypatch):
+    out, results = table
+    read = []
+
+    def noted(packed, name, split, config):
+        read.append(split)
+        return raw_joints(packed, name, split, config)
+
+    monkeypatch.setattr(benchmark, "raw_joints", noted)
+    again = benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out)
+    assert (again.rows[-1], read) == (results.rows[-1], [])
+    other = benchmark.run_table(data, "xsub", table_lines("hard", more=("evaluation.linear.epochs=6",)), range(2), out)
+    assert read == ["train", "test"]
+    assert other.rows[-1].result("linear").epochs == 6
+    benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out)  # the fixture's table as it was
+    assert len(read) == 4
 
 
 def test_the_floors_of_a_table_are_scored_in_full(table, data):

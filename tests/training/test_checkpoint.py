@@ -58,6 +58,24 @@ def test_a_tensor_damaged_on_disk_is_refused_by_its_hash(data, tmp_path):
         checkpoint.load_encoder(path.parent, torch.device("cpu"))
 
 
+def test_facts_are_read_without_the_weights(data, tmp_path):
+    out = tmp_path / "run"
+    train(run(data, out))
+    facts = checkpoint.load_finished(out)[1]
+    path = out / checkpoint.ENCODER
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert checkpoint.finished_facts(out) == facts
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load_finished(out)
+    path.write_bytes(whole[:40])
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+        checkpoint.finished_facts(out)
+    path.unlink()
+    with pytest.raises(CheckpointError, match="is an unfinished run"):
+        checkpoint.finished_facts(out)
+
+
 def test_a_pickle_in_the_place_of_weights_is_refused_and_never_run(tmp_path):
     class Evil:
         def __reduce__(self):

@@ -63,19 +63,7 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: the file is absent, damaged, or not a checkpoint of this program.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist; give the folder of a finished run (it holds {path.name})")
-    try:
-        metadata, tensors = _contents(path)
-        facts = from_json(metadata["c2vl"])
-        expected = metadata["sha256"]
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        if passing(error):
-            raise
-        raise CheckpointError(
-            f"{path}: not a checkpoint of this program "
-            f"({type(error).__name__}: {str(error)[:100]}); delete it and train again"
-        ) from error
+    tensors, facts, expected = _read(path)
     if (actual := _sha256(tensors, facts)) != expected:
         raise CheckpointError(
             f"{path}: damaged: its content has the sha256 {actual[:12]}…, expected {expected[:12]}…; "
@@ -84,11 +72,28 @@ def load(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
-def _contents(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+def _read(path: Path, *, weights: bool = True) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """Return tensors, none without `weights`, the facts, and the sha256 that both should have."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist; give the folder of a finished run (it holds {path.name})")
+    try:
+        metadata, tensors = _contents(path, weights)
+        return tensors, from_json(metadata["c2vl"]), metadata["sha256"]
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        if passing(error):
+            raise
+        raise CheckpointError(
+            f"{path}: not a checkpoint of this program "
+            f"({type(error).__name__}: {str(error)[:100]}); delete it and train again"
+        ) from error
+
+
+def _contents(path: Path, weights: bool) -> tuple[dict[str, str], dict[str, Tensor]]:
     """Return metadata and tensors of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as handle:
-            return handle.metadata() or {}, {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - no mapping
+            names = handle.keys() if weights else ()
+            return handle.metadata() or {}, {name: handle.get_tensor(name) for name in names}
     except OSError:  # the file system maps no files into memory; another cause fails again here
         data = read_bytes(path, MOST_FILE)
         header = from_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -156,9 +161,22 @@ def load_finished(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: the run is unfinished, damaged, or absent.
     """
+    return load(_finished(folder))
+
+
+def finished_facts(folder: Path) -> dict[str, Any]:
+    """Read the facts of a finished run; its weights are neither read nor checked.
+
+    Raises:
+        CheckpointError: the run is unfinished or absent, or the head of its file is damaged.
+    """
+    return _read(_finished(folder), weights=False)[1]
+
+
+def _finished(folder: Path) -> Path:
     if not (folder / ENCODER).is_file() and (folder / CHECKPOINT).is_file():
         raise CheckpointError(f"{folder} is an unfinished run; run the same c2vl-train command again to finish it")
-    return load(folder / ENCODER)
+    return folder / ENCODER
 
 
 def load_encoder(folder: Path | str, device: torch.device | str = "cpu") -> TrainedEncoder:

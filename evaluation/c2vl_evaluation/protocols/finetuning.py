@@ -8,7 +8,7 @@ Semi-supervision and transfer tune by the same `tune`. A killed training resumes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ def cell(
     protocol: Protocol,
     config: FinetuneConfig,
     label: str,
-    places: Labels | None = None,
+    draw_places: Callable[[], Labels] | None = None,
     **key: Any,
 ) -> Cell:
     """Return a training of the whole network as a cell of a protocol.
@@ -164,13 +164,13 @@ def cell(
         protocol: of the cell.
         config: of the training.
         label: name of the training in progress reports.
-        places: of the labelled samples within the training split; all of them unless given.
+        draw_places: returns the places of the labelled samples within the training split; all of them unless given.
         key: what determines the result besides `config` and the precision.
     """
 
     def compute() -> ResultWithPredictions:
         train, test, classes = metrics.usable_splits(context.packed, context.benchmark)
-        rows = train.rows if places is None else train.rows[places]
+        rows = train.rows if draw_places is None else train.rows[draw_places()]
         trained = tune(Job(context, rows, test.rows, classes, config, label))
         return ResultWithPredictions(trained.result(protocol), context.predictions(test.rows, trained.logits))
 

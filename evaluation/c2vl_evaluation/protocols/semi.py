@@ -8,7 +8,7 @@ same labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -68,7 +68,8 @@ def cells(context: EvalContext) -> Iterator[Cell]:
             yield Cell("semi", partial(_same, absent), None, name)
             continue
         for draw in range(config.draws):
-            places = subset(train.labels, share, sampling, draw)
+            # drawn where it is computed: a stored result does not need it
+            places = partial(subset, train.labels, share, sampling, draw)
             key: dict[str, Any] = {"setting": name, "draw": draw}
             if encoder == "frozen":
                 cell = _frozen(context, places, **key)
@@ -82,11 +83,11 @@ def _same(result: ResultWithPredictions) -> ResultWithPredictions:
     return result
 
 
-def _frozen(context: EvalContext, places: Labels, **key: Any) -> Cell:
+def _frozen(context: EvalContext, draw_places: Callable[[], Labels], **key: Any) -> Cell:
     semi, config = context.recipe.evaluation.semi, context.recipe.evaluation.linear
 
     def compute() -> ResultWithPredictions:
-        train, test, classes = context.features()
+        places, (train, test, classes) = draw_places(), context.features()
         some = Features(train.values[places], train.labels[places], train.rows[places], 0)
         # if a class has one label, holding it out says nothing about the rate
         sweeps = np.unique(some.labels, return_counts=True)[1].min() > 1

@@ -63,6 +63,16 @@ def test_every_setting_has_its_draws_or_a_reason(subject):
     assert all(o.result.last is not None and o.predictions is not None for o in found[4:])
 
 
+def test_stored_results_are_found_without_drawing_labels(subject, monkeypatch):
+    made = [o.result for o in outcomes(semi, subject)]
+
+    def never(*_):
+        raise AssertionError("drawn again")
+
+    monkeypatch.setattr(semi, "subset", never)
+    assert [cell.cached() for cell in semi.cells(subject)] == made
+
+
 def test_a_frozen_encoder_with_few_labels_is_a_linear_probe_of_them(subject):
     found = next(o for o in outcomes(semi, subject) if o.result.setting == "50 % stratified, frozen")
     gallery, query, classes = subject.features()
