@@ -20,6 +20,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.features import Array, encoder_for, labelled_split
 from c2vl_evaluation.metrics import class_name
 from c2vl_evaluation.protocols import knn, linear
+from c2vl_manifests.events import byte_size
 from c2vl_manifests.layouts import Layout
 from c2vl_manifests.manifest import commit_bytes
 from c2vl_manifests.recipe_training import InputConfig
@@ -167,8 +168,8 @@ class Int8Loss:
         some = f"{self.clips:,} of the {self.test:,}" if self.clips < self.test else f"the {self.test:,}"
         return (
             f"int8, on {some} test clips: top-1 {100 * self.top1_int8:.1f} %, in float32 {100 * self.top1:.1f} %; "
-            f"{100 * self.same:.1f} % of the answers are the same; {self.bytes_int8 / 1e6:.2f} MB, in float32 "
-            f"{self.bytes / 1e6:.2f} MB"
+            f"{100 * self.same:.1f} % of the answers are the same; {byte_size(self.bytes_int8)}, in float32 "
+            f"{byte_size(self.bytes)}"
         )
 
 

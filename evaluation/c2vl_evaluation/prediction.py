@@ -123,6 +123,8 @@ def predict_files(context: EvalContext, files: Sequence[Path], failed: list[C2VL
     """
     where = device_of(context.recipe.training.device)
     encoder = encoder_for(context.run, context.packed, where)
+    if any(map(_is_video, files)):
+        _note_other_weights(context)
     joints, read = [], []
     for path in files:
         try:
@@ -153,17 +155,51 @@ def predict_files(context: EvalContext, files: Sequence[Path], failed: list[C2VL
     return answers
 
 
+def _is_video(path: Path) -> bool:
+    from c2vl_pipeline.readers.base import USUAL
+
+    return path.suffix.lower() in USUAL["video"]
+
+
+def _note_other_weights(context: EvalContext) -> None:
+    """Say if people or joints of videos are found by another model than those of the data."""
+    from c2vl_pipeline import engines
+    from c2vl_pipeline.stages.pose import resolved
+
+    manifest, pose = context.packed.manifest, context.recipe.pipeline.pose
+    made = manifest.engines.get("skeletons")
+    if pose is None or made is None:  # joints of the data are those of files
+        return
+    estimator = resolved(pose.engine, load_dataset(manifest.dataset))
+    assert estimator.detector is not None
+    for spec, then, found, noun, key in (
+        (estimator, made, "joints", "pose estimator", "pose"),
+        (estimator.detector, made["detector"], "people", "detector", "pose.detector"),
+    ):
+        with engines.naming_the_detector():
+            weights = engines.weights_id(spec)
+        if then["backend"] != spec.backend:
+            other, now = f"another {noun} ({then['backend']})", spec.backend
+            remedy = "give --recipe and --set of the data"
+        elif any(then.get(name) != fact for name, fact in weights.items()):
+            other, now = f"other weights ({then.get('model')})", Path(str(spec.model)).name
+            remedy = f"give those by --set {key}.model=PATH"
+        else:
+            continue
+        text = f"{found} of the data were found by {other} than those of the videos here ({now}); {remedy}"
+        context.emit(Note(text, "warning"))
+
+
 def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
     """Return the joints of a file in a layout. Shape: (T, M, V, C)."""
     from c2vl_pipeline.readers import read_skeleton
-    from c2vl_pipeline.readers.base import USUAL
     from c2vl_pipeline.stages.pack import mapped
 
     manifest = context.packed.manifest
     second = {"second_body": manifest.second_body}
     config = context.recipe.pipeline.skeletons.model_copy(update=second)
     try:
-        if path.suffix.lower() in USUAL["video"]:
+        if _is_video(path):
             assembled, source = _watched(path, context, layout)
         else:
             own = load_dataset(manifest.dataset).reader
@@ -185,22 +221,12 @@ def _read(path: Path, context: EvalContext, layout: Layout) -> Array:
 
 def _watched(path: Path, context: EvalContext, layout: Layout) -> tuple[Assembled, Layout]:
     """Return the joints of the people in a video, and their layout."""
-    from c2vl_pipeline import engines
     from c2vl_pipeline.stages.pose import read_video
 
     manifest, pose = context.packed.manifest, context.recipe.pipeline.pose
     if pose is None:
         raise ConfigError(
             f"{path} is a video, and recipe {context.recipe.name!r} of the data names no pose estimator; {_remedy(layout)}"
-        )
-    made = manifest.engines.get("skeletons", {})
-    if any(name in made and made[name] != fact for name, fact in engines.weights_id(pose.engine).items()):
-        context.emit(
-            Note(
-                f"{path}: joints of the data were found by other weights ({made.get('model')}) than this video's "
-                f"({Path(str(pose.engine.model)).name}); give those by --set pose.model=PATH",
-                "warning",
-            )
         )
     return read_video(path, pose, load_dataset(manifest.dataset), manifest.bodies)
 

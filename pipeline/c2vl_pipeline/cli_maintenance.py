@@ -71,7 +71,7 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
     import shutil
 
     from c2vl_manifests.datasets import load_dataset
-    from c2vl_manifests.events import duration, gigabytes
+    from c2vl_manifests.events import byte_size, duration
     from c2vl_manifests.manifest import read_shard_manifest
     from c2vl_pipeline.maintenance import estimate
 
@@ -87,7 +87,7 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
         rows.append([*cells, f"{e.seconds:,.0f} s", f"{expected:,.0f} s" if expected else ""])
     columns = ["stage", "state", "shards", "rows", "not ok", "work time", "planned"]
     size, free = sum(e.bytes for e in stages), shutil.disk_usage(work).free
-    caption = f"{gigabytes(size)} written, {gigabytes(free, 0)} free."
+    caption = f"{byte_size(size)} written, {byte_size(free)} free."
     if left:
         caption += f" About {duration(left)} left, as measured by `prompts --dry-run`."
     show_table(
@@ -101,7 +101,7 @@ def _show_stages(work: Path, recipe: str, stages: list[StageStatus]) -> None:
 
 def _show_requirements(recipe: Recipe, needs: Sequence[Requirement]) -> None:
     """Print which packages and weights the engines of a recipe load, and from where."""
-    from c2vl_manifests.events import gigabytes
+    from c2vl_manifests.events import byte_size
 
     held = {
         place: [one for one in needs if one.weights and one.weights.place == place]
@@ -111,20 +111,19 @@ def _show_requirements(recipe: Recipe, needs: Sequence[Requirement]) -> None:
     for one in needs:
         words = f"{one.role} {one.engine}"
         if one.weights:
-            count = one.weights.bytes or 0
-            size = (f"{count / 1e6:,.1f} MB " if count < 1e8 else f"{gigabytes(count)} ") if count else ""
+            size = f"{byte_size(one.weights.bytes)} " if one.weights.bytes else ""
             words += f" {one.model}: {size}{one.weights.note}"
         names = [f"{name} (not installed)" if name in one.missing else name for name in one.packages]
         say(words + (f"; needs {', '.join(names)}" if names else ""))
-    said = [f"{gigabytes(sizes['here'])} on this machine"] if held["here"] else []
-    said += [f"{gigabytes(sizes['hub'])} to be downloaded"] if held["hub"] else []
+    said = [f"{byte_size(sizes['here'])} on this machine"] if held["here"] else []
+    said += [f"{byte_size(sizes['hub'])} to be downloaded"] if held["hub"] else []
     said += [f"those of the {', '.join(one.role for one in held['absent'])} are not here"] if held["absent"] else []
     say(f"recipe {recipe.name}: {'weights: ' + '; '.join(said) if said else 'no weights to load'}")
 
 
 def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: float, as_json: bool) -> None:
     """Print what the engines need; probe the stages on a few samples, and print time, GPU-hours and disk of the rest."""
-    from c2vl_manifests.events import duration, gigabytes
+    from c2vl_manifests.events import byte_size, duration
     from c2vl_pipeline.engines.requirements import requirements
     from c2vl_pipeline.maintenance.estimate import estimate
     from c2vl_pipeline.stages import stages_of
@@ -149,7 +148,7 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
                 f"{s.workers}",
                 duration(s.seconds),
                 f"{s.gpu_hours:,.1f}",
-                gigabytes(s.bytes),
+                byte_size(s.bytes),
             ]
             for s in made.stages
         ]
@@ -157,10 +156,10 @@ def show_estimate(work: Path, recipe: Recipe, workers: int | None, seconds: floa
         total = duration(sum(s.seconds for s in made.stages))
         gpu = f" on {max(s.workers for s in made.stages if s.on_gpu)} GPUs" if hours else ""
         say(
-            f"{made.all_samples:,} samples: about {total}{gpu}, {gigabytes(size)} to write; "
-            f"{gigabytes(made.free_bytes, 0)} free"
+            f"{made.all_samples:,} samples: about {total}{gpu}, {byte_size(size)} to write; "
+            f"{byte_size(made.free_bytes)} free"
         )
-        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", gigabytes(size)])
+        rows.append(["all", "", "", "", "", total, f"{hours:,.1f}", byte_size(size)])
         show_table(
             f"{work}: {made.all_samples:,} samples",
             ["stage", "to do", "probed", "per sample", "workers", "wall time", "GPU-hours", "disk"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy, deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,20 +84,37 @@ def test_a_recipe_without_an_estimator_names_those_there_are(subject: tuple[Eval
         prediction.predict_files(other, [folder / "5.avi"])
 
 
-def test_joints_of_other_weights_are_noted(subject: tuple[EvalContext, Path], tmp_path: Path) -> None:
-    context, folder = subject
-    model = tmp_path / "other.tflite"
-    model.write_bytes((folder / "tiny.tflite").read_bytes() + b"\0")
+def warnings(context: EvalContext, files: list[Path]) -> list[str]:
     said: list[Event] = []
-    other = EvalContext(
-        context.run, context.packed, "s", load_recipe("debug", [*settings(model), *SET]), 0, said.append
-    )
-    assert len(prediction.predict_files(other, [folder / "5.avi"])) == 1
-    (note,) = [event for event in said if isinstance(event, Note) and event.level == "warning"]
-    assert "found by other weights (tiny.tflite) than this video's (other.tflite)" in note.text
-    said.clear()
-    prediction.predict_files(replace(context, emit=said.append), [folder / "5.avi"])
-    assert not [event for event in said if isinstance(event, Note) and event.level == "warning"]
+    assert len(prediction.predict_files(replace(context, emit=said.append), files)) == len(files)
+    return [event.text for event in said if isinstance(event, Note) and event.level == "warning"]
+
+
+def test_other_weights_are_noted_once_for_all_videos(subject: tuple[EvalContext, Path], tmp_path: Path) -> None:
+    context, folder = subject
+    model, files = tmp_path / "other.tflite", [folder / "5.avi", folder / "6.avi"]
+    model.write_bytes((folder / "tiny.tflite").read_bytes() + b"\0")
+    other = replace(context, recipe=load_recipe("debug", [*settings(model), *SET]))
+    assert warnings(other, files) == [
+        "joints of the data were found by other weights (tiny.tflite) than those of the videos here (other.tflite); "
+        "give those by --set pose.model=PATH"
+    ]
+    assert warnings(context, files) == []
+
+
+def test_another_estimator_or_detector_is_noted(subject: tuple[EvalContext, Path]) -> None:
+    context, folder = subject
+    packed, made = copy(context.packed), deepcopy(context.packed.manifest.engines)
+    packed.manifest = packed.manifest.model_copy(update={"engines": made})
+    made["skeletons"]["backend"], made["skeletons"]["detector"]["backend"] = "hf", "blazepose"
+    assert warnings(replace(context, packed=packed), [folder / "5.avi"]) == [
+        f"{found} of the data were found by another {noun} than those of the videos here ({now}); give --recipe and "
+        "--set of the data"
+        for found, noun, now in (
+            ("joints", "pose estimator (hf)", "blazepose"),
+            ("people", "detector (blazepose)", "motion"),
+        )
+    ]
 
 
 def test_only_estimators_whose_joints_can_be_mapped_are_named() -> None:

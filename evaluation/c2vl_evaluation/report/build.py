@@ -25,7 +25,7 @@ from c2vl_evaluation.report.mistakes import Mistake, mistakes
 from c2vl_evaluation.report.verdict import verdict
 from c2vl_evaluation.results import FILE, Table
 from c2vl_manifests.errors import C2VLError, DataError
-from c2vl_manifests.events import duration
+from c2vl_manifests.events import byte_size, duration
 from c2vl_manifests.manifest import commit_text
 from c2vl_manifests.pages import render, shorten_paths
 from c2vl_training.dataset import PackedDataset
@@ -320,7 +320,7 @@ def build(table: Table, out: Path, *, work: Path | None = None, main: MainRun | 
         details=[(row, Path(row.run).name) for row in table.rows],
         percent=lambda value: f"{100 * value:.1f}",
         duration=duration,
-        size=sections.size,
+        byte_size=byte_size,
         engines={role: shorten_paths(engine) for role, engine in table.engines.items()},
         prompts=prompts,
         notes=[shorten_paths(note) for note in notes],

@@ -46,15 +46,6 @@ SHARED = 3
 Facts = dict[str, Any]
 
 
-def size(count: float) -> str:
-    """Return a number of bytes in words: `4.2 MB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.3g} TB"
-
-
 # ------------------------------------------------------------------------------------------------- results
 
 

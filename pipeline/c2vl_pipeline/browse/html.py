@@ -19,6 +19,7 @@ from PIL import Image
 
 from c2vl_manifests import pages
 from c2vl_manifests.errors import DataError, disk_error
+from c2vl_manifests.events import byte_size
 from c2vl_manifests.manifest import commit_text
 
 THUMBNAIL = 320
@@ -72,7 +73,7 @@ _FILTERS: dict[str, Callable[..., Any]] = {
     "clean": pages.shorten_paths,
     "short": short,
     "json": lambda value, indent=None: json.dumps(value, indent=indent, ensure_ascii=False, default=str),
-    "megabytes": lambda value: f"{value / 1e6:,.1f} MB" if value >= 1e5 else f"{value:,} bytes",
+    "byte_size": byte_size,
 }
 
 

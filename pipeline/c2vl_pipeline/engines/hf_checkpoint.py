@@ -82,6 +82,16 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
+def more_than_tensors(error: Exception) -> str:
+    """Return why torch refuses a pickle of weights; empty for other errors. Its own message advises to run what it holds."""
+    text = str(error)
+    if "Weights only load failed" not in text:
+        return ""
+    if held := re.search(r"GLOBAL (\S+)", text):
+        return f"holds {held[1]}, expected tensors alone (nothing else is ever loaded); save it again without that"
+    return "damaged, or pickled otherwise than torch.save does by default; save it again as safetensors"
+
+
 class Weights:
     """Base of an engine's weights: validated options, the device, batches.
 
@@ -238,6 +248,8 @@ class Checkpoint(Weights):
         return chosen
 
     def _not_loaded(self, error: Exception) -> EngineError:
+        if refused := more_than_tensors(error):
+            return refusal(self.spec, refused)
         text, why = str(error), one_line(error, named=True)
         if self.options["attention"] and "attention" in text.lower():
             return EngineError(

@@ -16,7 +16,7 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from c2vl_manifests.errors import StageError
-from c2vl_manifests.events import Emit, Progress, gigabytes, silent
+from c2vl_manifests.events import Emit, Progress, byte_size, silent
 from c2vl_manifests.manifest import commit_table, commit_text, fingerprint, read_shard_manifest
 from c2vl_manifests.reading import read_bytes
 from c2vl_manifests.recipe import Recipe
@@ -79,8 +79,8 @@ class Estimate(BaseModel):
         needed += sum(s.bytes for s in self.stages if s.stage in {"skeletons", "embeddings"}) * 2
         if needed > self.free_bytes:
             return (
-                f"the disk has {gigabytes(self.free_bytes, 1)} free, the stages will write about "
-                f"{gigabytes(needed, 1)}; free some or lower pipeline.crop.max_side"
+                f"the disk has {byte_size(self.free_bytes)} free, the stages will write about "
+                f"{byte_size(needed)}; free some or lower pipeline.crop.max_side"
             )
         return None
 

@@ -6,6 +6,7 @@ size (SwinT, BERT base, 900 queries, 750 x 1333 pixels): minutes and 5 GB.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import os
@@ -575,7 +576,7 @@ def test_damaged_and_foreign_files_are_refused(weights: Weights, own: Any, tmp_p
             return Path.touch, (tmp_path / "sprung",)
 
     torch.save({"model": Trap()}, tmp_path / "trap.pth")
-    assert "cannot be loaded" in message(tmp_path / "trap.pth", options=own())
+    assert "expected tensors alone" in message(tmp_path / "trap.pth", options=own())
     assert not (tmp_path / "sprung").exists()
 
     stored = torch.load(weights.pth, weights_only=True)["model"]
@@ -638,6 +639,17 @@ def test_a_file_fills_its_model_exactly_and_is_described(
         },
         **{name: f"version of {name}" for name in ("groundingdino-py", "torchvision", "transformers")},
     }
+
+
+def test_a_checkpoint_of_more_than_tensors_names_what_it_holds(small: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    torch.save({"model": small, "args": argparse.Namespace(lr=1)}, tmp_path / "a.pth")
+    text = message(tmp_path / "a.pth")
+    assert (
+        ": holds argparse.Namespace, expected tensors alone (nothing else is ever loaded); save it again without"
+        in text
+    )
+    assert "hf download ShilongLiu/GroundingDINO" in text
+    assert not any(word in text for word in ("weights_only", "safe_globals", "trust", "\033"))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import shutil
@@ -245,8 +246,25 @@ def test_a_pickle_of_another_protocol_is_one_line(
     (plain / "model.safetensors").unlink()
     torch.save({"a": torch.zeros(1)}, plain / "pytorch_model.bin", pickle_protocol=4)
     recwarn.clear()
-    assert "damaged or incomplete, cannot be loaded" in message("captioner", plain)
+    text = message("captioner", plain)
+    assert (
+        ": damaged, or pickled otherwise than torch.save does by default; save it again as safetensors; get one" in text
+    )
+    assert "weights_only" not in text
     assert not recwarn.list
+
+
+def test_a_pickle_of_more_than_tensors_names_what_it_holds(folder: Any, tmp_path: Path) -> None:
+    """Torch's own message advises to load it all the same, which runs what it holds."""
+    more = shutil.copytree(folder("qwen3_vl"), tmp_path / "more")
+    (more / "model.safetensors").unlink()
+    torch.save({"a": torch.zeros(1), "args": argparse.Namespace(lr=1)}, more / "pytorch_model.bin")
+    text = message("captioner", more)
+    assert (
+        ": holds argparse.Namespace, expected tensors alone (nothing else is ever loaded); save it again without"
+        in text
+    )
+    assert not any(word in text for word in ("weights_only", "safe_globals", "trust", "\033"))
 
 
 def test_a_template_that_opens_the_prompt_is_not_opened_twice(folder: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,10 @@ def _of_lists(depth: int) -> Any:
         (lambda held: held["annotations"][0].update(frame_dir="a\ud800"), "annotation 0 has no frame_dir"),
         (lambda held: held["annotations"][0].update(label=_of_lists(90)), "label a list of 'clip0'; expected a whole"),
         (lambda held: held["annotations"][0].update(keypoint=_of_lists(9)), "keypoint is a list; expected an array"),
+        (
+            lambda held: held["annotations"][0].update(fps=Fraction(30, 1)),
+            r"\(the name 'fractions.Fraction' at byte [\d,]+, which plain values do not need\); save it again with dictionaries",
+        ),
     ],
 )
 def test_annotations_that_say_two_things_or_too_much_are_one_line(tmp_path: Path, change: Any, says: str) -> None:

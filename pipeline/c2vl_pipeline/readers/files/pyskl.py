@@ -62,8 +62,8 @@ def _annotations(path: Path, _changed: int, size: int) -> Annotations:
         raise DataError(f"{path}: {error}") from error
     except ValueError as error:
         raise DamagedError(
-            f"{path}: not a pickle of annotations that can be read safely ({one_line(error)}); expected dictionaries, "
-            "lists, texts, numbers and numpy arrays alone"
+            f"{path}: not a pickle of annotations that can be read safely ({one_line(error)}); save it again with "
+            "dictionaries, lists, texts, numbers and numpy arrays alone"
         ) from error
     table = value if isinstance(value, dict) else {"annotations": value}
     entries, splits = table.get("annotations"), table.get("split", {})
