@@ -18,6 +18,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.protocols import linear
 from c2vl_evaluation.results import Result, Score
 from c2vl_manifests.errors import DataError
+from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_training import checkpoint
 from c2vl_training.dataset import PackedDataset
 from c2vl_training.trainer import train
@@ -85,8 +86,7 @@ def test_a_number_is_read_without_hashing_its_answers(subject, monkeypatch):
     made = counting(subject)[1].result
     (answers,) = files(subject, "parquet")
     hashed = []
-    sha256 = cache.remembered_sha256
-    monkeypatch.setattr(cache, "remembered_sha256", lambda path: hashed.append(path) or sha256(path))
+    monkeypatch.setattr(cache, "remembered_sha256", lambda path: hashed.append(path) or remembered_sha256(path))
     cell = cache.Cell("linear", None, subject.key("linear", subject.recipe.evaluation.linear))
     assert cell.cached() == made
     assert answers not in hashed
