@@ -26,7 +26,7 @@ from c2vl_manifests.engine import EngineSpec
 from c2vl_manifests.errors import EngineError, one_line
 from c2vl_manifests.file_hashes import remembered_sha256
 from c2vl_pipeline.engines import Box, Detector, Frame, Image, grounding
-from c2vl_pipeline.engines.hf_checkpoint import DetectorOptions, Weights, more_than_tensors
+from c2vl_pipeline.engines.hf_checkpoint import DetectorOptions, Weights, unusable
 from c2vl_pipeline.engines.hf_checkpoint import quiet as quiet_transformers
 from c2vl_pipeline.engines.requirements import HUB_TIMEOUT
 
@@ -202,7 +202,7 @@ class _Package(Weights):
             report = model.load_state_dict(weights, strict=False)
         except Exception as error:  # zip, pickle and shapes each raise other types
             problem = f"damaged or of another config, cannot be loaded ({one_line(error, named=True)})"
-            raise _refusal(self.spec, more_than_tensors(error) or problem) from error
+            raise _refusal(self.spec, unusable([self.file], error) or problem) from error
         return self.placed(model, report._asdict(), _UNUSED, _refusal)
 
     def describe(self) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import importlib
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -82,8 +83,14 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
-def more_than_tensors(error: Exception) -> str:
-    """Return why torch refuses a pickle of weights; empty for other errors. Its own message advises to run what it holds."""
+def unusable(files: Iterable[Path], error: Exception) -> str:
+    """Return what is wrong with weights that raised an error, where the error's own text misleads; else empty.
+
+    A clone without Git LFS holds pointers, which look damaged. Torch advises to run what a pickle holds.
+    """
+    for path in files:
+        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+            return f"{path.name} is a pointer of Git LFS, expected the file itself; run `git lfs pull` in {path.parent}"
     text = str(error)
     if "Weights only load failed" not in text:
         return ""
@@ -248,8 +255,8 @@ class Checkpoint(Weights):
         return chosen
 
     def _not_loaded(self, error: Exception) -> EngineError:
-        if refused := more_than_tensors(error):
-            return refusal(self.spec, refused)
+        if problem := unusable(sorted(self.folder.rglob("*")), error):
+            return refusal(self.spec, problem)
         text, why = str(error), one_line(error, named=True)
         if self.options["attention"] and "attention" in text.lower():
             return EngineError(

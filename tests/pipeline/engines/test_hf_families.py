@@ -267,6 +267,15 @@ def test_a_pickle_of_more_than_tensors_names_what_it_holds(folder: Any, tmp_path
     assert not any(word in text for word in ("weights_only", "safe_globals", "trust", "\033"))
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_clone_without_git_lfs_says_so(folder: Any, tmp_path: Path, name: str) -> None:
+    clone = shutil.copytree(folder("qwen3_vl"), tmp_path / "clone")
+    size = (clone / name).stat().st_size
+    (clone / name).write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize {size}\n")
+    text = message("captioner", clone)
+    assert f": {name} is a pointer of Git LFS, expected the file itself; run `git lfs pull` in {clone}; get one" in text
+
+
 def test_a_template_that_opens_the_prompt_is_not_opened_twice(folder: Any) -> None:
     captioner = engine("captioner", folder("smolvlm2"))
     ids = captioner.encode([[picture(60, 60, 0)]], [QUESTION])["input_ids"][0].tolist()
