@@ -47,6 +47,7 @@ def test_every_item_gives_a_row(tmp_path):
     found = json.loads(kept.read_text())
     assert {"processor", "cores", "gpu", "torch", "commit", "load"} <= set(found["machine"])
     rows = {row["name"]: row for row in found["rows"]}
+    assert len(rows) == len(found["rows"])
     assert [name for name, row in rows.items() if "reason" in row] == []
     wanted = {f"pre-training, {name}" for name in (*KINDS, "ours, bf16, profiled", "two processes by gloo")}
     assert set(rows) == wanted | set(models.MODELS)
@@ -201,6 +202,7 @@ def test_a_variant_without_memory_is_a_row_with_its_reason_beside_the_rows_of_th
     assert (ours["usual_ratio"], usual["usual_ratio"]) == (8, 1)
     assert "ratio" not in ours
     assert ours["minutes"] == 15_000 * 1.0 / 2 / 60
+    assert table(one.rows).splitlines()[1].split()[-2:] == ["8.00", "125.0"]
 
 
 def test_a_variant_is_kept_as_far_as_it_was_timed(tmp_path, trainings):
@@ -212,7 +214,9 @@ def test_a_variant_is_kept_as_far_as_it_was_timed(tmp_path, trainings):
     assert "left out after 2 turns: StopIteration" in one.notes[0]
 
 
-def test_rows_stand_before_the_time_is_over(tmp_path, trainings):
+def test_rows_stand_before_the_time_is_over(tmp_path, trainings, monkeypatch):
+    monkeypatch.setenv("C2VL_BENCH", str(tmp_path / "kept.json"))
+
     def hangs() -> float:
         time.sleep(60)
         return 60.0
@@ -224,6 +228,8 @@ def test_rows_stand_before_the_time_is_over(tmp_path, trainings):
         "pre-training, ours, bf16", "pre-training, plain, bf16 autocast", "pre-training",
     ]  # fmt: skip
     assert one.rows[0]["ratio"] == 2
+    kept = json.loads((tmp_path / "kept.json").read_text())["rows"]
+    assert sorted(row["name"] for row in kept) == sorted(row["name"] for row in one.rows)
     assert "longer" in one.rows[2]["reason"]
 
 
