@@ -138,7 +138,7 @@ def _time(seconds: float) -> str:
 
 
 def keep(row: Mapping[str, Any]) -> None:
-    """Add a row to the file that C2VL_BENCH names; a row of the same script, name and baseline is replaced."""
+    """Add a row to the file that C2VL_BENCH names; one of the same script, name and baseline, or without one, is replaced."""
     if not (place := os.environ.get(FILE)):
         return
     path = Path(place)
@@ -147,7 +147,8 @@ def keep(row: Mapping[str, Any]) -> None:
         return [one.get(name) for name in ("script", "name", "baseline")]
 
     kept: dict[str, Any] = {"rows": [], **(read_json(path) if path.is_file() else {}), "machine": machine()}
-    kept["rows"] = [old for old in kept["rows"] if key(old) != key(row)] + [row]
+    replaced = (key(row), [*key(row)[:2], None])
+    kept["rows"] = [old for old in kept["rows"] if key(old) not in replaced] + [row]
     commit_text(path, json.dumps(kept, indent=1) + "\n")
 
 

@@ -144,7 +144,7 @@ MODELS = {
     "Qwen3-VL-4B": Model("hf-qwen3-vl-8b", (480, 256), _qwen3_vl),
     "CLIP ViT-L/14@336px": Model("hf-clip-vit-l-14-336", (480, 256), _clip),
 }
-SECONDS = {"Grounding DINO tiny": 60, "D-FINE-L": 50, "LLaVA-1.5-7B": 80, "Qwen3-VL-4B": 70, "CLIP ViT-L/14@336px": 40}
+SECONDS = {"Grounding DINO tiny": 45, "D-FINE-L": 40, "LLaVA-1.5-7B": 60, "Qwen3-VL-4B": 55, "CLIP ViT-L/14@336px": 30}
 """Model -> most seconds."""
 
 

@@ -4,19 +4,23 @@ What is timed are whole epochs of a small set by the trainer's own loop: draws, 
 objective, optimiser, and every wait that they cause. The usual way differs in the encoder alone (`usual_encoders.Plain`: the
 1x1 convolution before the graph, both bodies always computed), in float32 and under autocast; it is given our data path,
 without which it would also wait for a feeder. Of the clips 80 % show one person. Utilisation counts the operations that a
-variant really does, so that the skip of empty bodies lowers both time and operations.
+variant really does, so that the skip of empty bodies lowers both time and operations. Those of one item are timed in turn.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
+import torch._dynamo
+from torch import Tensor
 from torch._C._autograd import DeviceType
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
@@ -60,17 +64,17 @@ GROUPS = (
 
 
 def packed_set(session: Session, recipe: Recipe) -> PackedDataset:
-    """Write random clips of NTU's lengths, with one vector of each kind."""
-    rng = np.random.default_rng(0)
-    steps = 2 if session.tiny else STEPS
-    count = steps * recipe.training.pretrain.batch_size
-    lengths = np.clip(30 + rng.gamma(3, 15, count), 20, 300).astype(int)
-    joints = [rng.standard_normal((length, 2, 25, 3), np.float32) for length in lengths]
-    for clip, alone in zip(joints, rng.random(count) < ONE_PERSON, strict=True):
-        clip[:, 1] *= not alone
-    V, L = (rng.standard_normal((count, 1, DIM), np.float32) for _ in range(2))
+    """Write random clips of NTU's lengths, with one vector of each kind, unless they are there."""
     folder = session.folder / "packed"
     if not folder.is_dir():
+        rng = np.random.default_rng(0)
+        steps = 2 if session.tiny else STEPS
+        count = steps * recipe.training.pretrain.batch_size
+        lengths = np.clip(30 + rng.gamma(3, 15, count), 20, 300).astype(int)
+        joints = [rng.standard_normal((length, 2, 25, 3), np.float32) for length in lengths]
+        for clip, alone in zip(joints, rng.random(count) < ONE_PERSON, strict=True):
+            clip[:, 1] *= not alone
+        V, L = (rng.standard_normal((count, 1, DIM), np.float32) for _ in range(2))
         write_packed(folder, joints, layout=KINECT_V2, vision=V, language=L, splits=[{"xsub": "train"}] * count)
     return PackedDataset(folder)
 
@@ -113,6 +117,11 @@ class Variant:
         return len(self.clips) // self.method.batch_size
 
     @property
+    def blocks(self) -> int:
+        """Blocks of the encoder."""
+        return len(self.recipe.training.encoder.blocks or FULL)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Type of the products."""
         return torch.bfloat16 if self.recipe.training.precision == "bfloat16" else torch.float32
@@ -142,60 +151,145 @@ def steps_of_the_paper(recipe: Recipe) -> int:
     return recipe.training.pretrain.epochs * (expected.splits["xsub"][0] // recipe.training.pretrain.batch_size)
 
 
-def training(session: Session) -> None:
-    """Time our training, without the skip too, and the usual ones."""
-    recipe = recipe_of(session.tiny)
-    packed, device = packed_set(session, recipe), session.device
-    variants = {
-        "ours, bf16": Variant.of(packed, recipe, device),
-        "ours, bf16, no skip": Variant.of(
-            packed, recipe_of(session.tiny, "training.encoder.empty_bodies=compute"), device
-        ),
-        "plain, bf16 autocast": Variant.of(packed, recipe, device, usual=True),
-        "plain, float32": Variant.of(packed, recipe_of(session.tiny, "training.precision=float32"), device, usual=True),
-    }
-    _rows(session, variants, "plain, bf16 autocast")
+@dataclass(frozen=True)
+class Kind:
+    """How a variant differs from the `paper` recipe with our encoder, and what its first ratio is over."""
+
+    base: str | None
+    overrides: tuple[str, ...] = ()
+    usual: bool = False
+    compiled: bool = False
 
 
-def compiled(session: Session) -> None:
-    """Time our training with compiled blocks beside the same as it is: numbers of bodies vary from batch to batch."""
-    recipe = recipe_of(session.tiny)
-    packed, device = packed_set(session, recipe), session.device
-    variants = {name: Variant.of(packed, recipe, device) for name in ("ours, bf16, compiled", "ours, bf16")}
-    encoder: Any = variants["ours, bf16, compiled"].method.model.encoder
-    counters.clear()
-    for block in encoder.blocks[: 1 if session.tiny else None]:
-        # in the trial only the capture of one graph is tried: generating code takes minutes on a CPU
-        block.compile(dynamic=True, **({"backend": "eager"} if session.tiny else {}))
-    _rows(session, variants, "ours, bf16")
-    for reason, times in counters["graph_break"].items():
-        session.notes.append(f"compiled: graph broken {times} times: {one_line(RuntimeError(reason))}")
+USUAL = "plain, float32"
+"""What every variant has a second ratio over: the usual way."""
+_AUTOCAST = "plain, bf16 autocast"
+KINDS = {
+    "ours, bf16": Kind(_AUTOCAST),
+    "ours, bf16, no skip": Kind(_AUTOCAST, ("training.encoder.empty_bodies=compute",)),
+    "ours, bf16, compiled": Kind("ours, bf16", compiled=True),
+    _AUTOCAST: Kind(None, usual=True),
+    USUAL: Kind(_AUTOCAST, ("training.precision=float32",), usual=True),
+}
 
 
-def _rows(session: Session, variants: dict[str, Variant], base: str) -> None:
-    """Time epochs in turn and add a row for each variant, unless an earlier comparison measured it."""
-    memory = {name: session.memory(variant.epoch) for name, variant in variants.items()}
-    # compilers and the counter do not go together; what is compiled does the same operations
-    flops = {name: flops_of(v.epoch) for name, v in variants.items() if not name.endswith("compiled")}
-    times = session.timed({name: variant.epoch for name, variant in variants.items()})
-    known = {row["name"] for row in session.rows}
-    for name, variant in variants.items():
-        if (called := f"pre-training, {name}") in known:
+@dataclass
+class _Measured:
+    """A variant, what an epoch of it takes, and the seconds of those that were timed."""
+
+    variant: Variant
+    flops: int
+    memory: float | None
+    first: float
+    """Seconds of its first epoch, compilation included."""
+    seconds: list[float] = field(default_factory=list)
+
+
+def beside(*names: str) -> Callable[[Session], None]:
+    """Return what times epochs of variants in turn, while the item's time lasts for another turn.
+
+    Each has a row as soon as it was timed once, and again after every turn, unless an earlier item measured it. One that
+    fails is a row with its reason.
+    """
+
+    def run(session: Session) -> None:
+        known = {row["name"] for row in session.rows if "reason" not in row}
+        measured: dict[str, _Measured] = {}
+        left = list(names)
+        for turn in range(session.pairs):
+            if turn and session.left() < 2 * sum(one.seconds[-1] for one in measured.values()):
+                break
+            for name in tuple(left):
+                if reason := _timed(session, name, measured):
+                    left.remove(name)
+                    session.free()
+                    if measured.get(name):
+                        session.notes.append(f"{_called(name)}: left out after {turn} turns: {reason}")
+                    else:
+                        session.skip(_called(name), reason)
+                if not turn:
+                    _renew(session, measured, known)
+            _renew(session, measured, known)
+
+    return run
+
+
+def _timed(session: Session, name: str, measured: dict[str, _Measured]) -> str:
+    """Time an epoch of a variant, which is built before its first; return why that failed, out of memory say, or nothing."""
+    try:
+        one = measured.get(name) or _warm(session, KINDS[name])
+        one.seconds.append(session.seconds_of(one.variant.epoch))
+        measured[name] = one
+    except Exception as error:
+        return one_line(error, named=True)
+    return ""
+
+
+def _called(name: str) -> str:
+    return f"pre-training, {name}"
+
+
+def _warm(session: Session, kind: Kind) -> _Measured:
+    """Build a variant; count the operations of an epoch, then its memory without what others hold."""
+    session.free()
+    others = session.held()
+    recipe = recipe_of(session.tiny, *kind.overrides)
+    variant = Variant.of(packed_set(session, recipe), recipe, session.device, kind.usual)
+    flops = flops_of(variant.epoch)  # before it is compiled, which hides operations from the counter
+    if kind.compiled:
+        counters.clear()
+        _compile(variant, session.tiny)
+    began = time.perf_counter()
+    memory = session.memory(variant.epoch, others)
+    return _Measured(variant, flops, memory, time.perf_counter() - began)
+
+
+def _compile(variant: Variant, tiny: bool) -> None:
+    """Compile the blocks for any number of bodies, which differs from batch to batch.
+
+    In the trial graphs are captured, forwards and backwards, but no code is made of them: that takes minutes on a CPU.
+    """
+    # equal blocks share an entry: six kinds in the full network, and as many again where the compiler tells sizes apart
+    torch._dynamo.config.recompile_limit = 64
+    encoder: Any = variant.method.model.encoder
+    for block in encoder.blocks:
+        block.forward = _any_number(torch.compile(block.forward, backend="aot_eager" if tiny else "inductor"))
+
+
+def _any_number(block: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def called(x: Tensor, copies: Tensor | None = None) -> Tensor:
+        torch._dynamo.maybe_mark_dynamic(x, 0)
+        return block(x, copies)
+
+    return called
+
+
+def _renew(session: Session, measured: Mapping[str, _Measured], known: Collection[str]) -> None:
+    """Put the row of every variant that an earlier item did not measure."""
+    for name, one in measured.items():
+        if (called := _called(name)) in known:
             continue
+        variant, base = one.variant, KINDS[name].base
         steps, batch = variant.steps, variant.method.batch_size
-        whole = steps_of_the_paper(variant.recipe)
-        hours = whole * float(np.median(times[name])) / steps / 3600
+        facts: dict[str, Any] = {"batch": batch, "memory_gib": one.memory}
+        pairs = list(zip(one.seconds, measured[base].seconds, strict=False)) if base and base in measured else []
+        usual = measured[USUAL].seconds if USUAL in measured else []
+        if usual:
+            facts["usual_ratio"] = float(np.median([b / a for a, b in zip(one.seconds, usual, strict=False)]))
+        if not session.tiny:  # the sizes of a trial are not the paper's
+            whole = steps_of_the_paper(variant.recipe)
+            facts |= {"steps_of_the_paper": whole, "minutes": whole * float(np.median(one.seconds)) / steps / 60}
+        if KINDS[name].compiled:
+            facts |= {"graphs": counters["stats"]["unique_graphs"], "breaks": dict(counters["graph_break"])}
+            facts |= {"blocks": variant.blocks, "first_seconds": one.first}
         session.row(
             called,
-            times[name],
-            None if name == base else (base, times[base]),
+            [a for a, _ in pairs] or one.seconds,
+            (base, [b for _, b in pairs]) if base and pairs else None,
             (steps * batch, "samples"),
-            flops.get(name, flops[base]),
+            one.flops,
             variant.dtype,
-            memory_gib=memory[name],
-            batch=batch,
-            # the sizes of a trial are not the paper's
-            **({} if session.tiny else {"steps_of_the_paper": whole, "hours_of_the_paper": hours}),
+            **facts,
         )
 
 

@@ -7,11 +7,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from c2vl_training.encoders import ctrgcn
 from c2vl_training.encoders.graph import adjacency
 from c2vl_training.encoders.stgcn import FULL, SLIM, Block, GraphConvolution
-from support.encoders import HAND, SMALL, naive_conv, naive_norm, noise, scrambled, small
+from support.encoders import HAND, SMALL, little, naive_conv, naive_norm, noise, scrambled, small
 
 
 def naive_block(block, x, stride):
@@ -66,6 +67,29 @@ def test_whole_encoder_matches_naive_reference(training):
         h = naive_block(block, h, stride)
     expected = h.mean(axis=(2, 3)).reshape(N, M, -1).mean(axis=1)
     np.testing.assert_allclose(encoder(x).detach().numpy(), expected, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_are_one_graph_each_whatever_the_number_of_second_bodies():
+    torch._dynamo.reset()
+    counters.clear()
+    plain, ours = (scrambled(little("stgcn", blocks=((4, 1), (6, 2))).double()) for _ in range(2))
+    for block in ours.blocks:
+        block.compile(backend="aot_eager", dynamic=True)
+    for persons in (3, 2, 1):
+        x = noise(5, 3, 4, HAND.joints, 2)
+        x[persons:, ..., 1] = 0
+        weights = noise(5, plain.dim)
+        y, z = ours(x), plain(x)
+        torch.testing.assert_close(y, z, rtol=1e-10, atol=1e-10)
+        found = torch.autograd.grad((y * weights).sum(), ours.parameters())
+        expected = torch.autograd.grad((z * weights).sum(), plain.parameters())
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+        for key, value in plain.state_dict().items():
+            torch.testing.assert_close(ours.state_dict()[key], value, rtol=1e-11, atol=1e-11)
+    assert counters["graph_break"] == {}
+    assert counters["stats"]["unique_graphs"] == len(ours.blocks)
 
 
 # --- order of graph and convolution ------------------------------------------------------------------------

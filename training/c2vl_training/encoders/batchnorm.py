@@ -11,6 +11,18 @@ from torch.nn import functional as F
 from c2vl_manifests.errors import ConfigError
 from c2vl_training import distributed
 
+_STATISTICS = "aten::batch_norm_update_stats"
+
+
+def _shapes(x: Tensor, mean: Tensor, var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+    """Return tensors in the place of the statistics that torch's function computes."""
+    return torch.empty_like(mean), torch.empty_like(var)
+
+
+if not torch._C._dispatch_has_kernel_for_dispatch_key(_STATISTICS, "Meta"):
+    # torch up to 2.13 does not know these shapes without computing, and `torch.compile` breaks a graph at every norm
+    torch.library.register_fake(_STATISTICS, _shapes)
+
 
 class _Weighted(torch.autograd.Function):
     """Normalise by given moments of a batch in which the last rows represent several bodies each.
