@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,10 @@ import pytest
 import timing
 from c2vl_manifests.errors import DataError
 from compare import compared, main
+from support import ROOT
+
+PROCESSOR = timing.PROCESSOR
+SCRIPTS = sorted(path for path in (ROOT / "benchmarks").glob("bench_*.py") if path.name != "bench_gpu.py")
 
 
 def row(name: str, ratio: float | None, **more: object) -> dict[str, object]:
@@ -128,15 +134,16 @@ def test_a_comparison_is_printed_and_kept_where_the_environment_says(tmp_path, m
     monkeypatch.setenv(timing.FILE, str(tmp_path / "new" / "run.json"))
     for pairs in (2, 3):  # the second run of a script replaces its rows
         calls.clear()
-        timing.compare("a thing", lambda: calls.append("a"), lambda: calls.append("b"), pairs)
+        timing.compare("a thing", partial(calls.append, "a"), partial(calls.append, "b"), pairs, judged_by=PROCESSOR)
         assert calls == ["a", "b"] * (pairs + 1)
-    timing.report("a time", [1.0, 3.0, 2.0], mebibytes=2.5)
+    timing.report("a time", [1.0, 3.0, 2.0], mebibytes=2.5, captions=1024)
     printed = capsys.readouterr().out.splitlines()
-    assert printed[-1] == "a time: 2000.0 ms; mebibytes 2.5"
+    assert printed[-1] == "a time: 2000.0 ms; mebibytes 2.5, captions 1,024"
     kept = json.loads((tmp_path / "new" / "run.json").read_text())
     assert {"processor", "cores", "torch", "commit", "load", "date"} <= set(kept["machine"])
     first, second = kept["rows"]
     assert (first["name"], first["baseline"], first["pairs"]) == ("a thing", "the usual way", 3)
+    assert first["judged_by"] == PROCESSOR
     assert first["low"] <= first["ratio"] <= first["high"]
     assert (second["seconds"], second["mebibytes"]) == (2.0, 2.5)
     assert "ratio" not in second
@@ -155,8 +162,33 @@ def test_the_ratio_is_the_median_over_pairs():
     measured = timing.report("x", [1.0, 1.0, 4.0], [2.0, 3.0, 4.0], quiet=True)
     assert (measured["seconds"], measured["baseline_seconds"]) == (1.0, 3.0)
     assert (measured["low"], measured["ratio"], measured["high"]) == (1.0, 2.0, 3.0)
+    assert measured["judged_by"] == timing.WALL
 
 
 def test_no_turn_begins_after_the_budget():
     spent = timing.in_turn({"a": lambda: None, "b": lambda: None}, turns=1000, budget=0)
     assert [len(times) for times in spent.values()] == [1, 1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_measures_five_pairs_or_as_many_as_it_is_told_and_refuses_none(script, monkeypatch, capsys):
+    found: list[int] = []
+
+    def stop(parser: timing.Parser, *_: object) -> None:
+        found.append(parser.parse_known_args()[0].pairs)
+        parser.exit()
+
+    script_main = runpy.run_path(str(script))["main"]
+    monkeypatch.setattr("sys.argv", [script.name, "--pairs", "0"])
+    with pytest.raises(SystemExit) as ended:
+        script_main()
+    said = capsys.readouterr()
+    assert (ended.value.code, said.out) == (2, "")
+    assert said.err == f"{script.name}: argument --pairs: '0' given; expected a whole number from 1\n"
+    monkeypatch.setattr(timing.Parser, "parse_args", stop)
+    for arguments in ([], ["--pairs", "1"]):
+        monkeypatch.setattr("sys.argv", [script.name, *arguments])
+        with pytest.raises(SystemExit):
+            script_main()
+    assert found[0] >= 5
+    assert found[1:] == [1]
