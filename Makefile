@@ -104,9 +104,10 @@ lint: $(DEV) ## Ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 bench: $(CORE) ## Measure on the processor, see benchmarks/README.md; JSON goes to RUNROOT/bench
-	@export C2VL_BENCH=$(call quoted,$(RUNROOT))/bench/$$(date +%Y%m%d-%H%M%S).json; \
+	@export C2VL_BENCH=$(call quoted,$(RUNROOT))/bench/$$(date +%Y%m%d-%H%M%S).json; failed=; \
 		for script in $(filter-out benchmarks/bench_gpu.py,$(wildcard benchmarks/bench_*.py)); do \
-			echo "== $$script"; $(BIN)/python $$script $(ARGS) || exit 1; done; echo "kept in $$C2VL_BENCH"
+			echo "== $$script"; $(BIN)/python $$script $(ARGS) || failed="$$failed $$script"; done; \
+		test ! -f "$$C2VL_BENCH" || echo "kept in $$C2VL_BENCH"; test -z "$$failed" || { echo "failed:$$failed"; exit 1; }
 
 bench-gpu: $(CORE) ## Measure training and full-size models on one GPU, 10 minutes (tiny sizes without one)
 	@C2VL_BENCH=$(call quoted,$(RUNROOT))/bench/gpu-$$(date +%Y%m%d-%H%M%S).json $(BIN)/python benchmarks/bench_gpu.py $(ARGS)

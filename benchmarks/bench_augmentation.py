@@ -17,7 +17,7 @@ from c2vl_manifests.machine import keep_freed
 from c2vl_manifests.recipe_training import InputConfig
 from c2vl_training.augmentation import draw
 from c2vl_training.clips import Clips
-from timing import compare
+from timing import PROCESSOR, Parser, compare
 
 BATCH, CLIPS, FRAMES, LONGEST = 400, 1000, 64, 300
 
@@ -82,6 +82,7 @@ def lean(clip: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
 
 
 def main() -> None:
+    pairs = Parser(__doc__, pairs=9).parse_args().pairs
     torch.set_num_threads(1)
     keep_freed()
     rng = np.random.default_rng(0)
@@ -106,9 +107,9 @@ def main() -> None:
     def careful() -> torch.Tensor:
         return torch.stack([lean(packed.joints[offsets[r] : offsets[r + 1]], rng) for r in rows])
 
-    compare(f"augmentation of {BATCH} clips, against a feeder as published", ours, published, 9)
-    compare(f"augmentation of {BATCH} clips, against a feeder told the lengths", ours, told, 9)
-    compare(f"augmentation of {BATCH} clips, against a careful loop", ours, careful, 9)
+    ways = {"a feeder as published": published, "a feeder told the lengths": told, "a careful loop": careful}
+    for way, usual in ways.items():
+        compare(f"augmentation of {BATCH} clips, against {way}", ours, usual, pairs, judged_by=PROCESSOR)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ files to nothing on one thread, where it is installed.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import subprocess
@@ -34,7 +33,7 @@ from c2vl_pipeline.execution.workers import Workers
 from c2vl_pipeline.readers.video import plan_frames
 from c2vl_pipeline.stages import crop, index
 from c2vl_pipeline.synthetic import dataset
-from timing import measured, report_spent
+from timing import Parser, count, measured, report_spent
 
 PROCESSES = 2
 
@@ -176,10 +175,9 @@ def _frames_decoded(work: Path) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=32)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--max-side", type=int, nargs="+", default=[224, 672], help="of a stored crop, pixels")
+    parser = Parser(__doc__)
+    parser.add_argument("--clips", type=count, default=24)
+    parser.add_argument("--max-side", type=count, nargs="+", default=[224, 672], help="of a stored crop, pixels")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         raw = Path(name) / "raw"

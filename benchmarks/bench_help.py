@@ -7,14 +7,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from timing import compare
+from timing import Parser, compare
 
 
 def main() -> None:
+    pairs = Parser(__doc__, pairs=9).parse_args().pairs
     run = partial(subprocess.run, check=True, capture_output=True)
     for command in ("c2vl-pipeline", "c2vl-train", "c2vl-eval"):
         ours = [str(Path(sys.executable).parent / command), "--help"]
-        compare(f"{command} --help", partial(run, ours), partial(run, [sys.executable, "-c", ""]), 10)
+        compare(f"{command} --help", partial(run, ours), partial(run, [sys.executable, "-c", ""]), pairs)
 
 
 if __name__ == "__main__":

@@ -6,26 +6,23 @@ put it where the tests look for it. The time is that of the `classical` encoder 
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
 
 from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline import engines
-from timing import compare
+from timing import PROCESSOR, SHARED, Parser, compare
 
 SHARD_SAMPLES = (64, 256, 512, 1024)
 
 
 def main() -> None:
-    shared = Path(os.environ.get("C2VL_SHARED", Path(__file__).parents[2] / "shared" / "data"))
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--captions", type=Path, default=shared / "captions" / "pkuv2_language.zip")
-    path = parser.parse_args().captions
-    if not path.is_file():
+    parser = Parser(__doc__)
+    parser.add_argument("--captions", type=Path, default=SHARED / "captions" / "pkuv2_language.zip")
+    options = parser.parse_args()
+    if not (path := options.captions).is_file():
         print(f"skipped: {path}, the authors' captions, is absent")
         sys.exit(0)
     with zipfile.ZipFile(path) as archive:
@@ -33,12 +30,12 @@ def main() -> None:
     # by recording, as the index has them: the samples of one video lie in one shard
     samples = [released[name] for name in sorted(released, key=lambda n: (n[:12], n))]
     total = sum(map(len, samples))
-    print(f"{total:,} captions of {len(samples):,} samples")
+    facts: dict[str, float] = {"samples": len(samples), "captions": total}
     for size in (*SHARD_SAMPLES, len(samples)):
         shards = [samples[start : start + size] for start in range(0, len(samples), size)]
         calls = sum(len({text for sample in shard for text in sample}) for shard in shards)
-        name = "all in one" if size == len(samples) else f"shards of {size}"
-        print(f"{name}: {calls:,} encoder calls, {1 - calls / total:.1%} saved")
+        name = "all_in_one" if size == len(samples) else f"shards_of_{size}"
+        facts[f"calls_saved_by_{name}"] = 1 - calls / total
     encoder = engines.load(load_recipe("heuristic").pipeline.embed.engine)
     texts = [text for sample in samples[:2048] for text in sample]
 
@@ -50,7 +47,8 @@ def main() -> None:
         for start in range(0, len(texts), 512 * 16):
             encode(list(dict.fromkeys(texts[start : start + 512 * 16])))
 
-    compare(f"classical encoder, {len(texts):,} captions, shards of 512", interned, lambda: encode(texts), pairs=3)
+    name = f"classical encoder, {len(texts):,} captions, shards of 512"
+    compare(name, interned, lambda: encode(texts), options.pairs, judged_by=PROCESSOR, **facts)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,25 @@
 """Exact kNN of 16,487 clips among 40,091 in 256 dimensions: time and memory, against two bare products, one thread.
 
 The usual way here is what exactness costs without a second look: the whole matrix of cosines in float64 (chunked, or it
-would take 5.3 GB). The float32 product alone, of which nothing is read, says what is left to gain. Memory is the rise of the peak above what the features take. Answers are compared on a part.
-
-`python benchmarks/bench_knn.py [PAIRS]`
+would take 5.3 GB). The float32 product alone, of which nothing is read, says what is left to gain. Memory is the rise of
+the peak above what the features take, where the system says it. Answers are compared on a part.
 """
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from c2vl_evaluation.features import Features, Labels
 from c2vl_evaluation.protocols import knn
-from timing import compare, measured, report_spent
+from timing import PROCESSOR, Parser, Spent, compare, report_spent, timed
+
+T = TypeVar("T")
 
 GALLERY, QUERY, DIM, CLASSES = 40_091, 16_487, 256, 60
 
@@ -52,31 +55,37 @@ def product(gallery: Features, query: Features) -> None:
         np.matmul(some, gallery.values.T, out=room[: len(some)])
 
 
-def memory(field: str) -> float:
-    """Return VmRSS (now) or VmHWM (the peak) of this process in MiB; Linux alone says."""
-    text = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(field)) / 1024
+def memory(function: Callable[[], T]) -> tuple[T, dict[str, Any]]:
+    """Return a function's answer, and as a fact the MiB by which this process's peak rose; none where there is no /proc."""
+    if not (status := Path("/proc/self/status")).is_file():
+        return function(), {}
+
+    def mebibytes(field: str) -> float:
+        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field)) / 1024
+
+    status.with_name("clear_refs").write_text("5")  # the peak begins anew: that of making the features is not ours
+    before = mebibytes("VmRSS")
+    answer = function()
+    return answer, {"mebibytes_more": mebibytes("VmHWM") - before}
 
 
 def main() -> None:
     """Print the lines."""
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else 2
+    pairs = Parser(__doc__).parse_args().pairs
     torch.set_num_threads(1)
     gallery, query = features(GALLERY, 0), features(QUERY, 1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: that of making the features is not ours
-    answers: list[Labels] = []
-    before = memory("VmRSS")
-    spent = measured(lambda: answers.append(knn.search(gallery, query, CLASSES)[0]))
-    report_spent(f"kNN of {QUERY:,} among {GALLERY:,}", [spent], mebibytes_more=memory("VmHWM") - before)
+    spent: list[Spent] = []
+    (answers, _), more = memory(lambda: timed(lambda: knn.search(gallery, query, CLASSES), spent))
     part = Features(query.values[:2048], query.labels[:2048], query.rows[:2048], 0)
-    same = (answers[0][:2048] == usual(gallery, part)).mean()
-    print(f"answers equal to those of float64 on 2,048 queries: {100 * same:.3f} %")
+    same = float((answers[:2048] == usual(gallery, part)).mean())
+    report_spent(f"kNN of {QUERY:,} among {GALLERY:,}", spent, answers_of_2048_equal_to_float64=same, **more)
 
     def ours() -> None:
         knn.search(gallery, part, CLASSES)
 
-    compare("2,048 queries", ours, lambda: usual(gallery, part), pairs)
-    compare("2,048 queries", ours, lambda: product(gallery, part), pairs, baseline="the float32 product alone")
+    ways = {"the usual way": usual, "the float32 product alone": product}
+    for baseline, way in ways.items():
+        compare("2,048 queries", ours, partial(way, gallery, part), pairs, baseline=baseline, judged_by=PROCESSOR)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,9 @@
 
 Two usual ways: the same loop once a rate, and what is commonly written (TensorDataset, DataLoader, nn.Linear, SGD, one
 run a rate). Fewer epochs are timed than the protocol has; epochs are alike. Then every head is compared to its own run.
-
-`python benchmarks/bench_linear.py [EPOCHS] [PAIRS]`
 """
 
 from __future__ import annotations
-
-import sys
-import time
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from c2vl_evaluation.protocols import linear
 from c2vl_manifests.recipe import LinearConfig
-from timing import compare
+from timing import PROCESSOR, Parser, Spent, compare, count, report_spent, timed
 
 SAMPLES, DIM, CLASSES, RATES = 40_091, 256, 60, (0.01, 0.1, 1.0, 3.0, 10.0)
 
@@ -36,8 +31,10 @@ def usual(x: Tensor, y: Tensor, lr: float, epochs: int) -> None:
 
 def main() -> None:
     """Print the lines."""
-    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    pairs = int(sys.argv[2]) if len(sys.argv) > 2 else 3
+    parser = Parser(__doc__)
+    parser.add_argument("--epochs", type=count, default=2, help="that are timed (default 2)")
+    options = parser.parse_args()
+    epochs = options.epochs
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
     y = torch.randint(0, CLASSES, (SAMPLES,), generator=generator)
@@ -50,23 +47,22 @@ def main() -> None:
     def apart() -> list[linear.Heads]:
         return [linear.fit(x, y, CLASSES, (rate,), config, 0) for rate in RATES]
 
-    compare(f"{epochs} epochs, 5 rates, the same loop once a rate", together, apart, pairs)
-
     def usually() -> None:
         for rate in RATES:
             usual(x, y, rate, epochs)
 
-    compare(f"{epochs} epochs, 5 rates, a DataLoader and nn.Linear once a rate", together, usually, max(1, pairs // 2))
-    config = LinearConfig(epochs=100, milestones=(80,))
-    started = time.perf_counter()
-    all_heads = together()
-    seconds = time.perf_counter() - started
-    alone = apart()
+    ways = {"the same loop": apart, "a DataLoader and nn.Linear": usually}
+    for way, run in ways.items():
+        name = f"{epochs} epochs, 5 rates, {way} once a rate"
+        compare(name, together, run, options.pairs, judged_by=PROCESSOR)
+    config = LinearConfig(epochs=20, milestones=(16,))
+    spent: list[Spent] = []
+    all_heads, alone = timed(together, spent), apart()
     worst = max(
         float((all_heads.weight[n] - alone[n].weight[0]).abs().max() / alone[n].weight[0].abs().max())
         for n in range(len(RATES))
     )
-    print(f"100 epochs at once: {seconds:.1f} s; weights differ from their own runs by {worst:.1e} of the largest")
+    report_spent("20 epochs, 5 rates, at once", spent, weights_differ_from_their_own_runs=worst)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Skeletons from videos against a Kinect's: UTD-MHAD's depth videos, which show the person on black.
 
 For each of BlazePose's networks: share of frames in which the person is found; PA-MPJPE over the 12 joints of the limbs (mean
-distance after the best rotation, shift and scale of each frame); what a frame costs, beside decoding it alone. Then colour
-videos, where BlazePose's own detector is installed: every tenth frame, drawn with `--draw`. Skipped where the data or the
-weights (`make weights`) are absent.
+distance after the best rotation, shift and scale of each frame); what a frame costs, beside decoding it alone: a pair is a
+clip. Then colour videos, where BlazePose's own detector is installed: every tenth frame, drawn with `--draw`. Skipped where
+the data or the weights (`make weights`) are absent.
 
-    python benchmarks/bench_pose.py --data ../shared/data/utd_mhad --videos ../shared/data/videos --draw drawn
+    python benchmarks/bench_pose.py --data UTD_MHAD --videos VIDEOS --draw drawn
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import os
-import time
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from c2vl_pipeline.engines import Frame
 from c2vl_pipeline.readers import read_skeleton
 from c2vl_pipeline.readers.video import Video
 from c2vl_pipeline.stages.pose import read_video
+from timing import SHARED, Parser, Spent, report_spent, timed
 
 Points = npt.NDArray[np.floating[Any]]
 
@@ -57,13 +58,11 @@ def config_of(model: Path, **more: Any) -> PoseConfig:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    shared = Path(os.environ.get("C2VL_SHARED", "../shared/data"))
-    parser.add_argument("--data", type=Path, default=shared / "utd_mhad")
+    parser = Parser(__doc__, pairs=8)
+    parser.add_argument("--data", type=Path, default=SHARED / "utd_mhad")
     parser.add_argument("--weights", type=Path, default=Path("weights"))
-    parser.add_argument("--clips", type=int, default=8, help="spread over the whole set")
     parser.add_argument("--mirrored", choices=("as-described", "false"), default="as-described")
-    parser.add_argument("--videos", type=Path, default=shared / "videos")
+    parser.add_argument("--videos", type=Path, default=SHARED / "videos")
     parser.add_argument("--draw", type=Path, help="folder for frames with boxes and joints")
     options = parser.parse_args()
     cv2.setNumThreads(1)
@@ -72,32 +71,56 @@ def main() -> None:
 
 
 def colour(options: argparse.Namespace) -> None:
-    """Print, for each colour video, in how many frames somebody is found and what a frame costs."""
+    """Report, for each colour video, in how many frames somebody is found and what a frame costs."""
     model, detector = (options.weights / f"pose_{name}.tflite" for name in ("landmark_full", "detection"))
     videos = sorted(path for path in options.videos.glob("*.*") if path.suffix in {".mkv", ".mp4"})
-    if not (model.is_file() and detector.is_file() and videos and importlib.util.find_spec("ai_edge_litert")):
-        print("colour videos skipped: weights, videos or the package ai-edge-litert are absent")
+    needed = {
+        f"{model} (make weights)": model.is_file(),
+        f"{detector} (make weights)": detector.is_file(),
+        f"{options.videos}/*.mkv or *.mp4 (--videos)": videos,
+        "the package ai-edge-litert (pip install '.[blazepose]')": importlib.util.find_spec("ai_edge_litert"),
+    }
+    if skipped("colour videos", needed):
         return
     table = engine_preset("blazepose") | {"model": str(model)}
     spec = EngineSpec.model_validate(table | {"detector": table["detector"] | {"model": str(detector)}})
     estimator, finder = engines.load(spec), engines.load_detector(spec)
+
+    def look(frames: list[Frame]) -> tuple[Any, Any]:
+        boxes = finder.detect(frames, "person")
+        return boxes[0], estimator.estimate(frames, boxes)[0]
+
     for path in videos:
-        started = time.process_time()
-        with Video(path) as video:
-            total = video.drain()
-        decoding, spent, looked, found = 1000 * (time.process_time() - started) / total, 0.0, 0, 0
+        spent: list[Spent] = []
+        decoding: list[Spent] = []
+        found, total = 0, timed(partial(decode, path), decoding)
         with Video(path) as video:
             for number, image in video.frames(range(0, total, 10)):
-                started, frames = time.process_time(), [Frame(image, path.stem, 0)]
-                boxes = finder.detect(frames, "person")
-                (people,) = estimator.estimate(frames, boxes)
-                spent, looked, found = spent + time.process_time() - started, looked + 1, found + bool(people)
+                boxes, people = timed(partial(look, [Frame(image, path.stem, 0)]), spent)
+                found += bool(people)
                 if options.draw:
-                    draw(options.draw / f"{path.stem}-{number:05d}.png", image, boxes[0], people)
-        print(
-            f"{path.name}: somebody in {found} of {looked} frames; decoding {decoding:.1f} ms, detector and estimator "
-            f"{1000 * spent / looked:.0f} ms of a processor a frame"
+                    draw(options.draw / f"{path.stem}-{number:05d}.png", image, boxes, people)
+        report_spent(
+            f"detector and estimator on a frame of {path.name}",
+            spent,
+            frames=len(spent),
+            with_somebody=found,
+            decoding_seconds_a_frame=decoding[0].processor / total,
         )
+
+
+def skipped(what: str, needed: Mapping[str, object]) -> bool:
+    """Return whether something needed is absent, and print what."""
+    absent = [name for name, there in needed.items() if not there]
+    if absent:
+        print(f"{what} skipped, absent: {'; '.join(absent)}")
+    return bool(absent)
+
+
+def decode(path: Path) -> int:
+    """Decode a video to its end and return how many frames it has."""
+    with Video(path) as video:
+        return video.drain()
 
 
 def draw(path: Path, image: Any, boxes: Any, people: Any) -> None:
@@ -112,27 +135,26 @@ def draw(path: Path, image: Any, boxes: Any, people: Any) -> None:
 
 
 def against_kinect(options: argparse.Namespace) -> None:
-    """Print, for each network, how it compares with the Kinect's joints of UTD-MHAD."""
+    """Report, for each network, how it compares with the Kinect's joints of UTD-MHAD."""
     models = sorted(options.weights.glob("pose_landmark_*.tflite"), key=lambda path: path.stat().st_size)
     videos = sorted((options.data / "Depth_video").glob("*_depth.mp4"))
-    if not models or not videos:
-        print(f"skipped: {options.weights} holds no pose_landmark_*.tflite, or {options.data} no Depth_video")
+    needed = {
+        f"{options.weights}/pose_landmark_*.tflite (make weights)": models,
+        f"{options.data}/Depth_video/*_depth.mp4 (--data)": videos,
+    }
+    if skipped("depth videos", needed):
         return
-    chosen = [videos[n * len(videos) // options.clips] for n in range(options.clips)]
+    chosen = [videos[n * len(videos) // options.pairs] for n in range(options.pairs)]
     dataset = load_dataset("utd-mhad")
-    started, frames = time.process_time(), 0
-    for path in chosen:
-        with Video(path) as video:
-            frames += sum(1 for _ in video.frames(range(10_000)))
-    print(
-        f"{len(chosen)} clips, {frames:,} frames; decoding alone {1000 * (time.process_time() - started) / frames:.1f} ms"
-    )
     for model in models:
+        config = config_of(model, mirrored=False if options.mirrored == "false" else None)
         errors: list[float] = []
-        found, started = 0, time.process_time()
+        spent: list[Spent] = []
+        decoding: list[Spent] = []
+        found = frames = 0
         for path in chosen:
-            config = config_of(model, mirrored=False if options.mirrored == "false" else None)
-            made, layout = read_video(path, config, dataset, bodies=1)
+            frames += timed(partial(decode, path), decoding)
+            made, layout = timed(partial(read_video, path, config, dataset, bodies=1), spent)
             name = path.name.removesuffix("_depth.mp4")
             truth, _ = read_skeleton(options.data / "Skeleton" / f"{name}_skeleton.mat", own="utd")
             found += len(made.joints)
@@ -140,11 +162,12 @@ def against_kinect(options: argparse.Namespace) -> None:
             both = [(n, at[int(f)]) for n, f in enumerate(made.frame_index) if int(f) in at]
             mine, theirs = limbs(made.joints, layout), limbs(truth.joints, KINECT_V1)
             errors += [1000 * aligned_error(mine[n], theirs[m]) for n, m in both]
-        each = 1000 * (time.process_time() - started) / frames
-        figures = f"PA-MPJPE {np.mean(errors):.0f} mm (median {np.median(errors):.0f})" if errors else "nobody"
-        print(
-            f"{model.name}: found in {found / frames:.1%} of the frames, {figures}, {each:.0f} ms of a processor a frame"
-        )
+        facts: dict[str, Any] = {"frames": frames, "found": found / frames}
+        if errors:
+            facts |= {"pa_mpjpe_mm": float(np.mean(errors)), "median_pa_mpjpe_mm": float(np.median(errors))}
+        for what, times in (("processor", spent), ("decoding", decoding)):
+            facts[f"{what}_seconds_a_frame"] = sum(one.processor for one in times) / frames
+        report_spent(f"{model.name} on a depth video, mirrored {options.mirrored}", spent, **facts)
 
 
 if __name__ == "__main__":

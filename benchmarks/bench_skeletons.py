@@ -23,7 +23,7 @@ from c2vl_manifests.recipe_loading import load_recipe
 from c2vl_pipeline.execution import runner
 from c2vl_pipeline.readers.ntu import assemble_ntu, read_ntu
 from c2vl_pipeline.stages import index, skeletons
-from timing import compare, in_turn, report
+from timing import PROCESSOR, Parser, compare, in_turn, report
 
 FRAMES = 96
 
@@ -101,6 +101,7 @@ def ours_clips(paths: list[Path]) -> int:
 
 
 def main() -> None:
+    pairs = Parser(__doc__).parse_args().pairs
     with tempfile.TemporaryDirectory() as name:
         raw, work = Path(name) / "raw", Path(name) / "work"
         raw.mkdir()
@@ -122,7 +123,8 @@ def main() -> None:
                 f"parse one file, {FRAMES} frames, {size:.0f} kB, {what}",
                 partial(_read_often, one, pixels),
                 lambda: [usual_read(one) for _ in range(10)],
-                pairs=11,
+                pairs,
+                judged_by=PROCESSOR,
             )
 
         recipe = load_recipe("heuristic", ["pipeline.shard_samples=512"])
@@ -139,7 +141,7 @@ def main() -> None:
                 row[: len(clip)] = clip
             np.savez(Path(name) / "usual.npz", x=padded)
 
-        compare(f"the stage, {len(paths)} files to a committed shard", ours, usual)
+        compare(f"the stage, {len(paths)} files to a committed shard", ours, usual, pairs)
         halves = [paths[0::2] * 8, paths[1::2] * 8]
         with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
             list(pool.map(ours_clips, halves))
@@ -148,7 +150,7 @@ def main() -> None:
                     "two": lambda: list(pool.map(ours_clips, halves)),
                     "one": lambda: list(pool.map(ours_clips, [[*halves[0], *halves[1]]])),
                 },
-                5,
+                pairs,
             )
             # of wall times alone: two processes spare no work
             report(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import resource
+import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -25,7 +26,7 @@ from c2vl_manifests.schema import PACKED_INDEX
 from c2vl_training.augmentation import draw
 from c2vl_training.clips import Clips
 from c2vl_training.dataset import PackedDataset
-from timing import measured, report_spent
+from timing import Parser, measured, report_spent
 
 CLIPS, BATCH, BATCHES = 113_945, 400, 200
 
@@ -77,7 +78,7 @@ def write(folder: Path) -> None:
 
 def peak() -> float:
     """Most memory held so far, mapped pages of files included, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def opened(folder: Path) -> Clips:
@@ -88,6 +89,7 @@ def opened(folder: Path) -> Clips:
 
 
 def main() -> None:
+    pairs = Parser(__doc__).parse_args().pairs
     torch.set_num_threads(1)
     keep_freed()
     with tempfile.TemporaryDirectory() as name:
@@ -97,7 +99,7 @@ def main() -> None:
         writer.join()
         size = (folder / "joints.npy").stat().st_size / 2**20
         before = peak()
-        spent = [measured(partial(opened, folder)) for _ in range(5)]
+        spent = [measured(partial(opened, folder)) for _ in range(pairs)]
         clips = opened(folder)
         report_spent(f"opening {CLIPS:,} clips ({size:,.0f} MB)", spent, megabytes_more=peak() - before)
         generator = torch.Generator().manual_seed(0)

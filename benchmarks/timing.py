@@ -6,6 +6,7 @@ That file is JSON: `machine` (processor, cores, versions, commit, load) and `row
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import psutil
 
@@ -29,6 +30,35 @@ from c2vl_manifests.reading import read_json
 
 FILE = "C2VL_BENCH"
 """Environment variable with the path of the JSON; without it nothing is kept."""
+
+T = TypeVar("T")
+
+WALL, PROCESSOR = "ratio", "ratio_of_processor_time"
+"""The ratios of a row, one of which judges it (`judged_by`): waiting is in the first alone, other programs disturb it more."""
+
+SHARED = Path(os.environ.get("C2VL_SHARED", Path(__file__).parents[2] / "shared" / "data"))
+"""The folder of real data, found as by the tests."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a script: `--pairs`, and what the script adds. A wrong one is refused in one line."""
+
+    def __init__(self, doc: str | None, pairs: int = 5) -> None:
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.add_argument(
+            "--pairs", type=count, default=pairs, help=f"how often each side is measured (default {pairs})"
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and one line, without the usage."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def count(text: str) -> int:
+    """Return a whole number from 1."""
+    if text.isascii() and text.isdecimal() and int(text):
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} given; expected a whole number from 1")
 
 
 class Spent(NamedTuple):
@@ -62,6 +92,13 @@ def measured(function: Callable[[], object]) -> Spent:
     return Spent(wall, used + _time_of_children() - children)
 
 
+def timed(function: Callable[[], T], spent: list[Spent]) -> T:
+    """Call a function, append what that took, and return its answer."""
+    answers: list[T] = []
+    spent.append(measured(lambda: answers.append(function())))
+    return answers[0]
+
+
 def _time_of_children() -> float:
     """Return the seconds that the child processes, ended and living, have computed."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -85,7 +122,7 @@ def report_spent(name: str, ours: Sequence[Spent], usual: Sequence[Spent] | None
     walls = [[one.wall for one in side] for side in (ours, usual) if side is not None]
     if usual is not None:
         pairs = zip(ours, usual, strict=True)
-        facts["ratio_of_processor_time"] = statistics.median(b.processor / a.processor for a, b in pairs)
+        facts[PROCESSOR] = statistics.median(b.processor / a.processor for a, b in pairs)
     report(name, *walls, **facts)
 
 
@@ -106,7 +143,8 @@ def report(
         usual: seconds of the baseline's call beside each; None where nothing is to be beaten.
         baseline: its name.
         quiet: print nothing.
-        facts: of the row, further ones.
+        facts: of the row, further ones. `judged_by` is the ratio by which `compare.py` judges it, of wall time if not
+            given; that of processor time is for one thread that computes.
 
     Returns:
         The row. `ratio` is the median of the baseline's time over ours, pair by pair: more is better.
@@ -117,10 +155,12 @@ def report(
         ratios = sorted(b / a for a, b in zip(ours, usual, strict=True))
         row |= {"baseline": baseline, "baseline_seconds": statistics.median(usual)}
         row |= {"ratio": statistics.median(ratios), "low": ratios[0], "high": ratios[-1], "pairs": len(ratios)}
+        row["judged_by"] = WALL
         line += f", {baseline} {_time(row['baseline_seconds'])}, " + described(row)
     row |= {"load": round(os.getloadavg()[0], 1), **facts}
     if not quiet:
-        told = ", ".join(f"{fact} {value:.3g}" for fact, value in facts.items() if isinstance(value, float))
+        formats = {float: ".3g", int: ","}
+        told = ", ".join(f"{fact} {v:{formats[type(v)]}}" for fact, v in facts.items() if type(v) in formats)
         print(line + (f"; {told}" if told else ""), flush=True)
     keep(row)
     return row

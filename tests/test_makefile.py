@@ -1,4 +1,4 @@
-"""Commands of the Makefile, printed and not run: whatever a path holds, it stays one word."""
+"""Commands of the Makefile: whatever a path holds, it stays one word; benchmarks go on after one that failed."""
 
 from __future__ import annotations
 
@@ -53,3 +53,23 @@ def test_every_variable_of_the_longest_target_is_one_word(tmp_path: Path, odd: s
     ]
     assert last[3:8] == [paths["WORK"], "--benchmark", "by room", "--out", f"{paths['OUT']}-protocols"]
     assert last[-2:] == ["--target", f"{odd}/WORKROOT/utd-mhad"]
+
+
+def test_benchmarks_go_on_after_a_script_that_failed_and_name_it_at_the_end(tmp_path: Path) -> None:
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    (tmp_path / "venv" / ".core").touch()
+    python.write_text('#!/bin/sh\necho "$@"\ncase $1 in *knn.py|*crop.py) exit 2;; esac\n')
+    python.chmod(0o755)
+
+    call = ["make", "bench", f"VENV={tmp_path / 'venv'}", f"RUNROOT={tmp_path}", "ARGS=--pairs 1"]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    lines = done.stdout.splitlines()
+    ran = [line for line in lines if line.endswith(" --pairs 1")]
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("bench_*.py")} - {"bench_gpu.py"}
+    assert {Path(line.split()[0]).name for line in ran} == scripts
+    assert lines[-1] == "failed: benchmarks/bench_crop.py benchmarks/bench_knn.py"
+    assert done.returncode != 0
+    python.write_text("#!/bin/sh\n")
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, "failed" in done.stdout) == (0, False)
