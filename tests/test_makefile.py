@@ -62,7 +62,15 @@ def test_benchmarks_go_on_after_a_script_that_failed_and_name_it_at_the_end(tmp_
     python.write_text('#!/bin/sh\necho "$@"\ncase $1 in *knn.py|*crop.py) exit 2;; esac\n')
     python.chmod(0o755)
 
-    call = ["make", "bench", f"VENV={tmp_path / 'venv'}", f"RUNROOT={tmp_path}", "ARGS=--pairs 1"]
+    # `make test` is a make of its own: this one would tell which folder it enters and leaves
+    call = [
+        "make",
+        "--no-print-directory",
+        "bench",
+        f"VENV={tmp_path / 'venv'}",
+        f"RUNROOT={tmp_path}",
+        "ARGS=--pairs 1",
+    ]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
     ran = [line for line in lines if line.endswith(" --pairs 1")]
