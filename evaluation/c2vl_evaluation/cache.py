@@ -35,7 +35,8 @@ from c2vl_training.dataset import PackedDataset
 from c2vl_training.memory import memory_errors
 
 FOLDER = "evaluations"
-_FORMAT = 1
+FORMAT = 1
+"""Of every key: with another one, all results are computed again."""
 _TOP = 5
 _Form = TypeVar("_Form", bound=BaseModel)
 _BATCHES = {
@@ -99,7 +100,7 @@ class CacheKey:
     def text(self) -> str:
         """`<name>.<hash of everything that determines the result>`."""
         facts = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "settings": self.name,
             "encoder": weights_of(self.run),
             "seed": self.seed,

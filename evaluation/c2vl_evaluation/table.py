@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from c2vl_evaluation import metrics
-from c2vl_evaluation.cache import Cell, holds
+from c2vl_evaluation.cache import FORMAT, Cell, holds
 from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.entries import Entry, saved_run
 from c2vl_evaluation.features import raw_joints
@@ -233,11 +233,11 @@ def _again(error: C2VLError) -> NoReturn:
 def _baseline(packed: PackedDataset, benchmark: str, recipe: Recipe, before: Table | None) -> TableRow:
     """Return the row of raw joints, kNN and linear without an encoder: that of the earlier table if its settings are these."""
     config = recipe.evaluation
-    settings = [recipe.training.input, config.knn, config.linear]
-    key = f"raw-joints-{fingerprint([one.model_dump(mode='json') for one in settings])}"
+    settings = [one.model_dump(mode="json") for one in (recipe.training.input, config.knn, config.linear)]
+    key = f"raw-joints-{fingerprint([FORMAT, *settings])}"
     for row in before.rows if before else ():
         if row.role == "baseline" and all(result.key == key for result in row.results):
-            return row
+            return row.model_copy(update={"left_out": len(packed.select(benchmark, "train").left_out)})
     train, test = (raw_joints(packed, benchmark, split, recipe.training.input) for split in ("train", "test"))
     classes = metrics.check_classes(packed, train.labels, test.labels)
     last, sizes = knn.score(train, test, classes, config.knn.k)[0], (len(train.labels), len(test.labels))

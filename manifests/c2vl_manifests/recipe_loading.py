@@ -37,7 +37,9 @@ def engine_names() -> list[str]:
 
 
 _SLIP = 0.75
-"""Likeness from which a word is another one with a slip."""
+"""Likeness from which a word is another one of its table with a slip."""
+_SLIP_ELSEWHERE = 0.85
+"""The same among the keys of all tables, where more words are alike."""
 
 
 def _near(word: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
@@ -188,7 +190,9 @@ def keys_called(name: str, beside: str = "") -> list[str]:
     called: dict[str, list[str]] = {}
     for key in dict.fromkeys(_walk(Recipe)):
         called.setdefault(key.rpartition(".")[2], []).append(key)
-    found = [key for near in difflib.get_close_matches(name, called, n=1, cutoff=_SLIP) for key in called[near]]
+    found = [
+        key for near in difflib.get_close_matches(name, called, n=1, cutoff=_SLIP_ELSEWHERE) for key in called[near]
+    ]
     return [key for key in found if beside and key.startswith(f"{beside}.")] or found
 
 

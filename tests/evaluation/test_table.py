@@ -17,7 +17,7 @@ from c2vl_evaluation.context import EvalContext
 from c2vl_evaluation.entries import entries
 from c2vl_evaluation.features import extract, raw_joints
 from c2vl_evaluation.protocols import knn, linear
-from c2vl_evaluation.results import Score, Table, load
+from c2vl_evaluation.results import Score, Table, load, save
 from c2vl_manifests.errors import ConfigError, DataError
 from c2vl_manifests.recipe_loading import load_variants
 from c2vl_training import trainer
@@ -240,6 +240,9 @@ def test_raw_joints_are_scored_again_for_other_settings_alone(table, data, monke
     monkeypatch.setattr(benchmark, "raw_joints", noted)
     again = benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out)
     assert (again.rows[-1], read) == (results.rows[-1], [])
+    old = again.model_copy(update={"rows": (*again.rows[:-1], again.rows[-1].model_copy(update={"left_out": 7}))})
+    save(out, old)
+    assert benchmark.run_table(data, "xsub", table_lines("hard"), range(2), out).rows[-1].left_out == 0
     other = benchmark.run_table(data, "xsub", table_lines("hard", more=("evaluation.linear.epochs=6",)), range(2), out)
     assert read == ["train", "test"]
     assert other.rows[-1].result("linear").epochs == 6

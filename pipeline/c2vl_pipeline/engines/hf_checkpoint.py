@@ -83,13 +83,21 @@ def quiet() -> Iterator[None]:
             log.enable_progress_bar()
 
 
+_READ = {".safetensors", ".bin", ".pth", ".json", ".model", ".txt"}
+"""Endings of the files that engines with weights read of a checkpoint."""
+
+
 def unusable(files: Iterable[Path], error: Exception) -> str:
     """Return what is wrong with weights that raised an error, where the error's own text misleads; else empty.
 
     A clone without Git LFS holds pointers, which look damaged. Torch advises to run what a pickle holds.
+
+    Args:
+        files: that may have been read; pointers in other forms, like `.onnx` beside them, are not to blame.
+        error: what loading raised.
     """
-    for path in files:
-        if path.is_file() and path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
+    for path in (path for path in files if path.suffix in _READ and path.is_file()):
+        if path.stat().st_size < 1024 and path.read_bytes().startswith(b"version https://git-lfs"):
             return f"{path.name} is a pointer of Git LFS, expected the file itself; run `git lfs pull` in {path.parent}"
     text = str(error)
     if "Weights only load failed" not in text:
@@ -255,7 +263,7 @@ class Checkpoint(Weights):
         return chosen
 
     def _not_loaded(self, error: Exception) -> EngineError:
-        if problem := unusable(sorted(self.folder.rglob("*")), error):
+        if problem := unusable(sorted(self.folder.glob("*.*")), error):
             return refusal(self.spec, problem)
         text, why = str(error), one_line(error, named=True)
         if self.options["attention"] and "attention" in text.lower():

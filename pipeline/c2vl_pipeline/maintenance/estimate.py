@@ -79,8 +79,8 @@ class Estimate(BaseModel):
         needed += sum(s.bytes for s in self.stages if s.stage in {"skeletons", "embeddings"}) * 2
         if needed > self.free_bytes:
             return (
-                f"the disk has {byte_size(self.free_bytes)} free, the stages will write about "
-                f"{byte_size(needed)}; free some or lower pipeline.crop.max_side"
+                f"the disk has {byte_size(self.free_bytes)} free, the stages will write about {byte_size(needed)}, "
+                f"{byte_size(needed - self.free_bytes)} too many; free some or lower pipeline.crop.max_side"
             )
         return None
 

@@ -276,6 +276,17 @@ def test_a_clone_without_git_lfs_says_so(folder: Any, tmp_path: Path, name: str)
     assert f": {name} is a pointer of Git LFS, expected the file itself; run `git lfs pull` in {clone}; get one" in text
 
 
+def test_pointers_of_git_lfs_that_are_never_read_are_not_to_blame(folder: Any, tmp_path: Path) -> None:
+    clone = shutil.copytree(folder("qwen3_vl"), tmp_path / "clone")
+    (clone / "onnx").mkdir()
+    for other in (clone / "model.onnx", clone / "onnx" / "model.json"):
+        other.write_text("version https://git-lfs.github.com/spec/v1\n")
+    (clone / "model.safetensors").write_bytes((clone / "model.safetensors").read_bytes()[:100])
+    text = message("captioner", clone)
+    assert "damaged or incomplete, cannot be loaded (SafetensorError" in text
+    assert "LFS" not in text
+
+
 def test_a_template_that_opens_the_prompt_is_not_opened_twice(folder: Any) -> None:
     captioner = engine("captioner", folder("smolvlm2"))
     ids = captioner.encode([[picture(60, 60, 0)]], [QUESTION])["input_ids"][0].tolist()

@@ -14,9 +14,10 @@ from c2vl_training import distributed
 _STATISTICS = "aten::batch_norm_update_stats"
 
 
-def _shapes(x: Tensor, mean: Tensor, var: Tensor, momentum: float) -> tuple[Tensor, Tensor]:
+def _shapes(x: Tensor, mean: Tensor | None, var: Tensor | None, momentum: float) -> tuple[Tensor, Tensor]:
     """Return tensors in the place of the statistics that torch's function computes."""
-    return torch.empty_like(mean), torch.empty_like(var)
+    like = x if mean is None else mean
+    return like.new_empty(x.shape[1]), like.new_empty(x.shape[1])
 
 
 if not torch._C._dispatch_has_kernel_for_dispatch_key(_STATISTICS, "Meta"):
