@@ -1,4 +1,4 @@
-"""Commands of the Makefile: whatever a path holds, it stays one word; benchmarks go on after one that failed."""
+"""The Makefile: a path with blanks or quotes stays one word, and `make bench` continues after a script that failed."""
 
 from __future__ import annotations
 

@@ -118,7 +118,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.joined():
         _rank(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), bool(sys.argv[4]))
-    # as the commands end: threads that torch keeps of the group may abort a process that ends as usual
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
+    distributed.end_process()

@@ -227,6 +227,8 @@ def _commit(key: CacheKey, result: _Form, table: pa.Table | None, seconds: float
 
 
 class _Read(NamedTuple, Generic[_Form]):
+    """A stored result, its table of answers if it has one, and the sha256 that the table should have."""
+
     result: _Form
     answers: Path | None
     sha256: str

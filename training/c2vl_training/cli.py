@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,8 +118,7 @@ def main() -> None:
         run_app(app)
     except SystemExit as ended:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            # torch keeps threads of the process group after it was destroyed: they abort a process that ends as usual
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
+            from c2vl_training.distributed import end_process
+
+            end_process(ended.code if isinstance(ended.code, int) else int(ended.code is not None))
         raise

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,16 @@ def joined() -> Iterator[int]:
         raise SystemExit(1) from error
     finally:
         dist.destroy_process_group()
+
+
+def end_process(code: int = 0) -> NoReturn:
+    """End a process of several at once, after `joined`.
+
+    Torch keeps threads of a process group after it was destroyed; they abort a process that ends as usual, now and then.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _first_to_report(store: Store) -> bool:

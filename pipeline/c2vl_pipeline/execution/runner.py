@@ -148,7 +148,7 @@ def _make(
 
 
 def _too_many(statuses: Counter[str], max_failures: float) -> bool:
-    """Return True if so many rows failed that the stage stops."""
+    """Return True if more rows failed than `max_failures` allows; the stage then stops."""
     return statuses[Status.FAILED] > max(max_failures * statuses.total(), FEW_FAILURES)
 
 

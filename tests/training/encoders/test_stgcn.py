@@ -70,7 +70,7 @@ def test_whole_encoder_matches_naive_reference(training):
 
 
 @pytest.mark.slow
-def test_compiled_blocks_are_one_graph_each_whatever_the_number_of_second_bodies():
+def test_a_block_compiles_to_one_graph_for_any_number_of_second_bodies():
     torch._dynamo.reset()
     counters.clear()
     plain, ours = (scrambled(little("stgcn", blocks=((4, 1), (6, 2))).double()) for _ in range(2))
